@@ -1,0 +1,226 @@
+"""From `data.*` to a table of pixels: decoded once into a folder on disk, mapped from there ever after."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from filelock import FileLock
+
+from gnunet.config import DataConfig
+from gnunet.data import decode, select
+from gnunet.data.locate import open_source
+from gnunet.data.source import Source
+from gnunet.data.table import IMAGES_FILE, ImageTable, content_fingerprint, map_images
+from gnunet.errors import DataError
+
+log = logging.getLogger(__name__)
+
+LABELS_FILE = "labels.npy"
+TABLE_FILE = "table.json"
+CHUNK_IMAGES = 256
+REPORTED = 20  # broken images that are kept by name
+
+
+def load_images(
+    config: DataConfig, channels: int, *, progress: Callable[[int, int], None] | None = None
+) -> ImageTable:
+    """The images that a configuration asks for, decoded to uint8 and mapped from disk.
+
+    The first call decodes; later ones, by any process, find the result in the cache folder
+    (data.cache_dir, else $GNUNET_CACHE, else gnunet in the user's cache folder), keyed by everything that
+    decides the pixels. The cache appears whole, by one rename; processes that want the same one wait for the
+    first. Files whose size or date changed, and a torn cache, are decoded anew.
+
+    Args:
+        config: the `data` section.
+        channels: 1 (grey) or 3 (RGB).
+        progress: called with (images done, images in all) while decoding.
+
+    Raises:
+        DataError: a source, split, column or value that is not there, a broken image (unless
+            data.on_error is skip), no usable image, labels wanted where there are none, or a cache folder
+            that cannot be written.
+    """
+    source = open_source(config.source, config.split)
+    key = {
+        "version": decode.VERSION,
+        "pillow": PIL.__version__,
+        "source": source.identity,
+        "split": config.split,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "subset": config.subset,
+        "resolution": config.resolution,
+        "channels": channels,
+    }
+    name = "images-" + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder(config.cache_dir) / name
+    try:
+        table = _open_or_build(folder, source, config, channels, progress)
+    except OSError as error:
+        raise DataError(
+            f"the cache of decoded images cannot be written: {error}; set data.cache_dir or GNUNET_CACHE "
+            "to a folder with space"
+        ) from error
+    if config.class_conditional and table.labels is None:
+        raise DataError(
+            f"data.class_conditional is true, but no column of {source.name} is known to hold labels; set "
+            f"data.label_column to one of {', '.join(source.columns)}"
+        )
+    return table
+
+
+def cache_folder(configured: str | None) -> Path:
+    """The folder that holds the caches, one subfolder each."""
+    if given := configured or os.environ.get("GNUNET_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnunet"
+
+
+def _open_or_build(
+    folder: Path,
+    source: Source,
+    config: DataConfig,
+    channels: int,
+    progress: Callable[[int, int], None] | None,
+) -> ImageTable:
+    if table := _open_cache(folder, config.on_error):
+        return table
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if table := _open_cache(folder, config.on_error):  # another process was faster
+            return table
+        for torn in folder.parent.glob(f"{folder.name}.tmp-*"):  # what a killed process left
+            shutil.rmtree(torn, ignore_errors=True)
+        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+        try:
+            _build(building, source, config, channels, progress)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.rename(building, folder)
+            _sync(folder.parent)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    if table := _open_cache(folder, config.on_error):
+        return table
+    raise OSError(f"{folder} cannot be read back")
+
+
+def _open_cache(folder: Path, on_error: str) -> ImageTable | None:
+    """Map a cache; None where it is absent or torn. DataError where it left out images that may not be."""
+    try:
+        about = json.loads((folder / TABLE_FILE).read_text())
+        images = map_images(folder)
+        labels = np.load(folder / LABELS_FILE, allow_pickle=False) if about["has_labels"] else None
+        if list(images.shape) != about["shape"] or (labels is not None and len(labels) != len(images)):
+            return None
+        table = ImageTable(
+            images, labels, tuple(about["class_names"]), about["fingerprint"], about["skipped"], folder
+        )
+        broken = about["broken"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    if table.skipped and on_error == "stop":
+        raise DataError(broken[0] + _HOW_TO_SKIP)
+    if table.skipped:
+        log.warning("left out %d broken images, for instance %s", table.skipped, broken[0])
+    return table
+
+
+_HOW_TO_SKIP = "; mend or remove it, or set data.on_error to skip"
+
+
+def _build(
+    folder: Path,
+    source: Source,
+    config: DataConfig,
+    channels: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Decode a source into an existing folder."""
+    image_column = select.find_image_column(source, config.image_column)
+    rows = select.select_rows(source, config.subset)
+    labels, class_names = None, ()
+    if label_column := select.find_label_column(source, config.label_column):
+        try:
+            labels, class_names = select.read_labels(source, label_column, rows)
+        except DataError:
+            if config.label_column is not None:
+                raise
+            log.info("the column %r of %s does not hold a label for each row", label_column, source.name)
+
+    size = config.resolution
+    good = np.ones(len(rows), bool)
+    broken = []
+    digest = hashlib.sha256()
+    with open(folder / IMAGES_FILE, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), size, size, channels)}
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        for i, result in enumerate(_decode_all(source.cells(image_column, rows), size, channels)):
+            if isinstance(result, Exception):
+                message = f"{source.where(int(rows[i]))} cannot be decoded: {result}"
+                if config.on_error == "stop":
+                    raise DataError(message + _HOW_TO_SKIP) from result
+                good[i] = False
+                broken.append(message)
+            else:
+                file.write(result.data)
+                digest.update(result.data)
+            if progress:
+                progress(i + 1, len(rows))
+        if not good.any():
+            raise DataError(f"{source.name} has no usable image; the first: {broken[0]}")
+        header["shape"] = (int(good.sum()), size, size, channels)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header)
+        if file.tell() != start:
+            raise RuntimeError("NumPy's header changed its length with the number of images")
+    if labels is not None:
+        labels = labels[good]
+        np.save(folder / LABELS_FILE, labels, allow_pickle=False)
+    images = map_images(folder)
+    about = {
+        "shape": images.shape,
+        "has_labels": labels is not None,
+        "class_names": class_names,
+        "fingerprint": content_fingerprint(digest, images, labels, class_names),
+        "skipped": len(broken),
+        "broken": broken[:REPORTED],
+        "source": source.name,
+    }
+    (folder / TABLE_FILE).write_text(json.dumps(about, indent=1))
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
+
+
+def _decode_all(cells: Iterator[Any], resolution: int, channels: int) -> Iterator[np.ndarray | Exception]:
+    """Decode in order, on all cores, holding few at a time; an image's error takes its place."""
+
+    def attempt(cell: Any) -> np.ndarray | Exception:
+        try:
+            return decode.decode_image(cell, resolution, channels)
+        except Exception as error:  # image decoders raise every kind for broken files
+            return error
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        while chunk := list(islice(cells, CHUNK_IMAGES)):
+            yield from pool.map(attempt, chunk)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,106 @@
+"""One image, from whatever a data set stores to uint8 pixels of the wanted size."""
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+VERSION = 1
+"""Raised whenever the same file would give other pixels, so that no older cache is used."""
+
+
+def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
+    """Decode, flatten, resize and crop one image.
+
+    An EXIF orientation is applied, transparency is flattened on white, 16 bits are scaled to 8. The shorter
+    side is resized to `resolution` by Lanczos' antialiased filter (as EDM's dataset_tool; none where it has
+    that length already), then the centre is cropped. Colour becomes grey by ITU-R 601-2 luma.
+
+    Args:
+        cell: a file's path or bytes, `datasets`' {"bytes", "path"}, a PIL image, or 8-bit pixels (arrays or
+            nested lists of (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4).
+        resolution: height and width of the result in pixels.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 (resolution, resolution, channels).
+
+    Raises:
+        Exception: of any kind, as image decoders raise them, for a file that is broken, of an unsupported
+            kind, or larger than Pillow's limit against decompression bombs.
+    """
+    with open_image(cell) as image:
+        limit = Image.MAX_IMAGE_PIXELS  # beyond it Pillow itself only warns, up to twice as much
+        if limit is not None and image.width * image.height > limit:
+            raise ValueError(f"{image.width} x {image.height} pixels exceed the limit of {limit} pixels")
+        pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    pixels = resize_and_crop(pixels, resolution)
+    return np.asarray(pixels).reshape(resolution, resolution, channels)
+
+
+def open_image(cell: Any) -> Image.Image:
+    """Open a cell of an image column; the pixels may not be read yet. ValueError for what is no image."""
+    if isinstance(cell, Image.Image):
+        return cell.copy()
+    if isinstance(cell, dict) and {"bytes", "path"} & set(cell):
+        cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
+    if isinstance(cell, (bytes, bytearray, memoryview)):
+        return Image.open(io.BytesIO(cell))
+    if isinstance(cell, (str, os.PathLike)):
+        return Image.open(cell)
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        return Image.fromarray(_to_pixels(np.asarray(cell)))
+    raise ValueError("no image" if cell is None else f"{type(cell).__name__} is no image")
+
+
+def _to_pixels(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "iu" or array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"{array.dtype} {array.shape}; valid are 8-bit (H, W), (H, W, C), (C, H, W)")
+    if array.min() < 0 or array.max() > 255:
+        raise ValueError(f"pixel values {array.min()} to {array.max()}; valid are 0 to 255")
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+        if array.shape[-1] not in (1, 3, 4):
+            raise ValueError(f"an array of {array.shape[-1]} channels; valid are 1, 3 or 4")
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return np.ascontiguousarray(array, np.uint8)
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Turn any mode into L or RGB: transparency on white, 16 bits scaled to 8 (65535 becomes 255)."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _scale_16_bits(image)
+    if image.mode == "F":
+        raise ValueError("a floating-point image has no known range; convert it to 8 or 16 bits")
+    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _scale_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"pixel values {values.min()} to {values.max()}; valid are 8 or 16 unsigned bits")
+    grey = (values * 255 + 32767) // 65535
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def resize_and_crop(image: Image.Image, resolution: int) -> Image.Image:
+    """Resize the shorter side to `resolution` pixels and crop the centre."""
+    shorter = min(image.size)
+    width, height = (max(resolution, round(side * resolution / shorter)) for side in image.size)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    if shorter == resolution:
+        return image.crop((left, top, left + resolution, top + resolution))
+    # Only the crop is computed: up to rounding what resizing the whole gives, in bounded memory.
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + resolution) * across, (top + resolution) * down)
+    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)

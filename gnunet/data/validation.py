@@ -1,0 +1,104 @@
+"""The frozen bank of images, noise levels and noise on which the validation loss is computed."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from gnunet.data.draws import Purpose, Stream
+from gnunet.data.examples import channels_last
+from gnunet.data.table import ImageTable
+from gnunet.errors import DataError
+
+
+class ValidationBank:
+    """Example i, for i in 0..num_examples-1: an image, a log-SNR in one of equal bins, and its noise.
+
+    Image rows[i % n] meets bin (i + i // n) % num_bins: the bins are filled evenly, and an image that comes
+    again comes in the next bin. The examples of a bin are spread over it, one uniform draw in each of equal
+    shares. Nothing depends on a run's seed, so that runs are compared on the same bank; images are not
+    flipped and labels not dropped.
+
+    Args:
+        table: the decoded images.
+        rows: int (n,), the table's rows to validate on.
+        num_examples: size of the bank.
+        num_bins: equal bins of log-SNR.
+        log_snr_min, log_snr_max: lower end of the first bin, upper end of the last.
+
+    Attributes:
+        log_snr: float64 (num_examples,), natural logarithm of signal power over noise power.
+        bins: int64 (num_examples,).
+
+    Raises:
+        DataError: no rows.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        rows: np.ndarray,
+        *,
+        num_examples: int,
+        num_bins: int,
+        log_snr_min: float,
+        log_snr_max: float,
+    ):
+        if len(rows) == 0:
+            raise DataError("there are no images to validate on")
+        self.table = table
+        self.num_bins = num_bins
+        index = np.arange(num_examples)
+        self.rows = np.asarray(rows, np.int64)[index % len(rows)]
+        self.bins = (index + index // len(rows)) % num_bins
+        self._stream = Stream(0, Purpose.VALIDATION)
+        place = np.empty(num_examples)
+        for b in range(num_bins):
+            members = np.flatnonzero(self.bins == b)
+            uniform = [self._stream.at(i).random() for i in members]
+            place[members] = (np.arange(len(members)) + uniform) / max(len(members), 1)
+        self.log_snr = log_snr_min + (log_snr_max - log_snr_min) / num_bins * (self.bins + place)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The examples with these indices.
+
+        Returns:
+            images: uint8 (b, C, H, W), channels_last strides.
+            noise: float32 (b, C, H, W), channels_last strides; standard normal.
+            log_snr: float64 (b,).
+            bin: int64 (b,).
+            labels: int64 (b,); only where the table has labels.
+        """
+        chosen = np.asarray(indices, np.int64)
+        rows = self.rows[chosen]
+        images = np.asarray(self.table.images[rows])
+        noise = np.empty(images.shape, np.float32)
+        for index, out in zip(indices, noise, strict=True):
+            stream = self._stream.at(index)
+            stream.random()  # the place in the bin comes first
+            stream.standard_normal(dtype=np.float32, out=out)
+        batch = {
+            "images": channels_last(images),
+            "noise": channels_last(noise),
+            "log_snr": torch.from_numpy(self.log_snr[chosen]),
+            "bin": torch.from_numpy(self.bins[chosen]),
+        }
+        if self.table.labels is not None:
+            batch["labels"] = torch.from_numpy(self.table.labels[rows])
+        return batch
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over every example's image, noise, log-SNR, bin and label."""
+        digest = hashlib.sha256(repr((self.table.images.shape[1:], self.num_bins)).encode())
+        for start in range(0, len(self), 256):
+            batch = self.batch(range(start, min(start + 256, len(self))))
+            for name, tensor in sorted(batch.items()):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        return digest.hexdigest()

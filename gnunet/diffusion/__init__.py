@@ -1,0 +1,25 @@
+"""Diffusion processes: what the network predicts, how its error is weighted, how images are sampled."""
+
+from gnunet.diffusion.ddpm import DDPM
+from gnunet.diffusion.edm import EDM
+from gnunet.diffusion.factory import make_process, process_from_scheduler
+from gnunet.diffusion.flow import Flow
+from gnunet.diffusion.images import make_grid, to_uint8, to_unit_range
+from gnunet.diffusion.process import Level, Process
+from gnunet.diffusion.sampling import evaluation_mode, sample_images, sample_labels
+
+__all__ = [
+    "DDPM",
+    "EDM",
+    "Flow",
+    "Level",
+    "Process",
+    "evaluation_mode",
+    "make_grid",
+    "make_process",
+    "process_from_scheduler",
+    "sample_images",
+    "sample_labels",
+    "to_uint8",
+    "to_unit_range",
+]

@@ -1,0 +1,107 @@
+"""The preconditioned process of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
+Models" (2022), written from the paper."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from torch import Tensor
+
+from gnunet.config import EDMConfig
+from gnunet.diffusion.process import Level, Predict, Process, expand
+
+
+class EDM(Process):
+    """x = x0 + sigma * noise; the network sees c_in * x and log(sigma) / 4, and its output F makes the
+    denoiser D = c_skip * x + c_out * F (Table 1)."""
+
+    kind = "edm"
+    samplers = ("heun", "euler", "dpm++")
+    default_sampler = "heun"
+
+    def __init__(self, config: EDMConfig) -> None:
+        self.config = config
+
+    def level(self, u: Tensor) -> Level:
+        """Levels of log sigma ~ N(p_mean, p_std^2)."""
+        return self._at((self.config.p_mean + self.config.p_std * torch.special.ndtri(u)).exp())
+
+    def level_at(self, log_snr: Tensor) -> Level:
+        """Levels at `log_snr`, float64 (N,), with sigma clamped to [sigma_min, sigma_max]."""
+        return self._at((-log_snr / 2).exp().clamp(self.config.sigma_min, self.config.sigma_max))
+
+    def _at(self, sigma: Tensor) -> Level:
+        # The paper's weight lambda = 1 / c_out^2 of the error in D is a weight of 1 of the error in F.
+        ones = torch.ones_like(sigma)
+        return Level.from_float64(ones, sigma, sigma.log() / 4, ones)
+
+    def network_input(self, x: Tensor, level: Level) -> Tensor:
+        return x * expand((level.sigma.square() + self.config.sigma_data**2).rsqrt())
+
+    def target(self, images: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """(x0 - c_skip * x) / c_out, multiplied out: the difference would lose digits at small sigma."""
+        sigma, data = expand(level.sigma), self.config.sigma_data
+        return (images * (sigma / data) - data * noise) * (sigma.square() + data**2).rsqrt()
+
+    def to_image(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+        sigma, data = expand(level.sigma), self.config.sigma_data
+        total = sigma.square() + data**2
+        return x * (data**2 / total) + output * (sigma * data * total.rsqrt())
+
+    def scheduler(self, sampler: str, steps: int) -> Any:
+        """EDMEulerScheduler (euler) or EDMDPMSolverMultistepScheduler (dpm++); heun needs no scheduler."""
+        sampler = self.check_sampler(sampler, steps)
+        cls = EDMDPMSolverMultistepScheduler if sampler == "dpm++" else EDMEulerScheduler
+        scheduler = cls.from_config(self.export_scheduler().config)
+        scheduler.set_timesteps(steps)
+        return scheduler
+
+    def sample(
+        self, predict: Predict, noise: Tensor, sampler: str, steps: int, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        if self.check_sampler(sampler, steps) != "heun":
+            return super().sample(predict, noise, sampler, steps, generators)
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            level = self._at(torch.full((len(x),), sigma, dtype=torch.float64)).to(x.device)
+            return self.to_image(predict(self.network_input(x, level), level.timestep), x, level)
+
+        config = self.config
+        return edm_heun(denoise, noise, edm_sigmas(steps, config.sigma_min, config.sigma_max, config.rho))
+
+    def export_scheduler(self) -> EDMEulerScheduler:
+        """An EDMEulerScheduler; it scales the network's input and output as this process does."""
+        config = self.config
+        return EDMEulerScheduler(
+            sigma_min=config.sigma_min, sigma_max=config.sigma_max, sigma_data=config.sigma_data,
+            rho=config.rho,
+        )  # fmt: skip
+
+
+def edm_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+    """The noise levels of `steps` sampling steps, from sigma_max down to 0: steps + 1 of them (Eq. 5)."""
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [(high + i / max(steps - 1, 1) * (low - high)) ** rho for i in range(steps)] + [0.0]
+
+
+def edm_heun(denoise: Callable[[Tensor, float], Tensor], noise: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Integrate dx/dsigma = (x - D(x; sigma)) / sigma by Heun's second-order method (Algorithm 1).
+
+    Args:
+        denoise: D, from x (N, C, H, W) and one sigma to an estimate of x0.
+        noise: (N, C, H, W), standard normal.
+        sigmas: falling, the last one 0.
+
+    Returns:
+        (N, C, H, W) at the last sigma, after 2 * steps - 1 calls of `denoise`.
+    """
+    x = noise * sigmas[0]
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        slope = (x - denoise(x, sigma)) / sigma
+        euler = x + (following - sigma) * slope
+        if following > 0:  # the slope is not defined at 0, so that the last step is Euler's
+            slope = (slope + (euler - denoise(euler, following)) / following) / 2
+            euler = x + (following - sigma) * slope
+        x = euler
+    return x

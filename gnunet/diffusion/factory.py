@@ -1,0 +1,75 @@
+"""A process from a config, or from the scheduler saved beside a diffusers model."""
+
+from typing import Any
+
+from diffusers import (
+    DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
+
+from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
+from gnunet.diffusion.ddpm import DDPM, beta_options, make_schedule
+from gnunet.diffusion.edm import EDM
+from gnunet.diffusion.flow import Flow
+from gnunet.diffusion.process import Process
+from gnunet.errors import ConfigError
+
+
+def make_process(config: DDPMConfig | EDMConfig | FlowConfig) -> Process:
+    """The process that the `diffusion` section of a config names."""
+    if isinstance(config, EDMConfig):
+        return EDM(config)
+    if isinstance(config, FlowConfig):
+        return Flow(config)
+    schedule = make_schedule(
+        config.num_train_timesteps, config.beta_schedule, config.beta_start, config.beta_end,
+        config.prediction_type,
+    )  # fmt: skip
+    return DDPM(schedule, config.min_snr_gamma)
+
+
+def process_from_scheduler(scheduler: Any) -> Process:
+    """The process that a diffusers scheduler samples from; what concerns training only takes its default.
+
+    Args:
+        scheduler: an EDM or flow-match scheduler, or one over betas (DDPM, DDIM, DPM-Solver, Euler, ...).
+
+    Raises:
+        ConfigError: the scheduler belongs to none of the processes, or has an option that they lack.
+    """
+    config = scheduler.config
+    name = type(scheduler).__name__
+    if isinstance(scheduler, (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)):
+        refuse_unless(config, name, prediction_type="epsilon", sigma_schedule="karras")
+        keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
+        return EDM(EDMConfig(**{key: float(config[key]) for key in keys}))
+    if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
+        refuse_unless(config, name, use_dynamic_shifting=False, invert_sigmas=False)
+        return Flow(FlowConfig(shift=float(config.shift)), config.num_train_timesteps)
+    if not hasattr(scheduler, "betas"):
+        raise ConfigError(
+            f"scheduler: {name} given; valid: schedulers over betas (DDPMScheduler, DDIMScheduler, ...), "
+            "EDMEulerScheduler, EDMDPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, "
+            "FlowMatchHeunDiscreteScheduler"
+        )
+    if isinstance(scheduler, DDPMScheduler):
+        return DDPM(scheduler)
+    refuse_unless(config, name, use_flow_sigmas=False, timestep_type="discrete")
+    return DDPM(
+        DDPMScheduler(
+            **beta_options(scheduler), prediction_type=config.prediction_type,
+            variance_type=config.get("variance_type") or "fixed_small",
+            clip_sample=config.get("clip_sample", True),
+            clip_sample_range=config.get("clip_sample_range", 1.0), timestep_spacing="trailing",
+        )
+    )  # fmt: skip
+
+
+def refuse_unless(config: Any, name: str, **expected: Any) -> None:
+    """Raise ConfigError where a scheduler's config has another value under a key than the one supported."""
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise ConfigError(f"{name}.{key}: {config[key]!r} given; valid: {value!r}")

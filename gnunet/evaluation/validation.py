@@ -1,0 +1,102 @@
+"""The validation loss: one number that is comparable across processes, prediction types and norms."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gnunet.diffusion import Process, evaluation_mode, to_unit_range
+from gnunet.diffusion.process import expand, mean_square
+
+if TYPE_CHECKING:
+    from gnunet.data.validation import ValidationBank
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Mean squared error of v over a validation bank, by bin of log-SNR and in all."""
+
+    mean: float
+    """Mean of the bins, empty ones left out; NaN where an error is not finite."""
+    standard_error: float
+    """Standard error of `mean`, from the spread within the bins; NaN where a bin has one example."""
+    bins: list[float | None]
+    """Mean of each bin, from low to high log-SNR; None where it is empty."""
+    bin_standard_errors: list[float | None]
+    """Standard error of each bin's mean; None where it has fewer than two examples."""
+
+
+def validation_loss(
+    network: nn.Module,
+    process: Process,
+    bank: "ValidationBank",
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> ValidationResult:
+    """The error of the network's denoiser over the bank, the same for any number of processes.
+
+    What is measured is the error of v = alpha * noise - sigma * x0, with the noised image rescaled to
+    alpha^2 + sigma^2 = 1 (Salimans & Ho, 2022): every network's output can be turned into v. Since
+    v_hat - v = -(x0_hat - x0) / sigma, its square is (1 + SNR) times that of the error in x0. Batches are
+    whole and dealt out to the ranks in turn, and sums are taken over the whole bank, in its order and in
+    float64, so the result does not depend on who computed what.
+
+    Args:
+        network: called as network(x, timestep, class_labels=labels, return_dict=False)[0]; it gets the bank's
+            labels if it has a class embedding. Runs in eval mode, without gradients; its modes are put back.
+        process: the one that the network was trained on.
+        bank: images, noise and log-SNR to validate on.
+        device: where the network is.
+        batch_size: images in one forward pass.
+        autocast: makes the context that the network runs in.
+        rank: number of this process.
+        world_size: number of processes.
+        gather: concatenates every rank's tensor along the first dimension, on every rank.
+    """
+    errors = torch.zeros(len(bank), dtype=torch.float32, device=device)
+    with evaluation_mode(network):
+        for start in range(rank * batch_size, len(bank), world_size * batch_size):
+            indices = range(start, min(start + batch_size, len(bank)))
+            batch = bank.batch(indices)
+            images = to_unit_range(batch["images"].to(device))
+            level = process.level_at(batch["log_snr"]).to(device)
+            x = expand(level.alpha) * images + expand(level.sigma) * batch["noise"].to(device)
+            labels = batch["labels"].to(device) if has_classes(network) else None
+            with autocast():
+                estimate = process.denoise(network, x, level, labels)
+            errors[indices.start : indices.stop] = mean_square(estimate - images) * (1 + level.log_snr.exp())
+    # Each example is zero on all ranks but one, so that the sum over ranks is exact.
+    every = gather(errors).reshape(world_size, len(bank)).double().sum(dim=0).cpu().numpy()
+    return summarize(every, bank.bins, bank.num_bins)
+
+
+def summarize(errors: np.ndarray, bins: np.ndarray, num_bins: int) -> ValidationResult:
+    """Means and standard errors of float64 errors (n,) whose bins are int64 (n,)."""
+    groups = [errors[bins == b] for b in range(num_bins)]
+    means = [group.mean().item() if len(group) else None for group in groups]
+    spreads = [
+        group.std(ddof=1).item() / math.sqrt(len(group)) if len(group) > 1 else None for group in groups
+    ]
+    filled = [(mean, spread) for mean, spread in zip(means, spreads, strict=True) if mean is not None]
+    variance = sum(math.nan if spread is None else spread**2 for _, spread in filled)
+    return ValidationResult(
+        mean=sum(mean for mean, _ in filled) / len(filled),
+        standard_error=math.sqrt(variance) / len(filled),
+        bins=means,
+        bin_standard_errors=spreads,
+    )
+
+
+def has_classes(network: nn.Module) -> bool:
+    """Whether a U-Net, in diffusers' names, takes class labels."""
+    return getattr(network, "class_embedding", None) is not None

@@ -1,0 +1,51 @@
+"""Self-attention over the positions of a feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnunet.norms import make_norm
+
+
+class Attention(nn.Module):
+    """Norm, multi-head self-attention over all positions, residual; parameters named as diffusers' Attention.
+
+    Args:
+        channels: of input and output.
+        head_dim: of one head; there are channels // head_dim of them.
+        norm: the config of the norm in front, which has no activation; None leaves it out.
+        rescale: what the sum of input and result is divided by.
+    """
+
+    # diffusers' loaders look for this flag to rename query, key, value and proj_attn in old files.
+    _from_deprecated_attn_block = True
+
+    def __init__(
+        self, channels: int, head_dim: int, norm: Mapping[str, Any] | None, rescale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.heads, self.rescale = channels // head_dim, rescale
+        inner = self.heads * head_dim
+        self.group_norm = None if norm is None else make_norm(norm, channels, activation=None)
+        self.to_q = nn.Linear(channels, inner)
+        self.to_k = nn.Linear(channels, inner)
+        self.to_v = nn.Linear(channels, inner)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W), channels_last -> as x."""
+        height, width = x.shape[2:]
+        h = x if self.group_norm is None else self.group_norm(x)
+        # In channels_last this is a view, so the three projections share one tensor saved for backward.
+        tokens = h.flatten(2).transpose(1, 2)
+        q, k, v = (
+            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = self.to_out[0](h).transpose(1, 2).unflatten(2, (height, width))
+        return (x + h) / self.rescale if self.rescale != 1 else x + h

@@ -1,0 +1,187 @@
+"""The U-Net's blocks: residual layers, attention, change of resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnunet.norms import make_norm
+
+from .attention import Attention
+from .plan import BlockPlan
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What all blocks of a model share.
+
+    attention_head_dim: None for one head. scale_shift: the time embedding scales and shifts the second
+    norm's output instead of being added to its input. downsample_padding: 0 pads below and on the right only.
+    """
+
+    temb_channels: int
+    norm: Mapping[str, Any]
+    dropout: float
+    scale_shift: bool
+    attention_head_dim: int | None
+    downsample_padding: int
+
+
+class ResnetBlock(nn.Module):
+    """norm-SiLU, 3x3 convolution, norm-SiLU with the time embedding, 3x3 convolution, residual.
+
+    Parameters are named as diffusers' ResnetBlock2D. resample: "up" or "down" changes the resolution by two,
+    nearest or average, in front of the first convolution and in the shortcut.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        settings: BlockSettings,
+        *,
+        resample: str | None = None,
+        rescale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.scale_shift, self.resample, self.rescale = settings.scale_shift, resample, rescale
+        self.norm1 = make_norm(settings.norm, in_channels, activation="silu")
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(settings.temb_channels, (1 + settings.scale_shift) * out_channels)
+        self.norm2 = make_norm(settings.norm, out_channels, activation="silu")
+        self.dropout = nn.Dropout(settings.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x: (N, C, H, W); temb: (N, temb_channels), the time embedding after its SiLU."""
+        h = self.norm1(x)
+        if self.resample is not None:
+            x, h = self._resample(x), self._resample(h)
+        h = self.conv1(h)
+        t = self.time_emb_proj(temb)
+        if self.scale_shift:
+            scale, shift = t.chunk(2, dim=1)
+            h = self.norm2(h, scale=scale, shift=shift)
+        else:
+            h = self.norm2(h, add=t)
+        h = self.conv2(self.dropout(h))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return (x + h) / self.rescale if self.rescale != 1 else x + h
+
+    def _resample(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Downsample(nn.Module):
+    """Half the resolution by a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        if self.conv.padding == (0, 0):
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Twice the resolution, nearest, and a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Block(nn.Module):
+    """The layers of a BlockPlan; enable_gradient_checkpointing of diffusers' ModelMixin sets the flag."""
+
+    def __init__(
+        self,
+        plan: BlockPlan,
+        settings: BlockSettings,
+        attention_norm: Mapping[str, Any] | None,
+        rescale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.resnets = nn.ModuleList(ResnetBlock(*widths, settings, rescale=rescale) for widths in plan.resnets)
+        head_dim = settings.attention_head_dim or plan.out_channels
+        self.attentions = nn.ModuleList(
+            Attention(plan.out_channels, head_dim, attention_norm, rescale) for _ in range(plan.attentions)
+        )
+
+    def _run(self, layer: nn.Module, *args: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer, *args)
+        return layer(*args)
+
+
+class DownBlock(_Block):
+    """diffusers' DownBlock2D, or AttnDownBlock2D where the plan has attention."""
+
+    def __init__(self, plan: BlockPlan, settings: BlockSettings) -> None:
+        super().__init__(plan, settings, settings.norm)
+        width = plan.out_channels
+        self.downsamplers = nn.ModuleList()
+        if plan.resample == "resnet":
+            self.downsamplers.append(ResnetBlock(width, width, settings, resample="down"))
+        elif plan.resample == "conv":
+            self.downsamplers.append(Downsample(width, settings.downsample_padding))
+
+    def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """-> the output, and what the up path takes over: the result of every layer."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            h = self._run(resnet, h, temb)
+            if self.attentions:
+                h = self._run(self.attentions[i], h)
+            skips.append(h)
+        for downsample in self.downsamplers:
+            h = self._run(downsample, h, temb)
+            skips.append(h)
+        return h, skips
+
+
+class MidBlock(_Block):
+    """diffusers' UNetMidBlock2D: two residual layers, attention between them."""
+
+    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        first, second = self.resnets
+        h = self._run(first, h, temb)
+        for attention in self.attentions:
+            h = self._run(attention, h)
+        return self._run(second, h, temb)
+
+
+class UpBlock(_Block):
+    """diffusers' UpBlock2D, or AttnUpBlock2D where the plan has attention."""
+
+    def __init__(self, plan: BlockPlan, settings: BlockSettings) -> None:
+        super().__init__(plan, settings, settings.norm)
+        width = plan.out_channels
+        self.upsamplers = nn.ModuleList()
+        if plan.resample == "resnet":
+            self.upsamplers.append(ResnetBlock(width, width, settings, resample="up"))
+        elif plan.resample == "conv":
+            self.upsamplers.append(Upsample(width))
+
+    def forward(self, h: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
+        """skips: the down path's results so far; this block takes its own off the end."""
+        for i, resnet in enumerate(self.resnets):
+            h = self._run(resnet, torch.cat([h, skips.pop()], dim=1), temb)
+            if self.attentions:
+                h = self._run(self.attentions[i], h)
+        for upsample in self.upsamplers:
+            h = self._run(upsample, h, temb)
+        return h

@@ -1,0 +1,212 @@
+"""The U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from gnunet.norms import make_norm
+
+from . import convert
+from .blocks import BlockSettings, DownBlock, MidBlock, UpBlock
+from .plan import check_config, mid_attention_norm_of, norm_config_of, plan_blocks
+
+
+class UNet2D(ModelMixin, ConfigMixin):
+    """The U-Net of Ho et al. (arXiv:2006.11239) as diffusers' UNet2DModel builds it, on swappable fused norms.
+
+    Config keys, their defaults and meanings, the names of the parameters and the signature of `forward` are
+    those of diffusers.UNet2DModel, for the block types DownBlock2D, AttnDownBlock2D, UpBlock2D,
+    AttnUpBlock2D and UNetMidBlock2D; checkpoints load in both directions where the norm is one that
+    UNet2DModel has. It computes in channels_last throughout, whatever the input's memory format.
+
+    Args:
+        norm: a norm config (see gnunet.norms.make_norm); what it leaves out comes from norm_num_groups and
+            norm_eps. None is UNet2DModel's group normalization.
+
+    Raises:
+        ValueError: a config value that is not supported, or a norm that does not fit a layer, named by its path.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = (
+            "DownBlock2D",
+            "AttnDownBlock2D",
+            "AttnDownBlock2D",
+            "AttnDownBlock2D",
+        ),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+        norm: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        config: Mapping[str, Any] = self.config
+        error = check_config(config)
+        if error:
+            raise ValueError(error)
+        width = block_out_channels[0]
+        settings = BlockSettings(
+            temb_channels=time_embedding_dim or 4 * width,
+            norm=norm_config_of(config),
+            dropout=dropout,
+            scale_shift=resnet_time_scale_shift == "scale_shift",
+            attention_head_dim=attention_head_dim,
+            downsample_padding=downsample_padding,
+        )
+
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.time_proj = _time_projection(config)
+        time_width = 2 * width if time_embedding_type == "fourier" else width
+        self.time_embedding = TimestepEmbedding(time_width, settings.temb_channels)
+        self.class_embedding = _class_embedding(config, time_width, settings.temb_channels)
+
+        self.down_blocks = nn.ModuleList()
+        self.mid_block = None
+        self.up_blocks = nn.ModuleList()
+        for plan in plan_blocks(config):
+            if plan.path == "mid_block":
+                self.mid_block = MidBlock(plan, settings, mid_attention_norm_of(config), mid_block_scale_factor)
+            elif plan.path.startswith("down_blocks"):
+                self.down_blocks.append(DownBlock(plan, settings))
+            else:
+                self.up_blocks.append(UpBlock(plan, settings))
+
+        self.conv_norm_out = make_norm(settings.norm, width, activation="silu")
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Predict from a noisy image.
+
+        Args:
+            sample: (N, in_channels, H, W); H and W divisible by 2 ** (number of blocks - 1).
+            timestep: a number, or a tensor of shape (), (1,) or (N,).
+            class_labels: (N,) classes (num_class_embeds), (N,) numbers (class_embed_type timestep) or
+                (N, time_embedding_dim) vectors (identity).
+            return_dict: False returns a tuple of one tensor.
+
+        Returns:
+            UNet2DOutput with `sample`, (N, out_channels, H, W), channels_last.
+
+        Raises:
+            ValueError: labels missing or unexpected; a size that the blocks cannot halve.
+        """
+        halvings = len(self.down_blocks) - 1
+        if any(size % 2**halvings for size in sample.shape[2:]):
+            raise ValueError(f"height and width must be divisible by {2**halvings}; got {tuple(sample.shape[2:])}")
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        temb = F.silu(self._embed(timestep, class_labels))
+
+        # A single channel is contiguous in every format; only the convolution's result is surely channels_last.
+        h = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        h = h.contiguous(memory_format=torch.channels_last)
+        skips = [h]
+        for block in self.down_blocks:
+            h, results = block(h, temb)
+            skips += results
+        if self.mid_block is not None:
+            h = self.mid_block(h, temb)
+        for block in self.up_blocks:
+            h = block(h, skips, temb)
+        h = self.conv_out(self.conv_norm_out(h))
+
+        if self.config.time_embedding_type == "fourier":
+            h = h / timestep.reshape(-1, 1, 1, 1)
+        return UNet2DOutput(sample=h) if return_dict else (h,)
+
+    def _embed(self, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
+        """(N, temb_channels) from timesteps and labels."""
+        dtype = self.conv_in.weight.dtype
+        emb = self.time_embedding(self.time_proj(timestep).to(dtype))
+        if self.class_embedding is None:
+            if class_labels is not None:
+                raise ValueError("class_labels were given to a model without class embedding")
+            return emb
+        if class_labels is None:
+            raise ValueError("a model with class embedding needs class_labels")
+        if self.config.class_embed_type == "timestep":
+            class_labels = self.time_proj(class_labels).to(dtype)
+        return emb + self.class_embedding(class_labels).to(dtype)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> UNet2D | tuple[UNet2D, dict[str, Any]]:
+        """As ModelMixin.from_pretrained; the loaded weights are channels_last."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.to(memory_format=torch.channels_last)
+        return loaded
+
+    @classmethod
+    def from_diffusers(cls, model: UNet2DModel) -> UNet2D:
+        """A copy of a diffusers model: same weights, dtype, device and mode; see `convert.from_diffusers`."""
+        return convert.from_diffusers(cls, model)
+
+    def to_diffusers(self) -> UNet2DModel:
+        """A copy as a plain diffusers model, which needs no gnunet; see `convert.to_diffusers`."""
+        return convert.to_diffusers(self)
+
+
+def _time_projection(config: Mapping[str, Any]) -> nn.Module:
+    width = config["block_out_channels"][0]
+    if config["time_embedding_type"] == "fourier":
+        return GaussianFourierProjection(embedding_size=width, scale=16)
+    if config["time_embedding_type"] == "learned":
+        return nn.Embedding(config["num_train_timesteps"], width)
+    return Timesteps(width, config["flip_sin_to_cos"], config["freq_shift"])
+
+
+def _class_embedding(config: Mapping[str, Any], time_width: int, temb_channels: int) -> nn.Module | None:
+    if config["class_embed_type"] == "timestep":
+        return TimestepEmbedding(time_width, temb_channels)
+    if config["class_embed_type"] == "identity":
+        return nn.Identity()
+    if config["num_class_embeds"] is not None:
+        return nn.Embedding(config["num_class_embeds"], temb_channels)
+    return None

@@ -1,0 +1,6 @@
+"""Fused GroupNorm + SiLU: one public function, its module, and the implementations behind them."""
+
+from .group_norm_silu import ACTIVATIONS, backend_names, group_norm_silu
+from .module import GroupNormSiLU
+
+__all__ = ["ACTIVATIONS", "GroupNormSiLU", "backend_names", "group_norm_silu"]

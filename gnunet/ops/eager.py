@@ -1,0 +1,179 @@
+"""GroupNorm + SiLU in plain torch kernels, on any device; keeps nothing for backward that can be made again.
+
+Statistics are those of the residual after an estimate of the mean is taken off, so that a mean far from zero
+costs no digits. A sample's bits do not depend on its batch: sums and SiLU come from `invariant`, and all else
+is single multiplications and additions, which round the same way in vector and in scalar code. Fused ones
+(addcmul) need not, and are avoided. On a CPU the batch is worked off in parts that stay in its caches.
+
+In the names, w is what the activation takes, w = x_hat * gain + offset; dw and so on are gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .autograd import register
+from .invariant import silu_, silu_backward_
+from .layout import Layout
+
+
+def forward(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> y as x; mean and rstd of x + add, (N, G), fp32 (float64 where x is)."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = torch.empty_like(x)
+    if x.numel() == 0:
+        mean = x.new_zeros((len(x), num_groups), dtype=dtype)
+        return y, mean, torch.zeros_like(mean)
+    layout = Layout(x, num_groups)
+    added = None if add is None else layout.table(add, dtype)
+    gain, offset = _gain_and_offset(layout, dtype, weight, bias, scale, shift)
+    values, results = layout.view(x), layout.view(y)
+    means, rstds = [], []
+    for part in layout.parts(x):
+        u = _rows(values, part).to(dtype)
+        center = layout.rough_group_means(u)
+        out = _rows(results, part) if results.dtype == dtype else u
+        if added is None:
+            u = torch.sub(u, layout.spread(center), out=out)
+        else:
+            a = _rows(added, part)
+            center += a.mean(2, keepdim=True)
+            u = torch.add(u, layout.spread(a - center), out=out)
+        rest = layout.group_means(layout.sums(u))
+        variance = layout.group_means(layout.sums(u * u)).sub_(rest * rest).clamp_min_(0)
+        r = variance.add_(eps).rsqrt_()
+        means.append(center.add_(rest).squeeze(2))
+        rstds.append(r.squeeze(2))
+
+        factor = r if gain is None else r * _rows(gain, part)
+        rest = rest.neg_() * factor if offset is None else _rows(offset, part) - rest * factor
+        w = u.mul_(layout.spread(factor)).add_(layout.spread(rest))
+        if silu:
+            silu_(w)
+        if results.dtype != dtype:
+            results[part] = w
+    layout.copy_back(results, y)
+    return y, _join(means), _join(rstds)
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """-> the gradients asked for by `needs`, in the order x, weight, bias, add, scale, shift."""
+    inputs = (x, weight, bias, add, scale, shift)
+    if x.numel() == 0:
+        return [torch.zeros_like(t) for t, need in zip(inputs, needs, strict=True) if t is not None and need]
+    dtype = mean.dtype
+    layout = Layout(x, num_groups)
+    added = None if add is None else layout.table(add, dtype)
+    gain, offset = _gain_and_offset(layout, dtype, weight, bias, scale, shift)
+    dx = torch.empty_like(x)
+    values, dys, results = layout.view(x), layout.view(dy), layout.view(dx)
+    sums_dw, sums_dw_x_hat, sums_du = [], [], []  # over the positions
+    for part in layout.parts(x):
+        center, r = _rows(mean, part).unsqueeze(2), _rows(rstd, part).unsqueeze(2)
+        u = _rows(values, part).to(dtype)
+        u = u - layout.spread(center) if added is None else u + layout.spread(_rows(added, part) - center)
+        factor = layout.spread(r if gain is None else r * _rows(gain, part))
+        dw = _rows(dys, part).to(dtype)
+        if silu:
+            w = u * factor
+            if offset is not None:
+                w.add_(layout.spread(_rows(offset, part)))
+            dw = silu_backward_(dw, w)
+        out = _rows(results, part) if results.dtype == dtype else torch.empty_like(u)
+        torch.mul(dw, u, out=out)
+        sum_dw, sum_dw_x_hat = layout.sums(dw), layout.sums(out).mul_(r)
+        sums_dw.append(sum_dw)
+        sums_dw_x_hat.append(sum_dw_x_hat)
+        if not (needs[0] or needs[3]):
+            continue
+        # du = (gain * dw - mean(gain * dw) - x_hat * mean(gain * dw * x_hat)) * rstd, means over the group
+        if gain is not None:
+            sum_dw, sum_dw_x_hat = sum_dw * _rows(gain, part), sum_dw_x_hat * _rows(gain, part)
+        level = layout.group_means(sum_dw).mul_(r)
+        slope = layout.group_means(sum_dw_x_hat).mul_(r).mul_(r)
+        du = torch.mul(dw, factor, out=out)
+        du.sub_(u.mul_(layout.spread(slope))).sub_(layout.spread(level))
+        if needs[3]:
+            sums_du.append(layout.sums(du))
+        if results.dtype != dtype:
+            results[part] = du
+    layout.copy_back(results, dx)
+
+    dw_sum, dw_x_hat_sum = _join(sums_dw), _join(sums_dw_x_hat)
+    growth = None if scale is None else 1 + layout.table(scale, dtype)
+    grads: list[Tensor | None] = [dx if needs[0] else None, None, None, None, None, None]
+    if needs[1]:
+        grads[1] = (dw_x_hat_sum if growth is None else dw_x_hat_sum * growth).sum(0)
+    if needs[2]:
+        grads[2] = (dw_sum if growth is None else dw_sum * growth).sum(0)
+    if needs[3]:
+        grads[3] = _join(sums_du)
+    if needs[4]:
+        dscale = dw_x_hat_sum if weight is None else dw_x_hat_sum * layout.table(weight, dtype)
+        grads[4] = dscale if bias is None else dscale + dw_sum * layout.table(bias, dtype)
+    if needs[5]:
+        grads[5] = dw_sum
+    return [
+        grad.reshape(t.shape).to(t.dtype)
+        for grad, t in zip(grads, inputs, strict=True)
+        if grad is not None and t is not None
+    ]
+
+
+def _gain_and_offset(
+    layout: Layout,
+    dtype: torch.dtype,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Tables weight * (1 + scale) and bias * (1 + scale) + shift; None where that is 1, or 0."""
+    gain, offset = (None if t is None else layout.table(t, dtype) for t in (weight, bias))
+    if scale is not None:
+        growth = 1 + layout.table(scale, dtype)
+        gain = growth if gain is None else gain * growth
+        offset = None if offset is None else offset * growth
+    if shift is not None:
+        table = layout.table(shift, dtype)
+        offset = table if offset is None else offset + table
+    return gain, offset
+
+
+def _rows(table: Tensor, part: slice) -> Tensor:
+    """The samples in `part`; of a table that has one row for all samples, that row."""
+    return table if len(table) <= part.stop - part.start else table[part]
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+group_norm_silu = register("eager_group_norm_silu", forward, backward)

@@ -1,0 +1,127 @@
+"""The public function: checks its arguments and hands them to an implementation."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from . import eager, reference
+from .autograd import Implementation
+
+logger = logging.getLogger(__name__)
+
+# A new implementation is one line here, and one in `_fastest` to say where "auto" takes it.
+BACKENDS: dict[str, Implementation] = {
+    "eager": eager.group_norm_silu,
+    "reference": reference.group_norm_silu,
+}
+ACTIVATIONS = ("silu", None)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MAX_SPATIAL_DIMS = 3
+_announced: set[tuple[str, str]] = set()
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = "silu",
+    backend: str = "auto",
+) -> Tensor:
+    """Group normalization, the conditioning around it and SiLU, in one differentiable operation.
+
+        u = x + add[n, c]
+        v = (u - mean) / sqrt(var + eps) * weight[c] + bias[c]     over each sample's groups of channels
+        w = v * (1 + scale[n, c]) + shift[n, c]
+        y = silu(w), or w where activation is None
+
+    After Wu and He, Group Normalization (arXiv:1803.08494), as torch.nn.functional.group_norm defines it;
+    `add` and `scale`/`shift` are the two ways in which diffusers' ResnetBlock2D applies a time embedding.
+
+    Args:
+        x: (N, C, *spatial) with 0 to 3 spatial dimensions; float32, bfloat16, float16 or float64; any strides.
+        num_groups: divides C. 1 is layer normalization over (C, *spatial), C instance normalization.
+        weight, bias: (C,), of any of those dtypes.
+        eps: added to the biased variance.
+        add, scale, shift: (N, C), of any of those dtypes.
+        activation: "silu" or None.
+        backend: which implementation; "auto" is the fastest that is right for x. The choice changes the
+            speed, not the formula. "eager" runs on any device; "reference" is the formula in torch ops.
+
+    Returns:
+        y of x's shape, dtype and memory format (contiguous, channels_last, channels_last_3d), without layout
+        copies. Statistics are fp32 (float64 for float64), also under autocast, which changes nothing here.
+        Backward keeps x, the groups' mean and rstd and the small tensors. Its gradients, and y, are the same
+        bits in every run, and a sample's own (y, dx) in every batch that it is part of.
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: shapes that do not fit, groups that do not divide C, an unknown activation or backend.
+    """
+    _check(x, num_groups, weight, bias, add, scale, shift, activation)
+    implementation = BACKENDS.get(_fastest(x) if backend == "auto" else backend)
+    if implementation is None:
+        raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
+    return implementation(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu")
+
+
+def backend_names() -> list[str]:
+    """What `backend` may be."""
+    return ["auto", *BACKENDS]
+
+
+def _fastest(x: Tensor) -> str:
+    name = "eager"
+    if not torch.compiler.is_compiling() and (x.device.type, name) not in _announced:
+        _announced.add((x.device.type, name))
+        logger.info("group_norm_silu: backend 'auto' is %r on %s", name, x.device.type)
+    return name
+
+
+def _check(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> None:
+    if not 2 <= x.dim() <= 2 + _MAX_SPATIAL_DIMS:
+        raise ValueError(f"x must be (N, C, *spatial) with 0 to 3 spatial dimensions; got shape {tuple(x.shape)}")
+    n, c = x.shape[:2]
+    if num_groups < 1 or c % num_groups:
+        valid = [g for g in range(1, c + 1) if c % g == 0]
+        raise ValueError(f"num_groups must divide x's {c} channels; got {num_groups}, valid are {valid}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {list(ACTIVATIONS)}; got {activation!r}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x must be one of {_names(_DTYPES)}; got {x.dtype}")
+    for name, tensor, shape in (
+        ("weight", weight, (c,)),
+        ("bias", bias, (c,)),
+        ("add", add, (n, c)),
+        ("scale", scale, (n, c)),
+        ("shift", shift, (n, c)),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must have shape {shape} for x of {tuple(x.shape)}; got {tuple(tensor.shape)}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be one of {_names(_DTYPES)}; got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}; got {tensor.device}")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -1,0 +1,51 @@
+"""GroupNorm + SiLU as a plain formula in differentiable torch operations."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    """The definition that every other implementation is measured against.
+
+    Takes the arguments of `gnunet.ops.group_norm_silu` after its checks. Computes in float64 where
+    x is float64 and in float32 otherwise, whatever autocast says; differentiable any number of times;
+    saves whatever autograd saves. Returns x's shape, dtype and memory format.
+    """
+    spatial = (1,) * (x.dim() - 2)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def per_channel(p: Tensor) -> Tensor:  # (C,) or (N, C) -> broadcasts over x
+        return p.to(dtype).reshape(*p.shape, *spatial)
+
+    with torch.autocast(x.device.type, enabled=False):
+        u = x.to(dtype)
+        if add is not None:
+            u = u + per_channel(add)
+        # Splitting the channels is a view in every memory format, so no layout is copied.
+        grouped = u.unflatten(1, (num_groups, x.shape[1] // num_groups))
+        reduced = tuple(range(2, grouped.dim()))
+        centered = grouped - grouped.mean(reduced, keepdim=True)
+        variance = centered.square().mean(reduced, keepdim=True)
+        w = (centered * torch.rsqrt(variance + eps)).flatten(1, 2)
+        if weight is not None:
+            w = w * per_channel(weight)
+        if bias is not None:
+            w = w + per_channel(bias)
+        if scale is not None:
+            w = w * (1 + per_channel(scale))
+        if shift is not None:
+            w = w + per_channel(shift)
+        return (F.silu(w) if silu else w).to(x.dtype)

@@ -1,0 +1,201 @@
+"""Checkpoints: a folder of safetensors and JSON that is whole or absent.
+
+    checkpoints/IMAGES/model.safetensors      the weights as they train
+                       ema.safetensors        their moving average
+                       optimizer.safetensors  AdamW's state, by parameter name
+                       state.json             everything else a resumed run needs
+                       config.yaml            the run's configuration
+                       manifest.json          size and SHA-256 of each of these, written last
+
+Nothing here reads a pickle. A checkpoint whose manifest does not hold is named and passed over.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gnunet.errors import CheckpointError
+from gnunet.training.files import new_folder, remove_folder
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
+
+
+@dataclass
+class TrainState:
+    """What a run knows besides weights and optimizer; all of it goes into state.json."""
+
+    images: int = 0
+    """Images seen."""
+    reported: int = 0
+    """Images up to which logs, validation and samples are written; a stopped run may have some to do."""
+    loss_sum: float = 0.0
+    """Sum of the step losses since the last line in metrics.jsonl."""
+    grad_norm_sum: float = 0.0
+    """Sum of the gradient norms since then."""
+    steps: int = 0
+    """Finite steps since then."""
+    nonfinite: int = 0
+    """Steps skipped so far for a non-finite loss or gradient."""
+    nonfinite_in_a_row: int = 0
+    """Of these, those since the last finite step."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """GradScaler's state (fp16 only)."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """The data set: its fingerprint, class names and how many training images each class has."""
+
+
+def checkpoint_name(images: int) -> str:
+    """Folder name of the checkpoint at `images` images seen."""
+    return f"{images:09d}"
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().contiguous() for name, value in module.state_dict().items()}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    names = [name for name, _ in model.named_parameters()]
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}/{key}": value.detach().contiguous()
+        for index, entries in state.items()
+        for key, value in entries.items()
+    }
+
+
+def save_checkpoint(
+    folder: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
+    config_text: str,
+) -> Path:  # fmt: skip
+    """Write the checkpoint of `state.images` under `folder` (checkpoints/) and return its path."""
+    path = folder / checkpoint_name(state.images)
+    with new_folder(path) as temporary:
+        save_file(_tensors(model), temporary / "model.safetensors")
+        save_file(_tensors(ema), temporary / "ema.safetensors")
+        save_file(_optimizer_tensors(optimizer, model), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1) + "\n")
+        (temporary / "config.yaml").write_text(config_text)
+        manifest = {name: _digest(temporary / name) for name in FILES}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders under `folder`, oldest first, whole or not."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+
+
+def rotate_checkpoints(folder: Path, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints."""
+    for path in list_checkpoints(folder)[:-keep]:
+        remove_folder(path)
+
+
+def check_whole(path: Path) -> None:
+    """Raise CheckpointError, naming the file, unless the checkpoint at `path` is whole and of our format."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        expected = {name: manifest[name] for name in FILES}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: manifest.json is missing or damaged") from None
+    for name, digest in expected.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path}: {name} is missing")
+        if _digest(path / name) != digest:
+            raise CheckpointError(f"{path}: {name} does not match manifest.json (torn or altered)")
+    found = json.loads((path / "state.json").read_text()).get("format")
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {found}; this version reads format {FORMAT}")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint under `folder`; None where there is no checkpoint at all.
+
+    Damaged ones are named in the log and passed over. Raises CheckpointError where all are damaged: a run is
+    never silently started afresh.
+    """
+    problems = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            check_whole(path)
+        except CheckpointError as error:
+            logger.warning("%s: using the one before", error)
+            problems.append(str(error))
+        else:
+            return path
+    if problems:
+        raise CheckpointError(
+            "no whole checkpoint is left:\n  " + "\n  ".join(problems) + f"\nRemove {folder} to start again."
+        )
+    return None
+
+
+def read_state(path: Path) -> TrainState:
+    """The TrainState of the checkpoint at `path`."""
+    try:
+        stored = json.loads((path / "state.json").read_text())
+        return TrainState(**{f.name: stored[f.name] for f in fields(TrainState)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'state.json'}: cannot be read ({error})") from None
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Load a safetensors file into `module`, in place; names and shapes must match exactly.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or belongs to another model.
+    """
+    try:
+        module.load_state_dict(_read_tensors(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: belongs to another model: {error}") from None
+
+
+def load_checkpoint(
+    path: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+) -> TrainState:
+    """Load the checkpoint at `path` into the three, in place, and return its TrainState."""
+    load_weights(path / "model.safetensors", model)
+    load_weights(path / "ema.safetensors", ema)
+    parameters = dict(model.named_parameters())
+    numbers = {name: number for number, name in enumerate(parameters)}
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in _read_tensors(path / "optimizer.safetensors").items():
+        name, _, entry = key.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"{path / 'optimizer.safetensors'}: belongs to another model: has {name}")
+        if value.dim():
+            # In the parameter's memory format: fused AdamW walks through both in the order of memory.
+            value = torch.empty_like(parameters[name], dtype=value.dtype).copy_(value)
+        entries.setdefault(numbers[name], {})[entry] = value
+    state = optimizer.state_dict()
+    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
+    return read_state(path)

@@ -1,0 +1,53 @@
+"""Exponential moving average of the weights, in images seen."""
+
+import copy
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from gnunet.config import TrainConfig
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def power_exponent(std: float) -> float:
+    """Exponent gamma of the power-function average whose relative width is `std` (at most 0.28).
+
+    Karras et al. (2024), EDM2: the profile t^gamma on [0, 1] has the variance
+    (gamma + 1) / ((gamma + 2)^2 (gamma + 3)); this solves it for gamma.
+    """
+    target = std**-2
+    return float(np.roots([1.0, 7.0, 16.0 - target, 12.0 - target]).real.max())
+
+
+def ema_decay(train: TrainConfig, images: int) -> float:
+    """Share of the old average that survives the step which ends at `images` images seen."""
+    if train.ema_kind == "power":
+        return max(1.0 - train.batch_size / images, 0.0) ** (power_exponent(train.ema_std) + 1.0)
+    half_life = float(train.ema_half_life)
+    if train.ema_rampup is not None:
+        half_life = min(half_life, images * train.ema_rampup)
+    return 0.5 ** (train.batch_size / half_life)
+
+
+class EMA:
+    """A second copy of a model that follows the first: parameters averaged in fp32, buffers copied.
+
+    The copy is a whole model in eval mode, so that validation and sampling use it as it is and nothing is
+    ever swapped into a model that trains, is compiled or is wrapped for DDP.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._averaged = list(self.model.parameters())
+        self._followed = list(model.parameters())
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """Move the average towards the followed model: average = decay * average + (1 - decay) * weights."""
+        torch._foreach_lerp_(self._averaged, self._followed, 1.0 - decay)
+        for mine, theirs in self._buffers:
+            mine.copy_(theirs)

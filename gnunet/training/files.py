@@ -1,0 +1,54 @@
+"""Files and folders that are whole or absent: written beside, flushed to disk, then renamed into place."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Flush a file's or a folder's contents to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` at once: a reader sees the old file or the new one, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a crash midway leaves no half folder under its name."""
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name `path`, replacing what is there, once it is whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for entry in temporary.rglob("*"):
+        sync(entry)
+    sync(temporary)
+    if path.exists():
+        remove_folder(path)
+    os.replace(temporary, path)
+    sync(path.parent)

@@ -1,0 +1,39 @@
+"""`accelerate launch --cpu --num_processes N`, which by itself starts one process.
+
+Accelerate leaves several CPU processes to MPI and, where none is used, silently starts one (seen in 1.15). A
+program that calls `spread_over_cpus` first becomes the N processes it was asked to be, through torchrun.
+"""
+
+import os
+import sys
+
+import psutil
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+
+JOINED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Environment variables of a process that torchrun or MPI started."""
+
+
+def spread_over_cpus() -> None:
+    """Start again as several processes where `accelerate launch --cpu` was asked for them; else do nothing."""
+    lone = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
+    if not lone or any(name in os.environ for name in JOINED):
+        return
+    processes = asked_for(psutil.Process().parent())
+    if processes > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        address = ["--master_addr", os.environ["MASTER_ADDR"], "--master_port", os.environ["MASTER_PORT"]]
+        os.execv(sys.executable, [*torchrun, *address, *sys.argv])
+
+
+def asked_for(launcher: psutil.Process | None) -> int:
+    """The number of processes on the command line of `accelerate launch`, or in the config file it names."""
+    words = launcher.cmdline() if launcher is not None else []
+    for number, word in enumerate(words):
+        if word == "launch" or word.endswith(("accelerate-launch", "accelerate.commands.launch", "launch.py")):
+            options, _ = launch_command_parser().parse_known_args(words[number + 1 :])
+            if options.num_processes is None and options.config_file is not None:
+                return load_config_from_file(options.config_file).num_processes
+            return options.num_processes or 1
+    return 1

@@ -1,0 +1,49 @@
+"""Append-only logs of JSON objects, one a line, keyed by images seen."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from gnunet.training.files import write_file
+
+
+class JsonLines:
+    """An append-only file of JSON objects that each have an `images` key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, images: int) -> None:
+        """Drop a torn last line and every line after `images`: a resumed run writes those again."""
+        if not self.path.exists():
+            return
+        text = self.path.read_text()
+        kept = []
+        for line in text.splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["images"] > images:
+                break
+            kept.append(line)
+        if (rewound := "".join(kept)) != text:
+            write_file(self.path, rewound)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append one line; a crash of this process cannot lose it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(_without_nan(values), allow_nan=False) + "\n")
+
+    def sync(self) -> None:
+        """Flush the lines to disk, so that a crash of the machine cannot lose them."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,84 @@
+"""What a run shows: a live view on a terminal, plain lines elsewhere, nothing on other ranks."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Display:
+    """Progress of one run.
+
+    Args:
+        images: images seen at the start.
+        total: images at which the run ends.
+        run_dir: where its files are.
+        enabled: whether this process shows anything.
+    """
+
+    def __init__(self, *, images: int, total: int, run_dir: str, enabled: bool) -> None:
+        self._enabled = enabled
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._total = total
+        self._start = (time.monotonic(), images)
+        self._rows = {"run folder": run_dir}
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("images"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console, expand=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=total, completed=images)
+        live = enabled and self._console.is_terminal
+        self._live = Live(self._view(), console=self._console, refresh_per_second=4) if live else None
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def _view(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        for name, value in self._rows.items():
+            table.add_row(name, value)
+        return Group(self._bar, table)
+
+    def _refresh(self) -> None:
+        if self._live:
+            self._live.update(self._view())
+
+    def doing(self, what: str) -> None:
+        """Say what the run does now ("training", "validating", "sampling")."""
+        self._bar.update(self._task, description=what)
+        self._refresh()
+
+    def step(self, images: int, loss: float) -> None:
+        """Show a step: the bar moves, the loss is smoothed over about 50 steps."""
+        self._bar.update(self._task, completed=min(images, self._total))
+        if self._live:
+            before = float(self._rows.get("loss", loss))
+            self._rows["loss"] = f"{before + 0.02 * (loss - before):.5f}" if loss == loss else f"{before:.5f}"
+            self._refresh()
+
+    def report(self, images: int, values: dict[str, str]) -> None:
+        """Show values: table rows on a terminal, one line elsewhere."""
+        self._rows.update(values)
+        self._refresh()
+        if self._enabled and not self._live:
+            seconds, done = time.monotonic() - self._start[0], images - self._start[1]
+            left = f"{(self._total - images) * seconds / done:.0f} s" if 0 < images - self._start[1] else "?"
+            text = "  ".join(f"{name} {value}" for name, value in values.items())
+            self._console.print(f"images {images}/{self._total}  {text}  left {left}", markup=False)
+
+    def message(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._enabled:
+            self._console.print(text, markup=False)

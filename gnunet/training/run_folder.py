@@ -1,0 +1,52 @@
+"""A run's folder: where its files are, and that it belongs to one configuration."""
+
+from pathlib import Path
+
+from gnunet.config import Config, differences, from_yaml, to_yaml
+from gnunet.errors import CheckpointError, ConfigError
+from gnunet.training.files import write_file
+from gnunet.training.metrics import JsonLines
+
+MAY_CHANGE = ("run_dir", "data.num_workers", "data.cache_dir", "train.micro_batch_size")
+"""Keys that may differ when a run is resumed: they say where and how fast, not what is computed."""
+
+
+class RunFolder:
+    """Paths and logs of the run in `config.run_dir`."""
+
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.run_dir)
+        self.config_file = self.path / "config.yaml"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.model = self.path / "model"
+        self.metrics = JsonLines(self.path / "metrics.jsonl")
+        self.timing = JsonLines(self.path / "timing.jsonl")
+
+    def check(self, config: Config) -> None:
+        """Refuse a folder that holds a run of another configuration; writes nothing.
+
+        Raises:
+            ConfigError: naming the keys that differ.
+            CheckpointError: the folder has checkpoints but no config.yaml.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"run_dir: {self.path} is a file; valid: a folder, new or of this run")
+        if not self.config_file.exists():
+            if self.checkpoints.exists():
+                raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
+            return
+        found = from_yaml(self.config_file.read_text(), str(self.config_file))
+        changed = [line for line in differences(found, config) if not line.startswith(MAY_CHANGE)]
+        if changed:
+            raise ConfigError(
+                f"{self.path} holds a run of another configuration; these keys differ (run folder -> now):\n  "
+                + "\n  ".join(changed)
+                + "\nChoose another run_dir, or go back to that configuration to resume."
+            )
+
+    def create(self, config: Config) -> None:
+        """Make the folder and record the configuration in it, where that is not done yet."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        if not self.config_file.exists():
+            write_file(self.config_file, to_yaml(config))

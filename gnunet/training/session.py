@@ -1,0 +1,199 @@
+"""Everything a run is made of, and one step of its training."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import nn
+
+from gnunet.config import Config, accumulation_steps, unet_kwargs
+from gnunet.data import TrainingExamples, ValidationBank, load_images, split_rows, training_loader
+from gnunet.data.draws import Purpose, Stream
+from gnunet.diffusion import Process, make_process, to_unit_range
+from gnunet.errors import ConfigError
+from gnunet.models import UNet2D
+from gnunet.training.ema import EMA, ema_decay
+from gnunet.training.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every process."""
+
+    loss: float
+    """Mean loss over the global batch."""
+    grad_norm: float
+    """Global norm of the gradients before clipping."""
+    finite: bool
+    """Whether both are finite; otherwise weights and average are as they were."""
+    overflow: bool
+    """Not finite only because the fp16 gradient scale is still being searched."""
+    stop: bool
+    """Some process was asked to stop."""
+
+
+@dataclass
+class Session:
+    """The parts of a run; `unet` is the bare network, `network` the same one as Accelerate wraps it."""
+
+    config: Config
+    accelerator: Accelerator
+    micro_batch_size: int
+    accumulation: int
+    examples: TrainingExamples
+    bank: ValidationBank
+    data: dict[str, Any]
+    """What a checkpoint remembers of the data: fingerprint, class names, training images of each class."""
+    unet: UNet2D
+    network: nn.Module
+    ema: EMA
+    adamw: torch.optim.AdamW
+    optimizer: AcceleratedOptimizer
+    process: Process
+
+    @property
+    def total_images(self) -> int:
+        """Images seen when the run ends: the first whole batch that reaches train.images."""
+        batch_size = self.config.train.batch_size
+        return math.ceil(self.config.train.images / batch_size) * batch_size
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for no class; None where no labels are dropped in training."""
+        data = self.config.data
+        return self.examples.null_label if data.class_conditional and data.label_drop else None
+
+    def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        """This process's micro-batches from example `first` to the end of the run."""
+        return iter(
+            training_loader(
+                self.examples, first=first, last=self.total_images, batch_size=self.config.train.batch_size,
+                micro_batch_size=self.micro_batch_size, rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes, num_workers=self.config.data.num_workers,
+                pin_memory=self.accelerator.device.type == "cuda",
+            )
+        )  # fmt: skip
+
+    def step(self, batches: Iterator[dict[str, torch.Tensor]], images_seen: int, *, stop: bool) -> StepResult:
+        """One optimizer step: forward and backward over this process's share of a batch, update, average.
+
+        Args:
+            batches: this process's micro-batches; `accumulation` of them are taken.
+            images_seen: images seen before the step.
+            stop: whether this process was asked to stop; every process learns of it.
+        """
+        train, accelerator, device = self.config.train, self.accelerator, self.accelerator.device
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        for part in range(self.accumulation):
+            batch = next(batches)
+            if self.config.model.dropout:
+                masks = Stream(self.config.seed, Purpose.DROPOUT).raw(int(batch["index"][0]), 1)
+                torch.manual_seed(int(masks[0] >> 1))
+            level = self.process.level(batch["level"]).to(device)
+            images = to_unit_range(batch["images"].to(device, non_blocking=True))
+            noise = batch["noise"].to(device, non_blocking=True)
+            labels = batch["labels"].to(device) if "labels" in batch else None
+            last = part == self.accumulation - 1
+            with nullcontext() if last else accelerator.no_sync(self.network):
+                losses = self.process.loss(self.network, images, noise, level, labels)
+                # DDP averages gradients over processes: what remains is the mean over the global batch.
+                accelerator.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
+            loss_sum += losses.detach().sum(dtype=torch.float64)
+        norm = accelerator.clip_grad_norm_(self.network.parameters(), train.max_grad_norm or math.inf)
+
+        totals = accelerator.reduce(torch.stack([loss_sum, loss_sum.new_tensor(float(stop))]), "sum").tolist()
+        loss, grad_norm = totals[0] / train.batch_size, float(norm)
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate(train, images_seen + train.batch_size / 2)
+        scaler = accelerator.scaler
+        overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
+        if finite or scaler is not None:
+            self.optimizer.step()  # with a scaler, a step that is not finite only lowers the scale
+        self.optimizer.zero_grad()
+        if finite:
+            self.ema.update(ema_decay(train, images_seen + train.batch_size))
+        return StepResult(loss, grad_norm, finite, overflow, stop=totals[1] > 0)
+
+
+def build(config: Config, accelerator: Accelerator) -> Session:
+    """Load the data and build the network, its average, the optimizer and the process.
+
+    Raises:
+        ConfigError, DataError: before anything is written but the cache of decoded images.
+    """
+    micro_batch_size, accumulation = accumulation_steps(config.train, accelerator.num_processes)
+
+    with accelerator.main_process_first():  # the main process fills the cache, the others read it
+        table = load_images(config.data, config.model.in_channels)
+    train_rows, validation_rows = split_rows(len(table.images), config.data.validation_images)
+    examples = TrainingExamples(
+        table, train_rows, seed=config.seed, flip=config.data.flip, label_drop=config.data.label_drop,
+        class_conditional=config.data.class_conditional,
+    )  # fmt: skip
+    bank = ValidationBank(
+        table, validation_rows if len(validation_rows) else train_rows,
+        num_examples=config.validation.num_examples, num_bins=config.validation.num_bins,
+        log_snr_min=config.validation.log_snr_min, log_snr_max=config.validation.log_snr_max,
+    )  # fmt: skip
+    counts = None
+    if config.data.class_conditional:
+        labels = torch.as_tensor(table.labels[train_rows])
+        counts = torch.bincount(labels, minlength=examples.num_classes).tolist()
+    data = {
+        "fingerprint": table.fingerprint,
+        "num_images": len(train_rows),
+        "class_names": None if counts is None else list(table.class_names),
+        "class_counts": counts,
+    }
+
+    train, device = config.train, accelerator.device
+    torch.manual_seed(config.seed)
+    unet = UNet2D(**unet_kwargs(config, None if counts is None else len(counts))).to(device).train()
+    if config.model.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    ema = EMA(unet)
+    adamw = torch.optim.AdamW(
+        unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
+        eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
+    )  # fmt: skip
+    network, optimizer = accelerator.prepare(unet, adamw)
+    if train.compile:
+        compile_network(unet, device)
+    return Session(
+        config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
+        examples=examples, bank=bank, data=data, unet=unet, network=network, ema=ema, adamw=adamw,
+        optimizer=optimizer, process=make_process(config.diffusion),
+    )  # fmt: skip
+
+
+def compile_network(unet: UNet2D, device: torch.device) -> None:
+    """torch.compile `unet` in place: its parameters' names and its copies stay as they are."""
+    # On CPU, inductor's layout optimization gives some convolution weights zero gradients (torch 2.13).
+    unet.compile(options={"layout_optimization": False} if device.type == "cpu" else None)
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The Accelerator of a run: precision, trackers, DDP; deterministic algorithms where they are asked for."""
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    try:
+        return Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else two launched CPU processes would not know each other
+            mixed_precision=config.train.mixed_precision,
+            log_with=config.train.trackers or None,
+            project_config=ProjectConfiguration(project_dir=config.run_dir, logging_dir=config.run_dir),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:
+        raise ConfigError(f"Accelerate refuses train.mixed_precision or train.trackers: {error}") from None

@@ -1,0 +1,38 @@
+"""Stopping a run by SIGINT or SIGTERM without losing work."""
+
+import signal
+import time
+from types import FrameType, TracebackType
+
+REPEAT_SECONDS = 3.0
+"""Launchers pass a terminal's signal on to processes that already had it; repeats this soon are one request."""
+
+
+class StopRequest:
+    """Context in which the first SIGINT or SIGTERM is noted for the training loop, and a second one kills.
+
+    `signum` is None until a stop has been asked for.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._when = 0.0
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is None:
+            self.signum, self._when = signum, time.monotonic()
+        elif time.monotonic() - self._when > REPEAT_SECONDS:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)

@@ -1,0 +1,205 @@
+"""The training loop: one linear function over examples 0, 1, 2, ... of a run."""
+
+import time
+from typing import Any
+
+import psutil
+import torch
+
+from gnunet.config import Config, to_yaml
+from gnunet.errors import DataError, TrainingError
+from gnunet.evaluation import validation_loss
+from gnunet.training.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    newest_checkpoint,
+    rotate_checkpoints,
+    save_checkpoint,
+)
+from gnunet.training.export import export_model
+from gnunet.training.progress import Display
+from gnunet.training.run_folder import RunFolder
+from gnunet.training.samples import save_grid
+from gnunet.training.schedule import learning_rate
+from gnunet.training.session import Session, build, make_accelerator
+from gnunet.training.stopping import StopRequest
+
+
+def fit(config: Config) -> int:
+    """Train as `config` says, resuming the run in its folder if there is one.
+
+    Returns:
+        0 when the run is complete, 128 + signal number when a signal stopped it (its checkpoint is written).
+
+    Raises:
+        GnunetError: something the user can mend; nothing of an earlier run is lost.
+    """
+    train = config.train
+
+    # The run's folder is checked before anything is built, and written only once everything is.
+    accelerator = make_accelerator(config)
+    run = RunFolder(config)
+    run.check(config)
+    session = build(config, accelerator)
+    state = TrainState(data=session.data)
+    if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
+        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.adamw)
+        if state.data != session.data:
+            raise DataError(f"{config.data.source}: these are not the images that {checkpoint} was trained on")
+        if state.scaler and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state.scaler)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.create(config)
+        run.metrics.rewind(state.reported)
+        run.timing.rewind(state.reported)
+    if train.trackers:
+        accelerator.init_trackers("gnunet", config={"config": to_yaml(config)})
+
+    total = session.total_images
+    batches = session.batches(state.images)
+    stop = StopRequest()
+    display = Display(
+        images=state.images, total=total, run_dir=config.run_dir, enabled=accelerator.is_main_process
+    )
+    seconds, timed_images = 0.0, 0  # of the steps since the last log line
+    with stop, display:
+        if checkpoint is not None:
+            display.message(f"resuming {checkpoint}")
+        while True:
+            # What is due at this number of images.
+            finished = state.images >= total
+            checkpoint_due = is_due(train.checkpoint_every, state, finished)
+            if is_due(train.log_every, state, finished) and state.steps:
+                values = {
+                    "images": state.images,
+                    "loss": state.loss_sum / state.steps,
+                    "learning_rate": learning_rate(train, state.images),
+                    "grad_norm": state.grad_norm_sum / state.steps,
+                    "nonfinite": state.nonfinite,
+                }
+                speed = {
+                    "images": state.images,
+                    "images_per_second": timed_images / seconds if seconds else None,
+                    "memory_mib": memory_mib(accelerator.device),
+                }
+                state.loss_sum, state.grad_norm_sum, state.steps = 0.0, 0.0, 0
+                seconds, timed_images = 0.0, 0
+                if accelerator.is_main_process:
+                    run.metrics.write(values)
+                    run.timing.write(speed)
+                accelerator.log({**values, **speed}, step=state.images)
+                display.report(state.images, shown(values, speed))
+            if is_due(train.validate_every, state, finished):
+                display.doing("validating")
+                values = validate(session, state.images)
+                if accelerator.is_main_process:
+                    run.metrics.write(values)
+                accelerator.log({"validation_loss": values["validation_loss"]}, step=state.images)
+                mean, error = values["validation_loss"], values["validation_loss_standard_error"]
+                display.report(state.images, {"validation loss": f"{mean:.5f} (standard error {error:.5f})"})
+            if is_due(train.sample_every, state, finished):
+                display.doing("sampling")
+                path = save_grid(run.samples, session, state.images)
+                display.report(state.images, {"samples": str(path)})
+            state.reported = state.images
+            if checkpoint_due:
+                save(session, run, state)
+            if finished:
+                break
+
+            # One step.
+            display.doing("training")
+            start = time.perf_counter()
+            result = session.step(batches, state.images, stop=stop.signum is not None)
+            state.images += train.batch_size
+            if result.finite:
+                state.loss_sum += result.loss
+                state.grad_norm_sum += result.grad_norm
+                state.steps += 1
+                state.nonfinite_in_a_row = 0
+            else:
+                state.nonfinite += 1
+                state.nonfinite_in_a_row += not result.overflow
+                display.message(
+                    f"skipped the step over examples {state.images - train.batch_size} to {state.images - 1}: "
+                    f"loss {result.loss}, gradient norm {result.grad_norm}"
+                )
+                if state.nonfinite_in_a_row >= train.max_nonfinite:
+                    raise TrainingError(
+                        f"{state.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient, the last "
+                        f"at {state.images} images; no weight was changed by them. Lower train.learning_rate, "
+                        "set train.mixed_precision to no, or raise train.max_nonfinite, in a new run_dir."
+                    )
+            display.step(state.images, result.loss)
+            seconds += time.perf_counter() - start
+            timed_images += train.batch_size
+
+            if result.stop:
+                save(session, run, state)
+                display.message(
+                    f"stopped at {state.images} images, checkpoint written; the same command resumes the run"
+                )
+                accelerator.end_training()
+                return 128 + (stop.signum or 15)
+
+    display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
+    accelerator.end_training()
+    return 0
+
+
+def is_due(every: int, state: TrainState, finished: bool) -> bool:
+    """Whether something done `every` so many images (0: at the end only) has come up since the last report."""
+    if state.images == state.reported:
+        return False
+    return finished or (every > 0 and state.images // every > state.reported // every)
+
+
+def validate(session: Session, images: int) -> dict[str, Any]:
+    """The line of metrics.jsonl with the validation loss of the averaged weights."""
+    accelerator = session.accelerator
+    result = validation_loss(
+        session.ema.model, session.process, session.bank, device=accelerator.device,
+        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast,
+        rank=accelerator.process_index, world_size=accelerator.num_processes, gather=accelerator.gather,
+    )  # fmt: skip
+    return {
+        "images": images,
+        "validation_loss": result.mean,
+        "validation_loss_standard_error": result.standard_error,
+        "validation_loss_by_log_snr": result.bins,
+    }
+
+
+def save(session: Session, run: RunFolder, state: TrainState) -> None:
+    """Write a checkpoint and the exported model; the other processes wait."""
+    if session.accelerator.is_main_process:
+        run.metrics.sync()
+        scaler = session.accelerator.scaler
+        state.scaler = {} if scaler is None else scaler.state_dict()
+        save_checkpoint(
+            run.checkpoints, model=session.unet, ema=session.ema.model, optimizer=session.adamw, state=state,
+            config_text=to_yaml(session.config),
+        )  # fmt: skip
+        rotate_checkpoints(run.checkpoints, session.config.train.keep_checkpoints)
+        export_model(run.model, session.ema.model, session.process, images=state.images, data=session.data)
+    session.accelerator.wait_for_everyone()
+
+
+def memory_mib(device: torch.device) -> float:
+    """Peak memory allocated on a GPU, or the process's resident memory, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def shown(values: dict[str, Any], speed: dict[str, Any]) -> dict[str, str]:
+    """The values of a log line as a person reads them."""
+    rate = speed["images_per_second"]
+    return {
+        "loss": f"{values['loss']:.5f}",
+        "lr": f"{values['learning_rate']:.2e}",
+        "grad": f"{values['grad_norm']:.3f}",
+        "speed": f"{rate:.1f} images/s" if rate else "?",
+        "memory": f"{speed['memory_mib']:.0f} MiB",
+    }

@@ -1,0 +1,142 @@
+"""Sample images from a run, a checkpoint or a diffusers folder.
+
+python scripts/sample.py runs/NAME --num_images 64 --seed 0
+accelerate launch scripts/sample.py runs/NAME --num_images 50000 --batch_size 256
+
+Image i depends on the checkpoint, the sampler's settings, the seed and i alone, however many images are asked
+for and however many processes share the work; the first images of a run's own seed are its training grid's.
+Whole batches are sampled, so a last short batch takes as long as a full one.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gnunet.diffusion import make_grid, sample_images, sample_labels
+from gnunet.errors import ConfigError, GnunetError
+from gnunet.training import spread_over_cpus
+from gnunet.training.loading import Sampleable, open_sampleable
+from gnunet.training.samples import share_of
+
+GRID_IMAGES = 256
+"""The grid shows at most so many images."""
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line; values left out are the run's own."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("source", type=Path, help="run folder, checkpoint folder or diffusers folder")
+    parser.add_argument("--num_images", type=positive, default=16, help="images 0 .. N-1 (default 16)")
+    parser.add_argument("--seed", type=int, help="seed of the images (default: the run's)")
+    parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
+    parser.add_argument("--steps", type=positive, help="sampling steps")
+    parser.add_argument(
+        "--classes", nargs="+", metavar="CLASS", help="class names or numbers, taken in turn by the images"
+    )
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
+    parser.add_argument("--batch_size", type=positive, help="images sampled together on each process")
+    parser.add_argument("--out", type=Path, help="folder for the PNGs (default: samples/NAME)")
+    parser.add_argument("--cpu", action="store_true", help="sample on the CPU even where there is a GPU")
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def labels_of(indices: list[int], model: Sampleable, classes: list[str] | None, seed: int) -> np.ndarray | None:
+    """Class label of each image: the given classes in turn, else drawn as often as in training.
+
+    Raises:
+        ConfigError: classes for an unconditional model, or a class that it does not have.
+    """
+    if model.class_counts is None:
+        if classes:
+            raise ConfigError(f"--classes {' '.join(classes)}: {model.name} is not class-conditional")
+        return None
+    if not classes:
+        return sample_labels(indices, seed, model.class_counts)
+    numbers = []
+    for name in classes:
+        if name in model.class_names:
+            numbers.append(model.class_names.index(name))
+        elif name.isdigit() and int(name) < len(model.class_names):
+            numbers.append(int(name))
+        else:
+            valid = ", ".join(model.class_names)
+            raise ConfigError(f"--classes: given {name!r}; valid: {valid}, or a number below {len(model.class_names)}")
+    return np.array([numbers[i % len(numbers)] for i in indices], dtype=np.int64)
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """Sample this process's share of the images, write them, and on the main process the grid."""
+    model = open_sampleable(arguments.source)
+    accelerator = Accelerator(mixed_precision=model.mixed_precision, cpu=arguments.cpu or not torch.accelerator.is_available())
+    settings = model.sampling
+    batch_size = arguments.batch_size or settings.batch_size
+    seed = model.seed if arguments.seed is None else arguments.seed
+    out = arguments.out or Path("samples") / model.name
+    out.mkdir(parents=True, exist_ok=True)
+    network = model.network.to(accelerator.device)
+
+    indices = range(arguments.num_images)
+    mine = share_of(indices, batch_size, accelerator.process_index, accelerator.num_processes)
+    progress = Progress(
+        TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(), disable=not accelerator.is_main_process,
+    )  # fmt: skip
+    with progress:
+        task = progress.add_task("sampling", total=len(indices), speed="")
+        start, done = time.perf_counter(), 0
+        for first in range(0, len(mine), batch_size):
+            batch = mine[first : first + batch_size]
+            images = sample_images(
+                network, model.process, indices=batch, resolution=model.resolution, channels=model.channels,
+                seed=seed, sampler=arguments.sampler or settings.sampler,
+                steps=arguments.steps or settings.steps, batch_size=batch_size,
+                guidance=settings.guidance if arguments.guidance is None else arguments.guidance,
+                labels=labels_of(batch, model, arguments.classes, seed),
+                null_label=model.null_label,
+                device=accelerator.device, autocast=accelerator.autocast,
+            )  # fmt: skip
+            for index, image in zip(batch, images, strict=True):
+                Image.fromarray(image.squeeze()).save(out / f"{index:06d}.png")
+            done += len(batch)
+            rate = done * accelerator.num_processes / (time.perf_counter() - start)
+            progress.update(task, completed=min(done * accelerator.num_processes, len(indices)),
+                            speed=f"{rate:.1f} images/s")  # fmt: skip
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        seconds = time.perf_counter() - start
+        shown = [np.asarray(Image.open(out / f"{i:06d}.png")) for i in indices[:GRID_IMAGES]]
+        grid = np.stack(shown).reshape(len(shown), model.resolution, model.resolution, model.channels)
+        make_grid(grid, columns=math.ceil(math.sqrt(len(grid)))).save(out / "grid.png")
+        Console(soft_wrap=True).print(
+            f"{len(indices)} images in {seconds:.1f} s ({len(indices) / seconds:.1f} images/s): "
+            f"{out}, grid {out / 'grid.png'}",
+            markup=False,
+        )
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    try:
+        arguments = parse_arguments(sys.argv[1:])
+        spread_over_cpus()
+        sample(arguments)
+    except GnunetError as error:
+        sys.exit(f"error: {error}")

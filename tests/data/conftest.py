@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnunet.config import DataConfig
+from gnunet.data import ImageTable
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Each test has a cache of its own."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("GNUNET_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture
+def table() -> ImageTable:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
+    return ImageTable.from_arrays(images, rng.integers(0, 5, 23), tuple("abcde"))
+
+
+@pytest.fixture
+def write_images():
+    """Writes one 8x8 picture of a single grey value to each file."""
+
+    def write(folder: Path, values: dict[str, int]) -> Path:
+        for name, value in values.items():
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), value).save(file, "PNG")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def config():
+    """A DataConfig for small grey pictures."""
+
+    def make(source, **keys) -> DataConfig:
+        return DataConfig(source=str(source), **{"resolution": 8, **keys})
+
+    return make

@@ -1,0 +1,217 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnunet.data.decode import decode_image
+
+
+def encode(image: Image.Image, kind="PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def picture(mode: str, rows: list) -> Image.Image:
+    """A 2x2 image from pixel values."""
+    image = Image.new(mode, (2, 2))
+    image.putdata([pixel for row in rows for pixel in row])
+    return image
+
+
+def grey_16_png(rows: list[list[int]], transparent: int | None = None) -> bytes:
+    """A 16-bit grey PNG, written by hand."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 16, 0, 0, 0, 0)
+    body = b"".join(b"\0" + struct.pack(f">{len(row)}H", *row) for row in rows)
+    trns = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
+    pixels = chunk(b"IDAT", zlib.compress(body))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + trns + pixels + chunk(b"IEND", b"")
+
+
+def palette(transparency=None) -> bytes:
+    image = picture("P", [[0, 1], [2, 1]])
+    image.putpalette([255, 0, 0, 0, 255, 0, 10, 20, 30])
+    return encode(image) if transparency is None else encode(image, transparency=transparency)
+
+
+COLOURS = picture("RGB", [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (1, 2, 3)]])
+INKS = picture("CMYK", [[(0, 0, 0, 0), (0, 0, 0, 255)], [(0, 255, 255, 0), (255, 255, 0, 0)]])
+RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (encode(picture("L", [[0, 50], [100, 255]])), [[[v] * 3 for v in r] for r in [[0, 50], [100, 255]]]),
+        (encode(picture("1", [[0, 255], [255, 0]])), [[[0] * 3, WHITE], [WHITE, [0] * 3]]),
+        (
+            encode(COLOURS),
+            [[RED, GREEN], [BLUE, [1, 2, 3]]],
+        ),
+        (palette(), [[RED, GREEN], [[10, 20, 30], GREEN]]),
+        (palette(transparency=1), [[RED, WHITE], [[10, 20, 30], WHITE]]),
+        # 255 * (1 - 51 / 255) = 204 of white shows through an opacity of 51
+        (palette(transparency=bytes([255, 51, 0])), [[RED, [204, 255, 204]], [WHITE, [204, 255, 204]]]),
+        (
+            encode(picture("LA", [[(0, 255), (0, 0)], [(0, 51), (100, 255)]])),
+            [[[0] * 3, WHITE], [[204] * 3, [100] * 3]],
+        ),
+        (
+            encode(picture("RGBA", [[(255, 0, 0, 255), (9, 9, 9, 0)], [(0, 0, 255, 51), (1, 2, 3, 255)]])),
+            [[RED, WHITE], [[204, 204, 255], [1, 2, 3]]],
+        ),
+        (
+            encode(COLOURS, transparency=(0, 255, 0)),
+            [[RED, WHITE], [BLUE, [1, 2, 3]]],
+        ),
+        (
+            encode(picture("L", [[0, 50], [100, 255]]), transparency=50),
+            [[[0] * 3, WHITE], [[100] * 3, WHITE]],
+        ),
+        # 65535 / 257 = 255; 257 is one step of 8 bits; 128 is the last value nearer to 0 than to 1
+        (grey_16_png([[0, 65535], [257, 32896]]), [[[0] * 3, WHITE], [[1] * 3, [128] * 3]]),
+        (grey_16_png([[128, 129], [300, 40000]]), [[[0] * 3, [1] * 3], [[1] * 3, [156] * 3]]),
+        (grey_16_png([[0, 300], [300, 65535]], transparent=300), [[[0] * 3, WHITE], [WHITE, WHITE]]),
+        (
+            encode(INKS, "TIFF"),
+            [[WHITE, [0] * 3], [RED, BLUE]],
+        ),
+    ],
+    ids=[
+        "L", "1", "RGB", "P", "P+index", "P+alphas", "LA", "RGBA", "RGB+tRNS", "L+tRNS",
+        "16", "16-rounding", "16+tRNS", "CMYK",
+    ],
+)  # fmt: skip
+def test_modes(file, expected):
+    np.testing.assert_array_equal(decode_image(file, 2, 3), expected)
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
+def test_16_bit_tiffs(mode):
+    values = np.array([[0, 65535], [257, 32896]], {"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode])
+    image = Image.frombytes(mode, (2, 2), values.tobytes())
+    np.testing.assert_array_equal(decode_image(image, 2, 1)[..., 0], [[0, 255], [1, 128]])
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_values_without_a_known_range_are_refused(mode):
+    image = Image.new(mode, (2, 2), 70000)
+    with pytest.raises(ValueError, match="valid are 8 or 16|no known range"):
+        decode_image(image, 2, 1)
+
+
+def test_colour_to_grey_is_luma():
+    image = picture("RGB", [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]])
+    # 0.299, 0.587, 0.114 of 255
+    np.testing.assert_array_equal(decode_image(image, 2, 1)[..., 0], [[76, 150], [29, 255]])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    upright = np.array([[10, 20], [30, 40]], np.uint8)
+    stored = {  # what a camera stores for each orientation, by the EXIF standard
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(decode_image(encode(image, exif=exif), 2, 1)[..., 0], upright)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        np.arange(12).reshape(2, 2, 3),
+        np.arange(12, dtype=np.uint8).reshape(2, 2, 3).tolist(),
+        np.moveaxis(np.arange(12).reshape(2, 2, 3), -1, 0),
+        Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3)),
+        {"bytes": encode(Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))), "path": None},
+        encode(Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))),
+    ],
+    ids=["array", "list", "channels first", "PIL", "dict", "bytes"],
+)
+def test_cells(cell, tmp_path):
+    np.testing.assert_array_equal(decode_image(cell, 2, 3), np.arange(12).reshape(2, 2, 3))
+
+
+def test_cells_that_are_paths(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("L", (2, 2), 9).save(file)
+    for cell in (file, str(file), {"bytes": None, "path": str(file)}):
+        assert (decode_image(cell, 2, 1) == 9).all()
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        None,
+        3,
+        [],
+        [[0.5, 0.5], [1.0, 0.0]],
+        [[0, 256], [0, 0]],
+        [1, 2, 3, 4],
+        np.zeros((2, 2, 7), np.uint8),
+        b"x",
+    ],
+    ids=repr,
+)
+def test_cells_that_are_no_images(cell):
+    with pytest.raises((ValueError, OSError)):
+        decode_image(cell, 2, 1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_truncated_files_are_errors(kind):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    file = encode(Image.fromarray(noise), kind)
+    with pytest.raises((OSError, SyntaxError, ValueError)):
+        decode_image(file[: len(file) * 2 // 3], 32, 3)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs_are_errors(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+    with pytest.raises(ValueError, match="10 x 10 pixels exceed the limit of 99"):
+        decode_image(encode(Image.new("L", (10, 10))), 8, 1)
+
+
+def test_no_resampling_where_the_shorter_side_fits():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 13, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode_image(pixels, 8, 3), pixels[:, 2:10])
+    np.testing.assert_array_equal(decode_image(pixels.swapaxes(0, 1), 8, 3), pixels.swapaxes(0, 1)[2:10])
+
+
+@pytest.mark.parametrize("size", [(64, 48), (31, 77), (50, 50), (9, 12), (100, 33), (64, 32)])
+def test_resize_of_the_shorter_side_then_centre_crop(size):
+    # Values far from 0 and 255: clipped between its two passes, noise would depend on their order.
+    pixels = np.random.default_rng(1).integers(90, 166, (size[1], size[0], 3), dtype=np.uint8)
+    width, height = (max(32, round(side * 32 / min(size))) for side in size)
+    whole = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (width - 32) // 2, (height - 32) // 2
+    expected = np.asarray(whole)[top : top + 32, left : left + 32].astype(int)
+    assert np.abs(decode_image(pixels, 32, 3).astype(int) - expected).max() <= 2  # rounding, in each pass
+
+
+def test_resize_is_antialiased():
+    # Stripes finer than the result's pixels must average out instead of turning into other stripes.
+    stripes = np.tile(np.array([0, 255], np.uint8), (256, 128))
+    result = decode_image(stripes, 32, 1)
+    assert np.abs(result[4:-4, 4:-4].astype(int) - 127).max() <= 2
+
+
+def test_extreme_shapes_need_little_memory():
+    assert decode_image(np.zeros((1, 1_000_000), np.uint8), 64, 1).shape == (64, 64, 1)

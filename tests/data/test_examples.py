@@ -1,0 +1,130 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from gnunet.data import ImageTable, TrainingExamples, ValidationBank
+from gnunet.errors import DataError
+
+
+def make(table, rows=None, **keys):
+    rows = np.arange(len(table)) if rows is None else rows
+    return TrainingExamples(table, rows, **{"seed": 3, "flip": True, **keys})
+
+
+def test_shapes_types_and_strides(table):
+    batch = make(table, class_conditional=True, label_drop=0.1).__getitems__([5, 6, 30])
+    assert batch["images"].dtype == torch.uint8 and batch["noise"].dtype == torch.float32
+    assert batch["level"].dtype == torch.float64
+    assert batch["labels"].dtype == batch["index"].dtype == torch.int64
+    for name in ("images", "noise"):
+        assert batch[name].shape == (3, 3, 8, 8)
+        assert batch[name].is_contiguous(memory_format=torch.channels_last)
+    assert batch["index"].tolist() == [5, 6, 30]
+    assert "labels" not in make(table).__getitems__([0])
+
+
+def test_pixels_and_flips(table):
+    rows = np.array([20, 4, 9])
+    examples = make(table, rows)
+    plain = make(table, rows, flip=False).__getitems__(range(30))
+    flipped = examples.__getitems__(range(30))
+    draws = examples._draws.examples(range(30))
+    assert draws.flip.any() and not draws.flip.all()
+    for i in range(30):
+        original = torch.from_numpy(table.images[rows[draws.rows[i]]]).permute(2, 0, 1)
+        assert torch.equal(plain["images"][i], original)
+        assert torch.equal(flipped["images"][i], original.flip(-1) if draws.flip[i] else original)
+    assert torch.equal(plain["noise"], flipped["noise"])
+
+
+def test_only_the_given_rows_each_once_an_epoch(table):
+    rows = np.array([2, 11, 17, 5])
+    images = make(table, rows, flip=False).__getitems__(range(4, 8))["images"].permute(0, 2, 3, 1).numpy()
+    assert {image.tobytes() for image in images} == {table.images[row].tobytes() for row in rows}
+
+
+def test_label_drop_gives_the_null_label(table):
+    examples = make(table, label_drop=0.3, class_conditional=True)
+    assert (examples.num_classes, examples.null_label) == (5, 5)
+    labels = examples.__getitems__(range(4000))["labels"].numpy()
+    kept = make(table, class_conditional=True).__getitems__(range(4000))["labels"].numpy()
+    assert abs((labels == 5).mean() - 0.3) < 0.03
+    assert (kept < 5).all() and (labels[labels != 5] == kept[labels != 5]).all()
+    np.testing.assert_array_equal(kept, table.labels[examples._draws.examples(range(4000)).rows])
+
+
+def test_what_cannot_be(table):
+    with pytest.raises(DataError, match="no images to train on"):
+        make(table, np.array([], int))
+    with pytest.raises(DataError, match="no labels"):
+        make(ImageTable.from_arrays(table.images), class_conditional=True)
+    with pytest.raises(DataError, match="uint8"):
+        ImageTable.from_arrays(table.images.astype(np.float32))
+    with pytest.raises(DataError, match="valid is one of 0..1"):
+        ImageTable.from_arrays(table.images, np.full(23, 2), ("a", "b"))
+
+
+def test_fingerprint_says_pixels_labels_and_names(table):
+    same = ImageTable.from_arrays(table.images.copy(), table.labels, table.class_names)
+    changed = table.images.copy()
+    changed[22, 7, 7, 2] ^= 1
+    others = [
+        ImageTable.from_arrays(changed, table.labels, table.class_names),
+        ImageTable.from_arrays(table.images, table.labels, tuple("abcdX")),
+        ImageTable.from_arrays(table.images, 4 - table.labels, table.class_names),
+        ImageTable.from_arrays(table.images),
+    ]
+    assert same.fingerprint == table.fingerprint
+    assert len({other.fingerprint for other in others} | {table.fingerprint}) == 5
+
+
+def test_examples_travel_to_other_processes(table):
+    examples = make(table)
+    travelled = pickle.loads(pickle.dumps(examples))
+    for name, tensor in examples.__getitems__([1, 50]).items():
+        assert torch.equal(travelled.__getitems__([1, 50])[name], tensor)
+
+
+def bank(table, rows, **keys):
+    sizes = {"num_examples": 64, "num_bins": 4, "log_snr_min": -8.0, "log_snr_max": 8.0}
+    return ValidationBank(table, rows, **{**sizes, **keys})
+
+
+def test_validation_bank(table):
+    rows = np.array([3, 8, 1, 20])
+    whole = bank(table, rows).batch(range(64))
+    for i in range(64):
+        image = torch.from_numpy(table.images[rows[i % 4]]).permute(2, 0, 1)
+        assert torch.equal(whole["images"][i], image)
+        assert whole["bin"][i] == (i + i // 4) % 4
+        assert whole["labels"][i] == table.labels[rows[i % 4]]
+    lower = -8 + 4 * whole["bin"].double()
+    assert ((whole["log_snr"] >= lower) & (whole["log_snr"] <= lower + 4)).all()
+    assert torch.bincount(whole["bin"]).tolist() == [16] * 4
+    # One draw in each sixteenth of each bin, and each image meets each bin.
+    shares = ((whole["log_snr"] - lower) / 4 * 16).long()
+    assert all(sorted(shares[whole["bin"] == b].tolist()) == list(range(16)) for b in range(4))
+    assert len({(i % 4, int(whole["bin"][i])) for i in range(64)}) == 16
+    assert abs(whole["noise"].mean()) < 0.05 and abs(whole["noise"].std() - 1) < 0.05
+    assert whole["noise"].is_contiguous(memory_format=torch.channels_last)
+    part = bank(table, rows).batch([40, 7])
+    for name, tensor in part.items():
+        assert torch.equal(tensor, whole[name][[40, 7]])
+
+
+def test_validation_fingerprint(table):
+    rows = np.arange(5)
+    fingerprint = bank(table, rows).fingerprint
+    assert bank(table, rows).fingerprint == fingerprint
+    others = [
+        bank(table, rows + 1),
+        bank(table, rows, num_examples=65),
+        bank(table, rows, num_bins=8),
+        bank(table, rows, log_snr_max=9.0),
+        bank(ImageTable.from_arrays(table.images), rows),
+    ]
+    assert fingerprint not in {other.fingerprint for other in others}
+    with pytest.raises(DataError, match="no images to validate on"):
+        bank(table, rows[:0])

@@ -1,0 +1,191 @@
+"""Processes from and to diffusers' schedulers, through the JSON that is saved beside a model."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    ScoreSdeVeScheduler,
+)
+
+from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
+from gnunet.diffusion import make_process, process_from_scheduler
+from gnunet.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # within diffusers
+
+CONFIGS = [
+    DDPMConfig(),
+    DDPMConfig(beta_schedule="cosine", prediction_type="v"),
+    DDPMConfig(num_train_timesteps=100, beta_end=0.1, prediction_type="sample"),
+    EDMConfig(sigma_data=0.7, sigma_min=0.01, sigma_max=50.0, rho=5.0),
+    FlowConfig(shift=3.0),
+]
+U = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+
+
+def assert_same_levels(one, other):
+    for name in ("alpha", "sigma", "timestep", "weight", "log_snr"):
+        assert torch.equal(getattr(one.level(U), name), getattr(other.level(U), name)), name
+
+
+def generators(count):
+    return [torch.Generator().manual_seed(i) for i in range(count)]
+
+
+def reloaded(scheduler, folder):
+    scheduler.save_pretrained(folder)
+    return type(scheduler).from_pretrained(folder)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+def test_round_trip(config, tmp_path, gaussian_oracle):
+    process = make_process(config)
+    again = process_from_scheduler(reloaded(process.export_scheduler(), tmp_path))
+    assert_same_levels(process, again)
+    assert type(again) is type(process) and again.samplers == process.samplers
+    oracle, noise = gaussian_oracle(config), torch.randn(2, 1, 4, 4)
+    for sampler in process.samplers:
+        ours, theirs = (
+            p.sample(lambda x, t: oracle(x, t)[0], noise, sampler, 5, generators(2)) for p in (process, again)
+        )
+        assert torch.equal(ours, theirs), sampler
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        HeunDiscreteScheduler,
+        PNDMScheduler,
+    ],
+)
+def test_other_schedulers_over_betas(cls, tmp_path):
+    """Each class has other defaults for what its config leaves out."""
+    for schedule, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
+        scheduler = cls(beta_start=1e-4, beta_end=0.02, beta_schedule=theirs, prediction_type="v_prediction")
+        process = process_from_scheduler(reloaded(scheduler, tmp_path))
+        assert_same_levels(process, make_process(DDPMConfig(beta_schedule=schedule, prediction_type="v")))
+
+
+def test_options_of_a_saved_sampler_do_not_leak_into_ours():
+    saved = EulerDiscreteScheduler(
+        beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True, timestep_spacing="leading", steps_offset=1
+    )
+    ours, plain = process_from_scheduler(saved), make_process(DDPMConfig())
+    for sampler in plain.samplers:
+        assert torch.equal(ours.scheduler(sampler, 7).timesteps, plain.scheduler(sampler, 7).timesteps)
+        if hasattr(plain.scheduler(sampler, 7), "sigmas"):
+            assert torch.equal(ours.scheduler(sampler, 7).sigmas, plain.scheduler(sampler, 7).sigmas)
+
+
+def test_defaults_and_custom_betas():
+    """google/ddpm-cifar10-32 spells out DDPM's; betas given as numbers have no name for the other classes."""
+    cifar = DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type="fixed_large", clip_sample=True)
+    assert_same_levels(process_from_scheduler(cifar), make_process(DDPMConfig()))
+    assert process_from_scheduler(cifar).scheduler("ddpm", 10).variance_type == "fixed_large"
+    assert_same_levels(process_from_scheduler(DDPMScheduler()), make_process(DDPMConfig()))
+
+    betas = np.linspace(0.01, 0.3, 40) ** 1.5
+    process = process_from_scheduler(DDPMScheduler(num_train_timesteps=40, trained_betas=betas.tolist()))
+    level = process.level((torch.arange(40, dtype=torch.float64) + 0.5) / 40)
+    np.testing.assert_allclose(level.alpha.square().numpy(), np.cumprod(1 - betas), rtol=1e-5)
+    for sampler in process.samplers:
+        scheduler = process.scheduler(sampler, 5)
+        np.testing.assert_allclose(scheduler.alphas_cumprod.numpy(), np.cumprod(1 - betas), rtol=1e-5)
+    sigmoid = DDPMScheduler(beta_schedule="sigmoid")
+    assert process_from_scheduler(sigmoid).scheduler("heun", 5).sigmas.isfinite().all()
+
+
+def test_zero_terminal_snr(gaussian_oracle):
+    process = process_from_scheduler(
+        DDPMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
+    )
+    last = process.level(U[-1:] + 1 / 128 - 1e-6)
+    assert last.timestep == 999 and last.alpha == 0 and last.sigma == 1 and last.log_snr == -torch.inf
+    assert process.samplers == ("ddpm", "ddim", "dpm++", "euler")
+
+    def predict(x, timestep):  # the v of a point mass at 0.5
+        level = process.level((timestep.double() + 0.5) / 1000)
+        alpha, sigma = level.alpha[:, None, None, None], level.sigma[:, None, None, None]
+        return alpha * (x - alpha * 0.5) / sigma - sigma * 0.5
+
+    for sampler in process.samplers:
+        images = process.sample(predict, torch.randn(1, 1, 4, 4), sampler, 10, [torch.Generator()])
+        torch.testing.assert_close(images, torch.full_like(images, 0.5), rtol=0, atol=1e-4)
+
+
+def test_edm_and_flow_options():
+    edm = process_from_scheduler(EDMDPMSolverMultistepScheduler(sigma_data=0.8))
+    assert edm.kind == "edm" and edm.config.sigma_data == 0.8
+    flow = process_from_scheduler(FlowMatchEulerDiscreteScheduler(num_train_timesteps=500, shift=2.0))
+    assert flow.level(torch.tensor([0.5], dtype=torch.float64)).timestep == 250 and flow.config.shift == 2.0
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            DDPMScheduler(prediction_type="flow"),
+            "prediction_type: 'flow' given; valid: epsilon, v_prediction",
+        ),
+        (
+            DDPMScheduler(variance_type="learned_range"),
+            "variance_type: 'learned_range' given; valid: fixed_sm",
+        ),
+        (EDMEulerScheduler(prediction_type="v_prediction"), "EDMEulerScheduler.prediction_type: 'v_predicti"),
+        (EDMEulerScheduler(sigma_schedule="exponential"), "sigma_schedule: 'exponential' given; valid: 'kar"),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting: True given"),
+        (ScoreSdeVeScheduler(), "scheduler: ScoreSdeVeScheduler given; valid: schedulers over betas"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_refused_schedulers(scheduler, message):
+    with pytest.raises(ConfigError, match=message):
+        process_from_scheduler(scheduler)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v", "sample"])
+def test_exported_ddpm_scheduler_in_a_stock_loop(prediction_type, gaussian_oracle):
+    """The loop of diffusers' DDPMPipeline gives what our "ddpm" gives, noise for noise."""
+    config = DDPMConfig(num_train_timesteps=40, beta_end=0.3, prediction_type=prediction_type)
+    process, oracle = make_process(config), gaussian_oracle(config)
+    noise = torch.randn(3, 1, 8, 8)
+    scheduler = process.export_scheduler()
+    scheduler.set_timesteps(40)
+    x, random = noise, generators(3)
+    for t in scheduler.timesteps:
+        x = scheduler.step(oracle(x, t.float().expand(3))[0], t, x, generator=random).prev_sample
+    ours = process.sample(lambda x, t: oracle(x, t)[0], noise, "ddpm", 40, generators(3))
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-4)
+
+
+def test_exported_edm_and_flow_schedulers_in_stock_loops(gaussian_oracle):
+    noise = torch.randn(3, 1, 8, 8)
+    edm, oracle = make_process(EDMConfig()), gaussian_oracle(EDMConfig())
+    scheduler = edm.export_scheduler()
+    scheduler.set_timesteps(20)
+    x = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(oracle(scheduler.scale_model_input(x, t), t.expand(3))[0], t, x).prev_sample
+    assert torch.equal(x, edm.sample(lambda x, t: oracle(x, t)[0], noise, "euler", 20, []))
+
+    flow, oracle = make_process(FlowConfig(shift=3.0)), gaussian_oracle(FlowConfig())
+    scheduler = flow.export_scheduler()
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20))
+    x = noise
+    for t in scheduler.timesteps:
+        x = scheduler.step(oracle(x, t.expand(3))[0], t, x).prev_sample
+    assert torch.equal(x, flow.sample(lambda x, t: oracle(x, t)[0], noise, "euler", 20, []))

@@ -1,0 +1,59 @@
+"""uint8 and back, and the geometry of grids."""
+
+import numpy as np
+import pytest
+import torch
+
+from gnunet.diffusion import make_grid, to_uint8, to_unit_range
+from gnunet.diffusion.images import GAP_COLOUR
+
+
+def test_every_level_comes_back():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    images = to_unit_range(levels)
+    assert images.dtype == torch.float32 and images.min() == -1 and images.max() == 1
+    assert np.array_equal(to_uint8(images), levels.permute(0, 2, 3, 1).numpy())
+
+
+def test_to_unit_range_keeps_the_memory_format():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8).to(memory_format=torch.channels_last)
+    assert to_unit_range(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_rounds_to_nearest_and_clamps():
+    level = 1 / 127.5
+    values = [-1 + 0.49 * level, -1 + 0.51 * level, 1 - 0.51 * level, 1 - 0.49 * level, -3.0, 7.0]
+    assert to_uint8(torch.tensor(values).view(1, 1, 2, 3)).ravel().tolist() == [0, 1, 254, 255, 0, 255]
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0]).view(1, 1, 2, 2)
+    assert to_uint8(special).ravel().tolist() == [128, 255, 0, 128]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_to_uint8_is_channels_last(memory_format):
+    images = (torch.rand(2, 3, 4, 5) * 2 - 1).to(memory_format=memory_format)
+    array = to_uint8(images)
+    assert array.shape == (2, 4, 5, 3) and array.dtype == np.uint8 and array.flags.c_contiguous
+    expected = np.rint((images.numpy() + 1) * 127.5).transpose(0, 2, 3, 1)
+    assert np.array_equal(array, expected.astype(np.uint8))
+
+
+@pytest.mark.parametrize(("count", "columns", "size"), [
+    (1, None, (5, 4)), (4, None, (12, 10)), (5, None, (19, 10)), (5, 2, (12, 16)), (3, 5, (33, 4)),
+])  # fmt: skip
+def test_grid_geometry(count, columns, size):
+    images = np.random.default_rng(0).integers(0, 256, (count, 4, 5, 3), dtype=np.uint8)
+    grid = make_grid(images, columns)
+    assert grid.mode == "RGB" and grid.size == size
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    pixels, covered = np.asarray(grid), np.zeros(size[::-1], bool)
+    for i in range(count):
+        place = np.s_[i // columns * 6 : i // columns * 6 + 4, i % columns * 7 : i % columns * 7 + 5]
+        assert np.array_equal(pixels[place], images[i])
+        covered[place] = True
+    assert (pixels[~covered] == GAP_COLOUR).all()
+
+
+def test_grey_grid():
+    grid = make_grid(np.full((2, 3, 3, 1), 7, np.uint8))
+    assert grid.mode == "L" and grid.size == (8, 3)
+    assert np.asarray(grid)[0].tolist() == [7, 7, 7, GAP_COLOUR, GAP_COLOUR, 7, 7, 7]

@@ -1,0 +1,197 @@
+"""Image i is a pure function of (network, sampler settings, seed, i)."""
+
+import logging
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
+from gnunet.diffusion import make_process, sample_images, sample_labels
+from gnunet.diffusion.sampling import step_generators
+from gnunet.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # within diffusers
+
+SAMPLERS = [
+    (config, sampler)
+    for config in (DDPMConfig(), EDMConfig(), FlowConfig())
+    for sampler in make_process(config).samplers
+]
+NULL = 3
+
+
+class TinyNet(nn.Module):
+    """A network with everything that could mix examples: convolution, batch statistics, dropout, classes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.drop = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.5)
+        self.out, self.classes = nn.Conv2d(8, 3, 3, padding=1), nn.Embedding(NULL + 1, 8)
+        self.norm.running_mean.uniform_(-0.1, 0.1)
+        self.batches = []
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        assert not self.training and not torch.is_grad_enabled() and sample.dtype == torch.float32
+        self.batches.append(len(sample))
+        h = self.norm(self.conv(sample)) + torch.sin(timestep)[:, None, None, None]
+        if class_labels is not None:
+            h = h + self.classes(class_labels)[:, :, None, None]
+        return (self.out(self.drop(torch.nn.functional.silu(h))),)
+
+
+def draw(indices, config=None, network=None, **changes):
+    options = {"resolution": 8, "channels": 3, "seed": 5, "steps": 4, "batch_size": 4} | changes
+    return sample_images(
+        network or TinyNet(), make_process(config or FlowConfig()), indices=indices, **options
+    )
+
+
+@pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
+def test_an_image_does_not_depend_on_what_else_is_asked_for(config, sampler):
+    whole = draw(range(10), config, sampler=sampler)
+    assert whole.shape == (10, 8, 8, 3) and whole.dtype == np.uint8
+    assert len({image.tobytes() for image in whole}) == 10
+    for indices in ([0], [7], [9, 3, 4], [5, 5], range(2, 9), [8, 0, 1]):
+        assert np.array_equal(draw(indices, config, sampler=sampler), whole[list(indices)])
+    other = draw(range(10), config, sampler=sampler, batch_size=3)
+    assert np.abs(other.astype(int) - whole).max() <= 1
+
+
+@pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
+def test_the_seed_changes_every_image(config, sampler):
+    one, other = (draw(range(4), config, sampler=sampler, seed=seed) for seed in (5, 6))
+    assert all(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_ancestral_noise_is_the_images_own():
+    """From one starting noise, the ancestral sampler's paths differ from the deterministic one's."""
+    process, zero = make_process(DDPMConfig()), lambda x, timestep: torch.zeros_like(x)
+    noise = torch.zeros(2, 1, 8, 8)
+    generators = [torch.Generator().manual_seed(i) for i in (1, 2)]
+    images = process.sample(zero, noise, "ddpm", 10, generators)
+    assert not torch.equal(images[0], images[1])
+    alone = process.sample(zero, noise[1:], "ddpm", 10, [torch.Generator().manual_seed(2)])
+    assert torch.equal(images[1:], alone)
+
+
+def test_every_image_and_seed_has_its_own_step_noise():
+    seeds = {g.initial_seed() for seed in (0, 1) for g in step_generators(seed, range(100))}
+    assert len(seeds) == 200
+    again = step_generators(1, [42])[0]
+    assert again.initial_seed() == step_generators(1, range(100))[42].initial_seed()
+
+
+def test_nothing_asked_for():
+    assert draw([]).shape == (0, 8, 8, 3)
+
+
+def test_batches_are_whole_and_progress_counts_what_was_asked_for():
+    network, seen = TinyNet(), []
+    draw([1, 9, 2], network=network, progress=seen.append)
+    assert seen == [2, 1] and set(network.batches) == {4}
+
+
+def test_default_sampler_is_used():
+    assert np.array_equal(draw([0], EDMConfig()), draw([0], EDMConfig(), sampler="heun"))
+    assert not np.array_equal(draw([0], EDMConfig()), draw([0], EDMConfig(), sampler="euler"))
+
+
+def test_labels_follow_their_images():
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    whole = draw(range(6), labels=labels)
+    for indices in ([4, 1, 5], [1, 3, 2]):
+        assert np.array_equal(draw(indices, labels=labels[indices]), whole[indices])
+    assert not np.array_equal(draw(range(6), labels=1 - labels % 2), whole)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_guidance_extrapolates_from_the_null_label(guidance):
+    class Flat(nn.Module):
+        """One Euler step along its velocity ends at a picture whose value is a tenth of the class."""
+
+        def forward(self, sample, timestep, class_labels=None, return_dict=True):
+            self.count = len(sample)
+            return (sample - class_labels[:, None, None, None] / 10,)
+
+    network, labels = Flat(), [0, 1, 2, 3]
+    images = draw(range(4), network=network, steps=1, labels=labels, null_label=NULL, guidance=guidance)
+    assert network.count == (4 if guidance == 1 else 8)
+    for image, label in zip(images, labels, strict=True):
+        value = (NULL + guidance * (label - NULL)) / 10
+        assert np.abs(image - np.rint(127.5 * (min(max(value, -1), 1) + 1))).max() <= 1
+
+
+@pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
+def test_guidance_without_a_class_changes_nothing(config, sampler):
+    plain = draw(range(4), config, sampler=sampler, labels=[NULL] * 4)
+    guided = draw(range(4), config, sampler=sampler, labels=[NULL] * 4, null_label=NULL, guidance=3.0)
+    assert np.abs(plain.astype(int) - guided).max() <= 1
+
+
+def test_errors():
+    with pytest.raises(ConfigError, match="sampling.guidance: 2.0 given; valid: 1"):
+        draw([0], guidance=2.0)
+    with pytest.raises(ConfigError, match="sampling.guidance"):
+        draw([0], guidance=2.0, labels=[0])
+    with pytest.raises(ConfigError, match="flow has no sampler 'ddim'; valid: euler, heun"):
+        draw([0], sampler="ddim")
+
+
+def test_the_network_s_modes_are_put_back():
+    network = TinyNet()
+    network.norm.eval()
+    draw([0], network=network)
+    assert network.training and not network.norm.training and network.conv.training
+    with pytest.raises(ConfigError):
+        draw([0], network=network, sampler="none")
+    network.out = None  # fails in the middle
+    with pytest.raises(TypeError):
+        draw([0], network=network)
+    assert network.training and not network.norm.training
+
+
+@pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
+def test_the_network_alone_runs_in_the_given_context(config, sampler):
+    entered = []
+
+    @contextmanager
+    def autocast():
+        entered.append(True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            yield
+
+    low, high = (draw(range(4), config, sampler=sampler, **kwargs) for kwargs in ({"autocast": autocast}, {}))
+    assert len(entered) == {"heun": 7}.get(sampler, 4)
+    assert 0 < np.abs(low.astype(int) - high).max() < 40
+
+
+def test_images_that_are_not_finite_are_counted(caplog):
+    class Broken(nn.Module):
+        def forward(self, sample, timestep, class_labels=None, return_dict=True):
+            output = sample.clone()
+            output[1] = torch.nan
+            return (output,)
+
+    with caplog.at_level(logging.WARNING):
+        images = draw([0, 1, 2], network=Broken())
+    assert "1 of 3 sampled images have values that are not finite" in caplog.text
+    assert (images[1] == 128).all() and not (images[0] == 128).all()
+    caplog.clear()
+    draw([0, 2], network=Broken())
+    assert not caplog.text
+
+
+def test_labels_have_the_classes_frequencies():
+    counts = [0, 300, 0, 100, 600, 0]
+    labels = sample_labels(range(4000), 1, counts)
+    assert labels.dtype == np.int64
+    shares = np.bincount(labels, minlength=6) / 4000
+    np.testing.assert_allclose(shares, np.array(counts) / 1000, atol=0.03)
+    assert set(labels) == {1, 3, 4}
+    assert np.array_equal(sample_labels([17, 3], 1, counts), labels[[17, 3]])
+    assert not np.array_equal(sample_labels(range(100), 2, counts), labels[:100])
+    assert sample_labels([], 1, counts).shape == (0,)

@@ -1,0 +1,192 @@
+"""The validation loss: against brute force, across processes, and over ranks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
+from gnunet.data.validation import ValidationBank
+from gnunet.diffusion import make_process
+from gnunet.evaluation import validation_loss
+from gnunet.evaluation.validation import summarize
+
+CONFIGS = [
+    DDPMConfig(),
+    DDPMConfig(beta_schedule="cosine", prediction_type="v"),
+    DDPMConfig(prediction_type="sample"),
+    EDMConfig(),
+    FlowConfig(),
+]
+
+
+class Table:
+    """What the bank needs of an image table."""
+
+    def __init__(self, count=12, size=8, labels=False):
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+        self.labels = rng.integers(0, 4, count) if labels else None
+
+
+def make_bank(num_examples=50, num_bins=5, **options):
+    return ValidationBank(
+        Table(**options), np.arange(12), num_examples=num_examples, num_bins=num_bins,
+        log_snr_min=-6.0, log_snr_max=6.0,
+    )  # fmt: skip
+
+
+class TinyNet(nn.Module):
+    def __init__(self, classes=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.class_embedding = nn.Embedding(4, 3) if classes else None
+        self.sizes = []
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        assert not self.training and not torch.is_grad_enabled()
+        assert (class_labels is None) == (self.class_embedding is None)
+        self.sizes.append(len(sample))
+        output = self.norm(self.conv(sample))
+        if class_labels is not None:
+            output = output + self.class_embedding(class_labels)[:, :, None, None]
+        return (output,)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+def test_against_brute_force(config):
+    """v and its estimate written out, example by example in float64, on the image rescaled to unit power."""
+    process, network, bank = make_process(config), TinyNet().eval(), make_bank()
+    errors = []
+    for i in range(len(bank)):
+        batch = bank.batch([i])
+        level = process.level_at(batch["log_snr"])
+        image = batch["images"].double() / 127.5 - 1
+        noise, a, s = batch["noise"].double(), level.alpha.double(), level.sigma.double()
+        x = a * image + s * noise
+        with torch.no_grad():
+            estimate = process.denoise(network, x.float(), level).double()
+        power = (a**2 + s**2).sqrt()
+        a, s, x = a / power, s / power, x / power
+        estimated_noise = (x - a * estimate) / s
+        v, v_hat = a * noise - s * image, a * estimated_noise - s * estimate
+        errors.append((v_hat - v).square().mean().item())
+    errors = np.array(errors)
+
+    result = validation_loss(TinyNet(), process, bank, batch_size=16)
+    groups = [errors[bank.bins == b] for b in range(5)]
+    assert result.bins == pytest.approx([group.mean() for group in groups], rel=1e-4)
+    spreads = [group.std(ddof=1) / math.sqrt(len(group)) for group in groups]
+    assert result.bin_standard_errors == pytest.approx(spreads, rel=1e-3)
+    assert result.mean == pytest.approx(np.mean(result.bins), rel=1e-12)
+    assert result.standard_error == pytest.approx(np.sqrt(np.sum(np.square(spreads))) / 5, rel=1e-3)
+
+
+def test_one_denoiser_has_one_loss_in_every_process():
+    """For a fixed image, the network that always answers with it, said in each process' own terms."""
+    answer = 0.25
+
+    class Constant(nn.Module):
+        def __init__(self, process):
+            super().__init__()
+            self.process = process
+
+        def forward(self, sample, timestep, class_labels=None, return_dict=True):
+            level = self.process.level_at(self.log_snr)
+            x = sample
+            if self.process.kind == "edm":
+                x = sample * (level.sigma[:, None, None, None] ** 2 + 0.25).sqrt()
+            # The output is affine in the estimate: solve for the output that gives the answer.
+            zero = self.process.to_image(torch.zeros_like(x), x, level)
+            one = self.process.to_image(torch.ones_like(x), x, level)
+            return ((answer - zero) / (one - zero),)
+
+    bank, results = make_bank(), []
+    for config in (EDMConfig(), FlowConfig()):  # DDPM's levels are near the bank's, not equal
+        process = make_process(config)
+        network = Constant(process)
+        errors = []
+        for i in range(len(bank)):
+            network.log_snr = bank.batch([i])["log_snr"]
+            single = OneOf(bank, i)
+            errors.append(validation_loss(network, process, single, batch_size=1).mean)
+        results.append(errors)
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
+    images = np.concatenate([bank.batch([i])["images"].numpy() for i in range(len(bank))]) / 127.5 - 1
+    expected = (1 + np.exp(bank.log_snr)) * ((images - answer) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(results[1], expected, rtol=1e-3)
+
+
+class OneOf:
+    """A bank of one example of another."""
+
+    def __init__(self, bank, index):
+        self.bank, self.index, self.bins, self.num_bins = bank, index, bank.bins[[index]], bank.num_bins
+
+    def __len__(self):
+        return 1
+
+    def batch(self, indices):
+        return self.bank.batch([self.index])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_ranks_share_the_work_and_agree(config, world_size):
+    process, bank = make_process(config), make_bank()
+    alone = validation_loss(TinyNet(), process, bank, batch_size=12)
+    parts, sizes = [], []
+
+    def keep(tensor):
+        parts.append(tensor)
+        return torch.cat([tensor] * world_size)
+
+    for rank in range(world_size):
+        network = TinyNet()
+        validation_loss(network, process, bank, batch_size=12, rank=rank, world_size=world_size, gather=keep)
+        sizes += network.sizes
+    assert sorted(sizes) == [2, 12, 12, 12, 12]
+    for rank in range(world_size):
+        result = validation_loss(
+            TinyNet(), process, bank, batch_size=12, rank=rank, world_size=world_size,
+            gather=lambda tensor: torch.cat(parts),
+        )  # fmt: skip
+        assert result == alone
+
+
+def test_labels_go_to_networks_with_classes_only():
+    process, bank = make_process(FlowConfig()), make_bank(labels=True)
+    with_classes = validation_loss(TinyNet(classes=True), process, bank)
+    assert with_classes.mean != validation_loss(TinyNet(), process, bank).mean
+
+
+def test_modes_are_put_back():
+    network = TinyNet()
+    network.norm.eval()
+    validation_loss(network, make_process(FlowConfig()), make_bank())
+    assert network.training and network.conv.training and not network.norm.training
+
+
+def test_a_perfect_network_is_close_to_nothing():
+    class Perfect(nn.Module):
+        def forward(self, sample, timestep, class_labels=None, return_dict=True):
+            return (self.answer,)
+
+    bank, network, process = make_bank(num_examples=5), Perfect(), make_process(FlowConfig())
+    batch = bank.batch(range(5))
+    network.answer = batch["noise"] - (batch["images"].float() / 127.5 - 1)
+    assert validation_loss(network, process, bank).mean < 1e-6
+
+
+def test_summary_of_thin_bins():
+    result = summarize(np.array([1.0, 3.0, 10.0, 14.0, 5.0]), np.array([0, 0, 2, 2, 3]), 5)
+    assert result.bins == [2.0, None, 12.0, 5.0, None]
+    assert result.bin_standard_errors == [pytest.approx(1.0), None, pytest.approx(2.0), None, None]
+    assert result.mean == pytest.approx(19 / 3)
+    assert math.isnan(result.standard_error)
+    full = summarize(np.array([1.0, 3.0, 10.0, 14.0]), np.array([0, 0, 1, 1]), 2)
+    assert full.mean == 7 and full.standard_error == pytest.approx(math.sqrt(5) / 2)
+    assert math.isnan(summarize(np.array([1.0, math.nan]), np.array([0, 1]), 2).mean)

@@ -1,0 +1,183 @@
+"""train.py and scripts/sample.py as their users start them: plain, under accelerate launch, and stopped by signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*command: str, cwd: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(*command: str, cwd: Path, status: int = 0) -> str:
+    process = start(*command, cwd=cwd)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == status, f"{out}\n{err}"
+    return out + err
+
+
+def plain(script: str, *flags: str, cwd: Path, status: int = 0) -> str:
+    return run(sys.executable, str(ROOT / script), *flags, cwd=cwd, status=status)
+
+
+def launched(processes: int, script: str, *flags: str, cwd: Path) -> str:
+    return run(
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+        str(ROOT / script), *flags, cwd=cwd,
+    )  # fmt: skip
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+STEPS20 = ["--train.images", "160", "--train.log_every", "8", "--train.checkpoint_every", "0"]
+
+
+def test_two_processes_train_as_one_does(tiny_flags, tmp_path):
+    """The same examples (the losses agree), the same validation, the same image in every place."""
+    plain("train.py", *tiny_flags("one", *STEPS20), cwd=tmp_path)
+    launched(2, "train.py", *tiny_flags("two", *STEPS20), cwd=tmp_path)
+    assert len(losses(tmp_path / "one")) == 20
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    pictures = [np.asarray(Image.open(tmp_path / n / "samples/000000160.png"), dtype=int) for n in ("one", "two")]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+
+
+def test_a_run_moves_between_launch_sizes(tiny_flags, tmp_path):
+    """Stopped on two processes by a signal to the launcher, finished on one; then sampled by two."""
+    flags = tiny_flags("run", "--train.images", "4000", "--train.checkpoint_every", "0", "--train.sample_every", "0")
+    process = start(
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(ROOT / "train.py"),
+        *flags, cwd=tmp_path,
+    )  # fmt: skip
+    wait_for_losses(tmp_path / "run", process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    images = int(checkpoint.name)
+    assert 0 < images < 4000 and images % 8 == 0
+    out = plain("train.py", *flags, cwd=tmp_path)
+    assert f"resuming {checkpoint}" in out and "done: 4000 images" in out
+
+    sample = [str(tmp_path / "run"), "--num_images", "10", "--batch_size", "2"]
+    plain("scripts/sample.py", *sample, "--out", "one", cwd=tmp_path)
+    launched(2, "scripts/sample.py", *sample, "--out", "two", cwd=tmp_path)
+    for i in range(10):
+        name = f"{i:06d}.png"
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def wait_for_losses(folder: Path, process: subprocess.Popen) -> None:
+    """Until the run has logged twice."""
+    for _ in range(1200):
+        if process.poll() is not None:
+            raise AssertionError("".join(process.communicate()))
+        if (folder / "metrics.jsonl").exists() and len(losses(folder)) >= 2:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run logs nothing")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_in_a_checkpoint_and_says_how_to_resume(tiny_flags, tmp_path, number):
+    flags = tiny_flags("run", "--train.images", "100000", "--train.sample_every", "0", "--data.num_workers", "1")
+    process = start(sys.executable, str(ROOT / "train.py"), *flags, cwd=tmp_path)
+    wait_for_losses(tmp_path / "run", process)
+    os.killpg(process.pid, number)  # as a terminal does: the loader's processes get it too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "the same command resumes" in out
+    assert "Traceback" not in err
+    newest = max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"stopped at {int(newest)} images" in out
+
+
+def test_plain_output_is_lines_of_text(tiny_flags, tmp_path):
+    out = plain("train.py", *tiny_flags("run"), cwd=tmp_path)
+    (line,) = [text for text in out.splitlines() if text.startswith("images 32/64") and "loss" in text and "lr" in text]
+    assert "images/s" in line and "MiB" in line and "left" in line
+    assert "\x1b" not in out
+
+
+def test_user_errors_are_one_message_and_status_2(tiny_flags, tmp_path):
+    out = plain("train.py", *tiny_flags("run", "--train.learning_rat", "1"), cwd=tmp_path, status=2)
+    assert "train.learning_rate" in out and "Traceback" not in out
+    out = plain("train.py", "--data.source", "/nowhere/at/all", cwd=tmp_path, status=2)
+    assert "/nowhere/at/all" in out and "Traceback" not in out
+
+
+def test_sample_py_gives_the_training_grids_images(tiny_flags, tmp_path):
+    plain("train.py", *tiny_flags("run"), cwd=tmp_path)
+    grid = np.asarray(Image.open(tmp_path / "run/samples/000000064.png"))
+    plain("scripts/sample.py", "run", "--num_images", "6", "--out", "same", cwd=tmp_path)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "same/grid.png")), grid)
+    plain("scripts/sample.py", "run/checkpoints/000000064", "--num_images", "5", "--batch_size", "5", "--out", "other",
+          cwd=tmp_path)  # fmt: skip
+    plain("scripts/sample.py", "run/model", "--num_images", "5", "--batch_size", "4", "--steps", "4", "--out", "model",
+          cwd=tmp_path)  # fmt: skip
+    for i in range(5):
+        images = [np.asarray(Image.open(tmp_path / folder / f"{i:06d}.png"), int) for folder in ("same", "other", "model")]
+        assert np.abs(images[0] - images[1]).max() <= 1  # 1e-4 in [-1, 1] moves a rounding by one at most
+        assert np.array_equal(images[0], images[2])
+
+
+def test_sample_py_classes_guidance_seeds_and_errors(tiny_flags, tmp_path):
+    plain("train.py", *tiny_flags("run"), cwd=tmp_path)
+
+    def sample(out: str, *flags: str, status: int = 0) -> str:
+        return plain("scripts/sample.py", "run", "--num_images", "2", "--out", out, *flags, cwd=tmp_path, status=status)
+
+    def image(out: str, i: int = 0) -> np.ndarray:
+        return np.asarray(Image.open(tmp_path / out / f"{i:06d}.png"))
+
+    sample("dark", "--classes", "dark")
+    sample("light", "--classes", "light")
+    sample("number", "--classes", "1")
+    sample("turns", "--classes", "light", "dark")
+    assert not np.array_equal(image("dark"), image("light"))
+    assert np.array_equal(image("light"), image("number"))
+    assert np.array_equal(image("turns", 0), image("light", 0)) and np.array_equal(image("turns", 1), image("dark", 1))
+    sample("guided", "--classes", "dark", "--guidance", "3")
+    assert not np.array_equal(image("guided"), image("dark"))
+    sample("seed", "--classes", "dark", "--seed", "7")
+    assert not np.array_equal(image("seed"), image("dark"))
+    assert "'grey'" in (out := sample("x", "--classes", "grey", status=1)) and "dark, light" in out
+    assert "heun" in sample("x", "--sampler", "nosuch", status=1)
+    assert "run/none" in plain("scripts/sample.py", "run/none", cwd=tmp_path, status=1)
+
+
+def test_the_exported_model_needs_no_gnunet(tiny_flags, tmp_path):
+    flags = tiny_flags("run", "--diffusion.kind", "ddpm", "--data.class_conditional", "false")
+    plain("train.py", *flags, cwd=tmp_path)
+    code = (
+        "import sys; sys.modules['gnunet'] = None\n"
+        "from diffusers import DiffusionPipeline\n"
+        "pipe = DiffusionPipeline.from_pretrained('run/model')\n"
+        "print(type(pipe).__name__, pipe(num_inference_steps=2, output_type='np').images.shape)"
+    )
+    assert "DDPMPipeline (1, 16, 16, 3)" in run(sys.executable, "-c", code, cwd=tmp_path)
+
+
+def test_a_checkpoint_holds_only_safetensors_json_and_yaml(tiny_flags, tmp_path):
+    plain("train.py", *tiny_flags("run"), cwd=tmp_path)
+    checkpoint = tmp_path / "run/checkpoints/000000064"
+    assert {p.suffix for p in checkpoint.iterdir()} == {".safetensors", ".json", ".yaml"}
+    assert load_file(checkpoint / "ema.safetensors")["conv_in.weight"].shape == (8, 3, 3, 3)

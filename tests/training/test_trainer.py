@@ -1,0 +1,236 @@
+"""Whole runs in this process: what they leave behind, and that stopping and resuming changes no bit of it."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from gnunet.diffusion import Flow
+from gnunet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gnunet.training import fit
+from gnunet.training.session import Session
+
+FINAL = "checkpoints/000000064"
+EXACT = [f"{FINAL}/model.safetensors", f"{FINAL}/ema.safetensors", f"{FINAL}/optimizer.safetensors",
+         f"{FINAL}/state.json", "metrics.jsonl", "samples/000000032.png", "samples/000000064.png"]  # fmt: skip
+"""Files of a finished tiny run that must not depend on how it came about."""
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in EXACT}
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Make the run receive SIGTERM in the step after so many images."""
+
+    def arrange(images: int) -> None:
+        step = Session.step
+
+        def stopped_step(self, batches, images_seen, *, stop):
+            if images_seen == images:
+                signal.raise_signal(signal.SIGTERM)
+                stop = True
+            return step(self, batches, images_seen, stop=stop)
+
+        monkeypatch.setattr(Session, "step", stopped_step)
+        return monkeypatch
+
+    return arrange
+
+
+def test_a_run_leaves_what_the_design_says(tiny, tmp_path):
+    assert fit(tiny("run")) == 0
+    run = tmp_path / "run"
+    assert sorted(p.name for p in run.iterdir()) == [
+        "checkpoints", "config.yaml", "metrics.jsonl", "model", "samples", "timing.jsonl"
+    ]  # fmt: skip
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000000048", "000000064"]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000032.png", "000000064.png"]
+    assert Image.open(run / "samples" / "000000064.png").size == (3 * 16 + 4 * 2, 2 * 16 + 3 * 2)
+    losses = [line for line in lines(run) if "loss" in line]
+    assert [line["images"] for line in losses] == [16, 32, 48, 64]
+    assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["nonfinite"] == 0 for line in losses)
+    validations = [line for line in lines(run) if "validation_loss" in line]
+    assert [line["images"] for line in validations] == [32, 64]
+    assert all(len(line["validation_loss_by_log_snr"]) == 4 for line in validations)
+    assert {"images_per_second", "memory_mib"} < json.loads(
+        (run / "timing.jsonl").read_text().splitlines()[0]
+    ).keys()
+
+
+def test_running_a_finished_run_again_changes_nothing(tiny, tmp_path):
+    fit(tiny("run"))
+    before = {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()}
+    assert fit(tiny("run")) == 0
+    assert {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()} == before
+
+
+@pytest.mark.parametrize("images", [0, 8, 24, 40, 56])
+def test_stopped_and_resumed_is_the_same_run_bit_for_bit(tiny, tmp_path, stop_at, images):
+    """At 24 (a step that ends on log, validation, samples), on a checkpoint, in between, first and last step."""
+    fit(tiny("whole"))
+    patched = stop_at(images)
+    assert fit(tiny("stopped")) == 128 + signal.SIGTERM
+    assert (tmp_path / "stopped" / "checkpoints" / f"{images + 8:09d}").is_dir()
+    patched.undo()
+    assert fit(tiny("stopped")) == 0
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_resume_from_an_older_checkpoint_rewrites_the_same_lines(tiny, tmp_path):
+    fit(tiny("run"))
+    before = contents(tmp_path / "run")
+    (tmp_path / "run" / FINAL / "ema.safetensors").write_bytes(b"torn")
+    assert fit(tiny("run")) == 0
+    assert contents(tmp_path / "run") == before
+
+
+def test_dropout_resumes_exactly_too(tiny, tmp_path, stop_at):
+    fit(tiny("whole", "--model.dropout", "0.3"))
+    patched = stop_at(24)
+    fit(tiny("stopped", "--model.dropout", "0.3"))
+    patched.undo()
+    fit(tiny("stopped", "--model.dropout", "0.3"))
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_loader_processes_change_nothing(tiny, tmp_path):
+    fit(tiny("here"))
+    fit(tiny("there", "--data.num_workers", "2"))
+    here, there = contents(tmp_path / "here"), contents(tmp_path / "there")
+    assert here == there
+
+
+@pytest.mark.parametrize("micro", ["4", "2"])
+def test_accumulation_agrees_with_whole_batches(tiny, tmp_path, micro):
+    fit(tiny("whole"))
+    fit(tiny("parts", "--train.micro_batch_size", micro))
+    for whole, parts in zip(lines(tmp_path / "whole"), lines(tmp_path / "parts"), strict=True):
+        for key in {"loss", "validation_loss"} & whole.keys():
+            assert parts[key] == pytest.approx(whole[key], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "edm", "flow"])
+@pytest.mark.parametrize("norm", ["group", "layer", "instance", "none"])
+def test_every_process_and_norm_trains_and_learns(tiny, tmp_path, kind, norm):
+    flags = ["--diffusion.kind", kind, "--model.norm.kind", norm, "--train.images", "256"]
+    assert fit(tiny("run", *flags)) == 0
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_ema_is_not_the_model_but_near_it(tiny, tmp_path):
+    fit(tiny("run"))
+    model = load_file(tmp_path / "run" / FINAL / "model.safetensors")
+    ema = load_file(tmp_path / "run" / FINAL / "ema.safetensors")
+    assert model.keys() == ema.keys()
+    distance = sum((model[k] - ema[k]).square().sum() for k in model).sqrt()
+    size = sum(v.square().sum() for v in model.values()).sqrt()
+    assert 0 < distance < 0.1 * size
+
+
+def test_another_configuration_is_refused_naming_the_keys(tiny, tmp_path):
+    fit(tiny("run"))
+    before = contents(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"train\.learning_rate.*0\.001.*0\.002(.|\n)*seed|seed(.|\n)*train\.lea"):
+        fit(tiny("run", "--train.learning_rate", "0.002", "--seed", "1"))
+    assert contents(tmp_path / "run") == before
+
+
+def test_keys_that_do_not_change_the_run_may_change(tiny, tmp_path, stop_at):
+    patched = stop_at(24)
+    fit(tiny("run"))
+    patched.undo()
+    assert fit(tiny("run", "--train.micro_batch_size", "4", "--data.num_workers", "1")) == 0
+
+
+def test_other_images_are_refused(tiny, tmp_path, images, stop_at):
+    patched = stop_at(24)
+    fit(tiny("run"))
+    patched.undo()
+    extra = images / "dark" / "new.png"
+    Image.new("RGB", (16, 16)).save(extra)
+    try:
+        with pytest.raises(DataError, match="not the images"):
+            fit(tiny("run"))
+    finally:
+        extra.unlink()
+
+
+def test_checkpoints_without_their_configuration_are_refused(tiny, tmp_path):
+    fit(tiny("run"))
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match="no config.yaml"):
+        fit(tiny("run"))
+
+
+def test_nonfinite_steps_are_skipped_counted_and_finally_stop_the_run(tiny, tmp_path, monkeypatch, capsys):
+    real, calls = Flow.loss, {"n": 0}
+
+    def sometimes_nan(self, *args, **kwargs):
+        calls["n"] += 1
+        return real(self, *args, **kwargs) * (float("nan") if calls["n"] in (2, 3) else 1.0)
+
+    monkeypatch.setattr(Flow, "loss", sometimes_nan)
+    assert fit(tiny("some")) == 0
+    assert [line["nonfinite"] for line in lines(tmp_path / "some") if "loss" in line] == [1, 2, 2, 2]
+    weights = load_file(tmp_path / "some" / FINAL / "model.safetensors")
+    assert all(v.isfinite().all() for v in weights.values())
+    assert "examples 8 to 15" in capsys.readouterr().out
+
+    monkeypatch.setattr(Flow, "loss", lambda self, *a, **k: real(self, *a, **k) * float("nan"))
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        fit(tiny("all", "--train.max_nonfinite", "3"))
+
+
+def test_a_broken_image_stops_before_training_or_is_skipped(tiny, tmp_path, images):
+    broken = images / "dark" / "broken.png"
+    broken.write_bytes(b"\x89PNG not really")
+    try:
+        with pytest.raises(DataError, match="broken.png"):
+            fit(tiny("stop"))
+        assert not (tmp_path / "stop").exists()
+        assert fit(tiny("skip", "--data.on_error", "skip")) == 0
+    finally:
+        broken.unlink()
+
+
+def test_a_batch_that_does_not_split_is_refused_before_anything_is_written(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="micro_batch_size"):
+        fit(tiny("run", "--train.micro_batch_size", "3"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_tracker_is_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="nosuch"):
+        fit(tiny("run", "--train.trackers", "nosuch"))
+
+
+def test_ddpm_exports_a_stock_pipeline(tiny, tmp_path):
+    fit(tiny("run", "--diffusion.kind", "ddpm", "--data.class_conditional", "false"))
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "run" / "model")
+    assert type(pipeline.unet).__name__ == "UNet2DModel"
+    images = pipeline(batch_size=2, num_inference_steps=3, output_type="np").images
+    assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all()
+
+
+def test_bf16_trains(tiny, tmp_path):
+    assert fit(tiny("run", "--train.mixed_precision", "bf16")) == 0
+    assert all(v.dtype == torch.float32 for v in load_file(tmp_path / "run" / FINAL / "model.safetensors").values())
+
+
+def test_tensorboard_gets_the_numbers(tiny, tmp_path):
+    pytest.importorskip("tensorboard")
+    fit(tiny("run", "--train.trackers", "tensorboard"))
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
