@@ -15,7 +15,7 @@ import yaml
 from pydantic.fields import FieldInfo
 from tyro.constructors import PrimitiveConstructorSpec
 
-from gnunet.config import Config, differences, from_yaml, to_yaml
+from gnunet.config import Config, to_yaml
 from gnunet.config_layers import Layer, Unreadable, inline, read_mapping, read_value, resolve
 from gnunet.config_schema import (
     Section,
@@ -31,8 +31,6 @@ from gnunet.config_schema import (
     section_types,
 )
 from gnunet.errors import ConfigError
-
-__all__ = ["differences", "from_yaml", "parse", "to_yaml"]
 
 _FLAGS = "command line"
 _DESCRIPTION = (

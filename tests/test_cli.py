@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gnunet.cli import parse, to_yaml
+from gnunet.cli import parse
+from gnunet.config import to_yaml
 from gnunet.config import Config
 from gnunet.config_schema import section_types, walk
 from gnunet.errors import ConfigError

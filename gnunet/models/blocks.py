@@ -76,7 +76,7 @@ class ResnetBlock(nn.Module):
         return (x + h) / self.rescale if self.rescale != 1 else x + h
 
     def _resample(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.resample == "down" else _nearest(x)
 
 
 class Downsample(nn.Module):
@@ -100,7 +100,11 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(_nearest(x))
+
+
+def _nearest(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class _Block(nn.Module):
@@ -115,10 +119,13 @@ class _Block(nn.Module):
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
-        self.resnets = nn.ModuleList(ResnetBlock(*widths, settings, rescale=rescale) for widths in plan.resnets)
-        head_dim = settings.attention_head_dim or plan.out_channels
+        self.resnets = nn.ModuleList(
+            ResnetBlock(before, after, settings, rescale=rescale) for before, after in plan.resnets
+        )
+        width = plan.out_channels
+        head_dim = settings.attention_head_dim or width
         self.attentions = nn.ModuleList(
-            Attention(plan.out_channels, head_dim, attention_norm, rescale) for _ in range(plan.attentions)
+            Attention(width, head_dim, attention_norm, rescale) for _ in range(plan.attentions)
         )
 
     def _run(self, layer: nn.Module, *args: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def to_diffusers(model: UNet2D) -> UNet2DModel:
     groups = {norm.num_groups for name, norm in norms.items() if not name.startswith(_MID_ATTENTION)}
     if len(groups) > 1:
         raise ValueError(
-            f"UNet2DModel has one group count for all norms; kind {kind!r} has {sorted(groups)} in {_some(list(norms))}"
+            f"UNet2DModel has one group count for all norms; kind {kind!r} has {sorted(groups)} "
+            f"in {_some(list(norms))}"
         )
     settings = _settings(model, UNet2DModel)
     settings["norm_num_groups"] = groups.pop()
@@ -61,8 +62,9 @@ def _rebuild(target: type, model: nn.Module, settings: dict[str, Any]) -> Any:
     # On the meta device: no memory, no random numbers drawn, until the copied weights are put in place.
     with torch.device("meta"):
         new = target(**settings)
-    weights = {name: w.detach().clone(memory_format=torch.contiguous_format) for name, w in model.state_dict().items()}
-    new.load_state_dict(weights, assign=True)
+    weights = model.state_dict()
+    copies = {name: w.detach().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+    new.load_state_dict(copies, assign=True)
     if target is not UNet2DModel:
         new.to(memory_format=torch.channels_last)
     return new.train(model.training)

@@ -68,7 +68,8 @@ def plan_blocks(config: Mapping[str, Any]) -> list[BlockPlan]:
 
 def norm_config_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The norm of all layers: `norm`, completed from norm_num_groups and norm_eps."""
-    return {"kind": "group", "groups": config["norm_num_groups"], "eps": config["norm_eps"], **(config["norm"] or {})}
+    inherited = {"kind": "group", "groups": config["norm_num_groups"], "eps": config["norm_eps"]}
+    return {**inherited, **(config["norm"] or {})}
 
 
 def mid_attention_norm_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -86,10 +87,11 @@ def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     """(path, channels) of every norm layer, in the order in which they run; builds nothing."""
     sites = []
     for block in plan_blocks(config):
+        attention_has_norm = block.path != "mid_block" or mid_attention_norm_of(config) is not None
         for j, (width_in, width_out) in enumerate(block.resnets):
-            sites += [(f"{block.path}.resnets.{j}.norm1", width_in), (f"{block.path}.resnets.{j}.norm2", width_out)]
-            has_norm = block.path != "mid_block" or mid_attention_norm_of(config) is not None
-            if j < block.attentions and has_norm:
+            sites.append((f"{block.path}.resnets.{j}.norm1", width_in))
+            sites.append((f"{block.path}.resnets.{j}.norm2", width_out))
+            if j < block.attentions and attention_has_norm:
                 sites.append((f"{block.path}.attentions.{j}.group_norm", width_out))
         if block.resample == "resnet":
             samplers = "downsamplers" if block.path.startswith("down") else "upsamplers"
@@ -97,7 +99,7 @@ def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [*sites, ("conv_norm_out", config["block_out_channels"][0])]
 
 
-def check_config(config: Mapping[str, Any]) -> str | None:
+def check(config: Mapping[str, Any]) -> str | None:
     """What is wrong with a U-Net's config, in words, or None. config has all of UNet2D's keys."""
     for key, valid in (
         ("mid_block_type", MID_BLOCK_TYPES),
@@ -121,15 +123,20 @@ def check_config(config: Mapping[str, Any]) -> str | None:
             )
     if config["time_embedding_type"] == "learned" and config["num_train_timesteps"] is None:
         return "time_embedding_type learned needs num_train_timesteps"
+    narrowest = min((b.out_channels for b in plan_blocks(config) if b.attentions), default=None)
+    head_dim = config["attention_head_dim"]
+    if head_dim is not None and narrowest is not None and not 1 <= head_dim <= narrowest:
+        return f"attention_head_dim must be 1 to {narrowest}, the channels with attention; got {head_dim}"
     return _check_norms(config)
 
 
 def _check_norms(config: Mapping[str, Any]) -> str | None:
     sites = norm_sites(config)
     common = ", ".join(map(str, valid_groups(gcd(*(channels for _, channels in sites)))))
+    norm, mid_norm = norm_config_of(config), mid_attention_norm_of(config)
     for path, channels in sites:
-        norm = mid_attention_norm_of(config) if path.startswith("mid_block.attentions") else norm_config_of(config)
-        error = check_norm(norm or {}, channels)
+        in_mid_attention = path.startswith("mid_block.attentions")
+        error = check_norm(mid_norm if in_mid_attention and mid_norm else norm, channels)
         if error:
             divide = f"; all norm layers can take {common}" if "does not divide" in error else ""
             return f"norm of {path}: {error}{divide}"

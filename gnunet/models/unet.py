@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +19,12 @@ from gnunet.norms import make_norm
 
 from . import convert
 from .blocks import BlockSettings, DownBlock, MidBlock, UpBlock
-from .plan import check_config, mid_attention_norm_of, norm_config_of, plan_blocks
+from .plan import check, mid_attention_norm_of, norm_config_of, plan_blocks
+from .plan import norm_sites as plan_norm_sites
 
 
 class UNet2D(ModelMixin, ConfigMixin):
-    """The U-Net of Ho et al. (arXiv:2006.11239) as diffusers' UNet2DModel builds it, on swappable fused norms.
+    """The U-Net of Ho et al. (arXiv:2006.11239) as diffusers' UNet2DModel builds it, on swappable norms.
 
     Config keys, their defaults and meanings, the names of the parameters and the signature of `forward` are
     those of diffusers.UNet2DModel, for the block types DownBlock2D, AttnDownBlock2D, UpBlock2D,
@@ -34,7 +36,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             norm_eps. None is UNet2DModel's group normalization.
 
     Raises:
-        ValueError: a config value that is not supported, or a norm that does not fit a layer, named by its path.
+        ValueError: a value that is not supported; a norm that does not fit a layer, named by its path.
     """
 
     _supports_gradient_checkpointing = True
@@ -80,7 +82,7 @@ class UNet2D(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         config: Mapping[str, Any] = self.config
-        error = check_config(config)
+        error = check(config)
         if error:
             raise ValueError(error)
         width = block_out_channels[0]
@@ -104,7 +106,8 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.up_blocks = nn.ModuleList()
         for plan in plan_blocks(config):
             if plan.path == "mid_block":
-                self.mid_block = MidBlock(plan, settings, mid_attention_norm_of(config), mid_block_scale_factor)
+                attention_norm = mid_attention_norm_of(config)
+                self.mid_block = MidBlock(plan, settings, attention_norm, mid_block_scale_factor)
             elif plan.path.startswith("down_blocks"):
                 self.down_blocks.append(DownBlock(plan, settings))
             else:
@@ -136,15 +139,15 @@ class UNet2D(ModelMixin, ConfigMixin):
         Raises:
             ValueError: labels missing or unexpected; a size that the blocks cannot halve.
         """
-        halvings = len(self.down_blocks) - 1
-        if any(size % 2**halvings for size in sample.shape[2:]):
-            raise ValueError(f"height and width must be divisible by {2**halvings}; got {tuple(sample.shape[2:])}")
+        factor = 2 ** (len(self.down_blocks) - 1)
+        if any(size % factor for size in sample.shape[2:]):
+            raise ValueError(f"height and width must be divisible by {factor}; got {tuple(sample.shape[2:])}")
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         temb = F.silu(self._embed(timestep, class_labels))
 
-        # A single channel is contiguous in every format; only the convolution's result is surely channels_last.
+        # A single channel is contiguous in both formats, so that a convolution may return either.
         h = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
         h = h.contiguous(memory_format=torch.channels_last)
         skips = [h]
@@ -191,6 +194,24 @@ class UNet2D(ModelMixin, ConfigMixin):
     def to_diffusers(self) -> UNet2DModel:
         """A copy as a plain diffusers model, which needs no gnunet; see `convert.to_diffusers`."""
         return convert.to_diffusers(self)
+
+
+def check_config(config: Mapping[str, Any]) -> str | None:
+    """What is wrong with keyword arguments of UNet2D, in words, or None; builds no weights."""
+    unknown = [key for key in config if key not in _defaults()]
+    if unknown:
+        return f"unknown key {', '.join(map(repr, unknown))}; valid are {', '.join(_defaults())}"
+    return check({**_defaults(), **config})
+
+
+def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(path, channels) of every norm layer that UNet2D(**config) has, in running order; builds no weights."""
+    return plan_norm_sites({**_defaults(), **config})
+
+
+def _defaults() -> dict[str, Any]:
+    parameters = inspect.signature(UNet2D.__init__).parameters
+    return {name: p.default for name, p in parameters.items() if name != "self"}
 
 
 def _time_projection(config: Mapping[str, Any]) -> nn.Module:

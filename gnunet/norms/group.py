@@ -14,7 +14,7 @@ def valid_groups(num_channels: int) -> list[int]:
 
 
 class GroupNorm(GroupNormSiLU):
-    """Group normalization (Wu and He, arXiv:1803.08494) by `groups`, or by `channels_per_group` if that is given."""
+    """Group normalization (Wu and He, arXiv:1803.08494) by `groups`, or `channels_per_group` if given."""
 
     batch_dependent = False
     local = False
@@ -52,7 +52,7 @@ class GroupNorm(GroupNormSiLU):
 
 
 class LayerNorm(GroupNorm):
-    """Normalization over all of a sample's channels and positions: one group (Ba et al., arXiv:1607.06450)."""
+    """Normalization over a sample's channels and positions: one group (Ba et al., arXiv:1607.06450)."""
 
     @classmethod
     def groups_for(cls, config: Mapping[str, Any], num_channels: int) -> int:

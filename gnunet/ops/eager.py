@@ -1,9 +1,8 @@
 """GroupNorm + SiLU in plain torch kernels, on any device; keeps nothing for backward that can be made again.
 
 Statistics are those of the residual after an estimate of the mean is taken off, so that a mean far from zero
-costs no digits. A sample's bits do not depend on its batch: sums and SiLU come from `invariant`, and all else
-is single multiplications and additions, which round the same way in vector and in scalar code. Fused ones
-(addcmul) need not, and are avoided. On a CPU the batch is worked off in parts that stay in its caches.
+costs no digits. A sample's bits do not depend on its batch: what could round differently in another batch
+comes from `invariant`. On a CPU the batch is worked off in parts that stay in its caches.
 
 In the names, w is what the activation takes, w = x_hat * gain + offset; dw and so on are gradients.
 """
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .autograd import register
-from .invariant import silu_, silu_backward_
+from .invariant import multiply_add, silu_, silu_backward_
 from .layout import Layout
 
 
@@ -60,7 +59,7 @@ def forward(
 
         factor = r if gain is None else r * _rows(gain, part)
         rest = rest.neg_() * factor if offset is None else _rows(offset, part) - rest * factor
-        w = u.mul_(layout.spread(factor)).add_(layout.spread(rest))
+        w = multiply_add(u, layout.spread(factor), layout.spread(rest), out=u)
         if silu:
             silu_(w)
         if results.dtype != dtype:
@@ -102,10 +101,8 @@ def backward(
         factor = layout.spread(r if gain is None else r * _rows(gain, part))
         dw = _rows(dys, part).to(dtype)
         if silu:
-            w = u * factor
-            if offset is not None:
-                w.add_(layout.spread(_rows(offset, part)))
-            dw = silu_backward_(dw, w)
+            o = None if offset is None else layout.spread(_rows(offset, part))
+            dw = silu_backward_(dw, u * factor if o is None else multiply_add(u, factor, o))
         out = _rows(results, part) if results.dtype == dtype else torch.empty_like(u)
         torch.mul(dw, u, out=out)
         sum_dw, sum_dw_x_hat = layout.sums(dw), layout.sums(out).mul_(r)
@@ -116,10 +113,10 @@ def backward(
         # du = (gain * dw - mean(gain * dw) - x_hat * mean(gain * dw * x_hat)) * rstd, means over the group
         if gain is not None:
             sum_dw, sum_dw_x_hat = sum_dw * _rows(gain, part), sum_dw_x_hat * _rows(gain, part)
-        level = layout.group_means(sum_dw).mul_(r)
-        slope = layout.group_means(sum_dw_x_hat).mul_(r).mul_(r)
-        du = torch.mul(dw, factor, out=out)
-        du.sub_(u.mul_(layout.spread(slope))).sub_(layout.spread(level))
+        level = layout.group_means(sum_dw).mul_(-r)
+        slope = layout.group_means(sum_dw_x_hat).mul_(-r).mul_(r)
+        du = multiply_add(dw, factor, layout.spread(level), out=out)
+        du = multiply_add(u, layout.spread(slope), du, out=du)
         if needs[3]:
             sums_du.append(layout.sums(du))
         if results.dtype != dtype:

@@ -47,7 +47,8 @@ def group_norm_silu(
     `add` and `scale`/`shift` are the two ways in which diffusers' ResnetBlock2D applies a time embedding.
 
     Args:
-        x: (N, C, *spatial) with 0 to 3 spatial dimensions; float32, bfloat16, float16 or float64; any strides.
+        x: (N, C, *spatial) with 0 to 3 spatial dimensions; float32, bfloat16, float16 or float64; any
+            strides.
         num_groups: divides C. 1 is layer normalization over (C, *spatial), C instance normalization.
         weight, bias: (C,), of any of those dtypes.
         eps: added to the biased variance.
@@ -97,7 +98,7 @@ def _check(
     activation: str | None,
 ) -> None:
     if not 2 <= x.dim() <= 2 + _MAX_SPATIAL_DIMS:
-        raise ValueError(f"x must be (N, C, *spatial) with 0 to 3 spatial dimensions; got shape {tuple(x.shape)}")
+        raise ValueError(f"x must be (N, C, *spatial), 0 to 3 spatial dimensions; got shape {tuple(x.shape)}")
     n, c = x.shape[:2]
     if num_groups < 1 or c % num_groups:
         valid = [g for g in range(1, c + 1) if c % g == 0]
@@ -116,7 +117,8 @@ def _check(
         if tensor is None:
             continue
         if tensor.shape != shape:
-            raise ValueError(f"{name} must have shape {shape} for x of {tuple(x.shape)}; got {tuple(tensor.shape)}")
+            given = f"{tuple(tensor.shape)} with x of {tuple(x.shape)}"
+            raise ValueError(f"{name} must have shape {shape}; got {given}")
         if tensor.dtype not in _DTYPES:
             raise TypeError(f"{name} must be one of {_names(_DTYPES)}; got {tensor.dtype}")
         if tensor.device != x.device:

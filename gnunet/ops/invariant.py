@@ -2,7 +2,8 @@
 
 PyTorch's own operations give no such promise: a CPU kernel splits the whole tensor among threads, and
 where a split falls decides in which order a sum is taken, or whether an element is computed by the
-vector or by the scalar code (which differ in exp). The functions here fix both.
+vector or by the scalar code (which differ in exp). The functions here fix both. What needs no care are
+single additions and multiplications, which round in one way only.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ def sum_rows(rows: Tensor) -> Tensor:
     """(N, S, C), C dense -> (N, C): sums over S in an order that depends on S and C only."""
     batch, size, channels = rows.shape
     if rows.device.type == "cpu":
-        # One sample's sums are one thread's, in order, if there is a sample for every thread; with fewer, torch
-        # would split the channels. So let the others do the same work.
+        # With a sample for every thread, a thread adds up whole samples. With fewer, torch would split the
+        # channels; so give every thread a sample, some of them the same.
         copies = 1 if rows.numel() < _GRAIN else -(-torch.get_num_threads() // batch)
         return rows.sum(1) if copies == 1 else rows.expand(copies, *rows.shape).sum(2)[0]
     while size > 1:
-        # A pooling window is added up by one thread, row after row. (N, C, S, 1) with the strides of channels_last:
+        # A pooling window is added up by one thread, row after row. This is (N, C, S, 1), channels_last:
         step = rows.stride(1)
         image = rows.as_strided((batch, channels, size, 1), (rows.stride(0), 1, step, step))
         pooled = F.avg_pool2d(image, (_LEAF, 1), ceil_mode=True, divisor_override=1)
@@ -42,6 +43,31 @@ def sum_columns(columns: Tensor) -> Tensor:
         # A single sum is the one case that torch splits among threads; two equal sums are not.
         return columns.expand(2, -1, -1).sum(2)[:1]
     return columns.sum(2)
+
+
+def multiply_add(a: Tensor, b: Tensor, c: Tensor, out: Tensor | None = None) -> Tensor:
+    """a * b + c, of a's shape; in one kernel where that is fast and rounds alike everywhere."""
+    if out is None:
+        out = torch.empty_like(a)
+    if a.device.type == "cpu":
+        # Where both b and c are one number for many of a's, the kernel is not vectorized.
+        is_vectorized = a.shape[-1] in (b.shape[-1], c.shape[-1])
+        if not (is_vectorized and _ADDCMUL_ROUNDS_ALIKE):
+            return torch.mul(a, b, out=out).add_(c)
+    return torch.addcmul(c, a, b, out=out)
+
+
+def _addcmul_rounds_alike() -> bool:
+    """Whether the vector and the scalar code of the CPU's addcmul both round once, or both twice.
+
+    They are compiled for each kind of processor, and not everywhere by the same rules.
+    """
+    a, b, c = (torch.linspace(0.1, 1, 64, device="cpu").roll(shift) for shift in (0, 21, 42))
+    one_by_one = [torch.addcmul(c[i : i + 1], a[i : i + 1], b[i : i + 1]) for i in range(len(a))]
+    return torch.equal(torch.cat(one_by_one), torch.addcmul(c, a, b))
+
+
+_ADDCMUL_ROUNDS_ALIKE = _addcmul_rounds_alike()
 
 
 def silu_(w: Tensor) -> Tensor:

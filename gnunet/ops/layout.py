@@ -1,24 +1,27 @@
-"""A tensor of any number of dimensions as one of two 3-D layouts, and tables of numbers per channel or group."""
+"""A tensor of any number of dimensions as one of two 3-D layouts, and tables per channel or group."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import gcd
 
 import torch
 from torch import Tensor
 
 from .invariant import sum_columns, sum_rows
 
-_CPU_PART = 2**19  # elements: what the passes over a part read and write stays in the caches
+_CPU_PART = 2**20  # elements: what the passes over a part read and write stays in the caches
 _GPU_PART = 2**30  # elements: below the 2^31 that many kernels can count
-_SAMPLING_STRIDE = 8  # positions; a mean of every eighth is off by sqrt(8) standard deviations at most
+_ROW = 1024  # elements: a row long enough for a kernel's inner loop
+_SAMPLING_STRIDE = 31  # positions; their mean is off by sqrt(31) standard deviations at most
 
 
 class Layout:
-    """Rows (N, S, C), that is channels_last, or columns (N, C, S), that is contiguous; S positions.
+    """Rows (N, S / k, k * C), that is channels_last, or columns (N, C, S), that is contiguous; S positions.
 
-    What lies in memory in neither way is read as columns. A table, (N, G, C / G), has a number for each
-    channel; (N, G, 1) has one for each group, (1, G, C / G) one for all samples.
+    k positions are folded into a row, because kernels that broadcast a table over short rows are slow. What
+    lies in memory in neither way is read as columns. A table, (N, G, C / G), has a number for each channel;
+    (N, G, 1) has one for each group, (1, G, C / G) one for all samples.
     """
 
     def __init__(self, x: Tensor, num_groups: int) -> None:
@@ -29,6 +32,8 @@ class Layout:
         is_columns = x.is_contiguous()
         self.is_rows = not is_columns and x.movedim(1, -1).is_contiguous()
         self.is_dense = is_columns or self.is_rows
+        # The largest power of two that divides S and keeps the row within bounds.
+        self.fold = gcd(self.positions, 1 << (max(1, _ROW // self.channels).bit_length() - 1))
 
     def view(self, t: Tensor) -> Tensor:
         """A tensor of x's shape as a contiguous 3-D tensor; a copy only where it does not lie as x does."""
@@ -36,8 +41,8 @@ class Layout:
             return t.contiguous().view(len(t), self.channels, self.positions)
         if t.stride() != self.strides:
             t = t.movedim(1, -1).contiguous().movedim(-1, 1)
-        size, step = (len(t), self.positions, self.channels), self.positions * self.channels
-        return t.as_strided(size, (step, self.channels, 1))
+        step, row = self.positions * self.channels, self.fold * self.channels
+        return t.as_strided((len(t), self.positions // self.fold, row), (step, row, 1))
 
     def copy_back(self, result: Tensor, t: Tensor) -> None:
         """Write `result`, which was `view(t)`, to t where the view could not share its memory."""
@@ -56,14 +61,18 @@ class Layout:
 
     def spread(self, table: Tensor) -> Tensor:
         """A table in the shape that broadcasts over a 3-D tensor."""
-        if table.shape[1:] != (self.num_groups, self.group_channels):
-            table = table.expand(-1, self.num_groups, self.group_channels)
-        return table.reshape((-1, 1, self.channels) if self.is_rows else (-1, self.channels, 1))
+        if not self.is_rows:
+            return table.expand(-1, self.num_groups, self.group_channels).reshape(-1, self.channels, 1)
+        folded = table.unsqueeze(1).expand(-1, self.fold, self.num_groups, self.group_channels)
+        return folded.reshape(-1, 1, self.fold * self.channels)
 
     def sums(self, t: Tensor) -> Tensor:
         """A 3-D tensor's sums over the positions, as a table of channels."""
-        sums = sum_rows(t) if self.is_rows else sum_columns(t)
+        sums = sum_rows(self._unfold(t)) if self.is_rows else sum_columns(t)
         return sums.view(-1, self.num_groups, self.group_channels)
+
+    def _unfold(self, rows: Tensor) -> Tensor:
+        return rows.view(-1, self.positions, self.channels)
 
     def group_means(self, sums: Tensor) -> Tensor:
         """Sums over the positions -> a table of the groups' means."""
@@ -71,7 +80,9 @@ class Layout:
 
     def rough_group_means(self, t: Tensor) -> Tensor:
         """A table of the groups' means over some of the positions of a 3-D tensor."""
-        if self.positions < _SAMPLING_STRIDE**2:
-            return self.group_means(self.sums(t))
-        sample = t[:, ::_SAMPLING_STRIDE] if self.is_rows else t[:, :, ::_SAMPLING_STRIDE]
-        return self.sums(sample).mean(2, keepdim=True).div_(-(-self.positions // _SAMPLING_STRIDE))
+        if self.is_rows:
+            sums = sum_rows(self._unfold(t)[:, ::_SAMPLING_STRIDE])
+        else:
+            sums = sum_columns(t[:, :, ::_SAMPLING_STRIDE])
+        table = sums.view(-1, self.num_groups, self.group_channels)
+        return table.mean(2, keepdim=True).div_(-(-self.positions // _SAMPLING_STRIDE))

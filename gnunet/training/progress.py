@@ -23,7 +23,7 @@ class Display:
         self._enabled = enabled
         self._console = Console(highlight=False, soft_wrap=True)
         self._total = total
-        self._start = (time.monotonic(), images)
+        self._last = (time.monotonic(), images)
         self._rows = {"run folder": run_dir}
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("images"),
@@ -73,10 +73,12 @@ class Display:
         self._rows.update(values)
         self._refresh()
         if self._enabled and not self._live:
-            seconds, done = time.monotonic() - self._start[0], images - self._start[1]
-            left = f"{(self._total - images) * seconds / done:.0f} s" if 0 < images - self._start[1] else "?"
             text = "  ".join(f"{name} {value}" for name, value in values.items())
-            self._console.print(f"images {images}/{self._total}  {text}  left {left}", markup=False)
+            now, (before, done) = time.monotonic(), self._last
+            if images > done:
+                self._last = (now, images)
+                text += f"  left {(self._total - images) * (now - before) / (images - done):.0f} s"
+            self._console.print(f"images {images}/{self._total}  {text}", markup=False)
 
     def message(self, text: str) -> None:
         """Print a line that stays."""

@@ -11,7 +11,7 @@ from PIL import Image
 from gnunet.cli import parse
 from gnunet.config import Config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 TINY = """
 data: {resolution: 16, class_conditional: true, num_workers: 0, validation_images: 4}

@@ -1,0 +1,126 @@
+"""UNet2D is diffusers' UNet2DModel: outputs, gradients, files, both ways."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
+
+from gnunet.models import UNet2D
+
+
+def test_same_outputs_and_gradients(config, diffusers_model, inputs_for, run, assert_all_close):
+    model = UNet2D.from_diffusers(diffusers_model)
+    assert model.state_dict().keys() == diffusers_model.state_dict().keys()
+    expected, found = (run(m, inputs_for(config)) for m in (diffusers_model, model))
+    assert found.keys() == expected.keys()
+    assert_all_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_and_back(config, diffusers_model, inputs_for, run):
+    back = UNet2D.from_diffusers(diffusers_model).to_diffusers()
+    assert type(back) is UNet2DModel
+    weights = diffusers_model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in back.state_dict().items())
+    assert all(value.is_contiguous() for value in back.state_dict().values())
+    inputs = inputs_for(config)
+    assert torch.equal(back(**inputs).sample, diffusers_model(**inputs).sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_conversion_keeps_dtype_and_mode_and_shares_nothing(small_config, dtype):
+    source = UNet2DModel(**small_config).to(dtype).eval()
+    state = torch.get_rng_state()
+    model = UNet2D.from_diffusers(source)
+    assert torch.equal(torch.get_rng_state(), state)
+    back = model.to_diffusers()
+    pointers = [p.data_ptr() for m in (source, model, back) for p in m.parameters()]
+    assert len(set(pointers)) == len(pointers)
+    assert model.dtype == back.dtype == dtype
+    assert not model.training and not back.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_refuses_a_block_that_it_does_not_have(small_config):
+    config = {**small_config, "down_block_types": ("DownBlock2D", "KDownBlock2D")}
+    with pytest.raises(ValueError, match=r"down_block_types\[1\].*AttnDownBlock2D; got 'KDownBlock2D'"):
+        UNet2D(**config)
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [
+        ({"groups": 4}, {"norm_num_groups": 4, "norm_eps": 1e-5}),
+        ({"kind": "layer", "eps": 1e-3}, {"norm_num_groups": 1, "norm_eps": 1e-3}),
+    ],
+)
+def test_exports_the_norms_that_diffusers_has(small_config, inputs_for, norm, expected):
+    model = UNet2D(**small_config, norm=norm)
+    exported = model.to_diffusers()
+    assert {key: exported.config[key] for key in expected} == expected
+    inputs = inputs_for(small_config)
+    torch.testing.assert_close(exported(**inputs).sample, model(**inputs).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "words"),
+    [
+        ({"kind": "none"}, "kind 'none'"),
+        ({"kind": "instance"}, r"kind 'instance' has \[16, 32"),
+        ({"channels_per_group": 8}, r"\[2, 4"),
+    ],
+)
+def test_refuses_to_export_the_others(small_config, norm, words):
+    with pytest.raises(ValueError, match=words):
+        UNet2D(**small_config, norm=norm).to_diffusers()
+
+
+def test_saves_and_loads(small_config, inputs_for, tmp_path):
+    model = UNet2D(**small_config, norm={"kind": "layer"}).eval()
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    loaded = UNet2D.from_pretrained(tmp_path)
+    inputs = inputs_for(small_config)
+    assert torch.equal(loaded(**inputs).sample, model(**inputs).sample)
+    assert loaded.config.norm == {"kind": "layer"}
+    assert loaded.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    half = UNet2D.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+
+
+def test_loads_a_diffusers_folder_with_the_old_attention_names(small_config, inputs_for, tmp_path):
+    source = UNet2DModel(**small_config)
+    source.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    old = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    weights = {}
+    for name, value in load_file(file).items():
+        for new_name, old_name in old.items():
+            name = name.replace(new_name, old_name)
+        weights[name] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    inputs = inputs_for(small_config)
+    found = UNet2D.from_pretrained(tmp_path)(**inputs).sample
+    torch.testing.assert_close(found, source(**inputs).sample, rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_model_runs_in_a_pipeline_without_gnunet(small_config, tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    model = UNet2D(**small_config)
+    DDPMPipeline(model.to_diffusers(), DDPMScheduler()).save_pretrained(tmp_path)
+    program = (
+        "import sys\n"
+        "sys.modules['gnunet'] = None\n"
+        "from diffusers import DDPMPipeline, UNet2DModel\n"
+        "pipeline = DDPMPipeline.from_pretrained(sys.argv[1])\n"
+        "assert type(pipeline.unet) is UNet2DModel\n"
+        "pipeline.set_progress_bar_config(disable=True)\n"
+        "assert pipeline(batch_size=2, num_inference_steps=2).images[1].size == (16, 16)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)

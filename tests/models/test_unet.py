@@ -1,0 +1,185 @@
+"""What UNet2D does beyond being UNet2DModel: norms by config, channels_last, memory, the compiler."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from gnunet.models import UNet2D, check_config, norm_sites
+
+CIFAR10 = {
+    "sample_size": 32,
+    "block_out_channels": (128, 256, 256, 256),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def norm_layers(model):
+    return {name: m for name, m in model.named_modules() if hasattr(m, "batch_dependent")}
+
+
+def saved_bytes(model, *args):
+    """Bytes that a forward pass keeps for backward: storages counted once, parameters left out."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages = {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage  # kept, so that no address is used twice
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = model(*args).sample
+    total = sum(storage.nbytes() for storage in storages.values())
+    del output
+    return total
+
+
+def test_norm_sites_are_the_norm_layers(config):
+    model = UNet2D(**config)
+    sites = dict(norm_sites(config))
+    assert sites == {name: m.num_channels for name, m in norm_layers(model).items()}
+    theirs = UNet2DModel(**config).named_modules()
+    assert sites.keys() == {name for name, m in theirs if isinstance(m, nn.GroupNorm)}
+
+
+def test_only_attention_norms_have_no_activation(small_config):
+    for name, norm in norm_layers(UNet2D(**small_config)).items():
+        assert norm.activation == (None if "attentions" in name else "silu"), name
+
+
+@pytest.mark.parametrize("kind", ["group", "layer", "instance", "none"])
+def test_every_kind_of_norm_trains(small_config, inputs_for, run, kind):
+    model = UNet2D(**small_config, norm={"kind": kind})
+    results = run(model, inputs_for(small_config))
+    assert results.keys() == {"output", "sample", *(name for name, _ in model.named_parameters())}
+    assert all(value.isfinite().all() for value in results.values())
+
+
+def test_the_norms_backend_and_eps_reach_the_layers(small_config):
+    model = UNet2D(**small_config, norm={"backend": "reference"})
+    assert {norm.backend for norm in norm_layers(model).values()} == {"reference"}
+    assert {norm.num_groups for norm in norm_layers(model).values()} == {8}
+    assert {norm.eps for norm in norm_layers(UNet2D(**small_config, norm_eps=1e-3)).values()} == {1e-3}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"norm_num_groups": 3}, ["down_blocks.0.resnets.0.norm1", "16 channels", "can take 1, 2, 4, 8, 16"]),
+        ({"norm": {"groups": 32}}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
+        ({"attn_norm_num_groups": 5}, ["mid_block.attentions.0.group_norm", "32 channels"]),
+        ({"norm": {"kind": "batch_renorm"}}, ["group, layer, instance, none", "'batch_renorm'"]),
+        ({"act_fn": "gelu"}, ["act_fn", "silu", "'gelu'"]),
+        ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, ["mid_block_type", "UNetMidBlock2D"]),
+        ({"up_block_types": ("UpBlock2D", "SkipUpBlock2D")}, ["up_block_types[1]", "AttnUpBlock2D"]),
+        ({"up_block_types": ("UpBlock2D",)}, ["up_block_types", "got 1 and 2"]),
+        ({"resnet_time_scale_shift": "spatial"}, ["default, scale_shift", "'spatial'"]),
+        ({"downsample_type": "fir"}, ["conv, resnet", "'fir'"]),
+        ({"time_embedding_type": "learned"}, ["num_train_timesteps"]),
+        ({"attention_head_dim": 64}, ["attention_head_dim", "32", "64"]),
+    ],
+)
+def test_refuses_a_wrong_config(small_config, wrong, words):
+    config = {**small_config, **wrong}
+    error = check_config(config)
+    assert all(word in error for word in words), error
+    with pytest.raises(ValueError) as raised:
+        UNet2D(**config)
+    assert str(raised.value) == error
+
+
+def test_check_config_knows_defaults_and_keys(small_config):
+    assert check_config(small_config) is None
+    assert check_config({}) is None
+    assert "'norm_groups'" in check_config({"norm_groups": 4})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"sample": torch.zeros(1, 3, 15, 16)}, r"divisible by 2; got \(15, 16\)"),
+        ({"sample": torch.zeros(1, 3, 16, 16), "class_labels": torch.zeros(1)}, "without class embedding"),
+    ],
+)
+def test_refuses_a_wrong_input(small_config, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        UNet2D(**small_config)(timestep=1, **arguments)
+
+
+def test_missing_class_labels(small_config):
+    with pytest.raises(ValueError, match="needs class_labels"):
+        UNet2D(**small_config, num_class_embeds=3)(torch.zeros(1, 3, 16, 16), 1)
+
+
+def test_timesteps_may_be_numbers_or_tensors(small_config):
+    model, sample = UNet2D(**small_config), torch.randn(2, 3, 16, 16)
+    (expected,) = model(sample, torch.tensor([7, 7]), return_dict=False)
+    for timestep in (7, torch.tensor(7), torch.tensor([7])):
+        assert torch.equal(model(sample, timestep).sample, expected)
+
+
+def test_is_channels_last_throughout(config, inputs_for):
+    model = UNet2D(**config)
+    formats = []
+
+    def look(module, args, output):
+        if isinstance(output, torch.Tensor) and output.dim() == 4:
+            # A 1x1 image and a single channel are in every format at once.
+            formats.append(output.is_contiguous(memory_format=torch.channels_last))
+
+    for module in model.modules():
+        module.register_forward_hook(look)
+    inputs = inputs_for(config)
+    output = model(**inputs).sample
+    assert all(formats) and len(formats) > 20
+    inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
+    assert torch.equal(model(**inputs).sample, output)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_trains_under_autocast(small_config, inputs_for, dtype):
+    model, inputs = UNet2D(**small_config), inputs_for(small_config)
+    exact = model(**inputs).sample
+    with torch.autocast("cpu", dtype):
+        output = model(**inputs).sample
+    assert output.dtype == dtype
+    output.float().square().mean().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+    assert (output - exact).abs().max() < 0.05
+
+
+def test_gradient_checkpointing_changes_memory_only(config, inputs_for, run):
+    model, inputs = UNet2D(**config), inputs_for(config)
+    plain, plain_bytes = run(model, inputs), saved_bytes(model, *inputs.values())
+    model.enable_gradient_checkpointing()
+    checkpointed = run(model, inputs)
+    assert saved_bytes(model, *inputs.values()) < 0.7 * plain_bytes
+    assert all(torch.equal(value, checkpointed[name]) for name, value in plain.items())
+
+
+def test_dropout_of_zero_saves_nothing(small_config, inputs_for):
+    inputs = inputs_for(small_config).values()
+    model = UNet2D(**small_config)
+    training = saved_bytes(model.train(), *inputs)
+    assert training == saved_bytes(model.eval(), *inputs)
+    assert saved_bytes(UNet2D(**small_config, dropout=0.1).train(), *inputs) > training
+
+
+def test_saves_at_most_three_quarters_of_diffusers_bytes():
+    args = torch.randn(8, 3, 32, 32), torch.arange(8)
+    assert saved_bytes(UNet2D(**CIFAR10), *args) <= 0.75 * 381.6 * 2**20
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_the_eager_ones(small_config, inputs_for, run, assert_all_close):
+    """torch 2.13's inductor zeroes gradients of UNet2DModel on a CPU unless layout_optimization is off."""
+    torch.compiler.reset()
+    model, inputs = UNet2D(**small_config), inputs_for(small_config)
+    expected = run(model, inputs)
+    model.compile(options={"layout_optimization": False}, fullgraph=True)
+    found = run(model, inputs)
+    assert_all_close(found, expected, rtol=1e-4, atol=1e-5)

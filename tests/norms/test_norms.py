@@ -1,0 +1,103 @@
+"""The norm layers that a config names."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gnunet.norms import NORMS, check_norm, make_norm, valid_groups
+
+X = torch.randn(3, 12, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"groups": 4}, F.group_norm(X, 4)),
+        ({"kind": "group", "channels_per_group": 2}, F.group_norm(X, 6)),
+        ({"kind": "group", "groups": 5, "channels_per_group": 3}, F.group_norm(X, 4)),
+        ({"kind": "layer", "eps": 0.1}, F.layer_norm(X, X.shape[1:], eps=0.1)),
+        ({"kind": "instance"}, F.instance_norm(X)),
+        ({"kind": "none"}, X),
+    ],
+)
+def test_kinds(config, expected):
+    torch.testing.assert_close(make_norm(config, 12, activation=None)(X), expected)
+    torch.testing.assert_close(make_norm(config, 12, activation="silu")(X), F.silu(expected))
+
+
+def test_layer_and_instance_are_the_extremes_of_group():
+    for kind, groups in (("layer", 1), ("instance", 12)):
+        extreme = make_norm({"kind": kind}, 12, activation="silu")
+        group = make_norm({"groups": groups}, 12, activation="silu")
+        assert torch.equal(extreme(X), group(X))
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("spatial", [(), (9,), (4, 5), (2, 3, 4)])
+def test_one_signature_for_all(kind, spatial):
+    layer = make_norm({"kind": kind, "groups": 4}, 12, activation="silu", ndim=len(spatial))
+    x = torch.randn(2, 12, *spatial, dtype=torch.bfloat16)
+    add, scale, shift = torch.randn(3, 2, 12)
+    y = layer(x, add=add, scale=scale, shift=shift)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert all(isinstance(getattr(layer, name), bool) for name in ("batch_dependent", "local", "has_state"))
+
+
+def test_none_keeps_conditioning_and_activation_without_parameters():
+    layer = make_norm({"kind": "none"}, 12, activation="silu")
+    add, scale, shift = torch.randn(3, 3, 12)
+    expected = F.silu((X + add[..., None, None]) * (1 + scale[..., None, None]) + shift[..., None, None])
+    torch.testing.assert_close(layer(X, add=add, scale=scale, shift=shift), expected)
+    assert not layer.state_dict()
+
+
+def test_the_backend_is_no_part_of_the_formula():
+    eager, reference = (
+        make_norm({"groups": 4, "backend": backend}, 12, activation="silu")
+        for backend in ("eager", "reference")
+    )
+    assert eager.state_dict().keys() == reference.state_dict().keys()
+    torch.testing.assert_close(eager(X), reference(X))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"groups": 5}, ["groups = 5", "12 channels", "1, 2, 3, 4, 6, 12"]),
+        ({"groups": 0}, ["groups = 0"]),
+        ({"channels_per_group": 8}, ["channels_per_group = 8", "12 channels"]),
+        ({"kind": "batch_norm"}, ["group, layer, instance, none", "'batch_norm'"]),
+        ({"group": 4}, ["'group'", "groups"]),
+        ({"groups": 4, "backend": "cuda"}, ["auto", "'cuda'"]),
+    ],
+)
+def test_refuses(config, words):
+    error = check_norm(config, 12)
+    assert all(word in error for word in words)
+    with pytest.raises(ValueError) as raised:
+        make_norm(config, 12, activation="silu")
+    assert error in str(raised.value)
+
+
+def test_check_finds_nothing_wrong():
+    assert check_norm({}, 64) is None
+    assert check_norm({"kind": "layer", "groups": 7}, 12) is None
+
+
+def test_valid_groups():
+    assert valid_groups(12) == [1, 2, 3, 4, 6, 12]
+    assert valid_groups(1) == [1]
+
+
+def test_ops_and_norms_stand_alone():
+    """They import nothing of the rest of gnunet, nor what the rest needs."""
+    program = (
+        "import sys, gnunet.norms\n"
+        "own = {name.split('.')[1] for name in sys.modules if name.startswith('gnunet.')}\n"
+        "assert own == {'ops', 'norms'}, own\n"
+        "assert not {'diffusers', 'accelerate', 'pydantic'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

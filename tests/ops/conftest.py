@@ -1,0 +1,106 @@
+"""Inputs of the operator, and the formula in float64 to measure against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from gnunet.ops import group_norm_silu
+
+
+def _lay_out(x: Tensor, layout: str) -> Tensor:
+    """x's values in another memory layout."""
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "transposed":  # dense, but neither contiguous nor channels_last
+        return x.movedim(0, -1).contiguous().movedim(-1, 0)
+    if layout == "sliced":  # not dense, and not at the start of its storage
+        return torch.cat([x, x, x], dim=1)[:, x.shape[1] : 2 * x.shape[1]]
+    return x.contiguous()
+
+
+@dataclass
+class Case:
+    """Arguments of one call; tensors are leaves that require gradients."""
+
+    x: Tensor
+    num_groups: int
+    eps: float = 1e-5
+    activation: str | None = "silu"
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, backend: str = "auto") -> Tensor:
+        return group_norm_silu(
+            self.x, self.num_groups, eps=self.eps, activation=self.activation, backend=backend, **self.tensors
+        )
+
+    def run_with_gradients(self, dy: Tensor, backend: str = "auto") -> dict[str, Tensor]:
+        y = self.run(backend)
+        inputs = {"x": self.x, **self.tensors}
+        grads = torch.autograd.grad(y, list(inputs.values()), dy.to(y.dtype))
+        return {"y": y.detach(), **{f"d{name}": grad for name, grad in zip(inputs, grads, strict=True)}}
+
+    def double(self) -> Case:
+        tensors = {name: t.detach().double().requires_grad_() for name, t in self.tensors.items()}
+        x = self.x.detach().double().requires_grad_()
+        return Case(x, self.num_groups, self.eps, self.activation, tensors)
+
+
+def _make_case(
+    shape: tuple[int, ...],
+    num_groups: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    parameter_dtype: torch.dtype | None = None,
+    layout: str = "contiguous",
+    given: tuple[str, ...] = ("weight", "bias"),
+    activation: str | None = "silu",
+    mean: float = 0.0,
+    seed: int = 0,
+) -> Case:
+    """Random values; `given` names the optional tensors that are not None."""
+    generator = torch.Generator().manual_seed(seed)
+    x = _lay_out((torch.randn(shape, generator=generator) + mean).to(dtype), layout).requires_grad_()
+    tensors = {}
+    for name in given:
+        size = shape[1:2] if name in ("weight", "bias") else shape[:2]
+        values = torch.randn(size, generator=generator).to(parameter_dtype or dtype)
+        tensors[name] = values.requires_grad_()
+    return Case(x, num_groups, activation=activation, tensors=tensors)
+
+
+def _relative_error(value: Tensor, exact: Tensor, floor: float = 1e-12) -> float:
+    """Root mean square of the difference over that of the exact value, or over `floor` if that is larger."""
+    value, exact = value.detach(), exact.detach()
+    difference = (value.double() - exact).square().mean().sqrt()
+    return float(difference / exact.square().mean().sqrt().clamp_min(floor))
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads; the old one comes back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# Test modules cannot import from here under pytest's importlib mode, so the helpers are fixtures.
+
+
+@pytest.fixture(scope="session")
+def lay_out() -> Callable[[Tensor, str], Tensor]:
+    return _lay_out
+
+
+@pytest.fixture(scope="session")
+def make_case() -> Callable[..., Case]:
+    return _make_case
+
+
+@pytest.fixture(scope="session")
+def relative_error() -> Callable[[Tensor, Tensor], float]:
+    return _relative_error

@@ -1,0 +1,60 @@
+"""What the operator refuses, how it says so, and the module."""
+
+import logging
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from gnunet.ops import GroupNormSiLU, group_norm_silu
+
+X = torch.zeros(2, 6, 4, 4)
+GIVEN = {"x": X, "num_groups": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": X, "num_groups": 4}, ValueError, r"6 channels; got 4, valid are \[1, 2, 3, 6\]"),
+        ({"x": X, "num_groups": 0}, ValueError, "got 0"),
+        ({"x": X[0, 0, 0], "num_groups": 1}, ValueError, r"got shape \(4,\)"),
+        ({"x": X[..., None, None, None], "num_groups": 1}, ValueError, "0 to 3 spatial"),
+        ({"x": X.int(), "num_groups": 2}, TypeError, "float32, bfloat16, float16, float64; got torch.int32"),
+        ({**GIVEN, "weight": torch.ones(5)}, ValueError, r"must have shape \(6,\); got \(5,\)"),
+        ({**GIVEN, "add": torch.ones(6)}, ValueError, r"add must have shape \(2, 6\)"),
+        ({**GIVEN, "bias": torch.ones(6).int()}, TypeError, "bias must be one of .* torch.int32"),
+        ({**GIVEN, "bias": torch.ones(6, device="meta")}, ValueError, "bias must be on x's device"),
+        ({**GIVEN, "activation": "gelu"}, ValueError, r"\['silu', None\]; got 'gelu'"),
+        ({**GIVEN, "backend": "cuda"}, ValueError, r"'reference'\]; got 'cuda'"),
+    ],
+)
+def test_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        group_norm_silu(**arguments)
+
+
+def test_auto_says_once_what_it_is(caplog, monkeypatch):
+    monkeypatch.setattr(sys.modules[group_norm_silu.__module__], "_announced", set())
+    with caplog.at_level(logging.INFO, logger="gnunet"):
+        group_norm_silu(X, 2)
+        group_norm_silu(X, 2)
+    said = [record.message for record in caplog.records]
+    assert said == ["group_norm_silu: backend 'auto' is 'eager' on cpu"]
+
+
+def test_module_is_group_norm_with_silu():
+    x, norm = torch.randn(2, 6, 4, 4), nn.GroupNorm(3, 6, eps=1e-3)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    layer = GroupNormSiLU(3, 6, eps=1e-3)
+    layer.load_state_dict(norm.state_dict())
+    torch.testing.assert_close(layer(x), nn.functional.silu(norm(x)))
+    assert list(GroupNormSiLU(3, 6, affine=False).parameters()) == []
+    assert GroupNormSiLU(3, 6, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wrong", [{"num_groups": 4}, {"activation": "relu"}, {"backend": "cuda"}])
+def test_module_refuses(wrong):
+    with pytest.raises(ValueError):
+        GroupNormSiLU(**{"num_groups": 3, "num_channels": 6, **wrong})

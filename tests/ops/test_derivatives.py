@@ -1,0 +1,42 @@
+"""First and second derivatives, against finite differences."""
+
+import pytest
+import torch
+
+ALL = ("weight", "bias", "add", "scale", "shift")
+
+
+def check(gradcheck, case, backend):
+    names = list(case.tensors)
+
+    def function(x, *tensors):
+        case.x, case.tensors = x, dict(zip(names, tensors, strict=True))
+        return case.run(backend)
+
+    return gradcheck(function, (case.x, *case.tensors.values()))
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ["silu", None])
+@pytest.mark.parametrize("given", [(), ("weight", "bias"), ("scale",), ALL])
+def test_against_finite_differences(make_case, given, activation, layout, backend):
+    case = make_case((2, 6, 3, 2), 3, dtype=torch.float64, layout=layout, given=given, activation=activation)
+    assert check(torch.autograd.gradcheck, case, backend)
+    assert check(torch.autograd.gradgradcheck, case, backend)
+
+
+def test_gradient_penalty_reaches_the_inputs_history(make_case):
+    """The gradient of a gradient's norm, through what x and the parameters were computed from."""
+    case = make_case((2, 6, 4, 4), 3, dtype=torch.float64, given=ALL)
+
+    def penalty(backend):
+        case.x = leaf * leaf
+        case.tensors = {name: 2 * t for name, t in leaves.items()}
+        (grad,) = torch.autograd.grad(case.run(backend).square().sum(), leaf, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), [leaf, *leaves.values()])
+
+    leaf = case.x.detach().requires_grad_()
+    leaves = {name: t.detach().requires_grad_() for name, t in case.tensors.items()}
+    for ours, exact in zip(penalty("eager"), penalty("reference"), strict=True):
+        torch.testing.assert_close(ours, exact)

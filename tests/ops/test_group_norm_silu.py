@@ -1,0 +1,137 @@
+"""The operator's numbers, against the formula in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gnunet.ops import group_norm_silu
+
+OPTIONAL = ("weight", "bias", "add", "scale", "shift")
+LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced")
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.6e-3, torch.float64: 1e-12}
+
+
+@st.composite
+def cases(draw):
+    """Keyword arguments of make_case."""
+    groups = draw(st.sampled_from([1, 2, 3, 5, 8]))
+    channels = groups * draw(st.sampled_from([1, 2, 3, 6, 10]))
+    spatial = draw(st.lists(st.sampled_from([1, 2, 5, 7, 16]), max_size=3))
+    # A group of one element has no gradient but rounding errors.
+    spatial = spatial if channels // groups * torch.Size(spatial).numel() > 4 else [7]
+    return {
+        "shape": (draw(st.sampled_from([1, 2, 5])), channels, *spatial),
+        "num_groups": groups,
+        "dtype": draw(st.sampled_from(list(TOLERANCE))),
+        "parameter_dtype": draw(st.sampled_from([None, torch.float32, torch.bfloat16])),
+        "layout": draw(st.sampled_from(LAYOUTS)),
+        "given": tuple(name for name in OPTIONAL if draw(st.booleans())),
+        "activation": draw(st.sampled_from(["silu", None])),
+        "mean": draw(st.sampled_from([0.0, 3.0])),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(arguments=cases())
+def test_values_and_gradients_are_those_of_the_formula(make_case, relative_error, backend, arguments):
+    case = make_case(**arguments)
+    dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(case.x.dtype)
+    results = case.run_with_gradients(dy, backend)
+    exact = case.double().run_with_gradients(dy, "reference")
+    for name, value in results.items():
+        # Rounded is what comes in, what goes out, or both. A gradient may be exactly zero, hence the floor.
+        tolerance = max(TOLERANCE[case.x.dtype], TOLERANCE[value.dtype])
+        assert relative_error(value, exact[name], floor=0.5) < tolerance, name
+        like = case.x if name in ("y", "dx") else case.tensors[name[1:]]
+        assert (value.dtype, value.shape) == (like.dtype, like.shape), name
+
+
+def test_is_group_norm_then_silu():
+    x, weight, bias = torch.randn(2, 12, 9, 9), torch.randn(12), torch.randn(12)
+    y = group_norm_silu(x, 4, weight, bias, 1e-3)
+    torch.testing.assert_close(y, F.silu(F.group_norm(x, 4, weight, bias, 1e-3)))
+    y = group_norm_silu(x, 4, weight, bias, activation=None)
+    torch.testing.assert_close(y, F.group_norm(x, 4, weight, bias))
+
+
+def test_conditioning_is_that_of_diffusers_resnet_blocks():
+    x, t = torch.randn(2, 12, 5, 5), torch.randn(2, 24)
+    scale, shift = t.chunk(2, dim=1)
+    add_first = F.silu(F.group_norm(x + scale[:, :, None, None], 3))
+    torch.testing.assert_close(group_norm_silu(x, 3, add=scale), add_first)
+    modulated = F.silu(F.group_norm(x, 3) * (1 + scale[:, :, None, None]) + shift[:, :, None, None])
+    torch.testing.assert_close(group_norm_silu(x, 3, scale=scale, shift=shift), modulated)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mean", [0.0, 10.0, 100.0, 1000.0])
+def test_a_large_mean_costs_no_more_than_it_costs_torch(make_case, relative_error, mean, layout):
+    shape = (4, 64, 32, 32)
+    case = make_case(shape, 16, layout=layout, mean=mean)
+    dy = torch.randn(shape)
+    ours = case.run_with_gradients(dy)
+    exact = case.double().run_with_gradients(dy, "reference")
+    plain = make_case(shape, 16, mean=mean)
+    y = F.silu(F.group_norm(plain.x, 16, plain.tensors["weight"], plain.tensors["bias"]))
+    grads = torch.autograd.grad(y, [plain.x, *plain.tensors.values()], dy)
+    for name, torchs in zip(ours, (y, *grads), strict=True):
+        error, allowed = (relative_error(value, exact[name]) for value in (ours[name], torchs))
+        assert error <= max(1.1 * allowed, 3e-7), name
+
+
+def test_large_planes_are_accurate(make_case, relative_error):
+    for layout in ("contiguous", "channels_last"):
+        case = make_case((1, 2, 700, 701), 1, layout=layout, mean=50.0)
+        assert relative_error(case.run(), case.double().run()) < 1e-6
+
+
+def test_constant_input_gives_the_bias():
+    y = group_norm_silu(torch.full((2, 6, 4, 4), 1e4), 3, torch.ones(6), torch.arange(6.0), activation=None)
+    torch.testing.assert_close(y, torch.arange(6.0)[None, :, None, None].expand_as(y), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_empty_batch(make_case, layout):
+    case = make_case((0, 6, 4, 4), 3, layout=layout, given=OPTIONAL)
+    results = case.run_with_gradients(torch.empty(0, 6, 4, 4))
+    assert results["y"].shape == (0, 6, 4, 4)
+    assert all(not grad.any() for name, grad in results.items() if name != "y")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "memory_format"),
+    [
+        ((2, 8, 5, 7), torch.contiguous_format),
+        ((2, 8, 5, 7), torch.channels_last),
+        ((1, 8, 5, 7), torch.channels_last),
+        ((2, 8, 3, 5, 7), torch.channels_last_3d),
+    ],
+)
+def test_memory_format_is_kept(shape, memory_format, dtype):
+    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+    for backend in ("eager", "reference"):
+        y = group_norm_silu(x, 4, backend=backend)
+        y.backward(torch.ones_like(y))
+        assert y.stride() == x.stride() and y.is_contiguous(memory_format=memory_format)
+        assert x.grad.is_contiguous(memory_format=memory_format)
+        x.grad = None
+
+
+def test_3d_transposed_input_as_attention_sends_it(make_case, relative_error):
+    case = make_case((2, 32, 49), 8, layout="channels_last")
+    assert not case.x.is_contiguous()
+    y = case.run()
+    assert y.stride() == case.x.stride()
+    assert relative_error(y, case.double().run("reference")) < 1e-6
+
+
+def test_unneeded_gradients_are_left_out():
+    x, weight = torch.randn(2, 4, 3, 3), torch.randn(4, requires_grad=True)
+    add = torch.randn(2, 4, requires_grad=True)
+    group_norm_silu(x, 2, weight, torch.zeros(4), add=add).sum().backward()
+    assert x.grad is None and weight.grad.shape == (4,) and add.grad.shape == (2, 4)
