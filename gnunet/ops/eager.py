@@ -18,6 +18,9 @@ from .autograd import register
 from .invariant import multiply_add, silu_, silu_backward_
 from .layout import Layout
 
+_NATIVE_POSITIONS = 1024
+"""PyTorch's channels_last kernels on the CPU give each group to one thread below so many positions."""
+
 
 def forward(
     x: Tensor,
@@ -38,6 +41,16 @@ def forward(
         return y, mean, torch.zeros_like(mean)
     layout = Layout(x, num_groups)
     added = None if add is None else layout.table(add, dtype)
+    if _is_native(x, weight, bias, add, scale, shift):
+        center = layout.rough_group_means(layout.view(x))
+        if added is not None:
+            center += added.mean(2, keepdim=True)
+        u = _shifted(layout, x, -center if added is None else added - center)
+        sizes = (len(x), layout.channels, layout.positions, num_groups)
+        y, rest, rstd = torch.native_group_norm(u, weight, bias, *sizes, eps)
+        if silu:
+            silu_(layout.view(y))
+        return y, center.squeeze(2).add_(rest), rstd
     gain, offset = _gain_and_offset(layout, dtype, weight, bias, scale, shift)
     values, results = layout.view(x), layout.view(y)
     means, rstds = [], []
@@ -91,6 +104,8 @@ def backward(
     layout = Layout(x, num_groups)
     added = None if add is None else layout.table(add, dtype)
     gain, offset = _gain_and_offset(layout, dtype, weight, bias, scale, shift)
+    if _is_native(x, weight, bias, add, scale, shift):
+        return _native_backward(layout, dy, x, mean, rstd, weight, gain, offset, added, silu, needs)
     dx = torch.empty_like(x)
     values, dys, results = layout.view(x), layout.view(dy), layout.view(dx)
     sums_dw, sums_dw_x_hat, sums_du = [], [], []  # over the positions
@@ -162,6 +177,64 @@ def _gain_and_offset(
         table = layout.table(shift, dtype)
         offset = table if offset is None else offset + table
     return gain, offset
+
+
+def _is_native(x: Tensor, *tables: Tensor | None) -> bool:
+    """Whether PyTorch's CPU kernels for group norm, on input whose mean is about 0, keep this module's promises.
+
+    They are much faster on small tensors, but know no scale and shift.
+    """
+    weight, bias, add, scale, shift = tables
+    if x.device.type != "cpu" or x.dim() == 2 or weight is None or bias is None:
+        return False
+    if scale is not None or shift is not None:
+        return False
+    if any(t is not None and t.dtype != torch.float32 for t in (x, weight, bias, add)):
+        return False
+    return x.is_contiguous() or (
+        x.dim() > 3 and x.movedim(1, -1).is_contiguous() and x.shape[2:].numel() < _NATIVE_POSITIONS
+    )
+
+
+def _shifted(layout: Layout, x: Tensor, table: Tensor) -> Tensor:
+    """x plus a table, in x's shape and layout."""
+    u = torch.empty_like(x)
+    torch.add(layout.view(x), layout.spread(table), out=layout.view(u))
+    return u
+
+
+def _native_backward(
+    layout: Layout,
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    added: Tensor | None,
+    silu: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """`backward` by PyTorch's kernel."""
+    center, r = mean.unsqueeze(2), rstd.unsqueeze(2)
+    u = _shifted(layout, x, -center if added is None else added - center)
+    dw = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
+    if silu:
+        factor, dw = layout.spread(r if gain is None else r * gain), torch.empty_like(x)
+        w = layout.view(dw)
+        if offset is None:
+            torch.mul(layout.view(u), factor, out=w)
+        else:
+            multiply_add(layout.view(u), factor, layout.spread(offset), out=w)
+        silu_backward_(layout.view(dy), w)
+    sizes = (len(x), layout.channels, layout.positions, layout.num_groups)
+    du, dweight, dbias = torch.ops.aten.native_group_norm_backward(
+        dw, u, torch.zeros_like(mean), rstd, weight, *sizes, [True, True, True]
+    )
+    grads = [du] if needs[0] else []
+    grads += [grad for grad, need in ((dweight, needs[1]), (dbias, needs[2])) if need]
+    return [*grads, layout.sums(layout.view(du)).reshape(len(x), -1)] if needs[3] else grads
 
 
 def _rows(table: Tensor, part: slice) -> Tensor:
