@@ -356,13 +356,16 @@ class Config(Section):
 
     @classmethod
     def superseded(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
-        """Forget an earlier file's sampler when a later layer chooses a process that lacks it."""
-        diffusion, sampling = later.get("diffusion"), earlier.get("sampling")
-        if not isinstance(diffusion, dict) or not isinstance(sampling, dict):
+        """Forget an earlier file's sampler or guidance where a later layer's process or data lacks it."""
+        sampling = earlier.get("sampling")
+        if not isinstance(sampling, dict):
             return
-        samplers = config_checks.SAMPLERS.get(str(diffusion.get("kind")))
+        diffusion, data = (later.get(name) or {} for name in ("diffusion", "data"))
+        samplers = isinstance(diffusion, dict) and config_checks.SAMPLERS.get(str(diffusion.get("kind")))
         if samplers and sampling.get("sampler") not in (None, *samplers):
             yield ("sampling", "sampler")
+        if isinstance(data, dict) and data.get("class_conditional") is False and "guidance" in sampling:
+            yield ("sampling", "guidance")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Config":

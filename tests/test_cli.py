@@ -358,3 +358,12 @@ def test_print_config_gives_the_tree_back(files, capsys, flags: str) -> None:
     assert stopped.value.code == 0
     files(printed=capsys.readouterr().out)
     assert run("--config", "printed.yaml") == config
+
+
+def test_an_unconditional_run_forgets_a_files_guidance(tmp_path):
+    file = tmp_path / "guided.yaml"
+    file.write_text("data: {class_conditional: true}\nsampling: {guidance: 3}\n")
+    flags = ["--config", str(file), "--data.class_conditional", "false"]
+    assert parse(flags, default_config=file).sampling.guidance == 1
+    with pytest.raises(ConfigError, match="sampling.guidance: given 2"):
+        parse([*flags, "--sampling.guidance", "2"], default_config=file)
