@@ -4,6 +4,9 @@ Command-line programs print them without a traceback and exit with status 2; eve
 keeps its traceback.
 """
 
+import os
+import sys
+
 
 class GnunetError(Exception):
     """Base of every error that the user can mend; the message says what was given and what is valid."""
@@ -23,3 +26,10 @@ class CheckpointError(GnunetError):
 
 class TrainingError(GnunetError):
     """Training cannot go on, for instance because the loss stayed non-finite."""
+
+
+def print_error(error: GnunetError) -> None:
+    """Print an error to stderr; processes other than a machine's first say which they are."""
+    rank = os.environ.get("RANK", "0")
+    where = "" if os.environ.get("LOCAL_RANK", "0") == "0" else f"[rank {rank}] "
+    print(f"{where}error: {error}", file=sys.stderr)

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
+import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -236,7 +238,8 @@ def main() -> None:
     date, kind = datetime.date.today().isoformat(), accelerator.device.type
     record = {
         "date": date, "device": device_name(accelerator.device), "precision": arguments.precision,
-        "python": platform.python_version(), "torch": torch.__version__, "rounds": arguments.rounds,
+        "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "accelerate": accelerate.__version__, "rounds": arguments.rounds,
         "block": arguments.block, "cases": results,
     }  # fmt: skip
     if arguments.out:

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv
-[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+[ -f "$venv/bin/activate" ] || "${PYTHON:-python3}" -m venv --clear "$venv"
 . "$venv/bin/activate"
 wanted="$(sha256sum pyproject.toml scripts/constraints.txt) $*"
 if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then

@@ -9,23 +9,21 @@ Whole batches are sampled, so a last short batch takes as long as a full one.
 """
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gnunet.diffusion import make_grid, sample_images, sample_labels
-from gnunet.errors import ConfigError, GnunetError
+from gnunet.errors import ConfigError, GnunetError, print_error
 from gnunet.training import spread_over_cpus
 from gnunet.training.loading import Sampleable, open_sampleable
 from gnunet.training.samples import share_of
+from gnunet.training.session import open_accelerator
 
 GRID_IMAGES = 256
 """The grid shows at most so many images."""
@@ -85,12 +83,15 @@ def labels_of(indices: list[int], model: Sampleable, classes: list[str] | None, 
 def sample(arguments: argparse.Namespace) -> None:
     """Sample this process's share of the images, write them, and on the main process the grid."""
     model = open_sampleable(arguments.source)
-    accelerator = Accelerator(mixed_precision=model.mixed_precision, cpu=arguments.cpu or not torch.accelerator.is_available())
+    accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
     settings = model.sampling
     batch_size = arguments.batch_size or settings.batch_size
     seed = model.seed if arguments.seed is None else arguments.seed
     out = arguments.out or Path("samples") / model.name
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be made: {error.strerror}") from None
     network = model.network.to(accelerator.device)
 
     indices = range(arguments.num_images)
@@ -124,7 +125,7 @@ def sample(arguments: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         shown = [np.asarray(Image.open(out / f"{i:06d}.png")) for i in indices[:GRID_IMAGES]]
         grid = np.stack(shown).reshape(len(shown), model.resolution, model.resolution, model.channels)
-        make_grid(grid, columns=math.ceil(math.sqrt(len(grid)))).save(out / "grid.png")
+        make_grid(grid).save(out / "grid.png")
         Console(soft_wrap=True).print(
             f"{len(indices)} images in {seconds:.1f} s ({len(indices) / seconds:.1f} images/s): "
             f"{out}, grid {out / 'grid.png'}",
@@ -133,10 +134,19 @@ def sample(arguments: argparse.Namespace) -> None:
     accelerator.end_training()
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> int:
+    """Returns the exit status."""
+    arguments = parse_arguments(argv)
     try:
-        arguments = parse_arguments(sys.argv[1:])
         spread_over_cpus()
         sample(arguments)
     except GnunetError as error:
-        sys.exit(f"error: {error}")
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

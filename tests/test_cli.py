@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from gnunet.cli import parse
-from gnunet.config import to_yaml
-from gnunet.config import Config
+from gnunet.config import Config, to_yaml
 from gnunet.config_schema import section_types, walk
 from gnunet.errors import ConfigError
 

@@ -29,8 +29,7 @@ class Purpose(IntEnum):
     SAMPLE_LABEL = 6  # index: sampled image
     VALIDATION = 7  # index: example of the validation bank
     HOLDOUT = 8  # index: 0
-    DROPOUT = 9
-    WEIGHTS = 10
+    DROPOUT = 9  # index: first example of a micro-batch
 
 
 class Stream:

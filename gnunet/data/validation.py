@@ -16,10 +16,10 @@ from gnunet.errors import DataError
 class ValidationBank:
     """Example i, for i in 0..num_examples-1: an image, a log-SNR in one of equal bins, and its noise.
 
-    Image rows[i % n] meets bin (i + i // n) % num_bins: the bins are filled evenly, and an image that comes
-    again comes in the next bin. The examples of a bin are spread over it, one uniform draw in each of equal
-    shares. Nothing depends on a run's seed, so that runs are compared on the same bank; images are not
-    flipped and labels not dropped.
+    Image rows[i % n] meets bin (i + i // n) % num_bins (of more rows than examples, num_examples are taken,
+    evenly spread): the bins are filled evenly, and an image that comes again comes in the next bin. The examples
+    of a bin are spread over it, one uniform draw in each of equal shares. Nothing depends on a run's seed, so
+    that runs are compared on the same bank; images are not flipped and labels not dropped.
 
     Args:
         table: the decoded images.
@@ -51,7 +51,9 @@ class ValidationBank:
         self.table = table
         self.num_bins = num_bins
         index = np.arange(num_examples)
-        self.rows = np.asarray(rows, np.int64)[index % len(rows)]
+        # Of more rows than examples, some from everywhere: rows are often sorted by class.
+        places = index % len(rows) if len(rows) <= num_examples else index * len(rows) // num_examples
+        self.rows = np.asarray(rows, np.int64)[places]
         self.bins = (index + index // len(rows)) % num_bins
         self._stream = Stream(0, Purpose.VALIDATION)
         place = np.empty(num_examples)

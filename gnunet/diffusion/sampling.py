@@ -80,7 +80,8 @@ def sample_images(
     starts = Stream(seed, Purpose.SAMPLE_NOISE)
     result = np.empty((len(wanted), resolution, resolution, channels), dtype=np.uint8)
     broken = 0
-    with evaluation_mode(network):
+    # One algorithm for every process that samples, whatever a trainer has chosen for its own speed.
+    with evaluation_mode(network), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for chunk in np.unique(wanted // batch_size).tolist():
             batch = range(chunk * batch_size, (chunk + 1) * batch_size)
             rows = np.flatnonzero(wanted // batch_size == chunk)

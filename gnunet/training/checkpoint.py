@@ -106,9 +106,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
 
 
-def rotate_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints."""
-    for path in list_checkpoints(folder)[:-keep]:
+def rotate_checkpoints(folder: Path, keep: int, newest: int) -> None:
+    """Remove all but the `keep` newest checkpoints up to `newest` images.
+
+    Later ones are damaged, or the run would have gone on from them; they must not count among those kept.
+    """
+    paths = list_checkpoints(folder)
+    whole = [path for path in paths if int(path.name) <= newest]
+    for path in set(paths) - set(whole[-keep:]):
         remove_folder(path)
 
 

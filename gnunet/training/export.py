@@ -31,3 +31,11 @@ def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, da
             scheduler.save_pretrained(temporary / "scheduler")
         about = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
         (temporary / "gnunet.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def exported_images(folder: Path) -> int | None:
+    """Images seen by the exported weights in `folder`; None where there are none."""
+    try:
+        return json.loads((folder / "gnunet.json").read_text())["images"]
+    except (OSError, ValueError, KeyError):
+        return None

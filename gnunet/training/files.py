@@ -48,7 +48,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     for entry in temporary.rglob("*"):
         sync(entry)
     sync(temporary)
+    old = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(old, ignore_errors=True)
     if path.exists():
-        remove_folder(path)
+        os.replace(path, old)
     os.replace(temporary, path)
     sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)

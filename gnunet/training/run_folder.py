@@ -1,5 +1,6 @@
 """A run's folder: where its files are, and that it belongs to one configuration."""
 
+import shutil
 from pathlib import Path
 
 from gnunet.config import Config, differences, from_yaml, to_yaml
@@ -7,7 +8,10 @@ from gnunet.errors import CheckpointError, ConfigError
 from gnunet.training.files import write_file
 from gnunet.training.metrics import JsonLines
 
-MAY_CHANGE = ("run_dir", "data.num_workers", "data.cache_dir", "train.micro_batch_size")
+MAY_CHANGE = (
+    "run_dir", "data.num_workers", "data.cache_dir", "train.micro_batch_size", "train.keep_checkpoints",
+    "train.max_nonfinite", "train.trackers",
+)  # fmt: skip
 """Keys that may differ when a run is resumed: they say where and how fast, not what is computed."""
 
 
@@ -15,7 +19,7 @@ class RunFolder:
     """Paths and logs of the run in `config.run_dir`."""
 
     def __init__(self, config: Config) -> None:
-        self.path = Path(config.run_dir)
+        self.path = Path(config.run_dir).expanduser()
         self.config_file = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
@@ -33,11 +37,11 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run_dir: {self.path} is a file; valid: a folder, new or of this run")
         if not self.config_file.exists():
-            if self.checkpoints.exists():
+            if any(self.checkpoints.glob("*")):
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
         found = from_yaml(self.config_file.read_text(), str(self.config_file))
-        changed = [line for line in differences(found, config) if not line.startswith(MAY_CHANGE)]
+        changed = [line for line in differences(found, config) if line.split(":")[0] not in MAY_CHANGE]
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration; these keys differ (run folder -> now):\n  "
@@ -46,7 +50,17 @@ class RunFolder:
             )
 
     def create(self, config: Config) -> None:
-        """Make the folder and record the configuration in it, where that is not done yet."""
-        self.samples.mkdir(parents=True, exist_ok=True)
-        if not self.config_file.exists():
-            write_file(self.config_file, to_yaml(config))
+        """Make the folder, record the configuration in it, and clear away what a crash left half written.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            if not self.config_file.exists():
+                write_file(self.config_file, to_yaml(config))
+        except OSError as error:
+            raise ConfigError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
+        for leftover in (*self.path.glob(".model.*"), *self.checkpoints.glob(".*")):
+            shutil.rmtree(leftover, ignore_errors=True)

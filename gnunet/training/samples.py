@@ -1,6 +1,6 @@
 """Sampling shared by the processes of a run, and the grids in RUN/samples/."""
 
-import math
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 
 from gnunet.diffusion import make_grid, sample_images, sample_labels
 from gnunet.training.checkpoint import checkpoint_name
+from gnunet.training.files import write_file
 from gnunet.training.session import Session
 
 
@@ -40,6 +41,8 @@ def save_grid(folder: Path, session: Session, images_seen: int) -> Path:
         whole[share] = part[: len(share)]
     path = folder / f"{checkpoint_name(images_seen)}.png"
     if accelerator.is_main_process:
-        make_grid(whole, columns=math.ceil(math.sqrt(count))).save(path)
+        png = io.BytesIO()
+        make_grid(whole).save(png, format="PNG")
+        write_file(path, png.getvalue())
     return path
 

@@ -1,5 +1,6 @@
 """Everything a run is made of, and one step of its training."""
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 from torch import nn
 
 from gnunet.config import Config, accumulation_steps, unet_kwargs
@@ -95,7 +96,7 @@ class Session:
             batch = next(batches)
             if self.config.model.dropout:
                 masks = Stream(self.config.seed, Purpose.DROPOUT).raw(int(batch["index"][0]), 1)
-                torch.manual_seed(int(masks[0] >> 1))
+                torch.manual_seed(int(masks[0]) >> 1)
             level = self.process.level(batch["level"]).to(device)
             images = to_unit_range(batch["images"].to(device, non_blocking=True))
             noise = batch["noise"].to(device, non_blocking=True)
@@ -132,8 +133,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     """
     micro_batch_size, accumulation = accumulation_steps(config.train, accelerator.num_processes)
 
-    with accelerator.main_process_first():  # the main process fills the cache, the others read it
-        table = load_images(config.data, config.model.in_channels)
+    table = load_images(config.data, config.model.in_channels)  # one process fills the cache, the others wait for it
     train_rows, validation_rows = split_rows(len(table.images), config.data.validation_images)
     examples = TrainingExamples(
         table, train_rows, seed=config.seed, flip=config.data.flip, label_drop=config.data.label_drop,
@@ -182,18 +182,47 @@ def compile_network(unet: UNet2D, device: torch.device) -> None:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator of a run: precision, trackers, DDP; deterministic algorithms where they are asked for."""
-    if config.train.deterministic:
+    """The Accelerator of a run: precision, trackers, DDP; deterministic algorithms where they are asked for.
+
+    Raises:
+        ConfigError: a precision, tracker or kind of launch that is not to be had here.
+    """
+    train = config.train
+    if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not config.train.deterministic
+    torch.backends.cudnn.benchmark = not train.deterministic
+    accelerator = open_accelerator(
+        train.mixed_precision,
+        log_with=train.trackers or None,
+        project_config=ProjectConfiguration(project_dir=config.run_dir, logging_dir=config.run_dir),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    missing = set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise ConfigError(f"train.trackers: {names} is not installed; pip install it, or leave it out")
+    return accelerator
+
+
+def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any) -> Accelerator:
+    """An Accelerator on the machine's accelerators, or on its CPUs where it has none or `cpu` says so.
+
+    Raises:
+        ConfigError: a precision or an option that Accelerate refuses, or a kind of launch that gnunet lacks.
+    """
+    # Told that it is on CPUs, since launched CPU processes would not know each other otherwise.
+    cpu = cpu or not torch.accelerator.is_available()
+    if cpu and mixed_precision == "fp16":
+        raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no or bf16")
     try:
-        return Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else two launched CPU processes would not know each other
-            mixed_precision=config.train.mixed_precision,
-            log_with=config.train.trackers or None,
-            project_config=ProjectConfiguration(project_dir=config.run_dir, logging_dir=config.run_dir),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
     except ValueError as error:
-        raise ConfigError(f"Accelerate refuses train.mixed_precision or train.trackers: {error}") from None
+        raise ConfigError(f"train.mixed_precision, train.trackers: refused by Accelerate: {error}") from None
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(f"accelerate launch: {kind.value} is not supported; valid: one process or DDP")
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("gnunet").setLevel(level)
+    return accelerator

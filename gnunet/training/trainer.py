@@ -5,18 +5,20 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 
 from gnunet.config import Config, to_yaml
-from gnunet.errors import DataError, TrainingError
+from gnunet.errors import CheckpointError, DataError, TrainingError
 from gnunet.evaluation import validation_loss
 from gnunet.training.checkpoint import (
     TrainState,
     load_checkpoint,
     newest_checkpoint,
+    read_state,
     rotate_checkpoints,
     save_checkpoint,
 )
-from gnunet.training.export import export_model
+from gnunet.training.export import export_model, exported_images
 from gnunet.training.progress import Display
 from gnunet.training.run_folder import RunFolder
 from gnunet.training.samples import save_grid
@@ -43,9 +45,9 @@ def fit(config: Config) -> int:
     session = build(config, accelerator)
     state = TrainState(data=session.data)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
-        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.adamw)
-        if state.data != session.data:
+        if read_state(checkpoint).data != session.data:
             raise DataError(f"{config.data.source}: these are not the images that {checkpoint} was trained on")
+        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.adamw)
         if state.scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
     accelerator.wait_for_everyone()
@@ -53,6 +55,8 @@ def fit(config: Config) -> int:
         run.create(config)
         run.metrics.rewind(state.reported)
         run.timing.rewind(state.reported)
+        if checkpoint is not None and exported_images(run.model) != state.images:
+            export(session, run, state)  # the run ended between its checkpoint and the model
     if train.trackers:
         accelerator.init_trackers("gnunet", config={"config": to_yaml(config)})
 
@@ -136,7 +140,7 @@ def fit(config: Config) -> int:
             timed_images += train.batch_size
 
             if result.stop:
-                save(session, run, state)
+                save(session, run, state, with_model=False)  # launchers kill soon after they signal
                 display.message(
                     f"stopped at {state.images} images, checkpoint written; the same command resumes the run"
                 )
@@ -168,22 +172,39 @@ def validate(session: Session, images: int) -> dict[str, Any]:
         "validation_loss": result.mean,
         "validation_loss_standard_error": result.standard_error,
         "validation_loss_by_log_snr": result.bins,
+        "validation_bank": session.bank.fingerprint[:16],
     }
 
 
-def save(session: Session, run: RunFolder, state: TrainState) -> None:
-    """Write a checkpoint and the exported model; the other processes wait."""
+def save(session: Session, run: RunFolder, state: TrainState, *, with_model: bool = True) -> None:
+    """Write a checkpoint, and the exported model; the other processes wait.
+
+    Raises:
+        CheckpointError: the disk refuses; earlier checkpoints are as they were.
+    """
     if session.accelerator.is_main_process:
-        run.metrics.sync()
         scaler = session.accelerator.scaler
         state.scaler = {} if scaler is None else scaler.state_dict()
-        save_checkpoint(
-            run.checkpoints, model=session.unet, ema=session.ema.model, optimizer=session.adamw, state=state,
-            config_text=to_yaml(session.config),
-        )  # fmt: skip
-        rotate_checkpoints(run.checkpoints, session.config.train.keep_checkpoints)
-        export_model(run.model, session.ema.model, session.process, images=state.images, data=session.data)
+        try:
+            run.metrics.sync()
+            save_checkpoint(
+                run.checkpoints, model=session.unet, ema=session.ema.model, optimizer=session.adamw, state=state,
+                config_text=to_yaml(session.config),
+            )  # fmt: skip
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
+                "earlier ones are as they were, and the same command goes on from them"
+            ) from None
+        rotate_checkpoints(run.checkpoints, session.config.train.keep_checkpoints, newest=state.images)
+        if with_model:
+            export(session, run, state)
     session.accelerator.wait_for_everyone()
+
+
+def export(session: Session, run: RunFolder, state: TrainState) -> None:
+    """Write the averaged weights to the run's model/."""
+    export_model(run.model, session.ema.model, session.process, images=state.images, data=session.data)
 
 
 def memory_mib(device: torch.device) -> float:

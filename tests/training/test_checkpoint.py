@@ -102,8 +102,17 @@ def test_half_written_folders_are_not_checkpoints(tmp_path):
 def test_rotation_keeps_the_newest_by_number(tmp_path):
     for images in (8, 1_000_000_000, 16):
         save(tmp_path, images)
-    rotate_checkpoints(tmp_path, 2)
+    rotate_checkpoints(tmp_path, 2, newest=1_000_000_000)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["000000016", "1000000000"]
+
+
+def test_rotation_never_counts_a_damaged_later_checkpoint_among_those_kept(tmp_path):
+    for images in (8, 16, 24):
+        save(tmp_path, images)
+    (tmp_path / "000000024" / "state.json").unlink()  # so the run went on from 16, and is now at 20
+    save(tmp_path, 20)
+    rotate_checkpoints(tmp_path, 1, newest=20)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["000000020"]
 
 
 def test_another_models_weights_are_refused(tmp_path):

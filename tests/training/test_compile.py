@@ -57,10 +57,12 @@ def test_compiled_gradients_are_the_eager_ones(file):
     torch.compiler.reset()
     compile_network(unet, torch.device("cpu"))
     compiled = gradients()
+    noise_floor = 1e-6 * max(gradient.abs().max() for gradient in eager.values())
     for name, gradient in eager.items():
-        scale = gradient.abs().max().clamp_min(1e-6)
-        assert (compiled[name] - gradient).abs().max() <= 1e-4 * scale, name
-        assert gradient.abs().max() > 0, name
+        size = gradient.abs().max()
+        assert (compiled[name] - gradient).abs().max() <= 1e-4 * size + noise_floor, name
+        # A key's bias moves all of a query's logits alike, so its gradient is zero but for rounding.
+        assert size > noise_floor or name.endswith("to_k.bias"), name
 
 
 @pytest.mark.slow

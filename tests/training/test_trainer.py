@@ -1,6 +1,7 @@
 """Whole runs in this process: what they leave behind, and that stopping and resuming changes no bit of it."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -212,9 +213,41 @@ def test_a_batch_that_does_not_split_is_refused_before_anything_is_written(tiny,
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_tracker_is_refused(tiny, tmp_path):
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused(tiny):
     with pytest.raises(ConfigError, match="nosuch"):
         fit(tiny("run", "--train.trackers", "nosuch"))
+    with pytest.raises(ConfigError, match="wandb is not installed"):
+        fit(tiny("run", "--train.trackers", "wandb"))
+
+
+def test_a_new_class_folder_is_other_images(tiny, images, stop_at):
+    patched = stop_at(24)
+    fit(tiny("run"))
+    patched.undo()
+    (images / "more").mkdir()
+    Image.new("RGB", (16, 16)).save(images / "more" / "0.png")
+    try:
+        with pytest.raises(DataError, match="not the images"):
+            fit(tiny("run"))
+    finally:
+        (images / "more" / "0.png").unlink()
+        (images / "more").rmdir()
+
+
+def test_a_missing_export_is_written_again(tiny, tmp_path):
+    fit(tiny("run"))
+    before = (tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run/model")
+    fit(tiny("run"))
+    assert (tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+def test_fp16_on_a_cpu_and_a_folder_that_cannot_be_are_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="fp16 on a CPU"):
+        fit(tiny("run", "--train.mixed_precision", "fp16"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="run_dir"):
+        fit(tiny("file/run"))
 
 
 def test_ddpm_exports_a_stock_pipeline(tiny, tmp_path):
