@@ -22,9 +22,8 @@ def spread_over_cpus() -> None:
         return
     processes = asked_for(psutil.Process().parent())
     if processes > 1:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        address = ["--master_addr", os.environ["MASTER_ADDR"], "--master_port", os.environ["MASTER_PORT"]]
-        os.execv(sys.executable, [*torchrun, *address, *sys.argv])
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        os.execv(sys.executable, [*torchrun, *sys.argv])
 
 
 def asked_for(launcher: psutil.Process | None) -> int:

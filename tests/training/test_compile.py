@@ -17,7 +17,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def narrow(keys: dict) -> dict:
-    """The same architecture with the narrowest channels that keep its proportions and its groups' sizes."""
+    """The same kinds of blocks, as few and as narrow as keep its proportions and its groups' sizes."""
     groups = keys["norm_num_groups"]
     factor = max(f for f in (1, 2, 4, 8) if groups % f == 0 and all(c % f == 0 for c in keys["block_out_channels"]))
     head = keys["attention_head_dim"]
@@ -26,6 +26,7 @@ def narrow(keys: dict) -> dict:
         "norm_num_groups": groups // factor,
         "norm": keys["norm"] | {"groups": groups // factor},
         "attention_head_dim": head and max(head // factor, 1),
+        "layers_per_block": 1,
         "sample_size": 16,
     }
 
