@@ -192,6 +192,9 @@ def make_accelerator(config: Config) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not train.deterministic
+    if train.compile and train.mixed_precision != "no" and not torch.accelerator.is_available():
+        # Inductor's C++ for bf16 does not compile everywhere (torch 2.13 with g++ 12).
+        raise ConfigError(f"train.compile: given true with {train.mixed_precision} on a CPU; valid there: fp32")
     accelerator = open_accelerator(
         train.mixed_precision,
         log_with=train.trackers or None,
@@ -214,7 +217,7 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
     # Told that it is on CPUs, since launched CPU processes would not know each other otherwise.
     cpu = cpu or not torch.accelerator.is_available()
     if cpu and mixed_precision == "fp16":
-        raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no or bf16")
+        raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, or bf16 without train.compile")
     try:
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
     except ValueError as error:
