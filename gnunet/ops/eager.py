@@ -41,7 +41,7 @@ def forward(
         return y, mean, torch.zeros_like(mean)
     layout = Layout(x, num_groups)
     added = None if add is None else layout.table(add, dtype)
-    if _is_native(x, weight, bias, add, scale, shift):
+    if _is_native(layout, x, weight, bias, add, scale, shift):
         center = layout.rough_group_means(layout.view(x))
         if added is not None:
             center += added.mean(2, keepdim=True)
@@ -103,9 +103,9 @@ def backward(
     dtype = mean.dtype
     layout = Layout(x, num_groups)
     added = None if add is None else layout.table(add, dtype)
+    if _is_native(layout, x, weight, bias, add, scale, shift):
+        return _native_backward(layout, dy, x, mean, rstd, weight, bias, added, silu, needs)
     gain, offset = _gain_and_offset(layout, dtype, weight, bias, scale, shift)
-    if _is_native(x, weight, bias, add, scale, shift):
-        return _native_backward(layout, dy, x, mean, rstd, weight, gain, offset, added, silu, needs)
     dx = torch.empty_like(x)
     values, dys, results = layout.view(x), layout.view(dy), layout.view(dx)
     sums_dw, sums_dw_x_hat, sums_du = [], [], []  # over the positions
@@ -179,7 +179,7 @@ def _gain_and_offset(
     return gain, offset
 
 
-def _is_native(x: Tensor, *tables: Tensor | None) -> bool:
+def _is_native(layout: Layout, x: Tensor, *tables: Tensor | None) -> bool:
     """Whether PyTorch's CPU kernels for group norm, on input whose mean is about 0, keep this module's promises.
 
     They are much faster on small tensors, but know no scale and shift.
@@ -191,9 +191,7 @@ def _is_native(x: Tensor, *tables: Tensor | None) -> bool:
         return False
     if any(t is not None and t.dtype != torch.float32 for t in (x, weight, bias, add)):
         return False
-    return x.is_contiguous() or (
-        x.dim() > 3 and x.movedim(1, -1).is_contiguous() and x.shape[2:].numel() < _NATIVE_POSITIONS
-    )
+    return layout.is_dense and (not layout.is_rows or (x.dim() > 3 and layout.positions < _NATIVE_POSITIONS))
 
 
 def _shifted(layout: Layout, x: Tensor, table: Tensor) -> Tensor:
@@ -210,23 +208,20 @@ def _native_backward(
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
+    bias: Tensor | None,
     added: Tensor | None,
     silu: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """`backward` by PyTorch's kernel."""
+    """`backward` by PyTorch's kernel, where `_is_native`."""
     center, r = mean.unsqueeze(2), rstd.unsqueeze(2)
     u = _shifted(layout, x, -center if added is None else added - center)
     dw = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
     if silu:
-        factor, dw = layout.spread(r if gain is None else r * gain), torch.empty_like(x)
-        w = layout.view(dw)
-        if offset is None:
-            torch.mul(layout.view(u), factor, out=w)
-        else:
-            multiply_add(layout.view(u), factor, layout.spread(offset), out=w)
+        gain, offset = _gain_and_offset(layout, mean.dtype, weight, bias, None, None)
+        assert gain is not None and offset is not None
+        dw = torch.empty_like(x)
+        w = multiply_add(layout.view(u), layout.spread(r * gain), layout.spread(offset), out=layout.view(dw))
         silu_backward_(layout.view(dy), w)
     sizes = (len(x), layout.channels, layout.positions, layout.num_groups)
     du, dweight, dbias = torch.ops.aten.native_group_norm_backward(
