@@ -68,10 +68,16 @@ def group_norm_silu(
         ValueError: shapes that do not fit, groups that do not divide C, an unknown activation or backend.
     """
     _check(x, num_groups, weight, bias, add, scale, shift, activation)
+    implementation = implementation_for(x, backend)
+    return implementation(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu")
+
+
+def implementation_for(x: Tensor, backend: str) -> Implementation:
+    """The implementation that `backend` means for x; ValueError where there is none of that name."""
     implementation = BACKENDS.get(_fastest(x) if backend == "auto" else backend)
     if implementation is None:
         raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
-    return implementation(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu")
+    return implementation
 
 
 def backend_names() -> list[str]:
