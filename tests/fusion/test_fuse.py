@@ -1,0 +1,243 @@
+"""A fused model among what people do with models: training, saving, compiling, offloading, copying."""
+
+import copy
+import pickle
+
+import accelerate
+import pytest
+import torch
+from accelerate.hooks import remove_hook_from_submodules
+from diffusers import UNet2DModel
+from torch import nn
+
+import gnunet
+from gnunet.models import UNet2D
+
+ATTENTION = "no SiLU is known to follow it in Attention"
+
+
+def test_report(unet):
+    norms = {path for path, module in unet.named_modules() if isinstance(module, nn.GroupNorm)}
+    report = gnunet.fuse(unet)
+    assert report == 17
+    assert norms == {*report.fused, *report.left}
+    assert set(report.left.values()) == {ATTENTION}
+    assert f"{report} of {report + len(report.left)}" == "17 of 21"
+    first = next(iter(report.left))
+    assert str(report) == f"17 GroupNorm+SiLU pairs fused; 4 group norms left\n  {ATTENTION}: {first} and 3 more"
+    back = pickle.loads(pickle.dumps(report))
+    assert (back, back.fused, back.left) == (report, report.fused, report.left)
+
+
+def test_a_second_call_fuses_nothing(unet, run, call):
+    first = gnunet.fuse(unet)
+    expected = run(unet, call)
+    second = gnunet.fuse(unet)
+    assert second == 0
+    assert [path for path, reason in second.left.items() if reason == "already fused"] == [
+        path for path, _ in unet.named_modules() if path in first.fused
+    ]
+    found = run(unet, call)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("function", [gnunet.fuse, gnunet.unfuse])
+def test_refuses_what_is_no_module(function):
+    with pytest.raises(TypeError, match=rf"{function.__name__} takes a torch.nn.Module.*unet.*got dict"):
+        function({"unet": nn.SiLU()})
+
+
+def test_nothing_to_fuse():
+    report = gnunet.fuse(nn.Sequential(nn.Linear(2, 2), nn.SiLU()))
+    assert report == 0
+    assert str(report) == "0 GroupNorm+SiLU pairs fused: the model has no group norm"
+    assert gnunet.unfuse(nn.SiLU()) == 0
+
+
+def test_own_unet_has_the_operator_already(unet):
+    report = gnunet.fuse(UNet2D.from_diffusers(unet))
+    assert report == 0
+    assert set(report.left.values()) == {"already gnunet's operator"}
+
+
+def test_subclass_that_runs_the_known_forward():
+    class Mine(UNet2DModel):
+        def number_of_parameters(self):
+            return sum(p.numel() for p in self.parameters())
+
+    class Other(UNet2DModel):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    config = {
+        "block_out_channels": (8,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "norm_num_groups": 4,
+    }
+    assert "conv_norm_out" in gnunet.fuse(Mine(**config)).fused
+    assert gnunet.fuse(Other(**config)).left["conv_norm_out"] == "no SiLU is known to follow it in Other"
+
+
+def test_parameters_stay_the_same_objects(unet, run, call):
+    unet.down_blocks[0].resnets[0].norm1.weight = unet.conv_norm_out.weight  # tied
+    optimizer = torch.optim.SGD(unet.parameters(), lr=0.1)
+    before = dict(unet.named_parameters())
+    gnunet.fuse(unet)
+    after = dict(unet.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is p for name, p in before.items())
+    assert unet.down_blocks[0].resnets[0].norm1.weight is unet.conv_norm_out.weight
+
+    expected = run(unet, call)["output 0"]
+    call(unet, torch.randn).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(run(unet, call)["output 0"], expected)
+
+
+def test_saves_and_loads_as_before(unet, run, call, tmp_path):
+    state = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    expected = run(unet, call)
+    gnunet.fuse(unet)
+    assert list(unet.state_dict()) == list(state)
+    unet.save_pretrained(tmp_path)
+    loaded = UNet2DModel.from_pretrained(tmp_path).train()
+    found = run(loaded, call)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+    fused = run(unet, call)
+    for p in unet.parameters():
+        nn.init.zeros_(p)
+    unet.load_state_dict(state, strict=True)
+    found = run(unet, call)
+    assert all(torch.equal(found[name], value) for name, value in fused.items())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_fused_and_independent(unet, run, call, duplicate):
+    gnunet.fuse(unet)
+    expected = run(unet, call)
+    twin = duplicate(unet)
+    assert not {id(p) for p in unet.parameters()} & {id(p) for p in twin.parameters()}
+    assert gnunet.unfuse(unet) == 17
+    found = run(twin, call)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert gnunet.unfuse(twin) == 17
+
+
+def test_compiles_as_one_graph(randomized, run, call, assert_same):
+    calls_of_operator = []
+
+    def backend(graph, inputs):
+        calls_of_operator.append(sum(str(node.target).startswith("gnunet.") for node in graph.graph.nodes))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch.compiler.reset()
+    unet = randomized(
+        UNet2DModel(
+            block_out_channels=(8,),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            norm_num_groups=4,
+            add_attention=False,
+        )
+    )
+    expected = run(unet, call)
+    compiled = torch.compile(unet, fullgraph=True, backend=backend)
+    run(compiled, call)
+    pairs = gnunet.fuse(unet)  # the graph must be made anew
+    found = {name.removeprefix("_orig_mod."): value for name, value in run(compiled, call).items()}
+    assert calls_of_operator == [0, pairs]
+    assert_same(found, expected, rtol=1e-5)
+
+
+def test_gradient_checkpointing(unet, run, call, assert_same):
+    expected = run(unet, call)
+    unet.enable_gradient_checkpointing()
+    gnunet.fuse(unet)
+    assert_same(run(unet, call), expected, rtol=1e-5)
+
+
+def test_autocast(unet, run, call, assert_same):
+    def autocast(model, randn):
+        with torch.autocast("cpu", torch.bfloat16):
+            return call(model, randn).float()
+
+    exact = run(unet, call)
+    unfused = run(unet, autocast)
+    gnunet.fuse(unet)
+    fused = run(unet, autocast)
+    error = {name: [float((found[name] - value).norm()) for found in (fused, unfused)] for name, value in exact.items()}
+    assert sum(f for f, _ in error.values()) <= 1.2 * sum(u for _, u in error.values())
+    assert all(value.dtype == torch.float32 for value in fused.values())
+
+
+def test_half_precision(unet, call):
+    gnunet.fuse(unet.to(torch.bfloat16))
+    output = call(unet, lambda *shape: torch.randn(*shape, dtype=torch.bfloat16))
+    assert output.dtype == torch.bfloat16 and output.isfinite().all()
+
+
+def test_keeps_channels_last(unet, run, call, assert_same):
+    expected = run(unet, call)
+    report = gnunet.fuse(unet)
+    unet.to(memory_format=torch.channels_last)
+    formats = []
+    for path in report.fused:
+        unet.get_submodule(path).register_forward_hook(
+            lambda module, inputs, output: formats.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
+
+    def channels_last(model, randn):
+        return call(model, lambda *shape: randn(*shape).contiguous(memory_format=torch.channels_last))
+
+    assert_same(run(unet, channels_last), expected, rtol=1e-5)
+    assert len(formats) == 17 and all(formats)
+
+
+def test_hooked_and_replaced_modules_are_left(unet, run, call):
+    down, mid, up = unet.down_blocks[0].resnets[0], unet.mid_block.resnets[0], unet.up_blocks[0].resnets[0]
+    down.norm1.register_forward_hook(lambda module, inputs, output: None)
+    mid.forward = lambda *args: type(mid).forward(mid, *args)
+    unet.conv_act.register_forward_pre_hook(lambda module, inputs: None)
+    up.register_forward_hook(lambda module, inputs, output: None)  # sees what it did
+    expected = run(unet, call)
+    report = gnunet.fuse(unet)
+    assert report == 17 - 2 - 2 - 1
+    reason = "its forward, its SiLU's or its parent's is hooked or replaced"
+    assert {path for path, r in report.left.items() if r == reason} == {
+        "down_blocks.0.resnets.0.norm1",
+        "down_blocks.0.resnets.0.norm2",
+        "mid_block.resnets.0.norm1",
+        "mid_block.resnets.0.norm2",
+        "conv_norm_out",
+    }
+    torch.testing.assert_close(run(unet, call)["output 0"], expected["output 0"])
+
+
+def test_norms_of_another_class_are_left(unet):
+    class Norm(nn.GroupNorm):
+        pass
+
+    unet.mid_block.resnets[0].norm2 = Norm(8, 32)
+    report = gnunet.fuse(unet)
+    assert report == 15
+    reason = "not every norm in its ResnetBlock2D is a torch.nn.GroupNorm"
+    assert report.left["mid_block.resnets.0.norm1"] == report.left["mid_block.resnets.0.norm2"] == reason
+
+
+def test_offloading_and_back(unet, call):
+    x = torch.randn(2, 3, 8, 8)
+    expected = call(unet, lambda *shape: x)
+    gnunet.fuse(unet)
+    accelerate.cpu_offload(unet, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(call(unet, lambda *shape: x), expected)
+    with pytest.raises(ValueError, match=r"cannot unfuse down_blocks\.0.*forward was replaced"):
+        gnunet.unfuse(unet)
+    torch.testing.assert_close(call(unet, lambda *shape: x), expected)
+
+    remove_hook_from_submodules(unet)
+    assert gnunet.unfuse(unet) == 17
+    torch.testing.assert_close(call(unet, lambda *shape: x), expected)
+    assert gnunet.fuse(unet) == 17
