@@ -47,7 +47,8 @@ def forward(
             center += added.mean(2, keepdim=True)
         u = _shifted(layout, x, -center if added is None else added - center)
         sizes = (len(x), layout.channels, layout.positions, num_groups)
-        y, rest, rstd = torch.native_group_norm(u, weight, bias, *sizes, eps)
+        y, rest, rstd = torch.native_group_norm(layout.plain(u), weight, bias, *sizes, eps)
+        y = y.as_strided(u.shape, u.stride())
         if silu:
             silu_(layout.view(y))
         return y, center.squeeze(2).add_(rest), rstd
@@ -225,8 +226,9 @@ def _native_backward(
         silu_backward_(layout.view(dy), w)
     sizes = (len(x), layout.channels, layout.positions, layout.num_groups)
     du, dweight, dbias = torch.ops.aten.native_group_norm_backward(
-        dw, u, torch.zeros_like(mean), rstd, weight, *sizes, [True, True, True]
+        layout.plain(dw), layout.plain(u), torch.zeros_like(mean), rstd, weight, *sizes, [True, True, True]
     )
+    du = du.as_strided(u.shape, u.stride())
     grads = [du] if needs[0] else []
     grads += [grad for grad, need in ((dweight, needs[1]), (dbias, needs[2])) if need]
     return [*grads, layout.sums(layout.view(du)).reshape(len(x), -1)] if needs[3] else grads

@@ -44,6 +44,15 @@ class Layout:
         step, row = self.positions * self.channels, self.fold * self.channels
         return t.as_strided((len(t), self.positions // self.fold, row), (step, row, 1))
 
+    def plain(self, t: Tensor) -> Tensor:
+        """A dense tensor that lies as x does, by the strides PyTorch expects; x's own may say anything of a size 1."""
+        order = [1, *range(t.dim() - 1, 1, -1), 0] if self.is_rows else range(t.dim() - 1, -1, -1)
+        strides, step = [0] * t.dim(), 1
+        for dim in order:
+            strides[dim] = step
+            step *= t.shape[dim]
+        return t.as_strided(t.shape, strides)
+
     def copy_back(self, result: Tensor, t: Tensor) -> None:
         """Write `result`, which was `view(t)`, to t where the view could not share its memory."""
         if not self.is_dense:

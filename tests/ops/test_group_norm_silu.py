@@ -130,6 +130,31 @@ def test_3d_transposed_input_as_attention_sends_it(make_case, relative_error):
     assert relative_error(y, case.double().run("reference")) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((1, 8, 2, 2), (8, 1, 16, 8)),
+        ((2, 8, 1, 4), (32, 1, 8, 8)),
+        ((2, 8, 1, 4), (32, 1, 1, 8)),
+        ((2, 8, 1, 2, 2), (32, 1, 5, 16, 8)),
+        ((2, 1, 3, 3), (9, 1, 3, 1)),
+        ((1, 4, 3, 3), (7, 9, 3, 1)),
+    ],
+)
+def test_any_stride_of_a_size_of_one(relative_error, shape, strides):
+    x = torch.empty_strided(shape, strides).normal_().requires_grad_()
+    groups = min(4, shape[1])
+    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
+    y = group_norm_silu(x, groups, weight, bias)
+    dy = torch.randn(shape)
+    exact = x.detach().double().requires_grad_()
+    expected = group_norm_silu(exact, groups, weight, bias, backend="reference")
+    assert y.stride() == torch.empty_like(x).stride()
+    assert relative_error(y, expected) < 1e-6
+    (dx,), (expected_dx,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, exact, dy.double())
+    assert relative_error(dx, expected_dx) < 1e-5
+
+
 def test_unneeded_gradients_are_left_out():
     x, weight = torch.randn(2, 4, 3, 3), torch.randn(4, requires_grad=True)
     add = torch.randn(2, 4, requires_grad=True)
