@@ -214,8 +214,16 @@ def _decode_all(cells: Iterator[Any], resolution: int, channels: int) -> Iterato
             return error
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        while chunk := list(islice(cells, CHUNK_IMAGES)):
+        while chunk := _read(cells):
             yield from pool.map(attempt, chunk)
+
+
+def _read(cells: Iterator[Any]) -> list[Any]:
+    """The next of a source's cells."""
+    try:
+        return list(islice(cells, CHUNK_IMAGES))
+    except OSError as error:
+        raise DataError(f"the data set cannot be read: {error}") from error
 
 
 def _sync(path: Path) -> None:

@@ -1,12 +1,29 @@
 """What a run shows: a live view on a terminal, plain lines elsewhere, nothing on other ranks."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+_DECODING_INTERVAL = 5  # seconds
+
+
+def decoding_lines() -> Callable[[int, int], None]:
+    """For `load_images`: a line now and then, from the one process that decodes; none if that is soon done."""
+    console, last = Console(highlight=False, soft_wrap=True), time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _DECODING_INTERVAL:
+            last = now
+            console.print(f"decoding images {done}/{total}; later runs read them from the cache", markup=False)
+
+    return show
 
 
 class Display:

@@ -21,6 +21,7 @@ from gnunet.diffusion import Process, make_process, to_unit_range
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 from gnunet.training.ema import EMA, ema_decay
+from gnunet.training.progress import decoding_lines
 from gnunet.training.schedule import learning_rate
 
 
@@ -133,7 +134,8 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     """
     micro_batch_size, accumulation = accumulation_steps(config.train, accelerator.num_processes)
 
-    table = load_images(config.data, config.model.in_channels)  # one process fills the cache, the others wait for it
+    # One process fills the cache, the others wait for it.
+    table = load_images(config.data, config.model.in_channels, progress=decoding_lines())
     train_rows, validation_rows = split_rows(len(table.images), config.data.validation_images)
     examples = TrainingExamples(
         table, train_rows, seed=config.seed, flip=config.data.flip, label_drop=config.data.label_drop,

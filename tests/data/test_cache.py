@@ -163,3 +163,12 @@ def test_nothing_usable(tmp_path, config):
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has no row"):
         load_images(config(tmp_path / "a.parquet"), 1)
+
+
+def test_a_source_that_cannot_be_read_is_not_called_a_full_cache(folder, config, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error", "a.png")
+
+    monkeypatch.setattr("gnunet.data.cache.islice", fail)
+    with pytest.raises(DataError, match="the data set cannot be read: .*a.png"):
+        load_images(config(folder), 1)
