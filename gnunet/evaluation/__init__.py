@@ -1,5 +1,27 @@
-"""How good a model is."""
+"""How good a network and its samples are: validation loss, distances to a data set, nearest training images."""
 
-from gnunet.evaluation.validation import ValidationResult, validation_loss
+from .extractors import EXTRACTORS, Extractor, load_extractor
+from .features import FeatureStatistics, collect_statistics
+from .metrics import Metric, compute_metrics, find_metrics, metric_table
+from .neighbours import Neighbours, draw_neighbours, nearest_images
+from .reference import Reference, reference_statistics
+from .validation import ValidationResult, validation_loss
 
-__all__ = ["ValidationResult", "validation_loss"]
+__all__ = [
+    "EXTRACTORS",
+    "Extractor",
+    "FeatureStatistics",
+    "Metric",
+    "Neighbours",
+    "Reference",
+    "ValidationResult",
+    "collect_statistics",
+    "compute_metrics",
+    "draw_neighbours",
+    "find_metrics",
+    "load_extractor",
+    "metric_table",
+    "nearest_images",
+    "reference_statistics",
+    "validation_loss",
+]

@@ -1,0 +1,46 @@
+"""The Inception of FID, through torch-fidelity."""
+
+import io
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+
+from gnunet.errors import ConfigError
+from gnunet.evaluation.extractors.base import Extractor, find_weights, read_weights, weights_digest
+
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+
+
+def load_inception(weights: str | Path | None, device: torch.device) -> Extractor:
+    """The 2048 pooled features of the Inception-v3 of 2015-12-05 that FID is defined by (Heusel et al., 2017).
+
+    torch-fidelity's network does TensorFlow 1's bilinear resizing to 299 pixels itself, without antialiasing.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
+        raise ConfigError(
+            "extractor inception needs torch-fidelity (which needs torchvision): "
+            f"pip install 'gnunet[inception]' ({error})"
+        ) from error
+    state = read_weights(find_weights("inception", weights, URL), "inception")
+    # It unpickles whatever its path holds, so it gets the weights that were read without running anything.
+    plain = io.BytesIO()
+    torch.save(state, plain)
+    plain.seek(0)
+    try:
+        network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=plain)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"extractor inception: the weights do not fit its network: {shorten(str(error), 400)}"
+        ) from error
+    network = network.to(device)
+    return Extractor(
+        name="inception",
+        network=lambda images: network(images)[0],
+        kind="torch-fidelity inception-v3-compat 2048",
+        weights=weights_digest(network.state_dict()),
+        preprocessing=None,
+        device=device,
+    )

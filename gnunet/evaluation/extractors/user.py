@@ -1,0 +1,82 @@
+"""Feature extractors of the user's own: a TorchScript file, or a class with its weights.
+
+Both run code: a TorchScript file holds a program, and a class is imported. Take neither from a stranger.
+"""
+
+import hashlib
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gnunet.errors import ConfigError
+from gnunet.evaluation.extractors.base import Extractor, load_strictly, read_weights, weights_digest
+
+
+def load_user_extractor(name: str, source: str, weights: str | Path | None, device: torch.device) -> Extractor:
+    """An extractor from a file or a class.
+
+    Its network is called on uint8 RGB (N, 3, H, W) at the images' own size, does all preprocessing itself, and
+    returns floating point (N, D).
+
+    Args:
+        name: what metrics call it.
+        source: a TorchScript file (`torch.jit.save`), or package.module:Class, an nn.Module made without
+            arguments and importable from sys.path.
+        weights: for a class, a file of its weights (.safetensors, or torch's format without code); None where
+            the class loads its own.
+        device: where it will run.
+
+    Raises:
+        ConfigError: what is missing, broken, not importable, or does not fit.
+    """
+    if Path(source).is_file():
+        if weights is not None:
+            raise ConfigError(f"extractor {name}: the TorchScript file {source} brings its weights; give no others")
+        return _from_torchscript(name, Path(source), device)
+    if re.fullmatch(r"\w+(\.\w+)*:\w+", source):
+        return _from_class(name, source, weights, device)
+    raise ConfigError(
+        f"extractor {name}: {source!r} is neither an existing TorchScript file nor of the form package.module:Class"
+    )
+
+
+def _from_torchscript(name: str, path: Path, device: torch.device) -> Extractor:
+    try:
+        network = torch.jit.load(path, map_location=device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"extractor {name}: {path} is no TorchScript file ({str(error).splitlines()[0]}); weights alone need "
+            "their class: give package.module:Class and the weights"
+        ) from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Extractor(
+        name=name, network=network.eval(), kind="torchscript", weights=digest, preprocessing=None, device=device
+    )
+
+
+def _from_class(name: str, source: str, weights: str | Path | None, device: torch.device) -> Extractor:
+    module_name, class_name = source.split(":")
+    try:
+        network_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"extractor {name}: cannot import {class_name} from {module_name}: {error}; is its folder in PYTHONPATH?"
+        ) from error
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise ConfigError(f"extractor {name}: {source} is no subclass of torch.nn.Module")
+    network = network_class()
+    state = network.state_dict() if weights is None else read_weights(Path(weights).expanduser(), name)
+    load_strictly(network, state, name)
+    code = hashlib.sha256(Path(inspect.getfile(network_class)).read_bytes()).hexdigest()
+    return Extractor(
+        name=name,
+        network=network.to(device),
+        kind=f"{source} in code {code}",
+        weights=weights_digest(network.state_dict()),
+        preprocessing=None,
+        device=device,
+    )

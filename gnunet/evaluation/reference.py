@@ -1,0 +1,163 @@
+"""Statistics of the reference images, computed once for each data set, resolution, preprocessing and extractor."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gnunet.data.table import ImageTable
+from gnunet.errors import DataError
+from gnunet.evaluation.distances import kernel_sums
+from gnunet.evaluation.extractors import Extractor
+from gnunet.evaluation.features import (
+    BATCH,
+    CHUNK,
+    KEPT,
+    FeatureStatistics,
+    Gather,
+    alone,
+    collect_statistics,
+    statistics_device,
+)
+from gnunet.evaluation.moments import Moments
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Raised whenever the same images would give other statistics, so that no older cache is used."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What images are compared with."""
+
+    statistics: FeatureStatistics
+    kernel_sums: Tensor
+    """float64 (m,), each kept image's sum of kernels with the others; see `kernel_sums`."""
+
+    def to(self, device: torch.device) -> "Reference":
+        """The same on another device."""
+        moments = self.statistics.moments
+        moved = Moments(moments.count, moments.mean.to(device), moments.scatter.to(device))
+        return Reference(FeatureStatistics(moved, self.statistics.kept.to(device)), self.kernel_sums.to(device))
+
+
+def describe(table: ImageTable, rows: np.ndarray, extractor: Extractor) -> dict[str, Any]:
+    """JSON of exactly what decides reference statistics: pixels, their number and order, and the extractor."""
+    return {
+        "version": VERSION,
+        "data": table.fingerprint,
+        "rows": hashlib.sha256(np.ascontiguousarray(rows, np.int64).data).hexdigest(),
+        "num_images": len(rows),
+        "resolution": list(table.images.shape[1:3]),
+        "channels": table.images.shape[3],
+        "extractor": extractor.identity,
+        "arithmetic": {"device": extractor.device.type, "batch": BATCH, "chunk": CHUNK, "kept": KEPT},
+    }
+
+
+def reference_statistics(
+    table: ImageTable,
+    rows: np.ndarray,
+    extractor: Extractor,
+    folder: Path,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Gather = alone,
+    progress: Callable[[int], None] | None = None,
+) -> Reference:
+    """The statistics of a table's rows, from the cache or computed by all processes together.
+
+    The images are those that a model trains on (decoded, cropped and resized as `load_images` does), not
+    flipped. The cache is one safetensors file, which appears whole by a rename; a torn one is computed anew. A
+    folder that cannot be written costs a warning, no more.
+
+    Args:
+        table: the decoded images.
+        rows: int (n,), the table's rows to compare with.
+        extractor: gives the features.
+        folder: the caches' folder, `gnunet.data.cache.cache_folder`.
+        rank, world_size, gather, progress: see `stream_features`.
+
+    Raises:
+        DataError: no rows, or the cache's file is of other statistics than its name says.
+    """
+    about = describe(table, rows, extractor)
+    path = folder / f"reference-{hashlib.sha256(_json(about).encode()).hexdigest()[:24]}.safetensors"
+    found = load_reference(path, about)
+    # All or none: where one process sees the file and another not yet, one would wait for the other for ever.
+    seen = gather(torch.tensor([found is not None], dtype=torch.int64, device=extractor.device))
+    if found is not None and bool(seen.all()):
+        return found.to(statistics_device(extractor))
+    [statistics] = collect_statistics(
+        lambda indices: table.images[rows[indices.start : indices.stop]], len(rows), [extractor],
+        rank=rank, world_size=world_size, gather=gather, progress=progress,
+    )  # fmt: skip
+    reference = Reference(statistics, kernel_sums(statistics.kept))
+    if found is None:
+        _keep(reference, path, about)
+    return reference
+
+
+def load_reference(path: Path, about: dict[str, Any]) -> Reference | None:
+    """Read cached statistics, on the CPU; None where the file is absent or torn.
+
+    Raises:
+        DataError: the file holds statistics of something else than `about`; names what differs.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads(file.metadata()["about"])
+            tensors = {name: file.get_tensor(name) for name in ("mean", "scatter", "kept", "kernel_sums")}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    wanted = json.loads(_json(about))
+    if stored != wanted:
+        differing = [
+            f"{key} is {stored.get(key)}, not {wanted.get(key)}"
+            for key in sorted(stored.keys() | wanted.keys())
+            if stored.get(key) != wanted.get(key)
+        ]
+        raise DataError(f"{path} holds statistics of other images or features ({'; '.join(differing)}); remove it")
+    moments = Moments(stored["num_images"], tensors["mean"], tensors["scatter"])
+    return Reference(FeatureStatistics(moments, tensors["kept"]), tensors["kernel_sums"])
+
+
+def _keep(reference: Reference, path: Path, about: dict[str, Any]) -> None:
+    """Write the cache's file unless another process was faster."""
+    statistics = reference.statistics
+    tensors = {
+        "mean": statistics.moments.mean,
+        "scatter": statistics.moments.scatter,
+        "kept": statistics.kept,
+        "kernel_sums": reference.kernel_sums,
+    }
+    content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"about": _json(about)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if load_reference(path, about) is None:
+                temporary = path.with_name(f".{path.name}.tmp")
+                with open(temporary, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+    except OSError as error:
+        log.warning("the statistics of the reference images cannot be kept in %s: %s", path.parent, error)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True)

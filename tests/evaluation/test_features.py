@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+
+from gnunet.errors import ConfigError, DataError
+from gnunet.evaluation import features
+from gnunet.evaluation.features import collect_statistics, extract, stream_features
+
+
+def source(images):
+    return lambda indices: images[indices.start : indices.stop]
+
+
+def same(a, b):
+    return (
+        a.num_images == b.num_images
+        and torch.equal(a.moments.mean, b.moments.mean)
+        and torch.equal(a.moments.scatter, b.moments.scatter)
+        and torch.equal(a.kept, b.kept)
+    )
+
+
+def test_statistics_are_those_of_all_features(pixels, noise_images):
+    images = noise_images(37)
+    [found] = collect_statistics(source(images), 37, [pixels], chunk=8)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).reshape(37, -1) / 255
+    assert found.num_images == 37 and found.kept.dtype == torch.float32
+    assert torch.equal(found.kept, x)
+    torch.testing.assert_close(found.moments.mean, x.double().mean(dim=0))
+    torch.testing.assert_close(found.moments.covariance, torch.cov(x.double().T))
+
+
+@pytest.mark.parametrize("chunk", [4, 16])
+def test_every_launch_gives_the_same_bits(efficientnet, noise_images, launch, chunk):
+    images = noise_images(45, size=16)
+    [alone] = collect_statistics(source(images), 45, [efficientnet], chunk=chunk)
+    asked = []
+
+    def work(rank, world_size, gather):
+        def taken(indices):
+            asked.append((rank, indices))
+            return images[indices.start : indices.stop]
+
+        return collect_statistics(
+            taken, 45, [efficientnet], chunk=chunk, rank=rank, world_size=world_size, gather=gather
+        )
+
+    for world_size in (2, 3, 4):
+        asked.clear()
+        for [found] in launch(world_size, work):
+            assert same(found, alone)
+        chunks = [range(start, min(start + chunk, 45)) for start in range(0, 45, chunk)]
+        work_done = sorted((indices.start, rank) for rank, indices in asked if indices in chunks)
+        assert work_done == [(indices.start, i % world_size) for i, indices in enumerate(chunks)]
+
+
+def test_bits_do_not_depend_on_threads(efficientnet, noise_images):
+    images, found = noise_images(20, size=16), []
+    threads = torch.get_num_threads()
+    for count in (1, 2, 4):
+        torch.set_num_threads(count)
+        found.append(extract(efficientnet, images))
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_several_extractors_see_the_same_images_once(pixels, extractor_of, noise_images):
+    images, asked = noise_images(10), []
+    mean = extractor_of(lambda batch: batch.float().mean(dim=(2, 3)))
+
+    def taken(indices):
+        asked.extend(indices)
+        return images[indices.start : indices.stop]
+
+    first, second = collect_statistics(taken, 10, [pixels, mean], chunk=4)
+    assert asked == list(range(10))
+    assert first.kept.shape == (10, 48)
+    torch.testing.assert_close(second.kept, first.kept.view(10, 3, 16).mean(dim=2) * 255)
+
+
+def test_memory_does_not_grow_with_the_number(pixels, noise_images, monkeypatch):
+    monkeypatch.setattr(features, "KEPT", 7)
+    images, longest = noise_images(50), []
+
+    def taken(indices):
+        longest.append(len(indices))
+        return images[indices.start : indices.stop]
+
+    [found] = collect_statistics(taken, 50, [pixels], chunk=6)
+    assert max(longest) == 6
+    assert found.num_images == 50
+    assert torch.equal(found.kept, extract(pixels, images[np.arange(7) * 50 // 7]))
+
+
+def test_progress(pixels, noise_images, launch):
+    seen = []
+
+    def work(rank, world_size, gather):
+        done = []
+        seen.append(done)
+        stream = stream_features(
+            source(noise_images(20)), 20, [pixels], chunk=3, rank=rank, world_size=world_size, gather=gather,
+            progress=done.append,
+        )  # fmt: skip
+        return [list(indices) for indices, _ in stream]
+
+    for chunks in launch(2, work):
+        assert sum(chunks, []) == list(range(20))
+    assert seen == [[6, 12, 18, 20]] * 2
+
+
+def test_grey_is_rgb_of_equal_channels(efficientnet, noise_images):
+    grey = noise_images(3, size=8, channels=1)
+    assert torch.equal(extract(efficientnet, grey), extract(efficientnet, np.repeat(grey, 3, axis=3)))
+
+
+def test_refuses(pixels, extractor_of, noise_images):
+    with pytest.raises(DataError, match="no images"):
+        collect_statistics(source(noise_images(0)), 0, [pixels])
+    for images in (noise_images(2)[0], noise_images(0), noise_images(2, channels=4)):
+        with pytest.raises(ValueError, match="valid is"):
+            extract(pixels, images)
+    with pytest.raises(TypeError, match="torch.float64; valid is torch.uint8"):
+        extract(pixels, noise_images(2) / 255)
+    with pytest.raises(ConfigError, match=r"pixels gave \(2, 3, 4, 4\) for 2 images; valid is \(N, D\)"):
+        extract(extractor_of(lambda images: images.float()), noise_images(2))
+    with pytest.raises(ConfigError, match="pixels gave tuple"):
+        extract(extractor_of(lambda images: (images,)), noise_images(2))
+    with pytest.raises(ConfigError, match="not finite"):
+        extract(extractor_of(lambda images: images.flatten(1) / 0), noise_images(2))
