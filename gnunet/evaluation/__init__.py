@@ -1,11 +1,11 @@
 """How good a network and its samples are: validation loss, distances to a data set, nearest training images."""
 
-from .extractors import EXTRACTORS, Extractor, load_extractor
-from .features import FeatureStatistics, collect_statistics
-from .metrics import Metric, compute_metrics, find_metrics, metric_table
-from .neighbours import Neighbours, draw_neighbours, nearest_images
-from .reference import Reference, reference_statistics
-from .validation import ValidationResult, validation_loss
+from gnunet.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
+from gnunet.evaluation.features import FeatureStatistics, collect_statistics
+from gnunet.evaluation.metrics import Metric, compute_metrics, find_metrics, metric_table
+from gnunet.evaluation.neighbours import Neighbours, draw_neighbours, nearest_images
+from gnunet.evaluation.reference import Reference, reference_statistics
+from gnunet.evaluation.validation import ValidationResult, validation_loss
 
 __all__ = [
     "EXTRACTORS",
