@@ -196,12 +196,8 @@ def _second_gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor 
     pairs = [(g, gg) for g, gg in zip(first, grads, strict=True) if gg is not None and g.requires_grad]
     given = [t for t in (dy, x, *parameters) if t is not None]
     outputs, grad_outputs = [g for g, _ in pairs], [gg for _, gg in pairs]
-    found = iter(
-        torch.autograd.grad(outputs, given, grad_outputs, create_graph=create_graph, allow_unused=True)
-    )
-    ddy, dx, dweight, dbias, dadd, dscale, dshift = (
-        None if t is None else next(found) for t in (dy, x, *parameters)
-    )
+    found = iter(torch.autograd.grad(outputs, given, grad_outputs, create_graph=create_graph, allow_unused=True))
+    ddy, dx, dweight, dbias, dadd, dscale, dshift = (None if t is None else next(found) for t in (dy, x, *parameters))
     return ddy, dx, None, None, None, dweight, dbias, None, dadd, dscale, dshift, None, None
 
 

@@ -12,11 +12,19 @@ from .autograd import Implementation
 
 logger = logging.getLogger(__name__)
 
-# A new implementation is one line here, and one in `_fastest` to say where "auto" takes it.
-BACKENDS: dict[str, Implementation] = {
+# A new implementation is one line here, one in `_reason_against` to say what it cannot take, and one in
+# `_fastest` to say where "auto" takes it. None is one whose package is not installed.
+BACKENDS: dict[str, Implementation | None] = {
     "eager": eager.group_norm_silu,
     "reference": reference.group_norm_silu,
+    "triton": None,
 }
+try:
+    from .gpu import operator as gpu
+except ImportError:  # torch for a CPU comes without triton
+    pass
+else:
+    BACKENDS["triton"] = gpu.group_norm_silu
 ACTIVATIONS = ("silu", None)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_SPATIAL_DIMS = 3
@@ -55,7 +63,8 @@ def group_norm_silu(
         add, scale, shift: (N, C), of any of those dtypes.
         activation: "silu" or None.
         backend: which implementation; "auto" is the fastest that is right for x. The choice changes the
-            speed, not the formula. "eager" runs on any device; "reference" is the formula in torch ops.
+            speed, not the formula. "triton" runs on GPUs, in all dtypes but float64; "eager" on any device;
+            "reference" is the formula in torch ops.
 
     Returns:
         y of x's shape, dtype and memory format (contiguous, channels_last, channels_last_3d), without layout
@@ -65,7 +74,8 @@ def group_norm_silu(
 
     Raises:
         TypeError: a dtype that is not supported.
-        ValueError: shapes that do not fit, groups that do not divide C, an unknown activation or backend.
+        ValueError: shapes that do not fit, groups that do not divide C, an unknown activation or backend, a backend
+            that is not for x.
     """
     _check(x, num_groups, weight, bias, add, scale, shift, activation)
     implementation = implementation_for(x, backend)
@@ -73,10 +83,18 @@ def group_norm_silu(
 
 
 def implementation_for(x: Tensor, backend: str) -> Implementation:
-    """The implementation that `backend` means for x; ValueError where there is none of that name."""
-    implementation = BACKENDS.get(_fastest(x) if backend == "auto" else backend)
-    if implementation is None:
+    """The implementation that `backend` means for x.
+
+    Raises:
+        ValueError: there is none of that name, or it is not for x; the text says why.
+    """
+    if backend not in backend_names():
         raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
+    name = _fastest(x) if backend == "auto" else backend
+    reason = _reason_against(name, x)
+    implementation = BACKENDS[name]
+    if implementation is None or reason is not None:
+        raise ValueError(f"backend {backend!r} {reason}; 'auto' takes one that does")
     return implementation
 
 
@@ -86,11 +104,24 @@ def backend_names() -> list[str]:
 
 
 def _fastest(x: Tensor) -> str:
-    name = "eager"
+    name = "triton" if x.is_cuda and _reason_against("triton", x) is None else "eager"
     if not torch.compiler.is_compiling() and (x.device.type, name) not in _announced:
         _announced.add((x.device.type, name))
         logger.info("group_norm_silu: backend 'auto' is %r on %s", name, x.device.type)
     return name
+
+
+def _reason_against(name: str, x: Tensor) -> str | None:
+    """Why an implementation does not work for x, in words, or None."""
+    if name != "triton":
+        return None
+    if BACKENDS["triton"] is None:
+        return "needs the package triton (pip install triton)"
+    if not x.is_cuda and not gpu.IS_INTERPRETED:
+        return f"needs a tensor on a GPU, got one on {x.device} (or TRITON_INTERPRET=1, which is slow)"
+    if x.dtype == torch.float64:
+        return "does not compute in float64"
+    return None
 
 
 def _check(

@@ -61,14 +61,15 @@ def _make_case(
     activation: str | None = "silu",
     mean: float = 0.0,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Case:
     """Random values; `given` names the optional tensors that are not None."""
     generator = torch.Generator().manual_seed(seed)
-    x = _lay_out((torch.randn(shape, generator=generator) + mean).to(dtype), layout).requires_grad_()
+    x = _lay_out((torch.randn(shape, generator=generator) + mean).to(device, dtype), layout).requires_grad_()
     tensors = {}
     for name in given:
         size = shape[1:2] if name in ("weight", "bias") else shape[:2]
-        values = torch.randn(size, generator=generator).to(parameter_dtype or dtype)
+        values = torch.randn(size, generator=generator).to(device, parameter_dtype or dtype)
         tensors[name] = values.requires_grad_()
     return Case(x, num_groups, activation=activation, tensors=tensors)
 

@@ -1,0 +1,156 @@
+"""The Triton kernels, in Triton's interpreter where there is no GPU: numbers, bits, accuracy."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gnunet.ops import group_norm_silu
+from gnunet.ops.gpu import operator, plan
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter adds a column up one by one, and cuts bfloat16 off where GPUs round it.
+FLOOR, ROUNDED = (3e-7, 1.05) if DEVICE == "cuda" else (1e-6, 2.1)
+ALL = ("weight", "bias", "add", "scale", "shift")
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.6e-3}
+# Sizes as if a GPU were tiny, so that small tensors are cut in all three ways, and into several tiles.
+SIZES = {
+    "Tile": {"_LOOP_BYTES": 0},
+    "Loop": {"_TILE": {"forward": 0, "backward": 0}, "_BLOCK": 128},
+    "Chunks": {"_TILE": {"forward": 0, "backward": 0}, "_LOOP_BYTES": 0, "_BLOCK": 128, "_PROGRAMS": 3},
+}
+
+
+@contextmanager
+def cutting(how):
+    with mock.patch.multiple(plan, **SIZES[how]):
+        operator._plan_of.cache_clear()
+        yield
+    operator._plan_of.cache_clear()
+
+
+@st.composite
+def cases(draw):
+    groups = draw(st.sampled_from([1, 2, 3, 4, 12]))
+    channels = groups * draw(st.sampled_from([1, 2, 3, 5, 6, 10]))
+    spatial = draw(st.sampled_from([(), (7,), (16, 16), (5, 3), (13, 11), (1, 1), (2, 3, 7), (4, 4, 4)]))
+    spatial = spatial if channels // groups * torch.Size(spatial).numel() > 4 else (11,)
+    return {
+        "shape": (draw(st.sampled_from([1, 2])), channels, *spatial),
+        "num_groups": groups,
+        "dtype": draw(st.sampled_from(list(TOLERANCE))),
+        "parameter_dtype": draw(st.sampled_from([None, torch.float32, torch.bfloat16])),
+        "layout": draw(st.sampled_from(["contiguous", "channels_last", "transposed", "sliced"])),
+        "given": tuple(name for name in ALL if draw(st.booleans())),
+        "activation": draw(st.sampled_from(["silu", None])),
+        "mean": draw(st.sampled_from([0.0, 3.0])),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@pytest.mark.parametrize("how", SIZES)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(arguments=cases())
+def test_values_and_gradients_however_the_tensor_is_cut(make_case, relative_error, how, arguments):
+    case = make_case(**arguments, device=DEVICE)
+    dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(case.x)
+    with cutting(how):
+        results = case.run_with_gradients(dy, "triton")
+    exact = case.double().run_with_gradients(dy, "reference")
+    for name, value in results.items():
+        tolerance = max(TOLERANCE[case.x.dtype], TOLERANCE[value.dtype])
+        assert relative_error(value, exact[name], floor=0.5) < tolerance, name
+        like = case.x if name in ("y", "dx") else case.tensors[name[1:]]
+        assert (value.dtype, value.shape) == (like.dtype, like.shape), name
+
+
+@pytest.mark.parametrize("how", SIZES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("channels", "groups", "spatial"), [(24, 4, (7, 5)), (10, 5, (4, 4, 5))])
+def test_alone_as_in_a_batch_of_seven(lay_out, how, channels, groups, spatial, layout):
+    generator = torch.Generator().manual_seed(0)
+    shared = {name: torch.randn(channels, generator=generator).to(DEVICE) for name in ("weight", "bias")}
+    own = {name: torch.randn(7, channels, generator=generator).to(DEVICE) for name in ("add", "scale", "shift")}
+
+    def run(x, dy, tensors):
+        x = lay_out(x, layout).requires_grad_()
+        y = group_norm_silu(x, groups, **tensors, backend="triton")
+        return y.detach(), torch.autograd.grad(y, x, lay_out(dy, layout))[0]
+
+    x, dy = (torch.randn(7, channels, *spatial, generator=generator).to(DEVICE, torch.bfloat16) for _ in range(2))
+    with cutting(how):
+        batch = run(x, dy, {**shared, **own})
+        again = run(x, dy, {**shared, **own})
+        assert all(torch.equal(first, second) for first, second in zip(batch, again, strict=True))
+        for i in (0, 3, 6):
+            alone = run(x[i : i + 1], dy[i : i + 1], {**shared, **{name: t[i : i + 1] for name, t in own.items()}})
+            assert all(torch.equal(t[i : i + 1], single) for t, single in zip(batch, alone, strict=True)), i
+        companions = x.clone()
+        companions[[0, 1, 2, 4, 5, 6]] = torch.nan
+        beside_nan = run(companions, dy, {**shared, **own})
+    assert all(torch.equal(t[3], beside[3]) for t, beside in zip(batch, beside_nan, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mean", [0.0, 10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("how", SIZES)
+def test_accuracy_at_a_large_mean(make_case, relative_error, mean, layout, how):
+    """16-bit results as good as rounded ones; gradients and 32-bit results no worse than PyTorch's."""
+    shape = (2, 32, 16, 16)
+    dy = torch.randn(shape, device=DEVICE)
+    sizes = dict(SIZES[how], **({"_BLOCK": 1024, "_PROGRAMS": 8} if how != "Tile" else {}))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        case = make_case(shape, 8, layout=layout, mean=mean, dtype=dtype, parameter_dtype=torch.float32, device=DEVICE)
+        with mock.patch.dict(SIZES, {how: sizes}), cutting(how):
+            ours = case.run_with_gradients(dy.to(dtype), "triton")
+        exact = case.double().run_with_gradients(dy.to(dtype), "reference")
+        plain = case.x.detach().contiguous().requires_grad_()
+        y = F.silu(F.group_norm(plain, 8, *(t.to(dtype) for t in case.tensors.values())))
+        grads = torch.autograd.grad(y, [plain, *case.tensors.values()], dy.to(dtype))
+        if dtype != torch.float32:
+            allowed = (ROUNDED if dtype == torch.bfloat16 else 1.05) * relative_error(exact["y"].to(dtype), exact["y"])
+            assert relative_error(ours["y"], exact["y"]) <= allowed, dtype
+        for name, torchs in zip(ours, (y, *grads), strict=True):
+            if (name, dtype) != ("y", torch.bfloat16):
+                error, allowed = (relative_error(value, exact[name]) for value in (ours[name], torchs))
+                assert error <= max(1.1 * allowed, FLOOR), (name, dtype)
+
+
+def test_halves_of_one_projection_are_read_in_place():
+    x = torch.randn(3, 12, 5, 5, device=DEVICE, requires_grad=True)
+    both = torch.randn(3, 24, device=DEVICE, requires_grad=True)
+    results = []
+    for backend in ("triton", "reference"):
+        scale, shift = both.chunk(2, dim=1)
+        y = group_norm_silu(x, 4, scale=scale, shift=shift, backend=backend)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, both])])
+    for ours, formula in zip(*results, strict=True):
+        torch.testing.assert_close(ours, formula, rtol=1e-5, atol=1e-5)
+
+
+def test_strides_and_storage_offsets_of_real_models(relative_error):
+    """Channels_last at batch 1, attention's transposed input, a view into a larger tensor, an expanded gradient."""
+    whole = torch.randn(4, 8, 6, 6)
+    inputs = [
+        torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last),
+        torch.randn(2, 36, 8).transpose(1, 2),
+        whole[2:],
+        whole[:, :, 1:-1, 1:-1],
+    ]
+    for x in (x.to(DEVICE) for x in inputs):
+        ours, formula = x.detach().requires_grad_(), x.detach().double().requires_grad_()
+        y = group_norm_silu(ours, 4, backend="triton")
+        y.sum().backward()
+        group_norm_silu(formula, 4, backend="reference").sum().backward()
+        assert y.stride() == torch.empty_like(x).stride()
+        assert relative_error(y, group_norm_silu(formula, 4, backend="reference")) < 1e-6
+        assert relative_error(ours.grad, formula.grad) < 1e-5
+
+
+def test_float64_is_refused():
+    with pytest.raises(ValueError, match="'triton' does not compute in float64"):
+        group_norm_silu(torch.randn(2, 4, 3, 3, dtype=torch.float64, device=DEVICE), 2, backend="triton")

@@ -1,0 +1,134 @@
+"""What only a GPU shows: sizes of real models, PyTorch's compiler, CUDA graphs, autocast, more than 2^31 elements."""
+
+import pytest
+import torch
+from torch import nn
+
+from gnunet.models import UNet2D
+from gnunet.ops import GroupNormSiLU, group_norm_silu
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+ALL = ("weight", "bias", "add", "scale", "shift")
+REAL_SHAPES = [
+    ((16, 128, 32, 32), 32),
+    ((16, 512, 4, 4), 32),
+    ((4, 256, 128, 128), 32),
+    ((2, 320, 64, 64), 32),
+    ((2, 1920, 32, 32), 32),
+    ((1, 128, 512, 512), 32),
+    ((1, 320, 14, 72, 128), 32),
+    ((2, 192, 64, 64), 32),
+    ((1, 768, 96, 96), 1),
+    ((2, 96, 160, 160), 96),
+]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("shape", "groups"), REAL_SHAPES)
+def test_sizes_of_real_models(make_case, relative_error, shape, groups, dtype, layout):
+    case = make_case(shape, groups, dtype=dtype, parameter_dtype=torch.float32, layout=layout, given=ALL, device="cuda")
+    dy = torch.randn(shape, device="cuda", dtype=dtype)
+    ours, again = case.run_with_gradients(dy, "triton"), case.run_with_gradients(dy, "triton")
+    exact = case.double().run_with_gradients(dy, "reference")
+    for name, value in ours.items():
+        assert torch.equal(value, again[name]), name
+        tolerance = 1e-5 if value.dtype == torch.float32 and dtype == torch.float32 else 6e-3
+        assert relative_error(value, exact[name], floor=0.1) < tolerance, name
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "groups"), REAL_SHAPES)
+def test_alone_as_in_a_batch(lay_out, shape, groups, layout):
+    x = lay_out(torch.randn(3, *shape[1:], device="cuda", dtype=torch.bfloat16), layout).requires_grad_()
+    dy = torch.randn(x.shape, device="cuda", dtype=torch.bfloat16)
+    y = group_norm_silu(x, groups)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    for i in range(3):
+        alone = lay_out(x[i : i + 1].detach(), layout).requires_grad_()
+        y_alone = group_norm_silu(alone, groups)
+        (dx_alone,) = torch.autograd.grad(y_alone, alone, dy[i : i + 1])
+        assert torch.equal(y_alone, y[i : i + 1]) and torch.equal(dx_alone, dx[i : i + 1])
+
+
+def test_inductor(make_case):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    network = nn.Sequential(GroupNormSiLU(8, 32), nn.Conv2d(32, 32, 3, padding=1), GroupNormSiLU(8, 32)).cuda()
+    network.to(memory_format=torch.channels_last)
+    x = torch.randn(4, 32, 16, 16, device="cuda").contiguous(memory_format=torch.channels_last).requires_grad_()
+    compiled = torch.compile(network, fullgraph=True)
+    results = []
+    for run in (network, compiled):
+        y = run(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *network.parameters()])])
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, eager, rtol=1e-2, atol=1e-2)
+
+
+def test_cuda_graphs():
+    layer = GroupNormSiLU(32, 320).cuda()
+    x = torch.randn(2, 320, 64, 64, device="cuda", requires_grad=True)
+    dy = torch.randn_like(x)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(layer(x), x, dy)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = layer(x)
+        (dx,) = torch.autograd.grad(y, x, dy)
+    with torch.no_grad():
+        x.normal_(3)
+    graph.replay()
+    expected = layer(x)
+    assert torch.equal(y, expected)
+    assert torch.equal(dx, torch.autograd.grad(expected, x, dy)[0])
+
+
+def test_autocast_changes_nothing(make_case):
+    case = make_case((2, 32, 16, 16), 8, given=ALL, device="cuda")
+    dy = torch.randn(case.x.shape, device="cuda")
+    plain = case.run_with_gradients(dy, "triton")
+    with torch.autocast("cuda", torch.bfloat16):
+        under_autocast = case.run_with_gradients(dy, "triton")
+    assert all(torch.equal(plain[name], under_autocast[name]) for name in plain)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_more_elements_than_32_bits_count(lay_out, layout):
+    shape = (1, 128, 4112, 4096)  # 2.16e9
+    if torch.cuda.mem_get_info()[0] < 40e9:
+        pytest.skip("needs 40 GB of free memory")
+    x = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+    x = x.normal_(mean=1).requires_grad_()
+    y = group_norm_silu(x, 32)
+    dy = torch.empty_like(x).normal_()
+    (dx,) = torch.autograd.grad(y, x, dy)
+    for group in (0, 31):  # groups are independent, so one by itself is the check
+        channels = slice(4 * group, 4 * group + 4)
+        alone = x[:, channels].detach().float().contiguous().requires_grad_()
+        expected = group_norm_silu(alone, 1, backend="reference")
+        (expected_dx,) = torch.autograd.grad(expected, alone, dy[:, channels].float())
+        torch.testing.assert_close(y[:, channels].float(), expected, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(dx[:, channels].float(), expected_dx, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("time", ["default", "scale_shift"])
+def test_a_unet_trains_as_with_the_eager_backend(time):
+    results = []
+    for backend in ("triton", "eager"):
+        torch.manual_seed(0)
+        model = UNet2D(
+            sample_size=16, block_out_channels=(32, 64), layers_per_block=1, resnet_time_scale_shift=time,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm={"groups": 8, "backend": backend},
+        ).cuda()  # fmt: skip
+        x = torch.randn(2, 3, 16, 16, device="cuda")
+        y = model(x, torch.tensor([3, 500], device="cuda")).sample
+        y.square().mean().backward()
+        results.append([y, *(p.grad for p in model.parameters())])
+    for ours, eager in zip(*results, strict=True):
+        difference = (ours - eager).norm() / eager.norm().clamp_min(1e-3)
+        assert difference < 1e-2
