@@ -24,6 +24,8 @@ from .plan import Chunks, Loop, Shape, Tile, cut, power_of_two
 IS_INTERPRETED = not isinstance(forward_kernels.tile, JITFunction)  # so that they run on a CPU
 _MERGED = 1024  # numbers that a program which merges sums reads at once
 _MERGING_WARPS = 4
+_REGISTERS = 65536  # of a multiprocessor, of every NVIDIA GPU that Triton knows
+_MAX_REGISTERS = 255  # of a thread
 
 
 def forward(
@@ -98,6 +100,7 @@ def forward(
                 forward_kernels.tile if isinstance(plan, Tile) else forward_kernels.loop,
                 samples * plan.bundles,
                 plan.num_warps,
+                **_registers(plan),
                 eps=eps,
                 SILU=silu,
                 **tensors,
@@ -203,6 +206,7 @@ def backward(
                 backward_kernels.tile if isinstance(plan, Tile) else backward_kernels.loop,
                 samples * plan.bundles,
                 plan.num_warps,
+                **_registers(plan),
                 dx_ptr=results,
                 SILU=silu,
                 **tensors,
@@ -233,7 +237,8 @@ def backward(
 
 
 def _launch(kernel: Any, programs: int, num_warps: int, **arguments: Any) -> None:
-    kernel[(programs,)](num_warps=num_warps, **arguments)
+    # Said explicitly, since Triton's default, and with it bits and speed, changes with its version.
+    kernel[(programs,)](num_warps=num_warps, enable_fp_fusion=True, **arguments)
 
 
 def _plan(layout: Layout, x: Tensor, direction: str) -> tuple[Tile | Loop | Chunks, dict[str, Any]]:
@@ -263,6 +268,13 @@ def _plan_of(shape: Shape, direction: str) -> tuple[Tile | Loop | Chunks, dict[s
             "PADDED_GROUPS": power_of_two(plan.groups),
         }
     return plan, options
+
+
+def _registers(plan: Tile | Loop) -> dict[str, int]:
+    """For a tile that is to stay in registers all there are: left to itself, ptxas spills some to have fewer in use."""
+    if isinstance(plan, Loop) or torch.version.hip:
+        return {}
+    return {"maxnreg": min(_MAX_REGISTERS, _REGISTERS // (32 * plan.num_warps))}
 
 
 def _sizes(options: dict[str, Any]) -> dict[str, Any]:
