@@ -182,6 +182,9 @@ class ModelConfig(Section):
     """Cosines before sines in the sinusoidal embedding."""
     norm: Annotated[GroupNormConfig | PlainNormConfig, Field(discriminator="kind")] = GroupNormConfig()
     """The normalization of every layer."""
+    recompute: Literal["none", "norm"] = "none"
+    """What backward makes again instead of keeping it: `norm` is what norms and skip connections give to
+    convolutions and attention, about half of all that is kept, for a few percent more time; the same numbers."""
     gradient_checkpointing: bool = False
     """Recompute each block's activations in backward: less memory, about a third more time."""
 
@@ -412,7 +415,7 @@ def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
     model = config.model
     groups = getattr(model.norm, "groups", None)
     return {
-        **model.model_dump(exclude={"norm", "gradient_checkpointing"}),
+        **model.model_dump(exclude={"norm", "recompute", "gradient_checkpointing"}),
         "sample_size": config.data.resolution,
         "out_channels": model.in_channels,
         "num_class_embeds": num_classes + (config.data.label_drop > 0) if num_classes else None,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnunet.norms import make_norm
+from gnunet.ops import recompute_inputs
 
 
 class Attention(nn.Module):
@@ -24,11 +25,10 @@ class Attention(nn.Module):
     # diffusers' loaders look for this flag to rename query, key, value and proj_attn in old files.
     _from_deprecated_attn_block = True
 
-    def __init__(
-        self, channels: int, head_dim: int, norm: Mapping[str, Any] | None, rescale: float = 1.0
-    ) -> None:
+    def __init__(self, channels: int, head_dim: int, norm: Mapping[str, Any] | None, rescale: float = 1.0) -> None:
         super().__init__()
         self.heads, self.rescale = channels // head_dim, rescale
+        self.recompute = False  # see UNet2D.enable_recompute
         inner = self.heads * head_dim
         self.group_norm = None if norm is None else make_norm(norm, channels, activation=None)
         self.to_q = nn.Linear(channels, inner)
@@ -39,13 +39,21 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), channels_last -> as x."""
         height, width = x.shape[2:]
-        h = x if self.group_norm is None else self.group_norm(x)
-        # In channels_last this is a view, so the three projections share one tensor saved for backward.
-        tokens = h.flatten(2).transpose(1, 2)
+        projections = (self.to_q, self.to_k, self.to_v)
         q, k, v = (
-            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for project in (self.to_q, self.to_k, self.to_v)
+            tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for tokens in recompute_inputs(
+                _normed_tokens, (x,), projections, norm=self.group_norm, enabled=self.recompute
+            )
         )
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         h = self.to_out[0](h).transpose(1, 2).unflatten(2, (height, width))
         return (x + h) / self.rescale if self.rescale != 1 else x + h
+
+
+def _normed_tokens(norm: nn.Module | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The input of query, key and value: (N, H * W, C)."""
+    h = x if norm is None else norm(x)
+    # In channels_last this is a view.
+    tokens = h.flatten(2).transpose(1, 2)
+    return tokens, tokens, tokens

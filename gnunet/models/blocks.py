@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnunet.norms import make_norm
+from gnunet.ops import recompute_inputs
 
 from .attention import Attention
 from .plan import BlockPlan
+
+Norm = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class ResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift, self.resample, self.rescale = settings.scale_shift, resample, rescale
+        self.recompute = False  # see UNet2D.enable_recompute
         self.norm1 = make_norm(settings.norm, in_channels, activation="silu")
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(settings.temb_channels, (1 + settings.scale_shift) * out_channels)
@@ -58,25 +62,43 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        """x: (N, C, H, W); temb: (N, temb_channels), the time embedding after its SiLU."""
-        h = self.norm1(x)
-        if self.resample is not None:
-            x, h = self._resample(x), self._resample(h)
-        h = self.conv1(h)
-        t = self.time_emb_proj(temb)
-        if self.scale_shift:
-            scale, shift = t.chunk(2, dim=1)
-            h = self.norm2(h, scale=scale, shift=shift)
+    def forward(self, x: Tensor, temb: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x: (N, C, H, W); temb: (N, temb_channels), the time embedding after its SiLU; skip: as x, with further
+        channels, for a block that has a convolution in its shortcut and does not change the resolution."""
+        if skip is None:
+            (h,) = recompute_inputs(self._normed, (x,), (self.conv1,), norm=self.norm1, enabled=self.recompute)
+            x = self._resampled(x)
+            if self.conv_shortcut is not None:
+                x = self.conv_shortcut(x)
         else:
-            h = self.norm2(h, add=t)
-        h = self.conv2(self.dropout(h))
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
+            layers = (self.conv1, self.conv_shortcut)
+            h, x = recompute_inputs(_joined, (x, skip), layers, norm=self.norm1, enabled=self.recompute)
+        t = self.time_emb_proj(temb)
+        tables = (None, *t.chunk(2, dim=1)) if self.scale_shift else (t, None, None)
+        dropout = self.dropout.p if self.dropout.training else 0.0
+        (h,) = recompute_inputs(
+            _conditioned, (h, *tables), (self.conv2,), norm=self.norm2, dropout=dropout, enabled=self.recompute
+        )
         return (x + h) / self.rescale if self.rescale != 1 else x + h
 
-    def _resample(self, x: Tensor) -> Tensor:
+    def _normed(self, norm: Norm, x: Tensor) -> tuple[Tensor]:
+        return (self._resampled(norm(x)),)
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample is None:
+            return x
         return F.avg_pool2d(x, 2) if self.resample == "down" else _nearest(x)
+
+
+def _joined(norm: Norm, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+    x = torch.cat([x, skip], dim=1)
+    return norm(x), x
+
+
+def _conditioned(
+    norm: Norm, x: Tensor, add: Tensor | None, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor]:
+    return (norm(x, add=add, scale=scale, shift=shift),)
 
 
 class Downsample(nn.Module):
@@ -87,9 +109,10 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        if self.conv.padding == (0, 0):
-            x = F.pad(x, (0, 1, 0, 1))
-        return self.conv(x)
+        if self.conv.padding != (0, 0):
+            return self.conv(x)
+        (x,) = recompute_inputs(_padded, (x,), (self.conv,))
+        return x
 
 
 class Upsample(nn.Module):
@@ -100,7 +123,16 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        return self.conv(_nearest(x))
+        (x,) = recompute_inputs(_enlarged, (x,), (self.conv,))
+        return x
+
+
+def _padded(norm: None, x: Tensor) -> tuple[Tensor]:
+    return (F.pad(x, (0, 1, 0, 1)),)
+
+
+def _enlarged(norm: None, x: Tensor) -> tuple[Tensor]:
+    return (_nearest(x),)
 
 
 def _nearest(x: Tensor) -> Tensor:
@@ -186,7 +218,7 @@ class UpBlock(_Block):
     def forward(self, h: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
         """skips: the down path's results so far; this block takes its own off the end."""
         for i, resnet in enumerate(self.resnets):
-            h = self._run(resnet, torch.cat([h, skips.pop()], dim=1), temb)
+            h = self._run(resnet, h, temb, skips.pop())
             if self.attentions:
                 h = self._run(self.attentions[i], h)
         for upsample in self.upsamplers:

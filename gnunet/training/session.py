@@ -162,6 +162,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     unet = UNet2D(**unet_kwargs(config, None if counts is None else len(counts))).to(device).train()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    unet.enable_recompute(config.model.recompute == "norm")
     ema = EMA(unet)
     adamw = torch.optim.AdamW(
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),

@@ -1,0 +1,231 @@
+"""Layers whose input is made again in backward instead of being kept.
+
+A convolution keeps its input, to find its weight's gradient with. Where that input is cheap to make from
+tensors that are kept anyway (what a normalization takes, a feature map before it is enlarged, the parts of a
+concatenation), keeping those alone saves the larger part of what a U-Net holds for backward. Unlike
+torch.utils.checkpoint, which runs a whole function again, nothing but the input is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .group_norm_silu import group_norm_silu
+from .module import GroupNormSiLU
+
+Make: TypeAlias = Callable[..., Sequence[Tensor]]
+_CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+def recompute_inputs(
+    make: Make,
+    sources: Sequence[Tensor | None],
+    layers: Sequence[nn.Module],
+    *,
+    norm: nn.Module | None = None,
+    dropout: float = 0.0,
+    enabled: bool = True,
+) -> list[Tensor]:
+    """Each layer's output on its part of make(norm, *sources), keeping `sources` for backward instead of the parts.
+
+        (y,) = recompute_inputs(lambda norm, x, t: (norm(x, add=t),), (x, t), (conv,), norm=norm)
+
+    is conv(norm(x, add=t)). Outputs and gradients have the bits of the plain calls. And it is the plain calls
+    where there is nothing to gain or too much to take care of: without gradients; with a layer that is not
+    exactly one of torch's convolutions or nn.Linear, a norm that is no GroupNormSiLU, hooks on one of them.
+
+    Args:
+        make: from the norm and the sources to one batched input for each layer, all of their own or shared. A
+            function of nothing else, without randomness or side effects, and cheap: it runs again in backward.
+        sources: tensors, which are kept, or None.
+        layers: convolutions or linear layers.
+        norm: what `make` gets as its first argument, or None.
+        dropout: probability in [0, 1) that an element of an input is set to zero. Its mask is kept, one byte
+            an element.
+        enabled: False is the plain calls.
+
+    Works under autocast, on DDP's parameters, inside torch.utils.checkpoint, in torch.compile (which is told
+    by torch.utils.checkpoint to do the same); derivatives of any order are right.
+    """
+    if enabled and torch.is_grad_enabled() and _is_repeatable(norm):
+        if torch.compiler.is_compiling():
+            return _call(layers, checkpoint(make, norm, *sources, use_reentrant=False), dropout)
+        if all(map(_is_plain, layers)) and any(layer.weight.requires_grad for layer in layers):
+            call = _Call(make, norm, tuple(layers), dropout, len(sources))
+            return list(_OnRecomputedInputs.apply(call, *sources, *call.parameters()))
+    return _call(layers, make(norm, *sources), dropout)
+
+
+def _call(layers: Sequence[nn.Module], inputs: Sequence[Tensor], dropout: float) -> list[Tensor]:
+    return [layer(F.dropout(x, dropout)) if dropout else layer(x) for layer, x in zip(layers, inputs, strict=True)]
+
+
+def _is_repeatable(norm: nn.Module | None) -> bool:
+    """Whether the norm can be called again, with other tensors in its parameters' places."""
+    if norm is None:
+        return True
+    return isinstance(norm, GroupNormSiLU) and type(norm).forward is GroupNormSiLU.forward and _has_no_hooks(norm)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling the layer is no more than the operation that its type stands for."""
+    if type(layer) in _CONVOLUTIONS:
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and _has_no_hooks(layer)
+    return type(layer) is nn.Linear and _has_no_hooks(layer)
+
+
+def _has_no_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return not any(hooks) and "forward" not in vars(module)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of recompute_inputs, but for the tensors."""
+
+    make: Make
+    norm: Any
+    layers: tuple[Any, ...]
+    dropout: float
+    num_sources: int
+
+    def parameters(self) -> list[Tensor | None]:
+        """The norm's two, if there is one, and two of each layer."""
+        modules = self.layers if self.norm is None else (self.norm, *self.layers)
+        return [parameter for module in modules for parameter in (module.weight, module.bias)]
+
+    def split(self, values: Sequence[Any]) -> tuple[Sequence[Any], list[Sequence[Any]], Sequence[Any]]:
+        """Values for the sources and the norm's parameters; pairs of them for each layer's; what follows."""
+        start = self.num_sources + (0 if self.norm is None else 2)
+        end = start + 2 * len(self.layers)
+        return values[:start], [values[i : i + 2] for i in range(start, end, 2)], values[end:]
+
+    def inputs(self, given: Sequence[Tensor | None]) -> Sequence[Tensor]:
+        """The layers' inputs from the sources and the norm's parameters."""
+        if self.norm is None:
+            return self.make(None, *given)
+        *sources, weight, bias = given
+        return self.make(partial(self._normalize, weight, bias), *sources)
+
+    def _normalize(self, weight: Tensor | None, bias: Tensor | None, x: Tensor, **tables: Tensor | None) -> Tensor:
+        """norm(x, **tables) with these parameters."""
+        norm, activation, backend = self.norm, self.norm.activation, self.norm.backend
+        return group_norm_silu(
+            x, norm.num_groups, weight, bias, norm.eps, activation=activation, backend=backend, **tables
+        )
+
+
+class _OnRecomputedInputs(torch.autograd.Function):
+    """From (call, *sources, *call.parameters()) to the layers' outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        given, parameters, _ = call.split(tensors)
+        ctx.call, ctx.device_type = call, next(t.device.type for t in tensors if t is not None)
+        ctx.autocast_dtype = _autocast_dtype(ctx.device_type)
+        with _autocast(ctx.device_type, ctx.autocast_dtype):
+            inputs, masks = call.inputs(given), ()
+            if call.dropout:
+                inputs, masks = zip(*(torch.native_dropout(x, call.dropout, True) for x in inputs), strict=True)
+            outputs = [_run(layer, x, *pair) for layer, x, pair in zip(call.layers, inputs, parameters, strict=True)]
+        ctx.save_for_backward(*tensors, *masks)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *dys: Tensor | None) -> tuple[Tensor | None, ...]:
+        call, create_graph = ctx.call, torch.is_grad_enabled()
+        # Looked at once, because torch.utils.checkpoint computes saved tensors at each look.
+        given, parameters, masks = call.split(ctx.saved_tensors)
+        needs, layer_needs, _ = call.split(ctx.needs_input_grad[1:])
+        with torch.enable_grad(), _autocast(ctx.device_type, ctx.autocast_dtype):
+            given = [_of_new_graph(t, need, create_graph) for t, need in zip(given, needs, strict=True)]
+            inputs = call.inputs(given)
+
+        cast = partial(_cast, dtype=ctx.autocast_dtype)
+        drop = partial(_drop, dropout=call.dropout)
+        roots, root_grads = [], []
+        layer_grads: list[Tensor | None] = []
+        for i, (layer, dy, x) in enumerate(zip(call.layers, dys, inputs, strict=True)):
+            if dy is None:
+                layer_grads += [None, None]
+                continue
+            fed, weight = cast(drop(x, masks[i]) if masks else x), cast(parameters[i][0])
+            dx, dweight, dbias = _gradients(layer, dy, fed, weight, (x.requires_grad, *layer_needs[i]))
+            layer_grads += [dweight, dbias]
+            if dx is not None:
+                dx = dx.to(x.dtype)
+                roots.append(x)
+                root_grads.append(drop(dx, masks[i]) if masks else dx)
+
+        wanted = [t for t, need in zip(given, needs, strict=True) if need]
+        # Last layer first, as autograd adds up the gradients of an input that layers share.
+        grads = partial(torch.autograd.grad, create_graph=create_graph, allow_unused=True)
+        found = iter(grads(roots[::-1], wanted, root_grads[::-1]) if roots else ())
+        return None, *(next(found, None) if need else None for need in needs), *layer_grads
+
+
+def _of_new_graph(t: Tensor | None, need: bool, create_graph: bool) -> Tensor | None:
+    """t as an input to take gradients to, where there is need; joined to the graph it is part of on create_graph."""
+    if t is None:
+        return None
+    if create_graph:
+        return t.view_as(t) if need else t
+    return t.detach().requires_grad_(need)
+
+
+def _drop(x: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """What F.dropout gives for this mask, of x or of a gradient, rounding as it does in half precision."""
+    if x.device.type == "cpu":
+        return x * mask.to(x.dtype).div_(1 - dropout)
+    return torch.ops.aten.native_dropout_backward.default(x, mask, 1 / (1 - dropout))
+
+
+def _run(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What layer(x) computes with these parameters."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    return _CONVOLUTIONS[type(layer)](x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _gradients(
+    layer: Any, dy: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of x, weight and bias that `needs` asks for."""
+    if isinstance(layer, nn.Linear):
+        rows = dy.flatten(0, -2)
+        dx = (rows @ weight).view(x.shape) if needs[0] else None
+        return dx, rows.T @ x.flatten(0, -2) if needs[1] else None, rows.sum(0) if needs[2] else None
+    geometry = layer.stride, layer.padding, layer.dilation, False, layer.output_padding, layer.groups
+    return torch.ops.aten.convolution_backward.default(dy, x, weight, [len(weight)], *geometry, needs)
+
+
+def _cast(t: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """As autocast does in front of these layers, which leaves float64 alone."""
+    return t if dtype is None or t.dtype == torch.float64 else t.to(dtype)
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The type that autocast now gives to these layers; None where it is off."""
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def _autocast(device_type: str, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Autocast as it was when `_autocast_dtype` gave this dtype, but without its cache of parameters' copies.
+
+    The cache would hold them for as long as autocast is on, and for calls that want them with a gradient.
+    """
+    if dtype is None and _autocast_dtype(device_type) is None:
+        return nullcontext()
+    return torch.autocast(device_type, dtype, enabled=dtype is not None, cache_enabled=False)
