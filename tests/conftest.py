@@ -44,6 +44,12 @@ sampling: {steps: 4, num_images: 6, batch_size: 4}
 """
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 20 pictures of 16 x 16 in two classes: light and dark noise."""

@@ -53,7 +53,7 @@ def cases(draw):
 
 
 @pytest.mark.parametrize("how", SIZES)
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(arguments=cases())
 def test_values_and_gradients_however_the_tensor_is_cut(make_case, relative_error, how, arguments):
     case = make_case(**arguments, device=DEVICE)
@@ -86,7 +86,7 @@ def test_alone_as_in_a_batch_of_seven(lay_out, how, channels, groups, spatial, l
         batch = run(x, dy, {**shared, **own})
         again = run(x, dy, {**shared, **own})
         assert all(torch.equal(first, second) for first, second in zip(batch, again, strict=True))
-        for i in (0, 3, 6):
+        for i in (0, 6):
             alone = run(x[i : i + 1], dy[i : i + 1], {**shared, **{name: t[i : i + 1] for name, t in own.items()}})
             assert all(torch.equal(t[i : i + 1], single) for t, single in zip(batch, alone, strict=True)), i
         companions = x.clone()
@@ -101,7 +101,7 @@ def test_alone_as_in_a_batch_of_seven(lay_out, how, channels, groups, spatial, l
 def test_accuracy_at_a_large_mean(make_case, relative_error, mean, layout, how):
     """16-bit results as good as rounded ones; gradients and 32-bit results no worse than PyTorch's."""
     shape = (2, 32, 16, 16)
-    dy = torch.randn(shape, device=DEVICE)
+    dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     sizes = dict(SIZES[how], **({"_BLOCK": 1024, "_PROGRAMS": 8} if how != "Tile" else {}))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         case = make_case(shape, 8, layout=layout, mean=mean, dtype=dtype, parameter_dtype=torch.float32, device=DEVICE)
