@@ -2,43 +2,36 @@
 
 python scripts/benchmark_training.py [--cases small cifar10] [--rounds 30] [--out assets/benchmarks]
 
-Both sides train the same architecture on the same images with DDPM's noise prediction, AdamW, gradient clipping
-and a moving average, in one process, in alternating blocks of steps whose order changes from round to round.
-A side's loop is the whole of it: loader, step, average, logging. Reported are the medians over the rounds, the
-median of the rounds' ratios, the bytes autograd saves for backward (each storage once, parameters left out) and
-the peak of the memory a step allocates.
+All sides train the same architecture on the same images with DDPM's noise prediction, AdamW, gradient clipping and a
+moving average, in one process, in alternating blocks of steps whose order changes from round to round. A side's loop
+is the whole of it: loader, step, average, logging. `_compiled` is a side with its network compiled by torch.compile:
+that is done before the rounds, its seconds are reported apart, and a side whose gradients are then not the eager ones
+is not timed. Reported are the medians over the rounds, the median of the rounds' ratios (of gnunet's sides to each
+of diffusers'), the bytes autograd saves for backward (each storage once, parameters left out) and the peak of the
+memory a step allocates.
 """
 
 import argparse
-import datetime
-import json
-import platform
 import statistics
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import diffusers
 import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DModel
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
-from PIL import Image
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
+from benchmarking.loops import COMPILED, GRADIENT_TOLERANCE, SIDES, Loop, compile_loop, make_loop
+from benchmarking.record import ROOT, failure, origin, record_path, rounded, target, verdict, write
+from benchmarking.timing import alternate_repeats
 from gnunet.cli import parse
-from gnunet.config import Config, unet_kwargs
-from gnunet.data import load_images
-from gnunet.training.metrics import JsonLines
-from gnunet.training.session import build, make_accelerator
+from gnunet.config import Config
+from gnunet.errors import GnunetError
 
-ROOT = Path(__file__).parent.parent
 CASES = {
     "small": ["--config", str(ROOT / "configs/noto_portraits32.yaml")],
     "cifar10": [
@@ -52,77 +45,12 @@ COMMON = [
     "--train.images", "1e9", "--train.warmup_images", "0", "--train.lr_schedule", "constant",
     "--train.learning_rate", "1e-4",
 ]  # fmt: skip
-
-
-def our_loop(config: Config, accelerator: Accelerator, run: Path) -> tuple[nn.Module, Callable[[], None]]:
-    """gnunet's network, and a function that does one step of its loop."""
-    session = build(config, accelerator)
-    batches, log = session.batches(0), JsonLines(run / "metrics.jsonl")
-    seen, window = 0, 0.0
-
-    def step() -> None:
-        nonlocal seen, window
-        result = session.step(batches, seen, stop=False)
-        seen, window = seen + config.train.batch_size, window + result.loss
-        if seen // config.train.log_every > (seen - config.train.batch_size) // config.train.log_every:
-            log.write({"images": seen, "loss": window, "grad_norm": result.grad_norm})
-            window = 0.0
-
-    return session.unet, step
-
-
-def peer_batches(config: Config) -> Iterator[torch.Tensor]:
-    """Batches as the script's loader makes them: a shuffled DataLoader over pictures, transformed one by one."""
-    table = load_images(config.data, config.model.in_channels)
-    pictures = [Image.fromarray(array) for array in np.asarray(table.images)]
-
-    def transform(picture: Image.Image) -> torch.Tensor:
-        if torch.rand(()) < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        array = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float().div(255)
-        return (array - 0.5) / 0.5
-
-    loader = torch.utils.data.DataLoader(
-        pictures, batch_size=config.train.batch_size, shuffle=True, drop_last=True,
-        collate_fn=lambda batch: torch.stack([transform(picture) for picture in batch]),
-    )  # fmt: skip
-    while True:
-        yield from loader
-
-
-def peer_loop(config: Config, accelerator: Accelerator, run: Path) -> tuple[nn.Module, Callable[[], None]]:
-    """diffusers' network of the same architecture, and one step of its training script's loop."""
-    keys = {key: value for key, value in unet_kwargs(config, None).items() if key != "norm"}
-    unet = UNet2DModel(**keys).to(accelerator.device).train()
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay,
-        betas=(config.train.adam_beta1, config.train.adam_beta2),
-    )  # fmt: skip
-    ema = EMAModel(unet.parameters(), use_ema_warmup=True, model_cls=UNet2DModel, model_config=unet.config)
-    scheduler = DDPMScheduler(num_train_timesteps=1000)
-    model, optimizer = accelerator.prepare(unet, optimizer)
-    lr_scheduler = get_scheduler("constant", optimizer)
-    ema.to(accelerator.device)
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.train.mixed_precision]
-    batches, log, seen = peer_batches(config), JsonLines(run / "peer.jsonl"), 0
-
-    def step() -> None:
-        nonlocal seen
-        clean = next(batches).to(accelerator.device, dtype)
-        noise = torch.randn(clean.shape, dtype=dtype, device=clean.device)
-        steps = torch.randint(0, 1000, (len(clean),), device=clean.device).long()
-        noisy = scheduler.add_noise(clean, noise, steps)
-        loss = F.mse_loss(model(noisy, steps).sample.float(), noise.float())
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        lr_scheduler.step()
-        optimizer.zero_grad()
-        ema.step(model.parameters())
-        seen += len(clean)
-        log.write({"images": seen, "loss": loss.detach().item(), "lr": lr_scheduler.get_last_lr()[0]})
-
-    return unet, step
+OURS = tuple(side for side in SIDES if side.startswith("gnunet"))
+PEERS = tuple(side for side in SIDES if side not in OURS)
+TARGETS = {"diffusers": 1.3, "diffusers_compiled": 1.0}
+"""The least ratios of speeds aimed at, for cifar10 in bf16 on a GPU."""
+TARGET_BATCH_SIZES = (8, 128)
+WARM_UP_STEPS = 2
 
 
 def saved_bytes(network: nn.Module, step: Callable[[], None]) -> int:
@@ -149,105 +77,181 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
 
 
-def seconds_of(step: Callable[[], None], count: int, device: torch.device) -> float:
-    """Wall time of `count` steps."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def prepare(side: str, config: Config, folder: Path) -> tuple[Loop | None, dict[str, Any]]:
+    """A side warmed up, or None where it fails or its gradients are wrong; and what is known before it is timed."""
+    result: dict[str, Any] = {"status": "right"}
+    try:
+        loop = make_loop(side, config, folder)
+        result["parameters"] = sum(p.numel() for p in loop.network.parameters())
+        if side.endswith(COMPILED):
+            seconds, error = compile_loop(loop)
+            result |= {"compile_seconds": rounded(seconds), "gradient_error": rounded(error)}
+            if not error <= GRADIENT_TOLERANCE[config.train.mixed_precision]:
+                return None, result | {"status": "wrong"}
+        loop.seconds(WARM_UP_STEPS)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            result["saved_for_backward_mib"] = rounded(saved_bytes(loop.network, loop.step) / 2**20)
+            result["peak_of_a_step_mib"] = rounded(peak_bytes(loop.step, loop.device) / 2**20)
+    except Exception as problem:  # whatever befalls one, the others are measured
+        return None, result | {"status": failure(problem)}
+    return loop, result
 
 
-def compare(config: Config, accelerator: Accelerator, rounds: int, block: int) -> dict[str, Any]:
-    """The record of one case."""
-    device = accelerator.device
-    with tempfile.TemporaryDirectory() as folder:
-        sides = {
-            "gnunet": our_loop(config, accelerator, Path(folder)),
-            "diffusers": peer_loop(config, accelerator, Path(folder)),
-        }
-        record: dict[str, Any] = {}
-        for name, (network, step) in sides.items():
-            seconds_of(step, 2, device)
-            record[name] = {
-                "parameters": sum(p.numel() for p in network.parameters()),
-                "saved_for_backward_mib": saved_bytes(network, step) / 2**20,
-                "peak_of_a_step_mib": peak_bytes(step, device) / 2**20,
-            }
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for number in range(rounds):
-            order = list(sides) if number % 2 == 0 else list(reversed(sides))
-            for name in order:
-                times[name].append(seconds_of(sides[name][1], block, device) / block)
-    for name in sides:
-        rates = [config.train.batch_size / seconds for seconds in times[name]]
-        record[name]["images_per_second"] = statistics.median(rates)
-        record[name]["images_per_second_quartiles"] = statistics.quantiles(rates, n=4)[::2]
-    ratios = [peer / ours for ours, peer in zip(times["gnunet"], times["diffusers"], strict=True)]
-    record["speed_ratio"] = statistics.median(ratios)
-    record["speed_ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
-    for key in ("saved_for_backward_mib", "peak_of_a_step_mib"):
-        record[key.replace("_mib", "_ratio")] = record["gnunet"][key] / record["diffusers"][key]
+def compare(config: Config, sides: Sequence[str], rounds: int, block: int) -> dict[str, Any]:
+    """The record of one case.
+
+    Args:
+        sides: names in SIDES.
+        rounds: at least 2.
+        block: steps of a side in a round.
+    """
+    torch.compiler.reset()  # every case is compiled for its own shapes
+    record: dict[str, Any] = {}
+    loops: dict[str, Loop] = {}
+    with tempfile.TemporaryDirectory() as root:
+        for side in sides:
+            folder = Path(root) / side
+            folder.mkdir()
+            loop, record[side] = prepare(side, config, folder)
+            if loop:
+                loops[side] = loop
+        with torch.compiler.set_stance("fail_on_recompile"):
+            times = alternate_repeats(loops, dict.fromkeys(loops, block), rounds)
+    for side, seconds in times.items():
+        rates = [config.train.batch_size / one for one in seconds]
+        record[side]["images_per_second"] = rounded(statistics.median(rates))
+        record[side]["images_per_second_quartiles"] = quartiles(rates)
+
+    def speeds(ours: str, peer: str) -> list[float]:
+        return [theirs / mine for mine, theirs in zip(times[ours], times[peer], strict=True)]
+
+    record["speed_ratio"] = each_pair(times, lambda ours, peer: rounded(statistics.median(speeds(ours, peer))))
+    record["speed_ratio_quartiles"] = each_pair(times, lambda ours, peer: quartiles(speeds(ours, peer)))
+    for key in ("saved_for_backward", "peak_of_a_step"):
+        sizes = {side: record[side][f"{key}_mib"] for side in times}
+        record[f"{key}_ratio"] = each_pair(sizes, lambda ours, peer, of=sizes: rounded(of[ours] / of[peer]))
     return record
 
 
-def device_name(device: torch.device) -> str:
-    """The device as a person names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
+def each_pair(sides: Container[str], value: Callable[[str, str], Any]) -> dict[str, dict[str, Any]]:
+    """A value for each of gnunet's sides and each of diffusers'."""
+    return {ours: {peer: value(ours, peer) for peer in PEERS if peer in sides} for ours in OURS if ours in sides}
 
 
-def main() -> None:
-    """Run the cases, print a table, write the record."""
+def quartiles(values: Sequence[float]) -> list[float]:
+    """The first and the third."""
+    return [rounded(value) for value in statistics.quantiles(values, n=4)[::2]]
+
+
+def targets(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was aimed at for those of the cases that were run, which are taken to be in bf16 and on a GPU."""
+    return [
+        target(f"{mine} over {peer}, batch {case['batch_size']}", case["speed_ratio"].get(mine, {}).get(peer), least)
+        for case in cases
+        if case["case"] == "cifar10" and case["batch_size"] in TARGET_BATCH_SIZES
+        for mine in OURS
+        for peer, least in TARGETS.items()
+        if mine in case and peer in case
+    ]
+
+
+def print_case(case: dict[str, Any]) -> None:
+    """A line for each side."""
+    sides = [side for side in SIDES if side in case]
+    table = Table(f"{case['case']}, batch {case['batch_size']}", box=None, pad_edge=False, header_style="none")
+    columns = ["images/s (quartiles)", *(f"over {peer} (quartiles)" for peer in PEERS if peer in sides)]
+    for column in (*columns, "saved MiB", "peak MiB", "compile s", "gradient error"):
+        table.add_column(column, justify="right")
+    for side in sides:
+        result = case[side]
+        cells = [_spread(result.get("images_per_second"), result.get("images_per_second_quartiles"))]
+        for peer in PEERS:
+            if peer in sides:
+                ratio = case["speed_ratio"].get(side, {}).get(peer)
+                cells.append(_spread(ratio, case["speed_ratio_quartiles"].get(side, {}).get(peer)))
+        for key in ("saved_for_backward_mib", "peak_of_a_step_mib", "compile_seconds", "gradient_error"):
+            cells.append(f"{result[key]:g}" if key in result else "-")
+        table.add_row(side, *cells)
+    console = Console(width=140, highlight=False, markup=False)
+    console.print(table)
+    for side in sides:
+        if case[side]["status"] != "right":
+            console.print(f"{side}: {case[side]['status']}")
+
+
+def _spread(value: float | None, quartiles: list[float] | None) -> str:
+    return "-" if value is None else f"{value:g} ({quartiles[0]:g} to {quartiles[1]:g})"
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with the defaults that depend on the device, and the `configs` it asks for, by case."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--rounds", type=int, default=30, help="pairs of blocks, at least 2 (default 30)")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, help="each in turn, instead of the cases' own")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, help="default all; on a CPU those not compiled")
+    parser.add_argument("--rounds", type=int, default=30, help="of a block of every side, at least 2 (default 30)")
     parser.add_argument("--block", type=int, default=4, help="steps in a block (default 4)")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--batch_size", type=int, help="instead of the case's own")
+    parser.add_argument("--precision", choices=tuple(GRADIENT_TOLERANCE), default="no")
     parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-training.json to")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.rounds < 2 or arguments.block < 1:
+        parser.error(f"--rounds {arguments.rounds} --block {arguments.block}: valid: at least 2 and at least 1")
+    eager = [side for side in SIDES if not side.endswith(COMPILED)]
+    arguments.sides = arguments.sides or (SIDES if torch.cuda.is_available() else eager)
+    try:
+        arguments.configs = [
+            (case, config)
+            for case in arguments.cases
+            for config in configs_of(case, arguments.precision, arguments.batch_sizes)
+        ]
+    except GnunetError as problem:
+        parser.error(str(problem))
+    return arguments
 
-    results = {}
-    for case in arguments.cases:
-        flags = [*CASES[case], *COMMON, "--train.mixed_precision", arguments.precision]
-        if arguments.batch_size:
-            flags += ["--train.batch_size", str(arguments.batch_size)]
-        config = parse(flags, default_config=ROOT / "configs/noto_portraits32.yaml")
-        accelerator = make_accelerator(config)
-        results[case] = compare(config, accelerator, arguments.rounds, arguments.block)
-        results[case]["batch_size"] = config.train.batch_size
-        print(case, json.dumps(results[case], indent=1), flush=True)
-    date, kind = datetime.date.today().isoformat(), accelerator.device.type
-    record = {
-        "date": date, "device": device_name(accelerator.device), "precision": arguments.precision,
-        "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
-        "accelerate": accelerate.__version__, "rounds": arguments.rounds,
-        "block": arguments.block, "cases": results,
-    }  # fmt: skip
+
+def configs_of(case: str, precision: str, batch_sizes: Sequence[int] | None) -> Iterator[Config]:
+    """A case's configuration at each batch size, or at its own.
+
+    Raises:
+        ConfigError: a batch size that is not valid.
+    """
+    flags = [*CASES[case], *COMMON, "--train.mixed_precision", precision]
+    for size in batch_sizes or (None,):
+        sized = flags if size is None else [*flags, "--train.batch_size", str(size)]
+        yield parse(sized, default_config=ROOT / "configs/noto_portraits32.yaml")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the cases, print a table, write the record. Fails where a side of gnunet's does."""
+    arguments = parse_arguments(argv)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    done: list[dict[str, Any]] = []
+    for case, config in arguments.configs:
+        result = compare(config, arguments.sides, arguments.rounds, arguments.block)
+        done.append({"case": case, "batch_size": config.train.batch_size, **result})
+        print_case(done[-1])
+        aims = targets(done) if device.type == "cuda" and arguments.precision == "bf16" else []
+        record = {
+            **origin(device, "triton", "diffusers", "accelerate"), "precision": arguments.precision,
+            "rounds": arguments.rounds, "block": arguments.block, "targets": aims, "cases": done,
+        }  # fmt: skip
+        if arguments.out:  # after every case, so that an interrupted run leaves one
+            path = record_path(arguments.out, device, "training")
+            write(path, record)
+    for aim in aims:
+        print(verdict(aim))
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        name = kind if kind == "cpu" else device_name(accelerator.device).lower().replace(" ", "-")
-        path = arguments.out / f"{date}-{name}-training.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
         print(f"record: {path}")
+    if any(case[side]["status"] != "right" for case in done for side in OURS if side in case):
+        sys.exit("a side of gnunet's failed or is wrong: see above")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,33 @@
-"""The benchmark's two sides train, and its counts are right; nothing here is timed."""
+"""The benchmark's sides train, and what it counts and refuses is right; nothing here is timed for its own sake."""
 
-import importlib.util
-from pathlib import Path
+import json
+import math
 
 import pytest
 import torch
 
-from gnunet.training.session import make_accelerator
+import benchmark_training
+from benchmarking import loops
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_training", ROOT / "scripts/benchmark_training.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+EAGER, ALL = ("gnunet", "diffusers"), loops.SIDES
+FLAGS = ("--diffusion.kind", "ddpm", "--data.class_conditional", "false", "--train.images", "1e6")
 
 
-def test_saved_bytes_counts_each_storage_once_and_no_parameters(benchmark):
+@pytest.fixture
+def compiler(monkeypatch):
+    """Puts another compiler in inductor's place, which takes minutes on a CPU."""
+
+    def compiler(compile_network):
+        monkeypatch.setattr(loops, "compile_network", lambda network, device: compile_network(network))
+
+    return compiler
+
+
+def traced(network):
+    network.compile(backend="eager")
+
+
+def test_saved_bytes_counts_each_storage_once_and_no_parameters():
     layer = torch.nn.Linear(8, 8)
     x = torch.randn(4, 8, requires_grad=True)
 
@@ -27,32 +35,146 @@ def test_saved_bytes_counts_each_storage_once_and_no_parameters(benchmark):
         h = layer(x)
         (h.exp() + h.exp()).sum().backward()  # each exp saves its own result: 2 x 128 bytes; linear saves x: 128
 
-    assert benchmark.saved_bytes(layer, step) == 3 * 4 * 8 * 4
+    assert benchmark_training.saved_bytes(layer, step) == 3 * 4 * 8 * 4
 
 
-def test_peak_of_a_step(benchmark):
+def test_peak_of_a_step():
     def step():
         a = torch.ones(1000, 256)
         b = a + 1
         del a
         b.add_(1)
 
-    assert benchmark.peak_bytes(step, torch.device("cpu")) == pytest.approx(2 * 1000 * 256 * 4, rel=0.01)
+    assert benchmark_training.peak_bytes(step, torch.device("cpu")) == pytest.approx(2 * 1000 * 256 * 4, rel=0.01)
 
 
-def test_compares_the_same_architecture(benchmark, tiny):
-    config = tiny("run", "--diffusion.kind", "ddpm", "--data.class_conditional", "false", "--train.images", "1e6")
-    record = benchmark.compare(config, make_accelerator(config), rounds=2, block=1)
+def test_compares_the_same_architecture(tiny):
+    record = benchmark_training.compare(tiny("run", *FLAGS), EAGER, rounds=2, block=1)
     ours, peer = record["gnunet"], record["diffusers"]
+    assert ours["status"] == peer["status"] == "right"
     assert ours["parameters"] == peer["parameters"] > 0
     assert 0 < ours["saved_for_backward_mib"] < peer["saved_for_backward_mib"]
-    assert record["saved_for_backward_ratio"] == ours["saved_for_backward_mib"] / peer["saved_for_backward_mib"]
-    assert ours["images_per_second"] > 0 and record["speed_ratio"] > 0
+    ratio = ours["saved_for_backward_mib"] / peer["saved_for_backward_mib"]
+    assert record["saved_for_backward_ratio"] == {"gnunet": {"diffusers": pytest.approx(ratio, rel=1e-3)}}
+    assert ours["images_per_second"] > 0 and record["speed_ratio"]["gnunet"]["diffusers"] > 0
+    assert "compile_seconds" not in ours
+
+
+def test_compiled_sides_are_checked_and_compile_before_they_are_timed(tiny, compiler):
+    compiler(traced)
+    record = benchmark_training.compare(tiny("run", *FLAGS), ALL, rounds=2, block=1)
+    assert [record[side]["status"] for side in ALL] == ["right"] * 4  # none compiled anew after the check
+    for side in ("gnunet_compiled", "diffusers_compiled"):
+        assert record[side]["gradient_error"] < 1e-4 and record[side]["compile_seconds"] > 0
+    for key in ("speed_ratio", "speed_ratio_quartiles", "saved_for_backward_ratio", "peak_of_a_step_ratio"):
+        assert {ours: set(of) for ours, of in record[key].items()} == {
+            "gnunet": {"diffusers", "diffusers_compiled"}, "gnunet_compiled": {"diffusers", "diffusers_compiled"}
+        }  # fmt: skip
+
+
+def test_what_fails_or_has_wrong_gradients_is_not_timed(tiny, compiler):
+    def broken(network):
+        if isinstance(network, loops.UNet2DModel):
+            raise RuntimeError("no compiler\nhere")
+        network.conv_in.weight.register_hook(torch.zeros_like)
+
+    compiler(broken)
+    record = benchmark_training.compare(tiny("run", *FLAGS), ALL, rounds=2, block=1)
+    assert record["diffusers_compiled"]["status"] == "failed: RuntimeError: no compiler"
+    assert record["gnunet_compiled"]["status"] == "wrong"
+    assert record["gnunet_compiled"]["gradient_error"] == 1
+    assert "images_per_second" not in record["gnunet_compiled"]
+    assert set(record["speed_ratio"]) == {"gnunet"} and set(record["speed_ratio"]["gnunet"]) == {"diffusers"}
+
+
+def test_a_side_that_compiles_at_every_step_is_not_timed(tiny, compiler, monkeypatch):
+    class Restless(torch.nn.Linear):
+        calls = ""
+
+        def forward(self, x):
+            self.calls += "x"  # what is compiled holds for one value of a string
+            return super().forward(x)
+
+    network = Restless(8, 8)
+
+    def step():
+        network(torch.ones(4, 8)).sum().backward()
+        network.zero_grad()
+
+    loop = loops.Loop(network, step, torch.device("cpu"))
+    monkeypatch.setitem(loops._LOOPS, "gnunet", lambda config, folder: loop)
+    compiler(traced)
+    record = benchmark_training.compare(tiny("run", *FLAGS), ["gnunet_compiled"], rounds=2, block=1)
+    assert "recompile" in record["gnunet_compiled"]["status"]
+
+
+def test_gradient_error():
+    large, small, noise = torch.full((4,), 10.0), torch.full((4,), 1e-2), torch.full((4,), 1e-9)
+    error = loops.gradient_error
+    assert error([large, small, -noise], [large, small, noise]) < 1e-4
+    assert error([large, small * 0, noise], [large, small, noise]) == pytest.approx(1)
+    assert error([large * 1.25, small, noise], [large, small, noise]) == pytest.approx(0.25)
+    assert math.isnan(error([large, small * math.nan, noise], [large, small, noise]))
+
+
+def test_targets():
+    def case(batch_size, ratios, name="cifar10"):
+        return {"case": name, "batch_size": batch_size, "gnunet": {}, "speed_ratio": {"gnunet": ratios}} | {
+            peer: {} for peer in benchmark_training.PEERS
+        }
+
+    found = benchmark_training.targets(
+        [
+            case(8, {"diffusers": 1.5, "diffusers_compiled": 0.9}),
+            case(128, {"diffusers": 1.3}),
+            case(16, {"diffusers": 9.0}),
+            case(8, {"diffusers": 9.0}, name="small"),
+        ]
+    )
+    assert [(one["target"], one["value"], one["met"]) for one in found] == [
+        ("gnunet over diffusers, batch 8, >= 1.3", 1.5, True),
+        ("gnunet over diffusers_compiled, batch 8, >= 1", 0.9, False),
+        ("gnunet over diffusers, batch 128, >= 1.3", 1.3, True),
+        ("gnunet over diffusers_compiled, batch 128, >= 1", None, None),
+    ]
+
+
+def test_record_of_a_run(tiny_flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(benchmark_training.CASES, "small", tiny_flags("run"))
+    arguments = ["--cases", "small", "--batch_sizes", "2", "4", "--sides", *EAGER, "--rounds", "2", "--block", "1"]
+    benchmark_training.main([*arguments, "--out", str(tmp_path / "out")])
+    (path,) = (tmp_path / "out").iterdir()
+    record = json.loads(path.read_text())
+    assert path.name.endswith("-training.json") and str(path) in capsys.readouterr().out
+    assert record["torch"] == torch.__version__ and record["rounds"] == 2 and record["precision"] == "no"
+    assert [(case["case"], case["batch_size"]) for case in record["cases"]] == [("small", 2), ("small", 4)]
+    assert all(case["speed_ratio"]["gnunet"]["diffusers"] > 0 for case in record["cases"])
+
+
+def test_fails_where_gnunet_does(tiny_flags, monkeypatch, capsys):
+    monkeypatch.setitem(benchmark_training.CASES, "small", tiny_flags("run"))
+    monkeypatch.setitem(loops._LOOPS, "gnunet", lambda config, folder: 1 / 0)
+    with pytest.raises(SystemExit, match="gnunet's failed"):
+        benchmark_training.main(["--cases", "small", "--sides", *EAGER, "--rounds", "2", "--block", "1"])
+    assert "gnunet: failed: ZeroDivisionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "1"], "at least 2"),
+        (["--batch_sizes", "0"], "train.batch_size"),
+        (["--sides", "apex"], "diffusers_compiled"),
+    ],
+)
+def test_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        benchmark_training.main(arguments)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", ["small", "cifar10"])
-def test_the_cases_resolve(benchmark, case):
-    config = benchmark.parse(
-        [*benchmark.CASES[case], *benchmark.COMMON], default_config=ROOT / "configs/noto_portraits32.yaml"
-    )
+def test_the_cases_resolve(case):
+    (config,) = benchmark_training.configs_of(case, "no", None)
     assert config.diffusion.kind == "ddpm" and not config.data.class_conditional
+    assert [sized.train.batch_size for sized in benchmark_training.configs_of(case, "bf16", [8, 128])] == [8, 128]

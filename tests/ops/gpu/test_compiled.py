@@ -27,7 +27,7 @@ def test_no_spills_and_wide_loads(tmp_path, arch, dtype):
     for r in resources:
         of = {key: r[key] for key in ("module", "kernel", "shape", "layout")}
         assert r["stack"] == r["spills"] == 0, of
-        assert 0 < r["registers"] < 255, of
+        assert 0 < r["registers"] <= 255, of
         if r["shape"] in PLAIN or r["kernel"] in ("merge", "over_batch"):
             continue
         # Every byte of x (and dy) that a thread takes comes in a load of 16; what is narrower reads the tables.

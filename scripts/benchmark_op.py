@@ -1,0 +1,119 @@
+"""Compare the fused GroupNorm+SiLU operator with PyTorch's eager and compiled ones, Apex's and Liger's.
+
+python scripts/benchmark_op.py [--shapes sd15 vae512/256@512] [--dtypes bfloat16] [--out assets/benchmarks]
+python scripts/benchmark_op.py --chart RECORD.json CHART.png
+
+Every contender is first compared with float64; one that is wrong is reported and not timed. The others are timed in
+one process, in rounds whose order turns around: forward without gradients, backward (of x, weight and bias) alone,
+and both. On a GPU each is captured in a CUDA graph and timed by events, going through so many sets of random inputs
+that none is in the L2 cache when its turn comes ("us"); small tensors also with one set, in the cache ("warm_us"),
+and as Python calls them, launches included ("call_us"). Reported are medians over the rounds; the share of the
+bandwidth of a large copy, counting the fewest bytes possible (forward x and y, backward x, dy and dx); the median of
+the rounds' ratios of each peer's time to the operator's; and errors. `copy` moves the same bytes and computes nothing.
+On a CPU the shapes are shrunk and the caches warm. Weight and bias have x's dtype and autocast is off.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarking.case import Benchmark
+from benchmarking.peers import PEERS
+from benchmarking.record import origin, record_path, rounded, write
+from benchmarking.shapes import LAYOUTS, SHAPES, cases
+from benchmarking.summary import MINIMUM_TENSORS, OURS, draw_chart, geometric_means, print_summary, targets
+from benchmarking.timing import ROUNDS
+from gnunet.ops import backend_names
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with the defaults that depend on the device, and the cases it asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--shapes", nargs="+", help="families, FAMILY/CHANNELS@SIZE or full names (default: a choice)")
+    which.add_argument("--all", action="store_true", help="every shape there is a name for")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default bfloat16; on a CPU float32")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, help="default channels_last, and some in both")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="default all; on a CPU all but compile")
+    parser.add_argument("--backend", choices=backend_names(), default="auto", help="the operator's (default auto)")
+    parser.add_argument("--seconds_per_case", type=float, help="of timing; default 1, on a CPU 0.1")
+    parser.add_argument("--time_limit", type=float, help="seconds after which no case is begun but the first")
+    parser.add_argument("--max_elements", type=int, help="shrink larger shapes; default on a CPU 65536")
+    parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-operator.json to")
+    parser.add_argument("--chart", nargs=2, type=Path, metavar=("RECORD", "PNG"), help="only draw a record's chart")
+    arguments = parser.parse_args(argv)
+    is_cpu = arguments.device == "cpu"
+    if not is_cpu and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here; --device cpu runs shrunk shapes")
+    arguments.dtypes = arguments.dtypes or ["float32" if is_cpu else "bfloat16"]
+    arguments.peers = arguments.peers or [peer for peer in PEERS if not (is_cpu and peer == "compile")]
+    arguments.seconds_per_case = arguments.seconds_per_case or (0.1 if is_cpu else 1.0)
+    arguments.max_elements = arguments.max_elements or (2**16 if is_cpu else None)
+    dtypes = [DTYPES[name] for name in arguments.dtypes]
+    try:
+        shapes = list(SHAPES) if arguments.all else arguments.shapes
+        arguments.cases = cases(shapes, arguments.layouts, dtypes, arguments.max_elements)
+    except ValueError as problem:
+        parser.error(str(problem))
+    return arguments
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The record; with a folder to write to, written anew after every case, so that an interrupted run leaves one."""
+    start, device = time.monotonic(), torch.device(arguments.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    todo = arguments.cases
+    benchmark = Benchmark(device, arguments.peers, arguments.backend, arguments.seconds_per_case)
+    record = {
+        **origin(device, "triton", "apex", "liger_kernel"),
+        "backend": arguments.backend, "rounds": ROUNDS, "seconds_per_case": arguments.seconds_per_case,
+        "max_elements": arguments.max_elements, "cache_bytes": benchmark.cache_bytes,
+        "copy_gb_per_s": rounded(benchmark.bandwidth / 1e9),
+    }  # fmt: skip
+    done: list[dict[str, Any]] = []
+    for number, case in enumerate(todo):
+        if number and arguments.time_limit and time.monotonic() - start > arguments.time_limit:
+            break
+        done.append(benchmark.run(case))
+        record |= {
+            "total_seconds": rounded(time.monotonic() - start),
+            "geometric_means": geometric_means(done, arguments.peers),
+            "targets": targets(done) if device.type == "cuda" else [],
+            "not_run": [other.label for other in todo[number + 1 :]],
+            "cases": done,
+        }
+        print(f"{number + 1}/{len(todo)} {done[-1]['label']}", flush=True)
+        if arguments.out:
+            write(record_path(arguments.out, device, "operator"), record)
+    return record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the cases, print a table, write the record; or draw a record's chart. Fails where the operator is wrong."""
+    arguments = parse(argv)
+    if arguments.chart:
+        draw_chart(json.loads(arguments.chart[0].read_text()), arguments.chart[1])
+        return
+    record = measure(arguments)
+    print_summary(record)
+    if arguments.out:
+        print(f"record: {record_path(arguments.out, torch.device(arguments.device), 'operator')}")
+    ours = [case["results"][OURS] for case in record["cases"]]
+    if any(one["status"] != "right" or any("failed" in one[d] for d in MINIMUM_TENSORS) for one in ours):
+        sys.exit("the operator failed or is wrong: see above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Parts of benchmark_op.py and benchmark_training.py."""

@@ -1,0 +1,92 @@
+"""What every benchmark record says in the same way, where it comes from, and the file it goes to."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person names it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` where files differ from it; GIT_COMMIT where git has no answer."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("GIT_COMMIT")
+
+
+def version(package: str) -> str | None:
+    """The installed version, None where there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def origin(device: torch.device, *packages: str) -> dict[str, Any]:
+    """Date, device, commit and the versions of Python, torch, CUDA and `packages`."""
+    return {
+        "date": datetime.date.today().isoformat(), "device": device_name(device), "commit": commit(),
+        "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
+        **{package: version(package) for package in packages},
+    }  # fmt: skip
+
+
+def rounded(value: float) -> float:
+    """Four significant digits, more than any time here is good for."""
+    return float(f"{value:.4g}")
+
+
+def failure(problem: Exception) -> str:
+    """An error in one line."""
+    return f"failed: {type(problem).__name__}: {problem}".partition("\n")[0][:200]
+
+
+def target(what: str, value: float | None, least: float) -> dict[str, Any]:
+    """Something aimed at, the value that decides, and whether it is met; None where nothing was measured."""
+    return {"target": f"{what}, >= {least:g}", "value": value, "met": None if value is None else value >= least}
+
+
+def verdict(target: dict[str, Any]) -> str:
+    """A target in words."""
+    word = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
+    return f"{word}: {target['target']}" + ("" if target["value"] is None else f": {target['value']:g}")
+
+
+def record_path(folder: Path, device: torch.device, what: str) -> Path:
+    """FOLDER/DATE-DEVICE-WHAT.json."""
+    name = device.type if device.type == "cpu" else device_name(device).lower().replace(" ", "-")
+    return folder / f"{datetime.date.today().isoformat()}-{name}-{what}.json"
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write a record, whole or not at all: a line for each key, and one for each item of a list of objects."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        return json.dumps(value)
+
+    lines = [f" {json.dumps(key)}: {text(value)}" for key, value in record.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    part.replace(path)
