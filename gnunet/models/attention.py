@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnunet.norms import make_norm
+from gnunet.norms import make_residual
 from gnunet.ops import recompute_inputs
+
+from .norm_plan import NormSite
 
 
 class Attention(nn.Module):
@@ -18,23 +17,24 @@ class Attention(nn.Module):
     Args:
         channels: of input and output.
         head_dim: of one head; there are channels // head_dim of them.
-        norm: the config of the norm in front, which has no activation; None leaves it out.
+        site: of the norm in front, which has no activation.
         rescale: what the sum of input and result is divided by.
     """
 
     # diffusers' loaders look for this flag to rename query, key, value and proj_attn in old files.
     _from_deprecated_attn_block = True
 
-    def __init__(self, channels: int, head_dim: int, norm: Mapping[str, Any] | None, rescale: float = 1.0) -> None:
+    def __init__(self, channels: int, head_dim: int, site: NormSite, rescale: float = 1.0) -> None:
         super().__init__()
         self.heads, self.rescale = channels // head_dim, rescale
         self.recompute = False  # see UNet2D.enable_recompute
         inner = self.heads * head_dim
-        self.group_norm = None if norm is None else make_norm(norm, channels, activation=None)
+        self.group_norm = site.build(None)
         self.to_q = nn.Linear(channels, inner)
         self.to_k = nn.Linear(channels, inner)
         self.to_v = nn.Linear(channels, inner)
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
+        self.residual = make_residual(site.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W), channels_last -> as x."""
@@ -48,7 +48,8 @@ class Attention(nn.Module):
         )
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         h = self.to_out[0](h).transpose(1, 2).unflatten(2, (height, width))
-        return (x + h) / self.rescale if self.rescale != 1 else x + h
+        y = self.residual(x, h)
+        return y / self.rescale if self.rescale != 1 else y
 
 
 def _normed_tokens(norm: nn.Module | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnunet.norms import make_norm
+from gnunet.norms import make_conv, make_residual
 from gnunet.ops import recompute_inputs
 
 from .attention import Attention
+from .norm_plan import NormSite
 from .plan import BlockPlan
 
 Norm = Callable[..., Tensor]
@@ -23,12 +23,13 @@ Norm = Callable[..., Tensor]
 class BlockSettings:
     """What all blocks of a model share.
 
-    attention_head_dim: None for one head. scale_shift: the time embedding scales and shifts the second
-    norm's output instead of being added to its input. downsample_padding: 0 pads below and on the right only.
+    norms: the sites of the model by their paths. attention_head_dim: None for one head. scale_shift: the time
+    embedding scales and shifts the second norm's output instead of being added to its input.
+    downsample_padding: 0 pads below and on the right only.
     """
 
     temb_channels: int
-    norm: Mapping[str, Any]
+    norms: Mapping[str, NormSite]
     dropout: float
     scale_shift: bool
     attention_head_dim: int | None
@@ -38,12 +39,13 @@ class BlockSettings:
 class ResnetBlock(nn.Module):
     """norm-SiLU, 3x3 convolution, norm-SiLU with the time embedding, 3x3 convolution, residual.
 
-    Parameters are named as diffusers' ResnetBlock2D. resample: "up" or "down" changes the resolution by two,
-    nearest or average, in front of the first convolution and in the shortcut.
+    Parameters are named as diffusers' ResnetBlock2D. path: of the block in the model. resample: "up" or "down"
+    changes the resolution by two, nearest or average, in front of the first convolution and in the shortcut.
     """
 
     def __init__(
         self,
+        path: str,
         in_channels: int,
         out_channels: int,
         settings: BlockSettings,
@@ -54,13 +56,16 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.scale_shift, self.resample, self.rescale = settings.scale_shift, resample, rescale
         self.recompute = False  # see UNet2D.enable_recompute
-        self.norm1 = make_norm(settings.norm, in_channels, activation="silu")
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        first, second = settings.norms[f"{path}.norm1"], settings.norms[f"{path}.norm2"]
+        self.norm1 = first.build("silu")
+        self.conv1 = make_conv(second.norm, in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(settings.temb_channels, (1 + settings.scale_shift) * out_channels)
-        self.norm2 = make_norm(settings.norm, out_channels, activation="silu")
+        self.norm2 = second.build("silu")
         self.dropout = nn.Dropout(settings.dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv2 = make_conv(second.norm, out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.conv_shortcut = None if same else make_conv(second.norm, in_channels, out_channels, 1)
+        self.residual = make_residual(second.norm)
 
     def forward(self, x: Tensor, temb: Tensor, skip: Tensor | None = None) -> Tensor:
         """x: (N, C, H, W); temb: (N, temb_channels), the time embedding after its SiLU; skip: as x, with further
@@ -79,7 +84,8 @@ class ResnetBlock(nn.Module):
         (h,) = recompute_inputs(
             _conditioned, (h, *tables), (self.conv2,), norm=self.norm2, dropout=dropout, enabled=self.recompute
         )
-        return (x + h) / self.rescale if self.rescale != 1 else x + h
+        y = self.residual(x, h)
+        return y / self.rescale if self.rescale != 1 else y
 
     def _normed(self, norm: Norm, x: Tensor) -> tuple[Tensor]:
         return (self._resampled(norm(x)),)
@@ -102,11 +108,11 @@ def _conditioned(
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a 3x3 convolution of stride 2."""
+    """Half the resolution by a 3x3 convolution of stride 2, one that goes with the site's norm."""
 
-    def __init__(self, channels: int, padding: int) -> None:
+    def __init__(self, channels: int, padding: int, site: NormSite) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = make_conv(site.norm, channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         if self.conv.padding != (0, 0):
@@ -116,11 +122,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution, nearest, and a 3x3 convolution."""
+    """Twice the resolution, nearest, and a 3x3 convolution, one that goes with the site's norm."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, site: NormSite) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = make_conv(site.norm, channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         (x,) = recompute_inputs(_enlarged, (x,), (self.conv,))
@@ -142,23 +148,17 @@ def _nearest(x: Tensor) -> Tensor:
 class _Block(nn.Module):
     """The layers of a BlockPlan; enable_gradient_checkpointing of diffusers' ModelMixin sets the flag."""
 
-    def __init__(
-        self,
-        plan: BlockPlan,
-        settings: BlockSettings,
-        attention_norm: Mapping[str, Any] | None,
-        rescale: float = 1.0,
-    ) -> None:
+    def __init__(self, plan: BlockPlan, settings: BlockSettings, rescale: float = 1.0) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         self.resnets = nn.ModuleList(
-            ResnetBlock(before, after, settings, rescale=rescale) for before, after in plan.resnets
+            ResnetBlock(f"{plan.path}.resnets.{j}", *channels, settings, rescale=rescale)
+            for j, channels in enumerate(plan.resnets)
         )
         width = plan.out_channels
         head_dim = settings.attention_head_dim or width
-        self.attentions = nn.ModuleList(
-            Attention(width, head_dim, attention_norm, rescale) for _ in range(plan.attentions)
-        )
+        sites = [settings.norms[f"{plan.path}.attentions.{j}.group_norm"] for j in range(plan.attentions)]
+        self.attentions = nn.ModuleList(Attention(width, head_dim, site, rescale) for site in sites)
 
     def _run(self, layer: nn.Module, *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -170,13 +170,13 @@ class DownBlock(_Block):
     """diffusers' DownBlock2D, or AttnDownBlock2D where the plan has attention."""
 
     def __init__(self, plan: BlockPlan, settings: BlockSettings) -> None:
-        super().__init__(plan, settings, settings.norm)
-        width = plan.out_channels
+        super().__init__(plan, settings)
+        width, path = plan.out_channels, f"{plan.path}.downsamplers.0"
         self.downsamplers = nn.ModuleList()
         if plan.resample == "resnet":
-            self.downsamplers.append(ResnetBlock(width, width, settings, resample="down"))
+            self.downsamplers.append(ResnetBlock(path, width, width, settings, resample="down"))
         elif plan.resample == "conv":
-            self.downsamplers.append(Downsample(width, settings.downsample_padding))
+            self.downsamplers.append(Downsample(width, settings.downsample_padding, settings.norms[path]))
 
     def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
         """-> the output, and what the up path takes over: the result of every layer."""
@@ -207,13 +207,13 @@ class UpBlock(_Block):
     """diffusers' UpBlock2D, or AttnUpBlock2D where the plan has attention."""
 
     def __init__(self, plan: BlockPlan, settings: BlockSettings) -> None:
-        super().__init__(plan, settings, settings.norm)
-        width = plan.out_channels
+        super().__init__(plan, settings)
+        width, path = plan.out_channels, f"{plan.path}.upsamplers.0"
         self.upsamplers = nn.ModuleList()
         if plan.resample == "resnet":
-            self.upsamplers.append(ResnetBlock(width, width, settings, resample="up"))
+            self.upsamplers.append(ResnetBlock(path, width, width, settings, resample="up"))
         elif plan.resample == "conv":
-            self.upsamplers.append(Upsample(width))
+            self.upsamplers.append(Upsample(width, settings.norms[path]))
 
     def forward(self, h: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
         """skips: the down path's results so far; this block takes its own off the end."""

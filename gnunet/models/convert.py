@@ -9,12 +9,14 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from gnunet.ops import GroupNormSiLU
+from .norm_plan import plan_norms
 
 if TYPE_CHECKING:
     from .unet import UNet2D
 
 _MID_ATTENTION = "mid_block.attentions"
+_KINDS = ("group", "layer", "instance")
+"""Of norm: those that group normalization of some count of groups is."""
 
 
 def from_diffusers(cls: type[UNet2D], model: UNet2DModel) -> UNet2D:
@@ -33,18 +35,24 @@ def to_diffusers(model: UNet2D) -> UNet2DModel:
         ValueError: norm layers that UNet2DModel does not have: it knows group normalization, by one count of
             groups and one eps for all layers, and another count in the middle block's attention.
     """
-    norms = {name: m for name, m in model.named_modules() if hasattr(m, "batch_dependent")}
-    kind = (model.config.norm or {}).get("kind", "group")
-    other = [name for name, norm in norms.items() if not isinstance(norm, GroupNormSiLU)]
+    sites = [site for site in plan_norms(model.config) if site.parts]
+    other = [site for site in sites if site.norm["kind"] not in _KINDS]
     if other:
-        raise ValueError(f"UNet2DModel has no norm of kind {kind!r}, which is in {_some(other)}")
+        kind = other[0].norm["kind"]
+        paths = [site.path for site in other if site.norm["kind"] == kind]
+        raise ValueError(f"UNet2DModel has no norm of kind {kind!r}, which is in {some(paths)}")
+    split = [site.path for site in sites if len(site.parts) > 1]
+    if split:
+        raise ValueError(f"UNet2DModel cannot normalize a skip connection apart, as split_skip does in {some(split)}")
+    norms = {site.path: model.get_submodule(site.path) for site in sites}
+    kinds = ", ".join(sorted({repr(site.norm["kind"]) for site in sites}))
     mid_attention = {norm.num_groups for name, norm in norms.items() if name.startswith(_MID_ATTENTION)}
     groups = {norm.num_groups for name, norm in norms.items() if not name.startswith(_MID_ATTENTION)}
-    if len(groups) > 1:
-        raise ValueError(
-            f"UNet2DModel has one group count for all norms; kind {kind!r} has {sorted(groups)} "
-            f"in {_some(list(norms))}"
-        )
+    for values, words in ((groups, "group count"), ({norm.eps for norm in norms.values()}, "eps")):
+        if len(values) > 1:
+            raise ValueError(
+                f"UNet2DModel has one {words} for all norms; kind {kinds} has {sorted(values)} in {some(list(norms))}"
+            )
     settings = _settings(model, UNet2DModel)
     settings["norm_num_groups"] = groups.pop()
     settings["norm_eps"] = model.conv_norm_out.eps
@@ -70,5 +78,6 @@ def _rebuild(target: type, model: nn.Module, settings: dict[str, Any]) -> Any:
     return new.train(model.training)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

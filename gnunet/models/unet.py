@@ -15,14 +15,16 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from gnunet.norms import make_norm
+from gnunet.norms import NORMS, set_noise_level
 from gnunet.ops import recompute_inputs
 
 from . import convert
 from .attention import Attention
 from .blocks import BlockSettings, DownBlock, MidBlock, ResnetBlock, UpBlock
-from .plan import check, mid_attention_norm_of, norm_config_of, plan_blocks
-from .plan import norm_sites as plan_norm_sites
+from .check import check
+from .input_std import with_input_std
+from .norm_plan import plan_norms
+from .plan import plan_blocks
 
 
 class UNet2D(ModelMixin, ConfigMixin):
@@ -35,7 +37,13 @@ class UNet2D(ModelMixin, ConfigMixin):
 
     Args:
         norm: a norm config (see gnunet.norms.make_norm); what it leaves out comes from norm_num_groups and
-            norm_eps. None is UNet2DModel's group normalization.
+            norm_eps. None is UNet2DModel's group normalization. Two further keys:
+            `overrides` maps regions to norm configs whose keys replace the others there. Regions are `encoder`,
+            `middle`, `decoder`, `attention` (its norms, in any block), `out` (the last norm), and the heights
+            that feature maps have at sample_size, as strings. Where several fit, a resolution gives way to a
+            part of the network, and both to `attention`. Blocks have their region's convolutions and residual
+            sums too.
+            `split_skip`, true or false, normalizes a skip connection apart from what it is concatenated with.
 
     Raises:
         ValueError: a value that is not supported; a norm that does not fit a layer, named by its path.
@@ -90,7 +98,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         width = block_out_channels[0]
         settings = BlockSettings(
             temb_channels=time_embedding_dim or 4 * width,
-            norm=norm_config_of(config),
+            norms={site.path: site for site in with_input_std(config, plan_norms(config))},
             dropout=dropout,
             scale_shift=resnet_time_scale_shift == "scale_shift",
             attention_head_dim=attention_head_dim,
@@ -108,16 +116,16 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.up_blocks = nn.ModuleList()
         for plan in plan_blocks(config):
             if plan.path == "mid_block":
-                attention_norm = mid_attention_norm_of(config)
-                self.mid_block = MidBlock(plan, settings, attention_norm, mid_block_scale_factor)
+                self.mid_block = MidBlock(plan, settings, mid_block_scale_factor)
             elif plan.path.startswith("down_blocks"):
                 self.down_blocks.append(DownBlock(plan, settings))
             else:
                 self.up_blocks.append(UpBlock(plan, settings))
 
         self.recompute = False
-        self.conv_norm_out = make_norm(settings.norm, width, activation="silu")
+        self.conv_norm_out = settings.norms["conv_norm_out"].build("silu")
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.has_noise_levels = any(getattr(module, "noise_edges", ()) for module in self.modules())
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -148,6 +156,8 @@ class UNet2D(ModelMixin, ConfigMixin):
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        if self.has_noise_levels:
+            set_noise_level(self, timestep)
         temb = F.silu(self._embed(timestep, class_labels))
 
         # A single channel is contiguous in both formats, so that a convolution may return either.
@@ -185,12 +195,27 @@ class UNet2D(ModelMixin, ConfigMixin):
         """Keep for backward what norms and skip concatenations take, and make what they give to convolutions and
         attention again, instead of keeping both: about half the memory for a few percent more time.
 
-        The numbers are the same. Norms that are no GroupNormSiLU are not affected. Off in a new model; not part
-        of its config.
+        The numbers are the same. Norms that are no GroupNormSiLU and convolutions that are not torch's own are not
+        affected. Off in a new model; not part of its config.
         """
         for module in self.modules():
             if isinstance(module, (UNet2D, ResnetBlock, Attention)):
                 module.recompute = enabled
+
+    def enable_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """As ModelMixin.enable_gradient_checkpointing.
+
+        Raises:
+            ValueError: a norm whose forward pass in training cannot be run again in backward.
+        """
+        sites = [site for site in plan_norms(self.config) if site.parts and not NORMS[site.norm["kind"]].repeatable]
+        if sites:
+            kind, paths = sites[0].norm["kind"], convert.some([site.path for site in sites])
+            raise ValueError(
+                "gradient checkpointing runs layers again in backward, when the running statistics that a norm of "
+                f"kind {kind!r} normalizes by in training are others; the model has it in {paths}"
+            )
+        super().enable_gradient_checkpointing(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> UNet2D | tuple[UNet2D, dict[str, Any]]:
@@ -219,8 +244,11 @@ def check_config(config: Mapping[str, Any]) -> str | None:
 
 
 def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(path, channels) of every norm layer that UNet2D(**config) has, in running order; builds no weights."""
-    return plan_norm_sites({**_defaults(), **config})
+    """(path, channels) of every norm layer that UNet2D(**config) has, in running order; builds no weights.
+
+    With split_skip, a layer is each of the parts.
+    """
+    return [layer for site in plan_norms({**_defaults(), **config}) for layer in site.layers]
 
 
 def _defaults() -> dict[str, Any]:

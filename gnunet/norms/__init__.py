@@ -1,6 +1,22 @@
 """Normalization layers behind one factory, all with one forward signature."""
 
-from .factory import NORMS, NormLayer, check_norm, make_norm
+from .factory import NORMS, check_norm, make_conv, make_norm, make_residual, make_split_norm
 from .group import valid_groups
+from .layer import NormLayer
+from .magnitude import force_weight_norm
+from .precise import precise_statistics
+from .running import set_noise_level
 
-__all__ = ["NORMS", "NormLayer", "check_norm", "make_norm", "valid_groups"]
+__all__ = [
+    "NORMS",
+    "NormLayer",
+    "check_norm",
+    "force_weight_norm",
+    "make_conv",
+    "make_norm",
+    "make_residual",
+    "make_split_norm",
+    "precise_statistics",
+    "set_noise_level",
+    "valid_groups",
+]

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
 
 from gnunet.ops import GroupNormSiLU, backend_names
+
+from .layer import ConditionedNorm, NormLayer
+from .options import EPS, Option, is_count
+
+BACKEND = Option("auto", lambda value: value in backend_names(), f"one of {', '.join(backend_names())}")
 
 
 def valid_groups(num_channels: int) -> list[int]:
@@ -13,40 +21,50 @@ def valid_groups(num_channels: int) -> list[int]:
     return [groups for groups in range(1, num_channels + 1) if num_channels % groups == 0]
 
 
-class GroupNorm(GroupNormSiLU):
-    """Group normalization (Wu and He, arXiv:1803.08494) by `groups`, or `channels_per_group` if given."""
+class _Grouped(NormLayer):
+    """Layers over groups of channels: by `groups`, or `channels_per_group` if given."""
 
-    batch_dependent = False
-    local = False
-    has_state = False
+    # Whether a number is valid depends on the channels, which `check` looks at.
+    options: ClassVar[Mapping[str, Option]] = {
+        "groups": Option(32, lambda value: True, "a divisor of the channels"),
+        "channels_per_group": Option(None, lambda value: True, "a divisor of the channels, or null"),
+        "eps": EPS,
+    }
 
     @classmethod
     def groups_for(cls, config: Mapping[str, Any], num_channels: int) -> int:
         """How many groups this config means for a layer; 0 where there is no such whole number."""
         per_group = config["channels_per_group"]
-        if per_group is None:
-            groups: int = config["groups"]
-            return groups if groups > 0 and num_channels % groups == 0 else 0
-        return num_channels // per_group if per_group > 0 and num_channels % per_group == 0 else 0
+        number = config["groups"] if per_group is None else per_group
+        if not is_count(number) or num_channels % number:
+            return 0
+        groups: int = number if per_group is None else num_channels // number
+        return groups
 
     @classmethod
     def check(cls, config: Mapping[str, Any], num_channels: int) -> str | None:
-        """What is wrong with this config for a layer of num_channels, or None."""
-        if config["backend"] not in backend_names():
-            return f"backend must be one of {backend_names()}; got {config['backend']!r}"
-        if cls.groups_for(config, num_channels):
-            return None
+        error = super().check(config, num_channels)
+        if error or cls.groups_for(config, num_channels):
+            return error
         key = "groups" if config["channels_per_group"] is None else "channels_per_group"
         return (
             f"{key} = {config[key]} does not divide {num_channels} channels; "
             f"{key} that do: {', '.join(map(str, valid_groups(num_channels)))}"
         )
 
+
+class GroupNorm(_Grouped, GroupNormSiLU):
+    """Group normalization (Wu and He, arXiv:1803.08494) by `groups`, or `channels_per_group` if given.
+
+    All of it is the fused operator, `gnunet.ops.group_norm_silu`.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {**_Grouped.options, "backend": BACKEND}
+
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], num_channels: int, *, activation: str | None, ndim: int
-    ) -> GroupNorm:
-        """The layer for a config that `check` found nothing wrong with; any number of spatial dims."""
+    ) -> nn.Module:
         groups = cls.groups_for(config, num_channels)
         return cls(groups, num_channels, config["eps"], activation=activation, backend=config["backend"])
 
@@ -54,14 +72,48 @@ class GroupNorm(GroupNormSiLU):
 class LayerNorm(GroupNorm):
     """Normalization over a sample's channels and positions: one group (Ba et al., arXiv:1607.06450)."""
 
+    options: ClassVar[Mapping[str, Option]] = {"eps": EPS, "backend": BACKEND}
+
     @classmethod
     def groups_for(cls, config: Mapping[str, Any], num_channels: int) -> int:
         return 1
 
 
-class InstanceNorm(GroupNorm):
+class InstanceNorm(LayerNorm):
     """Normalization of every channel by itself: a group for each (Ulyanov et al., arXiv:1607.08022)."""
 
     @classmethod
     def groups_for(cls, config: Mapping[str, Any], num_channels: int) -> int:
         return num_channels
+
+
+class GroupedNorm(_Grouped, ConditionedNorm):
+    """A base of further layers with statistics over groups of channels and all positions."""
+
+    def __init__(self, num_channels: int, *, groups: int, eps: float, activation: str | None = "silu") -> None:
+        super().__init__(num_channels, activation=activation)
+        self.groups, self.eps = groups, eps
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], num_channels: int, *, activation: str | None, ndim: int
+    ) -> nn.Module:
+        groups = cls.groups_for(config, num_channels)
+        return cls(num_channels, groups=groups, eps=config["eps"], activation=activation)
+
+    def grouped(self, u: Tensor) -> Tensor:
+        """(N, C, *spatial) -> (N, groups, C / groups, *spatial), a view in every memory format."""
+        return u.unflatten(1, (self.groups, -1))
+
+
+class GroupRMSNorm(GroupedNorm):
+    """GroupNorm without its centring: u / sqrt(mean(u^2) + eps) over groups of channels and all positions.
+
+    After Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv:1910.07467), and configuration C of
+    Karras et al. (arXiv:2312.02696). It keeps GroupNorm's weight and bias, so that the two differ in one thing.
+    """
+
+    def normalize(self, u: Tensor) -> Tensor:
+        grouped = self.grouped(u)
+        mean_square = grouped.square().mean(tuple(range(2, grouped.dim())), keepdim=True)
+        return (grouped * torch.rsqrt(mean_square + self.eps)).flatten(1, 2)

@@ -104,9 +104,7 @@ def run() -> Callable[..., dict[str, torch.Tensor]]:
 def assert_all_close() -> Callable[..., None]:
     def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerances: float) -> None:
         for name, value in expected.items():
-            torch.testing.assert_close(
-                found[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerances
-            )
+            torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerances)
 
     return check
 

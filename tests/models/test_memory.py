@@ -149,12 +149,24 @@ def test_recompute_under_autocast(small_config, inputs_for, run, dtype):
     assert_same(*results)
 
 
-@pytest.mark.parametrize("kind", ["group", "layer", "instance", "none"])
-def test_kinds_of_norm(small_config, inputs_for, run, kind):
-    models = [recomputing({**small_config, "norm": {"kind": kind}}, enabled) for enabled in (False, True)]
+@pytest.mark.parametrize(
+    ("norm", "share"),
+    [
+        ({"kind": "group"}, 0.7),
+        ({"kind": "layer"}, 0.7),
+        ({"kind": "instance"}, 0.7),
+        ({"split_skip": True}, 0.9),  # nothing is made again where a norm is of parts
+        ({"kind": "weight_standardization"}, 1.0),  # nor where a convolution is not torch's own
+        ({"kind": "batch"}, 1.0),
+        ({"kind": "scaled_ws"}, 1.0),
+        ({"kind": "none"}, 1.0),
+    ],
+)
+def test_kinds_of_norm(small_config, inputs_for, run, norm, share):
+    models = [recomputing({**small_config, "norm": norm}, enabled) for enabled in (False, True)]
     assert_same(*(run(model, inputs_for(small_config)) for model in models))
     sizes = [saved_bytes(model, *inputs_for(small_config).values()) for model in models]
-    assert sizes[1] == sizes[0] if kind == "none" else sizes[1] < 0.7 * sizes[0]
+    assert sizes[1] <= share * sizes[0]
 
 
 @pytest.mark.parametrize("enabled", [False, True])

@@ -25,14 +25,6 @@ def test_only_attention_norms_have_no_activation(small_config):
         assert norm.activation == (None if "attentions" in name else "silu"), name
 
 
-@pytest.mark.parametrize("kind", ["group", "layer", "instance", "none"])
-def test_every_kind_of_norm_trains(small_config, inputs_for, run, kind):
-    model = UNet2D(**small_config, norm={"kind": kind})
-    results = run(model, inputs_for(small_config))
-    assert results.keys() == {"output", "sample", *(name for name, _ in model.named_parameters())}
-    assert all(value.isfinite().all() for value in results.values())
-
-
 def test_the_norms_backend_and_eps_reach_the_layers(small_config):
     model = UNet2D(**small_config, norm={"backend": "reference"})
     assert {norm.backend for norm in norm_layers(model).values()} == {"reference"}
@@ -46,7 +38,7 @@ def test_the_norms_backend_and_eps_reach_the_layers(small_config):
         ({"norm_num_groups": 3}, ["down_blocks.0.resnets.0.norm1", "16 channels", "can take 1, 2, 4, 8, 16"]),
         ({"norm": {"groups": 32}}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
         ({"attn_norm_num_groups": 5}, ["mid_block.attentions.0.group_norm", "32 channels"]),
-        ({"norm": {"kind": "batch_renorm"}}, ["group, layer, instance, none", "'batch_renorm'"]),
+        ({"norm": {"kind": "batch_norm"}}, ["down_blocks.0.resnets.0.norm1", "group, layer, instance", "'batch_norm'"]),
         ({"act_fn": "gelu"}, ["act_fn", "silu", "'gelu'"]),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, ["mid_block_type", "UNetMidBlock2D"]),
         ({"up_block_types": ("UpBlock2D", "SkipUpBlock2D")}, ["up_block_types[1]", "AttnUpBlock2D"]),

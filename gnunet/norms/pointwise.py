@@ -1,0 +1,43 @@
+"""Bounded functions of each element in the place of a normalization; they have no statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .layer import ConditionedNorm
+from .options import Option
+
+
+class DyT(ConditionedNorm):
+    """tanh(alpha * u), alpha one number for the layer, at first 0.5.
+
+    Zhu et al., Transformers without Normalization (arXiv:2503.10622).
+    """
+
+    local = True
+    options: ClassVar[Mapping[str, Option]] = {}
+
+    def __init__(self, num_channels: int, *, activation: str | None = "silu") -> None:
+        super().__init__(num_channels, activation=activation)
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+
+    def normalize(self, u: Tensor) -> Tensor:
+        return torch.tanh(self.alpha.to(u.dtype) * u)
+
+
+class Derf(DyT):
+    """erf(alpha * u + offset), alpha and offset one number each for the layer, at first 0.5 and 0.
+
+    Chen et al., Stronger Normalization-Free Transformers (arXiv:2512.10938).
+    """
+
+    def __init__(self, num_channels: int, *, activation: str | None = "silu") -> None:
+        super().__init__(num_channels, activation=activation)
+        self.offset = nn.Parameter(torch.tensor(0.0))
+
+    def normalize(self, u: Tensor) -> Tensor:
+        return torch.erf(self.alpha.to(u.dtype) * u + self.offset.to(u.dtype))

@@ -1,0 +1,236 @@
+"""Norm configs by region, skip connections normalized apart, and the signal expected by norms without statistics."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gnunet.models import UNet2D, check_config, norm_sites
+
+
+def kinds_of(model):
+    """Class names by path, without the parts of a split layer."""
+    layers = {name: m for name, m in model.named_modules() if hasattr(m, "batch_dependent")}
+    return {name: type(layer).__name__ for name, layer in layers.items() if ".parts." not in name}
+
+
+def starting_with(kinds, *prefixes):
+    return {kind for name, kind in kinds.items() if name.startswith(prefixes)}
+
+
+def test_regions(small_config):
+    overrides = {
+        "encoder": {"kind": "batch"},
+        "middle": {"kind": "frn"},
+        "decoder": {"kind": "none"},
+        "out": {"kind": "rms"},
+    }
+    kinds = kinds_of(UNet2D(**small_config, norm={"overrides": overrides}))
+    assert starting_with(kinds, "down_blocks") == {"BatchNorm"}
+    assert starting_with(kinds, "mid_block") == {"FRN"}
+    assert starting_with(kinds, "up_blocks") == {"NoNorm"}
+    assert starting_with(kinds, "conv_norm_out") == {"RMSNorm"}
+
+
+def test_a_part_of_the_network_comes_before_a_resolution_and_attention_before_both(small_config):
+    overrides = {"attention": {"kind": "dyt"}, "decoder": {"kind": "none"}, "8": {"kind": "batch"}}
+    kinds = kinds_of(UNet2D(**small_config, norm={"overrides": overrides}))
+    assert {kind for name, kind in kinds.items() if "attentions" in name} == {"DyT"}
+    others = {name: kind for name, kind in kinds.items() if "attentions" not in name}
+    assert starting_with(others, "down_blocks.0", "conv_norm_out") == {"GroupNorm"}
+    assert starting_with(others, "down_blocks.1", "mid_block") == {"BatchNorm"}
+    assert starting_with(others, "up_blocks") == {"NoNorm"}
+
+
+def test_a_change_of_resolution_belongs_to_its_block():
+    config = {
+        "sample_size": [16, 32],  # as a config file has it: height and width
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+        "norm_num_groups": 8,
+        "downsample_type": "resnet",
+        "norm": {"overrides": {"16": {"kind": "weight_norm"}}},
+    }
+    model = UNet2D(**config)
+    assert starting_with(kinds_of(model), "down_blocks.0.downsamplers", "up_blocks.1") == {"WeightNorm"}
+    assert type(model.down_blocks[0].downsamplers[0].conv1).__name__ == "WeightNormConv"
+    assert type(model.up_blocks[0].upsamplers[0].conv) is nn.Conv2d
+
+
+def test_overrides_merge_over_the_rest(small_config):
+    norm = {"channels_per_group": 4, "eps": 1e-3, "overrides": {"middle": {"groups": 2}, "attention": {"eps": 1e-4}}}
+    model = UNet2D(**small_config, norm=norm)
+    found = {name: (m.num_groups, m.eps) for name, m in model.named_modules() if hasattr(m, "num_groups")}
+    assert found["down_blocks.0.resnets.0.norm1"] == (4, 1e-3)
+    assert found["mid_block.resnets.0.norm1"] == (2, 1e-3)
+    assert found["mid_block.attentions.0.group_norm"] == (2, 1e-4)
+    own = UNet2D(**small_config, norm=norm, attn_norm_num_groups=16)
+    assert own.mid_block.attentions[0].group_norm.num_groups == 16
+
+
+def test_a_layer_left_out_has_its_blocks_sum(small_config):
+    norm = {"kind": "scaled_ws", "residual_scale": 0.5}
+    model = UNet2D(**small_config, norm=norm, resnet_time_scale_shift="scale_shift")
+    assert model.mid_block.attentions[0].group_norm is None
+    assert model.mid_block.attentions[0].residual.scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("norm", "words"),
+    [
+        ({"overrides": {"encode": {}}}, ["'encode'", "'encoder', 'middle', 'decoder', 'attention', 'out', '16', '8'"]),
+        ({"overrides": {8: {}}}, ["no region 8", "'16', '8'"]),
+        ({"overrides": {"4": {}}}, ["'4'", "'16', '8'"]),
+        ({"overrides": ["encoder"]}, ["norm.overrides", "['encoder']"]),
+        ({"overrides": {"out": "rms"}}, ["norm.overrides.out", "'rms'"]),
+        ({"overrides": {"out": {"overrides": {}}}}, ["norm.overrides.out", "without overrides of its own"]),
+        ({"overrides": {"decoder": {"kind": "rsm"}}}, ["up_blocks.0.resnets.0.norm1", "'rsm'"]),
+        ({"overrides": {"middle": {"epsilon": 1}}}, ["mid_block.resnets.0.norm1", "'epsilon'", "split_skip"]),
+        ({"overrides": {"attention": {"groups": 3}}}, ["down_blocks.1.attentions.0.group_norm", "groups = 3"]),
+        ({"overrides": {"out": {"split_skip": 1}}}, ["norm.overrides.out.split_skip", "got 1"]),
+        ({"split_skip": "yes"}, ["norm.split_skip", "'yes'"]),
+        ({"split_skip": True, "groups": 32}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
+        ({"kind": "scaled_ws", "input_std": 2.0}, ["down_blocks.0.resnets.0.norm1", "input_std", "leave it out"]),
+        ({"kind": "scaled_ws", "residual_scale": "1"}, ["down_blocks.0.resnets.0.norm1", "residual_scale", "'1'"]),
+    ],
+)  # fmt: skip
+def test_refuses(small_config, norm, words):
+    error = check_config({**small_config, "norm": norm})
+    assert all(word in error for word in words), error
+    with pytest.raises(ValueError) as raised:
+        UNet2D(**small_config, norm=norm)
+    assert str(raised.value) == error
+
+
+def test_regions_are_those_that_the_model_has(small_config):
+    config = {**small_config, "sample_size": None, "mid_block_type": None}
+    error = check_config({**config, "norm": {"overrides": {"16": {}}}})
+    assert error.endswith("'encoder', 'decoder', 'attention', 'out'")
+
+
+def test_skip_connections_are_normalized_apart(small_config):
+    config = {**small_config, "norm": {"split_skip": True}}
+    model, plain = UNet2D(**config), UNet2D(**small_config)
+    sites = dict(norm_sites(config))
+    layers = {name: m for name, m in model.named_modules() if hasattr(m, "num_groups")}
+    assert sites == {name: m.num_channels for name, m in layers.items()}
+    parts = {name: channels for name, channels in sites.items() if ".parts." in name}
+    assert parts == {
+        "up_blocks.0.resnets.0.norm1.parts.0": 32,
+        "up_blocks.0.resnets.0.norm1.parts.1": 32,
+        "up_blocks.0.resnets.1.norm1.parts.0": 32,
+        "up_blocks.0.resnets.1.norm1.parts.1": 16,
+        "up_blocks.1.resnets.0.norm1.parts.0": 32,
+        "up_blocks.1.resnets.0.norm1.parts.1": 16,
+        "up_blocks.1.resnets.1.norm1.parts.0": 16,
+        "up_blocks.1.resnets.1.norm1.parts.1": 16,
+    }
+    changed = model.state_dict().keys() - plain.state_dict().keys()
+    assert changed == {f"{name}.{parameter}" for name in parts for parameter in ("weight", "bias")}
+
+
+def test_the_seam_is_where_the_skip_connection_begins(small_config, inputs_for):
+    model = UNet2D(**small_config, norm={"split_skip": True})
+    seen = []
+    for block in model.up_blocks:
+        for resnet in block.resnets:
+            resnet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+            resnet.norm1.parts[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(**inputs_for(small_config))
+    assert len(seen) == 8
+    for of_block, of_part in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(of_part, of_block)
+
+
+def test_a_part_must_hold_the_groups_too():
+    config = {
+        "block_out_channels": (16, 48),
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+    }
+    norm = {"groups": 16, "overrides": {"decoder": {"groups": 32}}}
+    assert "up_blocks.0.resnets.0.norm2" in check_config({**config, "norm": norm})  # 96 channels hold 32 groups
+    error = check_config({**config, "norm": {**norm, "split_skip": True}})
+    assert "norm of up_blocks.0.resnets.0.norm1.parts.0: groups = 32 does not divide 48 channels" in error
+
+
+def test_split_skip_by_region(small_config):
+    model = UNet2D(**small_config, norm={"split_skip": True, "overrides": {"16": {"split_skip": False}}})
+    assert hasattr(model.up_blocks[0].resnets[0].norm1, "parts")
+    assert not hasattr(model.up_blocks[1].resnets[0].norm1, "parts")
+
+
+def input_stds(config):
+    model = UNet2D(**config)
+    return {name: m.input_std for name, m in model.named_modules() if hasattr(m, "input_std")}
+
+
+def test_input_std(small_config):
+    """Variances by hand, residual_scale 0.5: 1/4 more with every sum."""
+    found = input_stds({**small_config, "norm": {"kind": "scaled_ws", "residual_scale": 0.5}})
+    up = [(32 * 2.5 + 32 * 1.75) / 64]  # the skip connection from behind the attention
+    up.append((32 * (up[0] + 0.5) + 16 * 1.25) / 48)  # a residual sum and attention's; the downsampler's skip
+    up.append((32 * (up[1] + 0.5) + 16 * 1.25) / 48)  # the first residual block's
+    up.append((16 * (up[2] + 0.25) + 16 * 1) / 32)  # the first convolution's
+    variances = {
+        "down_blocks.0.resnets.0.norm1": 1,
+        "down_blocks.1.resnets.0.norm1": 1.25,
+        "down_blocks.1.attentions.0.group_norm": 1.5,
+        "mid_block.resnets.0.norm1": 1.75,
+        "mid_block.attentions.0.group_norm": 2.0,
+        "mid_block.resnets.1.norm1": 2.25,
+        "up_blocks.0.resnets.0.norm1": up[0],
+        "up_blocks.0.attentions.0.group_norm": up[0] + 0.25,
+        "up_blocks.0.resnets.1.norm1": up[1],
+        "up_blocks.0.attentions.1.group_norm": up[1] + 0.25,
+        "up_blocks.1.resnets.0.norm1": up[2],
+        "up_blocks.1.resnets.1.norm1": up[3],
+        "conv_norm_out": up[3] + 0.25,
+    }
+    second = {name for name in found if name.endswith("norm2")}
+    assert found.keys() == variances.keys() | second
+    for name, std in found.items():
+        assert std**2 == pytest.approx(1.0 if name in second else variances[name]), name
+
+
+def test_input_std_is_that_of_the_signal():
+    """Without attention and the time embedding, whose linear layers are not standardized."""
+    config = {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "add_attention": False,
+        "norm": {"kind": "scaled_ws", "residual_scale": 1.0},
+    }
+    torch.manual_seed(0)
+    model = UNet2D(**config)
+    nn.init.normal_(model.conv_in.weight, std=27**-0.5)
+    found = {}
+    for name, module in model.named_modules():
+        if name.endswith("residual"):
+            nn.init.ones_(module.gain)
+        if name.endswith("time_emb_proj"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        if hasattr(module, "input_std"):
+            module.register_forward_pre_hook(
+                lambda module, args, name=name: found.update({name: args[0].std().item() / module.input_std})
+            )
+    with torch.no_grad():
+        model(torch.randn(2, 3, 32, 32), 1)
+    print({k: round(v, 2) for k, v in found.items()})
+    assert len(found) == len(norm_sites(config))
+    for name, ratio in found.items():
+        assert ratio == pytest.approx(1.0, abs=0.2), name
+
+
+def test_input_std_of_rescaled_sums_and_other_kinds(small_config):
+    config = {**small_config, "mid_block_scale_factor": 2.0, "norm": {"overrides": {"middle": {"kind": "scaled_ws"}}}}
+    found = input_stds(config)
+    # Sums of other kinds add 1: three in the encoder.
+    assert found["mid_block.resnets.0.norm1"] == pytest.approx(2.0)
+    assert found["mid_block.attentions.0.group_norm"] == pytest.approx(math.sqrt(4.04 / 4))

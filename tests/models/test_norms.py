@@ -1,0 +1,130 @@
+"""Every kind of normalization in UNet2D."""
+
+import pytest
+import torch
+from torch import nn
+
+from gnunet.models import UNet2D
+from gnunet.norms import NORMS, make_conv, make_residual
+
+VARIANTS = {
+    **{kind: {"kind": kind} for kind in NORMS},
+    "noise_levels": {"kind": "batch", "noise_edges": [10, 50]},
+    "split_skip": {"split_skip": True},
+    "hybrid": {"kind": "scaled_ws", "overrides": {"encoder": {"kind": "batch"}, "8": {"kind": "pixel"}}},
+}
+TINY = {
+    "sample_size": 16,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def norm(request):
+    return VARIANTS[request.param]
+
+
+def model_with(norm, config):
+    torch.manual_seed(0)
+    return UNet2D(**config, norm=norm)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_trains_in_float32_and_channels_last(small_config, inputs_for, run, norm, training):
+    model = model_with(norm, small_config).train(training)
+    not_channels_last = []
+
+    def look(name):
+        def hook(module, args, output):
+            image = isinstance(output, torch.Tensor) and output.dim() == 4
+            if image and not output.is_contiguous(memory_format=torch.channels_last):
+                not_channels_last.append(name)
+
+        return hook
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(look(name))
+    results = run(model, inputs_for(small_config))
+    assert results.keys() == {"output", "sample", *(name for name, _ in model.named_parameters())}
+    for name, value in results.items():
+        assert value.isfinite().all(), name
+        assert value.dtype == torch.float32, name
+    assert not not_channels_last
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_the_kind_decides_on_convolutions_and_sums(small_config, kind):
+    norm = {"kind": kind}
+    model = model_with(norm, small_config)
+    convs = {name: type(m) for name, m in model.named_modules() if hasattr(m, "kernel_size")}
+    assert convs.pop("conv_in") is convs.pop("conv_out") is nn.Conv2d
+    assert len(convs) == 8 * 2 + 5 + 2  # residual blocks, their shortcuts, changes of resolution
+    assert set(convs.values()) == {type(make_conv(norm, 8, 8, 3))}
+    sums = {type(m) for name, m in model.named_modules() if name.endswith(".residual")}
+    assert sums == {type(make_residual(norm))}
+
+
+def test_saves_and_loads(small_config, inputs_for, norm, tmp_path):
+    model, inputs = model_with(norm, small_config), inputs_for(small_config)
+    model(**inputs)
+    model.eval().save_pretrained(tmp_path)
+    loaded = UNet2D.from_pretrained(tmp_path)
+    assert not loaded.training
+    expected, found = model.state_dict(), loaded.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value), name
+    assert torch.equal(loaded(**inputs).sample, model(**inputs).sample)
+
+
+def test_gradient_checkpointing_changes_nothing(small_config, inputs_for, run, norm):
+    models = [model_with(norm, small_config) for _ in range(2)]
+    if norm.get("kind") == "batch_renorm":
+        with pytest.raises(ValueError, match="kind 'batch_renorm' .* down_blocks.0.resnets.0.norm1"):
+            models[1].enable_gradient_checkpointing()
+        return
+    models[1].enable_gradient_checkpointing()
+    expected, found = (run(model, inputs_for(small_config)) for model in models)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    for (name, value), other in zip(models[0].named_buffers(), models[1].buffers(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_batch_renorm_anywhere_refuses_gradient_checkpointing(small_config):
+    norm = {"overrides": {"out": {"kind": "batch_renorm"}}}
+    with pytest.raises(ValueError, match="kind 'batch_renorm' .* in conv_norm_out"):
+        UNet2D(**small_config, norm=norm).enable_gradient_checkpointing()
+
+
+@pytest.mark.parametrize("name", ["scaled_ws", "batch_renorm", "pixel", "noise_levels", "split_skip", "hybrid"])
+def test_compiles_without_a_graph_break(inputs_for, run, assert_all_close, name):
+    torch.compiler.reset()
+    model, compiled = (model_with(VARIANTS[name], TINY) for _ in range(2))
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    inputs = inputs_for(TINY)
+    assert_all_close(run(compiled, inputs), run(model, inputs), rtol=1e-4, atol=1e-5)
+    assert_all_close(dict(compiled.named_buffers()), dict(model.named_buffers()), rtol=1e-5, atol=1e-6)
+
+
+def test_running_statistics_are_of_the_timesteps_noise_level(small_config, inputs_for):
+    model = model_with({"kind": "batch", "noise_edges": [10, 50, 1000]}, small_config)
+    model(**inputs_for(small_config))  # timesteps 3, 40, 77
+    assert model.conv_norm_out.num_batches_tracked.tolist() == [1, 1, 1, 0]
+    model(inputs_for(small_config)["sample"], 2000)
+    assert model.conv_norm_out.num_batches_tracked.tolist() == [1, 1, 1, 1]
+
+
+def test_rescaled_sums_of_the_middle_block(small_config, inputs_for):
+    """mid_block_scale_factor divides what a kind's own sum gives."""
+    model = model_with({"kind": "scaled_ws"}, {**small_config, "mid_block_scale_factor": 2.0}).eval()
+    seen = []
+    model.mid_block.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    model(**inputs_for(small_config))
+    ((x, y),) = seen
+    torch.testing.assert_close(y, x / 8)  # a new ScaledResidual passes on its input

@@ -1,0 +1,68 @@
+"""sync_batch on several processes is batch on the union of their batches."""
+
+import subprocess
+import sys
+
+import torch
+
+from gnunet.norms import make_norm, precise_statistics, set_noise_level
+
+PROCESSES = 2
+PROGRAM = """
+import sys
+import torch, torch.distributed as dist
+from gnunet.norms import make_norm, precise_statistics, set_noise_level
+
+folder, rank, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+data = torch.load(f"{folder}/data.pt")
+part = slice(0, 3) if rank == 0 else slice(3, 5)
+results = {}
+for name in ("eager", "compiled", "precise"):
+    layer = make_norm({"kind": "sync_batch", "noise_edges": [1.0]}, 12, activation="silu").double()
+    layer.load_state_dict(data["state"])
+    set_noise_level(layer, data["timestep"][part])
+    if name == "precise":
+        precise_statistics(layer, [(data["x"][part],)])
+    else:
+        if name == "compiled":
+            layer.compile(fullgraph=True, backend="aot_eager")
+        x = data["x"][part].requires_grad_()
+        y = layer(x)
+        y.backward(data["dy"][part])
+        results[name] = {"y": y.detach(), "dx": x.grad, "dweight": layer.weight.grad}
+    results.setdefault(name, {})["state"] = layer.state_dict()
+torch.save(results, f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_with_batches_of_different_sizes(draw, tmp_path):
+    def fresh():
+        return make_norm({"kind": "batch", "noise_edges": [1.0]}, 12, activation="silu").double()
+
+    layer, x, dy = fresh(), draw(5, 12, 3, 5, mean=1.0), draw(5, 12, 3, 5, seed=1)
+    x[3:] += 4  # so that the processes' own means differ
+    timestep = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0])  # a level that only the second process has
+    torch.save({"x": x, "dy": dy, "timestep": timestep, "state": layer.state_dict()}, tmp_path / "data.pt")
+    commands = [[sys.executable, "-c", PROGRAM, str(tmp_path), str(rank), str(PROCESSES)] for rank in range(PROCESSES)]
+    running = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(timeout=120) for process in running] == [0] * PROCESSES
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
+
+    set_noise_level(layer, timestep)
+    x.requires_grad_()
+    y = layer(x)
+    y.backward(dy)
+    for name in ("eager", "compiled"):
+        torch.testing.assert_close(torch.cat([first[name]["y"], second[name]["y"]]), y.detach())
+        torch.testing.assert_close(torch.cat([first[name]["dx"], second[name]["dx"]]), x.grad)
+        torch.testing.assert_close(first[name]["dweight"] + second[name]["dweight"], layer.weight.grad)
+        for result in (first, second):
+            torch.testing.assert_close(result[name]["state"], layer.state_dict())
+
+    precise = fresh()
+    set_noise_level(precise, timestep)
+    precise_statistics(precise, [(x.detach(),)])
+    for result in (first, second):
+        torch.testing.assert_close(result["precise"]["state"], precise.state_dict())
