@@ -1,6 +1,7 @@
 """What the operator refuses, how it says so, and the module."""
 
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -26,7 +27,7 @@ GIVEN = {"x": X, "num_groups": 2}
         ({**GIVEN, "bias": torch.ones(6).int()}, TypeError, "bias must be one of .* torch.int32"),
         ({**GIVEN, "bias": torch.ones(6, device="meta")}, ValueError, "bias must be on x's device"),
         ({**GIVEN, "activation": "gelu"}, ValueError, r"\['silu', None\]; got 'gelu'"),
-        ({**GIVEN, "backend": "cuda"}, ValueError, r"'reference'\]; got 'cuda'"),
+        ({**GIVEN, "backend": "cuda"}, ValueError, r"'triton'\]; got 'cuda'"),
     ],
 )
 def test_refuses(arguments, error, message):
@@ -58,3 +59,26 @@ def test_module_is_group_norm_with_silu():
 def test_module_refuses(wrong):
     with pytest.raises(ValueError):
         GroupNormSiLU(**{"num_groups": 3, "num_channels": 6, **wrong})
+
+
+def test_triton_says_what_it_lacks(monkeypatch):
+    module = sys.modules[group_norm_silu.__module__]
+    if module.BACKENDS["triton"] is not None:
+        monkeypatch.setattr(module.gpu, "IS_INTERPRETED", False)
+        with pytest.raises(ValueError, match="'triton' needs a tensor on a GPU, got one on cpu"):
+            group_norm_silu(X, 2, backend="triton")
+    monkeypatch.setitem(module.BACKENDS, "triton", None)
+    with pytest.raises(ValueError, match="'triton' needs the package triton"):
+        group_norm_silu(X, 2, backend="triton")
+    group_norm_silu(X, 2)
+
+
+def test_ops_stand_alone():
+    """They import nothing of the rest but what `import gnunet` does, nor what the rest needs."""
+    program = (
+        "import sys, gnunet.ops\n"
+        "own = {name.split('.')[1] for name in sys.modules if name.startswith('gnunet.')}\n"
+        "assert own == {'ops', 'fusion'}, own\n"
+        "assert not {'diffusers', 'accelerate', 'pydantic'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
