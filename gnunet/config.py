@@ -20,6 +20,7 @@ __all__ = [
     "DataConfig",
     "DDPMConfig",
     "EDMConfig",
+    "EvaluateConfig",
     "FlowConfig",
     "GroupNormConfig",
     "ModelConfig",
@@ -52,6 +53,7 @@ Subset = Annotated[
     dict[str, str | int | bool | list[str | int | bool]],
     InWords("a mapping from columns to a value or a list of values, such as {column: [value, value]}"),
 ]
+Files = Annotated[dict[str, Text], InWords("a mapping from extractors to files, such as {inception: FILE}")]
 
 
 class DataConfig(Section):
@@ -337,6 +339,25 @@ class SamplingConfig(Section):
     """Images sampled together; an image's bits depend on this and on its index alone."""
 
 
+class EvaluateConfig(Section):
+    """Distances between samples of the averaged weights and the training images, and the best checkpoint by one."""
+
+    every: Count | None = None
+    """Images between evaluations; 0 only at the end, null never."""
+    num_images: Positive = 1024
+    """Samples in an evaluation. Distances at different numbers cannot be compared."""
+    metrics: list[Text] = Field(["kid_efficientnet_lite0", "fd_efficientnet_lite0"], min_length=1)
+    """What is measured: fid, kid, and fd_, kid_, precision_ and recall_ with an extractor's name behind
+    (inception, dinov2, efficientnet_lite0, or one of evaluate.extractors)."""
+    keep_best: Text | None = None
+    """Metric, or validation_loss, whose best checkpoint is kept beside the newest ones and named by
+    checkpoints/best."""
+    weights: Files = {}
+    """Files of extractors' weights that are not in their own place, as `{extractor: FILE}`."""
+    extractors: Files = {}
+    """Your own extractors, as `{name: SOURCE}`: a TorchScript file, or package.module:Class. Both run code."""
+
+
 class Config(Section):
     """Everything a run is made from."""
 
@@ -356,6 +377,8 @@ class Config(Section):
     """The validation loss."""
     sampling: SamplingConfig = SamplingConfig()
     """Sampling in training."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation in training, and the defaults of scripts/evaluate.py."""
 
     @classmethod
     def superseded(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:

@@ -26,7 +26,8 @@ def problems(config: "Config") -> list[Problem]:
     """Everything in a tree that does not go together; an empty list means that it can be built."""
     levels = list(_levels(config))
     found = levels or [*_resolution(config), *_attention(config), *_groups(config)]
-    return [*found, *_diffusion(config), *_train(config), *_sampling(config), *_validation(config)]
+    found = [*found, *_diffusion(config), *_train(config), *_sampling(config), *_validation(config)]
+    return [*found, *_evaluate(config)]
 
 
 def accumulation_steps(train: "TrainConfig", num_processes: int) -> tuple[int, int]:
@@ -188,6 +189,34 @@ def _validation(config: "Config") -> Iterator[Problem]:
     if validation.num_examples < validation.num_bins:
         valid = f"at least validation.num_bins {validation.num_bins}, for one example in each bin"
         yield Problem.of("validation.num_examples", str(validation.num_examples), valid)
+
+
+def _evaluate(config: "Config") -> Iterator[Problem]:
+    # Imported here because it imports torch; see `_groups`.
+    from gnunet.evaluation import EXTRACTORS, find_metrics
+
+    evaluate = config.evaluate
+    for name in evaluate.extractors:
+        if name in EXTRACTORS or not name.isidentifier():
+            valid = f"names of letters, digits and _, other than {one_of(list(EXTRACTORS))}"
+            yield Problem.of("evaluate.extractors", name, valid)
+    known = [*EXTRACTORS, *evaluate.extractors]
+    for name in evaluate.weights:
+        if name not in known:
+            yield Problem.of("evaluate.weights", name, one_of(known))
+    try:
+        metrics = find_metrics(evaluate.metrics, known)
+    except ConfigError as error:
+        yield Problem("evaluate.metrics", f"given {', '.join(evaluate.metrics)}", str(error))
+        return
+    for metric in metrics:
+        if evaluate.num_images < metric.least_images:
+            valid = f"at least {metric.least_images}, which {metric.name} needs"
+            yield Problem.of("evaluate.num_images", str(evaluate.num_images), valid)
+    names = ["validation_loss", *([] if evaluate.every is None else evaluate.metrics)]
+    if evaluate.keep_best not in (None, *names):
+        more = "; or one of evaluate.metrics where evaluate.every is a number" if evaluate.every is None else ""
+        yield Problem.of("evaluate.keep_best", evaluate.keep_best, f"{one_of(names)}, or null{more}")
 
 
 def _ascending(section: object, path: str, lower: str, upper: str) -> Iterator[Problem]:

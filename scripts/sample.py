@@ -18,10 +18,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gnunet.diffusion import make_grid, sample_images, sample_labels
+from gnunet.diffusion import make_grid
 from gnunet.errors import ConfigError, GnunetError, print_error
 from gnunet.training import spread_over_cpus
-from gnunet.training.loading import Sampleable, open_sampleable
+from gnunet.training.loading import Sampleable
+from gnunet.training.options import add_sampling_options, open_with_options, positive
 from gnunet.training.samples import share_of
 from gnunet.training.session import open_accelerator
 
@@ -36,38 +37,24 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("source", type=Path, help="run folder, checkpoint folder or diffusers folder")
     parser.add_argument("--num_images", type=positive, default=16, help="images 0 .. N-1 (default 16)")
-    parser.add_argument("--seed", type=int, help="seed of the images (default: the run's)")
-    parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
-    parser.add_argument("--steps", type=positive, help="sampling steps")
     parser.add_argument(
         "--classes", nargs="+", metavar="CLASS", help="class names or numbers, taken in turn by the images"
     )
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
-    parser.add_argument("--batch_size", type=positive, help="images sampled together on each process")
     parser.add_argument("--out", type=Path, help="folder for the PNGs (default: samples/NAME)")
-    parser.add_argument("--cpu", action="store_true", help="sample on the CPU even where there is a GPU")
+    add_sampling_options(parser)
     return parser.parse_args(argv)
 
 
-def positive(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
-
-
-def labels_of(indices: list[int], model: Sampleable, classes: list[str] | None, seed: int) -> np.ndarray | None:
-    """Class label of each image: the given classes in turn, else drawn as often as in training.
+def labels_of(indices: list[int], model: Sampleable, classes: list[str] | None) -> np.ndarray | None:
+    """Class label of each image, the given classes in turn; None where none are given.
 
     Raises:
         ConfigError: classes for an unconditional model, or a class that it does not have.
     """
-    if model.class_counts is None:
-        if classes:
-            raise ConfigError(f"--classes {' '.join(classes)}: {model.name} is not class-conditional")
-        return None
     if not classes:
-        return sample_labels(indices, seed, model.class_counts)
+        return None
+    if model.class_counts is None:
+        raise ConfigError(f"--classes {' '.join(classes)}: {model.name} is not class-conditional")
     numbers = []
     for name in classes:
         if name in model.class_names:
@@ -82,17 +69,15 @@ def labels_of(indices: list[int], model: Sampleable, classes: list[str] | None, 
 
 def sample(arguments: argparse.Namespace) -> None:
     """Sample this process's share of the images, write them, and on the main process the grid."""
-    model = open_sampleable(arguments.source)
+    model = open_with_options(arguments.source, arguments)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
-    settings = model.sampling
-    batch_size = arguments.batch_size or settings.batch_size
-    seed = model.seed if arguments.seed is None else arguments.seed
+    batch_size = model.sampling.batch_size
     out = arguments.out or Path("samples") / model.name
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be made: {error.strerror}") from None
-    network = model.network.to(accelerator.device)
+    model.network.to(accelerator.device)
 
     indices = range(arguments.num_images)
     mine = share_of(indices, batch_size, accelerator.process_index, accelerator.num_processes)
@@ -105,15 +90,7 @@ def sample(arguments: argparse.Namespace) -> None:
         start, done = time.perf_counter(), 0
         for first in range(0, len(mine), batch_size):
             batch = mine[first : first + batch_size]
-            images = sample_images(
-                network, model.process, indices=batch, resolution=model.resolution, channels=model.channels,
-                seed=seed, sampler=arguments.sampler or settings.sampler,
-                steps=arguments.steps or settings.steps, batch_size=batch_size,
-                guidance=settings.guidance if arguments.guidance is None else arguments.guidance,
-                labels=labels_of(batch, model, arguments.classes, seed),
-                null_label=model.null_label,
-                device=accelerator.device, autocast=accelerator.autocast,
-            )  # fmt: skip
+            images = model.sample(batch, accelerator, labels=labels_of(batch, model, arguments.classes))
             for index, image in zip(batch, images, strict=True):
                 Image.fromarray(image.squeeze()).save(out / f"{index:06d}.png")
             done += len(batch)

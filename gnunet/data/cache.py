@@ -22,6 +22,7 @@ from gnunet.data.locate import open_source
 from gnunet.data.source import Source
 from gnunet.data.table import IMAGES_FILE, ImageTable, content_fingerprint, map_images
 from gnunet.errors import DataError
+from gnunet.files import sync
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def _open_or_build(
             if folder.exists():
                 shutil.rmtree(folder)
             os.rename(building, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     if table := _open_cache(folder, config.on_error):
@@ -201,7 +202,7 @@ def _build(
     }
     (folder / TABLE_FILE).write_text(json.dumps(about, indent=1))
     for path in [*folder.iterdir(), folder]:
-        _sync(path)
+        sync(path)
 
 
 def _decode_all(cells: Iterator[Any], resolution: int, channels: int) -> Iterator[np.ndarray | Exception]:
@@ -224,11 +225,3 @@ def _read(cells: Iterator[Any]) -> list[Any]:
         return list(islice(cells, CHUNK_IMAGES))
     except OSError as error:
         raise DataError(f"the data set cannot be read: {error}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

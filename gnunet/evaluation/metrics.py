@@ -10,7 +10,10 @@ from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import FeatureStatistics
 from gnunet.evaluation.reference import Reference
 
-STATISTICS = ("fd", "kid", "precision", "recall")
+STATISTICS = {"fd": 2, "kid": 3, "precision": 4, "recall": 4}
+"""What is computed of an extractor's features, and from how many images on."""
+PUBLISHED = 50_000
+"""Images in the Frechet distances that papers print."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Metric:
     @property
     def higher_is_better(self) -> bool:
         return self.statistic in ("precision", "recall")
+
+    @property
+    def least_images(self) -> int:
+        """Images that it needs on either side."""
+        return STATISTICS[self.statistic]
 
 
 def metric_table(extractors: Iterable[str] = EXTRACTORS) -> dict[str, Metric]:
@@ -86,3 +94,29 @@ def compute_metrics(
                 pairs[metric.extractor] = precision_recall(ours.kept, reference.statistics.kept)
             values[metric.name] = pairs[metric.extractor][metric.statistic == "recall"]
     return values
+
+
+def small_sample_notes(
+    metrics: Sequence[Metric], num_images: int, num_reference: int, num_features: Mapping[str, int]
+) -> list[str]:
+    """What a reader must know of Frechet distances at these numbers; empty where they are like published ones.
+
+    Args:
+        metrics: what was computed.
+        num_images, num_reference: images on either side.
+        num_features: by extractor.
+    """
+    notes = []
+    for metric in metrics:
+        features, fewer = num_features[metric.extractor], min(num_images, num_reference)
+        if metric.statistic != "fd" or fewer >= max(PUBLISHED, features):
+            continue
+        note = (
+            f"{metric.name} of {num_images} images against {num_reference} is biased upwards (it falls as n grows): "
+            "compare at equal n only"
+        )
+        if fewer <= features:
+            kid = "kid" if metric.name == "fid" else f"kid_{metric.extractor}"
+            note += f"; with fewer images than the {features} features prefer {kid}"
+        notes.append(note)
+    return notes

@@ -102,7 +102,9 @@ def nearest_images(
     )
 
 
-def draw_neighbours(samples: np.ndarray, nearest: np.ndarray, neighbours: Neighbours) -> Image.Image:
+def draw_neighbours(
+    samples: np.ndarray, nearest: np.ndarray, neighbours: Neighbours, limit: int | None = None
+) -> Image.Image:
     """Samples beside their nearest training images: one row each, the nearest pair on top.
 
     Under each sample is its index, under each training image its distance, in red where it is near.
@@ -111,12 +113,14 @@ def draw_neighbours(samples: np.ndarray, nearest: np.ndarray, neighbours: Neighb
         samples: uint8 (n, H, W, C), as they were given to `nearest_images`.
         nearest: uint8 (n, k, H', W', C), its images at `neighbours.rows`.
         neighbours: what it returned.
+        limit: at most so many rows are drawn; None draws all.
     """
     side = TILE
+    drawn = np.argsort(neighbours.distances[:, 0], kind="stable")[:limit]
     width = side + 3 * GAP + nearest.shape[1] * (side + GAP)
-    canvas = Image.new("RGB", (width, len(samples) * (side + TEXT + GAP)), (GAP_COLOUR,) * 3)
+    canvas = Image.new("RGB", (width, len(drawn) * (side + TEXT + GAP)), (GAP_COLOUR,) * 3)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
-    for line, i in enumerate(np.argsort(neighbours.distances[:, 0], kind="stable")):
+    for line, i in enumerate(drawn):
         top = line * (side + TEXT + GAP)
         canvas.paste(_tile(samples[i]), (0, top))
         draw.text((0, top + side), f"sample {i}", fill="black", font=font)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from gnunet.evaluation.features import (
     statistics_device,
 )
 from gnunet.evaluation.moments import Moments
+from gnunet.files import write_file
 
 log = logging.getLogger(__name__)
 
@@ -149,12 +149,7 @@ def _keep(reference: Reference, path: Path, about: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if load_reference(path, about) is None:
-                temporary = path.with_name(f".{path.name}.tmp")
-                with open(temporary, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
+                write_file(path, content)
     except OSError as error:
         log.warning("the statistics of the reference images cannot be kept in %s: %s", path.parent, error)
 

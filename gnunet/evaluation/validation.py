@@ -84,9 +84,7 @@ def summarize(errors: np.ndarray, bins: np.ndarray, num_bins: int) -> Validation
     """Means and standard errors of float64 errors (n,) whose bins are int64 (n,)."""
     groups = [errors[bins == b] for b in range(num_bins)]
     means = [group.mean().item() if len(group) else None for group in groups]
-    spreads = [
-        group.std(ddof=1).item() / math.sqrt(len(group)) if len(group) > 1 else None for group in groups
-    ]
+    spreads = [group.std(ddof=1).item() / math.sqrt(len(group)) if len(group) > 1 else None for group in groups]
     filled = [(mean, spread) for mean, spread in zip(means, spreads, strict=True) if mean is not None]
     variance = sum(math.nan if spread is None else spread**2 for _, spread in filled)
     return ValidationResult(

@@ -6,6 +6,7 @@
                        state.json             everything else a resumed run needs
                        config.yaml            the run's configuration
                        manifest.json          size and SHA-256 of each of these, written last
+    checkpoints/best          names the best of them, by evaluate.keep_best; absent where there is none
 
 Nothing here reads a pickle. A checkpoint whose manifest does not hold is named and passed over.
 """
@@ -23,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gnunet.errors import CheckpointError
-from gnunet.training.files import new_folder, remove_folder
+from gnunet.files import new_folder, remove_folder, write_file
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+BEST = "best"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
 
 
@@ -53,6 +55,8 @@ class TrainState:
     """GradScaler's state (fp16 only)."""
     data: dict[str, Any] = field(default_factory=dict)
     """The data set: its fingerprint, class names and how many training images each class has."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """`images`, `metric` and `value` where evaluate.keep_best was best so far; empty before it was measured."""
 
 
 def checkpoint_name(images: int) -> str:
@@ -106,15 +110,36 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
 
 
-def rotate_checkpoints(folder: Path, keep: int, newest: int) -> None:
-    """Remove all but the `keep` newest checkpoints up to `newest` images.
+def rotate_checkpoints(folder: Path, keep: int, newest: int, best: int | None = None) -> None:
+    """Remove all but the `keep` newest checkpoints up to `newest` images, and the one at `best` images.
 
     Later ones are damaged, or the run would have gone on from them; they must not count among those kept.
     """
     paths = list_checkpoints(folder)
     whole = [path for path in paths if int(path.name) <= newest]
     for path in set(paths) - set(whole[-keep:]):
-        remove_folder(path)
+        if int(path.name) != best:
+            remove_folder(path)
+
+
+def mark_best(folder: Path, best: dict[str, Any]) -> None:
+    """Let `folder`/best name the checkpoint of `TrainState.best`; without such a checkpoint it is removed.
+
+    Called after that checkpoint is written and before its predecessor is removed, so that what is named exists.
+    """
+    pointer = folder / BEST
+    if best and (folder / (name := checkpoint_name(best["images"]))).is_dir():
+        write_file(pointer, json.dumps({"checkpoint": name, **best}) + "\n")
+    else:
+        pointer.unlink(missing_ok=True)
+
+
+def best_checkpoint(pointer: Path) -> Path:
+    """The checkpoint that checkpoints/best names; CheckpointError where it cannot be read."""
+    try:
+        return pointer.parent / str(json.loads(pointer.read_text())["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{pointer}: names no checkpoint ({error})") from None
 
 
 def check_whole(path: Path) -> None:
@@ -159,7 +184,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def read_state(path: Path) -> TrainState:
     """The TrainState of the checkpoint at `path`."""
     try:
-        stored = json.loads((path / "state.json").read_text())
+        stored = {"best": {}, **json.loads((path / "state.json").read_text())}  # the first checkpoints lack `best`
         return TrainState(**{f.name: stored[f.name] for f in fields(TrainState)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / 'state.json'}: cannot be read ({error})") from None
@@ -184,9 +209,7 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise CheckpointError(f"{path}: belongs to another model: {error}") from None
 
 
-def load_checkpoint(
-    path: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
-) -> TrainState:
+def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Load the checkpoint at `path` into the three, in place, and return its TrainState."""
     load_weights(path / "model.safetensors", model)
     load_weights(path / "ema.safetensors", ema)

@@ -12,8 +12,8 @@ from typing import Any
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from gnunet.diffusion import Process
+from gnunet.files import new_folder
 from gnunet.models import UNet2D
-from gnunet.training.files import new_folder
 
 
 def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, data: dict[str, Any]) -> None:

@@ -1,17 +1,30 @@
 """Opening what can be sampled from: a run's folder, one checkpoint, or a diffusers folder."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
+from accelerate import Accelerator
 
-from gnunet.config import SamplingConfig, from_yaml, unet_kwargs
-from gnunet.diffusion import Process, make_process, process_from_scheduler
+from gnunet.config import Config, SamplingConfig, from_yaml, unet_kwargs
+from gnunet.diffusion import Process, make_process, process_from_scheduler, sample_images, sample_labels
 from gnunet.errors import CheckpointError
 from gnunet.models import UNet2D
-from gnunet.training.checkpoint import check_whole, load_weights, newest_checkpoint, read_state
+from gnunet.training.checkpoint import (
+    BEST,
+    best_checkpoint,
+    check_whole,
+    load_weights,
+    newest_checkpoint,
+    read_state,
+)
+
+WEIGHTS = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+"""The file of each kind of weights in a checkpoint: averaged, and as they train."""
 
 
 @dataclass
@@ -19,7 +32,7 @@ class Sampleable:
     """A network and what sampling from it needs."""
 
     network: UNet2D
-    """The averaged weights, fp32, in eval mode, on the CPU."""
+    """In fp32."""
     process: Process
     resolution: int
     channels: int
@@ -32,6 +45,20 @@ class Sampleable:
     class_names: list[str] | None
     class_counts: list[int] | None
     """Training images of each class; None where the network is not class-conditional."""
+    config: Config | None = None
+    """The run's configuration; None for a diffusers folder."""
+    fingerprint: str | None = None
+    """Of the data that the run trained on; None for a diffusers folder."""
+
+    @classmethod
+    def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "Sampleable":
+        """A network of the run of `config`, whose checkpoints remember `data` (see `TrainState.data`)."""
+        return cls(
+            network=network, process=make_process(config.diffusion), resolution=config.data.resolution,
+            channels=config.model.in_channels, sampling=config.sampling, seed=config.seed,
+            mixed_precision=config.train.mixed_precision, name=name, class_names=data["class_names"],
+            class_counts=data["class_counts"], config=config, fingerprint=data["fingerprint"],
+        )  # fmt: skip
 
     @property
     def null_label(self) -> int | None:
@@ -39,23 +66,57 @@ class Sampleable:
         embeddings, classes = self.network.config.num_class_embeds, self.class_counts
         return len(classes) if embeddings and classes and embeddings > len(classes) else None
 
+    def sample(
+        self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Sample the images with these indices by the settings in `sampling` and `seed`.
 
-def open_sampleable(path: Path) -> Sampleable:
+        Args:
+            indices: which images, in any order.
+            accelerator: gives device and precision; the network is on its device.
+            labels: int64 (len(indices),), each image's class; None draws them as often as in training.
+
+        Returns:
+            uint8 (len(indices), H, W, C).
+
+        Raises:
+            ConfigError: see `sample_images`.
+        """
+        if labels is None and self.class_counts is not None:
+            labels = sample_labels(indices, self.seed, self.class_counts)
+        settings = self.sampling
+        return sample_images(
+            self.network, self.process, indices=indices, resolution=self.resolution, channels=self.channels,
+            seed=self.seed, sampler=settings.sampler, steps=settings.steps, batch_size=settings.batch_size,
+            guidance=settings.guidance, labels=labels, null_label=self.null_label, device=accelerator.device,
+            autocast=accelerator.autocast,
+        )  # fmt: skip
+
+
+def is_sampleable(path: Path) -> bool:
+    """Whether `open_sampleable` would take what lies at `path`, damaged or not."""
+    marks = ("checkpoints", "manifest.json", "unet/config.json", "config.json")
+    return _is_best(path) or any((path / mark).exists() for mark in marks)
+
+
+def open_sampleable(path: Path, weights: str = "ema") -> Sampleable:
     """Open a run's folder (its newest whole checkpoint), a checkpoint, or a diffusers folder.
 
-    Weights are read from safetensors and settings from JSON and YAML; nothing is unpickled or executed.
+    Weights are read from safetensors and settings from JSON and YAML; nothing is unpickled or executed. The network
+    is in eval mode on the CPU.
+
+    Args:
+        path: one of these, or RUN/checkpoints/best, which names a checkpoint.
+        weights: one of WEIGHTS; a diffusers folder has only those that it was exported with, the averaged ones.
 
     Raises:
         CheckpointError: nothing of the kind is there, or it is damaged.
     """
-    if (path / "checkpoints").is_dir():
-        if (checkpoint := newest_checkpoint(path / "checkpoints")) is None:
-            raise CheckpointError(f"{path}: the run has no checkpoint yet")
-        return _open_checkpoint(checkpoint)
-    if (path / "manifest.json").is_file():
-        check_whole(path)
-        return _open_checkpoint(path)
+    if (checkpoint := find_checkpoint(path)) is not None:
+        return _open_checkpoint(checkpoint, weights)
     if (path / "unet" / "config.json").is_file() or (path / "config.json").is_file():
+        if weights != "ema":
+            raise CheckpointError(f"{path}: a diffusers folder has one kind of weights; valid: ema")
         return _open_diffusers(path)
     raise CheckpointError(
         f"{path}: not found as a run's folder (with checkpoints/), a checkpoint (with manifest.json), "
@@ -63,24 +124,35 @@ def open_sampleable(path: Path) -> Sampleable:
     )
 
 
-def _open_checkpoint(path: Path) -> Sampleable:
+def find_checkpoint(path: Path) -> Path | None:
+    """The whole checkpoint that a run's folder, a checkpoint's or RUN/checkpoints/best stands for.
+
+    None where the path is none of them. Raises CheckpointError where there is none yet, or it is damaged.
+    """
+    if (path / "checkpoints").is_dir():
+        if (checkpoint := newest_checkpoint(path / "checkpoints")) is None:
+            raise CheckpointError(f"{path}: the run has no checkpoint yet")
+        return checkpoint
+    if _is_best(path):
+        path = best_checkpoint(path)
+    elif not (path / "manifest.json").is_file():
+        return None
+    check_whole(path)
+    return path
+
+
+def _is_best(path: Path) -> bool:
+    return path.name == BEST and path.is_file()
+
+
+def _open_checkpoint(path: Path, weights: str) -> Sampleable:
     config = from_yaml((path / "config.yaml").read_text(), str(path / "config.yaml"))
     state = read_state(path)
     counts = state.data["class_counts"]
     network = UNet2D(**unet_kwargs(config, None if counts is None else len(counts)))
-    load_weights(path / "ema.safetensors", network)
-    return Sampleable(
-        network=network.eval(),
-        process=make_process(config.diffusion),
-        resolution=config.data.resolution,
-        channels=config.model.in_channels,
-        sampling=config.sampling,
-        seed=config.seed,
-        mixed_precision=config.train.mixed_precision,
-        name=f"{Path(config.run_dir).name}-{path.name}",
-        class_names=state.data["class_names"],
-        class_counts=counts,
-    )
+    load_weights(path / WEIGHTS[weights], network)
+    name = f"{Path(config.run_dir).name}-{path.name}" + ("" if weights == "ema" else f"-{weights}")
+    return Sampleable.of_run(network.eval(), config, state.data, name)
 
 
 def _open_diffusers(path: Path) -> Sampleable:

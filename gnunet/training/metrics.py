@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gnunet.training.files import write_file
+from gnunet.files import write_file
 
 
 class JsonLines:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 _DECODING_INTERVAL = 5  # seconds
+_WORKING_INTERVAL = 30  # seconds
 
 
 def decoding_lines() -> Callable[[int, int], None]:
@@ -41,6 +42,7 @@ class Display:
         self._console = Console(highlight=False, soft_wrap=True)
         self._total = total
         self._last = (time.monotonic(), images)
+        self._told = time.monotonic()
         self._rows = {"run folder": run_dir}
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("images"),
@@ -76,6 +78,13 @@ class Display:
         """Say what the run does now ("training", "validating", "sampling")."""
         self._bar.update(self._task, description=what)
         self._refresh()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Say how far something long has come: on a terminal always, elsewhere by a line now and then."""
+        self.doing(text := f"{what} {done}/{total}")
+        if not self._live and time.monotonic() - self._told >= _WORKING_INTERVAL:
+            self._told = time.monotonic()
+            self.message(text)
 
     def step(self, images: int, loss: float) -> None:
         """Show a step: the bar moves, the loss is smoothed over about 50 steps."""

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from gnunet.config import Config, differences, from_yaml, to_yaml
 from gnunet.errors import CheckpointError, ConfigError
-from gnunet.training.files import write_file
+from gnunet.files import write_file
 from gnunet.training.metrics import JsonLines
 
 MAY_CHANGE = (
-    "run_dir", "data.num_workers", "data.cache_dir", "train.micro_batch_size", "train.keep_checkpoints",
-    "train.max_nonfinite", "train.trackers",
+    "run_dir", "data.num_workers", "data.cache_dir", "model.recompute", "train.micro_batch_size",
+    "train.keep_checkpoints", "train.max_nonfinite", "train.trackers",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they say where and how fast, not what is computed."""
 

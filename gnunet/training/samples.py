@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gnunet.diffusion import make_grid, sample_images, sample_labels
+from gnunet.diffusion import make_grid
+from gnunet.files import write_file
 from gnunet.training.checkpoint import checkpoint_name
-from gnunet.training.files import write_file
 from gnunet.training.session import Session
 
 
@@ -19,19 +19,12 @@ def share_of(indices: range, batch_size: int, rank: int, world: int) -> list[int
 
 def save_grid(folder: Path, session: Session, images_seen: int) -> Path:
     """Sample images 0 .. num_images - 1, each process its share, and write them as one PNG."""
-    config, accelerator = session.config, session.accelerator
-    sampling, world = config.sampling, accelerator.num_processes
-    count = sampling.num_images
-    shares = [share_of(range(count), sampling.batch_size, rank, world) for rank in range(world)]
+    model, accelerator = session.averaged, session.accelerator
+    settings, world = model.sampling, accelerator.num_processes
+    count = settings.num_images
+    shares = [share_of(range(count), settings.batch_size, rank, world) for rank in range(world)]
     mine = shares[accelerator.process_index]
-    class_counts = session.data["class_counts"]
-    images = sample_images(
-        session.ema.model, session.process, indices=mine, resolution=config.data.resolution,
-        channels=config.model.in_channels, seed=config.seed, sampler=sampling.sampler, steps=sampling.steps,
-        batch_size=sampling.batch_size, guidance=sampling.guidance,
-        labels=None if class_counts is None else sample_labels(mine, config.seed, class_counts),
-        null_label=session.null_label, device=accelerator.device, autocast=accelerator.autocast,
-    )  # fmt: skip
+    images = model.sample(mine, accelerator)
     longest = max(map(len, shares))
     padded = torch.zeros(longest, *images.shape[1:], dtype=torch.uint8, device=accelerator.device)
     padded[: len(mine)] = torch.from_numpy(images).to(accelerator.device)
@@ -45,4 +38,3 @@ def save_grid(folder: Path, session: Session, images_seen: int) -> Path:
         make_grid(whole).save(png, format="PNG")
         write_file(path, png.getvalue())
     return path
-

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Pro
 from torch import nn
 
 from gnunet.config import Config, accumulation_steps, unet_kwargs
-from gnunet.data import TrainingExamples, ValidationBank, load_images, split_rows, training_loader
+from gnunet.data import TrainingExamples, ValidationBank, training_loader
 from gnunet.data.draws import Purpose, Stream
 from gnunet.diffusion import Process, make_process, to_unit_range
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 from gnunet.training.ema import EMA, ema_decay
-from gnunet.training.progress import decoding_lines
+from gnunet.training.loading import Sampleable
+from gnunet.training.run_data import load_run_data
 from gnunet.training.schedule import learning_rate
 
 
@@ -67,10 +69,9 @@ class Session:
         return math.ceil(self.config.train.images / batch_size) * batch_size
 
     @property
-    def null_label(self) -> int | None:
-        """The label that stands for no class; None where no labels are dropped in training."""
-        data = self.config.data
-        return self.examples.null_label if data.class_conditional and data.label_drop else None
+    def averaged(self) -> Sampleable:
+        """The averaged weights, to sample from."""
+        return Sampleable.of_run(self.ema.model, self.config, self.data, Path(self.config.run_dir).name)
 
     def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
         """This process's micro-batches from example `first` to the end of the run."""
@@ -134,17 +135,11 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     """
     micro_batch_size, accumulation = accumulation_steps(config.train, accelerator.num_processes)
 
-    # One process fills the cache, the others wait for it.
-    table = load_images(config.data, config.model.in_channels, progress=decoding_lines())
-    train_rows, validation_rows = split_rows(len(table.images), config.data.validation_images)
+    run_data = load_run_data(config)
+    table, train_rows = run_data.table, run_data.train_rows
     examples = TrainingExamples(
         table, train_rows, seed=config.seed, flip=config.data.flip, label_drop=config.data.label_drop,
         class_conditional=config.data.class_conditional,
-    )  # fmt: skip
-    bank = ValidationBank(
-        table, validation_rows if len(validation_rows) else train_rows,
-        num_examples=config.validation.num_examples, num_bins=config.validation.num_bins,
-        log_snr_min=config.validation.log_snr_min, log_snr_max=config.validation.log_snr_max,
     )  # fmt: skip
     counts = None
     if config.data.class_conditional:
@@ -173,8 +168,8 @@ def build(config: Config, accelerator: Accelerator) -> Session:
         compile_network(unet, device)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
-        examples=examples, bank=bank, data=data, unet=unet, network=network, ema=ema, adamw=adamw,
-        optimizer=optimizer, process=make_process(config.diffusion),
+        examples=examples, bank=run_data.bank(config.validation), data=data, unet=unet, network=network, ema=ema,
+        adamw=adamw, optimizer=optimizer, process=make_process(config.diffusion),
     )  # fmt: skip
 
 

@@ -13,10 +13,18 @@ from gnunet.evaluation import validation_loss
 from gnunet.training.checkpoint import (
     TrainState,
     load_checkpoint,
+    mark_best,
     newest_checkpoint,
     read_state,
     rotate_checkpoints,
     save_checkpoint,
+)
+from gnunet.training.evaluation import (
+    check_enough_images,
+    check_extractors,
+    evaluate,
+    note_best,
+    shown_scores,
 )
 from gnunet.training.export import export_model, exported_images
 from gnunet.training.progress import Display
@@ -42,7 +50,9 @@ def fit(config: Config) -> int:
     accelerator = make_accelerator(config)
     run = RunFolder(config)
     run.check(config)
+    check_extractors(config.evaluate)
     session = build(config, accelerator)
+    check_enough_images(session)
     state = TrainState(data=session.data)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         if read_state(checkpoint).data != session.data:
@@ -55,6 +65,7 @@ def fit(config: Config) -> int:
         run.create(config)
         run.metrics.rewind(state.reported)
         run.timing.rewind(state.reported)
+        mark_best(run.checkpoints, state.best)
         if checkpoint is not None and exported_images(run.model) != state.images:
             export(session, run, state)  # the run ended between its checkpoint and the model
     if train.trackers:
@@ -63,9 +74,7 @@ def fit(config: Config) -> int:
     total = session.total_images
     batches = session.batches(state.images)
     stop = StopRequest()
-    display = Display(
-        images=state.images, total=total, run_dir=config.run_dir, enabled=accelerator.is_main_process
-    )
+    display = Display(images=state.images, total=total, run_dir=config.run_dir, enabled=accelerator.is_main_process)
     seconds, timed_images = 0.0, 0  # of the steps since the last log line
     with stop, display:
         if checkpoint is not None:
@@ -74,6 +83,12 @@ def fit(config: Config) -> int:
             # What is due at this number of images.
             finished = state.images >= total
             checkpoint_due = is_due(train.checkpoint_every, state, finished)
+            scores = None
+            if is_due(config.evaluate.every, state, finished):
+                # Before anything is written of this number of images, since a signal breaks it off.
+                scores = evaluate(session, state.images, stop=stop, display=display)
+                if scores is None:
+                    return end_stopped(session, run, state, stop, display)
             if is_due(train.log_every, state, finished) and state.steps:
                 values = {
                     "images": state.images,
@@ -100,12 +115,19 @@ def fit(config: Config) -> int:
                 if accelerator.is_main_process:
                     run.metrics.write(values)
                 accelerator.log({"validation_loss": values["validation_loss"]}, step=state.images)
+                checkpoint_due |= note_best(state, config.evaluate, values)
                 mean, error = values["validation_loss"], values["validation_loss_standard_error"]
                 display.report(state.images, {"validation loss": f"{mean:.5f} (standard error {error:.5f})"})
             if is_due(train.sample_every, state, finished):
                 display.doing("sampling")
                 path = save_grid(run.samples, session, state.images)
                 display.report(state.images, {"samples": str(path)})
+            if scores is not None:
+                if accelerator.is_main_process:
+                    run.metrics.write(scores)
+                accelerator.log({key: scores[key] for key in scores if key != "images"}, step=state.images)
+                checkpoint_due |= note_best(state, config.evaluate, scores)
+                display.report(state.images, shown_scores(scores, config.evaluate.metrics))
             state.reported = state.images
             if checkpoint_due:
                 save(session, run, state)
@@ -140,21 +162,24 @@ def fit(config: Config) -> int:
             timed_images += train.batch_size
 
             if result.stop:
-                save(session, run, state, with_model=False)  # launchers kill soon after they signal
-                display.message(
-                    f"stopped at {state.images} images, checkpoint written; the same command resumes the run"
-                )
-                accelerator.end_training()
-                return 128 + (stop.signum or 15)
+                return end_stopped(session, run, state, stop, display)
 
     display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
     accelerator.end_training()
     return 0
 
 
-def is_due(every: int, state: TrainState, finished: bool) -> bool:
-    """Whether something done `every` so many images (0: at the end only) has come up since the last report."""
-    if state.images == state.reported:
+def end_stopped(session: Session, run: RunFolder, state: TrainState, stop: StopRequest, display: Display) -> int:
+    """Write the checkpoint of a run that was asked to stop; returns the exit status."""
+    save(session, run, state, with_model=False)  # launchers kill soon after they signal
+    display.message(f"stopped at {state.images} images, checkpoint written; the same command resumes the run")
+    session.accelerator.end_training()
+    return 128 + (stop.signum or 15)
+
+
+def is_due(every: int | None, state: TrainState, finished: bool) -> bool:
+    """Whether something done `every` so many images (0: at the end only; None: never) is due since the last report."""
+    if every is None or state.images == state.reported:
         return False
     return finished or (every > 0 and state.images // every > state.reported // every)
 
@@ -196,7 +221,11 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
                 f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
                 "earlier ones are as they were, and the same command goes on from them"
             ) from None
-        rotate_checkpoints(run.checkpoints, session.config.train.keep_checkpoints, newest=state.images)
+        mark_best(run.checkpoints, state.best)
+        rotate_checkpoints(
+            run.checkpoints, session.config.train.keep_checkpoints, newest=state.images,
+            best=state.best.get("images"),
+        )  # fmt: skip
         if with_model:
             export(session, run, state)
     session.accelerator.wait_for_everyone()

@@ -103,6 +103,8 @@ def test_picture(extractor_of, size, channels):
     assert (under[:, 0] - under[:, 1]).max() > 150  # its distance is red
     under = np.asarray(picture.crop((across[1], down[1] + TILE, across[2], down[1] + TILE + TEXT))).astype(int)
     assert (under[..., 0] - under[..., 1]).max() == 0 and under.min() < 100
+    nearest_only = draw_neighbours(samples, images[found.rows], found, limit=1)
+    assert np.array_equal(np.asarray(nearest_only), np.asarray(picture)[: TILE + TEXT + 2])
 
 
 def test_features_are_compared_in_float64(extractor_of):

@@ -87,6 +87,57 @@ def test_a_run_moves_between_launch_sizes(tiny_flags, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(tiny_flags, tmp_path):
+    flags = ["--evaluate.every", "32", "--evaluate.num_images", "10", "--evaluate.keep_best", "kid_efficientnet_lite0"]
+    plain("train.py", *tiny_flags("one", *flags), cwd=tmp_path)
+    launched(2, "train.py", *tiny_flags("two", *flags), cwd=tmp_path)
+
+    def scores(folder: Path) -> list[dict]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if "evaluation_num_images" in line]
+
+    one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
+    assert [line["images"] for line in one] == [line["images"] for line in two] == [32, 64]
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs.keys() == ours.keys()
+        assert theirs["fd_efficientnet_lite0"] == pytest.approx(ours["fd_efficientnet_lite0"], rel=1e-2)
+    best = [json.loads((tmp_path / name / "checkpoints/best").read_text()) for name in ("one", "two")]
+    assert best[0]["checkpoint"] == best[1]["checkpoint"]
+
+
+def test_a_signal_breaks_off_an_evaluation_on_two_processes(tiny_flags, tmp_path):
+    """Within a batch of samples; what belongs to that number of images is left to the resumed run."""
+    flags = tiny_flags("run", "--evaluate.every", "32", "--evaluate.num_images", "100000", "--train.log_every", "8")
+    process = start(
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(ROOT / "train.py"),
+        *flags, cwd=tmp_path,
+    )  # fmt: skip
+    for _ in range(1200):
+        if process.poll() is not None or list((tmp_path / "cache").glob("reference-*.safetensors")):
+            break
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert "stopped at 32 images, checkpoint written; the same command resumes the run" in out, err
+    assert (tmp_path / "run/checkpoints/000000032/manifest.json").is_file()
+    assert losses(tmp_path / "run") and "32," not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_without_a_launcher_a_program_can_become_several_processes(tmp_path):
+    """Each with one thread; the status of the first to fail is the program's."""
+    (tmp_path / "program.py").write_text(
+        "import os, sys\n"
+        "from gnunet.training.launch import run_as_processes\n"
+        "if (status := run_as_processes(2)) is not None:\n"
+        "    sys.exit(status)\n"
+        "print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'])\n"
+        "sys.exit(int(sys.argv[1]) if os.environ['RANK'] == '1' else 0)\n"
+    )
+    assert "rank 1 of 2 1" in run(sys.executable, "program.py", "7", cwd=tmp_path, status=7)
+
+
 def wait_for_losses(folder: Path, process: subprocess.Popen) -> None:
     """Until the run has logged twice."""
     for _ in range(1200):

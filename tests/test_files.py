@@ -1,6 +1,6 @@
 import pytest
 
-from gnunet.training.files import new_folder, remove_folder, write_file
+from gnunet.files import new_folder, remove_folder, write_file
 
 
 def names(folder):

@@ -1,0 +1,113 @@
+"""Metrics of a set of images against reference images, from names to numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gnunet.data.table import ImageTable
+from gnunet.errors import DataError
+from gnunet.evaluation.extractors import Extractor, load_extractor
+from gnunet.evaluation.features import CHUNK, Gather, Images, alone, collect_statistics
+from gnunet.evaluation.metrics import Metric, compute_metrics
+from gnunet.evaluation.reference import Reference, reference_statistics
+
+
+def load_extractors(
+    metrics: Sequence[Metric],
+    *,
+    sources: Mapping[str, str],
+    weights: Mapping[str, str],
+    device: torch.device | str = "cpu",
+) -> dict[str, Extractor]:
+    """The extractors that metrics need, by name.
+
+    Args:
+        metrics: what will be computed.
+        sources: the user's own extractors, see `load_user_extractor`.
+        weights: files of weights that are not in their extractor's own place.
+        device: where they will run.
+
+    Raises:
+        ConfigError: a package or file is missing; says what to install or put where.
+    """
+    return {
+        name: load_extractor(name, source=sources.get(name), weights=weights.get(name), device=device)
+        for name in dict.fromkeys(metric.extractor for metric in metrics)
+    }
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Measures images against reference images; see `make_scorer`."""
+
+    metrics: Sequence[Metric]
+    extractors: Mapping[str, Extractor]
+    references: Mapping[str, Reference]
+
+    @property
+    def num_features(self) -> dict[str, int]:
+        """Features of each extractor."""
+        return {name: len(reference.statistics.moments.mean) for name, reference in self.references.items()}
+
+    def score(
+        self,
+        images: Images,
+        num_images: int,
+        *,
+        chunk: int = CHUNK,
+        rank: int = 0,
+        world_size: int = 1,
+        gather: Gather = alone,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, float]:
+        """The metrics of images 0..num_images-1, the same on every process; see `compute_metrics`.
+
+        Args and errors: see `stream_features`.
+        """
+        statistics = collect_statistics(
+            images, num_images, list(self.extractors.values()),
+            chunk=chunk, rank=rank, world_size=world_size, gather=gather, progress=progress,
+        )  # fmt: skip
+        return compute_metrics(self.metrics, dict(zip(self.extractors, statistics, strict=True)), self.references)
+
+
+def make_scorer(
+    metrics: Sequence[Metric],
+    extractors: Mapping[str, Extractor],
+    table: ImageTable,
+    rows: np.ndarray,
+    folder: Path,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Gather = alone,
+    progress: Callable[[int], None] | None = None,
+) -> Scorer:
+    """What measures images against the rows of a table.
+
+    Args:
+        metrics: what to compute.
+        extractors: the ones that the metrics need.
+        table, rows, folder, rank, world_size, gather, progress: see `reference_statistics`.
+
+    Raises:
+        DataError: too few rows; see `reference_statistics`.
+    """
+    check_reference(metrics, len(rows))
+    references = {
+        name: reference_statistics(
+            table, rows, extractor, folder, rank=rank, world_size=world_size, gather=gather, progress=progress
+        )
+        for name, extractor in extractors.items()
+    }
+    return Scorer(metrics, extractors, references)
+
+
+def check_reference(metrics: Sequence[Metric], num_images: int) -> None:
+    """Refuse, by a DataError, fewer reference images than metrics need."""
+    for metric in metrics:
+        if num_images < metric.least_images:
+            raise DataError(f"{metric.name} needs at least {metric.least_images} reference images; given {num_images}")

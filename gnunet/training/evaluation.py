@@ -1,0 +1,158 @@
+"""Evaluation in training: metrics of the averaged weights' samples, and which checkpoint is the best."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from gnunet.config import EvaluateConfig
+from gnunet.data.cache import cache_folder
+from gnunet.evaluation import Metric, check_reference, find_metrics, load_extractors, make_scorer
+from gnunet.evaluation.extractors import EXTRACTORS
+from gnunet.evaluation.features import Images
+from gnunet.evaluation.threads import one_thread
+from gnunet.training.checkpoint import TrainState
+from gnunet.training.loading import Sampleable
+from gnunet.training.progress import Display
+from gnunet.training.session import Session
+from gnunet.training.stopping import StopRequest
+
+
+def chosen_metrics(evaluate: EvaluateConfig) -> list[Metric]:
+    """The metrics that a configuration names."""
+    return find_metrics(list(dict.fromkeys(evaluate.metrics)), [*EXTRACTORS, *evaluate.extractors])
+
+
+def check_extractors(evaluate: EvaluateConfig) -> None:
+    """Load what evaluations will need and let go of it again, so that what is missing is found before training.
+
+    Raises:
+        ConfigError: a package or a file is missing, with what to install or put where.
+    """
+    if evaluate.every is not None:
+        load_extractors(chosen_metrics(evaluate), sources=evaluate.extractors, weights=evaluate.weights)
+
+
+def processes_of(accelerator: Accelerator) -> dict[str, Any]:
+    """`rank`, `world_size` and `gather`, as functions of gnunet.evaluation take them."""
+    return {
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "gather": accelerator.gather,
+    }
+
+
+def sampled(model: Sampleable, accelerator: Accelerator) -> Images:
+    """The images of a model as something to measure: image i is sample.py's.
+
+    On a CPU in one thread, since the bits depend on the number of threads, and that on the launch.
+    """
+
+    def images(indices: range) -> Any:
+        with one_thread():
+            return model.sample(indices, accelerator)
+
+    return images
+
+
+def settings_of(model: Sampleable) -> dict[str, Any]:
+    """What decides the samples of a model besides its weights and their number, as records name it."""
+    sampling = model.sampling
+    return {
+        "sampler": model.process.check_sampler(sampling.sampler, sampling.steps),
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "batch_size": sampling.batch_size,
+        "seed": model.seed,
+    }
+
+
+class _Stopped(Exception):
+    """Some process was asked to stop; raised on every process after the same round."""
+
+
+def evaluate(session: Session, images_seen: int, *, stop: StopRequest, display: Display) -> dict[str, Any] | None:
+    """Measure the averaged weights' samples against the training images, all processes together.
+
+    Each process samples whole batches in turn; after each round of batches the processes exchange features, and
+    whether one of them was asked to stop. Extractors are loaded for the time of an evaluation only: the memory that
+    training has is what it would have without.
+
+    Returns:
+        The line of metrics.jsonl, the same on every process but for what different devices may compute; None where
+        a stop was asked for meanwhile.
+
+    Raises:
+        DataError: fewer training images than the metrics need.
+    """
+    config, accelerator = session.config, session.accelerator
+    settings, model, rows = config.evaluate, session.averaged, session.examples.rows
+    processes = processes_of(accelerator)
+
+    def progress_of(what: str, total: int) -> Callable[[int], None]:
+        def progress(done: int) -> None:
+            asked = torch.tensor([float(stop.signum is not None)], device=accelerator.device)
+            if accelerator.gather(asked).any():
+                raise _Stopped
+            display.progress(what, done, total)
+
+        return progress
+
+    metrics = chosen_metrics(settings)
+    try:
+        scorer = make_scorer(
+            metrics,
+            load_extractors(
+                metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
+            ),
+            session.examples.table, rows, cache_folder(config.data.cache_dir), **processes,
+            progress=progress_of("evaluating: training images", len(rows)),
+        )  # fmt: skip
+        values = scorer.score(
+            sampled(model, accelerator), settings.num_images, chunk=model.sampling.batch_size, **processes,
+            progress=progress_of("evaluating: samples", settings.num_images),
+        )  # fmt: skip
+    except _Stopped:
+        return None
+    about = {
+        "num_images": settings.num_images,
+        **settings_of(model),
+        "reference": session.examples.table.fingerprint[:16],
+        "reference_images": len(rows),
+    }
+    return {"images": images_seen, **values, **{f"evaluation_{name}": value for name, value in about.items()}}
+
+
+def check_enough_images(session: Session) -> None:
+    """Refuse, by a DataError, fewer training images than the metrics need, before training."""
+    if session.config.evaluate.every is not None:
+        check_reference(chosen_metrics(session.config.evaluate), len(session.examples.rows))
+
+
+def shown_scores(values: dict[str, Any], metrics: list[str]) -> dict[str, str]:
+    """The metrics of a line as a person reads them."""
+    shown = {}
+    for name in metrics:
+        error = values.get(f"{name}_standard_error")
+        shown[name] = f"{values[name]:.5g}" + ("" if error is None else f" (standard error {error:.2g})")
+    return {**shown, "n": str(values["evaluation_num_images"])}
+
+
+def note_best(state: TrainState, evaluate: EvaluateConfig, values: dict[str, Any]) -> bool:
+    """Note in `state` a value of evaluate.keep_best that is better than all before; says whether there was one.
+
+    The main process decides, since processes on different devices may differ in the last digits.
+    """
+    name = evaluate.keep_best
+    if name is None or name not in values:
+        return False
+    higher = any(metric.higher_is_better for metric in chosen_metrics(evaluate) if metric.name == name)
+    value, before = values[name], state.best.get("value")
+    better = math.isfinite(value) and (before is None or (value > before if higher else value < before))
+    better, value = broadcast_object_list([better, value])
+    if better:
+        state.best = {"images": state.images, "metric": name, "value": value}
+    return better

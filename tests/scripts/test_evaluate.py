@@ -1,0 +1,324 @@
+"""scripts/evaluate.py as its users run it: models, folders, launches, interruptions, and what it refuses."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gnunet.training import fit, launch
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "evaluate.py"
+
+
+class Coarse(torch.nn.Module):
+    """The means of quarters of an image: cheap features."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+
+
+@pytest.fixture(scope="session")
+def coarse(tmp_path_factory):
+    """Arguments that measure by a TorchScript file of Coarse."""
+    file = tmp_path_factory.mktemp("extractor") / "coarse.pt"
+    torch.jit.script(Coarse()).save(str(file))
+    names = [f"{statistic}_coarse" for statistic in ("fd", "kid", "precision", "recall")]
+    return ["--extractors", f"coarse={file}", "--metrics", *names]
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch, capsys):
+    """Runs the script in this process, with the caches in the test's folder; gives its output and metrics.json."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setenv("GNUNET_CACHE", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments, status: int = 0, out: str = "out") -> tuple[str, dict]:
+        found = module.main([*map(str, arguments), "--out", str(tmp_path / out)])
+        output = capsys.readouterr()
+        assert found == status, output.err
+        file = tmp_path / out / "metrics.json"
+        return output.out + output.err, json.loads(file.read_text()) if file.exists() else {}
+
+    return run
+
+
+@pytest.fixture
+def trained(tiny, tmp_path):
+    """A finished tiny run."""
+    fit(tiny("run"))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Writes a folder of 24 noised copies of the same pictures of 8 x 8."""
+
+    def write(name: str, noise: float = 0, channels: int = 3) -> Path:
+        rng = np.random.default_rng(0)
+        clean = rng.integers(96, 160, (24, 8, 8, channels))
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, image in enumerate(clean + noise * rng.standard_normal(clean.shape) ** 2):
+            pixels = image.clip(0, 255).round().astype(np.uint8)
+            Image.fromarray(pixels.squeeze()).save(folder / f"{i:02d}.png")
+        return folder
+
+    return write
+
+
+def means(record: dict) -> dict[str, float]:
+    return {name: entry["mean"] for name, entry in record["metrics"].items()}
+
+
+class TestFolders:
+    def test_against_itself_and_its_noised_copies(self, evaluate, pictures, coarse):
+        clean = pictures("clean")
+        out, record = evaluate(clean, "--reference", clean, *coarse)
+        assert means(record) == {
+            "fd_coarse": pytest.approx(0, abs=1e-12), "kid_coarse": pytest.approx(0, abs=1e-12),
+            "precision_coarse": 1, "recall_coarse": 1,
+        }  # fmt: skip
+        assert "clean: n = 24" in out and f"against {clean}: 24 images of 8 x 8" in out
+        assert "fd_coarse of 24 images against 24 is biased upwards" in out
+        found = [means(record)]
+        for noise in (5, 10, 20):
+            found.append(means(evaluate(pictures(f"noise{noise}", noise), "--reference", clean, *coarse)[1]))
+        for name in ("fd_coarse", "kid_coarse"):
+            values = [each[name] for each in found]
+            assert values == sorted(values) and len(set(values)) == 4
+
+    def test_by_the_packaged_extractor(self, evaluate, pictures):
+        clean = pictures("clean")
+        _, record = evaluate(clean, "--reference", clean)
+        assert means(record) == {
+            "kid_efficientnet_lite0": pytest.approx(0, abs=1e-9), "fd_efficientnet_lite0": pytest.approx(0, abs=1e-6),
+        }  # fmt: skip
+        (note,) = record["notes"]
+        assert "fewer images than the 1280 features prefer kid_efficientnet_lite0" in note
+
+    def test_repeats_take_other_images(self, evaluate, pictures, coarse):
+        clean, noised = pictures("clean"), pictures("noised", 10)
+        out, record = evaluate(noised, "--reference", clean, *coarse, "--repeat", 3, "--num_images", 8)
+        entry = record["metrics"]["fd_coarse"]
+        assert record["repeats"] == 3 and record["num_images"] == 8 and "3 times n = 8" in out
+        assert len(set(entry["values"])) == 3
+        assert entry["mean"] == pytest.approx(np.mean(entry["values"]))
+        assert entry["standard_deviation"] == pytest.approx(np.std(entry["values"], ddof=1))
+        assert len(record["metrics"]["kid_coarse"]["standard_errors"]) == 3
+        part = noised.parent / "part"
+        part.mkdir()
+        for i in range(1, 24, 3):  # the second of three
+            (noised / f"{i:02d}.png").rename(part / f"{i:02d}.png")
+        _, alone = evaluate(part, "--reference", clean, *coarse)
+        assert alone["metrics"]["fd_coarse"]["mean"] == pytest.approx(entry["values"][1])
+
+    def test_grey_images_are_compared_in_grey(self, evaluate, pictures, coarse):
+        grey = pictures("grey", channels=1)
+        _, record = evaluate(grey, "--reference", pictures("colour"), *coarse)
+        assert record["reference"]["channels"] == record["images"]["channels"] == 1
+
+    def test_nearest(self, evaluate, pictures, coarse, tmp_path):
+        """Copies of training images are told from fresh ones, and each copy's nearest is its original."""
+        clean = pictures("clean")
+        out, record = evaluate(pictures("copies", 0.3), "--reference", clean, *coarse, "--nearest", 2)
+        nearest = record["nearest"]
+        assert [row[0] for row in nearest["rows"]] == list(range(24))
+        assert nearest["near_share"] == 1 and nearest["distance_ratio"] < 0.1 and "near share     1 " in out
+        with Image.open(tmp_path / "out" / "nearest.png") as picture:
+            assert picture.size == (3 * 96 + 10, 24 * (96 + 14 + 2))
+        _, record = evaluate(pictures("other", 20), "--reference", clean, *coarse, "--nearest", 2)
+        assert record["nearest"]["near_share"] < 0.2 and record["nearest"]["distance_ratio"] > 0.8
+
+    def test_refusals(self, evaluate, pictures, coarse, tmp_path):
+        clean = pictures("clean")
+
+        def refused(*arguments) -> str:
+            out, record = evaluate(*arguments, status=2)
+            assert not record and "Traceback" not in out
+            return out
+
+        (tmp_path / "empty").mkdir()
+        assert f"{tmp_path / 'empty'} holds no image files" in refused(tmp_path / "empty", "--reference", clean)
+        assert "there is no such folder" in refused(tmp_path / "nowhere", "--reference", clean)
+        assert "--reference: needed" in refused(clean, *coarse)
+        assert "there is no such file or folder" in refused(clean, *coarse, "--reference", "./nowhere")
+        assert "did you mean fd_coarse?" in refused(clean, *coarse[:2], "--metrics", "fd_corse", "--reference", clean)
+        assert "at most 12" in refused(clean, "--reference", clean, *coarse, "--repeat", 2, "--num_images", 20)
+        assert "at least 4, which precision" in refused(clean, "--reference", clean, *coarse, "--num_images", 3)
+        assert "--nearest: given 24; valid: below the 24" in refused(
+            clean, "--reference", clean, *coarse, "--nearest", 24
+        )
+        (tmp_path / "two").mkdir()
+        for i in range(2):
+            (tmp_path / "two" / f"{i}.png").write_bytes((clean / "00.png").read_bytes())
+        assert "kid_coarse needs at least 3 reference images; given 2" in refused(
+            clean, "--reference", tmp_path / "two", *coarse
+        )
+        torn = refused(clean, "--reference", clean, *coarse[:1], f"coarse={clean / '00.png'}", *coarse[2:])
+        assert "is no TorchScript file" in torn
+        no_weights = ["--metrics", "fd_dinov2", "--extractor_weights", f"dinov2={tmp_path / 'absent.pth'}"]
+        assert "absent.pth; the published ones are https://" in refused(clean, "--reference", clean, *no_weights)
+        assert refused(clean, "--validation_loss").count("--validation_loss needs a run or a checkpoint") == 1
+
+        small = tmp_path / "small"
+        small.mkdir()
+        Image.new("RGB", (4, 4)).save(small / "tiny.png")
+        assert "tiny.png is 4 x 4, smaller than the 8 x 8 of clean" in refused(clean, "--reference", small, *coarse)
+        Image.new("RGB", (16, 16)).save(clean / "odd.png")
+        assert "odd.png is 16 x 16, but" in refused(clean, "--reference", clean, *coarse)
+        _, record = evaluate(clean, "--reference", clean, *coarse, "--resolution", 4)
+        assert record["num_images"] == 25 and record["images"]["resolution"] == 4
+
+
+class TestModels:
+    def test_is_what_its_samples_folder_gives(self, evaluate, trained, coarse, tmp_path):
+        """Image i is sample.py's: a run and the folder of its samples measure the same."""
+        out, record = evaluate(trained, "--num_images", 10, *coarse)
+        assert record["images"] == {
+            "resolution": 16, "channels": 3, "sampler": "euler", "steps": 4, "guidance": 1.0, "batch_size": 4,
+            "seeds": [0],
+        }  # fmt: skip
+        assert record["reference"]["num_images"] == 16 and record["num_images"] == 10
+        assert "run-000000064 (euler, 4 steps, guidance 1, seed 0): n = 10" in out
+        spec = importlib.util.spec_from_file_location("sample_script", ROOT / "scripts" / "sample.py")
+        sample = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sample)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            assert sample.main([str(trained), "--num_images", "10", "--out", str(tmp_path / "samples")]) == 0
+        finally:
+            torch.set_num_threads(threads)
+        _, of_folder = evaluate(tmp_path / "samples", "--reference", trained, *coarse)
+        assert of_folder["num_images"] == 10  # the grid beside them is no sample
+        assert means(of_folder) == pytest.approx(means(record), rel=1e-9)
+        assert of_folder["reference"]["fingerprint"] == record["reference"]["fingerprint"]
+
+    def test_settings_and_seeds(self, evaluate, trained, coarse):
+        _, plain = evaluate(trained, "--num_images", 6, *coarse)
+        _, again = evaluate(trained / "checkpoints" / "000000064", "--num_images", 6, *coarse)
+        assert again["metrics"] == plain["metrics"]
+        _, twice = evaluate(trained, "--num_images", 6, *coarse, "--repeat", 2)
+        assert twice["images"]["seeds"] == [0, 1]
+        assert twice["metrics"]["fd_coarse"]["values"][0] == plain["metrics"]["fd_coarse"]["mean"]
+        _, second = evaluate(trained, "--num_images", 6, *coarse, "--seed", 1)
+        assert twice["metrics"]["fd_coarse"]["values"][1] == second["metrics"]["fd_coarse"]["mean"]
+        for flags in (["--steps", 2], ["--sampler", "heun"], ["--guidance", 3], ["--weights", "raw"]):
+            _, other = evaluate(trained, "--num_images", 6, *coarse, *flags)
+            assert other["metrics"] != plain["metrics"]
+        assert other["name"] == "run-000000064-raw"
+
+    def test_diffusers_folders_and_other_references(self, evaluate, trained, coarse, images, pictures):
+        flags = ["--num_images", 6, "--steps", 4, "--batch_size", 4, *coarse]
+        _, exported = evaluate(trained / "model", *flags, "--reference", images)
+        _, run = evaluate(trained, *flags, "--reference", images)
+        assert exported["metrics"] == run["metrics"] and run["reference"]["num_images"] == 20
+        out, _ = evaluate(trained / "model", *flags, status=2)
+        assert "--reference: needed, since model does not know its training images" in out
+        out, _ = evaluate(pictures("small"), "--reference", trained, *coarse, status=2)
+        assert "trains on RGB images of 16 x 16, but small has RGB images of 8 x 8" in out
+        out, _ = evaluate(trained, *coarse, "--sampler", "ddim", status=2)
+        assert "flow has no sampler 'ddim'; valid: euler, heun" in out
+
+    def test_other_training_images_are_refused(self, evaluate, trained, coarse, images):
+        extra = images / "dark" / "new.png"
+        Image.new("RGB", (16, 16)).save(extra)
+        try:
+            out, _ = evaluate(trained, "--num_images", 6, *coarse, status=2)
+        finally:
+            extra.unlink()
+        assert "these are not the images that run-000000064 was trained on" in out
+
+    def test_validation_loss(self, evaluate, trained, tmp_path):
+        out, _ = evaluate(trained, "--validation_loss")
+        record = json.loads((tmp_path / "out" / "validation_loss.json").read_text())
+        logged = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+        assert record["bank"]["fingerprint"].startswith(logged["validation_bank"]) and logged["validation_bank"] in out
+        averaged, raw = record["weights"]["ema"], record["weights"]["raw"]
+        assert averaged["validation_loss"] == pytest.approx(logged["validation_loss"], rel=1e-6)
+        assert averaged["by_log_snr"] == pytest.approx(logged["validation_loss_by_log_snr"], rel=1e-5)
+        assert raw["validation_loss"] != averaged["validation_loss"] and raw["standard_error"] > 0
+        assert [len(raw[key]) for key in ("by_log_snr", "by_log_snr_standard_errors")] == [4, 4]
+        assert record["bank"]["bins"] == [[-8, -4], [-4, 0], [0, 4], [4, 8]] and "-8 to -4" in out
+        assert f"{averaged['validation_loss']:.5f}" in out
+
+
+def start(*command: str, cwd: Path) -> subprocess.Popen:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "GNUNET_CACHE": str(cwd / "cache")}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_1_2_and_4_processes_give_the_same_bytes(evaluate, trained, coarse, tmp_path):
+    arguments = [str(trained), "--num_images", "18", "--repeat", "2", "--nearest", "2", *coarse]
+    evaluate(*arguments, out="1")
+    for processes in ("2", "4"):
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes]
+        process = start(*launch, str(SCRIPT), *arguments, "--out", processes, cwd=tmp_path)
+        out, err = process.communicate(timeout=280)
+        assert process.returncode == 0, f"{out}\n{err}"
+        assert out.count("run-000000064 (euler") == 1  # one process prints
+        for name in ("metrics.json", "nearest.png"):
+            assert (tmp_path / processes / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_evaluation_starts_again(evaluate, trained, coarse, tmp_path, number):
+    command = [str(trained), "--num_images", "120", "--steps", "2000", *coarse]
+    process = start(sys.executable, str(SCRIPT), *command, "--out", "killed", cwd=tmp_path)
+    for _ in range(1200):
+        if process.poll() is not None or list((tmp_path / "cache").glob("reference-*.safetensors")):
+            break
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.5)  # it samples
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number) and "Traceback" not in err
+    assert list((tmp_path / "killed").iterdir()) == []
+    command[2], command[4] = "10", "4"
+    _, after = evaluate(*command, out="killed")
+    (tmp_path / "cache").rename(tmp_path / "old_cache")
+    _, fresh = evaluate(*command, out="fresh")
+    assert after == fresh
+
+
+def test_a_plain_start_takes_the_cores(evaluate, trained, coarse, monkeypatch):
+    """On a CPU, a process for each 128 images; never where a launcher has decided."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3), raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    started = []
+
+    def elastic_launch(config, entry):
+        started.append(config.nproc_per_node)
+        return lambda *arguments: None
+
+    monkeypatch.setattr(launch, "elastic_launch", elastic_launch)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    evaluate(trained, "--num_images", 150, "--repeat", 2, *coarse)
+    evaluate(trained, "--num_images", 5000, *coarse)
+    assert started == [2, 3]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr("gnunet.training.evaluation.Sampleable.sample", lambda self, indices, _: np.random.default_rng(
+        len(indices)).integers(0, 256, (len(indices), 16, 16, 3), np.uint8))  # fmt: skip
+    evaluate(trained, "--num_images", 300, *coarse)
+    assert len(started) == 2

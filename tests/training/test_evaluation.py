@@ -1,0 +1,242 @@
+"""Evaluation in training: what it writes, that signals and resuming change no bit of it, and the best checkpoint."""
+
+import json
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gnunet.config import EvaluateConfig
+from gnunet.errors import CheckpointError, ConfigError, DataError
+from gnunet.training import evaluation, fit, progress, trainer
+from gnunet.training.checkpoint import TrainState, list_checkpoints
+from gnunet.training.evaluation import note_best
+from gnunet.training.loading import find_checkpoint, is_sampleable, open_sampleable
+from gnunet.training.session import Session
+
+EXTRACTOR = """
+import torch
+
+class Coarse(torch.nn.Module):
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+"""
+NAME = "fd_coarse"
+
+
+@pytest.fixture
+def evaluated(tiny, tmp_path, monkeypatch):
+    """The tiny run, evaluated every 32 images by a small extractor; more flags behind."""
+    (tmp_path / "tiny_extractor.py").write_text(EXTRACTOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = [
+        "--evaluate.every", "32", "--evaluate.num_images", "6", "--evaluate.metrics", NAME, "kid_coarse",
+        "--evaluate.extractors", "{coarse: 'tiny_extractor:Coarse'}",
+    ]  # fmt: skip
+    return lambda name, *more: tiny(name, *flags, *more)
+
+
+def lines(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluations(run) -> list[dict]:
+    return [line for line in lines(run) if NAME in line]
+
+
+@pytest.fixture
+def stop_after():
+    """Make the run receive SIGTERM after so many rounds of an evaluation; gives the patch to undo."""
+    patch = pytest.MonkeyPatch()
+
+    def arrange(what: str, rounds: int) -> pytest.MonkeyPatch:
+        seen = [0]
+        show = progress.Display.progress
+
+        def counted(self, text, done, total):
+            show(self, text, done, total)
+            seen[0] += what in text
+            if seen[0] == rounds:
+                signal.raise_signal(signal.SIGTERM)
+
+        patch.setattr(progress.Display, "progress", counted)
+        return patch
+
+    yield arrange
+    patch.undo()
+
+
+def test_a_run_writes_what_it_measured_and_how(evaluated, tmp_path):
+    assert fit(evaluated("run")) == 0
+    found = evaluations(tmp_path / "run")
+    assert [line["images"] for line in found] == [32, 64]
+    for line in found:
+        assert len(line.pop("evaluation_reference")) == 16
+        assert line[NAME] > 0 and line["kid_coarse_standard_error"] > 0
+        assert {key: value for key, value in line.items() if key.startswith("evaluation_")} == {
+            "evaluation_num_images": 6, "evaluation_sampler": "euler", "evaluation_steps": 4,
+            "evaluation_guidance": 1.0, "evaluation_batch_size": 4, "evaluation_seed": 0,
+            "evaluation_reference_images": 16,
+        }  # fmt: skip
+    assert found[0][NAME] != found[1][NAME]
+
+
+def test_the_numbers_are_those_of_sampling_the_checkpoint(evaluated, tmp_path):
+    """Rule 3: what is scored are the images that anybody samples from the checkpoint."""
+    config = evaluated("run")
+    fit(config)
+    session = trainer.build(config, trainer.make_accelerator(config))
+    open_weights = open_sampleable(tmp_path / "run").network.state_dict()
+    session.ema.model.load_state_dict(open_weights)
+    again = evaluation.evaluate(session, 64, stop=SimpleNamespace(signum=None), display=quiet())
+    assert again == evaluations(tmp_path / "run")[-1]
+
+
+def quiet() -> progress.Display:
+    return progress.Display(images=0, total=1, run_dir="", enabled=False)
+
+
+def test_evaluation_changes_nothing_of_the_training(tiny, evaluated, tmp_path):
+    fit(tiny("without"))
+    fit(evaluated("with"))
+    final = "checkpoints/000000064/ema.safetensors"
+    assert (tmp_path / "with" / final).read_bytes() == (tmp_path / "without" / final).read_bytes()
+    assert [line for line in lines(tmp_path / "with") if NAME not in line] == lines(tmp_path / "without")
+
+
+@pytest.mark.parametrize(("what", "rounds"), [("training images", 1), ("samples", 1), ("samples", 3)])
+def test_stopped_in_an_evaluation_and_resumed_is_the_same_run(evaluated, tmp_path, stop_after, what, rounds):
+    """In the reference's statistics; between the batches of the first evaluation; in the second one."""
+    best = ["--evaluate.keep_best", NAME]
+    fit(evaluated("whole", *best, "--data.cache_dir", str(tmp_path / "other_cache")))
+    patched = stop_after(what, rounds)
+    assert fit(evaluated("stopped", *best)) == 128 + signal.SIGTERM
+    patched.undo()
+    seen = 64 if rounds == 3 else 32
+    assert [line["images"] for line in evaluations(tmp_path / "stopped")] == ([32] if seen == 64 else [])
+    assert not [line for line in lines(tmp_path / "stopped") if line["images"] == seen]
+    assert fit(evaluated("stopped", *best)) == 0
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for name in ("metrics.jsonl", "checkpoints/best", "checkpoints/000000064/state.json"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_progress_is_shown(evaluated, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_WORKING_INTERVAL", 0)
+    fit(evaluated("run"))
+    out = capsys.readouterr().out
+    assert "evaluating: training images 16/16" in out and "evaluating: samples 4/6" in out
+    assert f"{NAME} " in out and "kid_coarse " in out and "(standard error " in out and "n 6" in out
+
+
+def test_what_is_missing_is_refused_before_anything_is_built(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "build", lambda *_: pytest.fail("built"))
+    with pytest.raises(ConfigError, match="cannot import Coarse from nowhere_to_be_found"):
+        fit(tiny("run", "--evaluate.every", "8", "--evaluate.metrics", "fd_own", "--evaluate.extractors",
+                 "{own: 'nowhere_to_be_found:Coarse'}"))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"no file of weights .*absent\.pth; the published ones are https"):
+        fit(tiny("run", "--evaluate.every", "8", "--evaluate.metrics", "fd_dinov2", "--evaluate.weights",
+                 f"{{dinov2: {tmp_path / 'absent.pth'}}}"))  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_training_images(evaluated, tmp_path):
+    with pytest.raises(DataError, match="recall_coarse needs at least 4 reference images; given 3"):
+        fit(evaluated("run", "--evaluate.metrics", "recall_coarse", "--data.validation_images", "17"))
+    assert not (tmp_path / "run").exists()
+
+
+class TestBest:
+    def steered(self, monkeypatch, values: dict[int, float]) -> None:
+        """Let a run's validation loss at so many images be what it is told."""
+        measure = trainer.validate
+
+        def validate(session, images):
+            return {**measure(session, images), "validation_loss": values[images]}
+
+        monkeypatch.setattr(trainer, "validate", validate)
+
+    def flags(self, *more: str) -> list[str]:
+        return [
+            "--evaluate.keep_best", "validation_loss", "--train.validate_every", "8", "--train.keep_checkpoints", "1",
+            "--train.checkpoint_every", "0", *more,
+        ]  # fmt: skip
+
+    VALUES = {8: 3.0, 16: float("nan"), 24: 1.0, 32: 2.0, 40: 1.0, 48: 1.5, 56: 0.5, 64: 0.7}
+
+    def test_is_kept_beside_the_newest(self, tiny, tmp_path, monkeypatch):
+        self.steered(monkeypatch, self.VALUES)
+        fit(tiny("run", *self.flags()))
+        folder = tmp_path / "run" / "checkpoints"
+        assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
+        assert json.loads((folder / "best").read_text()) == {
+            "checkpoint": "000000056", "images": 56, "metric": "validation_loss", "value": 0.5,
+        }  # fmt: skip
+        assert is_sampleable(folder / "best") and find_checkpoint(folder / "best") == folder / "000000056"
+        assert open_sampleable(folder / "best").name == "run-000000056"
+        assert open_sampleable(tmp_path / "run").name == "run-000000064"
+
+    @pytest.mark.parametrize("seen", [24, 32, 56])
+    def test_survives_resuming_which_goes_on_from_the_newest(self, tiny, tmp_path, monkeypatch, seen, capsys):
+        self.steered(monkeypatch, self.VALUES)
+        fit(tiny("whole", *self.flags()))
+        step = Session.step
+        monkeypatch.setattr(
+            Session, "step", lambda self, batches, images, *, stop: step(self, batches, images, stop=images == seen)
+        )
+        assert fit(tiny("run", *self.flags())) == 128 + signal.SIGTERM
+        folder = tmp_path / "run" / "checkpoints"
+        newest, best = seen + 8, max(i for i in (8, 24, 56) if i <= seen)
+        assert {path.name for path in list_checkpoints(folder)} == {f"{i:09d}" for i in (best, newest)}
+        monkeypatch.setattr(Session, "step", step)
+        (folder / "best").unlink()  # as if the machine had crashed before it was written
+        assert fit(tiny("run", *self.flags())) == 0
+        assert f"resuming {folder / f'{newest:09d}'}" in capsys.readouterr().out
+        for name in ("metrics.jsonl", "checkpoints/best", "checkpoints/000000064/state.json"):
+            assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
+
+    def test_of_a_metric(self, evaluated, tmp_path):
+        fit(evaluated("run", "--evaluate.keep_best", NAME, "--train.keep_checkpoints", "1"))
+        first, last = evaluations(tmp_path / "run")
+        best = min((first, last), key=lambda line: line[NAME])
+        pointer = json.loads((tmp_path / "run/checkpoints/best").read_text())
+        assert (pointer["images"], pointer["value"]) == (best["images"], best[NAME])
+        assert {path.name for path in list_checkpoints(tmp_path / "run/checkpoints")} == {
+            "000000064", pointer["checkpoint"],
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("name", "values", "kept"),
+        [("fd_x", [3.0, 4.0, 3.0, 2.0], [True, False, False, True]),
+         ("recall_x", [0.5, 0.4, 0.5, 0.6], [True, False, False, True]),
+         ("validation_loss", [float("nan"), 1.0, float("inf"), 0.5], [False, True, False, True])],
+    )  # fmt: skip
+    def test_only_what_is_better_than_all_before(self, name, values, kept):
+        settings = EvaluateConfig(metrics=["fd_x", "recall_x"], extractors={"x": "m:X"}, keep_best=name)
+        state = TrainState()
+        assert [note_best(state, settings, {name: value}) for value in values] == kept
+        assert state.best["value"] == values[-1] and not note_best(state, settings, {"other": 0.0})
+
+    def test_without_its_checkpoint_there_is_no_pointer(self, tiny, tmp_path, monkeypatch):
+        self.steered(monkeypatch, self.VALUES)
+        fit(tiny("run", *self.flags()))
+        folder = tmp_path / "run" / "checkpoints"
+        (folder / "000000056").rename(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match="000000056: manifest.json is missing"):
+            open_sampleable(folder / "best")
+        fit(tiny("run", *self.flags()))
+        assert not (folder / "best").exists()
+        (folder / "best").write_text("{")
+        with pytest.raises(CheckpointError, match="names no checkpoint"):
+            open_sampleable(folder / "best")
+
+
+def test_weights_as_they_train_can_be_opened(tiny, tmp_path):
+    fit(tiny("run"))
+    averaged, raw = open_sampleable(tmp_path / "run"), open_sampleable(tmp_path / "run", "raw")
+    assert (averaged.name, raw.name) == ("run-000000064", "run-000000064-raw")
+    assert not torch.equal(averaged.network.conv_in.weight, raw.network.conv_in.weight)
+    with pytest.raises(CheckpointError, match="one kind of weights; valid: ema"):
+        open_sampleable(tmp_path / "run" / "model", "raw")
