@@ -104,10 +104,12 @@ def backend_names() -> list[str]:
 
 
 def _fastest(x: Tensor) -> str:
-    name = "triton" if x.is_cuda and _reason_against("triton", x) is None else "eager"
+    reason = _reason_against("triton", x) if x.is_cuda else None
+    name = "triton" if x.is_cuda and reason is None else "eager"
     if not torch.compiler.is_compiling() and (x.device.type, name) not in _announced:
         _announced.add((x.device.type, name))
-        logger.info("group_norm_silu: backend 'auto' is %r on %s", name, x.device.type)
+        why = "" if reason is None else f": 'triton' {reason}"
+        logger.info("group_norm_silu: backend 'auto' is %r on %s%s", name, x.device.type, why)
     return name
 
 
@@ -119,6 +121,8 @@ def _reason_against(name: str, x: Tensor) -> str | None:
         return "needs the package triton (pip install triton)"
     if not x.is_cuda and not gpu.IS_INTERPRETED:
         return f"needs a tensor on a GPU, got one on {x.device} (or TRITON_INTERPRET=1, which is slow)"
+    if not gpu.HAS_COMPILER:
+        return "needs a C compiler, with which Triton makes its launchers: install gcc or clang, or set CC"
     if x.dtype == torch.float64:
         return "does not compute in float64"
     return None

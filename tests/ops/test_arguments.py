@@ -67,6 +67,10 @@ def test_triton_says_what_it_lacks(monkeypatch):
         monkeypatch.setattr(module.gpu, "IS_INTERPRETED", False)
         with pytest.raises(ValueError, match="'triton' needs a tensor on a GPU, got one on cpu"):
             group_norm_silu(X, 2, backend="triton")
+        monkeypatch.setattr(module.gpu, "IS_INTERPRETED", True)
+        monkeypatch.setattr(module.gpu, "HAS_COMPILER", False)
+        with pytest.raises(ValueError, match="'triton' needs a C compiler"):
+            group_norm_silu(X, 2, backend="triton")
     monkeypatch.setitem(module.BACKENDS, "triton", None)
     with pytest.raises(ValueError, match="'triton' needs the package triton"):
         group_norm_silu(X, 2, backend="triton")

@@ -5,6 +5,8 @@ On a GPU, and on a CPU where Triton interprets its kernels (TRITON_INTERPRET=1, 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -21,7 +23,10 @@ from . import backward as backward_kernels
 from . import forward as forward_kernels
 from .plan import Chunks, Loop, Shape, Tile, cut, power_of_two
 
-IS_INTERPRETED = not isinstance(forward_kernels.tile, JITFunction)  # so that they run on a CPU
+IS_INTERPRETED = not isinstance(forward_kernels.tile, JITFunction)
+"""Triton's interpreter runs the kernels, on a CPU too."""
+HAS_COMPILER = IS_INTERPRETED or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+"""Triton compiles what launches its kernels with the machine's own C compiler."""
 _MERGED = 1024  # numbers that a program which merges sums reads at once
 _MERGING_WARPS = 4
 _REGISTERS = 65536  # of a multiprocessor, of every NVIDIA GPU that Triton knows
