@@ -81,9 +81,7 @@ def _attention(config: "Config") -> Iterator[Problem]:
     model = config.model
     head = model.attention_head_dim
     channels = model.block_out_channels
-    blocks = zip(
-        [*channels, *reversed(channels)], [*model.down_block_types, *model.up_block_types], strict=True
-    )
+    blocks = zip([*channels, *reversed(channels)], [*model.down_block_types, *model.up_block_types], strict=True)
     used = {c for c, block in blocks if block.startswith("Attn")}
     if model.mid_block_type and model.add_attention:
         used.add(channels[-1])
@@ -98,11 +96,7 @@ def _groups(config: "Config") -> Iterator[Problem]:
     if norm.kind != "group":
         return
     if (norm.groups is None) == (norm.channels_per_group is None):
-        given = (
-            "null"
-            if norm.groups is None
-            else f"{norm.groups} beside {norm.channels_per_group} channels_per_group"
-        )
+        given = "null" if norm.groups is None else f"{norm.groups} beside {norm.channels_per_group} channels_per_group"
         valid = "a number for one of model.norm.groups and model.norm.channels_per_group, null for the other"
         yield Problem.of("model.norm.groups", given, valid)
         return
@@ -126,9 +120,7 @@ def _divides(path: str, number: int, sites: Sequence[tuple[str, int]]) -> Iterat
         if channels % number:
             failing.setdefault(channels, []).append(layer)
     if failing:
-        layers = "; ".join(
-            f"the {channels} channels of {_some(names)}" for channels, names in failing.items()
-        )
+        layers = "; ".join(f"the {channels} channels of {_some(names)}" for channels, names in failing.items())
         valid = one_of(_divisors(math.gcd(*(channels for _, channels in sites))))
         yield Problem.of(
             path,
@@ -146,9 +138,7 @@ def _some(names: Sequence[str]) -> str:
 def _diffusion(config: "Config") -> Iterator[Problem]:
     diffusion = config.diffusion
     if config.model.time_embedding_type == "fourier" and diffusion.kind != "flow":
-        valid = (
-            f"positional with diffusion.kind {diffusion.kind} (fourier needs timesteps above 0, as flow has)"
-        )
+        valid = f"positional with diffusion.kind {diffusion.kind} (fourier needs timesteps above 0, as flow has)"
         yield Problem.of("model.time_embedding_type", "fourier", valid)
     if diffusion.kind == "ddpm" and diffusion.beta_schedule == "linear":
         yield from _ascending(diffusion, "diffusion", "beta_start", "beta_end")
@@ -163,9 +153,7 @@ def _train(config: "Config") -> Iterator[Problem]:
         valid = f"{divisors}, which divide train.batch_size {train.batch_size}; or null"
         yield Problem.of("train.micro_batch_size", str(train.micro_batch_size), valid)
     if train.lr_schedule == "inverse_sqrt" and train.lr_decay_start is None and train.warmup_images == 0:
-        valid = (
-            "a whole number, at least 1; or train.warmup_images above 0 (for train.lr_schedule inverse_sqrt)"
-        )
+        valid = "a whole number, at least 1; or train.warmup_images above 0 (for train.lr_schedule inverse_sqrt)"
         yield Problem.of("train.lr_decay_start", "null", valid)
 
 

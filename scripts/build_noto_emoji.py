@@ -39,9 +39,7 @@ TEXT_COLUMNS = ["name", "category", "subcategory", "skin_tone"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tgz", type=Path, nargs="?", metavar="TGZ", help="package; default: run npm pack")
     parser.add_argument("--check", action="store_true", help="compare with the committed file, write nothing")
     arguments = parser.parse_args()

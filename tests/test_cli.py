@@ -146,9 +146,7 @@ def test_keys_that_do_not_belong_to_a_kind_are_refused(files) -> None:
     assert "sampling.sampler: given ddim (command line); valid: heun, euler or dpm++" in text
     files(edm="diffusion: {kind: edm}")
     assert "(late.yaml)" in message("--config", "edm.yaml", "late.yaml")
-    assert "diffusion.bta" in message(
-        "--config", "typo.yaml", "--diffusion.kind", "edm"
-    )  # not a key of any kind
+    assert "diffusion.bta" in message("--config", "typo.yaml", "--diffusion.kind", "edm")  # not a key of any kind
 
 
 # (flags, the same in a file, what the message has): a file and a flag get the same message.
@@ -279,9 +277,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("flags", "text", "expected"), MISTAKES)
-def test_a_file_and_a_flag_with_one_mistake_get_one_message(
-    files, flags: str, text: str, expected: str
-) -> None:
+def test_a_file_and_a_flag_with_one_mistake_get_one_message(files, flags: str, text: str, expected: str) -> None:
     files(bad=text)
     from_flag, from_file = message(*flags.split()), message("--config", "bad.yaml")
     assert expected.replace("?)", "command line)") in from_flag

@@ -173,11 +173,7 @@ def test_guidance_needs_dropped_labels() -> None:
 
 def test_the_groups_that_are_named_are_those_that_divide_every_layer() -> None:
     odd = {**SMALL, "block_out_channels": [12, 30]}
-    named = (
-        message(model={**odd, "norm": {"groups": 5}, "attention_head_dim": None})
-        .split("valid: ")[1]
-        .split(",")[0]
-    )
+    named = message(model={**odd, "norm": {"groups": 5}, "attention_head_dim": None}).split("valid: ")[1].split(",")[0]
     assert "1, 2, 3 or 6".startswith(named)
     for groups in range(1, 31):
         sections = {"model": {**odd, "norm": {"groups": groups}, "attention_head_dim": None}}
@@ -238,9 +234,7 @@ def test_unet_kwargs_build_the_model() -> None:
     assert (model.config.norm_num_groups, model.config.norm["groups"]) == (4, 4)
     without = build(data={**data, "label_drop": 0.0})
     assert unet_kwargs(without, 5)["num_class_embeds"] == 5
-    assert (
-        unet_kwargs(without, None)["num_class_embeds"] is unet_kwargs(without, 0)["num_class_embeds"] is None
-    )
+    assert unet_kwargs(without, None)["num_class_embeds"] is unet_kwargs(without, 0)["num_class_embeds"] is None
 
 
 @pytest.mark.parametrize("norm", [{"kind": "layer"}, {"kind": "none"}, {"channels_per_group": 4}])
@@ -276,9 +270,7 @@ def values_of(annotation: Any, metadata: tuple = ()) -> st.SearchStrategy:
         low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
         edges = {"exclude_min": "gt" in bounds, "exclude_max": "lt" in bounds}
         return st.floats(low, high, allow_nan=False, allow_infinity=False, **edges)
-    confusing = st.sampled_from(
-        ["no", "1e-4", "null", "~", "0x1F", "1_0", "2024-01-01", "- a", "a: b", "", "<<", "="]
-    )
+    confusing = st.sampled_from(["no", "1e-4", "null", "~", "0x1F", "1_0", "2024-01-01", "- a", "a: b", "", "<<", "="])
     return {
         bool: st.booleans(),
         int: st.integers(bounds.get("ge", -(10**12)), bounds.get("le", 10**12)),
@@ -287,11 +279,7 @@ def values_of(annotation: Any, metadata: tuple = ()) -> st.SearchStrategy:
     }[annotation]
 
 
-LEAVES = [
-    (path, field)
-    for path, field in walk([Config])
-    if not section_types(field.annotation) and path[-1] != "kind"
-]
+LEAVES = [(path, field) for path, field in walk([Config]) if not section_types(field.annotation) and path[-1] != "kind"]
 
 
 @st.composite

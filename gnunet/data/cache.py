@@ -32,9 +32,7 @@ CHUNK_IMAGES = 256
 REPORTED = 20  # broken images that are kept by name
 
 
-def load_images(
-    config: DataConfig, channels: int, *, progress: Callable[[int, int], None] | None = None
-) -> ImageTable:
+def load_images(config: DataConfig, channels: int, *, progress: Callable[[int, int], None] | None = None) -> ImageTable:
     """The images that a configuration asks for, decoded to uint8 and mapped from disk.
 
     The first call decodes; later ones, by any process, find the result in the cache folder
@@ -125,9 +123,7 @@ def _open_cache(folder: Path, on_error: str) -> ImageTable | None:
         labels = np.load(folder / LABELS_FILE, allow_pickle=False) if about["has_labels"] else None
         if list(images.shape) != about["shape"] or (labels is not None and len(labels) != len(images)):
             return None
-        table = ImageTable(
-            images, labels, tuple(about["class_names"]), about["fingerprint"], about["skipped"], folder
-        )
+        table = ImageTable(images, labels, tuple(about["class_names"]), about["fingerprint"], about["skipped"], folder)
         broken = about["broken"]
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None

@@ -31,9 +31,7 @@ class MicroBatchSampler(Sampler[list[int]]):
         ConfigError: sizes that do not divide.
     """
 
-    def __init__(
-        self, first: int, last: int, *, batch_size: int, micro_batch_size: int, rank: int, world_size: int
-    ):
+    def __init__(self, first: int, last: int, *, batch_size: int, micro_batch_size: int, rank: int, world_size: int):
         if batch_size % (unit := micro_batch_size * world_size):
             raise ConfigError(
                 f"train.batch_size is {batch_size}, which does not split into micro-batches of "

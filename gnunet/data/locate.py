@@ -27,9 +27,7 @@ def open_source(source: str, split: str) -> Source:
     if path.is_dir():
         return _open_folder(path, split)
     if source.startswith((".", "/", "~")) or path.suffix in (".parquet", ".arrow") or source.count("/") > 1:
-        raise DataError(
-            f"data.source is {source!r}, but there is no such file or folder (looked at {path.absolute()})"
-        )
+        raise DataError(f"data.source is {source!r}, but there is no such file or folder (looked at {path.absolute()})")
     return tabular.open_hub_dataset(source, split)
 
 

@@ -72,8 +72,7 @@ class ParquetFiles(Tabular):
                 self.features = features
             elif set(features) != set(self.features):
                 raise DataError(
-                    f"{file} has the columns {quoted(list(features))}, but {files[0]} has "
-                    f"{quoted(list(self.features))}"
+                    f"{file} has the columns {quoted(list(features))}, but {files[0]} has {quoted(list(self.features))}"
                 )
             self._rows.append(metadata.num_rows)
         self._starts = np.cumsum([0, *self._rows])
@@ -174,9 +173,7 @@ def open_saved_dataset(folder: Path, split: str) -> Source:
         loaded = datasets.load_from_disk(str(folder))
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
-            raise DataError(
-                f"data.split is {split!r}, which {folder} does not have; it has {quoted(list(loaded))}"
-            )
+            raise DataError(f"data.split is {split!r}, which {folder} does not have; it has {quoted(list(loaded))}")
         loaded = loaded[split]
     return DatasetRows(str(folder), loaded)
 

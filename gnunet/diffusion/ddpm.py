@@ -49,8 +49,7 @@ class DDPM(Process):
             raise ConfigError(f"prediction_type: {config.prediction_type!r} given; valid: {', '.join(names)}")
         if config.variance_type not in ("fixed_small", "fixed_small_log", "fixed_large"):
             raise ConfigError(
-                f"variance_type: {config.variance_type!r} given; "
-                "valid: fixed_small, fixed_small_log, fixed_large"
+                f"variance_type: {config.variance_type!r} given; valid: fixed_small, fixed_small_log, fixed_large"
             )
         self.schedule = schedule
         self.prediction_type = names[config.prediction_type]

@@ -14,9 +14,7 @@ def greys(table) -> list[int]:
 
 
 def test_class_subfolders_give_labels(tmp_path, write_images, config):
-    write_images(
-        tmp_path, {"dog/b.png": 1, "cat/deep/a.PNG": 2, "dog/a.jpeg": 3, ".git/x.png": 4, "dog/.x.png": 5}
-    )
+    write_images(tmp_path, {"dog/b.png": 1, "cat/deep/a.PNG": 2, "dog/a.jpeg": 3, ".git/x.png": 4, "dog/.x.png": 5})
     (tmp_path / "dog" / "notes.txt").write_text("not an image")
     table = load_images(config(tmp_path), 1)
     assert table.class_names == ("cat", "dog")

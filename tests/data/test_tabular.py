@@ -188,9 +188,7 @@ def test_broken_files(tmp_path, config):
 def test_files_with_other_columns(tmp_path, config):
     write(tmp_path / "a.parquet", image=[b""])
     write(tmp_path / "b.parquet", image=[b""], label=[1])
-    with pytest.raises(
-        DataError, match="b.parquet has the columns 'image', 'label', but .*a.parquet has 'image'"
-    ):
+    with pytest.raises(DataError, match="b.parquet has the columns 'image', 'label', but .*a.parquet has 'image'"):
         load_images(config(tmp_path), 1)
 
 

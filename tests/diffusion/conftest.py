@@ -49,9 +49,7 @@ class GaussianOracle(nn.Module):
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         image = self.posterior_mean(x, alpha, sigma)
         noise = (x - alpha * image) / sigma
-        return {"epsilon": noise, "sample": image, "v": alpha * noise - sigma * image}[
-            self.config.prediction_type
-        ]
+        return {"epsilon": noise, "sample": image, "v": alpha * noise - sigma * image}[self.config.prediction_type]
 
     def edm(self, x, time):
         sigma, data = (4 * time).exp(), self.config.sigma_data

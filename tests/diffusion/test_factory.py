@@ -109,9 +109,7 @@ def test_defaults_and_custom_betas():
 
 def test_zero_terminal_snr(gaussian_oracle):
     process = process_from_scheduler(
-        DDPMScheduler(
-            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
-        )
+        DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
     )
     last = process.level(U[-1:] + 1 / 128 - 1e-6)
     assert last.timestep == 999 and last.alpha == 0 and last.sigma == 1 and last.log_snr == -torch.inf

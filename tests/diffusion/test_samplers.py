@@ -96,9 +96,7 @@ def test_ddim_is_diffusers_ddim_where_steps_divide(steps, gaussian_oracle):
     x = start
     for t in theirs.timesteps:
         x = theirs.step(oracle(x, t.float().expand(2))[0], t, x).prev_sample
-    ours = make_process(config).sample(
-        lambda x, timestep: oracle(x, timestep)[0], start, "ddim", steps, generators(2)
-    )
+    ours = make_process(config).sample(lambda x, timestep: oracle(x, timestep)[0], start, "ddim", steps, generators(2))
     torch.testing.assert_close(ours, x, rtol=0, atol=2e-4)
 
 

@@ -45,9 +45,7 @@ class TinyNet(nn.Module):
 
 def draw(indices, config=None, network=None, **changes):
     options = {"resolution": 8, "channels": 3, "seed": 5, "steps": 4, "batch_size": 4} | changes
-    return sample_images(
-        network or TinyNet(), make_process(config or FlowConfig()), indices=indices, **options
-    )
+    return sample_images(network or TinyNet(), make_process(config or FlowConfig()), indices=indices, **options)
 
 
 @pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)

@@ -65,9 +65,7 @@ def test_a_run_leaves_what_the_design_says(tiny, tmp_path):
     validations = [line for line in lines(run) if "validation_loss" in line]
     assert [line["images"] for line in validations] == [32, 64]
     assert all(len(line["validation_loss_by_log_snr"]) == 4 for line in validations)
-    assert {"images_per_second", "memory_mib"} < json.loads(
-        (run / "timing.jsonl").read_text().splitlines()[0]
-    ).keys()
+    assert {"images_per_second", "memory_mib"} < json.loads((run / "timing.jsonl").read_text().splitlines()[0]).keys()
 
 
 def test_running_a_finished_run_again_changes_nothing(tiny, tmp_path):
