@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from gnunet.ops import GroupNormSiLU
+from gnunet.ops.hooks import has_hooks
 
 from .modules import FusedGroupNorm, SiLUInNorm
 from .sites import Site, sites_of
@@ -131,7 +132,7 @@ def _obstacle(owner: nn.Module, site: Site, norms: Sequence[nn.Module], uses: Co
         return f"not every norm in its {type(owner).__name__} is a torch.nn.GroupNorm"
     if any(uses[id(norm)] > 1 for norm in norms):
         return "shared by several modules"
-    if _has_own_forward(owner) or any(_has_own_forward(m) or _has_hooks(m) for m in (activation, *norms)):
+    if _has_own_forward(owner) or any(_has_own_forward(m) or has_hooks(m) for m in (activation, *norms)):
         return "its forward, its SiLU's or its parent's is hooked or replaced"
     if site.stand_in is None and type(owner) is not _fused_block().unfused_class:
         return f"{type(owner).__name__} is a subclass, and its class would have to change"
@@ -164,11 +165,6 @@ def _has_own_forward(module: nn.Module) -> bool:
     """Whether its forward is not its class's. (Where accelerate's hooks were taken off, it is that, bound.)"""
     forward = vars(module).get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return any(getattr(module, kind) for kind in kinds)
 
 
 def _is_group_norm(module: nn.Module) -> bool:

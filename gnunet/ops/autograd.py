@@ -34,42 +34,11 @@ class Implementation(Protocol):
     ) -> Tensor: ...
 
 
-class Operator:
-    """An implementation with a backward of its own.
-
-    Call it for y. `forward` and `backward` are its two halves, outside of autograd, from which a larger node
-    can be built; their arguments and results are those of the functions that `register` was given.
-    """
-
-    def __init__(
-        self, apply: Callable[..., Any], compiled: tuple[Callable[..., Any], ...], eager: tuple[Callable[..., Any], ...]
-    ) -> None:
-        self._apply = apply
-        self._compiled_forward, self._compiled_backward = compiled
-        self._forward, self._backward = eager
-
-    def __call__(self, *inputs: Any) -> Tensor:
-        run = self._compiled_forward if torch.compiler.is_compiling() else self._apply
-        y: Tensor = run(*inputs)[0]
-        return y
-
-    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """-> y, mean, rstd"""
-        run = self._compiled_forward if torch.compiler.is_compiling() else self._forward
-        y, mean, rstd = run(*inputs)
-        return y, mean, rstd
-
-    def backward(self, *inputs: Any) -> list[Tensor]:
-        """-> the gradients asked for"""
-        run = self._compiled_backward if torch.compiler.is_compiling() else self._backward
-        return list(run(*inputs))
-
-
 def register(
     name: str,
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]],
     backward: Callable[..., list[Tensor]],
-) -> Operator:
+) -> Implementation:
     """Make gnunet::NAME and gnunet::NAME_backward and return the differentiable function of the former.
 
     forward(x, num_groups, weight, bias, eps, add, scale, shift, silu) -> y, mean, rstd; y has the strides
@@ -141,7 +110,12 @@ def register(
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return _second_gradients(ctx, grads)
 
-    return Operator(Forward.apply, (compiled_forward, compiled_backward), (forward, backward))
+    def group_norm_silu(*inputs: Any) -> Tensor:
+        run = compiled_forward if torch.compiler.is_compiling() else Forward.apply
+        y: Tensor = run(*inputs)[0]
+        return y
+
+    return group_norm_silu
 
 
 def _forward_fake(x: Tensor, num_groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

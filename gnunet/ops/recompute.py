@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .group_norm_silu import group_norm_silu
+from .hooks import has_hooks
 from .module import GroupNormSiLU
 
 Make: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -73,19 +74,18 @@ def _is_repeatable(norm: nn.Module | None) -> bool:
     """Whether the norm can be called again, with other tensors in its parameters' places."""
     if norm is None:
         return True
-    return isinstance(norm, GroupNormSiLU) and type(norm).forward is GroupNormSiLU.forward and _has_no_hooks(norm)
+    return isinstance(norm, GroupNormSiLU) and type(norm).forward is GroupNormSiLU.forward and _is_unhooked(norm)
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether calling the layer is no more than the operation that its type stands for."""
     if type(layer) in _CONVOLUTIONS:
-        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and _has_no_hooks(layer)
-    return type(layer) is nn.Linear and _has_no_hooks(layer)
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and _is_unhooked(layer)
+    return type(layer) is nn.Linear and _is_unhooked(layer)
 
 
-def _has_no_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return not any(hooks) and "forward" not in vars(module)
+def _is_unhooked(module: nn.Module) -> bool:
+    return not has_hooks(module) and "forward" not in vars(module)
 
 
 @dataclass(frozen=True)
