@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from gnunet import config_checks
 from gnunet.config_checks import accumulation_steps
 from gnunet.config_layers import Layer, inline, read_mapping, resolve, write_mapping
+from gnunet.config_norms import SECTIONS, AnyNormConfig
 from gnunet.config_schema import InvalidConfig, InWords, Path, Section
 
 __all__ = [
@@ -22,9 +23,7 @@ __all__ = [
     "EDMConfig",
     "EvaluateConfig",
     "FlowConfig",
-    "GroupNormConfig",
     "ModelConfig",
-    "PlainNormConfig",
     "SamplingConfig",
     "TrainConfig",
     "ValidationConfig",
@@ -89,46 +88,6 @@ class DataConfig(Section):
     """Folder of the decoded uint8 cache; null means GNUNET_CACHE, or gnunet in the user's cache folder."""
 
 
-class GroupNormConfig(Section):
-    """GroupNorm (Wu & He, 2018)."""
-
-    kind: Literal["group"] = "group"
-    """Which normalization the layers compute."""
-    groups: Positive | None = 32
-    """Number of groups in every layer; null where channels_per_group is given."""
-    channels_per_group: Positive | None = None
-    """Channels in each group, as an alternative to groups."""
-    eps: float = Field(1e-5, gt=0)
-    """Added to the variance inside the root."""
-    backend: Literal["auto", "eager", "reference"] = "auto"
-    """How the layers are computed; never changes what is computed."""
-
-    @classmethod
-    def superseded(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
-        """Let groups take the place of an earlier file's channels_per_group, and the other way round."""
-        for given, stale in (("groups", "channels_per_group"), ("channels_per_group", "groups")):
-            if later.get(given) is not None and stale in earlier:
-                yield (stale,)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_groups_give_way(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("channels_per_group") is not None:
-            return {"groups": None, **data}
-        return data
-
-
-class PlainNormConfig(Section):
-    """Normalizations without a group count."""
-
-    kind: Literal["layer", "instance", "none"] = "layer"
-    """Which normalization the layers compute."""
-    eps: float = Field(1e-5, gt=0)
-    """Added to the variance inside the root."""
-    backend: Literal["auto", "eager", "reference"] = "auto"
-    """How the layers are computed; never changes what is computed."""
-
-
 class ModelConfig(Section):
     """The U-Net, in the names of diffusers' UNet2DModel."""
 
@@ -182,7 +141,7 @@ class ModelConfig(Section):
     """Frequency shift of the sinusoidal embedding (1 in DDPM's original)."""
     flip_sin_to_cos: bool = True
     """Cosines before sines in the sinusoidal embedding."""
-    norm: Annotated[GroupNormConfig | PlainNormConfig, Field(discriminator="kind")] = GroupNormConfig()
+    norm: AnyNormConfig = SECTIONS["group"]()
     """The normalization of every layer."""
     recompute: Literal["none", "norm"] = "none"
     """What backward makes again instead of keeping it: `norm` is what norms and skip connections give to
@@ -436,17 +395,36 @@ def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
             embedding, the last, stands for a dropped label where data.label_drop is above 0.
     """
     model = config.model
-    groups = getattr(model.norm, "groups", None)
     return {
         **model.model_dump(exclude={"norm", "recompute", "gradient_checkpointing"}),
         "sample_size": config.data.resolution,
         "out_channels": model.in_channels,
         "num_class_embeds": num_classes + (config.data.label_drop > 0) if num_classes else None,
-        # UNet2DModel's own keys for the norm; where they cannot say what `norm` says, 1 fits every layer.
-        "norm_num_groups": groups or 1,
-        "norm_eps": model.norm.eps,
-        "norm": model.norm.model_dump(),
+        # UNet2DModel's own keys for the norm, and the groups of overrides that do not say how many.
+        "norm_num_groups": getattr(model.norm, "groups", None) or SECTIONS["group"]().groups,
+        "norm_eps": getattr(model.norm, "eps", 1e-5),
+        "norm": _norm_kwargs(config),
     }
+
+
+def _norm_kwargs(config: Config) -> dict[str, Any]:
+    """model.norm as UNet2D takes it: the edges of noise_bins are timesteps there."""
+    norm = config.model.norm.model_dump()
+    for keys in (norm, *norm["overrides"].values()):
+        if (bins := keys.pop("noise_bins", 1)) > 1:
+            keys["noise_edges"] = _noise_edges(config.diffusion, bins)
+    return norm
+
+
+def _noise_edges(diffusion: DDPMConfig | EDMConfig | FlowConfig, bins: int) -> list[float]:
+    """The timesteps between ranges of the noise level that are equally frequent in training."""
+    # Imported here because they import diffusers, which a mistyped flag need not wait for.
+    import torch
+
+    from gnunet.diffusion import make_process
+
+    shares = torch.arange(1, bins, dtype=torch.float64) / bins
+    return sorted(set(make_process(diffusion).level(shares).timestep.double().tolist()))
 
 
 def _flat(section: Section, prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from gnunet.config_layers import inline
+from gnunet.config_norms import KEYS
 from gnunet.config_schema import Problem, one_of
 from gnunet.errors import ConfigError
 
@@ -25,7 +27,7 @@ SAMPLERS = {
 def problems(config: "Config") -> list[Problem]:
     """Everything in a tree that does not go together; an empty list means that it can be built."""
     levels = list(_levels(config))
-    found = levels or [*_resolution(config), *_attention(config), *_groups(config)]
+    found = levels or [*_resolution(config), *_attention(config), *_norm(config)]
     found = [*found, *_diffusion(config), *_train(config), *_sampling(config), *_validation(config)]
     return [*found, *_evaluate(config)]
 
@@ -91,16 +93,45 @@ def _attention(config: "Config") -> Iterator[Problem]:
         yield Problem.of("model.attention_head_dim", str(head), valid)
 
 
+def _norm(config: "Config") -> Iterator[Problem]:
+    found = [*_overrides(config), *_groups(config)]
+    yield from found
+    if found:
+        return
+    # Imported here because they import diffusers, which a mistyped flag need not wait for.
+    from gnunet.config import unet_kwargs
+    from gnunet.models import check_config, unrepeatable_norms
+
+    arguments = unet_kwargs(config, None)
+    if error := check_config(arguments):
+        yield Problem("model.norm", f"given {inline(config.model.norm.model_dump())}", error)
+    elif config.model.gradient_checkpointing and (sites := unrepeatable_norms(arguments)):
+        valid = (
+            f"false with the norms of {_some(sites)}, whose forward pass in training cannot be run again in backward"
+        )
+        yield Problem.of("model.gradient_checkpointing", "true", valid)
+
+
+def _overrides(config: "Config") -> Iterator[Problem]:
+    valid = [key for key in KEYS if key != "overrides"]
+    for region, keys in config.model.norm.overrides.items():
+        for key in keys:
+            if key not in valid:
+                path = f"model.norm.overrides.{region}.{key}"
+                yield Problem(path, "unknown key", f"valid keys: {', '.join(valid)}")
+
+
 def _groups(config: "Config") -> Iterator[Problem]:
     norm, own = config.model.norm, config.model.attn_norm_num_groups
-    if norm.kind != "group":
+    if not hasattr(norm, "channels_per_group"):
         return
     if (norm.groups is None) == (norm.channels_per_group is None):
         given = "null" if norm.groups is None else f"{norm.groups} beside {norm.channels_per_group} channels_per_group"
         valid = "a number for one of model.norm.groups and model.norm.channels_per_group, null for the other"
         yield Problem.of("model.norm.groups", given, valid)
         return
-    # Imported here because they import torch and diffusers, which a mistyped flag need not wait for.
+    if norm.overrides:
+        return  # the layers do not share one number: the model's own check names the layer
     from gnunet.config import unet_kwargs
     from gnunet.models import norm_sites
 

@@ -3,6 +3,7 @@
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import torch
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -19,10 +20,12 @@ from gnunet.config import (
 )
 from gnunet.config_checks import SAMPLERS
 from gnunet.config_layers import Layer, read_mapping, resolve
+from gnunet.config_norms import SECTIONS
 from gnunet.config_schema import describe_field, section_types, walk
 from gnunet.diffusion import make_process
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D, norm_sites
+from gnunet.norms import NORMS
 
 SMALL = {
     "block_out_channels": [8, 16],
@@ -119,6 +122,26 @@ COMBINATIONS = [
         ["model.norm.groups", "null for the other"],
     ),
     ({"model": {"norm": {"groups": None}}}, ["model.norm.groups: given null"]),
+    ({"model": {"norm": {"kind": "batch", "momentum": 2}}}, ["model.norm.momentum: given 2", "at most 1"]),
+    ({"model": {"norm": {"kind": "batch", "groups": 8}}}, ["model.norm.groups: unknown key", "belongs to kind group"]),
+    ({"model": {"norm": {"overrides": {"decodr": {}}}}}, ["model.norm: given", "'decodr'", "'decoder'", "'32'"]),
+    (
+        {"model": {"norm": {"overrides": {"decoder": {"knd": "none"}}}}},
+        ["model.norm.overrides.decoder.knd: unknown key", "valid keys: kind, groups"],
+    ),
+    (
+        {"model": {"norm": {"overrides": {"decoder": {"kind": "nope"}}}}},
+        ["model.norm: given", "up_blocks.0", "kind must be one of group", "'nope'"],
+    ),
+    (
+        {"model": {"norm": {"overrides": {8: {"groups": 7}}}}},
+        ["model.norm: given", "norm of down_blocks.2", "groups = 7 does not divide 256 channels"],
+    ),
+    ({"model": {"norm": {"overrides": {"middle": 3}}}}, ["model.norm.overrides: given", "a mapping from regions"]),
+    (
+        {"model": {"norm": {"kind": "batch_renorm"}, "gradient_checkpointing": True}},
+        ["model.gradient_checkpointing: given true", "valid: false", "down_blocks.0"],
+    ),
     ({"model": {"time_embedding_type": "fourier"}}, ["model.time_embedding_type", "positional", "ddpm"]),
     (
         {"train": {"batch_size": 24, "micro_batch_size": 7}},
@@ -237,11 +260,48 @@ def test_unet_kwargs_build_the_model() -> None:
     assert unet_kwargs(without, None)["num_class_embeds"] is unet_kwargs(without, 0)["num_class_embeds"] is None
 
 
-@pytest.mark.parametrize("norm", [{"kind": "layer"}, {"kind": "none"}, {"channels_per_group": 4}])
-def test_unet_kwargs_of_norms_without_a_group_count(norm: dict) -> None:
+@pytest.mark.parametrize("norm", [*({"kind": kind} for kind in SECTIONS), {"channels_per_group": 4}])
+def test_every_kind_of_norm_is_configured_and_built(norm: dict) -> None:
+    if "groups" in SECTIONS[norm.get("kind", "group")].model_fields and "channels_per_group" not in norm:
+        norm = {**norm, "groups": 4}
     arguments = unet_kwargs(build(model={**SMALL, "norm": norm}), None)
     UNet2D(**arguments)
     assert len(norm_sites(arguments)) > 0
+
+
+def test_the_keys_of_a_kind_are_its_options() -> None:
+    assert list(SECTIONS) == list(NORMS)
+    for kind, section in SECTIONS.items():
+        options = {**NORMS[kind].options, **NORMS[kind].block_options}
+        keys = {"kind", "overrides", "split_skip", *options} - {"noise_edges", "input_std"}
+        assert set(section.model_fields) == keys | ({"noise_bins"} if "noise_edges" in options else set())
+        for name in set(options) & set(section.model_fields):
+            assert section.model_fields[name].default == options[name].default
+
+
+def test_norms_differ_by_region() -> None:
+    overrides = {"decoder": {"kind": "batch", "noise_bins": 2}, 8: {"kind": "layer"}, "out": {"groups": 2}}
+    config = build(data={"resolution": 16}, model={**SMALL, "norm": {"groups": 4, "overrides": overrides}})
+    assert set(config.model.norm.overrides) == {"decoder", "8", "out"}
+    model = UNet2D(**unet_kwargs(config, None))
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    assert kinds["down_blocks.0.resnets.0.norm1"] is NORMS["group"]
+    assert kinds["down_blocks.1.resnets.0.norm1"] is NORMS["layer"]
+    assert kinds["up_blocks.1.resnets.0.norm1"] is NORMS["batch"]
+    assert "groups = 32" in message(model={**SMALL, "norm": {"kind": "batch", "overrides": {"out": {"kind": "group"}}}})
+    assert model.conv_norm_out.num_groups == 2
+    assert from_yaml(to_yaml(config), "again") == config
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_noise_bins_are_equally_frequent(kind: str) -> None:
+    config = build(diffusion={"kind": kind}, model={"norm": {"kind": "batch", "noise_bins": 4}})
+    edges = unet_kwargs(config, None)["norm"]["noise_edges"]
+    uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    timesteps = make_process(config.diffusion).level(uniform).timestep.double()
+    shares = torch.bincount(torch.bucketize(timesteps, torch.tensor(edges), right=True), minlength=4) / 10_000
+    assert len(edges) == 3
+    assert (shares - 0.25).abs().max() < 0.002
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
@@ -276,6 +336,7 @@ def values_of(annotation: Any, metadata: tuple = ()) -> st.SearchStrategy:
         int: st.integers(bounds.get("ge", -(10**12)), bounds.get("le", 10**12)),
         str: (confusing | st.text()).filter(len),
         type(None): st.none(),
+        Any: st.none() | st.booleans() | st.integers() | confusing,
     }[annotation]
 
 
@@ -284,9 +345,14 @@ LEAVES = [(path, field) for path, field in walk([Config]) if not section_types(f
 
 @st.composite
 def trees(draw: st.DrawFn) -> Config:
-    """A valid tree that differs from the defaults in a kind and a few keys."""
-    raw: dict[str, Any] = {"diffusion": {"kind": draw(st.sampled_from(sorted(SAMPLERS)))}}
-    for path, field in draw(st.lists(st.sampled_from(LEAVES), max_size=4, unique_by=lambda leaf: leaf[0])):
+    """A valid tree that differs from the defaults in kinds and a few keys."""
+    norm = draw(st.sampled_from(list(SECTIONS)))
+    raw: dict[str, Any] = {
+        "diffusion": {"kind": draw(st.sampled_from(sorted(SAMPLERS)))},
+        "model": {"norm": {"kind": norm}},
+    }
+    leaves = [leaf for leaf in LEAVES if leaf[0][:2] != ("model", "norm") or leaf[0][2] in SECTIONS[norm].model_fields]
+    for path, field in draw(st.lists(st.sampled_from(leaves), max_size=4, unique_by=lambda leaf: leaf[0])):
         section = raw
         for name in path[:-1]:
             section = section.setdefault(name, {})

@@ -47,7 +47,7 @@ def test_a_config_resolves_and_survives_printing(path: Path) -> None:
 def test_every_kind_works_on_every_config(path: Path) -> None:
     for kind in ("ddpm", "edm", "flow"):
         assert load(path, "--diffusion.kind", kind).diffusion.kind == kind
-    for kind in ("group", "layer", "instance", "none"):
+    for kind in ("group", "layer", "none", "batch", "evonorm_s0", "scaled_ws", "magnitude_preserving"):
         config = load(path, "--model.norm.kind", kind)
         assert config.model.norm.kind == kind
         assert parameters(config, None) > 0

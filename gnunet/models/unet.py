@@ -208,12 +208,10 @@ class UNet2D(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a norm whose forward pass in training cannot be run again in backward.
         """
-        sites = [site for site in plan_norms(self.config) if site.parts and not NORMS[site.norm["kind"]].repeatable]
-        if sites:
-            kind, paths = sites[0].norm["kind"], convert.some([site.path for site in sites])
+        if paths := unrepeatable_norms(self.config):
             raise ValueError(
-                "gradient checkpointing runs layers again in backward, when the running statistics that a norm of "
-                f"kind {kind!r} normalizes by in training are others; the model has it in {paths}"
+                "gradient checkpointing runs layers again in backward, when the running statistics that some norms "
+                f"normalize by in training are others; the model has such norms in {convert.some(paths)}"
             )
         super().enable_gradient_checkpointing(*args, **kwargs)
 
@@ -249,6 +247,12 @@ def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     With split_skip, a layer is each of the parts.
     """
     return [layer for site in plan_norms({**_defaults(), **config}) for layer in site.layers]
+
+
+def unrepeatable_norms(config: Mapping[str, Any]) -> list[str]:
+    """Paths of the norm layers of UNet2D(**config) whose forward pass in training cannot be run again in backward."""
+    sites = plan_norms({**_defaults(), **config})
+    return [site.path for site in sites if site.parts and not NORMS[site.norm["kind"]].repeatable]
 
 
 def _defaults() -> dict[str, Any]:

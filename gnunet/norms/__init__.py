@@ -4,12 +4,14 @@ from .factory import NORMS, check_norm, make_conv, make_norm, make_residual, mak
 from .group import valid_groups
 from .layer import NormLayer
 from .magnitude import force_weight_norm
+from .options import Option
 from .precise import precise_statistics
 from .running import set_noise_level
 
 __all__ = [
     "NORMS",
     "NormLayer",
+    "Option",
     "check_norm",
     "force_weight_norm",
     "make_conv",

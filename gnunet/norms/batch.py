@@ -56,7 +56,7 @@ class GhostBatchNorm(BatchNorm):
 
     options: ClassVar[Mapping[str, Option]] = {
         **BatchNorm.options,
-        "ghost_size": Option(8, is_count, "a whole number above 0"),
+        "ghost_size": Option(8, is_count, "a whole number above 0", "Samples normalized together.", int),
     }
 
     def __init__(self, num_channels: int, *, ghost_size: int, **settings: Any) -> None:

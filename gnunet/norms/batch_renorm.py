@@ -31,9 +31,25 @@ class BatchRenorm(BatchNorm):
     repeatable = False
     options: ClassVar[Mapping[str, Option]] = {
         **BatchNorm.options,
-        "r_max": Option(1.5, lambda value: is_number(value) and value >= 1, "a number of at least 1"),
-        "d_max": Option(0.5, lambda value: is_number(value) and value >= 0, "a number of at least 0"),
-        "renorm_warmup": Option(0, lambda value: isinstance(value, int) and value >= 0, "a whole number of batches"),
+        "r_max": Option(
+            1.5,
+            lambda value: is_number(value) and value >= 1,
+            "a number of at least 1",
+            "Bound of the correction of the scale; 1 is none.",
+        ),
+        "d_max": Option(
+            0.5,
+            lambda value: is_number(value) and value >= 0,
+            "a number of at least 0",
+            "Bound of the correction of the mean, in running standard deviations.",
+        ),
+        "renorm_warmup": Option(
+            0,
+            lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+            "a whole number of batches",
+            "Batches over which the bounds grow from those of batch normalization.",
+            int,
+        ),
     }
 
     def __init__(

@@ -13,7 +13,17 @@ from gnunet.ops import GroupNormSiLU, backend_names
 from .layer import ConditionedNorm, NormLayer
 from .options import EPS, Option, is_count
 
-BACKEND = Option("auto", lambda value: value in backend_names(), f"one of {', '.join(backend_names())}")
+BACKEND = Option(
+    "auto",
+    lambda value: value in backend_names(),
+    f"one of {', '.join(backend_names())}",
+    "How the layers are computed; never changes what is computed.",
+    str,
+)
+
+
+def _is_count_or_null(value: Any) -> bool:
+    return value is None or is_count(value)
 
 
 def valid_groups(num_channels: int) -> list[int]:
@@ -24,10 +34,21 @@ def valid_groups(num_channels: int) -> list[int]:
 class _Grouped(NormLayer):
     """Layers over groups of channels: by `groups`, or `channels_per_group` if given."""
 
-    # Whether a number is valid depends on the channels, which `check` looks at.
     options: ClassVar[Mapping[str, Option]] = {
-        "groups": Option(32, lambda value: True, "a divisor of the channels"),
-        "channels_per_group": Option(None, lambda value: True, "a divisor of the channels, or null"),
+        "groups": Option(
+            32,
+            _is_count_or_null,
+            "a whole number above 0 that divides every layer's channels, or null",
+            "Number of groups in every layer; null where channels_per_group is given.",
+            int | None,
+        ),
+        "channels_per_group": Option(
+            None,
+            _is_count_or_null,
+            "a whole number above 0 that divides every layer's channels, or null",
+            "Channels in each group, as an alternative to groups.",
+            int | None,
+        ),
         "eps": EPS,
     }
 

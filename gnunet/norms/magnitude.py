@@ -77,7 +77,12 @@ class MagnitudePreserving(ConditionedNorm):
     affine = ()
     options: ClassVar[Mapping[str, Option]] = {}
     block_options: ClassVar[Mapping[str, Option]] = {
-        "residual_balance": Option(0.3, lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1")
+        "residual_balance": Option(
+            0.3,
+            lambda value: is_number(value) and 0 < value < 1,
+            "a number between 0 and 1",
+            "Share of the residual branch in the sum.",
+        )
     }
 
     @classmethod

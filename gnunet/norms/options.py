@@ -10,11 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Option:
-    """A key of a norm config. words: what `is_valid` accepts, as a message says it."""
+    """A key of a norm config, as layers check it and as configuration files and their help show it."""
 
     default: Any
     is_valid: Callable[[Any], bool]
     words: str
+    """What `is_valid` accepts, as a message says it."""
+    help: str
+    """What the key means."""
+    type: Any = float
+    """What Python type its values have."""
 
 
 def is_number(value: Any) -> bool:
@@ -33,9 +38,18 @@ def _ascends(value: Any) -> bool:
     return all(low < high for low, high in zip(value[:-1], value[1:], strict=True))
 
 
-EPS = Option(1e-5, lambda value: is_number(value) and value > 0, "a number above 0")
-MOMENTUM = Option(0.1, lambda value: is_number(value) and 0 < value <= 1, "a number above 0, at most 1")
-NOISE_EDGES = Option((), _ascends, "a list of ascending timesteps")
+EPS = Option(
+    1e-5, lambda value: is_number(value) and value > 0, "a number above 0", "Added to the variance inside the root."
+)
+MOMENTUM = Option(
+    0.1,
+    lambda value: is_number(value) and 0 < value <= 1,
+    "a number above 0, at most 1",
+    "Share of the newest batch in the running statistics.",
+)
+NOISE_EDGES = Option(
+    (), _ascends, "a list of ascending timesteps", "Timesteps that part the sets of running statistics.", list
+)
 
 
 def first_problem(options: Mapping[str, Option], config: Mapping[str, Any]) -> str | None:

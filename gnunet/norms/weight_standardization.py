@@ -82,10 +82,20 @@ class ScaledWS(ConditionedNorm):
     local = True
     affine = ()
     options: ClassVar[Mapping[str, Option]] = {
-        "input_std": Option(1.0, lambda value: is_number(value) and value > 0, "a number above 0")
+        "input_std": Option(
+            1.0,
+            lambda value: is_number(value) and value > 0,
+            "a number above 0",
+            "Standard deviation of the layer's input, which a network works out.",
+        )
     }
     block_options: ClassVar[Mapping[str, Option]] = {
-        "residual_scale": Option(0.2, lambda value: is_number(value) and value > 0, "a number above 0")
+        "residual_scale": Option(
+            0.2,
+            lambda value: is_number(value) and value > 0,
+            "a number above 0",
+            "What each residual branch is scaled by, beside a learned gain that starts at 0.",
+        )
     }
 
     def __init__(self, num_channels: int, *, input_std: float = 1.0, activation: str | None = "silu") -> None:

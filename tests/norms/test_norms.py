@@ -66,7 +66,7 @@ def test_the_backend_is_no_part_of_the_formula():
     ("config", "words"),
     [
         ({"groups": 5}, ["groups = 5", "12 channels", "1, 2, 3, 4, 6, 12"]),
-        ({"groups": 0}, ["groups = 0"]),
+        ({"groups": 0}, ["groups must be a whole number above 0", "got 0"]),
         ({"channels_per_group": 8}, ["channels_per_group = 8", "12 channels"]),
         ({"kind": "batch_norm"}, ["group, layer, instance, none", "batch_renorm", "'batch_norm'"]),
         ({"group": 4}, ["'group'", "groups"]),
@@ -74,7 +74,7 @@ def test_the_backend_is_no_part_of_the_formula():
         ({"kind": "rms", "eps": 0}, ["eps must be a number above 0; got 0"]),
         ({"kind": "layer", "eps": "1e-5"}, ["eps must be a number above 0; got '1e-5'"]),
         ({"kind": "group_rms", "groups": 5}, ["groups = 5", "12 channels", "1, 2, 3, 4, 6, 12"]),
-        ({"kind": "evonorm_s0", "channels_per_group": True}, ["channels_per_group = True", "12 channels"]),
+        ({"kind": "evonorm_s0", "channels_per_group": True}, ["channels_per_group must be a whole number", "got True"]),
         ({"kind": "batch", "momentum": 1.5}, ["momentum must be a number above 0, at most 1; got 1.5"]),
         ({"kind": "batch", "noise_edges": [1, 1]}, ["noise_edges", "ascending", "[1, 1]"]),
         ({"kind": "sync_batch", "noise_edges": 8}, ["noise_edges", "a list", "8"]),
