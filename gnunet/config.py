@@ -246,6 +246,9 @@ class TrainConfig(Section):
     """Images after which a weight's share in the exponential average has halved."""
     ema_rampup: float | None = Field(0.05, gt=0)
     """The half-life is at most this share of the images seen so far (warm-up); null is off."""
+    precise_batches: Count = 0
+    """Training batches from which running statistics of the averaged weights are estimated anew whenever these are
+    used or written; 0 averages the running statistics as the weights. Only for norms that have any."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no)] = "no"
     """Type of the network's arithmetic; loss, noise, statistics, averages and optimizer stay fp32."""
     compile: bool = False

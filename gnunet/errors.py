@@ -25,7 +25,18 @@ class CheckpointError(GnunetError):
 
 
 class TrainingError(GnunetError):
-    """Training cannot go on, for instance because the loss stayed non-finite."""
+    """Training cannot go on."""
+
+
+class DivergenceError(TrainingError):
+    """Too many steps in a row had a non-finite loss or gradient."""
+
+    def __init__(self, message: str, *, images: int, nonfinite: int) -> None:
+        super().__init__(message)
+        self.images = images
+        """Images seen, those of the last step included."""
+        self.nonfinite = nonfinite
+        """Steps skipped in all."""
 
 
 def print_error(error: GnunetError) -> None:

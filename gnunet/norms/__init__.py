@@ -6,7 +6,7 @@ from .layer import NormLayer
 from .magnitude import force_weight_norm
 from .options import Option
 from .precise import precise_statistics
-from .running import set_noise_level
+from .running import running_buffers, set_noise_level
 
 __all__ = [
     "NORMS",
@@ -19,6 +19,7 @@ __all__ = [
     "make_residual",
     "make_split_norm",
     "precise_statistics",
+    "running_buffers",
     "set_noise_level",
     "valid_groups",
 ]

@@ -99,6 +99,11 @@ class RunningNorm(ConditionedNorm):
         return self.noise_bin
 
 
+def running_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers in which the layers of a model gather statistics in training."""
+    return [buffer for layer in model.modules() if isinstance(layer, RunningNorm) for buffer in layer.buffers(False)]
+
+
 class Estimate:
     """Population moments of a layer's inputs, for each noise level, from the moments of batches.
 

@@ -55,6 +55,8 @@ class TrainState:
     """GradScaler's state (fp16 only)."""
     data: dict[str, Any] = field(default_factory=dict)
     """The data set: its fingerprint, class names and how many training images each class has."""
+    normalized_by: dict[str, int] = field(default_factory=dict)
+    """See Session.normalized_by; empty where no norm depends on the batch."""
     best: dict[str, Any] = field(default_factory=dict)
     """`images`, `metric` and `value` where evaluate.keep_best was best so far; empty before it was measured."""
 
@@ -184,7 +186,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def read_state(path: Path) -> TrainState:
     """The TrainState of the checkpoint at `path`."""
     try:
-        stored = {"best": {}, **json.loads((path / "state.json").read_text())}  # the first checkpoints lack `best`
+        # The first checkpoints lack these two.
+        stored = {"best": {}, "normalized_by": {}, **json.loads((path / "state.json").read_text())}
         return TrainState(**{f.name: stored[f.name] for f in fields(TrainState)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / 'state.json'}: cannot be read ({error})") from None

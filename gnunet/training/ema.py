@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gnunet.config import TrainConfig
+from gnunet.norms import running_buffers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,21 +34,28 @@ def ema_decay(train: TrainConfig, images: int) -> float:
 
 
 class EMA:
-    """A second copy of a model that follows the first: parameters averaged in fp32, buffers copied.
+    """A second copy of a model that follows the first: parameters and buffers averaged in fp32, counts copied.
 
     The copy is a whole model in eval mode, so that validation and sampling use it as it is and nothing is
     ever swapped into a model that trains, is compiled or is wrapped for DDP.
+
+    Running statistics are averaged as the weights are: those of the newest weights alone would belong to another
+    model than the average. Where `running_statistics` is False they are left alone, for someone to estimate them.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, running_statistics: bool = True) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._averaged = list(self.model.parameters())
-        self._followed = list(model.parameters())
-        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+        left_alone = [] if running_statistics else running_buffers(self.model)
+        pairs = [*zip(self.model.parameters(), model.parameters(), strict=True)]
+        pairs += zip(self.model.buffers(), model.buffers(), strict=True)
+        pairs = [pair for pair in pairs if all(pair[0] is not buffer for buffer in left_alone)]
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """Move the average towards the followed model: average = decay * average + (1 - decay) * weights."""
-        torch._foreach_lerp_(self._averaged, self._followed, 1.0 - decay)
-        for mine, theirs in self._buffers:
+        averaged, followed = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(averaged, followed, 1.0 - decay)
+        for mine, theirs in self._copied:
             mine.copy_(theirs)

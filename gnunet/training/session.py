@@ -13,14 +13,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
-from torch import nn
+from torch import Tensor, nn
 
 from gnunet.config import Config, accumulation_steps, unet_kwargs
 from gnunet.data import TrainingExamples, ValidationBank, training_loader
 from gnunet.data.draws import Purpose, Stream
 from gnunet.diffusion import Process, make_process, to_unit_range
+from gnunet.diffusion.process import Level, expand
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
+from gnunet.norms import NORMS, force_weight_norm, precise_statistics, running_buffers
 from gnunet.training.ema import EMA, ema_decay
 from gnunet.training.loading import Sampleable
 from gnunet.training.run_data import load_run_data
@@ -61,6 +63,8 @@ class Session:
     adamw: torch.optim.AdamW
     optimizer: AcceleratedOptimizer
     process: Process
+    precise: bool = False
+    """The average has running statistics of its own weights; not so after a step (train.precise_batches)."""
 
     @property
     def total_images(self) -> int:
@@ -69,11 +73,44 @@ class Session:
         return math.ceil(self.config.train.images / batch_size) * batch_size
 
     @property
+    def normalized_by(self) -> dict[str, int]:
+        """What the results of norms that depend on the batch depend on besides the configuration."""
+        layers = [layer for layer in self.unet.modules() if getattr(layer, "batch_dependent", False)]
+        if not layers:
+            return {}
+        across = any(isinstance(layer, NORMS["sync_batch"]) for layer in layers)
+        processes = {"processes": self.accelerator.num_processes} if across else {}
+        return {"micro_batch_size": self.micro_batch_size, **processes}
+
+    @property
     def averaged(self) -> Sampleable:
         """The averaged weights, to sample from."""
-        return Sampleable.of_run(self.ema.model, self.config, self.data, Path(self.config.run_dir).name)
+        return Sampleable.of_run(self.averaged_network, self.config, self.data, Path(self.config.run_dir).name)
 
-    def batches(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
+    @property
+    def averaged_network(self) -> UNet2D:
+        """The averaged weights, with running statistics that are theirs."""
+        if self.config.train.precise_batches and not self.precise:
+            with self.accelerator.autocast():
+                precise_statistics(self.ema.model, self.statistics_batches())
+            self.precise = True
+        return self.ema.model
+
+    def statistics_batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """What the network is called with for the first train.precise_batches micro-batches of a run of one process,
+        which are the same at any time and on every process."""
+        size = self.micro_batch_size
+        batches = training_loader(
+            self.examples, first=0, last=self.config.train.precise_batches * size, batch_size=size,
+            micro_batch_size=size, rank=0, world_size=1, num_workers=0,
+        )  # fmt: skip
+        for batch in batches:
+            images, noise, level, labels = self.on_device(batch)
+            x = expand(level.alpha) * images + expand(level.sigma) * noise
+            call = (self.process.network_input(x, level), level.timestep)
+            yield call if labels is None else (*call, labels)
+
+    def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """This process's micro-batches from example `first` to the end of the run."""
         return iter(
             training_loader(
@@ -84,7 +121,7 @@ class Session:
             )
         )  # fmt: skip
 
-    def step(self, batches: Iterator[dict[str, torch.Tensor]], images_seen: int, *, stop: bool) -> StepResult:
+    def step(self, batches: Iterator[dict[str, Tensor]], images_seen: int, *, stop: bool) -> StepResult:
         """One optimizer step: forward and backward over this process's share of a batch, update, average.
 
         Args:
@@ -92,17 +129,14 @@ class Session:
             images_seen: images seen before the step.
             stop: whether this process was asked to stop; every process learns of it.
         """
-        train, accelerator, device = self.config.train, self.accelerator, self.accelerator.device
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        train, accelerator = self.config.train, self.accelerator
+        loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         for part in range(self.accumulation):
             batch = next(batches)
             if self.config.model.dropout:
                 masks = Stream(self.config.seed, Purpose.DROPOUT).raw(int(batch["index"][0]), 1)
                 torch.manual_seed(int(masks[0]) >> 1)
-            level = self.process.level(batch["level"]).to(device)
-            images = to_unit_range(batch["images"].to(device, non_blocking=True))
-            noise = batch["noise"].to(device, non_blocking=True)
-            labels = batch["labels"].to(device) if "labels" in batch else None
+            images, noise, level, labels = self.on_device(batch)
             last = part == self.accumulation - 1
             with nullcontext() if last else accelerator.no_sync(self.network):
                 losses = self.process.loss(self.network, images, noise, level, labels)
@@ -122,9 +156,29 @@ class Session:
         if finite or scaler is not None:
             self.optimizer.step()  # with a scaler, a step that is not finite only lowers the scale
         self.optimizer.zero_grad()
+        self.share_running_statistics()
         if finite:
+            force_weight_norm(self.unet)
             self.ema.update(ema_decay(train, images_seen + train.batch_size))
+        self.precise = False
         return StepResult(loss, grad_norm, finite, overflow, stop=totals[1] > 0)
+
+    def on_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Level, Tensor | None]:
+        """A micro-batch's images in [-1, 1], noise, levels, and labels where it has them."""
+        device = self.accelerator.device
+        level = self.process.level(batch["level"]).to(device)
+        images = to_unit_range(batch["images"].to(device, non_blocking=True))
+        noise = batch["noise"].to(device, non_blocking=True)
+        return images, noise, level, batch["labels"].to(device) if "labels" in batch else None
+
+    def share_running_statistics(self) -> None:
+        """Give every process the mean of the processes' running statistics, each of which has seen its own share."""
+        buffers = running_buffers(self.unet)
+        if self.accelerator.num_processes == 1 or not buffers:
+            return
+        means = self.accelerator.reduce(torch.cat([buffer.float().flatten() for buffer in buffers]), "mean")
+        for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_((mean if buffer.is_floating_point() else mean.round()).view_as(buffer))
 
 
 def build(config: Config, accelerator: Accelerator) -> Session:
@@ -158,7 +212,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.enable_recompute(config.model.recompute == "norm")
-    ema = EMA(unet)
+    ema = EMA(unet, running_statistics=not train.precise_batches)
     adamw = torch.optim.AdamW(
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
@@ -197,7 +251,7 @@ def make_accelerator(config: Config) -> Accelerator:
         train.mixed_precision,
         log_with=train.trackers or None,
         project_config=ProjectConfiguration(project_dir=config.run_dir, logging_dir=config.run_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
     missing = set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:

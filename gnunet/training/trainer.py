@@ -1,6 +1,7 @@
 """The training loop: one linear function over examples 0, 1, 2, ... of a run."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -8,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from gnunet.config import Config, to_yaml
-from gnunet.errors import CheckpointError, DataError, TrainingError
+from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from gnunet.evaluation import validation_loss
 from gnunet.training.checkpoint import (
     TrainState,
@@ -53,10 +54,9 @@ def fit(config: Config) -> int:
     check_extractors(config.evaluate)
     session = build(config, accelerator)
     check_enough_images(session)
-    state = TrainState(data=session.data)
+    state = TrainState(data=session.data, normalized_by=session.normalized_by)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
-        if read_state(checkpoint).data != session.data:
-            raise DataError(f"{config.data.source}: these are not the images that {checkpoint} was trained on")
+        check_same_run(read_state(checkpoint), session, checkpoint)
         state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.adamw)
         if state.scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
@@ -152,10 +152,12 @@ def fit(config: Config) -> int:
                     f"loss {result.loss}, gradient norm {result.grad_norm}"
                 )
                 if state.nonfinite_in_a_row >= train.max_nonfinite:
-                    raise TrainingError(
+                    raise DivergenceError(
                         f"{state.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient, the last "
                         f"at {state.images} images; no weight was changed by them. Lower train.learning_rate, "
-                        "set train.mixed_precision to no, or raise train.max_nonfinite, in a new run_dir."
+                        "set train.mixed_precision to no, or raise train.max_nonfinite, in a new run_dir.",
+                        images=state.images,
+                        nonfinite=state.nonfinite,
                     )
             display.step(state.images, result.loss)
             seconds += time.perf_counter() - start
@@ -167,6 +169,26 @@ def fit(config: Config) -> int:
     display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
     accelerator.end_training()
     return 0
+
+
+def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint where the same configuration would now compute something else.
+
+    Raises:
+        DataError: the images are others.
+        ConfigError: the norms depend on the batch, which is now split otherwise.
+    """
+    if saved.data != session.data:
+        raise DataError(f"{session.config.data.source}: these are not the images that {checkpoint} was trained on")
+    if saved.normalized_by != session.normalized_by:
+        before, now = (
+            " and ".join(f"{name} {value}" for name, value in state.items())
+            for state in (saved.normalized_by, session.normalized_by)
+        )
+        raise ConfigError(
+            f"model.norm: kind {session.config.model.norm.kind} normalizes by the batch at hand: {checkpoint} was "
+            f"trained with {before}, now it would be {now}; valid: train.micro_batch_size and processes as before"
+        )
 
 
 def end_stopped(session: Session, run: RunFolder, state: TrainState, stop: StopRequest, display: Display) -> int:
@@ -188,7 +210,7 @@ def validate(session: Session, images: int) -> dict[str, Any]:
     """The line of metrics.jsonl with the validation loss of the averaged weights."""
     accelerator = session.accelerator
     result = validation_loss(
-        session.ema.model, session.process, session.bank, device=accelerator.device,
+        session.averaged_network, session.process, session.bank, device=accelerator.device,
         batch_size=session.config.validation.batch_size, autocast=accelerator.autocast,
         rank=accelerator.process_index, world_size=accelerator.num_processes, gather=accelerator.gather,
     )  # fmt: skip
@@ -207,13 +229,14 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
     Raises:
         CheckpointError: the disk refuses; earlier checkpoints are as they were.
     """
+    ema = session.averaged_network  # on every process: some norms take all processes' statistics
     if session.accelerator.is_main_process:
         scaler = session.accelerator.scaler
         state.scaler = {} if scaler is None else scaler.state_dict()
         try:
             run.metrics.sync()
             save_checkpoint(
-                run.checkpoints, model=session.unet, ema=session.ema.model, optimizer=session.adamw, state=state,
+                run.checkpoints, model=session.unet, ema=ema, optimizer=session.adamw, state=state,
                 config_text=to_yaml(session.config),
             )  # fmt: skip
         except (OSError, SafetensorError) as error:

@@ -37,7 +37,7 @@ def test_ramp_up_shortens_the_half_life_early():
     assert ema_decay(train, 10**9) == 0.5**0.01
 
 
-def test_update_averages_parameters_and_copies_buffers():
+def test_update_averages_parameters_and_statistics_and_copies_counts():
     model = nn.BatchNorm1d(3)
     ema = EMA(model)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_update_averages_parameters_and_copies_buffers():
         model.num_batches_tracked += 5
     ema.update(0.75)
     assert torch.equal(ema.model.weight, torch.full((3,), 2.0))
-    assert torch.equal(ema.model.running_mean, torch.full((3,), 2.0))
+    assert torch.equal(ema.model.running_mean, torch.full((3,), 0.5))
     assert ema.model.num_batches_tracked == 5
     assert not ema.model.training and model.training
     assert not any(p.requires_grad for p in ema.model.parameters())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,17 @@ def test_two_processes_train_as_one_does(tiny_flags, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     pictures = [np.asarray(Image.open(tmp_path / n / "samples/000000160.png"), dtype=int) for n in ("one", "two")]
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
+
+
+def test_running_statistics_are_those_of_all_processes(tiny_flags, tmp_path):
+    """Each process has seen other images; what one of them writes is what all of them go on from."""
+    flags = tiny_flags("run", "--model.norm.kind", "batch")
+    launched(2, "train.py", *flags, cwd=tmp_path)
+    final = tmp_path / "run/checkpoints/000000064"
+    before = {path.name: path.read_bytes() for path in final.iterdir()}
+    shutil.rmtree(final)
+    assert "resuming" in launched(2, "train.py", *flags, cwd=tmp_path)
+    assert {path.name: path.read_bytes() for path in final.iterdir()} == before
 
 
 def test_a_run_moves_between_launch_sizes(tiny_flags, tmp_path):

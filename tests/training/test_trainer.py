@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from gnunet.diffusion import Flow
 from gnunet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gnunet.norms import NORMS
 from gnunet.training import fit
 from gnunet.training.session import Session
 
@@ -120,8 +121,10 @@ def test_accumulation_agrees_with_whole_batches(tiny, tmp_path, micro):
             assert parts[key] == pytest.approx(whole[key], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["ddpm", "edm", "flow"])
-@pytest.mark.parametrize("norm", ["group", "layer", "instance", "none"])
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [*(("flow", norm) for norm in NORMS), ("ddpm", "group"), ("edm", "group"), ("ddpm", "batch"), ("edm", "scaled_ws")],
+)
 def test_every_process_and_norm_trains_and_learns(tiny, tmp_path, kind, norm):
     flags = ["--diffusion.kind", kind, "--model.norm.kind", norm, "--train.images", "256"]
     assert fit(tiny("run", *flags)) == 0
