@@ -267,6 +267,9 @@ class TrainConfig(Section):
     """How many of the newest checkpoints are kept."""
     max_nonfinite: Positive = 10
     """Steps in a row with a non-finite loss or gradient after which the run stops; each is skipped."""
+    timeout: Positive = 600
+    """Seconds after which processes that wait for one that has died or hangs give up. Longer than the longest thing
+    that one process does alone, such as writing a checkpoint."""
     trackers: list[Text] = []
     """Accelerate's trackers to log to beside metrics.jsonl, for instance tensorboard or wandb."""
 

@@ -1,5 +1,6 @@
 """The tree itself: what it accepts, what does not go together, and its helpers."""
 
+import pickle
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -277,6 +278,11 @@ def test_the_keys_of_a_kind_are_its_options() -> None:
         assert set(section.model_fields) == keys | ({"noise_bins"} if "noise_edges" in options else set())
         for name in set(options) & set(section.model_fields):
             assert section.model_fields[name].default == options[name].default
+
+
+def test_a_configuration_goes_to_another_process() -> None:
+    config = build(model={**SMALL, "norm": {"kind": "switchable"}})
+    assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_norms_differ_by_region() -> None:

@@ -7,10 +7,11 @@ from gnunet.config import Config, differences, from_yaml, to_yaml
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.files import write_file
 from gnunet.training.metrics import JsonLines
+from gnunet.training.run_lock import RunLock
 
 MAY_CHANGE = (
     "run_dir", "data.num_workers", "data.cache_dir", "model.recompute", "train.micro_batch_size",
-    "train.keep_checkpoints", "train.max_nonfinite", "train.trackers",
+    "train.keep_checkpoints", "train.max_nonfinite", "train.timeout", "train.trackers",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they say where and how fast, not what is computed."""
 
@@ -26,6 +27,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.metrics = JsonLines(self.path / "metrics.jsonl")
         self.timing = JsonLines(self.path / "timing.jsonl")
+        self.lock = RunLock(self.path)
 
     def check(self, config: Config) -> None:
         """Refuse a folder that holds a run of another configuration; writes nothing.
@@ -49,18 +51,26 @@ class RunFolder:
                 + "\nChoose another run_dir, or go back to that configuration to resume."
             )
 
-    def create(self, config: Config) -> None:
-        """Make the folder, record the configuration in it, and clear away what a crash left half written.
+    def open(self, config: Config) -> None:
+        """Make the folder, lock it, record the configuration in it, and clear away what a crash left half written.
 
         Raises:
-            ConfigError: the folder cannot be written.
+            ConfigError: the folder cannot be written, or another process trains in it.
+            GnunetError: see `check`; another process may have been there since.
         """
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+            self.check(config)
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             if not self.config_file.exists():
                 write_file(self.config_file, to_yaml(config))
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
-        for leftover in (*self.path.glob(".model.*"), *self.checkpoints.glob(".*")):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for folder in (self.path, self.checkpoints, self.samples):
+            for leftover in (*folder.glob(".*.tmp"), *folder.glob(".*.removed")):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink()

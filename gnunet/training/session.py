@@ -6,13 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 from torch import Tensor, nn
 
 from gnunet.config import Config, accumulation_steps, unet_kwargs
@@ -251,7 +257,10 @@ def make_accelerator(config: Config) -> Accelerator:
         train.mixed_precision,
         log_with=train.trackers or None,
         project_config=ProjectConfiguration(project_dir=config.run_dir, logging_dir=config.run_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout)),
+        ],
     )
     missing = set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:

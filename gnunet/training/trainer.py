@@ -1,15 +1,19 @@
 """The training loop: one linear function over examples 0, 1, 2, ... of a run."""
 
+import errno
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch.distributed import DistError
 
 from gnunet.config import Config, to_yaml
-from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, GnunetError, TrainingError
 from gnunet.evaluation import validation_loss
 from gnunet.training.checkpoint import (
     TrainState,
@@ -35,6 +39,9 @@ from gnunet.training.schedule import learning_rate
 from gnunet.training.session import Session, build, make_accelerator
 from gnunet.training.stopping import StopRequest
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What the system says of a disk that is full or broken."""
+
 
 def fit(config: Config) -> int:
     """Train as `config` says, resuming the run in its folder if there is one.
@@ -45,15 +52,37 @@ def fit(config: Config) -> int:
     Raises:
         GnunetError: something the user can mend; nothing of an earlier run is lost.
     """
-    train = config.train
-
     # The run's folder is checked before anything is built, and written only once everything is.
     accelerator = make_accelerator(config)
     run = RunFolder(config)
     run.check(config)
+    try:
+        return train_in(run, config, accelerator)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+            raise
+        raise TrainingError(
+            f"{run.path}: cannot be written ({error}); its checkpoints are as they were, and the same command goes on "
+            "from the newest when it can"
+        ) from error
+    except RuntimeError as error:
+        if not is_lost_process(error, accelerator):
+            raise
+        raise TrainingError(
+            f"another process of this run has ended or does not answer ({str(error).splitlines()[0]}); the same "
+            "command goes on from the newest checkpoint"
+        ) from error
+    finally:
+        run.lock.release()
+
+
+def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
+    """`fit`, in a folder that may hold the run of this configuration."""
+    train = config.train
     check_extractors(config.evaluate)
     session = build(config, accelerator)
     check_enough_images(session)
+    open_folder(run, config, accelerator)
     state = TrainState(data=session.data, normalized_by=session.normalized_by)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
@@ -62,12 +91,13 @@ def fit(config: Config) -> int:
             accelerator.scaler.load_state_dict(state.scaler)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        run.create(config)
         run.metrics.rewind(state.reported)
         run.timing.rewind(state.reported)
-        mark_best(run.checkpoints, state.best)
-        if checkpoint is not None and exported_images(run.model) != state.images:
-            export(session, run, state)  # the run ended between its checkpoint and the model
+        if checkpoint is not None:
+            # What the run had still to do when it ended just behind its checkpoint.
+            settle_checkpoints(run, config, state)
+            if exported_images(run.model) != state.images:
+                export(session, run, state)
     if train.trackers:
         accelerator.init_trackers("gnunet", config={"config": to_yaml(config)})
 
@@ -171,6 +201,24 @@ def fit(config: Config) -> int:
     return 0
 
 
+def open_folder(run: RunFolder, config: Config, accelerator: Accelerator) -> None:
+    """Make the run's folder and keep other trainers out of it; raises on every process what the main one finds."""
+    error = None
+    if accelerator.is_main_process:
+        try:
+            run.open(config)
+        except GnunetError as refusal:
+            error = refusal
+    [error] = broadcast_object_list([error])
+    if error is not None:
+        raise error
+
+
+def is_lost_process(error: RuntimeError, accelerator: Accelerator) -> bool:
+    """Whether an error means that the processes have lost one another."""
+    return accelerator.num_processes > 1 and (isinstance(error, DistError) or "gloo" in str(error))
+
+
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
     """Refuse to go on from a checkpoint where the same configuration would now compute something else.
 
@@ -244,14 +292,17 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
                 f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
                 "earlier ones are as they were, and the same command goes on from them"
             ) from None
-        mark_best(run.checkpoints, state.best)
-        rotate_checkpoints(
-            run.checkpoints, session.config.train.keep_checkpoints, newest=state.images,
-            best=state.best.get("images"),
-        )  # fmt: skip
+        settle_checkpoints(run, session.config, state)
         if with_model:
             export(session, run, state)
     session.accelerator.wait_for_everyone()
+
+
+def settle_checkpoints(run: RunFolder, config: Config, state: TrainState) -> None:
+    """Name the best checkpoint and remove those that are no longer kept, behind the one of `state`."""
+    mark_best(run.checkpoints, state.best)
+    best = state.best.get("images")
+    rotate_checkpoints(run.checkpoints, config.train.keep_checkpoints, newest=state.images, best=best)
 
 
 def export(session: Session, run: RunFolder, state: TrainState) -> None:

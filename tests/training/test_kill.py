@@ -1,0 +1,88 @@
+"""kill -9 at any moment: the same command goes on, and the run ends with the bits of one that nothing disturbed."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gnunet.config import Config
+from gnunet.training import fit
+
+IN_TIME, IN_FILES = 10, 24
+"""How many of the moments are so many seconds after the start, and how many at a change of a file."""
+CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["gnunet.training"])
+
+
+def train(config: Config, watched: Path, kill_at: int, counted: "multiprocessing.Queue | None" = None) -> None:
+    """`fit`, in a process that kills itself just before the change number `kill_at` of a file below a folder."""
+    os.chdir(watched)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    changes = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal changes
+        if event not in CHANGES or not str(arguments[0]).startswith(str(watched)):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        changes += 1
+        if changes == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    status = fit(config)
+    if counted is not None:
+        counted.put(changes)
+        counted.close()
+        counted.join_thread()
+    os._exit(status)
+
+
+def run(*arguments) -> int:
+    process = server.Process(target=train, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run but the times."""
+    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name != "timing.jsonl"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_killed_anywhere_a_run_ends_as_if_nothing_had_been(tiny, tmp_path):
+    """At changes of files in the cache, the log, grids, checkpoints, their rotation and the export, and at any time."""
+    config, folder = tiny("run", "--evaluate.keep_best", "validation_loss"), tmp_path / "run"
+    counted, start = server.Queue(), time.monotonic()
+    assert run(config, tmp_path, 0, counted) == 0
+    seconds, changes = time.monotonic() - start, counted.get()
+    whole = contents(folder)
+    assert {"metrics.jsonl", "samples/000000064.png", "checkpoints/000000064/ema.safetensors"} < whole.keys()
+
+    draw = random.Random(0)
+    moments = draw.sample(range(1, changes + 1), min(IN_FILES, changes))
+    for moment in [*moments, *(-draw.uniform(0, seconds) for _ in range(IN_TIME))]:
+        shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "cache")
+        process = server.Process(target=train, args=(config, tmp_path, max(moment, 0)))
+        process.start()
+        process.join(-moment if moment < 0 else None)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL or moment < 0
+        assert run(config, tmp_path, 0) == 0, f"killed at {moment}"
+        again = contents(folder)
+        differ = {name for name in again.keys() | whole if again.get(name) != whole.get(name)}
+        assert not differ, f"killed at {moment}"
+        assert not list(folder.glob(".*")), "something half written is left"
