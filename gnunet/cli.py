@@ -51,16 +51,7 @@ def parse(argv: Sequence[str], *, default_config: Path) -> Config:
         ConfigError: a file cannot be read, or something in it or on the command line is not valid; the
             message has a line for each problem.
     """
-    options, strays = tyro.cli(
-        _mirror([Config]),
-        prog="train.py",
-        description=_DESCRIPTION.format(default=_shown(default_config)),
-        args=argv,
-        use_underscores=True,
-        return_unknown_args=True,
-    )
-    flags = _values(options, [Config])
-    _add_unknown(flags, strays)
+    options, flags = _read_flags(argv, prog="train.py", description=_DESCRIPTION.format(default=_shown(default_config)))
     if [] in options.config:
         raise ConfigError("--config: given nothing (command line); valid: one or more YAML files")
     files = [Path(name) for names in options.config for name in names] or [default_config]
@@ -70,6 +61,33 @@ def parse(argv: Sequence[str], *, default_config: Path) -> Config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """Read `--section.key VALUE` flags, for programs that have options of their own beside them.
+
+    Returns:
+        The nested mapping that a file with the same keys would hold; what is wrong in it, `resolve` tells.
+
+    Raises:
+        ConfigError: a word that belongs to no flag.
+    """
+    return _read_flags(argv, prog="", description="")[1]
+
+
+def _read_flags(argv: Sequence[str], *, prog: str, description: str) -> tuple[Any, dict[str, Any]]:
+    """The options as tyro gives them, and the flags among them as a nested mapping, unknown ones included."""
+    options, strays = tyro.cli(
+        _mirror([Config]),
+        prog=prog,
+        description=description,
+        args=argv,
+        use_underscores=True,
+        return_unknown_args=True,
+    )
+    flags = _values(options, [Config])
+    _add_unknown(flags, strays)
+    return options, flags
 
 
 def _mirror(sections: Sequence[type[Section]], kind: str | None = None) -> type:

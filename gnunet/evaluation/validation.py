@@ -1,7 +1,7 @@
 """The validation loss: one number that is comparable across processes, prediction types and norms."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,21 +63,58 @@ def validation_loss(
         world_size: number of processes.
         gather: concatenates every rank's tensor along the first dimension, on every rank.
     """
+    errors = validation_errors(
+        network, process, bank, device=device, batch_size=batch_size, autocast=autocast, rank=rank,
+        world_size=world_size, gather=gather,
+    )  # fmt: skip
+    return summarize(errors, bank.bins, bank.num_bins)
+
+
+def validation_errors(
+    network: nn.Module,
+    process: Process,
+    bank: "ValidationBank",
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> np.ndarray:
+    """The errors that `validation_loss` takes the mean of, float64 (n,) in the bank's order, on every process.
+
+    Args: see `validation_loss`.
+    """
     errors = torch.zeros(len(bank), dtype=torch.float32, device=device)
     with evaluation_mode(network):
         for start in range(rank * batch_size, len(bank), world_size * batch_size):
             indices = range(start, min(start + batch_size, len(bank)))
-            batch = bank.batch(indices)
-            images = to_unit_range(batch["images"].to(device))
-            level = process.level_at(batch["log_snr"]).to(device)
-            x = expand(level.alpha) * images + expand(level.sigma) * batch["noise"].to(device)
-            labels = batch["labels"].to(device) if has_classes(network) else None
-            with autocast():
-                estimate = process.denoise(network, x, level, labels)
-            errors[indices.start : indices.stop] = mean_square(estimate - images) * (1 + level.log_snr.exp())
+            errors[indices.start : indices.stop] = errors_of(
+                network, process, bank, indices, device=device, autocast=autocast
+            )
     # Each example is zero on all ranks but one, so that the sum over ranks is exact.
-    every = gather(errors).reshape(world_size, len(bank)).double().sum(dim=0).cpu().numpy()
-    return summarize(every, bank.bins, bank.num_bins)
+    return gather(errors).reshape(world_size, len(bank)).double().sum(dim=0).cpu().numpy()
+
+
+def errors_of(
+    network: nn.Module,
+    process: Process,
+    bank: "ValidationBank",
+    indices: Sequence[int],
+    *,
+    device: torch.device | str,
+    autocast: Callable[[], AbstractContextManager],
+) -> Tensor:
+    """The errors of some of the bank's examples as one batch, fp32 (len(indices),), in the network's own mode."""
+    batch = bank.batch(indices)
+    images = to_unit_range(batch["images"].to(device))
+    level = process.level_at(batch["log_snr"]).to(device)
+    x = expand(level.alpha) * images + expand(level.sigma) * batch["noise"].to(device)
+    labels = batch["labels"].to(device) if has_classes(network) else None
+    with autocast():
+        estimate = process.denoise(network, x, level, labels)
+    return mean_square(estimate - images) * (1 + level.log_snr.exp())
 
 
 def summarize(errors: np.ndarray, bins: np.ndarray, num_bins: int) -> ValidationResult:

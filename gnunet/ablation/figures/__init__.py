@@ -1,0 +1,40 @@
+"""The figures of a study's report, one file for each family."""
+
+from gnunet.ablation.figures import (
+    axis_plot,
+    costs,
+    curves,
+    forest,
+    gap,
+    heat_map,
+    magnitudes,
+    pareto,
+    samples,
+    tuning,
+)
+from gnunet.ablation.figures.style import Picture, arm_styles, look
+from gnunet.ablation.metrics import sample_metrics
+from gnunet.ablation.results import Results
+
+__all__ = ["Picture", "draw_all"]
+
+
+def draw_all(results: Results) -> list[Picture]:
+    """Every figure that a study's records allow, in the order of the report."""
+    study = results.study
+    styles = arm_styles(list(study.arms), study.baseline)
+    metrics = ["validation_loss", *sample_metrics(results.found)]
+    with look():
+        drawn = [
+            *(axis_plot.draw(results, styles, axis, metric) for axis in study.axes for metric in metrics),
+            *(forest.draw(results, styles, metric) for metric in metrics),
+            heat_map.draw(results),
+            *curves.draw(results, styles),
+            pareto.draw(results, styles),
+            costs.draw(results, styles),
+            gap.draw(results),
+            *magnitudes.draw(results),
+            tuning.draw(results),
+            samples.draw(results),
+        ]
+    return [picture for picture in drawn if picture is not None]

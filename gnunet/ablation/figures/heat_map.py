@@ -1,0 +1,83 @@
+"""Where along the noise levels an arm differs from the base arm: rows of arms, columns of bins of log-SNR."""
+
+import math
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from gnunet.ablation.figures.rows import Row, contrast_rows
+from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, finish, new_figure
+from gnunet.ablation.results import Contrast, Results
+from gnunet.ablation.words import is_clear, percent, percent_tick
+
+_SHOWN = 0.8
+"""Share of the differences that the colours reach over; the few beyond them have the colours at the ends."""
+
+
+def draw(results: Results, metric: str = "validation_loss") -> Picture | None:
+    """The paired difference in a validation loss by bin of log-SNR; None where there is nothing to compare."""
+    rows = contrast_rows(results, metric)
+    edges = log_snr_edges(results)
+    if not rows or edges is None:
+        return None
+    grid = np.full((len(rows), len(edges) - 1), math.nan)
+    figure = new_figure(ROW * len(rows) + 1.0)
+    panel = figure.subplots()
+    panel.grid(visible=False)
+    marks: list[tuple[int, int]] = []
+    for y, row in enumerate(rows):
+        if row.difference is None:
+            panel.text(-0.45, y, row.label, va="center", weight="bold")
+            continue
+        grid[y], clear = _by_bin(results, row.contrast, metric, len(edges) - 1)
+        marks += [(x, y) for x in np.flatnonzero(clear)]
+        if row.difference.diverged or row.difference.pairs == 0:
+            how = DIVERGED if row.difference.diverged else MISSING
+            panel.add_patch(Rectangle((-0.5, y - 0.5), len(edges) - 1, 1, **how | {"facecolor": "none"}))
+    limit = _limit(grid)
+    image = panel.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
+    for x, y in marks:
+        panel.plot(x, y, ".", color="white" if abs(grid[y, x]) > 0.6 * limit else "black", markersize=2.5)
+    panel.set_yticks(range(len(rows)), [_label(row) for row in rows])
+    panel.set_xticks(np.arange(len(edges)) - 0.5, [f"{edge:.3g}".replace("-", "\N{MINUS SIGN}") for edge in edges])
+    panel.tick_params(axis="y", length=0)
+    panel.set_xlabel("log-SNR (natural logarithm; left: mostly noise)")
+    beyond = np.nanmax(np.abs(grid), initial=0.0) > limit
+    bar = figure.colorbar(image, extend="both" if beyond else "neither", aspect=30, pad=0.01)
+    bar.set_label(f"difference to {results.study.baseline}, relative to it")
+    bar.ax.yaxis.set_major_formatter(percent_tick)
+    clipped = f" Differences beyond {percent(limit)[1:]} have the colour of the end." if beyond else ""
+    caption = (
+        f"Paired difference of the validation loss to {results.study.baseline} in each bin of noise levels. Red: "
+        f"higher. Dots: the bin's 95% interval leaves out zero.{clipped} Crosshatched: seeds diverged, and the colour "
+        "is of those left. Hatched: missing."
+    )
+    return finish(figure, "log_snr", f"Validation loss by noise level: difference to {results.study.baseline}", caption)
+
+
+def _label(row: Row) -> str:
+    if row.difference is None:
+        return ""
+    return f"{row.label} ({row.difference.diverged} diverged)" if row.difference.diverged else row.label
+
+
+def _by_bin(results: Results, contrast: Contrast, metric: str, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """The difference in each bin, NaN where there is none, and whether its interval leaves out zero: (bins,) each."""
+    differences = [results.compare(contrast.left, contrast.right, metric, b) for b in range(bins)]
+    means = [np.mean(difference.by_seed) if difference.by_seed else math.nan for difference in differences]
+    return np.array(means), np.array([is_clear(d) and bool(d.by_seed) for d in differences])
+
+
+def log_snr_edges(results: Results) -> list[float] | None:
+    """The edges of the bins that most records have; None without records."""
+    edges = [tuple(record["bank"]["log_snr_edges"]) for record in results.found if record["bank"]]
+    return list(max(edges, key=edges.count)) if edges else None
+
+
+def _limit(grid: np.ndarray) -> float:
+    """Where the colours end, the same on both sides of zero."""
+    sizes = np.abs(grid[np.isfinite(grid)])
+    if not sizes.size or sizes.max() == 0:
+        return 0.01
+    usual = float(np.quantile(sizes, _SHOWN))
+    return float(sizes.max()) if sizes.max() < 1.5 * usual else usual

@@ -1,0 +1,71 @@
+"""The same images of every arm side by side, cut from the grids that the cells have drawn."""
+
+import math
+
+import numpy as np
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from gnunet.ablation.figures.style import DIVERGED, MISSING, Picture, finish, new_figure
+from gnunet.ablation.results import Condition, Results
+from gnunet.diffusion.images import GAP, GAP_COLOUR
+
+_TILES, _WIDTH, _HEIGHT = 10, 800, 72
+"""Images of an arm at most, and pixels that they take at most: all together in width, each in height."""
+_DPI = 110
+
+
+def draw(results: Results) -> Picture | None:
+    """A row of images for each condition, of the seed with the most grids; None where there are no grids."""
+    by_seed = {seed: [_tiles(results, c, seed) for c in results.conditions] for seed in results.study.seeds}
+    seed = max(by_seed, key=lambda seed: sum(tiles is not None for tiles in by_seed[seed]))
+    found = [tiles for tiles in by_seed[seed] if tiles is not None]
+    if not found:
+        return None
+    height, width = (max(tiles.shape[axis] for tiles in found) + GAP for axis in (1, 2))
+    scale = max(1, _HEIGHT // height)  # whole, so that pixels stay square
+    count = min(*(len(tiles) for tiles in found), max(1, _WIDTH // (scale * width)))
+    rows = len(results.conditions)
+    canvas = np.full((rows * height - GAP, count * width - GAP, 3), GAP_COLOUR, np.uint8)
+    for y, tiles in enumerate(by_seed[seed]):
+        for x in range(count if tiles is not None else 0):
+            tile = tiles[x]
+            canvas[y * height : y * height + tile.shape[0], x * width : x * width + tile.shape[1]] = tile
+    labels = [results.label(condition) for condition in results.conditions]
+    tall, wide = (scale * side / _DPI for side in canvas.shape[:2])  # inches
+    room = 0.2 + 0.085 * max(map(len, labels))  # of the labels
+    figure = new_figure(tall, room + wide, layout="none")
+    panel = figure.add_axes((room / (room + wide), 0.0, wide / (room + wide), 1.0))
+    panel.set_aspect("equal")
+    panel.spines[:].set_visible(False)
+    panel.imshow(canvas, interpolation="nearest", extent=(0, canvas.shape[1], rows * height - GAP, 0))
+    for y, (condition, tiles) in enumerate(zip(results.conditions, by_seed[seed], strict=True)):
+        if tiles is None:
+            how = DIVERGED if results.state(condition, seed) == "diverged" else MISSING
+            panel.add_patch(Rectangle((0, y * height), canvas.shape[1], height - GAP, **how))
+    panel.grid(visible=False)
+    panel.set_xticks([])
+    panel.set_yticks(np.arange(rows) * height + (height - GAP) / 2, labels)
+    panel.tick_params(axis="y", length=0)
+    caption = (
+        f"Images 0 to {count - 1} of the final averaged weights at seed {seed}: a column starts from the same noise "
+        "and has the same label. Crosshatched: diverged; hatched: missing."
+    )
+    return finish(figure, "samples", "Samples", caption, pixels=True, dpi=_DPI)
+
+
+def _tiles(results: Results, condition: Condition, seed: int) -> np.ndarray | None:
+    """The first images of a cell's grid, uint8 (n, H, W, 3), in the places that `make_grid` gives them; None
+    without a whole grid."""
+    record = results.record(condition, seed)
+    path = results.folder / "samples" / f"{results.name(condition, seed)}.png"
+    if record is None or not path.exists():
+        return None
+    grid = np.asarray(Image.open(path).convert("RGB"))
+    count, side = record["config"]["sampling"]["num_images"], record["config"]["data"]["resolution"]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    if grid.shape[:2] != (rows * (side + GAP) - GAP, columns * (side + GAP) - GAP):
+        return None
+    corners = [(i // columns * (side + GAP), i % columns * (side + GAP)) for i in range(min(count, _TILES))]
+    return np.stack([grid[top : top + side, left : left + side] for top, left in corners])

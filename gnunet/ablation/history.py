@@ -1,0 +1,57 @@
+"""What a run's own logs say of how it went."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+CURVE = ("images", "loss", "grad_norm", "learning_rate")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a log that `gnunet.training.metrics.JsonLines` writes; none where there is no file yet.
+
+    A line that is being written is left out.
+    """
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def training_history(run: Path) -> dict[str, Any]:
+    """`curve`, `validation` and `metrics` of a record, from a run's metrics.jsonl."""
+    lines = read_lines(run / "metrics.jsonl")
+    evaluations = [line for line in lines if "evaluation_num_images" in line]
+    metrics = evaluations[-1] if evaluations else {}
+    return {
+        "curve": [{key: line[key] for key in CURVE} for line in lines if "loss" in line],
+        "validation": [
+            {
+                "images": line["images"],
+                "validation_loss": line["validation_loss"],
+                "by_log_snr": line["validation_loss_by_log_snr"],
+            }
+            for line in lines
+            if "validation_loss" in line
+        ],
+        "metrics": {key: metrics[key] for key in metrics if key != "images" and not key.startswith("evaluation_")},
+    }
+
+
+def times(run: Path) -> dict[str, Any]:
+    """`images_per_second` (the median of the log's), `wall_seconds` and `seconds_at` of a run's training steps.
+
+    From its timing.jsonl, and so over all the processes that have had a part in the run. Validation, samples and
+    evaluations are not counted. None and empty where nothing was timed.
+    """
+    lines = read_lines(run / "timing.jsonl")
+    speeds = [line["images_per_second"] for line in lines if line["images_per_second"]]
+    if not speeds:
+        return {"images_per_second": None, "wall_seconds": None, "seconds_at": []}
+    usual = statistics.median(speeds)
+    images, seconds, seconds_at = 0, 0.0, []
+    for line in lines:
+        # After a stop a line may have no steps of its own.
+        seconds += (line["images"] - images) / (line["images_per_second"] or usual)
+        images = line["images"]
+        seconds_at.append([images, round(seconds, 3)])
+    return {"images_per_second": usual, "wall_seconds": round(seconds, 3), "seconds_at": seconds_at}

@@ -1,0 +1,211 @@
+"""What is measured of the weights of a run that is complete: its averaged weights, on the run's own bank.
+
+On several processes every one of them calls these functions, and gets the same results.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gnunet.evaluation import load_extractors, nearest_images
+from gnunet.evaluation.validation import errors_of, validation_errors
+from gnunet.models import UNet2D
+from gnunet.models.norm_plan import plan_norms
+from gnunet.norms import NORMS, NormLayer
+from gnunet.training.evaluation import chosen_metrics, processes_of, sampled
+from gnunet.training.session import Session
+
+REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
+"""What the parts of a U-Net are called."""
+STATISTICS_IMAGES, STATISTICS_BATCHES = 1024, 16
+"""Running statistics are estimated anew on at least so many training images (or as many as the run has seen, where
+those are fewer), in at least so many batches."""
+NEAREST_OF = 256
+"""The nearest training images are found for the first so many of an evaluation's samples."""
+DIGITS = 7
+"""Significant digits of numbers that come from float32."""
+
+
+def norm_kinds(network: UNet2D) -> list[str]:
+    """The kinds of the norm layers in a network, in the order in which they come up."""
+    return list(dict.fromkeys(site.norm["kind"] for site in plan_norms(network.config) if site.parts))
+
+
+def is_batch_dependent(network: UNet2D) -> bool:
+    """Whether what a norm layer gives for a sample depends on the rest of the batch, in training."""
+    return any(NORMS[kind].batch_dependent for kind in norm_kinds(network))
+
+
+def bank_errors(session: Session) -> dict[str, list[float] | None]:
+    """The squared error of v of each example of the bank, as in the validation loss.
+
+    Returns:
+        `running`: by running statistics, as in evaluation. `batch`: by the statistics of the batch at hand, as in
+        training. `precise`: by statistics of the averaged weights themselves, estimated on training images; the
+        session's average has them from then on. The last two are None where no norm depends on the batch.
+    """
+    found: dict[str, list[float] | None] = {"running": _by_running(session), "precise": None, "batch": None}
+    if is_batch_dependent(session.ema.model):
+        found["batch"] = _by_batch(session)
+        _estimate_statistics(session)
+        found["precise"] = _by_running(session)
+    return found
+
+
+def _by_running(session: Session) -> list[float]:
+    accelerator = session.accelerator
+    errors = validation_errors(
+        session.ema.model, session.process, session.bank, device=accelerator.device,
+        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, **processes_of(accelerator),
+    )  # fmt: skip
+    return rounded(errors)
+
+
+def _by_batch(session: Session) -> list[float]:
+    """In batches as a step of training has them, which mix noise levels; the last is filled up with the first."""
+    bank, accelerator, size = session.bank, session.accelerator, session.micro_batch_size
+    network = copy.deepcopy(session.ema.model).eval()  # training changes running statistics
+    for module in network.modules():
+        if isinstance(module, NormLayer) and module.batch_dependent:
+            module.train()
+    # In the bank's order neighbours have neighbouring noise levels.
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(bank))
+    whole = size * accelerator.num_processes
+    padded = np.resize(order, math.ceil(len(bank) / whole) * whole)
+    errors = torch.zeros(len(bank), device=accelerator.device)
+    with torch.no_grad():
+        for start in range(size * accelerator.process_index, len(padded), whole):
+            indices = padded[start : start + size]
+            found = errors_of(
+                network, session.process, bank, indices, device=accelerator.device, autocast=accelerator.autocast
+            )
+            new = max(min(len(bank) - start, size), 0)
+            errors[torch.from_numpy(indices[:new]).to(accelerator.device)] = found[:new]
+    every = accelerator.gather(errors).view(accelerator.num_processes, len(bank)).double().sum(dim=0)
+    return rounded(every.cpu().numpy())
+
+
+def _estimate_statistics(session: Session) -> None:
+    """Give the average running statistics of its own weights, as train.precise_batches does."""
+    images = min(STATISTICS_IMAGES, session.total_images)
+    batches = max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size))
+    train = session.config.train.model_copy(update={"precise_batches": batches})
+    config = session.config.model_copy(update={"train": train})
+    assert replace(session, config=config, precise=False).averaged_network is session.ema.model
+
+
+def magnitudes(session: Session) -> dict[str, Any]:
+    """Sizes of activations and gradients in the network by the bins of the bank's log-SNR, in eval mode.
+
+    Returns:
+        `log_snr`: the bins' centres. `activation_rms`, `activation_max`: of what the norm layers of each region of the
+        network take; the root of the mean over layers of their mean square, and the largest magnitude.
+        `gradient_norm`: of the gradient of the bin's mean error of v by all weights. None for an empty bin.
+    """
+    bank, network = session.bank, copy.deepcopy(session.ema.model).eval().requires_grad_(True)
+    edges = bin_edges(session)
+    found: dict[str, Any] = {
+        "log_snr": [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)],
+        "activation_rms": {region: [] for region in REGIONS.values()},
+        "activation_max": {region: [] for region in REGIONS.values()},
+        "gradient_norm": [],
+    }
+    for b in range(bank.num_bins):
+        indices = np.flatnonzero(bank.bins == b)
+        network.zero_grad(set_to_none=True)
+        with _watched(network) as layers:
+            _backward(session, network, indices)
+        for region in REGIONS.values():
+            inputs = [layer for layer in layers if layer.region == region and len(indices)]
+            squares = [layer.square_sum / layer.elements for layer in inputs]
+            rms = math.sqrt(sum(squares) / len(squares)) if squares else None
+            found["activation_rms"][region].append(rms)
+            found["activation_max"][region].append(max((layer.largest for layer in inputs), default=None))
+        gradients = [p.grad.double().square().sum() for p in network.parameters() if p.grad is not None]
+        found["gradient_norm"].append(float(torch.stack(gradients).sum().sqrt()) if len(indices) else None)
+    for values in (found["gradient_norm"], *found["activation_rms"].values(), *found["activation_max"].values()):
+        values[:] = rounded(values)
+    return found
+
+
+class _Watched:
+    """What the inputs of one norm layer have been so far."""
+
+    def __init__(self, region: str):
+        self.region = region
+        self.square_sum, self.largest, self.elements = 0.0, 0.0, 0
+
+    def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach()
+        self.square_sum += float(x.double().square().sum())
+        self.largest = max(self.largest, float(x.abs().max()))
+        self.elements += x.numel()
+
+
+@contextmanager
+def _watched(network: UNet2D) -> Iterator[list[_Watched]]:
+    """The inputs of a network's norm layers, watched inside."""
+    layers, hooks = [], []
+    for site in plan_norms(network.config):
+        if site.parts:
+            layers.append(_Watched(REGIONS[site.path.split(".")[0]]))
+            hooks.append(network.get_submodule(site.path).register_forward_pre_hook(layers[-1].see))
+    try:
+        yield layers
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _backward(session: Session, network: UNet2D, indices: np.ndarray) -> None:
+    """Add the gradient of the mean error of v of some of the bank's examples to the network's gradients."""
+    accelerator, size = session.accelerator, session.config.validation.batch_size
+    for start in range(0, len(indices), size):
+        errors = errors_of(
+            network, session.process, session.bank, indices[start : start + size], device=accelerator.device,
+            autocast=accelerator.autocast,
+        )  # fmt: skip
+        (errors.sum() / len(indices)).backward()
+
+
+def nearest(session: Session) -> dict[str, Any] | None:
+    """Whether samples of the average are copies of training images, by the first extractor of the run's evaluations.
+
+    Returns:
+        `extractor`, `num_images`, and of `gnunet.evaluation.Neighbours` `distance_ratio` and `near_share`. None where
+        the run has no evaluations.
+    """
+    settings, accelerator, examples = session.config.evaluate, session.accelerator, session.examples
+    if settings.every is None:
+        return None
+    metrics = chosen_metrics(settings)[:1]
+    extractors = load_extractors(
+        metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
+    )
+    [(name, extractor)] = extractors.items()
+    samples = sampled(session.averaged, accelerator)(range(min(settings.num_images, NEAREST_OF)))
+    found = nearest_images(samples, examples.table.images, examples.rows, extractor, k=1, **processes_of(accelerator))
+    return {
+        "extractor": name,
+        "num_images": len(samples),
+        "distance_ratio": found.distance_ratio,
+        "near_share": found.near_share,
+    }
+
+
+def bin_edges(session: Session) -> list[float]:
+    """The ends of the bank's bins of log-SNR, one more than there are bins."""
+    settings = session.config.validation
+    return np.linspace(settings.log_snr_min, settings.log_snr_max, settings.num_bins + 1).tolist()
+
+
+def rounded(values: Any) -> list[Any]:
+    """Numbers, some None, to DIGITS significant digits."""
+    return [None if value is None else float(f"{value:.{DIGITS}g}") for value in values]

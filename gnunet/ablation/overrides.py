@@ -1,0 +1,110 @@
+"""The overrides of a study as layers of configuration."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gnunet.ablation.study import Study
+from gnunet.config import Config
+from gnunet.config_layers import Layer, inline, read_mapping, resolve
+from gnunet.config_schema import find, section_types
+from gnunet.errors import ConfigError
+
+INSTEAD = {"seed": "seeds in the study", "run_dir": "--folder"}
+"""Keys that overrides may not have, and what decides them."""
+
+Keys = tuple[str, ...]
+
+
+class StudyLayers:
+    """The layers that the configurations of a study are resolved from.
+
+    Raises:
+        ConfigError: a configuration file that cannot be read, or a key that is not for its layer.
+    """
+
+    def __init__(self, study: Study, path: Path, budget: str | None, flags: Mapping[str, Any]):
+        self.study, self.name = study, path.name
+        self.below = [_read(path.parent / file, f"config {file} of {path.name}") for file in study.config]
+        self.below.append(self._layer("base", study.base))
+        if budget is not None:
+            size = study.budgets[budget]
+            where = f"budget {budget!r}"
+            self.below.append(
+                _read(path.parent / size, f"{where} of {path.name}")
+                if isinstance(size, str)
+                else self._layer(where, size)
+            )
+        self.above = _checked(Layer("command line", dict(flags)), self._not_free)
+
+    def resolve(self, arm: str, point: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False) -> Config:
+        """The configuration of an arm at a point; `tuned` holds the value of the key under tuning, if any.
+
+        tries: it is one that tuning tries.
+
+        Raises:
+            ConfigError: with one line for each problem.
+        """
+        layers = [self._layer(f"arm {arm!r}", self.study.arms[arm].set, free=False)]
+        for axis, value in point:
+            layers.append(self._layer(f"{axis} {value}", self.study.axes[axis].values[value], free=False))
+        for value in tuned:
+            more = self.study.tuning.set if tries else {}
+            layers.append(self._layer("tuning", {self.study.tuning.key: value, **more}))
+        return resolve(Config, [*self.below, *layers, self.above])
+
+    def _layer(self, what: str, overrides: Mapping[str, Any], *, free: bool = True) -> Layer:
+        where = f"{what} of {self.name}"
+        return _checked(Layer(where, nested(overrides, where)), INSTEAD if free else self._not_free)
+
+    @property
+    def _not_free(self) -> dict[str, str]:
+        """Keys that layers above the base may not have, and what decides them."""
+        return INSTEAD if self.study.tuning is None else {**INSTEAD, self.study.tuning.key: "tuning in the study"}
+
+
+def nested(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Overrides with dotted keys, at any depth, as nested mappings.
+
+    Raises:
+        ConfigError: a key is given twice.
+    """
+    tree: dict[str, Any] = {}
+    placed: list[Keys] = []
+    for path, value in _leaves(overrides):
+        if any(path[: len(other)] == other or other[: len(path)] == path for other in placed):
+            raise ConfigError(f"{'.'.join(path)}: given twice ({where}); valid: once")
+        placed.append(path)
+        below = tree
+        for name in path[:-1]:
+            below = below.setdefault(name, {})
+        below[path[-1]] = value
+    return tree
+
+
+def _leaves(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """The keys below all sections, each as a path, with their values."""
+    for key, value in overrides.items():
+        path = (*above, *str(key).split("."))
+        field = find(Config, path)
+        if isinstance(value, Mapping) and field is not None and section_types(field.annotation):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _checked(layer: Layer, instead: Mapping[str, str]) -> Layer:
+    """A layer, refused where it has one of the keys of `instead`."""
+    for path, value in _leaves(layer.values):
+        if decides := instead.get(key := ".".join(path)):
+            raise ConfigError(f"{key}: given {inline(value)} ({layer.where}); valid: leave it to {decides}")
+    return layer
+
+
+def _read(path: Path, where: str) -> Layer:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{where}: {path}: {reason}; valid: a configuration file, relative to the study") from None
+    return Layer(path.name, read_mapping(text, path.name))

@@ -1,0 +1,96 @@
+"""What the runner shows while cells run: a live view on a terminal, plain lines elsewhere."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gnunet.ablation.cell import run_folder
+from gnunet.ablation.expected import Expected, in_words
+from gnunet.ablation.history import read_lines
+from gnunet.ablation.plan import Cell
+from gnunet.ablation.records import metric_value, record_path
+
+
+class Display:
+    """Progress of a round of cells.
+
+    Args:
+        cells: what is to run.
+        folder: the study's.
+        expected: what cells cost; it learns from those that end.
+        at_a_time: cells that run side by side.
+        enabled: whether this process shows anything.
+    """
+
+    def __init__(
+        self, cells: Sequence[Cell], folder: Path, expected: Expected, *, at_a_time: int, enabled: bool = True
+    ):
+        self._folder, self._expected, self._at_a_time, self._enabled = folder, expected, at_a_time, enabled
+        self._left, self._total = {cell.name: cell for cell in cells}, len(cells)
+        self._running: list[Cell] = []
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("cells"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"), console=self._console, expand=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("cells", total=self._total, left="")
+        live = enabled and self._console.is_terminal
+        self._live = Live(self._view(), console=self._console, refresh_per_second=2) if live else None
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, cell: Cell) -> None:
+        """A cell has been started."""
+        if not self._live:
+            self.message(f"{cell.title}: started in {run_folder(self._folder, cell.name)}")
+
+    def finished(self, cell: Cell, seconds: float) -> None:
+        """A cell has its record; it took so long since it was started."""
+        record = json.loads(record_path(self._folder, cell.name).read_text())
+        self._expected.note(cell, record)
+        del self._left[cell.name]
+        loss = metric_value(record, "validation_loss")
+        result = "diverged" if loss is None else f"validation loss {loss:.5f}"
+        done = self._total - len(self._left)
+        self._bar.update(self._task, completed=done, left=self._time_left())
+        self.message(f"{cell.title}: {result}, {in_words(seconds)}; {done}/{self._total} cells{self._time_left(', ')}")
+
+    def update(self, running: Sequence[Cell]) -> None:
+        """Look at how far the cells at work have come."""
+        self._running = list(running)
+        if self._live:
+            self._live.update(self._view())
+
+    def message(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._enabled:
+            self._console.print(text, markup=False)
+
+    def _time_left(self, before: str = "") -> str:
+        seconds = self._expected.seconds(list(self._left.values()), self._at_a_time)
+        return f"{before}about {in_words(seconds)} left" if self._left and seconds is not None else ""
+
+    def _view(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        for cell in self._running:
+            lines = read_lines(run_folder(self._folder, cell.name) / "metrics.jsonl")
+            images = lines[-1]["images"] if lines else 0
+            losses = [line["loss"] for line in lines if line.get("loss") is not None]
+            loss = f"loss {losses[-1]:.5f}" if losses else ""
+            table.add_row(cell.title, f"{images}/{cell.config.train.images} images", loss)
+        return Group(self._bar, table)

@@ -1,0 +1,102 @@
+"""What is kept of a cell once it has run: one JSON file each, and the values that are read from it.
+
+Everything in a record but `times` is the same however often the runner was killed on the way.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gnunet.config import Config
+from gnunet.errors import CheckpointError
+from gnunet.evaluation.validation import summarize
+from gnunet.files import write_file
+
+FORMAT = 1
+LOSSES = {"validation_loss": "running", "validation_loss_precise": "precise", "validation_loss_batch": "batch"}
+"""The kind of statistics that batch-dependent norms have in each."""
+NEAREST = ("nearest_distance_ratio", "nearest_near_share")
+TIMES = ("images_per_second", "wall_seconds", "peak_memory_mib", "norm_share")
+HIGHER_IS_BETTER = ("images_per_second", "precision_", "recall_")
+"""Beginnings of the names of metrics that are better where they are higher."""
+
+
+def record_path(folder: Path, name: str) -> Path:
+    """The record of the cell with this name in a study's folder."""
+    return folder / "records" / f"{name}.json"
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records in a study's folder by the names of their cells.
+
+    Raises:
+        CheckpointError: one of them is damaged or of another format.
+    """
+    records = {}
+    for path in sorted((folder / "records").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+            found = record["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: is no record ({error}); remove it to run the cell again") from None
+        if found != FORMAT:
+            raise CheckpointError(f"{path}: record format {found}; this version reads format {FORMAT}")
+        records[path.stem] = record
+    return records
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Write a record, whole or not at all, a line for each key; numbers that are not finite become null."""
+    path = record_path(folder, record["cell"])
+    lines = [f" {json.dumps(key)}: {json.dumps(_without_nan(value), allow_nan=False)}" for key, value in record.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return path
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def metric_names(config: Config) -> list[str]:
+    """The metrics that `metric_value` finds in the records of cells with such a configuration."""
+    evaluate = config.evaluate
+    scores = [] if evaluate.every is None else [*dict.fromkeys(evaluate.metrics), *NEAREST]
+    return [*LOSSES, *scores, "saved_mib", *TIMES]
+
+
+def metric_value(record: Mapping[str, Any], name: str) -> float | None:
+    """A metric of a complete cell by its name (see `metric_names`); None where it was not measured.
+
+    The validation losses are means over the bins of log-SNR of the mean error in each. `precise` and `batch` are
+    the plain one where no norm depends on the batch.
+    """
+    if record["outcome"] != "complete":
+        return None
+    if name in LOSSES:
+        errors = record["errors"][LOSSES[name]] or record["errors"]["running"]
+        if errors is None or None in errors:
+            return None
+        bank = record["bank"]
+        return summarize(np.array(errors), np.array(bank["bins"]), len(bank["log_snr_edges"]) - 1).mean
+    if name in NEAREST:
+        return (record["nearest"] or {}).get(name.removeprefix("nearest_"))
+    if name in TIMES:
+        return record["times"][name]
+    return record[name] if name == "saved_mib" else record["metrics"].get(name)
+
+
+def rank(record: Mapping[str, Any], name: str) -> float:
+    """A metric as something to minimize: infinite for a cell that diverged or did not measure it."""
+    value = metric_value(record, name)
+    if value is None:
+        return math.inf
+    return -value if name.startswith(HIGHER_IS_BETTER) else value

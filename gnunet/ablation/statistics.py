@@ -1,0 +1,221 @@
+"""Paired differences between two sides of a comparison, their intervals, and verdicts on what was expected.
+
+Two cells with the same seed saw the same images, noise and noise levels, and were scored on the same bank, so their
+difference is taken seed by seed, and example by example where the metric is a mean over the bank. There are two
+intervals, each of 95%:
+
+- Student's t over the seeds' differences. It knows how far retraining moves the result, but not that the bank is
+  one draw of examples; at two or three seeds it is wide, as it should be.
+- A bootstrap in two levels: seeds are drawn with replacement, and so are the bank's examples within their bins of
+  log-SNR, the same draw for every cell (Efron & Tibshirani, 1993; percentiles). It knows about the examples, but at
+  few seeds it is too narrow.
+
+The interval that figures show and verdicts use reaches over both. One seed says nothing of retraining: there is a
+bootstrap interval, of the examples alone, and no verdict.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import numpy as np
+
+LEVEL = 0.95
+RESAMPLES = 2000
+ENOUGH_PAIRS = 2
+"""Pairs of seeds from which on there can be a verdict."""
+
+Expectation = Literal["higher", "lower", "same"]
+Verdict = Literal["supported", "refuted", "not enough evidence", "missing"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From `low` to `high`; either may be infinite where a side diverged."""
+
+    low: float
+    high: float
+
+    def hull(self, other: "Interval | None") -> "Interval":
+        """The smallest interval that holds both."""
+        return self if other is None else Interval(min(self.low, other.low), max(self.high, other.high))
+
+
+class Bank:
+    """The frozen validation bank as the statistics see it: the loss is the mean of the means of its bins.
+
+    Args:
+        bins: the bin of each example, (n,).
+    """
+
+    def __init__(self, bins: Sequence[int]):
+        self.bins = np.asarray(bins, dtype=np.int64)
+        self._members = [np.flatnonzero(self.bins == b) for b in np.unique(self.bins)]
+
+    def loss(self, errors: np.ndarray) -> float:
+        """The mean of the bins' means of errors (n,), as `gnunet.evaluation.validation.summarize` takes it."""
+        return float(np.mean([errors[members].mean() for members in self._members]))
+
+    def resampled(self, errors: np.ndarray) -> np.ndarray:
+        """The loss of errors (n,) on each of the bank's resamples, (RESAMPLES,): the same draws for all errors."""
+        return self._weights @ errors
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """What each example counts for in each resample: (RESAMPLES, n)."""
+        rng = np.random.default_rng(0)
+        weights = np.empty((RESAMPLES, len(self.bins)))
+        for members in self._members:
+            size = len(members)
+            weights[:, members] = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size
+        return weights / len(self._members)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one cell has of a metric."""
+
+    value: float
+    """Infinite where the cell diverged: worse than any number (`-inf` where high is good)."""
+    resampled: np.ndarray | None = None
+    """The value on each of the bank's resamples, (RESAMPLES,); None where the metric is not a mean over a bank."""
+    bank: str = ""
+    """Which bank that is: values on different banks cannot be paired by example."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Left minus right over the seeds that both have, as a share of the size of right's mean.
+
+    A pair of which one side diverged counts as an infinite difference; a pair of which both did says nothing and
+    does not count.
+    """
+
+    pairs: int
+    """Pairs that count."""
+    relative: float | None
+    """Mean difference over |mean of right|; infinite where a side diverged, NaN where both did at different seeds;
+    None without pairs or where right's mean is 0."""
+    by_seed: tuple[float, ...]
+    """Relative, of each pair in which neither diverged."""
+    student: Interval | None
+    """Relative, over the pairs in which neither diverged; None below two of them."""
+    bootstrap: Interval | None
+    """Relative, over the pairs in which neither diverged; None where the metric has no examples."""
+    above: int = 0
+    """Pairs in which left is infinitely above right: one of them diverged."""
+    below: int = 0
+    """Pairs in which left is infinitely below right."""
+    lost: int = 0
+    """Pairs in which both diverged; not among `pairs`."""
+
+    @property
+    def diverged(self) -> int:
+        """Pairs of which at least one side diverged."""
+        return self.above + self.below + self.lost
+
+    @property
+    def interval(self) -> Interval | None:
+        """Relative: what reaches over both intervals, and to infinity on the side of a divergence."""
+        if self.pairs and self.pairs == self.above + self.below:
+            return Interval(-math.inf if self.below else math.inf, math.inf if self.above else -math.inf)
+        known = self.student.hull(self.bootstrap) if self.student else self.bootstrap
+        if not (self.above or self.below):
+            return known
+        low, high = (known.low, known.high) if known else (-math.inf, math.inf)
+        return Interval(-math.inf if self.below else low, math.inf if self.above else high)
+
+
+def paired_difference(left: Mapping[int, Outcome], right: Mapping[int, Outcome]) -> Difference:
+    """The difference of two sides whose outcomes are given by seed; seeds that only one side has are left out."""
+    pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
+    finite = [(a, b) for a, b in pairs if math.isfinite(a.value) and math.isfinite(b.value)]
+    above = sum(a.value - b.value == math.inf for a, b in pairs)
+    below = sum(a.value - b.value == -math.inf for a, b in pairs)
+    relative = student = bootstrap = None
+    by_seed: tuple[float, ...] = ()
+    if finite:
+        lefts, rights = (np.array([side.value for side in sides]) for sides in zip(*finite, strict=True))
+        scale = abs(rights.mean())
+        if scale:
+            relative = float((lefts - rights).mean()) / scale
+            by_seed = tuple(((lefts - rights) / scale).tolist())
+            student = student_interval((lefts - rights) / scale)
+            bootstrap = _bootstrap_interval(finite)
+    if above or below:
+        relative = math.nan if above and below else math.inf if above else -math.inf
+    return Difference(
+        pairs=len(finite) + above + below, relative=relative, by_seed=by_seed,
+        student=student, bootstrap=bootstrap, above=above, below=below, lost=len(pairs) - len(finite) - above - below,
+    )  # fmt: skip
+
+
+def student_interval(values: np.ndarray) -> Interval | None:
+    """Student's t interval of the mean of values (n,), with n - 1 degrees of freedom; None where n is below 2."""
+    n = len(values)
+    if n < 2:
+        return None
+    reach = _t_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    mean = float(values.mean())
+    return Interval(mean - reach, mean + reach)
+
+
+def judge(difference: Difference, expect: Expectation, margin: float = 0.0) -> Verdict:
+    """What a difference says of left being higher or lower than right by more than `margin`, or the same within it.
+
+    Supported where the whole interval is where it was expected, refuted where the whole interval is outside it.
+
+    Args:
+        difference: of left and right.
+        expect: where left was expected.
+        margin: share of right's mean.
+    """
+    interval = difference.interval
+    if difference.pairs + difference.lost == 0:
+        return "missing"
+    if difference.pairs < ENOUGH_PAIRS or interval is None:
+        return "not enough evidence"
+    low, high = interval.low, interval.high
+    holds, fails = {
+        "higher": (low > margin, high < margin),
+        "lower": (high < -margin, low > -margin),
+        "same": (-margin <= low and high <= margin, low > margin or high < -margin),
+    }[expect]
+    return "supported" if holds else "refuted" if fails else "not enough evidence"
+
+
+def judge_all(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict on a claim that holds where every one of its comparisons does: one refuted refutes it."""
+    found = set(verdicts)
+    order: tuple[Verdict, ...] = ("refuted", "missing", "not enough evidence", "supported")
+    return next(verdict for verdict in order if verdict in found)
+
+
+def _bootstrap_interval(pairs: Sequence[tuple[Outcome, Outcome]]) -> Interval | None:
+    if any(side.resampled is None for pair in pairs for side in pair):
+        return None
+    if len({side.bank for pair in pairs for side in pair}) > 1:
+        return None
+    shares = _seed_shares(len(pairs))
+    left, right = (
+        (shares * np.stack([side.resampled for side in sides], axis=1)).sum(axis=1)
+        for sides in zip(*pairs, strict=True)
+    )
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile((left - right) / np.abs(right), [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+@lru_cache(maxsize=64)
+def _seed_shares(count: int) -> np.ndarray:
+    """How much each of `count` seeds counts for in each resample of them: (RESAMPLES, count)."""
+    return np.random.default_rng(1).multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
+
+
+@lru_cache(maxsize=64)
+def _t_quantile(degrees: int) -> float:
+    from scipy import stats  # an extra, and slow to import: `report.write_report` says where it is missing
+
+    return float(stats.t.ppf(0.5 + LEVEL / 2, degrees))

@@ -1,0 +1,129 @@
+"""The process that one cell has to itself: its own memory, its own output, no life beyond its runner's.
+
+Processes come from a fork server that has done the imports, and so start at once.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+
+import torch
+
+from gnunet.ablation.cell import run_cell, run_folder
+from gnunet.ablation.cost import step_cost
+from gnunet.ablation.plan import Cell
+from gnunet.ablation.processes import fresh_start
+from gnunet.config import Config, from_yaml, to_yaml
+from gnunet.errors import GnunetError, print_error
+from gnunet.training.session import build, make_accelerator
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process is told."""
+
+    name: str
+    folder: Path
+    config_text: str
+    gpu: str | None
+    """The one GPU that it sees, as CUDA_VISIBLE_DEVICES names it; None on a machine without."""
+
+    @classmethod
+    def of(cls, cell: Cell, folder: Path, gpu: str | None) -> "Task":
+        """A cell of the study in a folder."""
+        config = cell.config.model_copy(update={"run_dir": str(run_folder(folder, cell.name))})
+        return cls(cell.name, folder, to_yaml(config), gpu)
+
+    @property
+    def config(self) -> Config:
+        return from_yaml(self.config_text, self.name)
+
+    @property
+    def log(self) -> Path:
+        """What the process prints."""
+        return run_folder(self.folder, self.name) / "log.txt"
+
+
+def context() -> ForkServerContext:
+    """Where to get processes from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # A signal to the whole process group must not end the server, which knows when its processes end.
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Asked in the usual way whether there is a GPU, CUDA starts, and then not once more in a forked process.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    try:
+        ensure_running()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return context
+
+
+def start(context: ForkServerContext, task: Task) -> ForkServerProcess:
+    """Run a cell in a process of its own; its exit status is `run_cell`'s, or 1 after an error."""
+    # Not a daemon: a cell may have processes of its own to load its data.
+    process = context.Process(target=_work, args=(task,), name=task.name, daemon=False)
+    process.start()
+    return process
+
+
+def _work(task: Task) -> None:
+    _settle(task)
+    try:
+        status = run_cell(task.name, task.config, task.folder)
+    except GnunetError as error:
+        print_error(error)
+        status = 1
+    sys.exit(status)
+
+
+def probe(context: ForkServerContext, task: Task) -> float | None:
+    """Seconds for one image of training, from a few steps; None where they fail, as the cell itself then will."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_probe, args=(task, theirs), daemon=False)
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        return None
+    finally:
+        process.kill()
+        process.join()
+
+
+def _probe(task: Task, connection: Connection) -> None:
+    _settle(task)
+    fresh_start()
+    config = task.config
+    cost = step_cost(build(config, make_accelerator(config)))
+    connection.send(cost.seconds / config.train.batch_size)
+
+
+def _settle(task: Task) -> None:
+    """Make this process one that works on a task."""
+    os.setsid()  # a terminal's Ctrl-C is for the runner, which passes it on
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_runner, daemon=True).start()
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+        stream.reconfigure(line_buffering=True)
+    os.close(log)
+    if task.gpu is None:
+        torch.set_num_threads(1)  # bits depend on the number of threads
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = task.gpu
+
+
+def _end_with_runner() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os.killpg(0, signal.SIGKILL)  # with the processes that load its data

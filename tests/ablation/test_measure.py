@@ -1,0 +1,172 @@
+"""What is measured of a network, against plain computations."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from gnunet.ablation.cost import saved_mib, step_cost
+from gnunet.ablation.measure import bank_errors, bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds
+from gnunet.evaluation.validation import errors_of, summarize
+from gnunet.norms import precise_statistics
+from gnunet.training import trainer
+from gnunet.training.session import build, make_accelerator
+
+EXTRACTOR = """
+import torch
+
+class Coarse(torch.nn.Module):
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+"""
+
+
+@pytest.fixture
+def session(tiny):
+    """A run after two steps, with more flags; `norm` is its kind."""
+
+    def session(norm: str = "group", *flags: str):
+        groups = ["--model.norm.groups", "4"] if norm in ("group", "group_rms") else []
+        config = tiny("run", "--model.norm.kind", norm, *groups, *flags)
+        built = build(config, make_accelerator(config))
+        batches = built.batches(0)
+        for step in range(2):
+            built.step(batches, step * config.train.batch_size, stop=False)
+        return built
+
+    return session
+
+
+def plain_errors(session, network, indices) -> torch.Tensor:
+    with torch.no_grad():
+        accelerator = session.accelerator
+        return errors_of(
+            network, session.process, session.bank, indices, device="cpu", autocast=accelerator.autocast
+        )  # fmt: skip
+
+
+def test_errors_are_those_of_the_validation_loss(session):
+    trained = session()
+    errors = bank_errors(trained)
+    found = summarize(np.array(errors["running"]), trained.bank.bins, trained.bank.num_bins)
+    assert found.mean == pytest.approx(trainer.validate(trained, 16)["validation_loss"], rel=1e-6)
+    assert errors["precise"] is errors["batch"] is None  # they would be the same
+
+
+class TestOfNormsThatDependOnTheBatch:
+    @pytest.mark.parametrize(("batch_size", "size"), [(8, 8), (12, 6), (32, 32)])
+    def test_by_the_batch_at_hand(self, session, batch_size, size):
+        """Of 16 examples: whole batches, a last one that is filled up, one that is larger than the bank."""
+        flags = ["--train.batch_size", str(batch_size), "--train.micro_batch_size", str(size)]
+        trained = session("batch", *flags, "--train.images", "64")
+        before = copy.deepcopy(trained.ema.model.state_dict())
+        network = copy.deepcopy(trained.ema.model).train()  # no dropout: training differs by the norms alone
+        order = np.resize(np.random.Generator(np.random.Philox(0)).permutation(16), -(-16 // size) * size)
+        batches = np.split(order, len(order) // size)
+        found = torch.cat([plain_errors(trained, network, batch) for batch in batches])[:16]
+        expected = np.zeros(16)
+        expected[order[:16]] = found
+        errors = bank_errors(trained)
+        assert errors["batch"] == pytest.approx(expected, rel=1e-5)
+        assert errors["batch"] != errors["running"]
+        weights = [name for name, _ in trained.ema.model.named_parameters()]
+        assert all(torch.equal(before[name], trained.ema.model.state_dict()[name]) for name in weights)
+
+    def test_batches_mix_noise_levels(self, session):
+        order = np.random.Generator(np.random.Philox(0)).permutation(16)
+        bins = session("batch").bank.bins[order].reshape(4, 4)
+        assert min(len(set(batch)) for batch in bins) >= 2
+
+    def test_by_precise_statistics(self, session):
+        trained = session("batch")
+        network = copy.deepcopy(trained.ema.model)
+        errors = bank_errors(trained)
+        train = trained.config.train.model_copy(update={"precise_batches": 16})  # which has 64 images and more
+        trained.config = trained.config.model_copy(update={"train": train})
+        assert precise_statistics(network, trained.statistics_batches()) == 16
+        assert errors["precise"] == pytest.approx(plain_errors(trained, network.eval(), range(16)), rel=1e-5)
+        assert errors["precise"] != errors["running"]
+
+    def test_kinds(self, session):
+        flags = ["--model.norm.overrides", "{decoder: {kind: batch}}"]
+        mixed = session("group", *flags).unet
+        assert norm_kinds(mixed) == ["group", "batch"] and is_batch_dependent(mixed)
+        assert norm_kinds(session("frn").unet) == ["frn"] and not is_batch_dependent(session("frn").unet)
+
+
+class TestMagnitudes:
+    def test_against_plain_computations(self, session):
+        trained = session("group", "--validation.batch_size", "3")
+        found = magnitudes(trained)
+        network = copy.deepcopy(trained.ema.model).requires_grad_(True)
+        seen = {}
+        middle = ["attentions.0.group_norm", *(f"resnets.{i}.norm{j}" for i in (0, 1) for j in (1, 2))]
+        for path in ["conv_norm_out", *(f"mid_block.{name}" for name in middle)]:
+            layer = network.get_submodule(path)
+            layer.register_forward_pre_hook(lambda _, args, path=path: seen.update({path: args[0]}))
+        for b in range(4):
+            indices = np.flatnonzero(trained.bank.bins == b)
+            with torch.enable_grad():
+                errors = errors_of(
+                    network, trained.process, trained.bank, indices, device="cpu",
+                    autocast=trained.accelerator.autocast,
+                )  # fmt: skip
+                gradients = torch.autograd.grad(errors.mean(), list(network.parameters()), allow_unused=True)
+            norm = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+            assert found["gradient_norm"][b] == pytest.approx(norm.item(), rel=1e-4)
+            rms, largest = found["activation_rms"], found["activation_max"]
+            out = seen.pop("conv_norm_out")
+            assert rms["out"][b] == pytest.approx(out.square().mean().sqrt().item(), rel=1e-4)
+            assert largest["out"][b] == pytest.approx(out.abs().max().item(), rel=1e-4)
+            squares = [x.square().mean().item() for x in seen.values()]
+            assert len(squares) == 5 and rms["middle"][b] == pytest.approx(np.mean(squares) ** 0.5, rel=1e-4)
+        assert found["log_snr"] == [-6, -2, 2, 6] and bin_edges(trained) == [-8, -4, 0, 4, 8]
+        assert not any(layer._forward_pre_hooks for layer in trained.ema.model.modules())
+        assert all(not p.requires_grad and p.grad is None for p in trained.ema.model.parameters())
+
+    def test_of_an_empty_bin_and_a_network_without_a_middle(self, session):
+        flags = ["--validation.num_bins", "5", "--validation.num_examples", "5", "--model.mid_block_type", "null"]
+        trained = session("group", *flags)
+        trained.bank.bins = np.array([0, 0, 1, 3, 4])
+        found = magnitudes(trained)
+        assert found["gradient_norm"][2] is None and found["activation_rms"]["out"][2] is None
+        assert found["activation_rms"]["middle"] == found["activation_max"]["middle"] == [None] * 5
+        assert min(value for value in found["gradient_norm"] if value is not None) > 0
+
+
+def test_nearest_is_of_the_evaluations_samples(session, tmp_path, monkeypatch):
+    (tmp_path / "coarse_extractor.py").write_text(EXTRACTOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--evaluate.metrics", "fd_coarse", "--evaluate.extractors", "{coarse: 'coarse_extractor:Coarse'}"]
+    trained = session("group", *flags, "--evaluate.every", "0", "--evaluate.num_images", "6")
+    found = nearest(trained)
+    assert (found["extractor"], found["num_images"]) == ("coarse", 6)
+    assert found["distance_ratio"] > 0 and 0 <= found["near_share"] <= 1
+    assert nearest(session("group", *flags)) is None  # a run without evaluations
+
+
+class TestCost:
+    def test_what_is_kept_grows_with_the_batch_and_shrinks_by_recomputing(self, session):
+        one = saved_mib(session())
+        assert saved_mib(session("group", "--train.batch_size", "16")) == pytest.approx(2 * one, rel=0.01)
+        assert saved_mib(session("group", "--train.batch_size", "16", "--train.micro_batch_size", "8")) == one
+        assert saved_mib(session("group", "--model.recompute", "norm")) < 0.7 * one
+        assert saved_mib(session("batch")) > one  # not fused
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ["none"],
+            ["batch", "--model.norm.noise_bins", "3", "--train.micro_batch_size", "4"],
+            ["group", "--model.norm.split_skip", "true", "--model.resnet_time_scale_shift", "scale_shift"],
+            ["group", "--model.recompute", "norm", "--train.images", "16"],
+        ],
+        ids=" ".join,
+    )
+    def test_of_a_step(self, session, flags):
+        trained = session(*flags)
+        cost = step_cost(trained)
+        assert cost.seconds > 0 and cost.norm_share > 0 and cost.peak_memory_mib is None
+        assert not any(layer._forward_pre_hooks for layer in trained.unet.modules())
+        assert all(p.grad is None for p in trained.unet.parameters())

@@ -1,0 +1,265 @@
+"""From a study to cells: points, layers, names, tuning, and messages that name the arm and the key."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gnunet.ablation.overrides import nested
+from gnunet.ablation.plan import Cell, check_records, make_plan, points_of
+from gnunet.ablation.study import load_study
+from gnunet.config import Config
+from gnunet.errors import CheckpointError, ConfigError
+
+ROOT = Path(__file__).parents[2]
+BASE = {
+    "data.resolution": 16,
+    "model": {"block_out_channels": [8, 16], "norm.groups": 4, "add_attention": False},
+    "model.down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "model.up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "train": {"images": 64, "batch_size": 8},
+}
+ARMS = {"group": {}, "layer": {"model.norm.kind": "layer"}, "none": {"set": {"model.norm.kind": "none"}, "axes": []}}
+BATCH = {"label": "images", "values": {2: {"train.batch_size": 2}, 4: {"train.batch_size": 4}}}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """The plan of a study with the given keys."""
+
+    def plan(*, options=None, **keys):
+        study = {"title": "T", "question": "Q", "base": BASE, "baseline": "group", "seeds": [0, 1], "arms": ARMS}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**study, **keys}, sort_keys=False))
+        return make_plan(load_study(path), path, **(options or {}))
+
+    return plan
+
+
+def refusal(plan, **keys) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plan(**keys)
+    return str(caught.value)
+
+
+def test_arms_cross_their_axes_and_seeds(plan):
+    size = {"label": "channels", "values": {"narrow": {"model.block_out_channels": [4, 8]}, "wide": {}}}
+    arms = {**ARMS, "layer": {"set": ARMS["layer"], "axes": ["size"]}}
+    cells = plan(axes={"batch": BATCH, "size": size}, arms=arms).cells
+    found = [(cell.arm, *(value for _, value in cell.point), cell.seed) for cell in cells]
+    assert found == [
+        *[("group", batch, width, seed) for batch in "24" for width in ("narrow", "wide") for seed in (0, 1)],
+        *[("layer", width, seed) for width in ("narrow", "wide") for seed in (0, 1)],
+        *[("none", 0), ("none", 1)],
+    ]
+    first = cells[0]
+    assert (first.config.train.batch_size, first.config.model.block_out_channels) == (2, [4, 8])
+    assert first.config.seed == 0 and first.title == "group, batch 2, size narrow, seed 0"
+
+
+def test_later_layers_win(plan, tmp_path):
+    (tmp_path / "file.yaml").write_text("train: {images: 1, warmup_images: 1, ema_half_life: 1, log_every: 1}\nseed: 9")
+    base = {**BASE, "train": {"batch_size": 8, "warmup_images": 2, "ema_half_life": 2, "log_every": 2}}
+    arms = {"group": {"train.log_every": 4}}
+    axis = {"label": "x", "values": {"a": {"train.keep_checkpoints": 5}}}
+    cell = plan(
+        config="file.yaml", base=base, budgets={"small": {"train.ema_half_life": 3, "train.log_every": 3}}, arms=arms,
+        axes={"x": axis}, options={"flags": {"train": {"keep_checkpoints": 7}}},
+    ).cells[1]  # fmt: skip
+    train = cell.config.train
+    assert (train.images, train.warmup_images, train.ema_half_life, train.log_every) == (1, 2, 3, 4)
+    assert train.keep_checkpoints == 7 and cell.config.seed == 1
+
+
+def test_budgets(plan):
+    budgets = {"large": {"train.images": 1000}, "small": {"train.images": 10}}
+
+    def images(**options) -> int:
+        return plan(budgets=budgets, options=options).cells[0].config.train.images
+
+    assert (images(), images(budget="small")) == (1000, 10)
+    assert refusal(plan, budgets=budgets, options={"budget": "tiny"}) == "--budget: given tiny; valid: large, small"
+    assert "the study has no budgets" in refusal(plan, options={"budget": "tiny"})
+
+
+def test_only_some_arms(plan):
+    assert {cell.arm for cell in plan(options={"only": ["none", "layer"]}).cells} == {"none", "layer"}
+    assert refusal(plan, options={"only": ["non"]}) == "--only: given non; valid: group, layer, none"
+
+
+class TestNames:
+    def test_equal_configurations_share_a_name(self, plan):
+        arms = {"group": {}, "same": {"model.norm": {"kind": "group"}}, "other": {"train.batch_size": 4}}
+        cells = plan(arms=arms).cells
+        group, same, other = cells[::2]
+        assert group.name == same.name != other.name
+        assert group.name != cells[1].name  # another seed
+        assert len(group.name) == 12 and int(group.name, 16)
+
+    def test_do_not_depend_on_where_and_how_fast(self, plan):
+        flags = {"data": {"cache_dir": "/x", "num_workers": 5}, "train": {"trackers": ["wandb"]}}
+        assert plan(options={"flags": flags}).cells[0].name == plan().cells[0].name
+        cell = plan().cells[0]
+        moved = cell.config.model_copy(update={"run_dir": "elsewhere"})
+        assert Cell("other arm", (), 0, moved).name == cell.name
+
+    def test_do_not_depend_on_keys_at_their_default(self):
+        """A key that gnunet gets later has a default, and must not orphan the records that there are."""
+        text = '{"diffusion":{"kind":"ddpm"},"model":{"norm":{"kind":"group"}}}'
+        assert Cell("a", (), 0, Config()).name == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def test_kinds_at_their_defaults_differ(self, plan):
+        arms = {"group": {}, **{kind: {"diffusion.kind": kind} for kind in ("ddpm", "edm", "flow")}}
+        assert len({cell.name for cell in plan(arms=arms, seeds=[0]).cells}) == 3
+
+
+class TestMessages:
+    def test_name_the_arm_the_axis_value_and_the_key(self, plan):
+        arms = {**ARMS, "layer": {"model.norm.kimd": "layer"}, "none": {"model.norm.kind": "non"}}
+        axes = {"batch": {"label": "x", "values": {2: {"train.batchsize": 2}, 4: {"train.images": "many"}}}}
+        text = refusal(plan, arms=arms, axes=axes)
+        assert text.startswith("4 problems in study.yaml:")
+        assert "- model.norm.kimd: unknown key (arm 'layer' of study.yaml); did you mean model.norm.kind?" in text
+        assert "- model.norm.kind: given non (arm 'none' of study.yaml); valid: group, layer" in text
+        assert "- train.batchsize: unknown key (batch 2 of study.yaml); did you mean train.batch_size?" in text
+        assert "- train.images: given many (batch 4 of study.yaml); valid: a whole number" in text
+
+    def test_of_every_arm_come_once_and_of_some_name_them(self, plan):
+        assert refusal(plan, base={**BASE, "train.imags": 1}).count("\n") == 0
+        axes = {"groups": {"label": "x", "values": {3: {"model.norm.groups": 3}}}}
+        text = refusal(plan, axes=axes)
+        assert "model.norm.groups: given 3 (groups 3 of study.yaml)" in text and "[with arm 'group']" in text
+        assert "[with arm 'layer']" in text  # where the key does not exist
+
+    def test_of_flags_and_files(self, plan):
+        assert "train.imags: unknown key (command line)" in refusal(plan, options={"flags": {"train": {"imags": 1}}})
+        assert "config none.yaml of study.yaml" in refusal(plan, config="none.yaml")
+
+    @pytest.mark.parametrize("where", ["base", "arm", "axis", "flags"])
+    def test_keys_that_the_study_decides_are_refused(self, plan, where):
+        keys = {
+            "base": {"base": {**BASE, "seed": 3}},
+            "arm": {"arms": {"group": {"run_dir": "x"}}},
+            "axis": {"axes": {"s": {"label": "x", "values": {1: {"seed": 1}}}}},
+            "flags": {"options": {"flags": {"seed": 3}}},
+        }[where]
+        assert "valid: leave it to" in refusal(plan, **keys)
+
+    def test_metrics_that_are_not_measured(self, plan):
+        comparison = {"left": {"arm": "group"}, "expect": "lower", "right": {"arm": "none"}}
+        hypothesis = {"claim": "C", "metric": "kid_efficientnet_lite0", "comparisons": [comparison]}
+        text = refusal(plan, hypotheses=[hypothesis])
+        assert "metric: given kid_efficientnet_lite0 (hypothesis 'C'); valid: validation_loss, " in text
+        evaluated = {**BASE, "evaluate.every": 0, "evaluate.metrics": ["kid_efficientnet_lite0"]}
+        assert plan(hypotheses=[hypothesis], base=evaluated).cells
+
+
+class TestTuning:
+    TUNING = {"key": "train.learning_rate", "values": [1e-3, 2e-3, 4e-3], "seeds": [100, 101]}
+
+    def losses(self, plan, losses: dict) -> dict:
+        """Records of the tuning cells: the validation loss of each arm at each value."""
+        records = {}
+        for cell in plan.tuning_cells:
+            loss = losses[cell.arm][cell.tuned] + (0.1 if cell.seed == 101 else -0.1)
+            records[cell.name] = {
+                "outcome": "complete" if math.isfinite(loss) else "diverged",
+                "errors": {"running": [loss, loss], "precise": None, "batch": None},
+                "bank": {"bins": [0, 1], "log_snr_edges": [-1.0, 0.0, 1.0]},
+            }
+        return records
+
+    def test_every_arm_at_every_point_tries_the_same(self, plan):
+        first = plan(tuning=self.TUNING, axes={"batch": BATCH})
+        assert first.cells == [] and len(first.tuning_cells) == (2 + 2 + 1) * 3 * 2
+        assert len(first.waiting) == 5 and first.chosen == {}
+        assert {cell.config.train.learning_rate for cell in first.tuning_cells} == {1e-3, 2e-3, 4e-3}
+        assert first.tuning_cells[0].title == "group, batch 2, seed 100, trying 0.001"
+
+    def test_the_best_mean_is_chosen(self, plan):
+        losses = {
+            "group": {"0.001": 2.0, "0.002": 1.0, "0.004": 3.0},
+            "layer": {"0.001": 1.0, "0.002": 1.0, "0.004": math.inf},  # of equal ones the first
+            "none": {"0.001": math.inf, "0.002": math.inf, "0.004": 9.0},  # divergence is the worst
+        }
+        records = self.losses(plan(tuning=self.TUNING), losses)
+        second = plan(tuning=self.TUNING, options={"records": records})
+        assert second.chosen == {("group", ()): "0.002", ("layer", ()): "0.001", ("none", ()): "0.004"}
+        assert [cell.config.train.learning_rate for cell in second.cells] == [2e-3, 2e-3, 1e-3, 1e-3, 4e-3, 4e-3]
+        assert {cell.seed for cell in second.cells} == {0, 1} and not second.waiting
+
+    def test_an_arm_waits_for_all_its_tuning_cells(self, plan):
+        losses = {arm: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for arm in ARMS}
+        first = plan(tuning=self.TUNING)
+        records = self.losses(first, losses)
+        del records[next(cell.name for cell in first.tuning_cells if cell.arm == "layer")]
+        second = plan(tuning=self.TUNING, options={"records": records})
+        assert second.waiting == [("layer", ())] and {cell.arm for cell in second.cells} == {"group", "none"}
+
+    def test_nothing_else_may_set_the_key(self, plan):
+        arms = {"group": {"train.learning_rate": 1e-2}}
+        text = refusal(plan, tuning=self.TUNING, arms=arms)
+        assert "train.learning_rate: given 0.01 (arm 'group' of study.yaml); valid: leave it to tuning" in text
+        flags = {"flags": {"train": {"learning_rate": 1e-2}}}
+        assert "(command line); valid: leave it to tuning" in refusal(plan, tuning=self.TUNING, options=flags)
+
+    def test_values_are_checked_too(self, plan):
+        text = refusal(plan, tuning={**self.TUNING, "values": [1e-3, -1]})
+        assert "train.learning_rate: given -1 (tuning of study.yaml); valid: a number, above 0" in text
+
+
+class TestRecords:
+    def record(self, cell, **changes) -> dict:
+        config = cell.config.model_dump(exclude={"run_dir": True, "data": {"cache_dir"}})
+        return {"config": config, "batch_dependent": False, "environment": {"processes": 1}, **changes}
+
+    def test_made_with_other_defaults_are_refused(self, plan, tmp_path):
+        cell = plan().cells[0]
+        record = self.record(cell)
+        check_records([cell], {cell.name: record}, tmp_path, processes=2)
+        record["config"]["train"]["max_nonfinite"] = 3
+        del record["config"]["train"]["precise_batches"]  # a key that was not there yet
+        record["config"]["data"]["num_workers"] = 17  # says how fast, not what
+        with pytest.raises(CheckpointError, match=rf"{cell.name}.json: .* train.max_nonfinite 3, now 10; remove it"):
+            check_records([cell], {cell.name: record}, tmp_path)
+
+    def test_of_other_batches_are_refused(self, plan, tmp_path):
+        cell = plan().cells[0]
+        record = self.record(cell, batch_dependent=True)
+        check_records([cell], {cell.name: record}, tmp_path, processes=1)
+        check_records([cell], {cell.name: record}, tmp_path)
+        with pytest.raises(CheckpointError, match="made on 1 processes, now 2"):
+            check_records([cell], {cell.name: record}, tmp_path, processes=2)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_can_be_planned(path):
+    study = load_study(path)
+    for budget in study.budgets or [None]:
+        plan = make_plan(study, path, budget=budget)
+        points = {(cell.arm, cell.point) for cell in [*plan.cells, *plan.tuning_cells]}
+        assert points == {(arm, point) for arm in study.arms for point in points_of(study, arm)}
+
+
+class TestNested:
+    def test_dotted_and_nested_keys(self):
+        given = {"train.images": 1, "train": {"batch_size": 2}, "model.norm": {"kind": "group"}, "model.dropout": 0.1}
+        assert nested(given, "x") == {
+            "train": {"images": 1, "batch_size": 2}, "model": {"norm": {"kind": "group"}, "dropout": 0.1},
+        }  # fmt: skip
+
+    def test_a_mapping_that_is_a_value_stays_whole(self):
+        given = {"data.subset": {"a.b": [1]}, "model": {"norm.overrides": {"decoder": {"kind": "none"}}}}
+        assert nested(given, "x") == {
+            "data": {"subset": {"a.b": [1]}}, "model": {"norm": {"overrides": {"decoder": {"kind": "none"}}}},
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "given",
+        [{"train.images": 1, "train": {"images": 2}}, {"train": 5, "train.images": 1}, {"seed": 1, "seed.x": 2}],
+    )
+    def test_a_key_given_twice(self, given):
+        with pytest.raises(ConfigError, match=r"given twice \(here\); valid: once"):
+            nested(given, "here")

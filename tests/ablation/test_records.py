@@ -1,0 +1,73 @@
+"""Records: written whole and alike, and the values that are read from them."""
+
+import json
+import math
+
+import pytest
+
+from gnunet.ablation.records import metric_names, metric_value, rank, read_records, write_record
+from gnunet.config import Config
+from gnunet.errors import CheckpointError
+
+
+@pytest.fixture
+def record() -> dict:
+    return {
+        "format": 1,
+        "cell": "0123456789ab",
+        "outcome": "complete",
+        "errors": {"running": [1.0, 2.0, 6.0], "precise": [1.0, 1.0, 1.0], "batch": None},
+        "bank": {"bins": [0, 0, 2], "log_snr_edges": [-3.0, -1.0, 1.0, 3.0]},
+        "metrics": {"kid_x": 0.5, "recall_x": 0.25},
+        "nearest": {"extractor": "x", "distance_ratio": 2.0, "near_share": 0.0},
+        "saved_mib": 7.0,
+        "times": {"images_per_second": 10.0, "wall_seconds": 5.0, "peak_memory_mib": None, "norm_share": 0.1},
+    }
+
+
+def test_are_read_back(record, tmp_path):
+    path = write_record(tmp_path, record)
+    assert path == tmp_path / "records" / "0123456789ab.json"
+    assert read_records(tmp_path) == {"0123456789ab": record}
+    assert len(path.read_text().splitlines()) == len(record) + 2  # a line for each key
+
+
+def test_have_no_numbers_that_json_lacks(record, tmp_path):
+    record["errors"]["running"] = [math.nan, math.inf, 1.0]
+    record["nearest"]["distance_ratio"] = -math.inf
+    write_record(tmp_path, record)
+    (found,) = read_records(tmp_path).values()
+    assert found["errors"]["running"] == [None, None, 1.0] and found["nearest"]["distance_ratio"] is None
+
+
+def test_that_are_damaged_or_of_another_format_are_named(record, tmp_path):
+    path = write_record(tmp_path, record)
+    path.write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(CheckpointError, match=r"0123456789ab\.json: record format 99; this version reads format 1"):
+        read_records(tmp_path)
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match=r"0123456789ab\.json: is no record .*; remove it"):
+        read_records(tmp_path)
+
+
+def test_metrics(record):
+    assert metric_value(record, "validation_loss") == (1.5 + 6) / 2  # the mean of the bins, empty ones left out
+    assert metric_value(record, "validation_loss_precise") == 1
+    assert metric_value(record, "validation_loss_batch") == (1.5 + 6) / 2  # as the plain one
+    assert metric_value(record, "nearest_distance_ratio") == 2 and metric_value(record, "kid_x") == 0.5
+    assert metric_value(record, "images_per_second") == 10 and metric_value(record, "saved_mib") == 7
+    assert metric_value(record, "peak_memory_mib") is None and metric_value(record, "fd_x") is None
+    record["errors"]["running"][1] = None
+    assert metric_value(record, "validation_loss") is None
+
+
+def test_rank_is_lower_for_what_is_better(record):
+    assert rank(record, "kid_x") == 0.5 and rank(record, "recall_x") == -0.25 and rank(record, "fd_x") == math.inf
+    assert rank({**record, "outcome": "diverged"}, "kid_x") == math.inf
+
+
+def test_names_are_those_that_are_measured():
+    config = Config()
+    assert "kid_efficientnet_lite0" not in metric_names(config) and "validation_loss_batch" in metric_names(config)
+    evaluated = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"every": 0})})
+    assert {"kid_efficientnet_lite0", "nearest_near_share"} <= set(metric_names(evaluated))

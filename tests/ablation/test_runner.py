@@ -1,0 +1,173 @@
+"""Running cells: side by side in processes of their own, with tuning, divergence, errors and signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+import yaml
+
+from gnunet.ablation.expected import Expected, in_words
+from gnunet.ablation.laboratory import Laboratory
+from gnunet.ablation.plan import Cell, Plan
+from gnunet.ablation.records import read_records
+from gnunet.ablation.runner import missing, slots
+from gnunet.config import Config, from_yaml
+from gnunet.errors import ConfigError
+
+
+@pytest.fixture
+def laboratory(tiny_flags, tmp_path):
+    """Opens a study of tiny runs with the given keys."""
+    _, file, _, source, _, cache, *_ = tiny_flags("unused")
+
+    def open_study(only=(), **keys) -> Laboratory:
+        base = {"data.source": source, "data.cache_dir": cache, "train.max_nonfinite": 1, **keys.pop("base", {})}
+        study = {"title": "T", "question": "Q", "config": file, "baseline": "group", "base": base, **keys}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(study, sort_keys=False))
+        return Laboratory.open(path, budget=None, folder=tmp_path / "study", only=only, flags={})
+
+    return open_study
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def test_tuning_divergence_errors_and_shared_cells(laboratory, tmp_path, capfd):
+    """One study with all of them: a rate that diverges, an arm that is another's double, one without its data."""
+    arms = {"group": {}, "double": {"model.norm.kind": "group"}, "broken": {"data.source": str(tmp_path / "nowhere")}}
+    keys = {"arms": arms, "tuning": {"key": "train.learning_rate", "values": [1e30, 1e-3], "seeds": [100]}}
+    study = laboratory(**keys)
+    assert study.run(2) == 1
+    out = capfd.readouterr().out
+    assert "6 cells, 2 of them shared: 0 done, 4 to run" in out
+    assert "failed: broken, seed 100, trying 1.0e+30: error:" in out and str(tmp_path / "nowhere") in out
+    assert "not run: the cells to report at 1 points, whose tuning is not complete" in out
+
+    plan, records = study.plan()
+    assert len(records) == 3  # two that tune and one that is reported, each for both arms
+    assert plan.waiting == [("broken", ())] and plan.chosen == {("group", ()): "0.001", ("double", ()): "0.001"}
+    diverged, tuned = (records[cell.name] for cell in plan.tuning_cells[:2])
+    assert (diverged["outcome"], diverged["diverged_at"], diverged["images"]) == ("diverged", 16, 16)
+    assert diverged["nonfinite_steps"] == 1 and diverged["errors"]["running"] is None and diverged["saved_mib"] is None
+    assert diverged["parameters"] == tuned["parameters"] and diverged["times"]["norm_share"] is None
+    assert tuned["outcome"] == "complete" and tuned["config"]["train"]["learning_rate"] == 1e-3
+
+    record = records[plan.cells[0].name]
+    assert record["cell"] == plan.cells[0].name == plan.cells[1].name and record["seed"] == 0
+    assert "run_dir" not in record["config"] and "cache_dir" not in record["config"]["data"]
+    assert Config.model_validate(record["config"]).train == plan.cells[0].config.train
+    assert [line["images"] for line in record["curve"]] == [16, 32, 48, 64]
+    assert record["environment"]["threads"] == 1 and record["times"]["peak_memory_mib"] > 10
+    run = tmp_path / "study" / "cells" / record["cell"]
+    grid = (tmp_path / "study" / "samples" / f"{record['cell']}.png").read_bytes()
+    assert grid == (run / "samples" / "000000064.png").read_bytes()
+    assert "done: 64 images" in (run / "log.txt").read_text()
+    assert from_yaml((run / "config.yaml").read_text(), "x").run_dir == str(run)
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "records").iterdir()}
+    assert laboratory(**keys, only=["group"]).run(1) == 0
+    assert "nothing to run" in capfd.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "records").iterdir()}
+
+
+def test_a_signal_ends_cells_in_checkpoints(laboratory, tmp_path, capfd):
+    arms = {"group": {"train.images": 100_000}}
+    study = laboratory(arms=arms, base={"train.checkpoint_every": 0, "train.sample_every": 0})
+    cells = tmp_path / "study" / "cells"
+
+    def stop_when_it_trains() -> None:
+        for _ in range(1200):
+            if any(path.read_text().count("loss") > 2 for path in cells.glob("*/metrics.jsonl")):
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=stop_when_it_trains)
+    watcher.start()
+    assert study.run(1) == 128 + signal.SIGTERM
+    watcher.join()
+    assert "stopped; the same command goes on" in capfd.readouterr().out
+    (run,) = cells.iterdir()
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert int(checkpoint.name) > 0 and f"stopped at {int(checkpoint.name)} images" in (run / "log.txt").read_text()
+    assert read_records(tmp_path / "study") == {}
+
+
+def test_a_folder_has_one_runner(laboratory, tmp_path):
+    (tmp_path / "study").mkdir()
+    hold = "import fcntl; file = open('.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=tmp_path / "study", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="--folder: .*study is in use by .*; wait for it, or choose another --f"):
+            laboratory(arms={"group": {}}).run(1)
+    finally:
+        other.communicate(b"\n")
+
+
+def test_missing_cells_come_seed_by_seed(tmp_path):
+    configs = {
+        (arm, seed): Config(seed=seed, train=Config().train.model_copy(update={"images": images}))
+        for arm, images in (("a", 1), ("b", 2), ("same as a", 1))
+        for seed in (5, 3)
+    }
+    cells = [Cell(arm, (), seed, config) for (arm, seed), config in configs.items()]
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / f"{cells[2].name}.json").touch()
+    found = missing(cells, tmp_path)
+    assert [(cell.seed, cell.config.train.images) for cell in found] == [(5, 1), (3, 1), (3, 2)]
+
+
+def test_slots(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert slots(3) == [None] * 3
+    assert slots(None) == [None] * len(os.sched_getaffinity(0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert slots(None) == ["0", "1"] and slots(5) == ["0", "1", "0", "1", "0"] and slots(1) == ["0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-abc")
+    assert slots(None) == ["4", "GPU-abc"]
+
+
+class TestExpected:
+    def cell(self, arm: str, point=(), seed: int = 0, images: int = 100) -> Cell:
+        train = Config().train.model_copy(update={"images": images})
+        return Cell(arm, point, seed, Config(seed=seed, run_dir=f"{arm}{point}", train=train))
+
+    def record(self, seconds: float) -> dict:
+        return {"images": 100, "times": {"cell_seconds": seconds, "wall_seconds": seconds / 2}}
+
+    def test_by_the_nearest_cells_that_are_done(self):
+        two, four = (("batch", "2"),), (("batch", "4"),)
+        expected = Expected(Plan(), {})
+        assert expected.seconds([self.cell("a")], 1) is None and expected.source is None
+        expected.probed = 0.5
+        assert expected.seconds([self.cell("a"), self.cell("b")], 1) == 100 and "probe" in expected.source
+        for cell, seconds in ((self.cell("a", two), 10), (self.cell("a", four), 30), (self.cell("b", two), 100)):
+            expected.note(cell, self.record(seconds))
+        assert expected.seconds([self.cell("a", two, images=200)], 1) == 20
+        assert expected.seconds([self.cell("a", (("batch", "8"),))], 1) == 20  # of the same arm
+        assert expected.seconds([self.cell("c")], 1) == 30  # of any
+        assert expected.seconds([self.cell("a", two)] * 4, 2) == 20
+        assert expected.seconds([self.cell("a", two)], 8) == 10 and expected.seconds([], 2) == 0
+
+    def test_a_resumed_cell_counts_its_training_before(self):
+        expected = Expected(Plan(), {})
+        cell = self.cell("a")
+        expected.note(cell, json.loads('{"images": 100, "times": {"cell_seconds": 1, "wall_seconds": 50}}'))
+        assert expected.seconds([cell], 1) == 50
+
+    def test_in_words(self):
+        assert [in_words(seconds) for seconds in (3.4, 89, 600, 5000, 7200)] == [
+            "3 s", "89 s", "10 min", "83 min", "2 h 0 min",
+        ]  # fmt: skip

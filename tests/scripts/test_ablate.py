@@ -1,0 +1,187 @@
+"""scripts/ablate.py as its users run it: plans, refusals, kill -9 and going on, several processes."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from gnunet.ablation.expected import Expected
+from gnunet.ablation.laboratory import Laboratory
+from gnunet.ablation.plan import Plan
+from gnunet.ablation.progress import Display
+from gnunet.ablation.records import read_records
+from gnunet.ablation.runner import Outcome, missing, run_together
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "ablate.py"
+
+
+@pytest.fixture
+def study(tiny_flags, tmp_path, monkeypatch):
+    """Writes study.yaml into the current folder: two arms of tiny runs on two seeds; more keys behind."""
+    _, file, _, source, _, cache, *_ = tiny_flags("unused")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+    def write(**keys) -> Path:
+        base = {"data.source": source, "data.cache_dir": cache, **keys.pop("base", {})}
+        arms = {"group": {"model.norm.groups": 4}, "batch": {"model.norm.kind": "batch"}}
+        study = {"title": "T", "question": "Q", "config": file, "base": base, "baseline": "group", "seeds": [0, 1]}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**study, "arms": arms, **keys}, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def ablate(capsys) -> Callable[..., str]:
+    """Runs the script in this process; gives its output."""
+    spec = importlib.util.spec_from_file_location("ablate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*arguments: str, status: int = 0) -> str:
+        found = module.main(["study.yaml", *arguments])
+        output = capsys.readouterr()
+        assert found == status, output.err
+        return output.out + output.err
+
+    return run
+
+
+def start(*command: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *command], env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, out
+    return out
+
+
+def lasting(folder: Path) -> dict[str, str]:
+    """The records in a study's folder as text, without their times."""
+    return {name: json.dumps({**record, "times": None}) for name, record in read_records(folder).items()}
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "samples").iterdir()}
+
+
+def test_a_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
+    study(budgets={"large": {"train.images": 100_000}, "small": {}})
+    out = ablate("--budget", "small", "--dry_run", "--only", "batch", "--jobs", "2")
+    assert "2 cells: 0 done, 2 to run" in out and "group" not in out
+    assert "expected time: " in out and "2 cells at a time, by a probe of training alone" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mistakes_are_one_message_and_status_2(study, ablate, tmp_path):
+    study(arms={"group": {}, "batch": {"model.norm.kimd": "batch"}, "other": {"train.images": "many"}})
+    out = ablate(status=2)
+    assert "error: 2 problems in study.yaml:" in out and "Traceback" not in out
+    assert "model.norm.kimd: unknown key (arm 'batch' of study.yaml); did you mean model.norm.kind?" in out
+    assert "train.images: given many (arm 'other' of study.yaml); valid: a whole number, at least 1" in out
+    study()
+    assert "train.imags: unknown key (command line)" in ablate("--train.imags", "64", status=2)
+    assert "--only: given nobody; valid: group, batch" in ablate("--only", "nobody", status=2)
+    assert "--budget: given big; valid: none" in ablate("--budget", "big", status=2)
+    for arguments in (["--report", "--only", "group"], ["--report", "--dry_run"], ["--jobs", "0"], ["--seed", "1"]):
+        with pytest.raises(SystemExit) as exit:
+            ablate(*arguments)
+        assert exit.value.code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def at_work(folder: Path) -> list[psutil.Process]:
+    """The processes that have a file in a folder open, as cells have their logs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(file.path.startswith(f"{folder}/") for file in process.open_files()):
+                found.append(process)
+        except psutil.Error:  # it has ended, or is somebody else's
+            pass
+    return found
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, tmp_path):
+    """kill -9 while cells train and while one is measured, against cells that ran undisturbed in another process."""
+    path, folder = study(base={"train.images": 240}), tmp_path / "runs" / "ablations" / "study"
+
+    def kill_when(reached: Callable[[Path], bool]) -> None:
+        process = start(str(SCRIPT), "study.yaml", "--jobs", "2")
+        for _ in range(4000):
+            runs = [run for run in folder.glob("cells/*") if not (folder / "records" / f"{run.name}.json").exists()]
+            if process.poll() is not None or any(map(reached, runs)):
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate()
+        assert at_work(folder)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 5
+        while left := at_work(folder):  # its cells end at once
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
+
+    kill_when(lambda run: any(run.glob("checkpoints/*/manifest.json")))
+    kill_when(lambda run: (run / "samples" / "000000240.png").exists())
+    assert len(list((folder / "records").glob("*.json"))) < 4
+    finish(start(str(SCRIPT), "study.yaml", "--jobs", "2"))
+
+    laboratory = Laboratory.open(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
+    cells = missing(laboratory.plan()[0].cells, laboratory.folder)
+    display = Display(cells, laboratory.folder, Expected(Plan(), {}), at_a_time=1, enabled=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert run_together(cells, laboratory.folder, display) == Outcome([])
+    finally:
+        torch.set_num_threads(threads)
+    assert len(lasting(folder)) == 4 and lasting(folder) == lasting(laboratory.folder)
+    assert pictures(folder) == pictures(laboratory.folder)
+
+
+@pytest.mark.slow
+def test_two_processes_run_cells_together(study, tmp_path):
+    study(seeds=[0])
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    out = finish(start(*launch, str(SCRIPT), "study.yaml", "--train.images", "32"))
+    assert out.count("2 cells: 0 done, 2 to run") == 1  # one process speaks
+    records = read_records(tmp_path / "runs" / "ablations" / "study").values()
+    assert sorted(kind for record in records for kind in record["norm_kinds"]) == ["batch", "group"]
+    for record in records:
+        assert (record["outcome"], record["images"], record["environment"]["processes"]) == ("complete", 32, 2)
+        assert (record["errors"]["batch"] is not None) == record["batch_dependent"]
+
+
+def test_a_signal_stops_the_runner_in_good_order(study, tmp_path):
+    study(base={"train.images": 100_000, "train.checkpoint_every": 0, "train.sample_every": 0})
+    process = start(str(SCRIPT), "study.yaml", "--jobs", "1")
+    for _ in range(4000):
+        if process.poll() is not None or list(tmp_path.glob("runs/ablations/study/cells/*/metrics.jsonl")):
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "stopping: the cells at work write their checkpoints" in out and "Traceback" not in out
+    assert len(list(tmp_path.glob("runs/ablations/study/cells/*/checkpoints/*"))) == 1
