@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,6 +34,7 @@ from gnunet.ops.gpu import operator
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WARP = 32
+CENTERS = {"True": True, "False": False}
 SHAPES = {
     # name: (shape, groups). One for each way of cutting a tensor up, and sizes that no power of two divides.
     "a level of DDPM's U-Net": ((2, 128, 32, 32), 32),
@@ -60,6 +62,7 @@ class Resources:
     shape: str
     dtype: str
     layout: str
+    center: bool
     arch: int
     tile_bytes: int
     registers: int
@@ -78,26 +81,31 @@ class Launch:
     shape: str
     dtype: str
     layout: str
+    center: bool
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     aligned: tuple[int, ...]
     options: tuple[tuple[str, Any], ...]
 
 
-def launches(shapes: dict[str, tuple[tuple[int, ...], int]], dtypes: list[torch.dtype]) -> Iterator[Launch]:
+def launches(
+    shapes: dict[str, tuple[tuple[int, ...], int]], dtypes: list[torch.dtype], centers: list[bool]
+) -> Iterator[Launch]:
     """What forward and backward launch on tensors of these shapes, none of it twice; nothing runs."""
     seen = set()
     for name, (shape, groups) in shapes.items():
         for dtype in dtypes:
-            for layout in ("contiguous", "channels_last"):
-                for launch in _launches(name, shape, groups, dtype, layout):
+            for layout, center in product(("contiguous", "channels_last"), centers):
+                for launch in _launches(name, shape, groups, dtype, layout, center):
                     key = (launch.module, launch.kernel, launch.signature, launch.constants, launch.aligned)
                     if key not in seen:
                         seen.add(key)
                         yield launch
 
 
-def _launches(name: str, shape: tuple[int, ...], groups: int, dtype: torch.dtype, layout: str) -> list[Launch]:
+def _launches(
+    name: str, shape: tuple[int, ...], groups: int, dtype: torch.dtype, layout: str, center: bool
+) -> list[Launch]:
     x = torch.empty(shape, dtype=dtype)
     if layout == "channels_last":
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -112,18 +120,18 @@ def _launches(name: str, shape: tuple[int, ...], groups: int, dtype: torch.dtype
             self.kernel = kernel
 
         def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-            of = (name, str(dtype).removeprefix("torch."), layout)
+            of = (name, str(dtype).removeprefix("torch."), layout, center)
             return lambda **arguments: found.append(_launch(self.kernel, of, arguments))
 
     launch = operator._launch
     with mock.patch.object(operator, "_launch", lambda kernel, *a, **k: launch(Recorder(kernel), *a, **k)):
-        tables = (weight, weight, 1e-5, table, table, table, True)
+        tables = (weight, weight, 1e-5, table, table, table, True, center)
         _, mean, rstd = operator.forward(x, groups, *tables)
         operator.backward(x, x, mean, rstd, groups, *tables, needs=[True] * 6)
     return found
 
 
-def _launch(kernel: Any, of: tuple[str, str, str], arguments: dict[str, Any]) -> Launch:
+def _launch(kernel: Any, of: tuple[str, str, str, bool], arguments: dict[str, Any]) -> Launch:
     """The arguments as Triton specializes them: by type, by divisibility by 16, by being 1 or None."""
     types, constants, aligned = [], [], []
     for i, parameter in enumerate(kernel.params):
@@ -156,7 +164,7 @@ def compile_launch(launch: Launch, arch: int) -> Resources:
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
     usage, code = _disassemble(compiled.asm["cubin"])
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
-    of = (launch.module, launch.kernel, launch.shape, launch.dtype, launch.layout, arch)
+    of = (launch.module, launch.kernel, launch.shape, launch.dtype, launch.layout, launch.center, arch)
     constants = dict(launch.constants)
     elements = constants.get("BLOCK_S", 0) * constants.get("BLOCK_C", 0)
     tile_bytes = elements * ITEMSIZES[launch.dtype] // (WARP * options["num_warps"])
@@ -192,21 +200,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[90], help="compute capabilities, times 10")
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="of x")
+    parser.add_argument("--center", nargs="+", choices=CENTERS, default=list(CENTERS), help="the operator's argument")
     parser.add_argument("--output", type=Path, help="write what is printed to this JSON file")
     arguments = parser.parse_args()
-    work = list(launches(SHAPES, [getattr(torch, dtype) for dtype in arguments.dtypes]))
+    dtypes = [getattr(torch, dtype) for dtype in arguments.dtypes]
+    work = list(launches(SHAPES, dtypes, [CENTERS[center] for center in arguments.center]))
     with ProcessPoolExecutor() as pool:
         found = [
             resources for arch in arguments.arch for resources in pool.map(compile_launch, work, [arch] * len(work))
         ]
     if arguments.output is not None:
         arguments.output.write_text(json.dumps([asdict(resources) for resources in found], indent=1))
-    table = Table("", "kernel", "shape", "dtype", "layout", "arch", "registers", "stack", "spills", "loads", "stores")
+    numbers = ("arch", "registers", "stack", "spills")
+    table = Table("", "kernel", "shape", "dtype", "layout", "center", *numbers, "loads", "stores")
     for r in found:
         widths = (" ".join(f"{n}x{width}" for width, n in counts.items()) for counts in (r.loads, r.stores))
-        table.add_row(
-            r.module, r.kernel, r.shape, r.dtype, r.layout, *map(str, (r.arch, r.registers, r.stack, r.spills)), *widths
-        )
+        values = (str(getattr(r, name)) for name in numbers)
+        table.add_row(r.module, r.kernel, r.shape, r.dtype, r.layout, str(r.center), *values, *widths)
     Console(width=180).print(table)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from gnunet.ops import GroupNormSiLU, backend_names
@@ -108,8 +107,19 @@ class InstanceNorm(LayerNorm):
         return num_channels
 
 
+class GroupRMSNorm(GroupNorm):
+    """GroupNorm without its centring: u / sqrt(mean(u^2) + eps) over groups of channels and all positions.
+
+    After Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv:1910.07467), and configuration C of
+    Karras et al. (arXiv:2312.02696). It keeps GroupNorm's weight and bias, so that the two differ in one thing.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, **settings: Any) -> None:
+        super().__init__(num_groups, num_channels, eps, center=False, **settings)
+
+
 class GroupedNorm(_Grouped, ConditionedNorm):
-    """A base of further layers with statistics over groups of channels and all positions."""
+    """A base of layers in torch operations with statistics over groups of channels and all positions."""
 
     def __init__(self, num_channels: int, *, groups: int, eps: float, activation: str | None = "silu") -> None:
         super().__init__(num_channels, activation=activation)
@@ -125,16 +135,3 @@ class GroupedNorm(_Grouped, ConditionedNorm):
     def grouped(self, u: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, groups, C / groups, *spatial), a view in every memory format."""
         return u.unflatten(1, (self.groups, -1))
-
-
-class GroupRMSNorm(GroupedNorm):
-    """GroupNorm without its centring: u / sqrt(mean(u^2) + eps) over groups of channels and all positions.
-
-    After Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv:1910.07467), and configuration C of
-    Karras et al. (arXiv:2312.02696). It keeps GroupNorm's weight and bias, so that the two differ in one thing.
-    """
-
-    def normalize(self, u: Tensor) -> Tensor:
-        grouped = self.grouped(u)
-        mean_square = grouped.square().mean(tuple(range(2, grouped.dim())), keepdim=True)
-        return (grouped * torch.rsqrt(mean_square + self.eps)).flatten(1, 2)

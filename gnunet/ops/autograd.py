@@ -30,6 +30,7 @@ class Implementation(Protocol):
         scale: Tensor | None,
         shift: Tensor | None,
         silu: bool,
+        center: bool,
         /,
     ) -> Tensor: ...
 
@@ -41,9 +42,10 @@ def register(
 ) -> Implementation:
     """Make gnunet::NAME and gnunet::NAME_backward and return the differentiable function of the former.
 
-    forward(x, num_groups, weight, bias, eps, add, scale, shift, silu) -> y, mean, rstd; y has the strides
-    of empty_like(x), mean and rstd are (N, G) in fp32 (float64 where x is float64).
-    backward(dy, x, mean, rstd, num_groups, weight, bias, eps, add, scale, shift, silu, needs) -> the
+    forward(x, num_groups, weight, bias, eps, add, scale, shift, silu, center) -> y, mean, rstd; y has the
+    strides of empty_like(x), mean and rstd are (N, G) in fp32 (float64 where x is float64), but mean is (0, G)
+    without center.
+    backward(dy, x, mean, rstd, num_groups, weight, bias, eps, add, scale, shift, silu, center, needs) -> the
     gradients of those of x, weight, bias, add, scale, shift for which `needs` is true, in that order; that
     of x as y, the others contiguous.
     """
@@ -58,8 +60,9 @@ def register(
         scale: Tensor | None,
         shift: Tensor | None,
         silu: bool,
+        center: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return forward(x, num_groups, weight, bias, eps, add, scale, shift, silu)
+        return forward(x, num_groups, weight, bias, eps, add, scale, shift, silu, center)
 
     def backward_op(
         dy: Tensor,
@@ -74,9 +77,10 @@ def register(
         scale: Tensor | None,
         shift: Tensor | None,
         silu: bool,
+        center: bool,
         needs: Sequence[bool],
     ) -> list[Tensor]:
-        return backward(dy, x, mean, rstd, num_groups, weight, bias, eps, add, scale, shift, silu, needs)
+        return backward(dy, x, mean, rstd, num_groups, weight, bias, eps, add, scale, shift, silu, center, needs)
 
     compiled_forward = torch.library.custom_op(f"gnunet::{name}", forward_op, mutates_args=())
     compiled_backward = torch.library.custom_op(f"gnunet::{name}_backward", backward_op, mutates_args=())
@@ -118,20 +122,21 @@ def register(
     return group_norm_silu
 
 
-def _forward_fake(x: Tensor, num_groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(x: Tensor, num_groups: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, center = rest
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    mean = x.new_empty((x.shape[0], num_groups), dtype=dtype)
-    return torch.empty_like(x), mean, torch.empty_like(mean)
+    rstd = x.new_empty((x.shape[0], num_groups), dtype=dtype)
+    return torch.empty_like(x), rstd.new_empty((x.shape[0] if center else 0, num_groups)), rstd
 
 
 def _backward_fake(*inputs: Any) -> list[Tensor]:
-    _, x, _, _, _, weight, bias, _, add, scale, shift, _, needs = inputs
+    _, x, _, _, _, weight, bias, _, add, scale, shift, _, _, needs = inputs
     tensors = zip((x, weight, bias, add, scale, shift), needs, strict=True)
     return [torch.empty_like(t) if t is x else t.new_empty(t.shape) for t, need in tensors if need]
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu = inputs
+    x, ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, ctx.center = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, mean, rstd, weight, bias, add, scale, shift)
@@ -140,16 +145,16 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 def _gradients(ctx: Any, backward: Callable[..., Sequence[Tensor]], dy: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of forward's inputs, by the function, autograd.Function or operator given."""
     x, mean, rstd, weight, bias, add, scale, shift = ctx.saved_tensors
-    need_x, _, need_weight, need_bias, _, need_add, need_scale, need_shift, _ = ctx.needs_input_grad
+    need_x, _, need_weight, need_bias, _, need_add, need_scale, need_shift, _, _ = ctx.needs_input_grad
     needs = [need_x, need_weight, need_bias, need_add, need_scale, need_shift]
-    rest = (ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, needs)
+    rest = (ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, ctx.center, needs)
     found = iter(backward(dy, x, mean, rstd, *rest))
     dx, dweight, dbias, dadd, dscale, dshift = (next(found) if need else None for need in needs)
-    return dx, None, dweight, dbias, None, dadd, dscale, dshift, None
+    return dx, None, dweight, dbias, None, dadd, dscale, dshift, None, None
 
 
 def _save_inputs_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-    dy, x, _, _, ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, ctx.needs = inputs
+    dy, x, _, _, ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, ctx.center, ctx.needs = inputs
     ctx.save_for_backward(dy, x, weight, bias, add, scale, shift)
 
 
@@ -163,7 +168,7 @@ def _second_gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor 
         dy, x, *parameters = map(_input_of_new_graph, ctx.saved_tensors)
         weight, bias, add, scale, shift = parameters
         groups, eps = ctx.num_groups, ctx.eps
-        y = reference.group_norm_silu(x, groups, weight, bias, eps, add, scale, shift, ctx.silu)
+        y = reference.group_norm_silu(x, groups, weight, bias, eps, add, scale, shift, ctx.silu, ctx.center)
         wanted = [t for t, need in zip((x, *parameters), ctx.needs, strict=True) if need]
         first = torch.autograd.grad(y, wanted, dy, create_graph=True)
     # A gradient that is constant, as that of bias and shift without activation, has none of its own.
@@ -172,7 +177,7 @@ def _second_gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor 
     outputs, grad_outputs = [g for g, _ in pairs], [gg for _, gg in pairs]
     found = iter(torch.autograd.grad(outputs, given, grad_outputs, create_graph=create_graph, allow_unused=True))
     ddy, dx, dweight, dbias, dadd, dscale, dshift = (None if t is None else next(found) for t in (dy, x, *parameters))
-    return ddy, dx, None, None, None, dweight, dbias, None, dadd, dscale, dshift, None, None
+    return ddy, dx, None, None, None, dweight, dbias, None, dadd, dscale, dshift, None, None, None
 
 
 def _input_of_new_graph(t: Any) -> Any:

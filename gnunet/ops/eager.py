@@ -32,54 +32,61 @@ def forward(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> y as x; mean and rstd of x + add, (N, G), fp32 (float64 where x is)."""
+    """-> y as x; mean and rstd of x + add, (N, G), fp32 (float64 where x is); without center no mean, (0, G)."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = torch.empty_like(x)
     if x.numel() == 0:
-        mean = x.new_zeros((len(x), num_groups), dtype=dtype)
-        return y, mean, torch.zeros_like(mean)
+        rstd = x.new_zeros((len(x), num_groups), dtype=dtype)
+        return y, torch.zeros_like(rstd) if center else rstd.new_empty((0, num_groups)), rstd
     layout = Layout(x, num_groups)
     added = None if add is None else layout.table(add, dtype)
-    if _is_native(layout, x, weight, bias, add, scale, shift):
-        center = layout.rough_group_means(layout.view(x))
+    if center and _is_native(layout, x, weight, bias, add, scale, shift):
+        origin = layout.rough_group_means(layout.view(x))
         if added is not None:
-            center += added.mean(2, keepdim=True)
-        u = _shifted(layout, x, -center if added is None else added - center)
+            origin += added.mean(2, keepdim=True)
+        u = _shifted(layout, x, -origin if added is None else added - origin)
         sizes = (len(x), layout.channels, layout.positions, num_groups)
         y, rest, rstd = torch.native_group_norm(layout.plain(u), weight, bias, *sizes, eps)
         y = y.as_strided(u.shape, u.stride())
         if silu:
             silu_(layout.view(y))
-        return y, center.squeeze(2).add_(rest), rstd
+        return y, origin.squeeze(2).add_(rest), rstd
     gain, offset = _gain_and_offset(layout, dtype, weight, bias, scale, shift)
     values, results = layout.view(x), layout.view(y)
     means, rstds = [], []
     for part in layout.parts(x):
         u = _rows(values, part).to(dtype)
-        center = layout.rough_group_means(u)
         out = _rows(results, part) if results.dtype == dtype else u
-        if added is None:
-            u = torch.sub(u, layout.spread(center), out=out)
-        else:
-            a = _rows(added, part)
-            center += a.mean(2, keepdim=True)
-            u = torch.add(u, layout.spread(a - center), out=out)
-        rest = layout.group_means(layout.sums(u))
-        variance = layout.group_means(layout.sums(u * u)).sub_(rest * rest).clamp_min_(0)
-        r = variance.add_(eps).rsqrt_()
-        means.append(center.add_(rest).squeeze(2))
+        a = None if added is None else _rows(added, part)
+        o = None if offset is None else _rows(offset, part)
+        if center:
+            origin = layout.rough_group_means(u)
+            if a is not None:
+                origin += a.mean(2, keepdim=True)
+            a = -origin if a is None else a - origin
+        if a is not None:
+            u = torch.add(u, layout.spread(a), out=out)
+        mean_square = layout.group_means(layout.sums(u * u))
+        if center:
+            rest = layout.group_means(layout.sums(u))
+            mean_square.sub_(rest * rest).clamp_min_(0)
+            means.append(origin.add_(rest).squeeze(2))
+        r = mean_square.add_(eps).rsqrt_()
         rstds.append(r.squeeze(2))
 
         factor = r if gain is None else r * _rows(gain, part)
-        rest = rest.neg_() * factor if offset is None else _rows(offset, part) - rest * factor
-        w = multiply_add(u, layout.spread(factor), layout.spread(rest), out=u)
+        if center:
+            o = rest.neg_() * factor if o is None else o - rest * factor
+        w = multiply_add(u, layout.spread(factor), None if o is None else layout.spread(o), out=out)
         if silu:
             silu_(w)
         if results.dtype != dtype:
             results[part] = w
     layout.copy_back(results, y)
-    return y, _join(means), _join(rstds)
+    rstd = _join(rstds)
+    return y, _join(means) if center else rstd.new_empty((0, num_groups)), rstd
 
 
 def backward(
@@ -95,6 +102,7 @@ def backward(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    center: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """-> the gradients asked for by `needs`, in the order x, weight, bias, add, scale, shift."""
@@ -104,21 +112,26 @@ def backward(
     dtype = mean.dtype
     layout = Layout(x, num_groups)
     added = None if add is None else layout.table(add, dtype)
-    if _is_native(layout, x, weight, bias, add, scale, shift):
+    if center and _is_native(layout, x, weight, bias, add, scale, shift):
         return _native_backward(layout, dy, x, mean, rstd, weight, bias, added, silu, needs)
     gain, offset = _gain_and_offset(layout, dtype, weight, bias, scale, shift)
     dx = torch.empty_like(x)
     values, dys, results = layout.view(x), layout.view(dy), layout.view(dx)
     sums_dw, sums_dw_x_hat, sums_du = [], [], []  # over the positions
     for part in layout.parts(x):
-        center, r = _rows(mean, part).unsqueeze(2), _rows(rstd, part).unsqueeze(2)
+        r = _rows(rstd, part).unsqueeze(2)
         u = _rows(values, part).to(dtype)
-        u = u - layout.spread(center) if added is None else u + layout.spread(_rows(added, part) - center)
+        a = None if added is None else _rows(added, part)
+        if center:
+            origin = _rows(mean, part).unsqueeze(2)
+            a = -origin if a is None else a - origin
+        if a is not None:
+            u = u + layout.spread(a)
         factor = layout.spread(r if gain is None else r * _rows(gain, part))
         dw = _rows(dys, part).to(dtype)
         if silu:
             o = None if offset is None else layout.spread(_rows(offset, part))
-            dw = silu_backward_(dw, u * factor if o is None else multiply_add(u, factor, o))
+            dw = silu_backward_(dw, multiply_add(u, factor, o))
         out = _rows(results, part) if results.dtype == dtype else torch.empty_like(u)
         torch.mul(dw, u, out=out)
         sum_dw, sum_dw_x_hat = layout.sums(dw), layout.sums(out).mul_(r)
@@ -126,12 +139,13 @@ def backward(
         sums_dw_x_hat.append(sum_dw_x_hat)
         if not (needs[0] or needs[3]):
             continue
-        # du = (gain * dw - mean(gain * dw) - x_hat * mean(gain * dw * x_hat)) * rstd, means over the group
+        # du = (gain * dw - mean(gain * dw) - x_hat * mean(gain * dw * x_hat)) * rstd, means over the group;
+        # the first of them, the level, comes from centring.
         if gain is not None:
             sum_dw, sum_dw_x_hat = sum_dw * _rows(gain, part), sum_dw_x_hat * _rows(gain, part)
-        level = layout.group_means(sum_dw).mul_(-r)
+        level = layout.spread(layout.group_means(sum_dw).mul_(-r)) if center else None
         slope = layout.group_means(sum_dw_x_hat).mul_(-r).mul_(r)
-        du = multiply_add(dw, factor, layout.spread(level), out=out)
+        du = multiply_add(dw, factor, level, out=out)
         du = multiply_add(u, layout.spread(slope), du, out=du)
         if needs[3]:
             sums_du.append(layout.sums(du))
@@ -215,8 +229,8 @@ def _native_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """`backward` by PyTorch's kernel, where `_is_native`."""
-    center, r = mean.unsqueeze(2), rstd.unsqueeze(2)
-    u = _shifted(layout, x, -center if added is None else added - center)
+    origin, r = mean.unsqueeze(2), rstd.unsqueeze(2)
+    u = _shifted(layout, x, -origin if added is None else added - origin)
     dw = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
     if silu:
         gain, offset = _gain_and_offset(layout, mean.dtype, weight, bias, None, None)

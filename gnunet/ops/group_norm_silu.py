@@ -42,26 +42,30 @@ def group_norm_silu(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     activation: str | None = "silu",
+    center: bool = True,
     backend: str = "auto",
 ) -> Tensor:
     """Group normalization, the conditioning around it and SiLU, in one differentiable operation.
 
         u = x + add[n, c]
-        v = (u - mean) / sqrt(var + eps) * weight[c] + bias[c]     over each sample's groups of channels
+        v = (u - mean) / sqrt(var + eps) * weight[c] + bias[c]     over each sample's groups of channels,
+            or u / sqrt(mean(u^2) + eps) * weight[c] + bias[c] without center
         w = v * (1 + scale[n, c]) + shift[n, c]
         y = silu(w), or w where activation is None
 
     After Wu and He, Group Normalization (arXiv:1803.08494), as torch.nn.functional.group_norm defines it;
-    `add` and `scale`/`shift` are the two ways in which diffusers' ResnetBlock2D applies a time embedding.
+    `add` and `scale`/`shift` are the two ways in which diffusers' ResnetBlock2D applies a time embedding. Without
+    center it is the root mean square normalization of Zhang and Sennrich (arXiv:1910.07467), over groups.
 
     Args:
         x: (N, C, *spatial) with 0 to 3 spatial dimensions; float32, bfloat16, float16 or float64; any
             strides.
         num_groups: divides C. 1 is layer normalization over (C, *spatial), C instance normalization.
         weight, bias: (C,), of any of those dtypes.
-        eps: added to the biased variance.
+        eps: added to the biased variance, or to the mean square.
         add, scale, shift: (N, C), of any of those dtypes.
         activation: "silu" or None.
+        center: whether the groups' means are subtracted.
         backend: which implementation; "auto" is the fastest that is right for x. The choice changes the
             speed, not the formula. "triton" runs on GPUs, in all dtypes but float64; "eager" on any device;
             "reference" is the formula in torch ops.
@@ -69,8 +73,8 @@ def group_norm_silu(
     Returns:
         y of x's shape, dtype and memory format (contiguous, channels_last, channels_last_3d), without layout
         copies. Statistics are fp32 (float64 for float64), also under autocast, which changes nothing here.
-        Backward keeps x, the groups' mean and rstd and the small tensors. Its gradients, and y, are the same
-        bits in every run, and a sample's own (y, dx) in every batch that it is part of.
+        Backward keeps x, the groups' rstd and, if centred, mean, and the small tensors. Its gradients, and y, are
+        the same bits in every run, and a sample's own (y, dx) in every batch that it is part of.
 
     Raises:
         TypeError: a dtype that is not supported.
@@ -79,7 +83,7 @@ def group_norm_silu(
     """
     _check(x, num_groups, weight, bias, add, scale, shift, activation)
     implementation = implementation_for(x, backend)
-    return implementation(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu")
+    return implementation(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu", center)
 
 
 def implementation_for(x: Tensor, backend: str) -> Implementation:

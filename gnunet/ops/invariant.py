@@ -45,10 +45,12 @@ def sum_columns(columns: Tensor) -> Tensor:
     return columns.sum(2)
 
 
-def multiply_add(a: Tensor, b: Tensor, c: Tensor, out: Tensor | None = None) -> Tensor:
-    """a * b + c, of a's shape; in one kernel where that is fast and rounds alike everywhere."""
+def multiply_add(a: Tensor, b: Tensor, c: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """a * b + c, of a's shape, None being 0; in one kernel where that is fast and rounds alike everywhere."""
     if out is None:
         out = torch.empty_like(a)
+    if c is None:
+        return torch.mul(a, b, out=out)
     if a.device.type == "cpu":
         # Where both b and c are one number for many of a's, the kernel is not vectorized.
         is_vectorized = a.shape[-1] in (b.shape[-1], c.shape[-1])

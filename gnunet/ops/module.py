@@ -25,6 +25,7 @@ class GroupNormSiLU(nn.Module):
         eps: float = 1e-5,
         affine: bool = True,
         activation: str | None = "silu",
+        center: bool = True,
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -37,7 +38,7 @@ class GroupNormSiLU(nn.Module):
         if backend not in backend_names():
             raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
-        self.activation, self.backend = activation, backend
+        self.activation, self.center, self.backend = activation, center, backend
         if affine:
             self.weight = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
             self.bias = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
@@ -71,11 +72,12 @@ class GroupNormSiLU(nn.Module):
             scale=scale,
             shift=shift,
             activation=self.activation,
+            center=self.center,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         return (
             f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, "
-            f"activation={self.activation!r}, backend={self.backend!r}"
+            f"activation={self.activation!r}, center={self.center}, backend={self.backend!r}"
         )

@@ -118,9 +118,10 @@ class _Call:
 
     def _normalize(self, weight: Tensor | None, bias: Tensor | None, x: Tensor, **tables: Tensor | None) -> Tensor:
         """norm(x, **tables) with these parameters."""
-        norm, activation, backend = self.norm, self.norm.activation, self.norm.backend
+        norm = self.norm
+        activation, center, backend = norm.activation, norm.center, norm.backend
         return group_norm_silu(
-            x, norm.num_groups, weight, bias, norm.eps, activation=activation, backend=backend, **tables
+            x, norm.num_groups, weight, bias, norm.eps, activation=activation, center=center, backend=backend, **tables
         )
 
 

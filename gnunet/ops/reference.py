@@ -17,6 +17,7 @@ def group_norm_silu(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    center: bool,
 ) -> Tensor:
     """The definition that every other implementation is measured against.
 
@@ -37,9 +38,10 @@ def group_norm_silu(
         # Splitting the channels is a view in every memory format, so no layout is copied.
         grouped = u.unflatten(1, (num_groups, x.shape[1] // num_groups))
         reduced = tuple(range(2, grouped.dim()))
-        centered = grouped - grouped.mean(reduced, keepdim=True)
-        variance = centered.square().mean(reduced, keepdim=True)
-        w = (centered * torch.rsqrt(variance + eps)).flatten(1, 2)
+        if center:
+            grouped = grouped - grouped.mean(reduced, keepdim=True)
+        mean_square = grouped.square().mean(reduced, keepdim=True)
+        w = (grouped * torch.rsqrt(mean_square + eps)).flatten(1, 2)
         if weight is not None:
             w = w * per_channel(weight)
         if bias is not None:

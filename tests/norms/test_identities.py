@@ -19,7 +19,7 @@ def gradient(layer, x, dy):
     return dx
 
 
-@pytest.mark.parametrize("kind", ["group", "layer", "instance", "weight_standardization"])
+@pytest.mark.parametrize("kind", ["group", "layer", "instance", "group_rms", "weight_standardization"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_sample_has_the_same_bits_in_any_batch(make_layer, draw, kind, dtype, layout):

@@ -54,10 +54,13 @@ def test_none_keeps_conditioning_and_activation_without_parameters():
     assert not layer.state_dict()
 
 
-def test_the_backend_is_no_part_of_the_formula():
+@pytest.mark.parametrize("kind", ["group", "group_rms"])
+def test_the_backend_is_no_part_of_the_formula(kind):
     eager, reference = (
-        make_norm({"groups": 4, "backend": backend}, 12, activation="silu") for backend in ("eager", "reference")
+        make_norm({"kind": kind, "groups": 4, "backend": backend}, 12, activation="silu")
+        for backend in ("eager", "reference")
     )
+    assert (eager.backend, reference.backend) == ("eager", "reference")
     assert eager.state_dict().keys() == reference.state_dict().keys()
     torch.testing.assert_close(eager(X), reference(X))
 
@@ -71,6 +74,7 @@ def test_the_backend_is_no_part_of_the_formula():
         ({"kind": "batch_norm"}, ["group, layer, instance, none", "batch_renorm", "'batch_norm'"]),
         ({"group": 4}, ["'group'", "groups"]),
         ({"groups": 4, "backend": "cuda"}, ["backend", "auto", "'cuda'"]),
+        ({"kind": "group_rms", "groups": 4, "backend": "cuda"}, ["backend", "auto", "'cuda'"]),
         ({"kind": "rms", "eps": 0}, ["eps must be a number above 0; got 0"]),
         ({"kind": "layer", "eps": "1e-5"}, ["eps must be a number above 0; got '1e-5'"]),
         ({"kind": "group_rms", "groups": 5}, ["groups = 5", "12 channels", "1, 2, 3, 4, 6, 12"]),

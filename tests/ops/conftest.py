@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnunet.ops import group_norm_silu
@@ -31,12 +32,12 @@ class Case:
     num_groups: int
     eps: float = 1e-5
     activation: str | None = "silu"
+    center: bool = True
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, backend: str = "auto") -> Tensor:
-        return group_norm_silu(
-            self.x, self.num_groups, eps=self.eps, activation=self.activation, backend=backend, **self.tensors
-        )
+        options = {"eps": self.eps, "activation": self.activation, "center": self.center, "backend": backend}
+        return group_norm_silu(self.x, self.num_groups, **options, **self.tensors)
 
     def run_with_gradients(self, dy: Tensor, backend: str = "auto") -> dict[str, Tensor]:
         y = self.run(backend)
@@ -47,7 +48,7 @@ class Case:
     def double(self) -> Case:
         tensors = {name: t.detach().double().requires_grad_() for name, t in self.tensors.items()}
         x = self.x.detach().double().requires_grad_()
-        return Case(x, self.num_groups, self.eps, self.activation, tensors)
+        return Case(x, self.num_groups, self.eps, self.activation, self.center, tensors)
 
 
 def _make_case(
@@ -59,6 +60,7 @@ def _make_case(
     layout: str = "contiguous",
     given: tuple[str, ...] = ("weight", "bias"),
     activation: str | None = "silu",
+    center: bool = True,
     mean: float = 0.0,
     seed: int = 0,
     device: str = "cpu",
@@ -71,7 +73,18 @@ def _make_case(
         size = shape[1:2] if name in ("weight", "bias") else shape[:2]
         values = torch.randn(size, generator=generator).to(device, parameter_dtype or dtype)
         tensors[name] = values.requires_grad_()
-    return Case(x, num_groups, activation=activation, tensors=tensors)
+    return Case(x, num_groups, activation=activation, center=center, tensors=tensors)
+
+
+def _norm_of_torch(
+    x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5, center: bool = True
+) -> Tensor:
+    """By PyTorch's own layers; x: (N, C, *spatial) with at least one spatial dimension."""
+    if center:
+        return F.group_norm(x, num_groups, weight, bias, eps)
+    groups = x.reshape(len(x), num_groups, -1)
+    weight, bias = (p.reshape(-1, *(1,) * (x.dim() - 2)) for p in (weight, bias))
+    return F.rms_norm(groups, groups.shape[2:], eps=eps).view(x.shape) * weight + bias
 
 
 def _relative_error(value: Tensor, exact: Tensor, floor: float = 1e-12) -> float:
@@ -100,6 +113,11 @@ def lay_out() -> Callable[[Tensor, str], Tensor]:
 @pytest.fixture(scope="session")
 def make_case() -> Callable[..., Case]:
     return _make_case
+
+
+@pytest.fixture(scope="session")
+def norm_of_torch() -> Callable[..., Tensor]:
+    return _norm_of_torch
 
 
 @pytest.fixture(scope="session")

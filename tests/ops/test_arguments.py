@@ -51,6 +51,9 @@ def test_module_is_group_norm_with_silu():
     layer = GroupNormSiLU(3, 6, eps=1e-3)
     layer.load_state_dict(norm.state_dict())
     torch.testing.assert_close(layer(x), nn.functional.silu(norm(x)))
+    layer = GroupNormSiLU(3, 6, activation=None, center=False)
+    torch.testing.assert_close(layer(x), group_norm_silu(x, 3, activation=None, center=False))
+    assert "center=False" in repr(layer)
     assert list(GroupNormSiLU(3, 6, affine=False).parameters()) == []
     assert GroupNormSiLU(3, 6, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
 

@@ -19,16 +19,21 @@ def check(gradcheck, case, backend):
 @pytest.mark.parametrize("backend", ["eager", "reference"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("activation", ["silu", None])
-@pytest.mark.parametrize("given", [(), ("weight", "bias"), ("scale",), ALL])
-def test_against_finite_differences(make_case, given, activation, layout, backend):
-    case = make_case((2, 6, 3, 2), 3, dtype=torch.float64, layout=layout, given=given, activation=activation)
+@pytest.mark.parametrize(
+    ("given", "center"),
+    [((), True), (("weight", "bias"), True), (("scale",), True), (ALL, True), ((), False), (ALL, False)],
+)
+def test_against_finite_differences(make_case, given, center, activation, layout, backend):
+    options = {"layout": layout, "given": given, "activation": activation, "center": center}
+    case = make_case((2, 6, 3, 2), 3, dtype=torch.float64, **options)
     assert check(torch.autograd.gradcheck, case, backend)
     assert check(torch.autograd.gradgradcheck, case, backend)
 
 
-def test_gradient_penalty_reaches_the_inputs_history(make_case):
+@pytest.mark.parametrize("center", [True, False])
+def test_gradient_penalty_reaches_the_inputs_history(make_case, center):
     """The gradient of a gradient's norm, through what x and the parameters were computed from."""
-    case = make_case((2, 6, 4, 4), 3, dtype=torch.float64, given=ALL)
+    case = make_case((2, 6, 4, 4), 3, dtype=torch.float64, given=ALL, center=center)
 
     def penalty(backend):
         case.x = leaf * leaf

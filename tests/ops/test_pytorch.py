@@ -6,38 +6,38 @@ import torch
 from gnunet.ops import GroupNormSiLU, group_norm_silu
 
 ALL = ("weight", "bias", "add", "scale", "shift")
-SAMPLES = [(), ("weight", "bias"), ("add",), ALL]
+SAMPLES = [((), True), (("weight", "bias"), True), (("add",), True), (ALL, True), ((), False), (ALL, False)]
 
 
-@pytest.mark.parametrize("given", SAMPLES)
+@pytest.mark.parametrize(("given", "center"), SAMPLES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck(make_case, layout, given):
+def test_opcheck(make_case, layout, given, center):
     case = make_case((2, 6, 4, 5), 3, layout=layout, given=given)
     tensors = [case.tensors.get(name) for name in ALL]
     x, weight, bias, add, scale, shift = (t if t is None else t.detach() for t in (case.x, *tensors))
     torch.library.opcheck(
         torch.ops.gnunet.eager_group_norm_silu,
-        (case.x, 3, *tensors[:2], 1e-5, *tensors[2:], True),
+        (case.x, 3, *tensors[:2], 1e-5, *tensors[2:], True, center),
     )
-    _, mean, rstd = torch.ops.gnunet.eager_group_norm_silu(x, 3, weight, bias, 1e-5, add, scale, shift, True)
+    _, mean, rstd = torch.ops.gnunet.eager_group_norm_silu(x, 3, weight, bias, 1e-5, add, scale, shift, True, center)
     needs = [t is not None for t in (x, weight, bias, add, scale, shift)]
     torch.library.opcheck(
         torch.ops.gnunet.eager_group_norm_silu_backward,
-        (torch.randn_like(x), x, mean, rstd, 3, weight, bias, 1e-5, add, scale, shift, True, needs),
+        (torch.randn_like(x), x, mean, rstd, 3, weight, bias, 1e-5, add, scale, shift, True, center, needs),
     )
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("backend", "center"), [("auto", True), ("reference", True), ("auto", False)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_compiles_without_a_graph_break(make_case, layout, backend):
+def test_compiles_without_a_graph_break(make_case, layout, backend, center):
     torch.compiler.reset()
-    case = make_case((2, 16, 8, 8), 4, layout=layout, given=ALL)
+    case = make_case((2, 16, 8, 8), 4, layout=layout, given=ALL, center=center)
     dy = torch.randn(2, 16, 8, 8)
     expected = case.run_with_gradients(dy, backend)
     eager = group_norm_silu
 
     def function(x, tensors):
-        return eager(x, 4, backend=backend, **tensors) * 2
+        return eager(x, 4, center=center, backend=backend, **tensors) * 2
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     y = compiled(case.x, case.tensors)
@@ -50,8 +50,9 @@ def test_compiles_without_a_graph_break(make_case, layout, backend):
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_changes_nothing(make_case, dtype, backend):
-    case = make_case((2, 16, 8, 8), 4, dtype=dtype, parameter_dtype=torch.float32, given=ALL)
+@pytest.mark.parametrize("center", [True, False])
+def test_autocast_changes_nothing(make_case, dtype, backend, center):
+    case = make_case((2, 16, 8, 8), 4, dtype=dtype, parameter_dtype=torch.float32, given=ALL, center=center)
     dy = torch.randn(2, 16, 8, 8)
     plain = case.run_with_gradients(dy, backend)
     with torch.autocast("cpu", torch.bfloat16):
@@ -60,8 +61,9 @@ def test_autocast_changes_nothing(make_case, dtype, backend):
         assert value.dtype == under_autocast[name].dtype and torch.equal(value, under_autocast[name]), name
 
 
-def test_saves_the_input_and_the_statistics_only(make_case):
-    case = make_case((4, 32, 16, 16), 8, layout="channels_last", given=ALL)
+@pytest.mark.parametrize(("center", "statistics"), [(True, 2), (False, 1)])
+def test_saves_the_input_and_the_statistics_only(make_case, center, statistics):
+    case = make_case((4, 32, 16, 16), 8, layout="channels_last", given=ALL, center=center)
     own = {t.untyped_storage().data_ptr() for t in (case.x, *case.tensors.values())}
     extra = {}
 
@@ -72,12 +74,13 @@ def test_saves_the_input_and_the_statistics_only(make_case):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         case.run()
-    assert sum(extra.values()) == 2 * 4 * 8 * 4  # mean and rstd, (4, 8), fp32
+    assert sum(extra.values()) == statistics * 4 * 8 * 4  # mean and rstd, or rstd, (4, 8), fp32
 
 
+@pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_meta_device(memory_format):
-    layer = GroupNormSiLU(4, 16, device="meta")
+def test_meta_device(memory_format, center):
+    layer = GroupNormSiLU(4, 16, center=center, device="meta")
     x = torch.empty(2, 16, 8, 8, device="meta").contiguous(memory_format=memory_format).requires_grad_()
     y = layer(x, add=torch.empty(2, 16, device="meta"))
     assert y.shape == x.shape and y.is_contiguous(memory_format=memory_format)

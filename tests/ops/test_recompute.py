@@ -53,6 +53,7 @@ class Call:
     spatial: tuple = (8, 8)
     norm: bool = True
     dropout: float = 0.0
+    center: bool = True
     backend: str = "auto"
     sources: list = field(default_factory=list)
 
@@ -69,7 +70,8 @@ class Call:
         for source in call.sources:
             if source is not None:
                 source.requires_grad_()
-        call.norm = GroupNormSiLU(4, 16, dtype=dtype, backend=self.backend) if self.norm else None
+        options = {"center": self.center, "backend": self.backend, "dtype": dtype}
+        call.norm = GroupNormSiLU(4, 16, **options) if self.norm else None
         for module in (call.norm, *call.layers):
             if module is not None:
                 module.to(dtype)
@@ -102,6 +104,7 @@ class Call:
 
 CALLS = {
     "normed": Call(normed, [nn.Conv2d(16, 24, 3, padding=1)]),
+    "uncentred": Call(normed, [nn.Conv2d(16, 24, 3, padding=1)], (True,), center=False),
     "reference": Call(normed, [nn.Conv2d(16, 24, 3, padding=1)], backend="reference"),
     "added": Call(normed, [nn.Conv2d(16, 24, 3, padding=1)], (True,)),
     "scaled": Call(normed, [nn.Conv2d(16, 24, 3, padding=1)], (False, True, True)),

@@ -46,6 +46,7 @@ def tile(
     channels,
     bundles,
     SILU: tl.constexpr,
+    CENTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
@@ -66,13 +67,13 @@ def tile(
     offsets = offsets_of(s, local, S, C, CHANNELS_LAST)
 
     x, dw = read(x_ptr + start + offsets, mask), read(dy_ptr + start + offsets, mask)
-    center, rstd = center_and_rstd(n, c, inside, C, C // GROUP, mean_ptr, rstd_ptr, add_ptr, add_row)
+    center, rstd = center_and_rstd(n, c, inside, C, C // GROUP, mean_ptr, rstd_ptr, add_ptr, add_row, CENTER)
     gain, offset = gain_and_offset(n, c, inside, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row)
     d = tl.where(mask, x - center[None, :], 0.0)
     dw *= activation_gradient(d * (gain * rstd)[None, :] + offset[None, :], SILU)
     level, slope = _reduce(
         n, c, local, inside, S, C, tl.sum(dw, 0), tl.sum(dw * d, 0), tl.sum(d, 0), gain, rstd, weight_ptr, bias_ptr,
-        sum_dw_ptr, sum_dw_x_hat_ptr, dadd_ptr, dscale_ptr, dshift_ptr, GROUP, GROUPS, PADDED_GROUPS,
+        sum_dw_ptr, sum_dw_x_hat_ptr, dadd_ptr, dscale_ptr, dshift_ptr, CENTER, GROUP, GROUPS, PADDED_GROUPS,
     )  # fmt: skip
     if dx_ptr is not None:
         dx = dw * (gain * rstd)[None, :] - level[None, :] - d * slope[None, :]
@@ -103,6 +104,7 @@ def loop(
     channels,
     bundles,
     SILU: tl.constexpr,
+    CENTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
@@ -124,7 +126,7 @@ def loop(
     dy_ptr += start
     x_ptr += start
 
-    center, rstd = center_and_rstd(n, c, inside, C, C // GROUP, mean_ptr, rstd_ptr, add_ptr, add_row)
+    center, rstd = center_and_rstd(n, c, inside, C, C // GROUP, mean_ptr, rstd_ptr, add_ptr, add_row, CENTER)
     gain, offset = gain_and_offset(n, c, inside, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row)
     factor = gain * rstd
     sum_dw, sum_dw_d, sum_d = _sums_of(
@@ -132,7 +134,7 @@ def loop(
     )
     level, slope = _reduce(
         n, c, local, inside, S, C, sum_dw, sum_dw_d, sum_d, gain, rstd, weight_ptr, bias_ptr,
-        sum_dw_ptr, sum_dw_x_hat_ptr, dadd_ptr, dscale_ptr, dshift_ptr, GROUP, GROUPS, PADDED_GROUPS,
+        sum_dw_ptr, sum_dw_x_hat_ptr, dadd_ptr, dscale_ptr, dshift_ptr, CENTER, GROUP, GROUPS, PADDED_GROUPS,
     )  # fmt: skip
     if dx_ptr is not None:
         dx_ptr += start
@@ -171,6 +173,7 @@ def sums(
     stride,
     NEED_D: tl.constexpr,
     SILU: tl.constexpr,
+    CENTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
@@ -187,7 +190,7 @@ def sums(
     start = start_of(n, first, block * BLOCK_C, S, C, CHANNELS_LAST)
     offsets = offsets_of(s, local, S, C, CHANNELS_LAST)
     step = step_of(C, BLOCK_S, CHANNELS_LAST)
-    center, rstd = center_and_rstd(n, c, c < C, C, num_groups, mean_ptr, rstd_ptr, add_ptr, add_row)
+    center, rstd = center_and_rstd(n, c, c < C, C, num_groups, mean_ptr, rstd_ptr, add_ptr, add_row, CENTER)
     gain, offset = gain_and_offset(n, c, c < C, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row)
     sum_dw, sum_dw_d, sum_d = _sums_of(
         dy_ptr + start, x_ptr + start, s, offsets, c < C, size, step, center, gain * rstd, offset,
@@ -220,6 +223,7 @@ def merge(
     num_groups,
     chunks,
     stride,
+    CENTER: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
@@ -239,7 +243,8 @@ def merge(
         sum_dw = _sum_of_chunks(sums_ptr, c, mask, C, chunks, BLOCK_CHUNKS, BLOCK_C)
         sum_dw_d = _sum_of_chunks(sums_ptr + stride, c, mask, C, chunks, BLOCK_CHUNKS, BLOCK_C)
         gain, _ = gain_and_offset(n, c, mask, weight_ptr, None, scale_ptr, None, scale_row, 0)
-        level += tl.sum(gain * sum_dw, 0)
+        if CENTER:
+            level += tl.sum(gain * sum_dw, 0)
         slope += tl.sum(gain * sum_dw_d, 0)
         _store_sums(
             n, c, mask, C, sum_dw, sum_dw_d * rstd, weight_ptr, bias_ptr,
@@ -247,7 +252,8 @@ def merge(
         )  # fmt: skip
     level *= rstd / total
     slope *= rstd * rstd * rstd / total
-    tl.store(level_ptr + tl.program_id(0), level)
+    if CENTER:
+        tl.store(level_ptr + tl.program_id(0), level)
     tl.store(slope_ptr + tl.program_id(0), slope)
     if dadd_ptr is not None:
         for done in range(0, group_channels, BLOCK_C):
@@ -282,6 +288,7 @@ def elements(
     blocks,
     channel_blocks,
     SILU: tl.constexpr,
+    CENTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
@@ -299,11 +306,12 @@ def elements(
     offsets = offsets_of(s, local, S, C, CHANNELS_LAST)
 
     x, dw = read(x_ptr + start + offsets, mask), read(dy_ptr + start + offsets, mask)
-    center, rstd = center_and_rstd(n, c, c < C, C, num_groups, mean_ptr, rstd_ptr, add_ptr, add_row)
+    center, rstd = center_and_rstd(n, c, c < C, C, num_groups, mean_ptr, rstd_ptr, add_ptr, add_row, CENTER)
     gain, offset = gain_and_offset(n, c, c < C, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row)
     factor = gain * rstd
     group = n * num_groups + c // (C // num_groups)
-    level, slope = read(level_ptr + group, c < C), read(slope_ptr + group, c < C)
+    level = read(level_ptr + group, c < C) if CENTER else tl.zeros(c.shape, tl.float32)
+    slope = read(slope_ptr + group, c < C)
     d = x - center[None, :]
     dw *= activation_gradient(d * factor[None, :] + offset[None, :], SILU)
     tl.store(dx_ptr + start + offsets, dw * factor[None, :] - level[None, :] - d * slope[None, :], mask)
@@ -398,18 +406,24 @@ def _reduce(
     dadd_ptr,
     dscale_ptr,
     dshift_ptr,
+    CENTER: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     PADDED_GROUPS: tl.constexpr,
 ):
-    """Store what follows from a tile's sums; dx is gain * rstd * dw less the level and d times the slope returned."""
+    """Store what follows from a tile's sums; dx is gain * rstd * dw less the level and d times the slope returned.
+
+    The level is what centring takes off: without CENTER, 0.
+    """
     sum_dw_x_hat = sum_dw_d * rstd
     _store_sums(
         n, c, inside, C, sum_dw, sum_dw_x_hat, weight_ptr, bias_ptr,
         sum_dw_ptr, sum_dw_x_hat_ptr, dscale_ptr, dshift_ptr,
     )  # fmt: skip
     scaling = rstd / (S * GROUP * 1.0)
-    level = group_sums(gain * sum_dw, local, GROUP, GROUPS, PADDED_GROUPS) * scaling
+    level = tl.zeros(c.shape, tl.float32)
+    if CENTER:
+        level = group_sums(gain * sum_dw, local, GROUP, GROUPS, PADDED_GROUPS) * scaling
     slope = group_sums(gain * sum_dw_x_hat, local, GROUP, GROUPS, PADDED_GROUPS) * scaling * rstd
     if dadd_ptr is not None:
         tl.store(dadd_ptr + n * C + c, gain * rstd * sum_dw - S * level - sum_d * slope, inside)

@@ -41,6 +41,7 @@ def tile(
     bundles,
     eps,
     SILU: tl.constexpr,
+    CENTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
@@ -64,13 +65,17 @@ def tile(
     if add_ptr is not None:
         u += read(add_ptr + n * add_row + c, inside)[None, :]
     size = S * GROUP * 1.0
-    # The first mean is rounded; what is left of it is taken off with the second, so it costs no digits.
-    mean = group_sums(tl.sum(tl.where(mask, u, 0.0), 0), local, GROUP, GROUPS, PADDED_GROUPS) / size
-    d = tl.where(mask, u - mean[None, :], 0.0)
-    rest = group_sums(tl.sum(d, 0), local, GROUP, GROUPS, PADDED_GROUPS) / size
+    d = tl.where(mask, u, 0.0)
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    rest = mean
+    if CENTER:
+        # The first mean is rounded; what is left of it is taken off with the second, so it costs no digits.
+        mean = group_sums(tl.sum(d, 0), local, GROUP, GROUPS, PADDED_GROUPS) / size
+        d = tl.where(mask, u - mean[None, :], 0.0)
+        rest = group_sums(tl.sum(d, 0), local, GROUP, GROUPS, PADDED_GROUPS) / size
     squares = group_sums(tl.sum(d * d, 0), local, GROUP, GROUPS, PADDED_GROUPS) / size
-    rstd = rstd_of(squares - rest * rest, eps)
-    _store_moments(n, c, inside, C, mean + rest, rstd, mean_ptr, rstd_ptr, GROUP)
+    rstd = rstd_of(squares, rest, eps, CENTER)
+    _store_moments(n, c, inside, C, mean + rest, rstd, mean_ptr, rstd_ptr, GROUP, CENTER)
     gain, offset = gain_and_offset(n, c, inside, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row)
     gain *= rstd
     w = d * gain[None, :] + (offset - rest * gain)[None, :]
@@ -96,6 +101,7 @@ def loop(
     bundles,
     eps,
     SILU: tl.constexpr,
+    CENTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
@@ -121,14 +127,17 @@ def loop(
     center = tl.zeros((BLOCK_C,), tl.float32)
     if add_ptr is not None:
         center -= read(add_ptr + n * add_row + c, inside)
-    # The mean of the channels' means, again in two steps.
-    channel_mean = tl.where(inside, channel_mean - center, 0.0)
-    mean = group_sums(channel_mean, local, GROUP, GROUPS, PADDED_GROUPS) / GROUP
-    d = tl.where(inside, channel_mean - mean, 0.0)
-    rest = group_sums(d, local, GROUP, GROUPS, PADDED_GROUPS) / GROUP
+    d = tl.where(inside, channel_mean - center, 0.0)
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    rest = mean
+    if CENTER:
+        # The mean of the channels' means, again in two steps.
+        mean = group_sums(d, local, GROUP, GROUPS, PADDED_GROUPS) / GROUP
+        d = tl.where(inside, d - mean, 0.0)
+        rest = group_sums(d, local, GROUP, GROUPS, PADDED_GROUPS) / GROUP
     squares = group_sums(channel_m2 / S + d * d, local, GROUP, GROUPS, PADDED_GROUPS) / GROUP
-    rstd = rstd_of(squares - rest * rest, eps)
-    _store_moments(n, c, inside, C, mean + rest, rstd, mean_ptr, rstd_ptr, GROUP)
+    rstd = rstd_of(squares, rest, eps, CENTER)
+    _store_moments(n, c, inside, C, mean + rest, rstd, mean_ptr, rstd_ptr, GROUP, CENTER)
     gain, offset = gain_and_offset(n, c, inside, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row)
     gain *= rstd
     center += mean
@@ -187,6 +196,7 @@ def merge(
     chunk,
     chunks,
     eps,
+    CENTER: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -201,9 +211,11 @@ def merge(
     own = n * add_row + group * group_channels
     total = S * 1.0 * group_channels
 
-    origin = tl.load(chunk_mean_ptr)
-    if add_ptr is not None:
-        origin += tl.load(add_ptr + own).to(tl.float32)
+    origin = 0.0
+    if CENTER:
+        origin = tl.load(chunk_mean_ptr)
+        if add_ptr is not None:
+            origin += tl.load(add_ptr + own).to(tl.float32)
     sums = tl.zeros((BLOCK,), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
     for done in range(0, chunks * group_channels, BLOCK):
@@ -217,9 +229,11 @@ def merge(
         d = tl.where(mask, d, 0.0)
         sums += d * size
         squares += d * d * size + read(chunk_m2_ptr + part * C + c, mask)
-    rest = tl.sum(sums, 0) / total
-    tl.store(mean_ptr + tl.program_id(0), origin + rest)
-    tl.store(rstd_ptr + tl.program_id(0), rstd_of(tl.sum(squares, 0) / total - rest * rest, eps))
+    rest = 0.0
+    if CENTER:
+        rest = tl.sum(sums, 0) / total
+        tl.store(mean_ptr + tl.program_id(0), origin + rest)
+    tl.store(rstd_ptr + tl.program_id(0), rstd_of(tl.sum(squares, 0) / total, rest, eps, CENTER))
 
 
 @jit
@@ -242,6 +256,7 @@ def elements(
     blocks,
     channel_blocks,
     SILU: tl.constexpr,
+    CENTER: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     ALIGN_S: tl.constexpr,
     ALIGN_C: tl.constexpr,
@@ -259,7 +274,7 @@ def elements(
     offsets = offsets_of(s, local, S, C, CHANNELS_LAST)
 
     x = read(x_ptr + start + offsets, mask)
-    center, rstd = center_and_rstd(n, c, c < C, C, num_groups, mean_ptr, rstd_ptr, add_ptr, add_row)
+    center, rstd = center_and_rstd(n, c, c < C, C, num_groups, mean_ptr, rstd_ptr, add_ptr, add_row, CENTER)
     gain, offset = gain_and_offset(n, c, c < C, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_row, shift_row)
     w = (x - center[None, :]) * (gain * rstd)[None, :] + offset[None, :]
     tl.store(y_ptr + start + offsets, activate(w, SILU), mask)
@@ -285,8 +300,9 @@ def _moments_of(x_ptr, s, offsets, inside, size, step, BLOCK_S: tl.constexpr):
 
 
 @jit
-def _store_moments(n, c, inside, C, mean, rstd, mean_ptr, rstd_ptr, GROUP: tl.constexpr):
+def _store_moments(n, c, inside, C, mean, rstd, mean_ptr, rstd_ptr, GROUP: tl.constexpr, CENTER: tl.constexpr):
     first_of_group = inside & (c % GROUP == 0)
     group = n * (C // GROUP) + c // GROUP
-    tl.store(mean_ptr + group, mean, first_of_group)
+    if CENTER:
+        tl.store(mean_ptr + group, mean, first_of_group)
     tl.store(rstd_ptr + group, rstd, first_of_group)

@@ -43,11 +43,12 @@ def forward(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    center: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> y as x; mean and rstd of x + add, (N, G), fp32."""
+    """-> y as x; mean and rstd of x + add, (N, G), fp32; without center no mean, (0, G)."""
     y = torch.empty_like(x)
-    mean = x.new_empty((len(x), num_groups), dtype=torch.float32)
-    rstd = torch.empty_like(mean)
+    rstd = x.new_empty((len(x), num_groups), dtype=torch.float32)
+    mean = torch.empty_like(rstd) if center else rstd.new_empty((0, num_groups))
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     samples, channels = x.shape[:2]
@@ -84,6 +85,7 @@ def forward(
                 rstd_ptr=rstd,
                 num_groups=num_groups,
                 eps=eps,
+                CENTER=center,
                 BLOCK=_MERGED,
                 **partial,
                 **_sizes(options),
@@ -96,6 +98,7 @@ def forward(
                 blocks=plan.blocks,
                 channel_blocks=plan.channel_blocks,
                 SILU=silu,
+                CENTER=center,
                 **tensors,
                 **tables,
                 **options,
@@ -108,6 +111,7 @@ def forward(
                 **_registers(plan),
                 eps=eps,
                 SILU=silu,
+                CENTER=center,
                 **tensors,
                 **tables,
                 **options,
@@ -129,6 +133,7 @@ def backward(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    center: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """-> the gradients asked for by `needs`, in the order x, weight, bias, add, scale, shift."""
@@ -160,7 +165,7 @@ def backward(
     with _device_of(x):
         if isinstance(plan, Chunks):
             sums = x.new_empty((2 if dadd is None else 3, samples, plan.chunks, channels), dtype=torch.float32)
-            level, slope = torch.empty_like(mean), torch.empty_like(mean)
+            level, slope = torch.empty_like(mean), torch.empty_like(rstd)
             partial = {"sums_ptr": sums, "stride": sums.stride(0), "chunks": plan.chunks, "num_groups": num_groups}
             _launch(
                 backward_kernels.sums,
@@ -170,6 +175,7 @@ def backward(
                 channel_blocks=plan.channel_blocks,
                 NEED_D=dadd is not None,
                 SILU=silu,
+                CENTER=center,
                 **partial,
                 **tensors,
                 **tables,
@@ -183,6 +189,7 @@ def backward(
                 rstd_ptr=rstd,
                 level_ptr=level,
                 slope_ptr=slope,
+                CENTER=center,
                 BLOCK_CHUNKS=_MERGED // block_c,
                 BLOCK_C=block_c,
                 **{name: tables[name] for name in ("weight_ptr", "bias_ptr", "scale_ptr", "scale_row")},
@@ -202,6 +209,7 @@ def backward(
                     blocks=plan.blocks,
                     channel_blocks=plan.channel_blocks,
                     SILU=silu,
+                    CENTER=center,
                     **tensors,
                     **tables,
                     **options,
@@ -214,6 +222,7 @@ def backward(
                 **_registers(plan),
                 dx_ptr=results,
                 SILU=silu,
+                CENTER=center,
                 **tensors,
                 **tables,
                 **small,

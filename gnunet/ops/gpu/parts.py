@@ -5,7 +5,8 @@ channels in a row. A tile is always (positions, channels), whichever of the two 
 kernel does its arithmetic in fp32, adds in an order that depends on S, C and G alone, and writes every number once.
 
 In the names, as in `eager`: u = x + add, d = u - mean, w = d * rstd * gain + offset, y = silu(w); dw and so on
-are gradients. `s` are positions and `c` channels; `local` are channels counted from a tile's first.
+are gradients. Without CENTER the mean is 0, and mean_ptr points nowhere. `s` are positions and `c` channels; `local`
+are channels counted from a tile's first.
 """
 
 from __future__ import annotations
@@ -79,10 +80,11 @@ def gain_and_offset(n, c, mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scal
 
 
 @jit
-def center_and_rstd(n, c, mask, C, num_groups, mean_ptr, rstd_ptr, add_ptr, add_row):
+def center_and_rstd(n, c, mask, C, num_groups, mean_ptr, rstd_ptr, add_ptr, add_row, CENTER: tl.constexpr):
     """mean - add, from which d is counted, and rstd, for channels c of sample n."""
     group = n * num_groups + c // (C // num_groups)
-    center, rstd = read(mean_ptr + group, mask), read(rstd_ptr + group, mask)
+    center = read(mean_ptr + group, mask) if CENTER else tl.zeros(c.shape, tl.float32)
+    rstd = read(rstd_ptr + group, mask)
     if add_ptr is not None:
         center -= read(add_ptr + n * add_row + c, mask)
     return center, rstd
@@ -102,8 +104,11 @@ def group_sums(sums, local, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GR
 
 
 @jit
-def rstd_of(variance, eps):
-    return tl.div_rn(1.0, tl.sqrt_rn(tl.maximum(variance, 0.0) + eps))
+def rstd_of(mean_square, rest, eps, CENTER: tl.constexpr):
+    """From the mean square of d; with CENTER, of d about a point that the mean is `rest` away from."""
+    if CENTER:
+        mean_square = tl.maximum(mean_square - rest * rest, 0.0)
+    return tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
 
 
 @jit

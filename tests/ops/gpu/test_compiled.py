@@ -13,10 +13,13 @@ PLAIN = ("odd sizes", "no spatial dimensions")  # shapes whose layout does not a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "dtype"), [(80, "float16"), (90, "bfloat16"), (100, "float32")])
-def test_no_spills_and_wide_loads(tmp_path, arch, dtype):
+@pytest.mark.parametrize(
+    ("arch", "dtype", "center"),
+    [(80, "float16", "True"), (90, "bfloat16", "True"), (90, "bfloat16", "False"), (100, "float32", "True")],
+)
+def test_no_spills_and_wide_loads(tmp_path, arch, dtype, center):
     output = tmp_path / "resources.json"
-    command = [sys.executable, SCRIPT, "--arch", str(arch), "--dtypes", dtype, "--output", output]
+    command = [sys.executable, SCRIPT, "--arch", str(arch), "--dtypes", dtype, "--center", center, "--output", output]
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     resources = json.loads(output.read_text())

@@ -24,10 +24,11 @@ REAL_SHAPES = [
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("dtype", "center"), [(torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False)])
 @pytest.mark.parametrize(("shape", "groups"), REAL_SHAPES)
-def test_sizes_of_real_models(make_case, relative_error, shape, groups, dtype, layout):
-    case = make_case(shape, groups, dtype=dtype, parameter_dtype=torch.float32, layout=layout, given=ALL, device="cuda")
+def test_sizes_of_real_models(make_case, relative_error, shape, groups, dtype, center, layout):
+    options = {"layout": layout, "given": ALL, "center": center, "device": "cuda"}
+    case = make_case(shape, groups, dtype=dtype, parameter_dtype=torch.float32, **options)
     dy = torch.randn(shape, device="cuda", dtype=dtype)
     ours, again = case.run_with_gradients(dy, "triton"), case.run_with_gradients(dy, "triton")
     exact = case.double().run_with_gradients(dy, "reference")
@@ -37,16 +38,17 @@ def test_sizes_of_real_models(make_case, relative_error, shape, groups, dtype, l
         assert relative_error(value, exact[name], floor=0.1) < tolerance, name
 
 
+@pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("shape", "groups"), REAL_SHAPES)
-def test_alone_as_in_a_batch(lay_out, shape, groups, layout):
+def test_alone_as_in_a_batch(lay_out, shape, groups, layout, center):
     x = lay_out(torch.randn(3, *shape[1:], device="cuda", dtype=torch.bfloat16), layout).requires_grad_()
     dy = torch.randn(x.shape, device="cuda", dtype=torch.bfloat16)
-    y = group_norm_silu(x, groups)
+    y = group_norm_silu(x, groups, center=center)
     (dx,) = torch.autograd.grad(y, x, dy)
     for i in range(3):
         alone = lay_out(x[i : i + 1].detach(), layout).requires_grad_()
-        y_alone = group_norm_silu(alone, groups)
+        y_alone = group_norm_silu(alone, groups, center=center)
         (dx_alone,) = torch.autograd.grad(y_alone, alone, dy[i : i + 1])
         assert torch.equal(y_alone, y[i : i + 1]) and torch.equal(dx_alone, dx[i : i + 1])
 
@@ -66,8 +68,9 @@ def test_inductor(make_case):
         torch.testing.assert_close(other, eager, rtol=1e-2, atol=1e-2)
 
 
-def test_cuda_graphs():
-    layer = GroupNormSiLU(32, 320).cuda()
+@pytest.mark.parametrize("center", [True, False])
+def test_cuda_graphs(center):
+    layer = GroupNormSiLU(32, 320, center=center).cuda()
     x = torch.randn(2, 320, 64, 64, device="cuda", requires_grad=True)
     dy = torch.randn_like(x)
     stream = torch.cuda.Stream()
