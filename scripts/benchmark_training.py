@@ -4,7 +4,8 @@ python scripts/benchmark_training.py [--cases small cifar10] [--rounds 30] [--ou
 
 All sides train the same architecture on the same images with DDPM's noise prediction, AdamW, gradient clipping and a
 moving average, in one process, in alternating blocks of steps whose order changes from round to round. A side's loop
-is the whole of it: loader, step, average, logging. `_compiled` is a side with its network compiled by torch.compile:
+is the whole of it: loader, step, average, logging. Apart from that, gnunet's own share of its steps and the speed of
+its loader are measured. `_compiled` is a side with its network compiled by torch.compile:
 that is done before the rounds, its seconds are reported apart, and a side whose gradients are then not the eager ones
 is not timed. Reported are the medians over the rounds, the median of the rounds' ratios (of gnunet's sides to each
 of diffusers'), the bytes autograd saves for backward (each storage once, parameters left out) and the peak of the
@@ -26,6 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarking.loops import COMPILED, GRADIENT_TOLERANCE, SIDES, Loop, compile_loop, make_loop
+from benchmarking.overhead import own_work
 from benchmarking.record import ROOT, failure, origin, record_path, rounded, target, verdict, write
 from benchmarking.timing import alternate_repeats
 from gnunet.cli import parse
@@ -123,6 +125,8 @@ def compare(config: Config, sides: Sequence[str], rounds: int, block: int) -> di
                 loops[side] = loop
         with torch.compiler.set_stance("fail_on_recompile"):
             times = alternate_repeats(loops, dict.fromkeys(loops, block), rounds)
+        if "gnunet" in times:
+            record["gnunet"] |= own_work(config, Path(root), rounds)
     for side, seconds in times.items():
         rates = [config.train.batch_size / one for one in seconds]
         record[side]["images_per_second"] = rounded(statistics.median(rates))
@@ -180,6 +184,9 @@ def print_case(case: dict[str, Any]) -> None:
         table.add_row(side, *cells)
     console = Console(width=140, highlight=False, markup=False)
     console.print(table)
+    if "overhead_share" in case.get("gnunet", {}):
+        share, speed = case["gnunet"]["overhead_share"], case["gnunet"]["loader_examples_per_second"]
+        console.print(f"gnunet's own work: {share:.2%} of a step; its loader alone: {speed:g} examples/s")
     for side in sides:
         if case[side]["status"] != "right":
             console.print(f"{side}: {case[side]['status']}")

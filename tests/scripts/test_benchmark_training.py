@@ -58,6 +58,7 @@ def test_compares_the_same_architecture(tiny):
     assert record["saved_for_backward_ratio"] == {"gnunet": {"diffusers": pytest.approx(ratio, rel=1e-3)}}
     assert ours["images_per_second"] > 0 and record["speed_ratio"]["gnunet"]["diffusers"] > 0
     assert "compile_seconds" not in ours
+    assert 0 < ours["overhead_share"] < 1 and ours["loader_examples_per_second"] > 0
 
 
 def test_compiled_sides_are_checked_and_compile_before_they_are_timed(tiny, compiler):

@@ -1,0 +1,62 @@
+"""The studies that are shipped: each resolves at each of its sizes, and the smoke study runs and is reported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gnunet.ablation.plan import make_plan
+from gnunet.ablation.records import read_records
+from gnunet.ablation.study import load_study
+from gnunet.norms import NORMS
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
+
+
+def test_what_is_shipped():
+    assert {path.stem for path in STUDIES} == {
+        "smoke", "batch_size", "groups", "kinds", "conditioning", "hybrids"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_resolves_at_every_size_and_says_what_it_tests(path):
+    study = load_study(path)
+    assert study.hypotheses and all(hypothesis.source for hypothesis in study.hypotheses)
+    for budget in [None, *(study.budgets or {})]:
+        plan = make_plan(study, path, budget=budget)
+        assert len({cell.arm for cell in plan.cells or plan.tuning_cells}) == len(study.arms)
+    command = next(line for line in path.read_text().splitlines() if "scripts/ablate.py" in line)
+    assert f"configs/ablations/{path.name}" in command
+
+
+@pytest.mark.parametrize("name", ["smoke", "kinds"])
+def test_it_has_every_kind(name):
+    plan = make_plan(load_study(path := ROOT / "configs/ablations" / f"{name}.yaml"), path)
+    assert {cell.config.model.norm.kind for cell in plan.cells or plan.tuning_cells} == set(NORMS)
+
+
+@pytest.mark.slow
+def test_the_smoke_study_runs_and_is_reported(tmp_path):
+    """At a smaller size; every kind trains to its end."""
+    command = [
+        sys.executable,
+        str(ROOT / "scripts/ablate.py"),
+        str(ROOT / "configs/ablations/smoke.yaml"),
+        "--folder",
+        "out",
+    ]
+    flags = ["--train.images", "32", "--train.validate_every", "0", "--validation.num_examples", "16"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    for more in (["--jobs", "1"], ["--report"]):
+        done = subprocess.run([*command, *flags, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    records = read_records(tmp_path / "out")
+    assert len(records) == len(NORMS)
+    assert all(record["outcome"] == "complete" for record in records.values())
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert all(kind in text for kind in NORMS)
+    assert "</html>" in (tmp_path / "out" / "report.html").read_text()

@@ -1,0 +1,44 @@
+"""A normalization is added as the README says, and is then configured, documented and built as any other."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import torch
+from gnunet.cli import parse
+from gnunet.config import unet_kwargs
+from gnunet.models import UNet2D
+config = parse(["--model.norm.kind", "lp", "--model.norm.power", "2"], default_config=CONFIG)
+assert config.model.norm.eps == 1e-5
+network = UNet2D(**unet_kwargs(config, None))
+norm = network.conv_norm_out
+assert type(norm).__name__ == "LpNorm" and norm.power == 2
+x = torch.randn(2, 32, 4, 4)
+rms = x.square().mean((1, 2, 3), keepdim=True).sqrt()
+torch.testing.assert_close(norm(x), torch.nn.functional.silu(x / rms), rtol=1e-4, atol=1e-4)
+network(torch.randn(2, 3, 32, 32), torch.tensor([0.1, 0.9]))[0].square().mean().backward()
+"""
+
+
+def test_one_file_and_one_line(tmp_path):
+    shutil.copytree(ROOT / "gnunet", tmp_path / "gnunet", ignore=shutil.ignore_patterns("__pycache__"))
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("A new normalization is one file") :]
+    file, code = re.search(r"`(gnunet/norms/\w+\.py)`:\n\n```python\n(.*?)```", section, re.DOTALL).groups()
+    line = re.search(r'`("\w+": \w+,)`', section).group(1)
+    (tmp_path / file).write_text(code)
+    factory = tmp_path / "gnunet/norms/factory.py"
+    name = line.split()[1].strip(",")
+    text = factory.read_text().replace("NORMS: dict", f"from .{Path(file).stem} import {name}\n\nNORMS: dict", 1)
+    factory.write_text(text.replace('    "derf": Derf,\n', f'    "derf": Derf,\n    {line}\n'))
+    program = PROGRAM.replace("CONFIG", f"__import__('pathlib').Path({str(ROOT / 'configs/noto_portraits32.yaml')!r})")
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, check=True)
+    refused = subprocess.run(
+        [sys.executable, "-c", program.replace('"2"]', '"-1"]')], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "model.norm.power: given -1" in refused.stderr and "a number above 0" in refused.stderr
