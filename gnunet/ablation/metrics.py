@@ -32,7 +32,6 @@ _FAMILIES = {"fd": "Fréchet distance", "kid": "KID", "precision": "precision", 
 class Metric:
     """A metric by the name that a study file gives it."""
 
-    name: str
     title: str
     """In words."""
     unit: str
@@ -58,9 +57,9 @@ def metric_named(name: str) -> Metric:
     in_family = f"{_FAMILIES[family]}, {extractor}" if family in _FAMILIES else name
     title, unit = _NAMES.get(name, (in_family, ""))
     if name in COSTS:
-        return Metric(name, title, unit, None)
+        return Metric(title, unit, None)
     high = name.startswith(HIGHER_IS_BETTER) or name == "nearest_distance_ratio"
-    return Metric(name, title, unit, -math.inf if high else math.inf)
+    return Metric(title, unit, -math.inf if high else math.inf)
 
 
 def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:

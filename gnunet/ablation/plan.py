@@ -119,7 +119,7 @@ def make_plan(
                 for line in lines_of(error):
                     problems.setdefault(line, []).append(arm)
     refuse((_with_arms(line, list(dict.fromkeys(found)), arms) for line, found in problems.items()), path.name)
-    refuse(_unknown_metrics(study, (*plan.cells, *plan.tuning_cells)[0].config), path.name)
+    refuse(_unknown_metrics(study, layers, arms[0]), path.name)
     return plan
 
 
@@ -170,14 +170,16 @@ def _with_arms(line: str, found: list[str], arms: list[str]) -> str:
     return f"{line} [with {', '.join(f'arm {arm!r}' for arm in found)}]"
 
 
-def _unknown_metrics(study: Study, config: Config) -> list[str]:
-    """What is wrong with the metrics that a study names, one line each."""
-    names = {f"hypothesis {hypothesis.claim!r}": hypothesis.metric for hypothesis in study.hypotheses}
+def _unknown_metrics(study: Study, layers: StudyLayers, arm: str) -> list[str]:
+    """What is wrong with the metrics that a study names, one line each, by what cells of an arm measure."""
+    tuned = [] if study.tuning is None else study.tuning.values[:1]
+    reported = metric_names(layers.resolve(arm, points_of(study, arm)[0], tuned))
+    names = [(hypothesis.metric, f"hypothesis {hypothesis.claim!r}", reported) for hypothesis in study.hypotheses]
     if study.tuning is not None:
-        names["tuning"] = study.tuning.metric
-    known = metric_names(config)
+        known = metric_names(layers.resolve(arm, points_of(study, arm)[0], tuned, tries=True))
+        names.append((study.tuning.metric, "tuning", known))
     return [
-        f"metric: given {name} ({where}); valid: {one_of(known)}" for where, name in names.items() if name not in known
+        f"metric: given {name} ({where}); valid: {one_of(known)}" for name, where, known in names if name not in known
     ]
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from gnunet.ablation.figures import Picture
 
 TEMPLATES = Path(__file__).parent / "templates"
+_SETTING = (
+    "data.source", "data.resolution", "train.images", "train.batch_size", "train.learning_rate",
+    "validation.num_examples", "evaluate.num_images",
+)  # fmt: skip
+Counted = tuple[str, list[tuple[str, int]]]
+"""A key, its values in the records, and the number of records that have each; the most frequent first."""
 
 
 def write_report(
@@ -80,8 +86,8 @@ def write_report(
 
 
 def inline_svg(svg: str) -> str:
-    """An SVG as a part of an HTML page: without prologue, and without the ids that are the same in every figure."""
-    return re.sub(r' id="[A-Za-z0-9]+_\d+"', "", svg[svg.index("<svg") :])
+    """An SVG as a part of an HTML page: without prologue, and without ids that nothing refers to and figures share."""
+    return re.sub(r' id="(?:[\w.]+_\d+|image\w+)"', "", svg[svg.index("<svg") :])
 
 
 def inline_png(png: bytes) -> str:
@@ -111,6 +117,7 @@ def _content(results: Results, name: str, budget: str | None, pictures: "list[Pi
         "waiting": [results.label(Condition(arm, point)) for arm, point in results.plan.waiting],
         "chosen": [(results.label(Condition(*where)), value) for where, value in results.plan.chosen.items()],
         "pictures": pictures,
+        "setting": _setting(results),
         "environment": _environment(results),
         "warnings": _warnings(results),
         "resamples": RESAMPLES,
@@ -193,11 +200,25 @@ def _cells(results: Results, condition: Condition) -> dict[str, Any]:
     return {"label": results.label(condition), "cells": cells}
 
 
-def _environment(results: Results) -> list[tuple[str, list[tuple[str, int]]]]:
-    """What the records were made with: each key's values, and the number of records that have it."""
+def _setting(results: Results) -> list[Counted]:
+    """How the networks were trained and scored."""
+
+    def value(record: Mapping[str, Any], key: str) -> Any:
+        section, _, name = key.partition(".")
+        return record["config"][section][name] if name else record[key]
+
+    return [_counted(key, [value(record, key) for record in results.found]) for key in (*_SETTING, "parameters")]
+
+
+def _environment(results: Results) -> list[Counted]:
+    """What the records were made with."""
     keys = dict.fromkeys(key for record in results.found for key in record["environment"])
-    counts = {key: Counter(str(record["environment"].get(key) or "none") for record in results.found) for key in keys}
-    return [(key, sorted(count.items(), key=lambda pair: (-pair[1], pair[0]))) for key, count in counts.items()]
+    return [_counted(key, [record["environment"].get(key) for record in results.found]) for key in keys]
+
+
+def _counted(key: str, values: Sequence[Any]) -> Counted:
+    counts = Counter("none" if value is None else str(value) for value in values)
+    return key, sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def _warnings(results: Results) -> list[str]:

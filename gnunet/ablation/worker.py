@@ -9,9 +9,9 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import torch
@@ -55,14 +55,15 @@ def context() -> ForkServerContext:
     """Where to get processes from."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    # A signal to the whole process group must not end the server, which knows when its processes end.
-    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Asked in the usual way whether there is a GPU, CUDA starts, and then not once more in a forked process.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    # A signal to the whole process group must not end the server, which tells how its processes end.
+    resource_tracker.ensure_running()  # before, since it unblocks the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        ensure_running()
+        forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return context
 
 
@@ -110,7 +111,7 @@ def _probe(task: Task, connection: Connection) -> None:
 def _settle(task: Task) -> None:
     """Make this process one that works on a task."""
     os.setsid()  # a terminal's Ctrl-C is for the runner, which passes it on
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_runner, daemon=True).start()
     task.log.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -83,21 +83,26 @@ hypotheses:
 """
 
 SMALL_STUDY = f"""
-title: Two arms
-question: Is b different?
+title: Two <arms>
+question: Is b | c & d different?
 {BASE}
 seeds: [0, 1]
 baseline: a
-arms: {{a: {{}}, b: {{train.weight_decay: 0.1}}}}
+arms: {{a: {{set: {{}}, axes: []}}, b: {{train.weight_decay: 0.1}}}}
+axes: {{size: {{label: how large, scale: log, values: {{1: {{train.adam_beta1: 0.8}}, 2: {{train.adam_beta1: 0.7}}}}}}}}
 hypotheses:
-  - {{claim: b is worse, comparisons: [{{left: {{arm: b}}, expect: higher, right: {{arm: a}}}}]}}
+  - claim: b is <worse> | here
+    source: A & B
+    margin: 0.01
+    comparisons:
+      - {{left: {{arm: b, size: 1}}, expect: higher, right: {{arm: a}}}}
+      - {{left: {{arm: b, size: 2}}, expect: same, right: {{arm: a}}}}
 """
 
 Effect = float | str
 """Relative difference of a cell's loss to the base arm's, or `diverged`, or `missing`."""
-
-
 Made = tuple[Study, Plan, dict[str, dict[str, Any]], Path]
+"""A study, its plan, records by the cells' names, and the folder of its samples."""
 
 
 @pytest.fixture
@@ -120,7 +125,7 @@ def batch_study(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="session")
 def small_study() -> str:
-    """The text of a study of two arms, `a` the base and `b`, and two seeds."""
+    """The text of a study of two arms, `a`, the base, and `b` at two sizes, with two seeds."""
     return SMALL_STUDY
 
 
@@ -159,7 +164,7 @@ def make_up(folder: Path, text: str, effect: Callable[[Cell], Effect]) -> Made:
         for cell in [*plan.tuning_cells, *plan.cells]:
             if cell.name not in records and (found := effect(cell)) != "missing":
                 records[cell.name] = make_record(cell, found)
-                if not cell.tuned:
+                if not cell.tuned and found != "diverged":
                     draw_grid(folder / "samples" / f"{cell.name}.png", cell)
     return study, plan, records, folder
 
@@ -212,7 +217,6 @@ def make_record(cell: Cell, effect: Effect) -> dict[str, Any]:
         "metrics": {} if diverged else {
             "kid_efficientnet_lite0": 0.9 * (1 + relative) * float(noise),
             "kid_efficientnet_lite0_standard_error": 0.02,
-            "fd_efficientnet_lite0": 600 * (1 + relative) * float(noise),
         },
         "nearest": None if diverged else {"extractor": "efficientnet_lite0", "distance_ratio": 2.4, "near_share": 0.0},
         "magnitudes": None if diverged else {
@@ -221,7 +225,7 @@ def make_record(cell: Cell, effect: Effect) -> dict[str, Any]:
             "activation_max": {name: [8 * value for value in values] for name, values in rms.items()},
             "gradient_norm": (0.3 * (1 + relative) * np.exp(-0.2 * np.arange(8))).tolist(),
         },
-        "saved_mib": 40.0 + 3 * len(cell.arm),
+        "saved_mib": None if diverged else 40.0 + 3 * len(cell.arm),
         "environment": {
             "commit": "0123456789abcdef0123456789abcdef01234567", "device": "cpu (2 threads)", "processes": 1,
             "threads": 2, "python": "3.11.7", "torch": "2.13.0", "triton": None, "diffusers": "0.42.1",
@@ -231,7 +235,7 @@ def make_record(cell: Cell, effect: Effect) -> dict[str, Any]:
             "wall_seconds": seen[-1] / speed,
             "images_per_second": speed,
             "peak_memory_mib": 900 + 10 * len(cell.arm) + own.standard_normal(),
-            "norm_share": 0.05 + 0.01 * len(cell.arm),
+            "norm_share": None if diverged else 0.05 + 0.01 * len(cell.arm),
             "seconds_at": [[at, at / speed] for at in seen],
         },
     }  # fmt: skip

@@ -84,6 +84,12 @@ def test_budgets(plan):
     assert "the study has no budgets" in refusal(plan, options={"budget": "tiny"})
 
 
+def test_a_budget_may_be_a_file(plan, tmp_path):
+    (tmp_path / "small.yaml").write_text("train: {images: 24}")
+    assert plan(budgets={"small": "small.yaml"}).cells[0].config.train.images == 24
+    assert "budget 'small' of study.yaml" in refusal(plan, budgets={"small": "none.yaml"})
+
+
 def test_only_some_arms(plan):
     assert {cell.arm for cell in plan(options={"only": ["none", "layer"]}).cells} == {"none", "layer"}
     assert refusal(plan, options={"only": ["non"]}) == "--only: given non; valid: group, layer, none"
@@ -154,6 +160,10 @@ class TestMessages:
         assert "metric: given kid_efficientnet_lite0 (hypothesis 'C'); valid: validation_loss, " in text
         evaluated = {**BASE, "evaluate.every": 0, "evaluate.metrics": ["kid_efficientnet_lite0"]}
         assert plan(hypotheses=[hypothesis], base=evaluated).cells
+        tuning = {**TestTuning.TUNING, "set": {"evaluate.every": None}}
+        assert plan(hypotheses=[hypothesis], base=evaluated, tuning=tuning).tuning_cells
+        text = refusal(plan, base=evaluated, tuning={**tuning, "metric": "kid_efficientnet_lite0"})
+        assert "metric: given kid_efficientnet_lite0 (tuning); valid: validation_loss, " in text
 
 
 class TestTuning:
@@ -197,6 +207,13 @@ class TestTuning:
         del records[next(cell.name for cell in first.tuning_cells if cell.arm == "layer")]
         second = plan(tuning=self.TUNING, options={"records": records})
         assert second.waiting == [("layer", ())] and {cell.arm for cell in second.cells} == {"group", "none"}
+
+    def test_its_cells_may_have_keys_of_their_own(self, plan):
+        first = plan(tuning={**self.TUNING, "set": {"train.images": 8}})
+        assert {cell.config.train.images for cell in first.tuning_cells} == {8}
+        records = self.losses(first, {arm: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for arm in ARMS})
+        second = plan(tuning={**self.TUNING, "set": {"train.images": 8}}, options={"records": records})
+        assert {cell.config.train.images for cell in second.cells} == {64}
 
     def test_nothing_else_may_set_the_key(self, plan):
         arms = {"group": {"train.learning_rate": 1e-2}}

@@ -1,12 +1,9 @@
-"""Running cells: side by side in processes of their own, with tuning, divergence, errors and signals."""
+"""Running cells: side by side in processes of their own, with tuning, divergence and errors."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ import yaml
 from gnunet.ablation.expected import Expected, in_words
 from gnunet.ablation.laboratory import Laboratory
 from gnunet.ablation.plan import Cell, Plan
-from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import missing, slots
 from gnunet.config import Config, from_yaml
 from gnunet.errors import ConfigError
@@ -77,29 +73,6 @@ def test_tuning_divergence_errors_and_shared_cells(laboratory, tmp_path, capfd):
     assert laboratory(**keys, only=["group"]).run(1) == 0
     assert "nothing to run" in capfd.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "records").iterdir()}
-
-
-def test_a_signal_ends_cells_in_checkpoints(laboratory, tmp_path, capfd):
-    arms = {"group": {"train.images": 100_000}}
-    study = laboratory(arms=arms, base={"train.checkpoint_every": 0, "train.sample_every": 0})
-    cells = tmp_path / "study" / "cells"
-
-    def stop_when_it_trains() -> None:
-        for _ in range(1200):
-            if any(path.read_text().count("loss") > 2 for path in cells.glob("*/metrics.jsonl")):
-                break
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    watcher = threading.Thread(target=stop_when_it_trains)
-    watcher.start()
-    assert study.run(1) == 128 + signal.SIGTERM
-    watcher.join()
-    assert "stopped; the same command goes on" in capfd.readouterr().out
-    (run,) = cells.iterdir()
-    (checkpoint,) = (run / "checkpoints").iterdir()
-    assert int(checkpoint.name) > 0 and f"stopped at {int(checkpoint.name)} images" in (run / "log.txt").read_text()
-    assert read_records(tmp_path / "study") == {}
 
 
 def test_a_folder_has_one_runner(laboratory, tmp_path):

@@ -1,13 +1,16 @@
 """scripts/ablate.py as its users run it: plans, refusals, kill -9 and going on, several processes."""
 
+import glob
 import importlib.util
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
@@ -15,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from gnunet.ablation import worker
 from gnunet.ablation.expected import Expected
 from gnunet.ablation.laboratory import Laboratory
 from gnunet.ablation.plan import Plan
@@ -74,15 +78,6 @@ def finish(process: subprocess.Popen) -> str:
     return out
 
 
-def lasting(folder: Path) -> dict[str, str]:
-    """The records in a study's folder as text, without their times."""
-    return {name: json.dumps({**record, "times": None}) for name, record in read_records(folder).items()}
-
-
-def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "samples").iterdir()}
-
-
 def test_a_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
     study(budgets={"large": {"train.images": 100_000}, "small": {}})
     out = ablate("--budget", "small", "--dry_run", "--only", "batch", "--jobs", "2")
@@ -108,6 +103,31 @@ def test_mistakes_are_one_message_and_status_2(study, ablate, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.fixture
+def runner(monkeypatch):
+    """Starts the script in a process that need not import anything anew; those that are left are killed."""
+    started = []
+
+    def start_runner() -> ForkServerProcess:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "study.yaml", "--jobs", "2"])
+        process = worker.context().Process(target=runpy.run_path, args=(str(SCRIPT),), kwargs={"run_name": "__main__"})
+        process.start()
+        started.append(process)
+        return process
+
+    yield start_runner
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def wait_until(reached: Callable[[], object], seconds: float = 280) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def at_work(folder: Path) -> list[psutil.Process]:
     """The processes that have a file in a folder open, as cells have their logs."""
     found = []
@@ -120,31 +140,37 @@ def at_work(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def lasting(folder: Path) -> dict[str, str]:
+    """The records in a study's folder as text, without their times."""
+    return {name: json.dumps({**record, "times": None}) for name, record in read_records(folder).items()}
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "samples").iterdir()}
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, tmp_path):
-    """kill -9 while cells train and while one is measured, against cells that ran undisturbed in another process."""
-    path, folder = study(base={"train.images": 240}), tmp_path / "runs" / "ablations" / "study"
+def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner, tmp_path):
+    """kill -9 while a cell trains, while one is measured, between cells; against cells that nobody disturbed."""
+    path, folder = study(base={"train.images": 120}), tmp_path / "runs" / "ablations" / "study"
 
-    def kill_when(reached: Callable[[Path], bool]) -> None:
-        process = start(str(SCRIPT), "study.yaml", "--jobs", "2")
-        for _ in range(4000):
-            runs = [run for run in folder.glob("cells/*") if not (folder / "records" / f"{run.name}.json").exists()]
-            if process.poll() is not None or any(map(reached, runs)):
-                break
-            time.sleep(0.02)
-        assert process.poll() is None, process.communicate()
-        assert at_work(folder)
+    def unfinished() -> list[Path]:
+        return [run for run in folder.glob("cells/*") if not (folder / "records" / f"{run.name}.json").exists()]
+
+    moments = [
+        lambda: any(any(run.glob("checkpoints/*/manifest.json")) for run in unfinished()),
+        lambda: any((run / "samples" / "000000120.png").exists() for run in unfinished()),
+        lambda: len(list(folder.glob("records/*.json"))) == 2 and unfinished(),
+    ]
+    for reached in moments:
+        process = runner()
+        wait_until(lambda process=process, reached=reached: reached() or not process.is_alive())
+        assert process.is_alive()
         process.kill()
-        process.wait()
-        deadline = time.monotonic() + 5
-        while left := at_work(folder):  # its cells end at once
-            assert time.monotonic() < deadline, left
-            time.sleep(0.02)
-
-    kill_when(lambda run: any(run.glob("checkpoints/*/manifest.json")))
-    kill_when(lambda run: (run / "samples" / "000000240.png").exists())
-    assert len(list((folder / "records").glob("*.json"))) < 4
-    finish(start(str(SCRIPT), "study.yaml", "--jobs", "2"))
+        wait_until(lambda: not at_work(folder), seconds=5)  # its cells end at once
+    process = runner()
+    process.join()
+    assert process.exitcode == 0
 
     laboratory = Laboratory.open(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
     cells = missing(laboratory.plan()[0].cells, laboratory.folder)
@@ -172,16 +198,18 @@ def test_two_processes_run_cells_together(study, tmp_path):
         assert (record["errors"]["batch"] is not None) == record["batch_dependent"]
 
 
-def test_a_signal_stops_the_runner_in_good_order(study, tmp_path):
+@pytest.mark.slow
+def test_a_signal_to_all_its_processes_stops_the_runner_in_good_order(study, tmp_path):
     study(base={"train.images": 100_000, "train.checkpoint_every": 0, "train.sample_every": 0})
     process = start(str(SCRIPT), "study.yaml", "--jobs", "1")
-    for _ in range(4000):
-        if process.poll() is not None or list(tmp_path.glob("runs/ablations/study/cells/*/metrics.jsonl")):
-            break
-        time.sleep(0.02)
+    logs = f"{tmp_path}/runs/ablations/study/cells/*/metrics.jsonl"
+    wait_until(lambda: glob.glob(logs) or process.poll() is not None)
     assert process.poll() is None, process.communicate()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, out
+    assert process.returncode == 128 + signal.SIGTERM, out
     assert "stopping: the cells at work write their checkpoints" in out and "Traceback" not in out
-    assert len(list(tmp_path.glob("runs/ablations/study/cells/*/checkpoints/*"))) == 1
+    assert "stopped; the same command goes on" in out
+    (checkpoint,) = tmp_path.glob("runs/ablations/study/cells/*/checkpoints/*")
+    assert f"stopped at {int(checkpoint.name)} images" in (checkpoint.parents[1] / "log.txt").read_text()
+    assert not at_work(tmp_path / "runs")

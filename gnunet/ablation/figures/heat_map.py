@@ -14,10 +14,10 @@ _SHOWN = 0.8
 """Share of the differences that the colours reach over; the few beyond them have the colours at the ends."""
 
 
-def draw(results: Results, metric: str = "validation_loss") -> Picture | None:
-    """The paired difference in a validation loss by bin of log-SNR; None where there is nothing to compare."""
-    rows = contrast_rows(results, metric)
-    edges = log_snr_edges(results)
+def draw(results: Results) -> Picture | None:
+    """The paired difference in the validation loss by bin of log-SNR; None where there is nothing to compare."""
+    rows = contrast_rows(results, "validation_loss")
+    edges = _log_snr_edges(results)
     if not rows or edges is None:
         return None
     grid = np.full((len(rows), len(edges) - 1), math.nan)
@@ -29,7 +29,7 @@ def draw(results: Results, metric: str = "validation_loss") -> Picture | None:
         if row.difference is None:
             panel.text(-0.45, y, row.label, va="center", weight="bold")
             continue
-        grid[y], clear = _by_bin(results, row.contrast, metric, len(edges) - 1)
+        grid[y], clear = _by_bin(results, row.contrast, len(edges) - 1)
         marks += [(x, y) for x in np.flatnonzero(clear)]
         if row.difference.diverged or row.difference.pairs == 0:
             how = DIVERGED if row.difference.diverged else MISSING
@@ -61,14 +61,14 @@ def _label(row: Row) -> str:
     return f"{row.label} ({row.difference.diverged} diverged)" if row.difference.diverged else row.label
 
 
-def _by_bin(results: Results, contrast: Contrast, metric: str, bins: int) -> tuple[np.ndarray, np.ndarray]:
+def _by_bin(results: Results, contrast: Contrast, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """The difference in each bin, NaN where there is none, and whether its interval leaves out zero: (bins,) each."""
-    differences = [results.compare(contrast.left, contrast.right, metric, b) for b in range(bins)]
+    differences = [results.compare(contrast.left, contrast.right, "validation_loss", b) for b in range(bins)]
     means = [np.mean(difference.by_seed) if difference.by_seed else math.nan for difference in differences]
     return np.array(means), np.array([is_clear(d) and bool(d.by_seed) for d in differences])
 
 
-def log_snr_edges(results: Results) -> list[float] | None:
+def _log_snr_edges(results: Results) -> list[float] | None:
     """The edges of the bins that most records have; None without records."""
     edges = [tuple(record["bank"]["log_snr_edges"]) for record in results.found if record["bank"]]
     return list(max(edges, key=edges.count)) if edges else None
