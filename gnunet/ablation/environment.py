@@ -20,8 +20,8 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        "python": platform.pythonversion(),
+        **{package: version(package) for package in PACKAGES},
     }
 
 
@@ -45,7 +45,8 @@ def commit() -> str | None:
         return os.environ.get("GIT_COMMIT")
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The installed version of a package; None where there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

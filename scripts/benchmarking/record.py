@@ -1,52 +1,30 @@
 """What every benchmark record says in the same way, where it comes from, and the file it goes to."""
 
 import datetime
-import importlib.metadata
 import json
-import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gnunet.ablation import environment
+
 ROOT = Path(__file__).parents[2]
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a person names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str | None:
-    """The checkout's commit, with `-dirty` where files differ from it; GIT_COMMIT where git has no answer."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("GIT_COMMIT")
-
-
-def version(package: str) -> str | None:
-    """The installed version, None where there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """The device as a person names it, of a CPU with the threads that are used."""
+    name = environment.device_name(device)
+    return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
 
 
 def origin(device: torch.device, *packages: str) -> dict[str, Any]:
     """Date, device, commit and the versions of Python, torch, CUDA and `packages`."""
     return {
-        "date": datetime.date.today().isoformat(), "device": device_name(device), "commit": commit(),
+        "date": datetime.date.today().isoformat(), "device": device_name(device), "commit": environment.commit(),
         "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
-        **{package: version(package) for package in packages},
+        **{package: environment.version(package) for package in packages},
     }  # fmt: skip
 
 

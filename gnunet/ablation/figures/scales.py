@@ -13,7 +13,8 @@ from gnunet.ablation.words import percent_tick
 
 _LINEAR_TO = 0.1
 """Beyond this share a wide axis of relative differences is logarithmic."""
-_FAR_TICKS = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10_000]
+_FAR_TICKS = ((0.6, (0.05, 0.1, 0.2, 0.5)), (6.0, (0.05, 0.1, 0.3, 1, 3)), (math.inf, (0.1, 1, 10, 100, 1000, 10_000)))
+"""Up to which share on such an axis, and where its ticks are: as many as there is room for."""
 
 
 def relative_axis(panel: Axes, which: str, values: Iterable[float], label: str) -> None:
@@ -25,7 +26,8 @@ def relative_axis(panel: Axes, which: str, values: Iterable[float], label: str) 
     farthest, typical = max(-low, high), float(np.median(np.abs(finite)))
     if farthest > 0.25 and farthest > 4 * typical:
         getattr(panel, f"set_{which}scale")("symlog", linthresh=_LINEAR_TO, linscale=1)
-        ticks = sorted([0.0, *_FAR_TICKS, *(-tick for tick in _FAR_TICKS)])
+        far = next(ticks for reach, ticks in _FAR_TICKS if farthest <= reach)
+        ticks = sorted([0.0, *far, *(-tick for tick in far)])
         axis.set_major_locator(FixedLocator([tick for tick in ticks if 1.2 * low <= tick <= 1.2 * high]))
         axis.set_minor_locator(NullLocator())
         label += (" " if which == "x" else "\n") + "(logarithmic beyond \N{PLUS-MINUS SIGN}10%)"
