@@ -117,20 +117,17 @@ class TestForest:
             ]
 
 
+@pytest.mark.parametrize("drawn", ["batch"], indirect=True)
 class TestAxisPlot:
     def test_ticks_and_legend(self, drawn):
-        study, pictures, _ = drawn
-        if study == "kinds":
-            pytest.skip("has no axis")
+        _, pictures, _ = drawn
         texts = texts_in(pictures["axis_batch_validation_loss"].svg)
         assert [text for text in texts if re.fullmatch(r"[1-9]\d*", text)] == [str(2**i) for i in range(7)] * 2
         assert texts.count("images per normalization batch") == 2
         assert {"group", "layer", "instance", "rms", "none", "batch", "batch_renorm"} <= set(texts)
 
     def test_marks_are_where_the_records_are(self, drawn, batch_study):
-        study, _, figures = drawn
-        if study == "kinds":
-            pytest.skip("has no axis")
+        _, _, figures = drawn
         results = Results(*batch_study)
         left = figures[0].axes[0]
         crosses = [line for line in left.lines if line.get_marker() == "x"]

@@ -19,6 +19,10 @@ from gnunet.ablation.results import Condition, Results
 _TOGETHER = 8
 """Arms that one panel has room for; more get a panel each."""
 _COLUMNS = 4
+_CAPTIONS = {
+    False: "Mean over the seeds, and from the lowest to the highest. Thin lines that end in a cross: diverged seeds.",
+    True: "Loss relative to {base}'s of the same seed after the same images: mean over the seeds, lowest to highest.",
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,6 @@ def draw(results: Results, styles: dict[str, ArmStyle]) -> list[Picture]:
         if figure:
             pictures.append(finish(figure, name, title, caption))
     return pictures
-
-
-_CAPTIONS = {
-    False: "Mean over the seeds, and from the lowest to the highest. Thin lines that end in a cross: diverged seeds.",
-    True: "Loss relative to {base}'s of the same seed after the same images: mean over the seeds, lowest to highest.",
-}
 
 
 @dataclass(frozen=True)
