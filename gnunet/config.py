@@ -14,7 +14,8 @@ from gnunet import config_checks
 from gnunet.config_checks import accumulation_steps
 from gnunet.config_layers import Layer, inline, read_mapping, resolve, write_mapping
 from gnunet.config_norms import SECTIONS, AnyNormConfig
-from gnunet.config_schema import InvalidConfig, InWords, Path, Section
+from gnunet.config_schema import InvalidConfig, InWords, Path, Problem, Section
+from gnunet.untrusted import check_yaml
 
 __all__ = [
     "Config",
@@ -48,6 +49,20 @@ def _no(value: Any) -> Any:
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+# A configuration may come with a stranger's checkpoint. These bounds lie far beyond what trains; without them a few
+# digits would make the loader compute or allocate without end before a weight is read.
+Width = Annotated[Positive, Field(le=2**16)]
+"""Channels of a layer."""
+Steps = Annotated[Positive, Field(le=100_000)]
+"""Steps of a schedule: each has an entry in its tables."""
+Batch = Annotated[Positive, Field(le=2**16)]
+"""Images that are held in memory together."""
+Levels = Annotated[
+    list[Width],
+    Field(min_length=1, max_length=14),  # 8192 pixels halve 13 times
+    InWords("a list of one or more whole numbers, each at least 1 and at most 65536; 14 of them at most"),
+]
 Subset = Annotated[
     dict[str, str | int | bool | list[str | int | bool]],
     InWords("a mapping from columns to a value or a list of values, such as {column: [value, value]}"),
@@ -69,7 +84,7 @@ class DataConfig(Section):
     """Column that holds the class labels; null finds it (`label`, `labels`, `fine_label`, ...)."""
     subset: Subset = {}
     """Keep only the rows whose column has one of the given values, as `{column: [value, ...]}`."""
-    resolution: Positive = 32
+    resolution: Positive = Field(32, le=8192)
     """Height and width in pixels: antialiased resize of the shorter side, then centre crop."""
     flip: bool = True
     """Mirror each example left to right with probability one half."""
@@ -101,7 +116,7 @@ class ModelConfig(Section):
 
     in_channels: Literal[1, 3] = 3
     """Channels of the images: 1 is grey, 3 is RGB."""
-    block_out_channels: list[Annotated[Positive, Field(le=2**16)]] = Field([128, 256, 256, 256], min_length=1)
+    block_out_channels: Levels = [128, 256, 256, 256]
     """Channels of each level, from full resolution down."""
     layers_per_block: Positive = Field(2, le=64)
     """Residual blocks at each level of the encoder; the decoder has one more."""
@@ -119,9 +134,9 @@ class ModelConfig(Section):
     """The middle block's residual sums are divided by this."""
     add_attention: bool = True
     """Self-attention in the middle block."""
-    attention_head_dim: Positive | None = 8
+    attention_head_dim: Width | None = 8
     """Channels of each attention head; null means one head."""
-    attn_norm_num_groups: Positive | None = None
+    attn_norm_num_groups: Width | None = None
     """Groups of the middle block's attention norm where they differ from norm.groups."""
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     """How a residual block takes the time embedding: added before its second norm, or as scale and shift."""
@@ -135,9 +150,9 @@ class ModelConfig(Section):
     """Dropout probability before each residual block's second convolution."""
     time_embedding_type: Literal["positional", "fourier"] = "positional"
     """Sinusoidal embedding of the noise level, or random Fourier features."""
-    time_embedding_dim: Positive | None = None
+    time_embedding_dim: Width | None = None
     """Width of the time embedding; null means four times the first level's channels."""
-    freq_shift: Count = 0
+    freq_shift: Count = Field(0, le=2**16)
     """Frequency shift of the sinusoidal embedding (1 in DDPM's original)."""
     flip_sin_to_cos: bool = True
     """Cosines before sines in the sinusoidal embedding."""
@@ -155,7 +170,7 @@ class DDPMConfig(Section):
 
     kind: Literal["ddpm"] = "ddpm"
     """The process: ddpm, edm or flow."""
-    num_train_timesteps: Positive = 1000
+    num_train_timesteps: Steps = 1000
     """Number of noise levels."""
     beta_schedule: Literal["linear", "cosine"] = "linear"
     """How the noise grows with the timestep."""
@@ -279,13 +294,13 @@ class ValidationConfig(Section):
 
     num_examples: Positive = 256
     """Size of the bank; the images repeat where there are fewer, with other noise."""
-    num_bins: Positive = 16
+    num_bins: Steps = 16
     """Equal bins of log-SNR over which the bank is spread."""
     log_snr_min: float = -8.0
     """Lower end of the first bin."""
     log_snr_max: float = 8.0
     """Upper end of the last bin."""
-    batch_size: Positive = 64
+    batch_size: Batch = 64
     """Images in one forward pass."""
 
 
@@ -294,13 +309,13 @@ class SamplingConfig(Section):
 
     sampler: Literal["ddpm", "ddim", "dpm++", "euler", "heun"] | None = None
     """Sampler; null means ddim for ddpm, heun for edm, euler for flow."""
-    steps: Positive = 50
+    steps: Steps = 50
     """Sampling steps."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale; 1 is off."""
-    num_images: Positive = 16
+    num_images: Batch = 16
     """Images in a grid."""
-    batch_size: Positive = 16
+    batch_size: Batch = 16
     """Images sampled together; an image's bits depend on this and on its index alone."""
 
 
@@ -326,7 +341,7 @@ class EvaluateConfig(Section):
 class Config(Section):
     """Everything a run is made from."""
 
-    seed: Count = 0
+    seed: Count = Field(0, le=2**64 - 1)
     """Seed of the weights, of every example's draws, and of the sampled images."""
     run_dir: Text = "runs/default"
     """Folder of the run; running the same command again resumes it."""
@@ -371,10 +386,12 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(text: str, where: str) -> Config:
-    """Read and check a tree written by `to_yaml`, or any configuration file.
+    """Read and check a tree written by `to_yaml`, which may have come from a stranger.
 
-    Raises ConfigError with one line for each problem; `where` names the text in it.
+    Raises ConfigError with one line for each problem; `where` names the text in it. Aliases and tags, which `to_yaml`
+    never writes, are refused.
     """
+    check_yaml(text, where)
     return resolve(Config, [Layer(where, read_mapping(text, where))])
 
 
@@ -416,8 +433,12 @@ def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
 def _norm_kwargs(config: Config) -> dict[str, Any]:
     """model.norm as UNet2D takes it: the edges of noise_bins are timesteps there."""
     norm = config.model.norm.model_dump()
-    for keys in (norm, *norm["overrides"].values()):
-        if (bins := keys.pop("noise_bins", 1)) > 1:
+    for region, keys in (("", norm), *norm["overrides"].items()):
+        bins = keys.pop("noise_bins", 1)
+        if type(bins) is not int or not 1 <= bins <= 1000:  # the keys of a region are not checked by its section
+            given, valid = f"noise_bins {repr(bins)[:100]} in {region}", "a whole number, at least 1 and at most 1000"
+            raise InvalidConfig([Problem.of("model.norm.overrides", given, valid)])
+        if bins > 1:
             keys["noise_edges"] = _noise_edges(config.diffusion, bins)
     return norm
 

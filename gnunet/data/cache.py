@@ -20,7 +20,7 @@ from gnunet.config import DataConfig
 from gnunet.data import decode, select
 from gnunet.data.locate import open_source
 from gnunet.data.source import Source
-from gnunet.data.table import IMAGES_FILE, ImageTable, content_fingerprint, map_images
+from gnunet.data.table import IMAGES_FILE, ImageTable, content_fingerprint, map_array, map_images
 from gnunet.errors import DataError
 from gnunet.files import sync
 
@@ -120,12 +120,15 @@ def _open_cache(folder: Path, on_error: str) -> ImageTable | None:
     try:
         about = json.loads((folder / TABLE_FILE).read_text())
         images = map_images(folder)
-        labels = np.load(folder / LABELS_FILE, allow_pickle=False) if about["has_labels"] else None
-        if list(images.shape) != about["shape"] or (labels is not None and len(labels) != len(images)):
+        # Mapped at first, since a file that is shorter than its header says is refused before memory is taken.
+        labels = np.array(map_array(folder / LABELS_FILE)) if about["has_labels"] else None
+        if list(images.shape) != about["shape"] or images.dtype != np.uint8 or images.ndim != 4:
+            return None
+        if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
             return None
         table = ImageTable(images, labels, tuple(about["class_names"]), about["fingerprint"], about["skipped"], folder)
         broken = about["broken"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     if table.skipped and on_error == "stop":
         raise DataError(broken[0] + _HOW_TO_SKIP)

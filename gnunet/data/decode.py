@@ -2,6 +2,8 @@
 
 import io
 import os
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,18 @@ from PIL import Image, ImageOps
 
 VERSION = 1
 """Raised whenever the same file would give other pixels, so that no older cache is used."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM", "JPEG2000")
+"""What files may be, whatever their names say. Of Pillow's other formats some are rare and little tested against files
+made to do harm, one holds images of other sizes than it declares (ICO), and one is run as a program (EPS)."""
+MAX_PIXELS = 89_478_485
+"""Of one image, which takes about 1 GiB on its way. Pillow has the same limit, but only warns up to twice as much."""
+LARGE = 2**24
+"""Images with more pixels are decoded one at a time, so that memory does not grow with the number of cores."""
+
+Image.init()
+_formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillows have no AVIF
+_one_large = threading.Lock()
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
 def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
@@ -29,14 +43,17 @@ def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
 
     Raises:
         Exception: of any kind, as image decoders raise them, for a file that is broken, of an unsupported
-            kind, or larger than Pillow's limit against decompression bombs.
+            kind, or larger than MAX_PIXELS.
     """
     with open_image(cell) as image:
-        limit = Image.MAX_IMAGE_PIXELS  # beyond it Pillow itself only warns, up to twice as much
-        if limit is not None and image.width * image.height > limit:
-            raise ValueError(f"{image.width} x {image.height} pixels exceed the limit of {limit} pixels")
-        pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-    pixels = resize_and_crop(pixels, resolution)
+        # A TIFF's tiles may be larger than the image, and are decoded whole.
+        tile = [int(getattr(image, "tag_v2", {}).get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+        for width, height in (image.size, tile):
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS} pixels")
+        with _one_large if image.width * image.height > LARGE else nullcontext():
+            pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+            pixels = resize_and_crop(pixels, resolution)
     return np.asarray(pixels).reshape(resolution, resolution, channels)
 
 
@@ -47,9 +64,11 @@ def open_image(cell: Any) -> Image.Image:
     if isinstance(cell, dict) and {"bytes", "path"} & set(cell):
         cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
     if isinstance(cell, (bytes, bytearray, memoryview)):
-        return Image.open(io.BytesIO(cell))
+        return Image.open(io.BytesIO(cell), formats=_formats)
     if isinstance(cell, (str, os.PathLike)):
-        return Image.open(cell)
+        if not os.path.isfile(cell):  # a pipe would be waited for
+            raise FileNotFoundError(f"{cell} is no file")
+        return Image.open(cell, formats=_formats)
     if isinstance(cell, (list, tuple, np.ndarray)):
         return Image.fromarray(_to_pixels(np.asarray(cell)))
     raise ValueError("no image" if cell is None else f"{type(cell).__name__} is no image")

@@ -79,6 +79,10 @@ class TrainingExamples(Dataset):
             batch["labels"] = torch.from_numpy(np.where(draws.drop, self.null_label, self.table.labels[rows]))
         return batch
 
+    def rows_of(self, indices: Sequence[int]) -> list[int]:
+        """The table's rows, 0 for its first image, that the examples with these indices show."""
+        return self.rows[self._draws.examples(indices).rows].tolist()
+
 
 def channels_last(array: np.ndarray) -> torch.Tensor:
     """View a C-contiguous (b, H, W, C) array as a (b, C, H, W) tensor in channels_last memory format."""

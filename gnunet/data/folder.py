@@ -1,7 +1,9 @@
 """Folders of images and of idx files as data sources."""
 
 import gzip
+import math
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
@@ -74,6 +76,10 @@ class ImageFolder(Source):
         return str(self.files[row])
 
 
+IDX_BYTES = 2**31
+"""Three times EMNIST's; a packed file may hold a thousand times its own size."""
+DEFLATE_RATIO = 1032
+"""The most that gzip packs into a byte."""
 IDX_NAME = re.compile(r"(?:(?P<split>\w+)-)?(?P<part>images|labels)[-.]idx[13]-ubyte(\.gz)?$")
 
 
@@ -139,16 +145,24 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
     uint32, then the values.
 
     Raises:
-        DataError: not such a file, or not as long as it says.
+        DataError: not such a file, not as long as it says, or of more than IDX_BYTES.
     """
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
     header = 4 + 4 * dimensions
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
-        raise DataError(f"{file} is not an idx file of unsigned bytes in {dimensions} dimensions")
-    shape = np.frombuffer(content, ">u4", dimensions, 4).astype(int)
-    if len(content) - header != shape.prod():
-        raise DataError(f"{file} is broken: {shape.prod()} values announced, {len(content) - header} there")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    packed, size = file.suffix == ".gz", file.stat().st_size
+    try:
+        with gzip.open(file) if packed else file.open("rb") as stream:
+            head = stream.read(header)
+            if head[:4] != bytes([0, 0, 8, dimensions]) or len(head) < header:
+                raise DataError(f"{file} is not an idx file of unsigned bytes in {dimensions} dimensions")
+            shape = np.frombuffer(head, ">u4", dimensions, 4).tolist()
+            count = math.prod(shape)
+            if count > (most := min(IDX_BYTES, DEFLATE_RATIO * size if packed else IDX_BYTES)):
+                raise DataError(f"{file} is broken: {count} values announced; valid: at most {most}")
+            # No more than is announced, whatever a packed file goes on to, and no more than is there.
+            content = stream.read(count + 1 if packed else min(count + 1, size))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    if len(content) != count:
+        there = "more" if len(content) > count else len(content)
+        raise DataError(f"{file} is broken: {count} values announced, {there} there")
+    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -82,7 +82,12 @@ class ImageTable:
 
 def map_images(folder: Path) -> np.ndarray:
     """Map a cache folder's images into memory, read-only; ValueError or OSError where they are not whole."""
-    return np.load(folder / IMAGES_FILE, mmap_mode="r", allow_pickle=False)
+    return map_array(folder / IMAGES_FILE)
+
+
+def map_array(file: Path) -> np.ndarray:
+    """Map a .npy file into memory, read-only; ValueError or OSError where it is not whole, or holds objects."""
+    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def content_fingerprint(

@@ -74,6 +74,9 @@ class ParquetFiles(Tabular):
                 raise DataError(
                     f"{file} has the columns {quoted(list(features))}, but {files[0]} has {quoted(list(self.features))}"
                 )
+            # Each row has an image of some bytes: more rows than bytes are not there, whatever the file says.
+            if not 0 <= metadata.num_rows <= file.stat().st_size:
+                raise DataError(f"{file} cannot be read: {metadata.num_rows} rows in {file.stat().st_size} bytes")
             self._rows.append(metadata.num_rows)
         self._starts = np.cumsum([0, *self._rows])
 
@@ -149,7 +152,7 @@ def open_table_files(root: Path, files: list[Path], split: str) -> Source:
     parts = []
     for file in files:
         with _readable(file):
-            parts.append(datasets.Dataset.from_file(str(file)))
+            parts.append(_whole(datasets.Dataset.from_file(str(file))))
     with _readable(root):
         return DatasetRows(str(root), datasets.concatenate_datasets(parts))
 
@@ -175,7 +178,14 @@ def open_saved_dataset(folder: Path, split: str) -> Source:
         if split not in loaded:
             raise DataError(f"data.split is {split!r}, which {folder} does not have; it has {quoted(list(loaded))}")
         loaded = loaded[split]
-    return DatasetRows(str(folder), loaded)
+    with _readable(folder):
+        return DatasetRows(str(folder), _whole(loaded))
+
+
+def _whole(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The data set, once its arrays' offsets are known to lie within their buffers: arrow itself trusts them."""
+    dataset.data.validate(full=True)
+    return dataset
 
 
 def open_hub_dataset(name: str, split: str) -> Source:
@@ -195,8 +205,11 @@ def open_hub_dataset(name: str, split: str) -> Source:
 
 @contextmanager
 def _readable(file: Path | str) -> Iterator[None]:
-    """Name the file in what arrow and `datasets` raise for one that they cannot read."""
+    """Name the file in what arrow and `datasets` raise, of any kind, for one that they cannot read."""
     try:
         yield
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{file} cannot be read: {str(error).strip().splitlines()[0]}") from error
+    except DataError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{file} cannot be read: {reason[:1000]}") from error

@@ -1,5 +1,6 @@
 """A process from a config, or from the scheduler saved beside a diffusers model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import (
@@ -17,6 +18,9 @@ from gnunet.diffusion.flow import Flow
 from gnunet.diffusion.process import Process
 from gnunet.errors import ConfigError
 
+LARGEST = 100_000
+"""Bound of a scheduler's numbers and lists: it makes tables of as many entries as it has timesteps."""
+
 
 def make_process(config: DDPMConfig | EDMConfig | FlowConfig) -> Process:
     """The process that the `diffusion` section of a config names."""
@@ -29,6 +33,23 @@ def make_process(config: DDPMConfig | EDMConfig | FlowConfig) -> Process:
         config.prediction_type,
     )  # fmt: skip
     return DDPM(schedule, config.min_snr_gamma)
+
+
+def check_scheduler(config: Mapping[str, Any]) -> None:
+    """Refuse a scheduler's config, as JSON has it, that could make building the scheduler take without bound.
+
+    Raises:
+        ConfigError: a number beyond LARGEST, a longer list, or a nested value; names the key.
+    """
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) > LARGEST:
+            raise ConfigError(f"{key[:100]}: a list of {len(value)}; valid: at most {LARGEST} numbers")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, (list, dict)) or (isinstance(item, str) and len(item) > 1000):
+                raise ConfigError(f"{key[:100]}: {repr(item)[:100]}; valid: a number, a word or a list of these")
+            # Some classes save no bound of lambda as minus infinity.
+            if isinstance(item, (int, float)) and not abs(item) <= LARGEST and key != "lambda_min_clipped":
+                raise ConfigError(f"{key[:100]}: {repr(item)[:100]} given; valid: a number, at most {LARGEST}")
 
 
 def process_from_scheduler(scheduler: Any) -> Process:

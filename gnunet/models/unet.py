@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,13 +17,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from gnunet.errors import CheckpointError
 from gnunet.norms import NORMS, set_noise_level
 from gnunet.ops import recompute_inputs
+from gnunet.untrusted import Stored
 
 from . import convert
 from .attention import Attention
 from .blocks import BlockSettings, DownBlock, MidBlock, ResnetBlock, UpBlock
-from .check import check
+from .check import check, check_fits, read_folder
 from .input_std import with_input_std
 from .norm_plan import plan_norms
 from .plan import plan_blocks
@@ -216,12 +220,37 @@ class UNet2D(ModelMixin, ConfigMixin):
         super().enable_gradient_checkpointing(*args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> UNet2D | tuple[UNet2D, dict[str, Any]]:
-        """As ModelMixin.from_pretrained; the loaded weights are channels_last."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, path: str | PathLike[str], **kwargs: Any) -> UNet2D | tuple[UNet2D, dict[str, Any]]:
+        """As ModelMixin.from_pretrained; the loaded weights are channels_last.
+
+        Nothing is unpickled unless `use_safetensors=False` asks for it. A folder's weights are compared with its config
+        by their headers, before any memory is taken.
+
+        Raises:
+            CheckpointError: a folder's files are damaged, do not belong together, or have no U-Net's config.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        folder = Path(path, kwargs.get("subfolder") or "")
+        if kwargs["use_safetensors"] and folder.is_dir() and (found := read_folder(folder, kwargs.get("variant"))):
+            cls._check_folder(folder, *found, {key: value for key, value in kwargs.items() if key in _defaults()})
+        loaded = super().from_pretrained(path, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.to(memory_format=torch.channels_last)
         return loaded
+
+    @classmethod
+    def _check_folder(
+        cls, folder: Path, stored: dict[str, Any], weights: dict[str, Stored], given: dict[str, Any]
+    ) -> None:
+        try:
+            # What diffusers itself would build from this file.
+            config, _, _ = cls.extract_init_dict(stored, **given)
+        except Exception as error:  # of any kind, as its values may be
+            raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({error})") from None
+        try:
+            check_fits(cls, config, weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
 
     @classmethod
     def from_diffusers(cls, model: UNet2DModel) -> UNet2D:

@@ -8,13 +8,14 @@
                        manifest.json          size and SHA-256 of each of these, written last
     checkpoints/best          names the best of them, by evaluate.keep_best; absent where there is none
 
-Nothing here reads a pickle. A checkpoint whose manifest does not hold is named and passed over.
+Nothing here reads a pickle. A checkpoint whose manifest does not hold is named and passed over. What is read may come
+from a stranger: no tensor is read before the header of its file fits the model (see gnunet.untrusted).
 """
 
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import nn
 
 from gnunet.errors import CheckpointError
 from gnunet.files import new_folder, remove_folder, write_file
+from gnunet.untrusted import misfit, read_json, stored_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class TrainState:
     """Steps skipped so far for a non-finite loss or gradient."""
     nonfinite_in_a_row: int = 0
     """Of these, those since the last finite step."""
+    nonfinite_examples: list[int] = field(default_factory=list)
+    """The first examples since the last line in metrics.jsonl whose loss was not finite."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """GradScaler's state (fp16 only)."""
     data: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +113,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders under `folder`, oldest first, whole or not."""
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
+    return sorted((p for p in folder.iterdir() if p.is_dir() and _is_number(p.name)), key=lambda p: int(p.name))
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def rotate_checkpoints(folder: Path, keep: int, newest: int, best: int | None = None) -> None:
@@ -137,26 +145,34 @@ def mark_best(folder: Path, best: dict[str, Any]) -> None:
 
 
 def best_checkpoint(pointer: Path) -> Path:
-    """The checkpoint that checkpoints/best names; CheckpointError where it cannot be read."""
+    """The checkpoint beside it that checkpoints/best names; CheckpointError where it cannot be read."""
     try:
-        return pointer.parent / str(json.loads(pointer.read_text())["checkpoint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        name = read_json(pointer).get("checkpoint")
+    except CheckpointError as error:
         raise CheckpointError(f"{pointer}: names no checkpoint ({error})") from None
+    if not isinstance(name, str) or not _is_number(name):
+        raise CheckpointError(f"{pointer}: names {name!r}; valid: a checkpoint beside it, such as {checkpoint_name(0)}")
+    return pointer.parent / name
 
 
 def check_whole(path: Path) -> None:
-    """Raise CheckpointError, naming the file, unless the checkpoint at `path` is whole and of our format."""
+    """Raise CheckpointError, naming the file, unless the checkpoint at `path` is whole and of our format.
+
+    A file may be a link, as in a download's cache: what counts is that its content is the manifest's.
+    """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = read_json(path / "manifest.json")
         expected = {name: manifest[name] for name in FILES}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CheckpointError, KeyError):
         raise CheckpointError(f"{path}: manifest.json is missing or damaged") from None
     for name, digest in expected.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path}: {name} is missing")
-        if _digest(path / name) != digest:
+        size = digest.get("bytes") if isinstance(digest, dict) else None
+        # A file of another size is not even read.
+        if (path / name).stat().st_size != size or _digest(path / name) != digest:
             raise CheckpointError(f"{path}: {name} does not match manifest.json (torn or altered)")
-    found = json.loads((path / "state.json").read_text()).get("format")
+    found = read_json(path / "state.json").get("format")
     if found != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {found}; this version reads format {FORMAT}")
 
@@ -184,13 +200,28 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def read_state(path: Path) -> TrainState:
-    """The TrainState of the checkpoint at `path`."""
-    try:
-        # The first checkpoints lack these two.
-        stored = {"best": {}, "normalized_by": {}, **json.loads((path / "state.json").read_text())}
-        return TrainState(**{f.name: stored[f.name] for f in fields(TrainState)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / 'state.json'}: cannot be read ({error})") from None
+    """The TrainState of the checkpoint at `path`; CheckpointError where state.json holds another."""
+    file = path / "state.json"
+    # The first checkpoints lack these three.
+    stored = {"best": {}, "normalized_by": {}, "nonfinite_examples": [], **read_json(file)}
+    for entry in fields(TrainState):
+        if entry.name not in stored:
+            raise CheckpointError(f"{file}: lacks {entry.name}")
+        if valid := _invalid(stored[entry.name], entry):
+            raise CheckpointError(f"{file}: {entry.name} is {repr(stored[entry.name])[:100]}; valid: {valid}")
+    return TrainState(**{entry.name: stored[entry.name] for entry in fields(TrainState)})
+
+
+def _invalid(value: Any, entry: Field[Any]) -> str | None:
+    """What would be valid in the place of a value, in words; None where it is."""
+    if entry.default is MISSING:
+        if entry.default_factory is dict:
+            return None if isinstance(value, dict) else "an object"
+        numbers = isinstance(value, list) and all(type(item) is int for item in value)
+        return None if numbers else "a list of whole numbers"
+    if isinstance(entry.default, float):
+        return None if type(value) in (int, float) else "a number"
+    return None if type(value) is int and value >= 0 else "a whole number, at least 0"
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -200,33 +231,64 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
-    """Load a safetensors file into `module`, in place; names and shapes must match exactly.
+def check_weights(path: Path, module: nn.Module) -> None:
+    """Refuse a safetensors file whose tensors are not exactly the module's, by its header alone.
+
+    Args:
+        path: the file.
+        module: on any device; on `meta` it takes no memory.
 
     Raises:
         CheckpointError: the file is missing or damaged, or belongs to another model.
     """
-    try:
-        module.load_state_dict(_read_tensors(path))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: belongs to another model: {error}") from None
+    if difference := misfit(stored_tensors(path), module.state_dict()):
+        raise CheckpointError(f"{path}: belongs to another model: {difference}")
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Load a safetensors file into `module`, in place; names and shapes must match exactly.
+
+    Raises:
+        CheckpointError: see `check_weights`.
+    """
+    check_weights(path, module)
+    module.load_state_dict(_read_tensors(path))
 
 
 def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Load the checkpoint at `path` into the three, in place, and return its TrainState."""
+    """Load the checkpoint at `path` into the three, in place, and return its TrainState.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or belongs to another model; all are as they were.
+    """
+    state = read_state(path)
+    parameters = dict(model.named_parameters())
+    check_weights(path / "model.safetensors", model)
+    check_weights(path / "ema.safetensors", ema)
+    _check_moments(path / "optimizer.safetensors", parameters)
     load_weights(path / "model.safetensors", model)
     load_weights(path / "ema.safetensors", ema)
-    parameters = dict(model.named_parameters())
     numbers = {name: number for number, name in enumerate(parameters)}
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in _read_tensors(path / "optimizer.safetensors").items():
         name, _, entry = key.rpartition("/")
-        if name not in parameters:
-            raise CheckpointError(f"{path / 'optimizer.safetensors'}: belongs to another model: has {name}")
         if value.dim():
             # In the parameter's memory format: fused AdamW walks through both in the order of memory.
             value = torch.empty_like(parameters[name], dtype=value.dtype).copy_(value)
         entries.setdefault(numbers[name], {})[entry] = value
-    state = optimizer.state_dict()
-    optimizer.load_state_dict({"state": entries, "param_groups": state["param_groups"]})
-    return read_state(path)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    return state
+
+
+def _check_moments(path: Path, parameters: dict[str, nn.Parameter]) -> None:
+    """Refuse a file that does not hold AdamW's state of these parameters, or of some of them."""
+    stored = stored_tensors(path)
+    kept = dict.fromkeys(key.rpartition("/")[0] for key in stored)
+    if unknown := [name for name in kept if name not in parameters]:
+        raise CheckpointError(f"{path}: belongs to another model: has {unknown[0][:100]}")
+    step = torch.zeros(())
+    wanted = {f"{name}/step": step for name in kept}
+    wanted |= {f"{name}/{moment}": parameters[name] for name in kept for moment in ("exp_avg", "exp_avg_sq")}
+    if difference := misfit(stored, wanted):
+        raise CheckpointError(f"{path}: belongs to another model: {difference}")

@@ -12,8 +12,10 @@ from typing import Any
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from gnunet.diffusion import Process
+from gnunet.errors import CheckpointError
 from gnunet.files import new_folder
 from gnunet.models import UNet2D
+from gnunet.untrusted import read_json
 
 
 def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, data: dict[str, Any]) -> None:
@@ -36,6 +38,6 @@ def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, da
 def exported_images(folder: Path) -> int | None:
     """Images seen by the exported weights in `folder`; None where there are none."""
     try:
-        return json.loads((folder / "gnunet.json").read_text())["images"]
-    except (OSError, ValueError, KeyError):
+        return read_json(folder / "gnunet.json")["images"]
+    except (CheckpointError, KeyError):
         return None

@@ -1,11 +1,13 @@
 """Several processes on CPUs, by `accelerate launch --cpu --num_processes N` or without a launcher.
 
 Accelerate leaves several CPU processes to MPI and, where none is used, silently starts one (seen in 1.15). A
-program that calls `spread_over_cpus` first becomes the N processes it was asked to be, through torchrun.
+program that calls `spread_over_cpus` first becomes the N processes it was asked to be.
 """
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 
 import psutil
@@ -17,17 +19,25 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 JOINED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Environment variables of a process that torchrun or MPI started."""
+PR_SET_PDEATHSIG = 1
+"""From <sys/prctl.h>: the signal that a process gets when its parent dies."""
+SECONDS_TO_STOP = 300
+"""How long processes that were signalled have to write their checkpoint before they are killed."""
 
 
 def spread_over_cpus() -> None:
-    """Start again as several processes where `accelerate launch --cpu` asked for them; else do nothing."""
+    """Start this program as several processes where `accelerate launch --cpu` asked for them; else do nothing.
+
+    The process that has started them ends by SystemExit. Whatever the launch, see `stop_with_launcher`.
+    """
+    launcher = psutil.Process().parent()
+    stop_with_launcher(launcher)
     lone = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
     if not lone or any(name in os.environ for name in JOINED):
         return
-    processes = asked_for(psutil.Process().parent())
+    processes = asked_for(launcher)
     if processes > 1:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        os.execv(sys.executable, [*torchrun, *sys.argv])
+        raise SystemExit(start_processes(processes))
 
 
 def run_as_processes(count: int) -> int | None:
@@ -38,7 +48,19 @@ def run_as_processes(count: int) -> int | None:
     """
     if count == 1 or any(name in JOINED or name.startswith("ACCELERATE_") for name in os.environ):
         return None
+    return start_processes(count)
+
+
+def start_processes(count: int) -> int:
+    """Run this program as `count` processes, of one thread each unless OMP_NUM_THREADS says otherwise.
+
+    SIGINT and SIGTERM are passed on to them.
+
+    Returns:
+        128 + signal number after a signal, else the status of the first process that failed, or 0.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))  # torch 2.13's name for it
     for part in ("agent.server.api", "multiprocessing.api"):  # they warn of signals, which are no news
         logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.ERROR)
     launch = LaunchConfig(
@@ -55,13 +77,41 @@ def run_as_processes(count: int) -> int | None:
     return 0
 
 
+def stop_with_launcher(launcher: psutil.Process | None) -> None:
+    """Get SIGTERM when the launcher that started this process dies (Linux); under anything else do nothing.
+
+    `accelerate launch` passes no signal on to the one process that it starts, which would train on without it.
+    """
+    if sys.platform != "linux" or launcher is None or not is_launcher(launcher):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher.pid:  # it died before the kernel knew
+        signal.raise_signal(signal.SIGTERM)
+
+
+def is_launcher(parent: psutil.Process) -> bool:
+    """Whether a parent process is `accelerate launch`, torchrun, or a program that became several processes."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or launch_options(parent) is not None
+
+
+def launch_options(process: psutil.Process | None) -> list[str] | None:
+    """What follows `accelerate launch` on a process's command line; None where it is something else."""
+    try:
+        words = process.cmdline() if process is not None else []
+    except psutil.Error:  # it is gone, or somebody else's
+        words = []
+    for number, word in enumerate(words):
+        subcommand = word == "launch" and "accelerate" in words[number - 1]
+        if subcommand or word.endswith(("accelerate-launch", "accelerate.commands.launch", "commands/launch.py")):
+            return words[number + 1 :]
+    return None
+
+
 def asked_for(launcher: psutil.Process | None) -> int:
     """The number of processes on the command line of `accelerate launch`, or in the config file it names."""
-    words = launcher.cmdline() if launcher is not None else []
-    for number, word in enumerate(words):
-        if word == "launch" or word.endswith(("accelerate-launch", "accelerate.commands.launch", "launch.py")):
-            options, _ = launch_command_parser().parse_known_args(words[number + 1 :])
-            if options.num_processes is None and options.config_file is not None:
-                return load_config_from_file(options.config_file).num_processes
-            return options.num_processes or 1
-    return 1
+    if (words := launch_options(launcher)) is None:
+        return 1
+    options, _ = launch_command_parser().parse_known_args(words)
+    if options.num_processes is None and options.config_file is not None:
+        return load_config_from_file(options.config_file).num_processes
+    return options.num_processes or 1

@@ -1,7 +1,7 @@
 """Opening what can be sampled from: a run's folder, one checkpoint, or a diffusers folder."""
 
-import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from accelerate import Accelerator
 
 from gnunet.config import Config, SamplingConfig, from_yaml, unet_kwargs
 from gnunet.diffusion import Process, make_process, process_from_scheduler, sample_images, sample_labels
-from gnunet.errors import CheckpointError
+from gnunet.diffusion.factory import check_scheduler
+from gnunet.errors import CheckpointError, ConfigError
 from gnunet.models import UNet2D
+from gnunet.models.check import CLASSES, check_fits
 from gnunet.training.checkpoint import (
     BEST,
     best_checkpoint,
@@ -22,6 +24,9 @@ from gnunet.training.checkpoint import (
     newest_checkpoint,
     read_state,
 )
+from gnunet.untrusted import YAML_BYTES, read_json, read_text, stored_tensors
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 """The file of each kind of weights in a checkpoint: averaged, and as they train."""
@@ -46,7 +51,8 @@ class Sampleable:
     class_counts: list[int] | None
     """Training images of each class; None where the network is not class-conditional."""
     config: Config | None = None
-    """The run's configuration; None for a diffusers folder."""
+    """The run's configuration, without what of a stranger's would run code or write (see `_harmless`); None for a
+    diffusers folder."""
     fingerprint: str | None = None
     """Of the data that the run trained on; None for a diffusers folder."""
 
@@ -102,8 +108,9 @@ def is_sampleable(path: Path) -> bool:
 def open_sampleable(path: Path, weights: str = "ema") -> Sampleable:
     """Open a run's folder (its newest whole checkpoint), a checkpoint, or a diffusers folder.
 
-    Weights are read from safetensors and settings from JSON and YAML; nothing is unpickled or executed. The network
-    is in eval mode on the CPU.
+    It may be a stranger's: weights are read from safetensors and settings from JSON and YAML, nothing is unpickled,
+    executed or written, and weights are read only where their headers fit the configuration. The network is in eval
+    mode on the CPU.
 
     Args:
         path: one of these, or RUN/checkpoints/best, which names a checkpoint.
@@ -146,51 +153,107 @@ def _is_best(path: Path) -> bool:
 
 
 def _open_checkpoint(path: Path, weights: str) -> Sampleable:
-    config = from_yaml((path / "config.yaml").read_text(), str(path / "config.yaml"))
+    file = path / "config.yaml"
+    config = _harmless(from_yaml(read_text(file, YAML_BYTES), str(file)), file)
     state = read_state(path)
-    counts = state.data["class_counts"]
-    network = UNet2D(**unet_kwargs(config, None if counts is None else len(counts)))
+    classes = _classes(state.data, path / "state.json")
+    if not isinstance(state.data.get("fingerprint"), str):
+        raise CheckpointError(f"{path / 'state.json'}: data lacks the fingerprint of the images")
+    counts = classes["class_counts"]
+    settings = unet_kwargs(config, None if counts is None else len(counts))
+    try:
+        check_fits(UNet2D, settings, stored_tensors(path / WEIGHTS[weights]))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {WEIGHTS[weights]} and config.yaml: {error}") from None
+    network = UNet2D(**settings)
     load_weights(path / WEIGHTS[weights], network)
-    name = f"{Path(config.run_dir).name}-{path.name}" + ("" if weights == "ema" else f"-{weights}")
-    return Sampleable.of_run(network.eval(), config, state.data, name)
+    run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)
+    name = f"{run}-{path.name}" + ("" if weights == "ema" else f"-{weights}")
+    return Sampleable.of_run(network.eval(), config, {**state.data, **classes}, name)
+
+
+def _harmless(config: Config, file: Path) -> Config:
+    """A checkpoint's configuration without what evaluating it would run, unpickle, or write to.
+
+    Dropped are extractors of one's own (TorchScript and classes are code), files of extractors' weights other than
+    safetensors, and a cache folder that holds no cache yet.
+    """
+    evaluate, data = config.evaluate, config.data
+    files = {name: path for name, path in evaluate.weights.items() if path.endswith(".safetensors")}
+    if evaluate.extractors or files != evaluate.weights:
+        logger.warning("%s: evaluate.extractors and weights that may hold code are ignored; see --extractors", file)
+        evaluate = evaluate.model_copy(update={"extractors": {}, "weights": files})
+    if data.cache_dir is not None and not _has_cache(data.cache_dir):
+        data = data.model_copy(update={"cache_dir": None})
+    return config.model_copy(update={"evaluate": evaluate, "data": data})
+
+
+def _has_cache(folder: str) -> bool:
+    try:
+        return any(Path(folder).expanduser().glob("images-*/table.json"))
+    except (OSError, ValueError, RuntimeError):  # no such user, or no name of a folder at all
+        return False
+
+
+def _classes(about: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """`class_names` and `class_counts` of what `file` remembers; CheckpointError where they are none."""
+    names, counts = (about.get(key, _ABSENT) for key in ("class_names", "class_counts"))
+    if names is None and counts is None:
+        return {"class_names": None, "class_counts": None}
+    lists = isinstance(names, list) and isinstance(counts, list) and 0 < len(names) == len(counts) < CLASSES
+    if not lists or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{file}: valid class_names and class_counts: two lists of one length, or null")
+    if not all(type(count) is int and 0 <= count < 2**40 for count in counts) or not any(counts):
+        raise CheckpointError(f"{file}: valid class_counts: whole numbers of training images, at least one above 0")
+    return {"class_names": names, "class_counts": counts}
+
+
+_ABSENT = object()
 
 
 def _open_diffusers(path: Path) -> Sampleable:
     unet_folder = path / "unet" if (path / "unet").is_dir() else path
     try:
         network = UNet2D.from_pretrained(unet_folder, use_safetensors=True).eval()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         raise CheckpointError(f"{unet_folder}: no U-Net that gnunet can load: {error}") from None
-    about: dict[str, Any] = {"class_names": None, "class_counts": None}
-    if (path / "gnunet.json").is_file():
-        about |= json.loads((path / "gnunet.json").read_text())
-    elif network.config.num_class_embeds is not None:
+    embeddings = network.config.num_class_embeds
+    classes: dict[str, Any] = {"class_names": None, "class_counts": None}
+    if (about := path / "gnunet.json").exists():
+        classes = _classes(read_json(about), about)
+        count = classes["class_counts"] and len(classes["class_counts"])
+        if embeddings not in ((None,) if count is None else (count, count + 1)):
+            raise CheckpointError(f"{about}: has {count} classes; the U-Net beside it has {embeddings} embeddings")
+    elif embeddings is not None:
         # A foreign class-conditional network: its classes have no names here, and all are equally frequent.
-        count = network.config.num_class_embeds
-        about = {"class_names": [str(i) for i in range(count)], "class_counts": [1] * count}
+        classes = {"class_names": [str(i) for i in range(embeddings)], "class_counts": [1] * embeddings}
     if not isinstance(resolution := network.config.sample_size, int):
         raise CheckpointError(f"{unet_folder / 'config.json'}: sample_size {resolution}; valid: one whole number")
     return Sampleable(
         network=network,
-        process=process_from_scheduler(_scheduler(path)),
+        process=_process(path),
         resolution=resolution,
         channels=network.config.in_channels,
         sampling=SamplingConfig(),
         seed=0,
         mixed_precision="no",
         name=path.resolve().name,
-        class_names=about["class_names"],
-        class_counts=about["class_counts"],
+        **classes,
     )
 
 
-def _scheduler(path: Path) -> diffusers.SchedulerMixin:
-    """The scheduler beside a U-Net, of the class that its own config names."""
+def _process(path: Path) -> Process:
+    """The process of the scheduler beside a U-Net, of the class that its own config names."""
     for file in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
-        if file.is_file():
-            name = json.loads(file.read_text()).get("_class_name")
-            kind = getattr(diffusers, str(name), None)
-            if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-                raise CheckpointError(f"{file}: _class_name {name!r} is no scheduler of diffusers")
-            return kind.from_pretrained(file.parent)
+        if file.exists():
+            settings = read_json(file)
+            name = settings.get("_class_name")
+            try:
+                check_scheduler(settings)
+                kind = getattr(diffusers, str(name), None) if str(name).endswith("Scheduler") else None
+                if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+                    raise ConfigError(f"_class_name {repr(name)[:100]} is no scheduler of diffusers")
+                return process_from_scheduler(kind.from_config(settings))
+            except Exception as error:  # of any kind, as its values may be
+                raise CheckpointError(f"{file}: {error}") from None
     raise CheckpointError(f"{path}: scheduler/scheduler_config.json is missing")

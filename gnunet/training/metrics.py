@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gnunet.errors import CheckpointError
 from gnunet.files import write_file
 
 
@@ -21,9 +22,14 @@ class JsonLines:
             return
         text = self.path.read_text()
         kept = []
-        for line in text.splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["images"] > images:
+        for number, line in enumerate(text.splitlines(keepends=True), start=1):
+            if not line.endswith("\n"):
                 break
+            try:
+                if json.loads(line)["images"] > images:
+                    break
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise CheckpointError(f"{self.path}, line {number}: is no line of a log ({error})") from None
             kept.append(line)
         if (rewound := "".join(kept)) != text:
             write_file(self.path, rewound)

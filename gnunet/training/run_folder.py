@@ -8,6 +8,7 @@ from gnunet.errors import CheckpointError, ConfigError
 from gnunet.files import write_file
 from gnunet.training.metrics import JsonLines
 from gnunet.training.run_lock import RunLock
+from gnunet.untrusted import YAML_BYTES, read_text
 
 MAY_CHANGE = (
     "run_dir", "data.num_workers", "data.cache_dir", "model.recompute", "train.micro_batch_size",
@@ -34,15 +35,21 @@ class RunFolder:
 
         Raises:
             ConfigError: naming the keys that differ.
-            CheckpointError: the folder has checkpoints but no config.yaml.
+            CheckpointError: the folder has checkpoints but no config.yaml, or a link, through which a run that a
+                stranger prepared would write elsewhere.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run_dir: {self.path} is a file; valid: a folder, new or of this run")
+        for entry in self.path.iterdir() if self.path.exists() else ():
+            if entry.is_symlink():
+                raise CheckpointError(
+                    f"{entry} is a link; valid: files and folders of its own, or a link to the whole run"
+                )
         if not self.config_file.exists():
             if any(self.checkpoints.glob("*")):
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
-        found = from_yaml(self.config_file.read_text(), str(self.config_file))
+        found = from_yaml(read_text(self.config_file, YAML_BYTES), str(self.config_file))
         changed = [line for line in differences(found, config) if line.split(":")[0] not in MAY_CHANGE]
         if changed:
             raise ConfigError(

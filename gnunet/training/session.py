@@ -33,6 +33,7 @@ from gnunet.training.ema import EMA, ema_decay
 from gnunet.training.loading import Sampleable
 from gnunet.training.run_data import load_run_data
 from gnunet.training.schedule import learning_rate
+from gnunet.training.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class StepResult:
     """Whether both are finite; otherwise weights and average are as they were."""
     overflow: bool
     """Not finite only because the fp16 gradient scale is still being searched."""
+    nonfinite_examples: tuple[int, ...]
+    """The examples whose own loss is not finite, in order; none where only a gradient is not."""
     stop: bool
     """Some process was asked to stop."""
 
@@ -127,16 +130,17 @@ class Session:
             )
         )  # fmt: skip
 
-    def step(self, batches: Iterator[dict[str, Tensor]], images_seen: int, *, stop: bool) -> StepResult:
+    def step(self, batches: Iterator[dict[str, Tensor]], images_seen: int, *, stop: bool | StopRequest) -> StepResult:
         """One optimizer step: forward and backward over this process's share of a batch, update, average.
 
         Args:
             batches: this process's micro-batches; `accumulation` of them are taken.
             images_seen: images seen before the step.
-            stop: whether this process was asked to stop; every process learns of it.
+            stop: whether this process was asked to stop, read as late in the step as can be; all processes learn of it.
         """
         train, accelerator = self.config.train, self.accelerator
         loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        seen = []  # the examples of each micro-batch and their losses
         for part in range(self.accumulation):
             batch = next(batches)
             if self.config.model.dropout:
@@ -148,26 +152,38 @@ class Session:
                 losses = self.process.loss(self.network, images, noise, level, labels)
                 # DDP averages gradients over processes: what remains is the mean over the global batch.
                 accelerator.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
-            loss_sum += losses.detach().sum(dtype=torch.float64)
+            seen.append((batch["index"], losses := losses.detach()))
+            loss_sum += losses.sum(dtype=torch.float64)
         norm = accelerator.clip_grad_norm_(self.network.parameters(), train.max_grad_norm or math.inf)
 
-        totals = accelerator.reduce(torch.stack([loss_sum, loss_sum.new_tensor(float(stop))]), "sum").tolist()
-        loss, grad_norm = totals[0] / train.batch_size, float(norm)
+        # The norm is the same on every process, so its mean is exact; a process where it is not finite tells all.
+        totals = torch.stack([loss_sum, norm.double(), loss_sum.new_tensor(float(bool(stop)))])
+        totals = accelerator.reduce(totals, "sum").tolist()
+        loss, grad_norm = totals[0] / train.batch_size, totals[1] / accelerator.num_processes
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
 
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate(train, images_seen + train.batch_size / 2)
         scaler = accelerator.scaler
         overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
-        if finite or scaler is not None:
-            self.optimizer.step()  # with a scaler, a step that is not finite only lowers the scale
+        if finite:
+            self.optimizer.step()
+        elif scaler is not None:
+            lower_scale(scaler)
         self.optimizer.zero_grad()
         self.share_running_statistics()
         if finite:
             force_weight_norm(self.unet)
             self.ema.update(ema_decay(train, images_seen + train.batch_size))
         self.precise = False
-        return StepResult(loss, grad_norm, finite, overflow, stop=totals[1] > 0)
+        bad = () if math.isfinite(loss) else self.nonfinite_of(seen)
+        return StepResult(loss, grad_norm, finite, overflow, nonfinite_examples=bad, stop=totals[2] > 0)
+
+    def nonfinite_of(self, seen: list[tuple[Tensor, Tensor]]) -> tuple[int, ...]:
+        """All processes' examples whose loss is not finite, of the indices and losses that each has seen."""
+        device = self.accelerator.device
+        marked = [torch.where(losses.isfinite(), -1, indices.to(device)) for indices, losses in seen]
+        return tuple(sorted(index for index in self.accelerator.gather(torch.cat(marked)).tolist() if index >= 0))
 
     def on_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Level, Tensor | None]:
         """A micro-batch's images in [-1, 1], noise, levels, and labels where it has them."""
@@ -185,6 +201,12 @@ class Session:
         means = self.accelerator.reduce(torch.cat([buffer.float().flatten() for buffer in buffers]), "mean")
         for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_((mean if buffer.is_floating_point() else mean.round()).view_as(buffer))
+
+
+def lower_scale(scaler: torch.amp.GradScaler) -> None:
+    """What GradScaler does when it skips a step; it would decide by the gradients of this process alone."""
+    scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+    scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 0})
 
 
 def build(config: Config, accelerator: Accelerator) -> Session:

@@ -11,7 +11,7 @@ REPEAT_SECONDS = 3.0
 class StopRequest:
     """Context in which the first SIGINT or SIGTERM is noted for the training loop, and a second one kills.
 
-    `signum` is None until a stop has been asked for.
+    `signum` is None, and the object false, until a stop has been asked for.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -19,6 +19,9 @@ class StopRequest:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._when = 0.0
+
+    def __bool__(self) -> bool:
+        return self.signum is not None
 
     def __enter__(self) -> "StopRequest":
         self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}

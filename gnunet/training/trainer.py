@@ -1,6 +1,8 @@
 """The training loop: one linear function over examples 0, 1, 2, ... of a run."""
 
 import errno
+import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,13 @@ from gnunet.training.progress import Display
 from gnunet.training.run_folder import RunFolder
 from gnunet.training.samples import save_grid
 from gnunet.training.schedule import learning_rate
-from gnunet.training.session import Session, build, make_accelerator
+from gnunet.training.session import Session, StepResult, build, make_accelerator
 from gnunet.training.stopping import StopRequest
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What the system says of a disk that is full or broken."""
+NAMED_EXAMPLES = 64
+"""How many examples with a loss that is not finite a line of metrics.jsonl names, at most."""
 
 
 def fit(config: Config) -> int:
@@ -69,8 +73,8 @@ def fit(config: Config) -> int:
         if not is_lost_process(error, accelerator):
             raise
         raise TrainingError(
-            f"another process of this run has ended or does not answer ({str(error).splitlines()[0]}); the same "
-            "command goes on from the newest checkpoint"
+            f"another process of this run has ended or does not answer ({lost_words(error)}); the same command goes on "
+            "from the newest checkpoint"
         ) from error
     finally:
         run.lock.release()
@@ -132,10 +136,11 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
                     "images_per_second": timed_images / seconds if seconds else None,
                     "memory_mib": memory_mib(accelerator.device),
                 }
-                state.loss_sum, state.grad_norm_sum, state.steps = 0.0, 0.0, 0
+                named = {"nonfinite_examples": state.nonfinite_examples} if state.nonfinite_examples else {}
+                state.loss_sum, state.grad_norm_sum, state.steps, state.nonfinite_examples = 0.0, 0.0, 0, []
                 seconds, timed_images = 0.0, 0
                 if accelerator.is_main_process:
-                    run.metrics.write(values)
+                    run.metrics.write({**values, **named})
                     run.timing.write(speed)
                 accelerator.log({**values, **speed}, step=state.images)
                 display.report(state.images, shown(values, speed))
@@ -167,7 +172,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
             # One step.
             display.doing("training")
             start = time.perf_counter()
-            result = session.step(batches, state.images, stop=stop.signum is not None)
+            result = session.step(batches, state.images, stop=stop)
             state.images += train.batch_size
             if result.finite:
                 state.loss_sum += result.loss
@@ -177,10 +182,8 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
             else:
                 state.nonfinite += 1
                 state.nonfinite_in_a_row += not result.overflow
-                display.message(
-                    f"skipped the step over examples {state.images - train.batch_size} to {state.images - 1}: "
-                    f"loss {result.loss}, gradient norm {result.grad_norm}"
-                )
+                state.nonfinite_examples = [*state.nonfinite_examples, *result.nonfinite_examples][:NAMED_EXAMPLES]
+                display.message(skipped(session, state.images, result))
                 if state.nonfinite_in_a_row >= train.max_nonfinite:
                     raise DivergenceError(
                         f"{state.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient, the last "
@@ -219,6 +222,11 @@ def is_lost_process(error: RuntimeError, accelerator: Accelerator) -> bool:
     return accelerator.num_processes > 1 and (isinstance(error, DistError) or "gloo" in str(error))
 
 
+def lost_words(error: RuntimeError) -> str:
+    """The first sentence of such an error, without the place in gloo's source that it begins with."""
+    return re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
+
+
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
     """Refuse to go on from a checkpoint where the same configuration would now compute something else.
 
@@ -240,11 +248,13 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
 
 
 def end_stopped(session: Session, run: RunFolder, state: TrainState, stop: StopRequest, display: Display) -> int:
-    """Write the checkpoint of a run that was asked to stop; returns the exit status."""
+    """Write the checkpoint of a run that was asked to stop; returns the exit status, on every process the same."""
     save(session, run, state, with_model=False)  # launchers kill soon after they signal
     display.message(f"stopped at {state.images} images, checkpoint written; the same command resumes the run")
-    session.accelerator.end_training()
-    return 128 + (stop.signum or 15)
+    accelerator = session.accelerator
+    signum = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device)).max().item()
+    accelerator.end_training()
+    return 128 + (signum or signal.SIGTERM)
 
 
 def is_due(every: int | None, state: TrainState, finished: bool) -> bool:
@@ -276,7 +286,9 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
 
     Raises:
         CheckpointError: the disk refuses; earlier checkpoints are as they were.
+        DivergenceError: see `check_finite`.
     """
+    check_finite(session, state)
     ema = session.averaged_network  # on every process: some norms take all processes' statistics
     if session.accelerator.is_main_process:
         scaler = session.accelerator.scaler
@@ -298,6 +310,23 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
     session.accelerator.wait_for_everyone()
 
 
+def check_finite(session: Session, state: TrainState) -> None:
+    """Raise DivergenceError, on every process, where the weights of one or their average are not finite.
+
+    Steps that are not finite change no weight, so that this is a device at fault or a layer that breaks its weights.
+    """
+    accelerator = session.accelerator
+    tensors = [*session.unet.parameters(), *session.ema.model.parameters()]
+    broken = ~torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
+    if ranks := accelerator.gather(broken.view(1)).nonzero().flatten().tolist():
+        raise DivergenceError(
+            f"weights are not finite at {state.images} images (processes: {', '.join(map(str, ranks))}); no checkpoint "
+            "of them was written, and the same command goes on from the newest",
+            images=state.images,
+            nonfinite=state.nonfinite,
+        )
+
+
 def settle_checkpoints(run: RunFolder, config: Config, state: TrainState) -> None:
     """Name the best checkpoint and remove those that are no longer kept, behind the one of `state`."""
     mark_best(run.checkpoints, state.best)
@@ -308,6 +337,18 @@ def settle_checkpoints(run: RunFolder, config: Config, state: TrainState) -> Non
 def export(session: Session, run: RunFolder, state: TrainState) -> None:
     """Write the averaged weights to the run's model/."""
     export_model(run.model, session.ema.model, session.process, images=state.images, data=session.data)
+
+
+def skipped(session: Session, images: int, result: StepResult) -> str:
+    """What is said of a skipped step that ended at `images` images seen."""
+    text = f"skipped the step over examples {images - session.config.train.batch_size} to {images - 1}: "
+    text += f"loss {result.loss}, gradient norm {result.grad_norm}"
+    if bad := result.nonfinite_examples[:NAMED_EXAMPLES]:
+        rows = session.examples.rows_of(bad)
+        named = ", ".join(f"{example} (image {row})" for example, row in zip(bad, rows, strict=True))
+        more = len(result.nonfinite_examples) - len(bad)
+        text += f"; not finite of: {named}" + (f" and {more} more" if more else "")
+    return text
 
 
 def memory_mib(device: torch.device) -> float:

@@ -1,5 +1,6 @@
 import logging
 import multiprocessing
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,16 @@ def decoded(monkeypatch):
     original = cache.decode.decode_image
     monkeypatch.setattr(cache.decode, "decode_image", lambda *a: calls.append(a) or original(*a))
     return calls
+
+
+class Marker:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
 
 
 def caches(folder: Path) -> list[Path]:
@@ -67,6 +78,39 @@ def test_torn_cache_is_rebuilt(folder, config, own_cache, decoded, file, damage)
     assert len(decoded) == 6
     assert rebuilt.fingerprint == whole.fingerprint
     np.testing.assert_array_equal(rebuilt.images, whole.images)
+
+
+@pytest.mark.parametrize("file", ["images.npy", "labels.npy"])
+@pytest.mark.parametrize(
+    "content",
+    ["pickle", "objects", {"shape": (10**13,)}, {"shape": (3, 10**12, 8, 1), "descr": "|u1"}, {"shape": (-1,)}],
+    ids=str,
+)
+def test_hostile_cache_is_rebuilt(folder, config, own_cache, decoded, tmp_path, little_memory, file, content):
+    """Nothing in a cache is unpickled, and no memory taken for what a header only says."""
+    whole = load_images(config(folder), 1)
+    torn = caches(own_cache)[0] / file
+    torn.unlink()
+    evil = np.array([Marker(tmp_path / "marker")], object)
+    with open(torn, "wb") as out:
+        if content == "pickle":
+            pickle.dump(evil[0], out)
+        elif content == "objects":
+            np.save(out, evil, allow_pickle=True)
+        else:
+            np.lib.format.write_array_header_1_0(out, {"descr": "<i8", "fortran_order": False, **content})
+    with little_memory():
+        rebuilt = load_images(config(folder), 1)
+    assert len(decoded) == 6 and rebuilt.fingerprint == whole.fingerprint
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, '{"shape": 3}', '{"has_labels": true}', "{}"])
+def test_descriptions_of_a_cache_that_are_none(folder, config, own_cache, decoded, text):
+    load_images(config(folder), 1)
+    (caches(own_cache)[0] / "table.json").write_text(text)
+    load_images(config(folder), 1)
+    assert len(decoded) == 6
 
 
 def test_killed_decode_leaves_nothing_behind(folder, config, own_cache, monkeypatch):

@@ -1,11 +1,13 @@
 import io
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from gnunet.data import decode
 from gnunet.data.decode import decode_image
 
 
@@ -182,11 +184,118 @@ def test_truncated_files_are_errors(kind):
         decode_image(file[: len(file) * 2 // 3], 32, 3)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs_are_errors(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000"])
+def test_images_beyond_the_limit_are_errors(kind, monkeypatch):
+    file = encode(Image.new("RGB", (10, 10)), kind)
+    assert decode_image(file, 8, 3).shape == (8, 8, 3)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 99)
     with pytest.raises(ValueError, match="10 x 10 pixels exceed the limit of 99"):
-        decode_image(encode(Image.new("L", (10, 10))), 8, 1)
+        decode_image(file, 8, 3)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, *extra: bytes, pixels: bytes = b"") -> bytes:
+    """A grey PNG that declares its size, whatever its pixels are."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    body = b"".join([*extra, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")])
+    return b"\x89PNG\r\n\x1a\n" + header + body
+
+
+def sized_gif(width: int, height: int) -> bytes:
+    file = bytearray(encode(Image.new("L", (4, 4)), "GIF"))
+    file[6:10] = struct.pack("<HH", width, height)
+    frame = file.index(b",\0\0\0\0")
+    file[frame + 5 : frame + 9] = struct.pack("<HH", width, height)
+    return bytes(file)
+
+
+def sized_jpeg(width: int, height: int) -> bytes:
+    file = bytearray(encode(Image.new("L", (8, 8)), "JPEG"))
+    start = file.index(b"\xff\xc0") + 5
+    file[start : start + 4] = struct.pack(">HH", height, width)
+    return bytes(file)
+
+
+def sized_webp(width: int, height: int) -> bytes:
+    """An extended WebP's canvas may be larger than the image on it."""
+    image = encode(Image.new("RGB", (4, 4)), "WEBP")[12:]
+    size = b"".join((side - 1).to_bytes(3, "little") for side in (width, height))
+    canvas = b"VP8X" + struct.pack("<II", 10, 0) + size
+    return b"RIFF" + struct.pack("<I", 4 + len(canvas) + len(image)) + b"WEBP" + canvas + image
+
+
+def sized_tiff(width: int, height: int, tile: int = 0) -> bytes:
+    """Deflated grey; with `tile`, in tiles of that side."""
+    data = zlib.compress(bytes(1000))
+    layout = {322: tile, 323: tile, 324: 8, 325: len(data)} if tile else {273: 8, 278: height, 279: len(data)}
+    tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1, **layout}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def sized_bmp(width: int, height: int) -> bytes:
+    file = bytearray(encode(Image.new("L", (4, 4)), "BMP"))
+    file[18:26] = struct.pack("<ii", width, height)
+    return bytes(file)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    "file",
+    [
+        png(12_000, 12_000), png(2**31 - 1, 2**31 - 1), sized_gif(12_000, 12_000), sized_gif(65_535, 65_535),
+        sized_jpeg(12_000, 12_000), sized_jpeg(65_500, 65_500), sized_webp(12_000, 12_000),
+        sized_tiff(12_000, 12_000), sized_tiff(2**31, 2**31), sized_tiff(16, 16, tile=2**14),
+        sized_tiff(16, 16, tile=2**31), sized_bmp(12_000, 12_000), sized_bmp(2**30, 2**30),
+        b"P5 12000 12000 255 ", b"P5 99999999 99999999 255 ",
+        png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24)))),
+        png(8, 8, *[chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))] * 70),
+        png(8, 8, chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(2**24)))),
+    ],
+    ids=[
+        "PNG", "PNG-2^31", "GIF", "GIF-65535", "JPEG", "JPEG-65500", "WEBP", "TIFF", "TIFF-2^31", "TIFF-tile",
+        "TIFF-tile-2^31", "BMP", "BMP-2^30", "PPM", "PPM-10^8", "text", "much text", "international text",
+    ],
+)  # fmt: skip
+def test_bombs_take_no_memory(file, little_memory):
+    assert len(file) < 200_000
+    with little_memory(), pytest.raises(Exception, match="limit|too large|Too much memory|bomb|cannot identify|exceeds|size|decoder"):
+        decode_image(file, 8, 1)
+
+
+def test_more_pixels_than_a_file_declares_are_not_unpacked(little_memory):
+    file = png(8, 8, pixels=bytes(2**28))
+    assert len(file) < 2**20
+    with little_memory(2**26):
+        assert decode_image(file, 8, 1).max() == 0
+
+
+@pytest.mark.parametrize("kind", ["ICO", "EPS", "PDF", "TGA", "ICNS"])
+def test_formats_that_are_not_read(kind, monkeypatch):
+    """An icon's image may be larger than it declares; PostScript is a program."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("ran"))
+    with pytest.raises(OSError, match="cannot identify"):
+        decode_image(encode(Image.new("RGB", (32, 32)), kind), 8, 3)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for cell in (tmp_path / "a.png", {"bytes": None, "path": str(tmp_path / "a.png")}, str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match="is no file"):
+            decode_image(cell, 8, 1)
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(decode, "LARGE", 63)
+    held = []
+    original = decode.flatten
+    monkeypatch.setattr(decode, "flatten", lambda image: held.append(decode._one_large.locked()) or original(image))
+    for size in (8, 7, 8):
+        decode_image(Image.new("L", (size, size)), 4, 1)
+    assert held == [True, False, True] and not decode._one_large.locked()
 
 
 def test_no_resampling_where_the_shorter_side_fits():

@@ -108,6 +108,25 @@ def test_broken_idx_files(mnist, config, content, message):
         load_images(config(mnist[0]), 1)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("shape", [(2**32 - 1,) * 3, (2**16, 2**16, 2**32 - 1), (2**20, 2**6, 2**6), (10**6, 30, 30)])
+def test_idx_files_that_announce_too_much(mnist, config, little_memory, shape, packed):
+    head = b"\0\0\x08\x03" + struct.pack(">3I", *shape)
+    (mnist[0] / "train-images-idx3-ubyte").unlink()
+    name = "train-images-idx3-ubyte" + (".gz" if packed else "")
+    (mnist[0] / name).write_bytes(gzip.compress(head + bytes(640)) if packed else head + bytes(640))
+    with little_memory(), pytest.raises(DataError, match=f"{name} is broken: [0-9]* values announced"):
+        load_images(config(mnist[0]), 1)
+
+
+def test_a_packed_idx_file_that_goes_on_is_not_unpacked(mnist, config, little_memory):
+    (mnist[0] / "train-images-idx3-ubyte").unlink()
+    file = mnist[0] / "train-images-idx3-ubyte.gz"
+    file.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 5, 8, 8) + bytes(2**29), 1))
+    with little_memory(), pytest.raises(DataError, match="320 values announced, more there"):
+        load_images(config(mnist[0]), 1)
+
+
 def test_broken_gz(mnist, config):
     file = mnist[0] / "train-labels-idx1-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-9])

@@ -1,4 +1,6 @@
+import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +185,58 @@ def test_broken_files(tmp_path, config):
             load_images(config(tmp_path / name), 1)
     with pytest.raises(DataError, match=r"holds \.arrow and \.parquet files"):
         load_images(config(tmp_path), 1)
+
+
+def test_more_rows_than_bytes(tmp_path, config, little_memory):
+    """A run of a million equal values takes no bytes, but no images are in it."""
+    write(tmp_path / "a.parquet", image=pa.nulls(10**7, pa.binary()))
+    assert (tmp_path / "a.parquet").stat().st_size < 10**6
+    with little_memory(), pytest.raises(DataError, match=r"a\.parquet cannot be read: 10000000 rows in"):
+        load_images(config(tmp_path / "a.parquet"), 1)
+
+
+@pytest.mark.parametrize("lie", [2**30, 2**31 - 1, 3])
+def test_arrow_offsets_that_lead_out_of_the_file(tmp_path, config, lie):
+    file = tmp_path / "a.arrow"
+    table = pa.table({"image": pa.array([b"abcde"] * 3, pa.binary())})
+    with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    true = struct.pack("<4i", 0, 5, 10, 15)
+    assert file.read_bytes().count(true) == 1
+    file.write_bytes(file.read_bytes().replace(true, struct.pack("<4i", 0, 5, 10, lie)))
+    with pytest.raises(DataError, match=r"a\.arrow cannot be read"):
+        load_images(config(file), 1)
+
+
+@pytest.mark.parametrize(
+    "features", [{"image": {"_type": "Evil"}}, {"image": 3}, [], {"image": {"_type": ["x"]}}, None]
+)
+def test_descriptions_of_columns_that_are_none(tmp_path, config, features):
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"image": [b"x"]}).replace_schema_metadata(about)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet"):
+        load_images(config(tmp_path / "a.parquet"), 1)
+
+
+@pytest.mark.parametrize("cut", [5, 50, 400])
+def test_truncated_and_altered_parquet_files(rows, tmp_path, config, cut):
+    file = tmp_path / "a.parquet"
+    rows.to_parquet(file)
+    content = file.read_bytes()
+    rng = np.random.default_rng(cut)
+    for altered in (content[:-cut], content[:4] + content[4 + cut :]):
+        file.write_bytes(altered)
+        with pytest.raises(DataError):
+            load_images(config(file), 1)
+    for _ in range(20):  # bits of the footer, which describes all the rest
+        altered = bytearray(content)
+        altered[-8 - int(rng.integers(1, 1000))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(altered)
+        try:
+            load_images(config(file), 1)  # some bits do not matter
+        except DataError as error:
+            assert "a.parquet" in str(error)
 
 
 def test_files_with_other_columns(tmp_path, config):

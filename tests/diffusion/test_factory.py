@@ -1,5 +1,7 @@
 """Processes from and to diffusers' schedulers, through the JSON that is saved beside a model."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from diffusers import (
 
 from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.diffusion import make_process, process_from_scheduler
+from gnunet.diffusion.factory import check_scheduler
 from gnunet.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # within diffusers
@@ -153,6 +156,36 @@ def test_edm_and_flow_options():
 def test_refused_schedulers(scheduler, message):
     with pytest.raises(ConfigError, match=message):
         process_from_scheduler(scheduler)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_train_timesteps": 10**12},
+        {"num_train_timesteps": 1e12},
+        {"beta_end": float("nan")},
+        {"beta_end": -(10**400)},
+        {"trained_betas": [0.1] * 100_001},
+        {"trained_betas": [[0.1]]},
+        {"beta_schedule": "x" * 10_000},
+        {"sigmas": {"a": 1}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_values_that_a_scheduler_would_build_without_bound(options):
+    with pytest.raises(ConfigError, match=f"{next(iter(options))}: .*valid"):
+        check_scheduler({"_class_name": "DDPMScheduler", **options})
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDPMScheduler(), DPMSolverMultistepScheduler(), EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler()]
+    + [DDPMScheduler(num_train_timesteps=100_000), DDPMScheduler(trained_betas=[0.1] * 1000)],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_what_schedulers_save_passes(scheduler, tmp_path):
+    scheduler.save_pretrained(tmp_path)
+    check_scheduler(json.loads((tmp_path / "scheduler_config.json").read_text()))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v", "sample"])

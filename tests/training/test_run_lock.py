@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gnunet.errors import ConfigError
+from gnunet.errors import CheckpointError, ConfigError
 from gnunet.training import fit
 from gnunet.training.run_lock import RunLock
 
@@ -91,3 +91,25 @@ def test_a_trainer_is_refused_before_anything_changes(tiny, tmp_path):
     (tmp_path / "run/.lock").unlink()
     assert {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()} == before
     assert fit(tiny("run")) == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples", "checkpoints", ".lock"])
+def test_a_run_does_not_write_through_links(tiny, tmp_path, name):
+    """A folder that somebody else prepared; a link to a whole run is the user's own."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere" / "x")
+    with pytest.raises(CheckpointError, match=f"{name} is a link"):
+        fit(tiny("run"))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert fit(tiny("link", "--train.images", "8")) == 0
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "not json", '{"images": "many"}', "[" * 100_000])
+def test_a_damaged_log_is_named(tiny, tmp_path, line):
+    fit(tiny("run"))
+    log = tmp_path / "run/metrics.jsonl"
+    log.write_text(line + "\n" + log.read_text())
+    with pytest.raises(CheckpointError, match="metrics.jsonl, line 1: is no line of a log"):
+        fit(tiny("run"))

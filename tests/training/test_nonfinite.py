@@ -1,0 +1,214 @@
+"""NaN and infinity in an image, a gradient or a weight: skipped on all processes alike, counted and named."""
+
+import hashlib
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import load_file
+
+from gnunet.errors import DivergenceError
+from gnunet.training import fit, trainer
+from gnunet.training.checkpoint import list_checkpoints, read_state
+from gnunet.training.session import Session, build, make_accelerator
+
+FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
+LATE = ["--train.log_every", "32", "--train.sample_every", "0", "--train.validate_every", "0"]
+
+
+def lines(run: Path) -> list[dict]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if "loss" in line]
+
+
+def final(run: Path) -> dict[str, bytes]:
+    return {name: (run / "checkpoints/000000064" / name).read_bytes() for name in FILES}
+
+
+def poison_images(examples: set[int], value: float):
+    """Session.on_device with a pixel of these examples set to `value`."""
+    on_device = Session.on_device
+
+    def poisoned(self, batch):
+        images, noise, level, labels = on_device(self, batch)
+        for i, index in enumerate(batch["index"].tolist()):
+            if index in examples:
+                images[i, 0, 0, 0] = value
+        return images, noise, level, labels
+
+    return poisoned
+
+
+def poison(rank: int, what: str, value: float, folder: Path) -> None:
+    """Spoil something in the process of rank 1 in the step over examples 16 to 23; write a digest after each step."""
+    step = Session.step
+    if what == "image":
+        Session.on_device = poison_images({21}, value)  # rank 1 has 20 to 23
+
+    def one_step(self, batches, images_seen, *, stop):
+        struck = rank == 1 and images_seen == 16
+        parameter = self.unet.conv_in.weight
+        clip = self.accelerator.clip_grad_norm_
+        if struck and what == "gradient":  # behind DDP, which would have given it to all
+
+            def clip_spoiled(*arguments):
+                parameter.grad[0, 0, 0, 0] = value
+                return clip(*arguments)
+
+            self.accelerator.clip_grad_norm_ = clip_spoiled
+        if struck and what == "weight":
+            parameter.data[0, 0, 0, 0] = value
+        result = step(self, batches, images_seen, stop=stop)
+        self.accelerator.clip_grad_norm_ = clip
+        digest = hashlib.sha256()
+        for tensor in [*self.unet.parameters(), *self.ema.model.parameters()]:
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+        with (folder / f"weights-{rank}.txt").open("a") as file:
+            file.write(f"{images_seen} {result.finite} {digest.hexdigest()}\n")
+        return result
+
+    Session.step = one_step
+
+
+@pytest.mark.parametrize(("what", "value"), [("image", math.nan), ("gradient", math.inf)])
+def test_one_process_spoils_a_step_and_all_skip_it(tiny, run_ranks, tmp_path, what, value):
+    said = run_ranks(2, tiny("run", *LATE), poison, what, value, tmp_path)
+    zero, one = ((tmp_path / f"weights-{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert zero == one and [line.split()[1] for line in zero] == ["True"] * 2 + ["False"] + ["True"] * 5
+    assert zero[1].split()[2] == zero[2].split()[2] != zero[3].split()[2]
+    assert [line["nonfinite"] for line in lines(tmp_path / "run")] == [1, 1]
+    named = [line.get("nonfinite_examples") for line in lines(tmp_path / "run")]
+    assert named == ([[21], None] if what == "image" else [None, None])
+    assert "skipped the step over examples 16 to 23" in said[0]
+    assert ("not finite of: 21 (image " in said[0]) == (what == "image")
+
+
+def test_a_weight_that_one_process_has_spoiled_ends_all_and_the_run_goes_on(tiny, run_ranks, tmp_path):
+    """No step can be taken with it; the checkpoint from before has it whole."""
+    flags = [*LATE, "--train.checkpoint_every", "8"]
+    run_ranks(2, tiny("whole", *flags))
+    config = tiny("run", *flags, "--train.max_nonfinite", "4")
+    said = run_ranks(2, config, poison, "weight", math.nan, tmp_path, status=2)
+    assert all("weights are not finite at 24 images (processes: 1)" in text for text in said)
+    assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000008", "000000016"]
+    run_ranks(2, tiny("run", *flags))
+    assert final(tmp_path / "run") == final(tmp_path / "whole")
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch):
+    """Spoiled in the step after 16 images, stopped in the one after it, logged at 32."""
+    monkeypatch.setattr(Session, "on_device", poison_images({18, 20}, math.inf))
+    assert fit(tiny("whole", *LATE)) == 0
+    step = Session.step
+
+    def stopped(self, batches, images_seen, *, stop):
+        if images_seen == 16:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batches, images_seen, stop=images_seen == 16)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "step", stopped)
+        assert fit(tiny("run", *LATE)) == 128 + signal.SIGTERM
+    assert read_state(tmp_path / "run/checkpoints/000000024").nonfinite_examples == [18, 20]
+    assert fit(tiny("run", *LATE)) == 0
+    assert lines(tmp_path / "run")[0]["nonfinite_examples"] == [18, 20]
+    assert final(tmp_path / "run") == final(tmp_path / "whole")
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_many_examples_are_named_in_part(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "NAMED_EXAMPLES", 3)
+    monkeypatch.setattr(Session, "on_device", poison_images(set(range(8, 24)), math.nan))
+    assert fit(tiny("run", *LATE)) == 0
+    assert lines(tmp_path / "run")[0]["nonfinite_examples"] == [8, 9, 10]
+    assert "10 (image " in (said := capsys.readouterr().out) and " and 5 more" in said
+
+
+def test_an_example_is_named_with_the_image_it_shows(tiny, tmp_path):
+    session = build(tiny("run"), make_accelerator(tiny("run")))
+    rows = session.examples.rows_of([3, 21])
+    images = session.examples.__getitems__([3, 21])["images"]
+    for row, image in zip(rows, images, strict=True):
+        original = torch.from_numpy(session.examples.table.images[row].copy()).permute(2, 0, 1)
+        assert torch.equal(image, original) or torch.equal(image, original.flip(-1))
+
+
+def test_running_statistics_stay_finite(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Session, "on_device", poison_images({18}, math.nan))
+    assert fit(tiny("run", *LATE, "--model.norm.kind", "batch")) == 0
+    for name in FILES[:2]:
+        tensors = load_file(tmp_path / "run/checkpoints/000000064" / name)
+        assert "down_blocks.0.resnets.0.norm1.running_var" in tensors
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_checkpoint_of_broken_weights_is_never_written(tiny, tmp_path, monkeypatch):
+    """Broken in the step that a checkpoint follows, so that no loss has shown it yet."""
+    step = Session.step
+
+    def breaking(self, batches, images_seen, *, stop):
+        result = step(self, batches, images_seen, stop=stop)
+        if images_seen == 40:
+            self.unet.conv_out.bias.data[0] = math.inf
+        return result
+
+    flags = [*LATE, "--train.checkpoint_every", "24", "--sampling.num_images", "1"]
+    assert fit(tiny("whole", *flags)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "step", breaking)
+        with pytest.raises(DivergenceError, match="weights are not finite at 48 images"):
+            fit(tiny("run", *flags))
+    assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000024"]
+    assert fit(tiny("run", *flags)) == 0
+    assert final(tmp_path / "run") == final(tmp_path / "whole")
+
+
+@pytest.fixture
+def scaled(tiny):
+    """A session whose loss is scaled as under fp16 and whose gradients overflow as fp16's, computed in fp32."""
+    session = build(tiny("run"), make_accelerator(tiny("run")))
+    accelerator = session.accelerator
+    for parameter in session.unet.parameters():
+        parameter.register_hook(lambda gradient: gradient.half().float())
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
+    accelerator.scaler, accelerator.native_amp = scaler, True
+    accelerator.state._mixed_precision = "fp16"
+    session.optimizer = AcceleratedOptimizer(session.adamw, scaler=scaler)
+    accelerator._optimizers = [session.optimizer]
+    return session
+
+
+def test_fp16_scaling_recovers(scaled):
+    """The scale is halved by every overflow and doubled by three steps in a row; none counts as a divergence."""
+    batches, scaler = scaled.batches(0), scaled.accelerator.scaler
+    before = [parameter.detach().clone() for parameter in scaled.unet.parameters()]
+    expected, in_a_row, taken = scaler.get_scale(), 0, []
+    for seen in range(0, 64, 8):
+        result = scaled.step(batches, seen, stop=False)
+        assert math.isfinite(result.loss) and not result.nonfinite_examples
+        assert result.overflow == (not result.finite)
+        taken.append(result.finite)
+        assert all(map(torch.equal, before, scaled.unet.parameters())) == (not any(taken))
+        in_a_row = in_a_row + 1 if result.finite else 0
+        expected *= 1 if result.finite else 0.5
+        if in_a_row == 3:
+            expected, in_a_row = 2 * expected, 0
+        assert scaler.get_scale() == expected
+    assert not taken[0] and sum(taken) >= 4
+
+
+def test_fp16_a_broken_image_lowers_the_scale_and_counts_as_not_finite(scaled, monkeypatch):
+    scaler = scaled.accelerator.scaler
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**16})
+    monkeypatch.setattr(Session, "on_device", poison_images({9}, math.nan))
+    batches = scaled.batches(0)
+    results = [scaled.step(batches, seen, stop=False) for seen in range(0, 24, 8)]
+    assert [(r.finite, r.overflow, r.nonfinite_examples) for r in results] == [
+        (True, False, ()), (False, False, (9,)), (True, False, ())
+    ]  # fmt: skip
+    assert scaler.state_dict()["scale"] == 2.0**15 and scaler.state_dict()["_growth_tracker"] == 1

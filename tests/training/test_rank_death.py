@@ -1,0 +1,53 @@
+"""A process of several dies or hangs: the others say so and end, and the same command goes on."""
+
+import os
+import signal
+from pathlib import Path
+
+from gnunet.training.session import Session
+
+EXACT = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
+
+
+def signal_itself(rank: int, doomed: int, number: int, images: int) -> None:
+    """Have the process of rank `doomed` send itself a signal in the middle of the step after so many images."""
+    on_device, step = Session.on_device, Session.step
+    seen = None
+
+    def noted(self, batches, images_seen, *, stop):
+        nonlocal seen
+        seen = images_seen
+        return step(self, batches, images_seen, stop=stop)
+
+    def struck(self, batch):
+        if (rank, seen) == (doomed, images):
+            os.kill(os.getpid(), number)
+        return on_device(self, batch)
+
+    Session.step, Session.on_device = noted, struck
+
+
+def final(run: Path) -> dict[str, bytes]:
+    return {name: (run / "checkpoints/000000064" / name).read_bytes() for name in EXACT}
+
+
+def test_the_others_say_so_and_end_and_the_run_goes_on(tiny, start_ranks, run_ranks, tmp_path):
+    """One killed, the main one killed, one hung, found within train.timeout; the relaunch ends with the same bits."""
+    flags = ["--train.timeout", "10", "--train.sample_every", "0", "--train.validate_every", "0"]
+    run_ranks(2, tiny("whole", *flags))
+    fates = [("killed", 1, signal.SIGKILL), ("main", 0, signal.SIGKILL), ("hung", 1, signal.SIGSTOP)]
+    for name, doomed, number in fates:
+        ranks, other = start_ranks(2, tiny(name, *flags), signal_itself, doomed, number, 32), 1 - doomed
+        ranks[other].join(60)
+        said = ranks.said[other]
+        assert ranks[other].exitcode == 2, said
+        reason = "Timed out waiting" if name == "hung" else "Connection closed by peer"
+        assert f"error: another process of this run has ended or does not answer ({reason}" in said
+        assert "the same command goes on from the newest checkpoint" in said and "Traceback" not in said
+        assert ("[rank 1] error: " in said) == (other == 1)
+        ranks[doomed].kill()
+        ranks[doomed].join()
+        assert ranks[doomed].exitcode == -signal.SIGKILL
+        assert "resuming" in run_ranks(2, tiny(name, *flags))[0]
+        assert final(tmp_path / name) == final(tmp_path / "whole")
+        assert (tmp_path / name / "metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
