@@ -262,7 +262,10 @@ def sized_bmp(width: int, height: int) -> bytes:
 )  # fmt: skip
 def test_bombs_take_no_memory(file, little_memory):
     assert len(file) < 200_000
-    with little_memory(), pytest.raises(Exception, match="limit|too large|Too much memory|bomb|cannot identify|exceeds|size|decoder"):
+    with (
+        little_memory(),
+        pytest.raises(Exception, match="limit|too large|Too much memory|bomb|cannot identify|exceeds|size|decoder"),
+    ):
         decode_image(file, 8, 1)
 
 
