@@ -20,7 +20,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "python": platform.pythonversion(),
+        "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
     }
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,9 @@ class Ranks(list[BaseProcess]):
 
 def train(rank: int, world: int, port: int, config: Config, output: Path, before: Callable | None, also: tuple) -> None:
     """What train.py does, as one rank of a launch on CPUs."""
+    # The server that this was forked from may be one that an earlier test has started with signals blocked or ignored.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
