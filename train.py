@@ -7,24 +7,22 @@ import sys
 from pathlib import Path
 
 from gnunet.cli import parse
-from gnunet.errors import GnunetError, print_error
+from gnunet.errors import run_program
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "noto_portraits32.yaml"
 
 
 def main(argv: list[str]) -> int:
-    """Parse, build, fit; returns the exit status."""
-    try:
+    """Train as the command line says; returns the exit status."""
+
+    def train() -> int:
         config = parse(argv, default_config=DEFAULT_CONFIG)
         from gnunet.training import fit, spread_over_cpus  # takes seconds, which --help need not wait for
 
         spread_over_cpus()
         return fit(config)
-    except GnunetError as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:  # before the run's own handling of signals
-        return 130
+
+    return run_program(train)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gnunet.config_layers import inline
-from gnunet.config_norms import KEYS
+from gnunet.config_norms import KEYS, MOST_BINS
 from gnunet.config_schema import Problem, one_of
 from gnunet.errors import ConfigError
 
@@ -119,6 +119,11 @@ def _overrides(config: "Config") -> Iterator[Problem]:
             if key not in valid:
                 path = f"model.norm.overrides.{region}.{key}"
                 yield Problem(path, "unknown key", f"valid keys: {', '.join(valid)}")
+        # The model checks a region's keys, but never sees this one.
+        bins = keys.get("noise_bins", 1)
+        if type(bins) is not int or not 1 <= bins <= MOST_BINS:
+            given = f"noise_bins {repr(bins)[:100]} in {region}"
+            yield Problem.of("model.norm.overrides", given, f"a whole number, at least 1 and at most {MOST_BINS}")
 
 
 def _groups(config: "Config") -> Iterator[Problem]:

@@ -46,8 +46,9 @@ Overrides = Annotated[
     BeforeValidator(_heights_as_text),
     InWords("a mapping from regions to keys of model.norm, such as {decoder: {kind: none}}"),
 ]
+MOST_BINS = 1000
 NOISE_BINS = (
-    Annotated[int, Field(ge=1, le=1000)],
+    Annotated[int, Field(ge=1, le=MOST_BINS)],
     Field(
         1,
         description="Sets of running statistics, for as many ranges of the noise level, equally frequent in "

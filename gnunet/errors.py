@@ -6,6 +6,7 @@ keeps its traceback.
 
 import os
 import sys
+from collections.abc import Callable
 
 
 class GnunetError(Exception):
@@ -37,6 +38,21 @@ class DivergenceError(TrainingError):
         """Images seen, those of the last step included."""
         self.nonfinite = nonfinite
         """Steps skipped in all."""
+
+
+def run_program(program: Callable[[], int | None]) -> int:
+    """Run the work of a command-line program.
+
+    Returns:
+        Its exit status: what `program` returns (None is 0), 2 after an error of the user's, 130 after Ctrl-C.
+    """
+    try:
+        return program() or 0
+    except GnunetError as error:
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:  # outside a run, which has its own handling of signals
+        return 130
 
 
 def print_error(error: GnunetError) -> None:

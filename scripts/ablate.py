@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gnunet.ablation.laboratory import Laboratory
 from gnunet.cli import parse_flags
-from gnunet.errors import GnunetError, print_error
+from gnunet.errors import run_program
 from gnunet.training import spread_over_cpus
 from gnunet.training.options import positive
 
@@ -59,7 +59,8 @@ def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
 def main(argv: list[str]) -> int:
     """Returns the exit status."""
     arguments, flags = parse_arguments(argv)
-    try:
+
+    def ablate() -> int:
         laboratory = Laboratory.open(
             arguments.study, budget=arguments.budget, folder=arguments.folder, only=arguments.only,
             flags=parse_flags(flags),
@@ -69,11 +70,8 @@ def main(argv: list[str]) -> int:
             return 0
         spread_over_cpus()
         return laboratory.run(arguments.jobs, dry_run=arguments.dry_run)
-    except GnunetError as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:  # before or after cells run
-        return 130
+
+    return run_program(ablate)
 
 
 if __name__ == "__main__":

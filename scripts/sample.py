@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gnunet.diffusion import make_grid
-from gnunet.errors import ConfigError, GnunetError, print_error
+from gnunet.errors import ConfigError, run_program
 from gnunet.training import spread_over_cpus
 from gnunet.training.loading import Sampleable
 from gnunet.training.options import add_sampling_options, open_with_options, positive
@@ -69,6 +69,7 @@ def labels_of(indices: list[int], model: Sampleable, classes: list[str] | None) 
 
 def sample(arguments: argparse.Namespace) -> None:
     """Sample this process's share of the images, write them, and on the main process the grid."""
+    spread_over_cpus()
     model = open_with_options(arguments.source, arguments)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
     batch_size = model.sampling.batch_size
@@ -114,15 +115,7 @@ def sample(arguments: argparse.Namespace) -> None:
 def main(argv: list[str]) -> int:
     """Returns the exit status."""
     arguments = parse_arguments(argv)
-    try:
-        spread_over_cpus()
-        sample(arguments)
-    except GnunetError as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_program(lambda: sample(arguments))
 
 
 if __name__ == "__main__":

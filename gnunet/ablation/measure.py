@@ -7,7 +7,6 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,10 +94,7 @@ def _by_batch(session: Session) -> list[float]:
 def _estimate_statistics(session: Session) -> None:
     """Give the average running statistics of its own weights, as train.precise_batches does."""
     images = min(STATISTICS_IMAGES, session.total_images)
-    batches = max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size))
-    train = session.config.train.model_copy(update={"precise_batches": batches})
-    config = session.config.model_copy(update={"train": train})
-    assert replace(session, config=config, precise=False).averaged_network is session.ema.model
+    session.estimate_statistics(max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size)))
 
 
 def magnitudes(session: Session) -> dict[str, Any]:

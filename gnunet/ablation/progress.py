@@ -3,10 +3,8 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -15,9 +13,10 @@ from gnunet.ablation.expected import Expected, in_words
 from gnunet.ablation.history import read_lines
 from gnunet.ablation.plan import Cell
 from gnunet.ablation.records import metric_value, record_path
+from gnunet.training.progress import LiveView
 
 
-class Display:
+class Display(LiveView):
     """Progress of a round of cells.
 
     Args:
@@ -31,28 +30,16 @@ class Display:
     def __init__(
         self, cells: Sequence[Cell], folder: Path, expected: Expected, *, at_a_time: int, enabled: bool = True
     ):
-        self._folder, self._expected, self._at_a_time, self._enabled = folder, expected, at_a_time, enabled
+        super().__init__(enabled=enabled)
+        self._folder, self._expected, self._at_a_time = folder, expected, at_a_time
         self._left, self._total = {cell.name: cell for cell in cells}, len(cells)
         self._running: list[Cell] = []
-        self._console = Console(highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("cells"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"), console=self._console, expand=True,
         )  # fmt: skip
         self._task = self._bar.add_task("cells", total=self._total, left="")
-        live = enabled and self._console.is_terminal
-        self._live = Live(self._view(), console=self._console, refresh_per_second=2) if live else None
-
-    def __enter__(self) -> "Display":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.stop()
+        self._live = self._open(refresh_per_second=2)
 
     def started(self, cell: Cell) -> None:
         """A cell has been started."""
@@ -73,13 +60,7 @@ class Display:
     def update(self, running: Sequence[Cell]) -> None:
         """Look at how far the cells at work have come."""
         self._running = list(running)
-        if self._live:
-            self._live.update(self._view())
-
-    def message(self, text: str) -> None:
-        """Print a line that stays."""
-        if self._enabled:
-            self._console.print(text, markup=False)
+        self._refresh()
 
     def _time_left(self, before: str = "") -> str:
         seconds = self._expected.seconds(list(self._left.values()), self._at_a_time)

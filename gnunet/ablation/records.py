@@ -15,6 +15,7 @@ from gnunet.config import Config
 from gnunet.errors import CheckpointError
 from gnunet.evaluation.validation import summarize
 from gnunet.files import write_file
+from gnunet.training.metrics import without_nan
 
 FORMAT = 1
 LOSSES = {"validation_loss": "running", "validation_loss_precise": "precise", "validation_loss_batch": "batch"}
@@ -52,18 +53,10 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write a record, whole or not at all, a line for each key; numbers that are not finite become null."""
     path = record_path(folder, record["cell"])
-    lines = [f" {json.dumps(key)}: {json.dumps(_without_nan(value), allow_nan=False)}" for key, value in record.items()]
+    lines = [f" {json.dumps(key)}: {json.dumps(without_nan(value), allow_nan=False)}" for key, value in record.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def metric_names(config: Config) -> list[str]:

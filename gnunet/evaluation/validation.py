@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,18 +31,7 @@ class ValidationResult:
     """Standard error of each bin's mean; None where it has fewer than two examples."""
 
 
-def validation_loss(
-    network: nn.Module,
-    process: Process,
-    bank: "ValidationBank",
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int = 64,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-) -> ValidationResult:
+def validation_loss(network: nn.Module, process: Process, bank: "ValidationBank", **settings: Any) -> ValidationResult:
     """The error of the network's denoiser over the bank, the same for any number of processes.
 
     What is measured is the error of v = alpha * noise - sigma * x0, with the noised image rescaled to
@@ -51,23 +40,9 @@ def validation_loss(
     whole and dealt out to the ranks in turn, and sums are taken over the whole bank, in its order and in
     float64, so the result does not depend on who computed what.
 
-    Args:
-        network: called as network(x, timestep, class_labels=labels, return_dict=False)[0]; it gets the bank's
-            labels if it has a class embedding. Runs in eval mode, without gradients; its modes are put back.
-        process: the one that the network was trained on.
-        bank: images, noise and log-SNR to validate on.
-        device: where the network is.
-        batch_size: images in one forward pass.
-        autocast: makes the context that the network runs in.
-        rank: number of this process.
-        world_size: number of processes.
-        gather: concatenates every rank's tensor along the first dimension, on every rank.
+    Args: see `validation_errors`.
     """
-    errors = validation_errors(
-        network, process, bank, device=device, batch_size=batch_size, autocast=autocast, rank=rank,
-        world_size=world_size, gather=gather,
-    )  # fmt: skip
-    return summarize(errors, bank.bins, bank.num_bins)
+    return summarize(validation_errors(network, process, bank, **settings), bank.bins, bank.num_bins)
 
 
 def validation_errors(
@@ -84,7 +59,17 @@ def validation_errors(
 ) -> np.ndarray:
     """The errors that `validation_loss` takes the mean of, float64 (n,) in the bank's order, on every process.
 
-    Args: see `validation_loss`.
+    Args:
+        network: called as network(x, timestep, class_labels=labels, return_dict=False)[0]; it gets the bank's
+            labels if it has a class embedding. Runs in eval mode, without gradients; its modes are put back.
+        process: the one that the network was trained on.
+        bank: images, noise and log-SNR to validate on.
+        device: where the network is.
+        batch_size: images in one forward pass.
+        autocast: makes the context that the network runs in.
+        rank: number of this process.
+        world_size: number of processes.
+        gather: concatenates every rank's tensor along the first dimension, on every rank.
     """
     errors = torch.zeros(len(bank), dtype=torch.float32, device=device)
     with evaluation_mode(network):

@@ -37,7 +37,7 @@ class JsonLines:
     def write(self, values: dict[str, Any]) -> None:
         """Append one line; a crash of this process cannot lose it."""
         with self.path.open("a") as file:
-            file.write(json.dumps(_without_nan(values), allow_nan=False) + "\n")
+            file.write(json.dumps(without_nan(values), allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """Flush the lines to disk, so that a crash of the machine cannot lose them."""
@@ -46,10 +46,10 @@ class JsonLines:
                 os.fsync(file.fileno())
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

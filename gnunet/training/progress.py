@@ -1,6 +1,7 @@
 """What a run shows: a live view on a terminal, plain lines elsewhere, nothing on other ranks."""
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 
@@ -27,33 +28,27 @@ def decoding_lines() -> Callable[[int, int], None]:
     return show
 
 
-class Display:
-    """Progress of one run.
+class LiveView:
+    """A view that stands below the lines on a terminal, and is not there elsewhere; `_view` says what it shows.
+
+    Subclasses set `_live` to what `_open` gives once all that `_view` shows is there.
 
     Args:
-        images: images seen at the start.
-        total: images at which the run ends.
-        run_dir: where its files are.
         enabled: whether this process shows anything.
     """
 
-    def __init__(self, *, images: int, total: int, run_dir: str, enabled: bool) -> None:
+    _live: Live | None
+
+    def __init__(self, *, enabled: bool) -> None:
         self._enabled = enabled
         self._console = Console(highlight=False, soft_wrap=True)
-        self._total = total
-        self._last = (time.monotonic(), images)
-        self._told = time.monotonic()
-        self._rows = {"run folder": run_dir}
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("images"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self._console, expand=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("training", total=total, completed=images)
-        live = enabled and self._console.is_terminal
-        self._live = Live(self._view(), console=self._console, refresh_per_second=4) if live else None
 
-    def __enter__(self) -> "Display":
+    def _open(self, refresh_per_second: float) -> Live | None:
+        if not (self._enabled and self._console.is_terminal):
+            return None
+        return Live(self._view(), console=self._console, refresh_per_second=refresh_per_second)
+
+    def __enter__(self) -> "LiveView":
         if self._live:
             self._live.start()
         return self
@@ -64,15 +59,48 @@ class Display:
         if self._live:
             self._live.stop()
 
+    @abstractmethod
+    def _view(self) -> Group: ...
+
+    def _refresh(self) -> None:
+        if self._live:
+            self._live.update(self._view())
+
+    def message(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._enabled:
+            self._console.print(text, markup=False)
+
+
+class Display(LiveView):
+    """Progress of one run.
+
+    Args:
+        images: images seen at the start.
+        total: images at which the run ends.
+        run_dir: where its files are.
+        enabled: whether this process shows anything.
+    """
+
+    def __init__(self, *, images: int, total: int, run_dir: str, enabled: bool) -> None:
+        super().__init__(enabled=enabled)
+        self._total = total
+        self._last = (time.monotonic(), images)
+        self._told = time.monotonic()
+        self._rows = {"run folder": run_dir}
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("images"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console, expand=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=total, completed=images)
+        self._live = self._open(refresh_per_second=4)
+
     def _view(self) -> Group:
         table = Table.grid(padding=(0, 2))
         for name, value in self._rows.items():
             table.add_row(name, value)
         return Group(self._bar, table)
-
-    def _refresh(self) -> None:
-        if self._live:
-            self._live.update(self._view())
 
     def doing(self, what: str) -> None:
         """Say what the run does now ("training", "validating", "sampling")."""
@@ -105,8 +133,3 @@ class Display:
                 self._last = (now, images)
                 text += f"  left {(self._total - images) * (now - before) / (images - done):.0f} s"
             self._console.print(f"images {images}/{self._total}  {text}", markup=False)
-
-    def message(self, text: str) -> None:
-        """Print a line that stays."""
-        if self._enabled:
-            self._console.print(text, markup=False)

@@ -99,19 +99,23 @@ class Session:
     @property
     def averaged_network(self) -> UNet2D:
         """The averaged weights, with running statistics that are theirs."""
-        if self.config.train.precise_batches and not self.precise:
-            with self.accelerator.autocast():
-                precise_statistics(self.ema.model, self.statistics_batches())
+        if (count := self.config.train.precise_batches) and not self.precise:
+            self.estimate_statistics(count)
             self.precise = True
         return self.ema.model
 
-    def statistics_batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """What the network is called with for the first train.precise_batches micro-batches of a run of one process,
-        which are the same at any time and on every process."""
+    def estimate_statistics(self, count: int) -> None:
+        """Give the average running statistics of its own weights on so many micro-batches."""
+        with self.accelerator.autocast():
+            precise_statistics(self.ema.model, self.statistics_batches(count))
+
+    def statistics_batches(self, count: int) -> Iterator[tuple[Tensor, ...]]:
+        """What the network is called with for the first micro-batches of a run of one process, which are the same at
+        any time and on every process."""
         size = self.micro_batch_size
         batches = training_loader(
-            self.examples, first=0, last=self.config.train.precise_batches * size, batch_size=size,
-            micro_batch_size=size, rank=0, world_size=1, num_workers=0,
+            self.examples, first=0, last=count * size, batch_size=size, micro_batch_size=size, rank=0, world_size=1,
+            num_workers=0,
         )  # fmt: skip
         for batch in batches:
             images, noise, level, labels = self.on_device(batch)
@@ -195,8 +199,7 @@ class Session:
 
     def share_running_statistics(self) -> None:
         """Give every process the mean of the processes' running statistics, each of which has seen its own share."""
-        buffers = running_buffers(self.unet)
-        if self.accelerator.num_processes == 1 or not buffers:
+        if self.accelerator.num_processes == 1 or not (buffers := running_buffers(self.unet)):
             return
         means = self.accelerator.reduce(torch.cat([buffer.float().flatten() for buffer in buffers]), "mean")
         for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):

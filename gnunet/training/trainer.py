@@ -31,6 +31,7 @@ from gnunet.training.evaluation import (
     check_extractors,
     evaluate,
     note_best,
+    processes_of,
     shown_scores,
 )
 from gnunet.training.export import export_model, exported_images
@@ -269,8 +270,7 @@ def validate(session: Session, images: int) -> dict[str, Any]:
     accelerator = session.accelerator
     result = validation_loss(
         session.averaged_network, session.process, session.bank, device=accelerator.device,
-        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast,
-        rank=accelerator.process_index, world_size=accelerator.num_processes, gather=accelerator.gather,
+        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, **processes_of(accelerator),
     )  # fmt: skip
     return {
         "images": images,

@@ -82,9 +82,7 @@ class TestOfNormsThatDependOnTheBatch:
         trained = session("batch")
         network = copy.deepcopy(trained.ema.model)
         errors = bank_errors(trained)
-        train = trained.config.train.model_copy(update={"precise_batches": 16})  # which has 64 images and more
-        trained.config = trained.config.model_copy(update={"train": train})
-        assert precise_statistics(network, trained.statistics_batches()) == 16
+        assert precise_statistics(network, trained.statistics_batches(16)) == 16  # which have 64 images and more
         assert errors["precise"] == pytest.approx(plain_errors(trained, network.eval(), range(16)), rel=1e-5)
         assert errors["precise"] != errors["running"]
 
