@@ -46,12 +46,12 @@ from gnunet.evaluation import (
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
 from gnunet.evaluation.threads import one_thread
+from gnunet.training.accelerator import open_accelerator
 from gnunet.training.evaluation import processes_of
 from gnunet.training.launch import run_as_processes, spread_over_cpus
 from gnunet.training.loading import WEIGHTS, find_checkpoint, is_sampleable, open_sampleable
 from gnunet.training.options import add_sampling_options, open_with_options, positive
 from gnunet.training.run_data import load_run_data
-from gnunet.training.session import open_accelerator
 
 IMAGES_PER_PROCESS = 128
 """Where nobody says how many processes to take, another one is started for so many images."""

@@ -21,10 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gnunet.diffusion import make_grid
 from gnunet.errors import ConfigError, run_program
 from gnunet.training import spread_over_cpus
+from gnunet.training.accelerator import open_accelerator
 from gnunet.training.loading import Sampleable
 from gnunet.training.options import add_sampling_options, open_with_options, positive
 from gnunet.training.samples import share_of
-from gnunet.training.session import open_accelerator
 
 GRID_IMAGES = 256
 """The grid shows at most so many images."""

@@ -16,8 +16,9 @@ from gnunet.config import Config
 from gnunet.errors import DivergenceError
 from gnunet.files import write_file
 from gnunet.training import fit
+from gnunet.training.accelerator import close, make_accelerator
 from gnunet.training.checkpoint import TrainState, checkpoint_name, load_checkpoint, newest_checkpoint
-from gnunet.training.session import Session, build, make_accelerator
+from gnunet.training.session import Session, build
 
 ELSEWHERE = {"run_dir": True, "data": {"cache_dir"}}
 """Keys that a record leaves out: they say where files are."""
@@ -109,8 +110,10 @@ def run_cell(name: str, config: Config, folder: Path) -> int:
             samples_path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             write_file(samples_path(folder, name), grid.read_bytes())
         write_record(folder, record)
-    session.accelerator.wait_for_everyone()
-    session.accelerator.end_training()
+    accelerator = session.accelerator
+    accelerator.wait_for_everyone()
+    del session
+    close(accelerator)
     return 0
 
 

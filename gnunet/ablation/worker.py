@@ -22,7 +22,8 @@ from gnunet.ablation.plan import Cell
 from gnunet.ablation.processes import fresh_start
 from gnunet.config import Config, from_yaml, to_yaml
 from gnunet.errors import GnunetError, print_error
-from gnunet.training.session import build, make_accelerator
+from gnunet.training.accelerator import make_accelerator
+from gnunet.training.session import build
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def sample_images(
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: Callable[[int], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Sample the images with these indices.
 
@@ -62,6 +63,7 @@ def sample_images(
         device: where the network is.
         autocast: makes the context that the network runs in.
         progress: called after each batch with the number of images it added to the result.
+        check: called before each run of the network; what it raises ends the sampling.
 
     Returns:
         uint8 (len(indices), H, W, C), in the order of `indices`.
@@ -94,7 +96,7 @@ def sample_images(
                 classes = np.full(batch_size, all_labels[rows[0]])
                 classes[places] = all_labels[rows]
                 classes = torch.from_numpy(classes).to(device)
-            predict = guided(network, classes, null_label, guidance, autocast)
+            predict = guided(network, classes, null_label, guidance, autocast, check)
             images = process.sample(predict, noise, sampler, steps, step_generators(seed, batch))[places]
             broken += int((~images.isfinite().flatten(1).all(dim=1)).sum())
             result[rows] = to_uint8(images)
@@ -128,14 +130,17 @@ def guided(
     null_label: int | None,
     guidance: float,
     autocast: Callable[[], AbstractContextManager],
+    check: Callable[[], None] = lambda: None,
 ) -> Predict:
     """The network as a sampler calls it: output without label + guidance * (with label - without)."""
 
     def plain(x: Tensor, timestep: Tensor) -> Tensor:
+        check()
         with autocast():
             return run_network(network, x, timestep, labels)
 
     def both(x: Tensor, timestep: Tensor) -> Tensor:
+        check()
         all_labels = torch.cat([labels, torch.full_like(labels, null_label)])
         with autocast():
             output = run_network(network, torch.cat([x, x]), torch.cat([timestep, timestep]), all_labels)

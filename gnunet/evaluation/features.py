@@ -12,6 +12,7 @@ from gnunet.errors import DataError
 from gnunet.evaluation.distances import spread
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.moments import Moments
+from gnunet.evaluation.rounds import rounds
 from gnunet.evaluation.threads import one_thread
 
 BATCH = 16  # images in one forward pass: fixed, since bits depend on it; few, so that they fit a CPU's cache
@@ -104,9 +105,7 @@ def stream_features(
     """
     if num_images < 1:
         raise DataError("there are no images to evaluate")
-    for first in range(0, num_images, world_size * chunk):
-        starts = [first + r * chunk for r in range(world_size)]
-        chunks = [range(start, min(start + chunk, num_images)) for start in starts if start < num_images]
+    for chunks in rounds(num_images, chunk, world_size):
         # A process without a chunk must know the number of features, as the others do.
         pixels = images(chunks[rank] if rank < len(chunks) else range(1))
         gathered = []

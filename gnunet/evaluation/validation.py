@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gnunet.diffusion import Process, evaluation_mode, to_unit_range
 from gnunet.diffusion.process import expand, mean_square
+from gnunet.evaluation.rounds import rounds
 
 if TYPE_CHECKING:
     from gnunet.data.validation import ValidationBank
@@ -56,6 +57,7 @@ def validation_errors(
     rank: int = 0,
     world_size: int = 1,
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """The errors that `validation_loss` takes the mean of, float64 (n,) in the bank's order, on every process.
 
@@ -70,14 +72,16 @@ def validation_errors(
         rank: number of this process.
         world_size: number of processes.
         gather: concatenates every rank's tensor along the first dimension, on every rank.
+        progress: called after each round of batches with the number of examples done so far.
     """
     errors = torch.zeros(len(bank), dtype=torch.float32, device=device)
     with evaluation_mode(network):
-        for start in range(rank * batch_size, len(bank), world_size * batch_size):
-            indices = range(start, min(start + batch_size, len(bank)))
-            errors[indices.start : indices.stop] = errors_of(
-                network, process, bank, indices, device=device, autocast=autocast
-            )
+        for batches in rounds(len(bank), batch_size, world_size):
+            mine = batches[rank] if rank < len(batches) else None
+            found = errors_of(network, process, bank, mine or batches[0], device=device, autocast=autocast)
+            if mine:
+                errors[mine.start : mine.stop] = found
+            progress(batches[-1].stop)
     # Each example is zero on all ranks but one, so that the sum over ranks is exact.
     return gather(errors).reshape(world_size, len(bank)).double().sum(dim=0).cpu().numpy()
 

@@ -24,7 +24,7 @@ from gnunet.untrusted import Stored
 
 from . import convert
 from .attention import Attention
-from .blocks import BlockSettings, DownBlock, MidBlock, ResnetBlock, UpBlock
+from .blocks import BlockSettings, DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
 from .check import check, check_fits, read_folder
 from .input_std import with_input_std
 from .norm_plan import plan_norms
@@ -194,6 +194,11 @@ class UNet2D(ModelMixin, ConfigMixin):
         if self.config.class_embed_type == "timestep":
             class_labels = self.time_proj(class_labels).to(dtype)
         return emb + self.class_embedding(class_labels).to(dtype)
+
+    def layers(self) -> list[nn.Module]:
+        """The modules that the forward pass calls in turn and that hold most of the parameters."""
+        kinds = (ResnetBlock, Attention, Downsample, Upsample)
+        return [module for module in self.modules() if isinstance(module, kinds)]
 
     def enable_recompute(self, enabled: bool = True) -> None:
         """Keep for backward what norms and skip concatenations take, and make what they give to convolutions and

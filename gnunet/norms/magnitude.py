@@ -39,7 +39,7 @@ class MagnitudePreservingConv(ReparametrizedConv):
         """Give every filter of `weight` a magnitude of 1; what the layer computes stays the same."""
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         unit = self.effective_weight(self.weight.to(dtype))
-        self.weight.copy_(unit * math.sqrt(unit[0].numel()))
+        self.weight.copy_(unit * math.sqrt(math.prod(unit.shape[1:])))
 
 
 def force_weight_norm(model: nn.Module) -> None:

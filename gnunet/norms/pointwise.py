@@ -23,7 +23,7 @@ class DyT(ConditionedNorm):
 
     def __init__(self, num_channels: int, *, activation: str | None = "silu") -> None:
         super().__init__(num_channels, activation=activation)
-        self.alpha = nn.Parameter(torch.tensor(0.5))
+        self.alpha = nn.Parameter(torch.full((1,), 0.5))  # not a scalar, which FSDP2 cannot shard
 
     def normalize(self, u: Tensor) -> Tensor:
         return torch.tanh(self.alpha.to(u.dtype) * u)
@@ -37,7 +37,7 @@ class Derf(DyT):
 
     def __init__(self, num_channels: int, *, activation: str | None = "silu") -> None:
         super().__init__(num_channels, activation=activation)
-        self.offset = nn.Parameter(torch.tensor(0.0))
+        self.offset = nn.Parameter(torch.zeros(1))
 
     def normalize(self, u: Tensor) -> Tensor:
         return torch.erf(self.alpha.to(u.dtype) * u + self.offset.to(u.dtype))

@@ -59,7 +59,7 @@ class ScaledResidual(nn.Module):
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
-        self.gain = nn.Parameter(torch.zeros(()))
+        self.gain = nn.Parameter(torch.zeros(1))  # not a scalar, which FSDP2 cannot shard
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """x, h: of one shape -> as x."""

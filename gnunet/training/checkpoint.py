@@ -8,6 +8,7 @@
                        manifest.json          size and SHA-256 of each of these, written last
     checkpoints/best          names the best of them, by evaluate.keep_best; absent where there is none
 
+A sharded run has a file of each process in the place of each of the first three (see gnunet.training.tensor_files).
 Nothing here reads a pickle. A checkpoint whose manifest does not hold is named and passed over. What is read may come
 from a stranger: no tensor is read before the header of its file fits the model (see gnunet.untrusted).
 """
@@ -15,24 +16,34 @@ from a stranger: no tensor is read before the header of its file fits the model 
 import hashlib
 import json
 import logging
+from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
 from torch import nn
 
 from gnunet.errors import CheckpointError
-from gnunet.files import new_folder, remove_folder, write_file
-from gnunet.untrusted import misfit, read_json, stored_tensors
+from gnunet.files import new_folder, remove_folder, sync, write_file
+from gnunet.training.tensor_files import KINDS, WHOLE, Part, StoredTensors, file_name, file_names, write_tensors
+from gnunet.training.together import on_all, on_main
+from gnunet.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 BEST = "best"
-FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "config.yaml")
+
+
+def files_of(parts: int) -> list[str]:
+    """The files of a checkpoint, besides the manifest, that so many processes wrote the tensors of."""
+    return [*(name for kind in KINDS for name in file_names(kind, parts)), "state.json", "config.yaml"]
+
+
+FILES = files_of(1)
 
 
 @dataclass
@@ -78,35 +89,57 @@ def _digest(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().contiguous() for name, value in module.state_dict().items()}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    names = [name for name, _ in model.named_parameters()]
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{names[index]}/{key}": value.detach().contiguous()
-        for index, entries in state.items()
-        for key, value in entries.items()
-    }
-
-
 def save_checkpoint(
     folder: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
-    config_text: str,
+    config_text: str, accelerator: Accelerator | None = None,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of `state.images` under `folder` (checkpoints/) and return its path."""
+    """Write the checkpoint of `state.images` under `folder` (checkpoints/) and return its path.
+
+    Args:
+        accelerator: of the processes that the three are split over, which all call this; None where they are whole.
+
+    Raises:
+        OSError, SafetensorError: the disk refuses, on every process; earlier checkpoints are as they were.
+    """
     path = folder / checkpoint_name(state.images)
-    with new_folder(path) as temporary:
-        save_file(_tensors(model), temporary / "model.safetensors")
-        save_file(_tensors(ema), temporary / "ema.safetensors")
-        save_file(_optimizer_tensors(optimizer, model), temporary / "optimizer.safetensors")
+    tensors = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": _moments(optimizer, model)}
+
+    def write_part(temporary: Path, part: Part) -> dict[str, dict[str, Any]]:
+        written = {}
+        for kind in KINDS:
+            file = temporary / file_name(kind, part)
+            write_tensors(file, tensors[kind], main=part.number == 0)
+            sync(file)
+            written[file.name] = _digest(file)
+        return written
+
+    def complete(temporary: Path, manifest: dict[str, dict[str, Any]]) -> None:
         (temporary / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1) + "\n")
         (temporary / "config.yaml").write_text(config_text)
-        manifest = {name: _digest(temporary / name) for name in FILES}
+        manifest |= {name: _digest(temporary / name) for name in ("state.json", "config.yaml")}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+    if accelerator is None:
+        with new_folder(path) as temporary:
+            complete(temporary, write_part(temporary, WHOLE))
+        return path
+    with ExitStack() as stack:
+        part = Part(accelerator.process_index, accelerator.num_processes)
+        temporary = on_main(accelerator, lambda: stack.enter_context(new_folder(path)))
+        written = on_all(accelerator, lambda: write_part(temporary, part))
+
+        def finish() -> None:
+            complete(temporary, {name: digest for each in written for name, digest in each.items()})
+            stack.close()
+
+        on_main(accelerator, finish)
     return path
+
+
+def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    names = [name for name, _ in model.named_parameters()]
+    state = optimizer.state_dict()["state"]
+    return {f"{names[index]}/{key}": value for index, entries in state.items() for key, value in entries.items()}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -162,7 +195,7 @@ def check_whole(path: Path) -> None:
     """
     try:
         manifest = read_json(path / "manifest.json")
-        expected = {name: manifest[name] for name in FILES}
+        expected = {name: manifest[name] for name in files_of(_parts(manifest))}
     except (CheckpointError, KeyError):
         raise CheckpointError(f"{path}: manifest.json is missing or damaged") from None
     for name, digest in expected.items():
@@ -224,71 +257,64 @@ def _invalid(value: Any, entry: Field[Any]) -> str | None:
     return None if type(value) is int and value >= 0 else "a whole number, at least 0"
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+def _parts(manifest: Collection[str]) -> int:
+    """How many processes wrote the tensors of the checkpoint with these files, if it is whole."""
+    return max(1, sum(name.startswith("model-") for name in manifest))
 
 
-def check_weights(path: Path, module: nn.Module) -> None:
-    """Refuse a safetensors file whose tensors are not exactly the module's, by its header alone.
-
-    Args:
-        path: the file.
-        module: on any device; on `meta` it takes no memory.
+def stored(path: Path, kind: str) -> StoredTensors:
+    """What the checkpoint at `path` holds of a kind of tensors, one of KINDS.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or belongs to another model.
+        CheckpointError: a file is missing or damaged.
     """
-    if difference := misfit(stored_tensors(path), module.state_dict()):
-        raise CheckpointError(f"{path}: belongs to another model: {difference}")
+    return StoredTensors([path / name for name in file_names(kind, _parts(read_json(path / "manifest.json")))])
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
-    """Load a safetensors file into `module`, in place; names and shapes must match exactly.
+def load_weights(path: Path, kind: str, module: nn.Module) -> None:
+    """Load a checkpoint's weights, model or ema, into `module`, in place; names and shapes must match exactly.
 
     Raises:
-        CheckpointError: see `check_weights`.
+        CheckpointError: a file is missing or damaged, or belongs to another model; nothing has been changed.
     """
-    check_weights(path, module)
-    module.load_state_dict(_read_tensors(path))
+    weights, wanted = stored(path, kind), module.state_dict()
+    weights.check(wanted)
+    weights.read(wanted)
 
 
 def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Load the checkpoint at `path` into the three, in place, and return its TrainState.
+
+    Where they are split over processes, each process reads its rows, whatever launch has written them.
 
     Raises:
         CheckpointError: a file is missing or damaged, or belongs to another model; all are as they were.
     """
     state = read_state(path)
     parameters = dict(model.named_parameters())
-    check_weights(path / "model.safetensors", model)
-    check_weights(path / "ema.safetensors", ema)
-    _check_moments(path / "optimizer.safetensors", parameters)
-    load_weights(path / "model.safetensors", model)
-    load_weights(path / "ema.safetensors", ema)
+    moments, wanted = stored(path, "optimizer"), _empty_moments(parameters)
+    # Steps that have all been skipped have left moments of no parameter.
+    kept = {name.rpartition("/")[0] for name in moments.found}
+    wanted = {name: tensor for name, tensor in wanted.items() if name.rpartition("/")[0] in kept}
+    stored(path, "model").check(model.state_dict())
+    stored(path, "ema").check(ema.state_dict())
+    moments.check(wanted)
+    load_weights(path, "model", model)
+    load_weights(path, "ema", ema)
+    moments.read(wanted)
     numbers = {name: number for number, name in enumerate(parameters)}
     entries: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in _read_tensors(path / "optimizer.safetensors").items():
+    for key, value in wanted.items():
         name, _, entry = key.rpartition("/")
-        if value.dim():
-            # In the parameter's memory format: fused AdamW walks through both in the order of memory.
-            value = torch.empty_like(parameters[name], dtype=value.dtype).copy_(value)
         entries.setdefault(numbers[name], {})[entry] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
     return state
 
 
-def _check_moments(path: Path, parameters: dict[str, nn.Parameter]) -> None:
-    """Refuse a file that does not hold AdamW's state of these parameters, or of some of them."""
-    stored = stored_tensors(path)
-    kept = dict.fromkeys(key.rpartition("/")[0] for key in stored)
-    if unknown := [name for name in kept if name not in parameters]:
-        raise CheckpointError(f"{path}: belongs to another model: has {unknown[0][:100]}")
-    step = torch.zeros(())
-    wanted = {f"{name}/step": step for name in kept}
-    wanted |= {f"{name}/{moment}": parameters[name] for name in kept for moment in ("exp_avg", "exp_avg_sq")}
-    if difference := misfit(stored, wanted):
-        raise CheckpointError(f"{path}: belongs to another model: {difference}")
+def _empty_moments(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Room for AdamW's state, in the parameters' memory formats: fused AdamW walks through both in memory's order."""
+    moments = {f"{name}/step": torch.zeros(()) for name in parameters}
+    for name, parameter in parameters.items():
+        moments |= {f"{name}/{moment}": torch.empty_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+    return moments

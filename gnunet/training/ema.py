@@ -1,6 +1,7 @@
 """Exponential moving average of the weights, in images seen."""
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 
 from gnunet.config import TrainConfig
 from gnunet.norms import running_buffers
+from gnunet.training.sharding import local
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,10 +43,20 @@ class EMA:
 
     Running statistics are averaged as the weights are: those of the newest weights alone would belong to another
     model than the average. Where `running_statistics` is False they are left alone, for someone to estimate them.
+
+    Args:
+        model: the one to follow.
+        shard: splits a model over processes, in place: the copy, and then `model` itself (see Sharding.shard).
+        running_statistics: average them.
     """
 
-    def __init__(self, model: Model, *, running_statistics: bool = True) -> None:
+    def __init__(
+        self, model: Model, *, shard: Callable[[Model], None] | None = None, running_statistics: bool = True
+    ) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        if shard is not None:
+            shard(self.model)
+            shard(model)
         left_alone = [] if running_statistics else running_buffers(self.model)
         pairs = [*zip(self.model.parameters(), model.parameters(), strict=True)]
         pairs += zip(self.model.buffers(), model.buffers(), strict=True)
@@ -55,7 +67,7 @@ class EMA:
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """Move the average towards the followed model: average = decay * average + (1 - decay) * weights."""
-        averaged, followed = zip(*self._averaged, strict=True)
+        averaged, followed = zip(*((local(mine), local(theirs)) for mine, theirs in self._averaged), strict=True)
         torch._foreach_lerp_(averaged, followed, 1.0 - decay)
         for mine, theirs in self._copied:
             mine.copy_(theirs)

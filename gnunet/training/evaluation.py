@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -45,15 +45,15 @@ def processes_of(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def sampled(model: Sampleable, accelerator: Accelerator) -> Images:
-    """The images of a model as something to measure: image i is sample.py's.
+def sampled(model: Sampleable, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
+    """The images of a model as something to measure: image i is sample.py's. `check`: see `Sampleable.sample`.
 
     On a CPU in one thread, since the bits depend on the number of threads, and that on the launch.
     """
 
     def images(indices: range) -> Any:
         with one_thread():
-            return model.sample(indices, accelerator)
+            return model.sample(indices, accelerator, check=check)
 
     return images
 
@@ -70,23 +70,19 @@ def settings_of(model: Sampleable) -> dict[str, Any]:
     }
 
 
-class _Stopped(Exception):
-    """Some process was asked to stop; raised on every process after the same round."""
-
-
-def evaluate(session: Session, images_seen: int, *, stop: StopRequest, display: Display) -> dict[str, Any] | None:
+def evaluate(session: Session, images_seen: int, *, stop: StopRequest, display: Display) -> dict[str, Any]:
     """Measure the averaged weights' samples against the training images, all processes together.
 
-    Each process samples whole batches in turn; after each round of batches the processes exchange features, and
-    whether one of them was asked to stop. Extractors are loaded for the time of an evaluation only: the memory that
-    training has is what it would have without.
+    Each process samples whole batches in turn; after each round of batches the processes exchange features.
+    Extractors are loaded for the time of an evaluation only: the memory that training has is what it would have
+    without.
 
     Returns:
-        The line of metrics.jsonl, the same on every process but for what different devices may compute; None where
-        a stop was asked for meanwhile.
+        The line of metrics.jsonl, the same on every process but for what different devices may compute.
 
     Raises:
         DataError: fewer training images than the metrics need.
+        Stopped: a stop was asked for meanwhile.
     """
     config, accelerator = session.config, session.accelerator
     settings, model, rows = config.evaluate, session.averaged, session.examples.rows
@@ -94,29 +90,24 @@ def evaluate(session: Session, images_seen: int, *, stop: StopRequest, display: 
 
     def progress_of(what: str, total: int) -> Callable[[int], None]:
         def progress(done: int) -> None:
-            asked = torch.tensor([float(stop.signum is not None)], device=accelerator.device)
-            if accelerator.gather(asked).any():
-                raise _Stopped
+            stop.check(accelerator)
             display.progress(what, done, total)
 
         return progress
 
     metrics = chosen_metrics(settings)
-    try:
-        scorer = make_scorer(
-            metrics,
-            load_extractors(
-                metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
-            ),
-            session.examples.table, rows, cache_folder(config.data.cache_dir), **processes,
-            progress=progress_of("evaluating: training images", len(rows)),
-        )  # fmt: skip
-        values = scorer.score(
-            sampled(model, accelerator), settings.num_images, chunk=model.sampling.batch_size, **processes,
-            progress=progress_of("evaluating: samples", settings.num_images),
-        )  # fmt: skip
-    except _Stopped:
-        return None
+    extractors = load_extractors(
+        metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
+    )
+    scorer = make_scorer(
+        metrics, extractors, session.examples.table, rows, cache_folder(config.data.cache_dir), **processes,
+        progress=progress_of("evaluating: training images", len(rows)),
+    )  # fmt: skip
+    values = scorer.score(
+        sampled(model, accelerator, partial(stop.check, accelerator)), settings.num_images,
+        chunk=model.sampling.batch_size, **processes,
+        progress=progress_of("evaluating: samples", settings.num_images),
+    )  # fmt: skip
     about = {
         "num_images": settings.num_images,
         **settings_of(model),

@@ -13,12 +13,20 @@ import sys
 import psutil
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from gnunet.errors import ConfigError
+
 JOINED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Environment variables of a process that torchrun or MPI started."""
+REFUSED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+REFUSAL = (
+    "accelerate launch: DeepSpeed and Megatron-LM are not supported; valid: one process, DDP, or FSDP2 "
+    "(configs/accelerate/fsdp2.yaml, and zero2.yaml for what DeepSpeed's ZeRO-2 shares out)"
+)
 PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>: the signal that a process gets when its parent dies."""
 SECONDS_TO_STOP = 300
@@ -35,8 +43,9 @@ def spread_over_cpus() -> None:
     lone = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
     if not lone or any(name in os.environ for name in JOINED):
         return
-    processes = asked_for(launcher)
+    processes, environment = asked_for(launcher)
     if processes > 1:
+        os.environ.update(environment)
         raise SystemExit(start_processes(processes))
 
 
@@ -107,11 +116,29 @@ def launch_options(process: psutil.Process | None) -> list[str] | None:
     return None
 
 
-def asked_for(launcher: psutil.Process | None) -> int:
-    """The number of processes on the command line of `accelerate launch`, or in the config file it names."""
+def asked_for(launcher: psutil.Process | None) -> tuple[int, dict[str, str]]:
+    """What the command line of `accelerate launch`, or the config file it names, asks for.
+
+    Returns:
+        The number of processes, and the environment in which it tells processes on GPUs of FSDP.
+
+    Raises:
+        ConfigError: a kind of launch that gnunet lacks.
+    """
     if (words := launch_options(launcher)) is None:
-        return 1
+        return 1, {}
     options, _ = launch_command_parser().parse_known_args(words)
-    if options.num_processes is None and options.config_file is not None:
-        return load_config_from_file(options.config_file).num_processes
-    return options.num_processes or 1
+    processes, sharded, fsdp = options.num_processes, options.use_fsdp, vars(options)
+    refused = options.use_deepspeed or options.use_megatron_lm
+    if options.config_file is not None:
+        config = load_config_from_file(options.config_file)
+        processes = processes or config.num_processes
+        if config.distributed_type == DistributedType.FSDP:
+            sharded, fsdp = True, config.fsdp_config
+        refused = refused or config.distributed_type in REFUSED
+    if refused:
+        raise ConfigError(REFUSAL)
+    if not sharded:
+        return processes or 1, {}
+    told = {key.upper(): str(value) for key, value in fsdp.items() if key.startswith("fsdp_") and value is not None}
+    return processes or 1, {"ACCELERATE_USE_FSDP": "true", **told}

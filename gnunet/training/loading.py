@@ -1,7 +1,7 @@
 """Opening what can be sampled from: a run's folder, one checkpoint, or a diffusers folder."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from gnunet.training.checkpoint import (
     load_weights,
     newest_checkpoint,
     read_state,
+    stored,
 )
-from gnunet.untrusted import YAML_BYTES, read_json, read_text, stored_tensors
+from gnunet.untrusted import YAML_BYTES, read_json, read_text
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = {"ema": "ema.safetensors", "raw": "model.safetensors"}
-"""The file of each kind of weights in a checkpoint: averaged, and as they train."""
+WEIGHTS = {"ema": "ema", "raw": "model"}
+"""What a checkpoint calls each kind of weights: averaged, and as they train."""
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Sampleable:
     class_counts: list[int] | None
     """Training images of each class; None where the network is not class-conditional."""
     config: Config | None = None
-    """The run's configuration, without what of a stranger's would run code or write (see `_harmless`); None for a
+    """The run's configuration, without what of a stranger's would run code or write (see `harmless_config`); None for a
     diffusers folder."""
     fingerprint: str | None = None
     """Of the data that the run trained on; None for a diffusers folder."""
@@ -73,14 +74,16 @@ class Sampleable:
         return len(classes) if embeddings and classes and embeddings > len(classes) else None
 
     def sample(
-        self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None
-    ) -> np.ndarray:
+        self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:  # fmt: skip
         """Sample the images with these indices by the settings in `sampling` and `seed`.
 
         Args:
             indices: which images, in any order.
             accelerator: gives device and precision; the network is on its device.
             labels: int64 (len(indices),), each image's class; None draws them as often as in training.
+            check: called before each run of the network; what it raises ends the sampling.
 
         Returns:
             uint8 (len(indices), H, W, C).
@@ -95,7 +98,7 @@ class Sampleable:
             self.network, self.process, indices=indices, resolution=self.resolution, channels=self.channels,
             seed=self.seed, sampler=settings.sampler, steps=settings.steps, batch_size=settings.batch_size,
             guidance=settings.guidance, labels=labels, null_label=self.null_label, device=accelerator.device,
-            autocast=accelerator.autocast,
+            autocast=accelerator.autocast, check=check,
         )  # fmt: skip
 
 
@@ -154,7 +157,7 @@ def _is_best(path: Path) -> bool:
 
 def _open_checkpoint(path: Path, weights: str) -> Sampleable:
     file = path / "config.yaml"
-    config = _harmless(from_yaml(read_text(file, YAML_BYTES), str(file)), file)
+    config = harmless_config(file)
     state = read_state(path)
     classes = _classes(state.data, path / "state.json")
     if not isinstance(state.data.get("fingerprint"), str):
@@ -162,22 +165,26 @@ def _open_checkpoint(path: Path, weights: str) -> Sampleable:
     counts = classes["class_counts"]
     settings = unet_kwargs(config, None if counts is None else len(counts))
     try:
-        check_fits(UNet2D, settings, stored_tensors(path / WEIGHTS[weights]))
+        check_fits(UNet2D, settings, stored(path, WEIGHTS[weights]).found)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {WEIGHTS[weights]} and config.yaml: {error}") from None
+        raise CheckpointError(f"{path}: {WEIGHTS[weights]}.safetensors and config.yaml: {error}") from None
     network = UNet2D(**settings)
-    load_weights(path / WEIGHTS[weights], network)
+    load_weights(path, WEIGHTS[weights], network)
     run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)
     name = f"{run}-{path.name}" + ("" if weights == "ema" else f"-{weights}")
     return Sampleable.of_run(network.eval(), config, {**state.data, **classes}, name)
 
 
-def _harmless(config: Config, file: Path) -> Config:
-    """A checkpoint's configuration without what evaluating it would run, unpickle, or write to.
+def harmless_config(file: Path) -> Config:
+    """A run's configuration, which may be a stranger's, without what evaluating it would run, unpickle, or write to.
 
     Dropped are extractors of one's own (TorchScript and classes are code), files of extractors' weights other than
     safetensors, and a cache folder that holds no cache yet.
+
+    Raises:
+        CheckpointError, ConfigError: the file cannot be read, or is no configuration.
     """
+    config = from_yaml(read_text(file, YAML_BYTES), str(file))
     evaluate, data = config.evaluate, config.data
     files = {name: path for name, path in evaluate.weights.items() if path.endswith(".safetensors")}
     if evaluate.extractors or files != evaluate.weights:

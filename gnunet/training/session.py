@@ -1,24 +1,15 @@
 """Everything a run is made of, and one step of its training."""
 
-import logging
 import math
-import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-)
 from torch import Tensor, nn
 
 from gnunet.config import Config, accumulation_steps, unet_kwargs
@@ -26,13 +17,13 @@ from gnunet.data import TrainingExamples, ValidationBank, training_loader
 from gnunet.data.draws import Purpose, Stream
 from gnunet.diffusion import Process, make_process, to_unit_range
 from gnunet.diffusion.process import Level, expand
-from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 from gnunet.norms import NORMS, force_weight_norm, precise_statistics, running_buffers
 from gnunet.training.ema import EMA, ema_decay
 from gnunet.training.loading import Sampleable
 from gnunet.training.run_data import load_run_data
 from gnunet.training.schedule import learning_rate
+from gnunet.training.sharding import Sharding, clip_gradients
 from gnunet.training.stopping import StopRequest
 
 
@@ -56,7 +47,7 @@ class StepResult:
 
 @dataclass
 class Session:
-    """The parts of a run; `unet` is the bare network, `network` the same one as Accelerate wraps it."""
+    """The parts of a run; `unet` is the bare network, `network` the same one as Accelerate wraps it for DDP."""
 
     config: Config
     accelerator: Accelerator
@@ -72,6 +63,8 @@ class Session:
     adamw: torch.optim.AdamW
     optimizer: AcceleratedOptimizer
     process: Process
+    sharding: Sharding | None = None
+    """How network, average and optimizer are split over the processes; None where each has all of them."""
     precise: bool = False
     """The average has running statistics of its own weights; not so after a step (train.precise_batches)."""
 
@@ -151,14 +144,13 @@ class Session:
                 masks = Stream(self.config.seed, Purpose.DROPOUT).raw(int(batch["index"][0]), 1)
                 torch.manual_seed(int(masks[0]) >> 1)
             images, noise, level, labels = self.on_device(batch)
-            last = part == self.accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(self.network):
+            with self.reducing_gradients(part == self.accumulation - 1):
                 losses = self.process.loss(self.network, images, noise, level, labels)
-                # DDP averages gradients over processes: what remains is the mean over the global batch.
+                # DDP and FSDP average gradients over processes: what remains is the mean over the global batch.
                 accelerator.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
             seen.append((batch["index"], losses := losses.detach()))
             loss_sum += losses.sum(dtype=torch.float64)
-        norm = accelerator.clip_grad_norm_(self.network.parameters(), train.max_grad_norm or math.inf)
+        norm = self.clip_gradients(train.max_grad_norm or math.inf)
 
         # The norm is the same on every process, so its mean is exact; a process where it is not finite tells all.
         totals = torch.stack([loss_sum, norm.double(), loss_sum.new_tensor(float(bool(stop)))])
@@ -182,6 +174,19 @@ class Session:
         self.precise = False
         bad = () if math.isfinite(loss) else self.nonfinite_of(seen)
         return StepResult(loss, grad_norm, finite, overflow, nonfinite_examples=bad, stop=totals[2] > 0)
+
+    def reducing_gradients(self, wanted: bool) -> AbstractContextManager:
+        """Context in which a backward pass averages gradients over the processes, or leaves that to a later one."""
+        if self.sharding is not None:
+            self.unet.set_requires_gradient_sync(wanted)
+            return nullcontext()
+        return nullcontext() if wanted else self.accelerator.no_sync(self.network)
+
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Clip the gradients of all processes together; their norm before, the same on every process."""
+        if self.sharding is not None:
+            return clip_gradients(self.unet, max_norm)
+        return self.accelerator.clip_grad_norm_(self.network.parameters(), max_norm)
 
     def nonfinite_of(self, seen: list[tuple[Tensor, Tensor]]) -> tuple[int, ...]:
         """All processes' examples whose loss is not finite, of the indices and losses that each has seen."""
@@ -239,22 +244,28 @@ def build(config: Config, accelerator: Accelerator) -> Session:
 
     train, device = config.train, accelerator.device
     torch.manual_seed(config.seed)
-    unet = UNet2D(**unet_kwargs(config, None if counts is None else len(counts))).to(device).train()
+    unet = UNet2D(**unet_kwargs(config, None if counts is None else len(counts))).train()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.enable_recompute(config.model.recompute == "norm")
-    ema = EMA(unet, running_statistics=not train.precise_batches)
+    sharding = Sharding.of_launch(accelerator)
+    if sharding is None:
+        unet.to(device)  # else layer by layer
+    ema = EMA(unet, shard=sharding and sharding.shard, running_statistics=not train.precise_batches)
     adamw = torch.optim.AdamW(
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
-    network, optimizer = accelerator.prepare(unet, adamw)
+    if sharding is not None:
+        network, optimizer = unet, accelerator.prepare_optimizer(adamw)
+    else:
+        network, optimizer = accelerator.prepare(unet, adamw)
     if train.compile:
         compile_network(unet, device)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
         examples=examples, bank=run_data.bank(config.validation), data=data, unet=unet, network=network, ema=ema,
-        adamw=adamw, optimizer=optimizer, process=make_process(config.diffusion),
+        adamw=adamw, optimizer=optimizer, process=make_process(config.diffusion), sharding=sharding,
     )  # fmt: skip
 
 
@@ -262,56 +273,3 @@ def compile_network(unet: UNet2D, device: torch.device) -> None:
     """torch.compile `unet` in place: its parameters' names and its copies stay as they are."""
     # On CPU, inductor's layout optimization gives some convolution weights zero gradients (torch 2.13).
     unet.compile(options={"layout_optimization": False} if device.type == "cpu" else None)
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator of a run: precision, trackers, DDP; deterministic algorithms where they are asked for.
-
-    Raises:
-        ConfigError: a precision, tracker or kind of launch that is not to be had here.
-    """
-    train = config.train
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not train.deterministic
-    if train.compile and train.mixed_precision != "no" and not torch.accelerator.is_available():
-        # Inductor's C++ for bf16 does not compile everywhere (torch 2.13 with g++ 12).
-        raise ConfigError(f"train.compile: given true with {train.mixed_precision} on a CPU; valid there: fp32")
-    accelerator = open_accelerator(
-        train.mixed_precision,
-        log_with=train.trackers or None,
-        project_config=ProjectConfiguration(project_dir=config.run_dir, logging_dir=config.run_dir),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout)),
-        ],
-    )
-    missing = set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise ConfigError(f"train.trackers: {names} is not installed; pip install it, or leave it out")
-    return accelerator
-
-
-def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any) -> Accelerator:
-    """An Accelerator on the machine's accelerators, or on its CPUs where it has none or `cpu` says so.
-
-    Raises:
-        ConfigError: a precision or an option that Accelerate refuses, or a kind of launch that gnunet lacks.
-    """
-    # Told that it is on CPUs, since launched CPU processes would not know each other otherwise.
-    cpu = cpu or not torch.accelerator.is_available()
-    if cpu and mixed_precision == "fp16":
-        raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, or bf16 without train.compile")
-    try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
-    except ValueError as error:
-        raise ConfigError(f"train.mixed_precision, train.trackers: refused by Accelerate: {error}") from None
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ConfigError(f"accelerate launch: {kind.value} is not supported; valid: one process or DDP")
-    level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("gnunet").setLevel(level)
-    return accelerator

@@ -4,8 +4,15 @@ import signal
 import time
 from types import FrameType, TracebackType
 
+import torch
+from accelerate import Accelerator
+
 REPEAT_SECONDS = 3.0
 """Launchers pass a terminal's signal on to processes that already had it; repeats this soon are one request."""
+
+
+class Stopped(Exception):
+    """Some process was asked to stop; raised on every process at the same place."""
 
 
 class StopRequest:
@@ -22,6 +29,12 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signum is not None
+
+    def check(self, accelerator: Accelerator) -> None:
+        """Raise Stopped if some process was asked to stop; all processes must call this equally often."""
+        asked = torch.tensor([float(bool(self))], device=accelerator.device)
+        if accelerator.gather(asked).any():
+            raise Stopped
 
     def __enter__(self) -> "StopRequest":
         self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}

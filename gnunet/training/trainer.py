@@ -1,22 +1,21 @@
 """The training loop: one linear function over examples 0, 1, 2, ... of a run."""
 
 import errno
-import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from torch.distributed import DistError
 
 from gnunet.config import Config, to_yaml
-from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, GnunetError, TrainingError
+from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
 from gnunet.evaluation import validation_loss
+from gnunet.training.accelerator import close, make_accelerator
 from gnunet.training.checkpoint import (
     TrainState,
     load_checkpoint,
@@ -35,17 +34,19 @@ from gnunet.training.evaluation import (
     shown_scores,
 )
 from gnunet.training.export import export_model, exported_images
+from gnunet.training.loading import open_sampleable
+from gnunet.training.messages import NAMED_EXAMPLES, is_lost_process, lost_words, shown, skipped
 from gnunet.training.progress import Display
 from gnunet.training.run_folder import RunFolder
-from gnunet.training.samples import save_grid
+from gnunet.training.samples import sample_grid, save_grid
 from gnunet.training.schedule import learning_rate
-from gnunet.training.session import Session, StepResult, build, make_accelerator
-from gnunet.training.stopping import StopRequest
+from gnunet.training.session import Session, build
+from gnunet.training.sharding import local
+from gnunet.training.stopping import Stopped, StopRequest
+from gnunet.training.together import on_main
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What the system says of a disk that is full or broken."""
-NAMED_EXAMPLES = 64
-"""How many examples with a loss that is not finite a line of metrics.jsonl names, at most."""
 
 
 def fit(config: Config) -> int:
@@ -62,7 +63,9 @@ def fit(config: Config) -> int:
     run = RunFolder(config)
     run.check(config)
     try:
-        return train_in(run, config, accelerator)
+        status = train_in(run, config, accelerator)
+        close(accelerator)  # here, where no network of train_in is left
+        return status
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
@@ -87,7 +90,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
     check_extractors(config.evaluate)
     session = build(config, accelerator)
     check_enough_images(session)
-    open_folder(run, config, accelerator)
+    on_main(accelerator, lambda: run.open(config))
     state = TrainState(data=session.data, normalized_by=session.normalized_by)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
@@ -102,7 +105,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
             # What the run had still to do when it ended just behind its checkpoint.
             settle_checkpoints(run, config, state)
             if exported_images(run.model) != state.images:
-                export(session, run, state)
+                export(session, run, state, checkpoint)
     if train.trackers:
         accelerator.init_trackers("gnunet", config={"config": to_yaml(config)})
 
@@ -115,15 +118,22 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
         if checkpoint is not None:
             display.message(f"resuming {checkpoint}")
         while True:
-            # What is due at this number of images.
+            # What is due at this number of images; all of it is computed before any is written, since a signal
+            # breaks it off, and the resumed run computes it anew.
             finished = state.images >= total
             checkpoint_due = is_due(train.checkpoint_every, state, finished)
-            scores = None
-            if is_due(config.evaluate.every, state, finished):
-                # Before anything is written of this number of images, since a signal breaks it off.
-                scores = evaluate(session, state.images, stop=stop, display=display)
-                if scores is None:
-                    return end_stopped(session, run, state, stop, display)
+            scores = validation = grid = None
+            try:
+                if is_due(config.evaluate.every, state, finished):
+                    scores = evaluate(session, state.images, stop=stop, display=display)
+                if is_due(train.validate_every, state, finished):
+                    display.doing("validating")
+                    validation = validate(session, state.images, stop)
+                if is_due(train.sample_every, state, finished):
+                    display.doing("sampling")
+                    grid = sample_grid(session, partial(stop.check, accelerator))
+            except Stopped:
+                return end_stopped(session, run, state, stop, display)
             if is_due(train.log_every, state, finished) and state.steps:
                 values = {
                     "images": state.images,
@@ -145,18 +155,15 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
                     run.timing.write(speed)
                 accelerator.log({**values, **speed}, step=state.images)
                 display.report(state.images, shown(values, speed))
-            if is_due(train.validate_every, state, finished):
-                display.doing("validating")
-                values = validate(session, state.images)
+            if validation is not None:
                 if accelerator.is_main_process:
-                    run.metrics.write(values)
-                accelerator.log({"validation_loss": values["validation_loss"]}, step=state.images)
-                checkpoint_due |= note_best(state, config.evaluate, values)
-                mean, error = values["validation_loss"], values["validation_loss_standard_error"]
+                    run.metrics.write(validation)
+                accelerator.log({"validation_loss": validation["validation_loss"]}, step=state.images)
+                checkpoint_due |= note_best(state, config.evaluate, validation)
+                mean, error = validation["validation_loss"], validation["validation_loss_standard_error"]
                 display.report(state.images, {"validation loss": f"{mean:.5f} (standard error {error:.5f})"})
-            if is_due(train.sample_every, state, finished):
-                display.doing("sampling")
-                path = save_grid(run.samples, session, state.images)
+            if grid is not None and accelerator.is_main_process:
+                path = save_grid(run.samples, grid, state.images)
                 display.report(state.images, {"samples": str(path)})
             if scores is not None:
                 if accelerator.is_main_process:
@@ -201,31 +208,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
                 return end_stopped(session, run, state, stop, display)
 
     display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
-    accelerator.end_training()
     return 0
-
-
-def open_folder(run: RunFolder, config: Config, accelerator: Accelerator) -> None:
-    """Make the run's folder and keep other trainers out of it; raises on every process what the main one finds."""
-    error = None
-    if accelerator.is_main_process:
-        try:
-            run.open(config)
-        except GnunetError as refusal:
-            error = refusal
-    [error] = broadcast_object_list([error])
-    if error is not None:
-        raise error
-
-
-def is_lost_process(error: RuntimeError, accelerator: Accelerator) -> bool:
-    """Whether an error means that the processes have lost one another."""
-    return accelerator.num_processes > 1 and (isinstance(error, DistError) or "gloo" in str(error))
-
-
-def lost_words(error: RuntimeError) -> str:
-    """The first sentence of such an error, without the place in gloo's source that it begins with."""
-    return re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
 
 
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
@@ -254,7 +237,6 @@ def end_stopped(session: Session, run: RunFolder, state: TrainState, stop: StopR
     display.message(f"stopped at {state.images} images, checkpoint written; the same command resumes the run")
     accelerator = session.accelerator
     signum = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device)).max().item()
-    accelerator.end_training()
     return 128 + (signum or signal.SIGTERM)
 
 
@@ -265,12 +247,17 @@ def is_due(every: int | None, state: TrainState, finished: bool) -> bool:
     return finished or (every > 0 and state.images // every > state.reported // every)
 
 
-def validate(session: Session, images: int) -> dict[str, Any]:
-    """The line of metrics.jsonl with the validation loss of the averaged weights."""
+def validate(session: Session, images: int, stop: StopRequest) -> dict[str, Any]:
+    """The line of metrics.jsonl with the validation loss of the averaged weights.
+
+    Raises:
+        Stopped: a stop was asked for meanwhile.
+    """
     accelerator = session.accelerator
     result = validation_loss(
         session.averaged_network, session.process, session.bank, device=accelerator.device,
         batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, **processes_of(accelerator),
+        progress=lambda done: stop.check(accelerator),
     )  # fmt: skip
     return {
         "images": images,
@@ -282,32 +269,34 @@ def validate(session: Session, images: int) -> dict[str, Any]:
 
 
 def save(session: Session, run: RunFolder, state: TrainState, *, with_model: bool = True) -> None:
-    """Write a checkpoint, and the exported model; the other processes wait.
+    """Write a checkpoint, and the exported model.
 
-    Raises:
+    Raises, on every process:
         CheckpointError: the disk refuses; earlier checkpoints are as they were.
         DivergenceError: see `check_finite`.
     """
     check_finite(session, state)
-    ema = session.averaged_network  # on every process: some norms take all processes' statistics
-    if session.accelerator.is_main_process:
-        scaler = session.accelerator.scaler
-        state.scaler = {} if scaler is None else scaler.state_dict()
-        try:
-            run.metrics.sync()
-            save_checkpoint(
-                run.checkpoints, model=session.unet, ema=ema, optimizer=session.adamw, state=state,
-                config_text=to_yaml(session.config),
-            )  # fmt: skip
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
-                "earlier ones are as they were, and the same command goes on from them"
-            ) from None
+    accelerator = session.accelerator
+    state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
+    write = partial(
+        save_checkpoint, run.checkpoints, model=session.unet, ema=session.averaged_network, optimizer=session.adamw,
+        state=state, config_text=to_yaml(session.config),
+    )  # fmt: skip
+    try:
+        on_main(accelerator, run.metrics.sync)
+        checkpoint = on_main(accelerator, write) if session.sharding is None else write(accelerator=accelerator)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
+            "earlier ones are as they were, and the same command goes on from them"
+        ) from None
+
+    def follow() -> None:
         settle_checkpoints(run, session.config, state)
         if with_model:
-            export(session, run, state)
-    session.accelerator.wait_for_everyone()
+            export(session, run, state, checkpoint)
+
+    on_main(accelerator, follow)
 
 
 def check_finite(session: Session, state: TrainState) -> None:
@@ -317,7 +306,7 @@ def check_finite(session: Session, state: TrainState) -> None:
     """
     accelerator = session.accelerator
     tensors = [*session.unet.parameters(), *session.ema.model.parameters()]
-    broken = ~torch.stack([tensor.isfinite().all() for tensor in tensors]).all()
+    broken = ~torch.stack([local(tensor).isfinite().all() for tensor in tensors]).all()
     if ranks := accelerator.gather(broken.view(1)).nonzero().flatten().tolist():
         raise DivergenceError(
             f"weights are not finite at {state.images} images (processes: {', '.join(map(str, ranks))}); no checkpoint "
@@ -334,21 +323,10 @@ def settle_checkpoints(run: RunFolder, config: Config, state: TrainState) -> Non
     rotate_checkpoints(run.checkpoints, config.train.keep_checkpoints, newest=state.images, best=best)
 
 
-def export(session: Session, run: RunFolder, state: TrainState) -> None:
-    """Write the averaged weights to the run's model/."""
-    export_model(run.model, session.ema.model, session.process, images=state.images, data=session.data)
-
-
-def skipped(session: Session, images: int, result: StepResult) -> str:
-    """What is said of a skipped step that ended at `images` images seen."""
-    text = f"skipped the step over examples {images - session.config.train.batch_size} to {images - 1}: "
-    text += f"loss {result.loss}, gradient norm {result.grad_norm}"
-    if bad := result.nonfinite_examples[:NAMED_EXAMPLES]:
-        rows = session.examples.rows_of(bad)
-        named = ", ".join(f"{example} (image {row})" for example, row in zip(bad, rows, strict=True))
-        more = len(result.nonfinite_examples) - len(bad)
-        text += f"; not finite of: {named}" + (f" and {more} more" if more else "")
-    return text
+def export(session: Session, run: RunFolder, state: TrainState, checkpoint: Path) -> None:
+    """Write the averaged weights to the run's model/; those of a sharded run are read from its checkpoint."""
+    ema = session.ema.model if session.sharding is None else open_sampleable(checkpoint).network
+    export_model(run.model, ema, session.process, images=state.images, data=session.data)
 
 
 def memory_mib(device: torch.device) -> float:
@@ -356,15 +334,3 @@ def memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return psutil.Process().memory_info().rss / 2**20
-
-
-def shown(values: dict[str, Any], speed: dict[str, Any]) -> dict[str, str]:
-    """The values of a log line as a person reads them."""
-    rate = speed["images_per_second"]
-    return {
-        "loss": f"{values['loss']:.5f}",
-        "lr": f"{values['learning_rate']:.2e}",
-        "grad": f"{values['grad_norm']:.3f}",
-        "speed": f"{rate:.1f} images/s" if rate else "?",
-        "memory": f"{speed['memory_mib']:.0f} MiB",
-    }

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from gnunet.config import Config, unet_kwargs
 from gnunet.data import load_images
+from gnunet.training.accelerator import make_accelerator
 from gnunet.training.metrics import JsonLines
-from gnunet.training.session import Session, build, compile_network, make_accelerator
+from gnunet.training.session import build, compile_network
 
 COMPILED = "_compiled"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -49,9 +50,9 @@ class Loop:
         return time.perf_counter()
 
 
-def gnunet_loop(config: Config, folder: Path, session: Session | None = None) -> Loop:
-    """gnunet's network and loop; of this session, if there is one."""
-    session = session or build(config, make_accelerator(config))
+def gnunet_loop(config: Config, folder: Path) -> Loop:
+    """gnunet's network and loop."""
+    session = build(config, make_accelerator(config))
     batches, log = session.batches(0), JsonLines(folder / "metrics.jsonl")
     seen, window = 0, 0.0
 

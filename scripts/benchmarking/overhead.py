@@ -1,20 +1,26 @@
 """How much of a step gnunet's own code takes, and how fast its loader is."""
 
-import statistics
+import io
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from accelerate import Accelerator
 
-from gnunet.config import Config
+from gnunet.config import Config, EvaluateConfig
 from gnunet.data import training_loader
-from gnunet.training.session import Session, build, make_accelerator
+from gnunet.training import trainer
+from gnunet.training.session import Session, build
 
-from .loops import gnunet_loop
 from .record import rounded
 
+LINE_EVERY = 5
+"""Steps between lines of the log while steps are timed; the lines' time is shared out by the run's own log_every."""
 LOADER_SECONDS = 3.0
 """How long the loader is watched."""
 
@@ -22,33 +28,33 @@ LOADER_SECONDS = 3.0
 def own_work(config: Config, folder: Path, steps: int) -> dict[str, Any]:
     """What a step of training takes beside the forward pass and loss, the backward pass and the optimizer.
 
-    That is draws, loader, transfers, average, logging. The device is waited for at each border, so that on a GPU
-    none of it hides behind the device's work, as it does in training.
+    That is draws, loader, transfers, average, progress and logging, in the trainer's own loop. The device is waited
+    for at each border, so that on a GPU none of it hides behind the device's work, as it does in training.
+
+    Args:
+        config: what is trained; nothing is validated, sampled or saved.
+        folder: where the run's folder goes.
+        steps: how many are timed; LINE_EVERY at least.
 
     Returns:
-        `step_seconds` and `overhead_share`, the medians over the steps, and `loader_examples_per_second`.
+        `step_seconds` and `overhead_share`, by medians over the steps, and `loader_examples_per_second`.
     """
-    session = build(config, make_accelerator(config))
-    clock = _Clock(session.accelerator.device)
-    for owner, name in (
-        (session.process, "loss"),
-        (session.accelerator, "backward"),
-        (session.accelerator, "clip_grad_norm_"),
-        (session.optimizer, "step"),
-        (session.optimizer, "zero_grad"),
-    ):
-        object.__setattr__(owner, name, clock.timed(getattr(owner, name)))
-    loop = gnunet_loop(config, folder, session)
-    loop.seconds(2)
-    whole, shares = [], []
-    for _ in range(steps):
-        clock.seconds = 0.0
-        whole.append(loop.seconds(1))
-        shares.append(1 - clock.seconds / whole[-1])
+    train = config.train
+    never = {"validate_every": 0, "sample_every": 0, "checkpoint_every": 0}  # but at the end, which never comes
+    timed = train.model_copy(update={**never, "images": 10**9, "log_every": LINE_EVERY * train.batch_size})
+    update = {"run_dir": str(folder / "own_work"), "train": timed, "evaluate": EvaluateConfig()}
+    watch = _Watch(LINE_EVERY + max(steps, LINE_EVERY))
+    with patch.object(trainer, "build", watch.build), redirect_stdout(io.StringIO()), suppress(_Enough):
+        trainer.fit(config.model_copy(update=update))
+
+    wholes, own = watch.steps(first=LINE_EVERY)
+    plain = [seconds for number, seconds in enumerate(own, start=1) if number % LINE_EVERY]
+    with_line = own[LINE_EVERY - 1 :: LINE_EVERY]
+    line = max(median(with_line) - median(plain), 0.0)
     return {
-        "step_seconds": rounded(statistics.median(whole)),
-        "overhead_share": rounded(statistics.median(shares)),
-        "loader_examples_per_second": loader_speed(session),
+        "step_seconds": rounded(median(wholes)),
+        "overhead_share": rounded((median(plain) + line * train.batch_size / train.log_every) / median(wholes)),
+        "loader_examples_per_second": loader_speed(watch.session),
     }
 
 
@@ -69,22 +75,65 @@ def loader_speed(session: Session) -> float:
     return rounded(count / (time.perf_counter() - start))
 
 
-class _Clock:
-    """Adds up the time that functions take."""
+class _Enough(Exception):
+    """Ends the run when enough steps are timed."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, 0.0
 
-    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+class _Watch:
+    """Builds a session that notes when each step begins, and what was spent until then on the network.
+
+    Args:
+        count: steps after which the run is ended.
+    """
+
+    session: Session
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._spent = 0.0
+        self._begun: list[tuple[float, float]] = []  # the time, and what was spent before
+
+    def build(self, config: Config, accelerator: Accelerator) -> Session:
+        """As the trainer's."""
+        session = self.session = build(config, accelerator)
+        for owner, name in (
+            (session.process, "loss"),
+            (session.accelerator, "backward"),
+            (session.accelerator, "clip_grad_norm_"),
+            (session.optimizer, "step"),
+            (session.optimizer, "zero_grad"),
+        ):
+            object.__setattr__(owner, name, self._timed(getattr(owner, name)))
+        session.step = self._noted(session.step)
+        return session
+
+    def steps(self, first: int) -> tuple[list[float], list[float]]:
+        """The seconds from the beginning of each step to that of the next, and what of them was spent elsewhere."""
+        times = self._begun[first:]
+        wholes = [after[0] - before[0] for before, after in zip(times, times[1:], strict=False)]
+        spent = [after[1] - before[1] for before, after in zip(times, times[1:], strict=False)]
+        return wholes, [whole - part for whole, part in zip(wholes, spent, strict=True)]
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
             start = self._now()
             result = function(*arguments, **options)
-            self.seconds += self._now() - start
+            self._spent += self._now() - start
             return result
 
         return run
 
+    def _noted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            self._begun.append((self._now(), self._spent))
+            if len(self._begun) > self.count:
+                raise _Enough
+            return step(*arguments, **options)
+
+        return run
+
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        device = self.session.accelerator.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter()

@@ -11,7 +11,9 @@ from gnunet.ablation.measure import bank_errors, bin_edges, is_batch_dependent, 
 from gnunet.evaluation.validation import errors_of, summarize
 from gnunet.norms import precise_statistics
 from gnunet.training import trainer
-from gnunet.training.session import build, make_accelerator
+from gnunet.training.accelerator import make_accelerator
+from gnunet.training.session import build
+from gnunet.training.stopping import StopRequest
 
 EXTRACTOR = """
 import torch
@@ -50,7 +52,7 @@ def test_errors_are_those_of_the_validation_loss(session):
     trained = session()
     errors = bank_errors(trained)
     found = summarize(np.array(errors["running"]), trained.bank.bins, trained.bank.num_bins)
-    assert found.mean == pytest.approx(trainer.validate(trained, 16)["validation_loss"], rel=1e-6)
+    assert found.mean == pytest.approx(trainer.validate(trained, 16, StopRequest())["validation_loss"], rel=1e-6)
     assert errors["precise"] is errors["batch"] is None  # they would be the same
 
 

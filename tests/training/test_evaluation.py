@@ -2,7 +2,6 @@
 
 import json
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from gnunet.training.checkpoint import TrainState, list_checkpoints
 from gnunet.training.evaluation import note_best
 from gnunet.training.loading import find_checkpoint, is_sampleable, open_sampleable
 from gnunet.training.session import Session
+from gnunet.training.stopping import StopRequest
 
 EXTRACTOR = """
 import torch
@@ -89,7 +89,7 @@ def test_the_numbers_are_those_of_sampling_the_checkpoint(evaluated, tmp_path):
     session = trainer.build(config, trainer.make_accelerator(config))
     open_weights = open_sampleable(tmp_path / "run").network.state_dict()
     session.ema.model.load_state_dict(open_weights)
-    again = evaluation.evaluate(session, 64, stop=SimpleNamespace(signum=None), display=quiet())
+    again = evaluation.evaluate(session, 64, stop=StopRequest(), display=quiet())
     assert again == evaluations(tmp_path / "run")[-1]
 
 
@@ -152,8 +152,8 @@ class TestBest:
         """Let a run's validation loss at so many images be what it is told."""
         measure = trainer.validate
 
-        def validate(session, images):
-            return {**measure(session, images), "validation_loss": values[images]}
+        def validate(session, images, stop):
+            return {**measure(session, images, stop), "validation_loss": values[images]}
 
         monkeypatch.setattr(trainer, "validate", validate)
 

@@ -12,9 +12,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 
 from gnunet.errors import DivergenceError
-from gnunet.training import fit, trainer
+from gnunet.training import fit, messages, trainer
+from gnunet.training.accelerator import make_accelerator
 from gnunet.training.checkpoint import list_checkpoints, read_state
-from gnunet.training.session import Session, build, make_accelerator
+from gnunet.training.session import Session, build
 
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
 LATE = ["--train.log_every", "32", "--train.sample_every", "0", "--train.validate_every", "0"]
@@ -122,7 +123,8 @@ def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch):
 
 
 def test_many_examples_are_named_in_part(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "NAMED_EXAMPLES", 3)
+    for module in (trainer, messages):
+        monkeypatch.setattr(module, "NAMED_EXAMPLES", 3)
     monkeypatch.setattr(Session, "on_device", poison_images(set(range(8, 24)), math.nan))
     assert fit(tiny("run", *LATE)) == 0
     assert lines(tmp_path / "run")[0]["nonfinite_examples"] == [8, 9, 10]

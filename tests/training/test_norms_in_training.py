@@ -12,8 +12,9 @@ from gnunet.diffusion.process import expand
 from gnunet.errors import ConfigError
 from gnunet.norms import precise_statistics
 from gnunet.training import fit
+from gnunet.training.accelerator import make_accelerator
 from gnunet.training.loading import open_sampleable
-from gnunet.training.session import Session, build, make_accelerator
+from gnunet.training.session import Session, build
 
 FINAL = "checkpoints/000000064"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")

@@ -1,0 +1,82 @@
+"""The Accelerator of a run or of a program: devices, precision, trackers, how processes work together."""
+
+import logging
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
+
+from gnunet.config import Config
+from gnunet.errors import ConfigError
+from gnunet.training import sharding
+from gnunet.training.launch import REFUSAL, REFUSED
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The Accelerator of a run: precision, trackers, processes; deterministic algorithms where they are asked for.
+
+    Raises:
+        ConfigError: a precision, tracker or kind of launch that is not to be had here.
+    """
+    train = config.train
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not train.deterministic
+    if train.compile and train.mixed_precision != "no" and not torch.accelerator.is_available():
+        # Inductor's C++ for bf16 does not compile everywhere (torch 2.13 with g++ 12).
+        raise ConfigError(f"train.compile: given true with {train.mixed_precision} on a CPU; valid there: fp32")
+    sharding.check_options(config)
+    accelerator = open_accelerator(
+        train.mixed_precision,
+        log_with=train.trackers or None,
+        project_config=ProjectConfiguration(project_dir=config.run_dir, logging_dir=config.run_dir),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout)),
+        ],
+    )
+    missing = set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise ConfigError(f"train.trackers: {names} is not installed; pip install it, or leave it out")
+    return accelerator
+
+
+def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any) -> Accelerator:
+    """An Accelerator on the machine's accelerators, or on its CPUs where it has none or `cpu` says so.
+
+    Raises:
+        ConfigError: a precision or an option that Accelerate refuses, or a kind of launch that gnunet lacks.
+    """
+    # Told that it is on CPUs, since launched CPU processes would not know each other otherwise.
+    cpu = cpu or not torch.accelerator.is_available()
+    if cpu and mixed_precision == "fp16":
+        raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, or bf16 without train.compile")
+    try:
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
+    except ValueError as error:
+        raise ConfigError(f"train.mixed_precision, train.trackers: refused by Accelerate: {error}") from None
+    if accelerator.distributed_type in REFUSED:
+        raise ConfigError(REFUSAL)
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("gnunet").setLevel(level)
+    return accelerator
+
+
+def close(accelerator: Accelerator) -> None:
+    """End trackers and the process group, once nothing but the accelerator holds a network that it has prepared.
+
+    Where DDP were the last to hold the process group, it would wait for the group's threads and keep the interpreter
+    from them that they may need to end (seen in torch 2.13, once in some ten runs).
+    """
+    accelerator.free_memory()
+    accelerator.end_training()

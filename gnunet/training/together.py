@@ -1,0 +1,45 @@
+"""Work that the processes of a launch do together, or fail at together."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+
+from gnunet.errors import GnunetError
+
+Result = TypeVar("Result")
+
+
+def on_all(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]:
+    """Call `work` on every process, and wait for all.
+
+    Returns:
+        What each process's work has returned, in the order of ranks, on every process.
+
+    Raises:
+        GnunetError, OSError: on every process, what the first that failed has raised (a SafetensorError as OSError).
+    """
+    result = error = None
+    try:
+        result = work()
+    except SafetensorError as caught:  # cannot be sent
+        error = OSError(str(caught))
+    except (GnunetError, OSError) as caught:
+        error = caught
+    told = gather_object([(result, error)])
+    for _, error in told:
+        if error is not None:
+            raise error
+    return [result for result, _ in told]
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Call `work` on the main process while the others wait; gives its result, or raises its error, on every process.
+
+    Raises:
+        GnunetError, OSError: see `on_all`.
+    """
+    main = accelerator.is_main_process
+    return on_all(accelerator, lambda: work() if main else None)[0]

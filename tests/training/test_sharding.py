@@ -1,0 +1,273 @@
+"""Runs that FSDP2 splits over processes: the numbers of DDP, and checkpoints in parts that any launch goes on from."""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gnunet.errors import CheckpointError, ConfigError
+from gnunet.training import checkpoint as checkpoints
+from gnunet.training import sharding
+from gnunet.training.checkpoint import files_of, newest_checkpoint, stored
+from gnunet.training.launch import asked_for
+from gnunet.training.loading import open_sampleable
+from gnunet.training.session import Session
+from gnunet.training.tensor_files import KINDS, Part, StoredTensors, file_name
+
+FLAGS = ["--train.sample_every", "0", "--train.validate_every", "32", "--train.log_every", "8"]
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+"""What `accelerate launch --config_file configs/accelerate/fsdp2.yaml` tells its processes."""
+
+
+def fsdp(rank: int, stop_at: int | None = None, reshard: str = "true") -> None:
+    """Ask for FSDP, and for the run to stop behind the step from `stop_at` images."""
+    os.environ.update({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": reshard})
+    step = Session.step
+
+    def stopped(self, batches, images_seen, *, stop):
+        return step(self, batches, images_seen, stop=images_seen == stop_at or stop)
+
+    Session.step = stopped
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_curve(run: Path, other: Path) -> None:
+    """To the rounding of sums in another order, which 8 steps of these runs raise to less than 1e-5."""
+    for line, theirs in zip(lines(run), lines(other), strict=True):
+        assert line.keys() == theirs.keys()
+        for name in line.keys() & {"loss", "grad_norm", "validation_loss"}:
+            assert math.isclose(line[name], theirs[name], rel_tol=1e-5), (line, theirs)
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / "000000064"
+
+
+def final(run: Path, parts: int) -> dict[str, bytes]:
+    names = [name for name in files_of(parts) if name != "config.yaml"]  # which names the run's folder
+    return {name: (last(run) / name).read_bytes() for name in names} | {
+        "metrics.jsonl": (run / "metrics.jsonl").read_bytes()
+    }
+
+
+def joined(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
+    files = [load_file(file) for file in stored(checkpoint, kind).files]
+    rows = {name: [file[name] for file in files if name in file] for name in {**files[0], **files[-1]}}
+    return {name: torch.cat(parts) if parts[0].dim() else parts[0] for name, parts in rows.items()}
+
+
+@pytest.mark.slow
+def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, tmp_path):
+    run_ranks(2, tiny("whole", *FLAGS))
+    run_ranks(2, tiny("sharded", *FLAGS), fsdp)
+    assert_same_curve(tmp_path / "sharded", tmp_path / "whole")
+
+    # No file holds a model, and together they hold it once.
+    sizes = {name: (last(tmp_path / "whole") / f"{name}.safetensors").stat().st_size for name in KINDS}
+    for kind, size in sizes.items():
+        for number in range(2):
+            part = last(tmp_path / "sharded") / file_name(kind, Part(number, 2))
+            assert part.stat().st_size < 0.6 * size
+        if kind != "optimizer":
+            whole, parts = (
+                load_file(last(tmp_path / "whole") / f"{kind}.safetensors"),
+                joined(last(tmp_path / "sharded"), kind),
+            )
+            assert whole.keys() == parts.keys()
+            for name, value in whole.items():
+                # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
+                torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-4)
+
+    # Stopped at 32 images and gone on as anything else; the checkpoint of one moves on to the next.
+    run_ranks(2, tiny("moved", *FLAGS), fsdp, 24, status=143)
+    for name, world, before in (("one", 1, None), ("ddp", 2, None), ("four", 4, fsdp), ("two", 2, fsdp)):
+        shutil.copytree(tmp_path / "moved", tmp_path / name)
+        said = run_ranks(world, tiny(name, *FLAGS), before)[0]
+        assert "resuming" in said and "000000032" in said
+        assert_same_curve(tmp_path / name, tmp_path / "whole")
+        assert (last(tmp_path / name) / file_name("model", Part(0, world if before else 1))).is_file()
+        assert open_sampleable(tmp_path / name / "model").network.config.sample_size == 16
+    assert final(tmp_path / "two", 2) == final(tmp_path / "sharded", 2)
+    (last(tmp_path / "two") / file_name("optimizer", Part(1, 2))).unlink()
+    assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000048"
+    run_ranks(4, tiny("back", *FLAGS), fsdp, 16, status=143)
+    run_ranks(1, tiny("back", *FLAGS), stop_only, 32, status=143)
+    run_ranks(2, tiny("back", *FLAGS), fsdp)
+    assert_same_curve(tmp_path / "back", tmp_path / "whole")
+
+
+def stop_only(rank: int, stop_at: int) -> None:
+    fsdp(rank, stop_at)
+    del os.environ["ACCELERATE_USE_FSDP"]
+
+
+VARIANTS = {
+    "accumulation, whole weights from forward to backward, bf16": (
+        "false", "--train.micro_batch_size", "2", "--train.mixed_precision", "bf16",
+    ),
+    "gradient checkpointing, magnitudes brought back to 1": (
+        "true", "--model.gradient_checkpointing", "true", "--model.norm.kind", "magnitude_preserving",
+    ),
+    "running statistics estimated anew, single numbers as parameters": (
+        "true", "--model.norm.kind", "sync_batch", "--train.precise_batches", "3",
+        "--model.norm.overrides", "{decoder: {kind: derf}, middle: {kind: scaled_ws}}",
+    ),
+    "norms made again in backward, classifier-free guidance in the grid, metrics of samples": (
+        "true", "--model.recompute", "norm", "--data.label_drop", "0.5", "--sampling.guidance", "2",
+        "--train.sample_every", "0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(tiny, run_ranks, tmp_path, variant):
+    reshard, *flags = VARIANTS[variant]
+    flags = [*FLAGS, "--train.images", "32", *flags]
+    run_ranks(2, tiny("whole", *flags))
+    run_ranks(2, tiny("sharded", *flags), fsdp, None, reshard)
+    rel = 1e-2 if "bf16" in flags else 1e-4
+    for line, theirs in zip(lines(tmp_path / "sharded"), lines(tmp_path / "whole"), strict=True):
+        assert all(math.isclose(line[name], theirs[name], rel_tol=rel) for name in line.keys() & {"loss", "grad_norm"})
+    sharded, whole = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("sharded", "whole"))
+    for name, value in joined(whole, "ema").items():
+        # Biases in front of a norm have gradients of rounding errors, which make steps of the learning rate, 1e-3, too.
+        torch.testing.assert_close(joined(sharded, "ema")[name], value, rtol=0, atol=4e-3)
+
+
+def spoil(rank: int) -> None:
+    """Make an image of the process of rank 1 not a number, once."""
+    fsdp(rank)
+    on_device = Session.on_device
+
+    def spoilt(self, batch):
+        images, *others = on_device(self, batch)
+        if 20 in batch["index"].tolist():
+            images = images * math.nan
+        return images, *others
+
+    Session.on_device = spoilt
+
+
+def test_a_loss_that_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path):
+    run_ranks(2, tiny("run", *FLAGS, "--train.images", "32"), spoil)
+    found = lines(tmp_path / "run")
+    assert [line["nonfinite"] for line in found if "loss" in line] == [0, 0, 1]  # a step without a loss has no line
+    assert all(math.isfinite(line["loss"]) for line in found if "loss" in line)
+    assert all(
+        value.isfinite().all() for value in joined(newest_checkpoint(tmp_path / "run/checkpoints"), "model").values()
+    )
+
+
+def refuse_the_disk(rank: int) -> None:
+    """The second process cannot write its weights at 48 images."""
+    fsdp(rank)
+    write = checkpoints.write_tensors
+
+    def full(file, tensors, *, main):
+        if rank == 1 and "000000048" in str(file):
+            raise OSError(28, "No space left on device")
+        write(file, tensors, main=main)
+
+    checkpoints.write_tensors = full
+
+
+def test_one_process_that_cannot_write_stops_all_and_leaves_the_last_checkpoint(tiny, start_ranks, run_ranks, tmp_path):
+    ranks = start_ranks(2, tiny("run", *FLAGS), refuse_the_disk)
+    assert ranks.ended() == [2, 2]
+    for said in ranks.said:
+        assert "the checkpoint at 48 images cannot be written ([Errno 28] No space left on device)" in said
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000024"]
+    assert "resuming" in run_ranks(2, tiny("run", *FLAGS), fsdp)[0]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """Two files of one kind, of 3 and 2 rows."""
+    rows = torch.arange(10.0).view(5, 2)
+    contents = [{"a": rows[:3].clone(), "b": torch.ones(())}, {"a": rows[3:].clone()}]
+    files = [tmp_path / file_name("model", Part(number, 2)) for number in range(2)]
+    for file, content in zip(files, contents, strict=True):
+        checkpoints.write_tensors(file, content, main=True)
+    return files
+
+
+def test_rows_of_several_files_are_read_as_one_tensor(parts):
+    into = {"a": torch.zeros(5, 2), "b": torch.zeros(())}
+    found = StoredTensors(parts)
+    found.check(into)
+    found.read(into)
+    assert torch.equal(into["a"], torch.arange(10.0).view(5, 2)) and into["b"] == 1
+
+
+@pytest.mark.parametrize("rows", [torch.ones(2, 3), torch.ones(()), torch.ones(2, 2, dtype=torch.int64)])
+def test_rows_that_do_not_go_together_are_refused(parts, rows):
+    checkpoints.write_tensors(parts[1], {"a": rows}, main=True)
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: a is .*; rows before it are F32"):
+        StoredTensors(parts)
+
+
+def test_too_few_rows_are_refused(parts):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002.safetensors: belongs to another model: a is"):
+        StoredTensors(parts[:1]).check({"a": torch.zeros(5, 2), "b": torch.zeros(())})
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "message"),
+    [
+        ({"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "fsdp_version: given 1; valid: 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: given true; valid: false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "valid: false, and model.gradient_checkpointing"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "refused by Accelerate"),
+        ({}, ["--train.compile", "true"], "train.compile: given true with FSDP; valid: false"),
+        ({}, ["--train.mixed_precision", "fp16"], "train.mixed_precision: given fp16 with FSDP; valid: no or bf16"),
+    ],
+)
+def test_what_does_not_go_with_fsdp_is_refused(monkeypatch, tiny, environment, flags, message):
+    for name, value in {**FSDP, **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        sharding.check_options(tiny("run", *flags))
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "told"),
+    [
+        ("--config_file configs/accelerate/fsdp2.yaml", 8, {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "True"}),
+        ("--num_processes 2 --config_file configs/accelerate/zero2.yaml", 2, {"FSDP_RESHARD_AFTER_FORWARD": "False"}),
+        ("--num_processes 3 --use_fsdp --fsdp_version 2", 3, {"FSDP_VERSION": "2"}),
+        ("--config_file configs/accelerate/ddp.yaml", 8, None),
+        ("--num_processes 2", 2, None),
+    ],
+)
+def test_processes_on_cpus_are_told_of_fsdp_as_those_on_gpus(monkeypatch, tiny, words, processes, told):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: f"accelerate launch --cpu {words} train.py".split())
+    number, environment = asked_for(psutil.Process())
+    assert number == processes and (environment.get("ACCELERATE_USE_FSDP") == "true") == (told is not None)
+    assert (told or {}).items() <= environment.items()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if "use_fsdp" not in words:  # whose other options are by default those of FSDP1
+        sharding.check_options(tiny("run"))
+
+
+@pytest.mark.parametrize("words", ["--use_deepspeed --zero_stage 2", "--config_file deepspeed.yaml"])
+def test_deepspeed_is_refused_with_what_to_take_instead(monkeypatch, tmp_path, words):
+    (tmp_path / "deepspeed.yaml").write_text(
+        "{compute_environment: LOCAL_MACHINE, distributed_type: DEEPSPEED, num_processes: 2, use_cpu: false,"
+        " num_machines: 1, machine_rank: 0, mixed_precision: 'no', deepspeed_config: {zero_stage: 2}}"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: f"accelerate launch --cpu {words} train.py".split())
+    with pytest.raises(ConfigError, match="DeepSpeed .* not supported; valid: .*zero2.yaml"):
+        asked_for(psutil.Process())

@@ -1,0 +1,65 @@
+"""A signal while a run validates or samples: it ends soon, with a checkpoint, and the resumed run does it again."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from gnunet.evaluation import validation
+from gnunet.training import fit, loading
+from gnunet.training.checkpoint import newest_checkpoint, read_state
+
+EXACT = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
+
+
+def signal_in(rank: int, what: str, folder: Path, signalled: int) -> None:
+    """SIGTERM to one process in the first batch of the first validation or grid; count the batches and steps begun."""
+    module, name = {"validation": (validation, "errors_of"), "sampling": (loading, "sample_images")}[what]
+    work, begun = getattr(module, name), folder / f"begun-{rank}"
+
+    def struck(*arguments, **settings):
+        if rank == signalled and not begun.exists():
+            signal.raise_signal(signal.SIGTERM)
+        check = settings.get("check", lambda: None)
+
+        def counted():
+            check()
+            note()
+
+        def note():
+            with begun.open("a") as file:
+                file.write(".")
+
+        if what == "sampling":
+            settings["check"] = counted
+        else:
+            note()
+        return work(*arguments, **settings)
+
+    begun.unlink(missing_ok=True)
+    if not (folder / "run").exists():  # the resumed run goes through
+        setattr(module, name, struck)
+
+
+@pytest.mark.parametrize(("what", "world", "signalled"), [("validation", 2, 1), ("sampling", 1, 0), ("sampling", 2, 1)])
+def test_it_ends_soon_with_a_checkpoint_and_goes_on_with_the_same_bits(
+    tiny, run_ranks, tmp_path, what, world, signalled
+):
+    flags = ["--validation.batch_size", "2"]
+    if world == 1:
+        assert fit(tiny("whole", *flags)) == 0
+    else:
+        run_ranks(world, tiny("whole", *flags))
+    said = run_ranks(world, tiny("run", *flags), signal_in, what, tmp_path, signalled, status=143)
+    assert "stopped at 32 images, checkpoint written" in said[0]
+    # One batch of 8 for each process, or no step of 4 in any batch.
+    begun = {rank: tmp_path / f"begun-{rank}" for rank in range(world)}
+    assert [file.exists() and file.read_text() for file in begun.values()] == [what == "validation" and "."] * world
+    newest = newest_checkpoint(tmp_path / "run/checkpoints")
+    assert newest.name == "000000032" and read_state(newest).reported < 32
+    assert "resuming" in run_ranks(world, tiny("run", *flags))[0]
+    for name in EXACT:
+        run, whole = (tmp_path / each / "checkpoints/000000064" / name for each in ("run", "whole"))
+        assert run.read_bytes() == whole.read_bytes()
+    for name in ("metrics.jsonl", "samples/000000032.png", "samples/000000064.png"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
