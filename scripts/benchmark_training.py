@@ -52,6 +52,12 @@ PEERS = tuple(side for side in SIDES if side not in OURS)
 TARGETS = {"diffusers": 1.3, "diffusers_compiled": 1.0}
 """The least ratios of speeds aimed at, for cifar10 in bf16 on a GPU."""
 TARGET_BATCH_SIZES = (8, 128)
+OWN_CASE = "small"
+"""The case with the default configuration's network and images, of which gnunet's own share and loader are judged."""
+LEAST_SHARE = 0.98
+"""The least share of a step aimed at for forward, backward and optimizer."""
+LEAST_EXAMPLES = 8000
+"""The least examples a second aimed at for the loader alone, with two processes."""
 WARM_UP_STEPS = 2
 
 
@@ -165,6 +171,20 @@ def targets(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def own_targets(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was aimed at for gnunet's own share of a step and its loader, on any device."""
+    aims = []
+    for case in cases:
+        own, batch = case.get("gnunet", {}), f"batch {case['batch_size']}"
+        if case["case"] == OWN_CASE and "overhead_share" in own:
+            share, speed = rounded(1 - own["overhead_share"]), own["loader_examples_per_second"]
+            aims += [
+                target(f"share of a step in forward, backward and optimizer, {batch}", share, LEAST_SHARE),
+                target(f"examples/s of the loader alone, {batch}", speed, LEAST_EXAMPLES),
+            ]
+    return aims
+
+
 def print_case(case: dict[str, Any]) -> None:
     """A line for each side."""
     sides = [side for side in SIDES if side in case]
@@ -245,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = compare(config, arguments.sides, arguments.rounds, arguments.block)
         done.append({"case": case, "batch_size": config.train.batch_size, **result})
         print_case(done[-1])
-        aims = targets(done) if device.type == "cuda" and arguments.precision == "bf16" else []
+        aims = own_targets(done) + (targets(done) if device.type == "cuda" and arguments.precision == "bf16" else [])
         record = {
             **origin(device, "triton", "diffusers", "accelerate"), "precision": arguments.precision,
             "rounds": arguments.rounds, "block": arguments.block, "targets": aims, "cases": done,

@@ -16,6 +16,7 @@ from gnunet.errors import CheckpointError
 from gnunet.evaluation.validation import summarize
 from gnunet.files import write_file
 from gnunet.training.metrics import without_nan
+from gnunet.untrusted import read_json
 
 FORMAT = 1
 LOSSES = {"validation_loss": "running", "validation_loss_precise": "precise", "validation_loss_batch": "batch"}
@@ -40,11 +41,10 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     records = {}
     for path in sorted((folder / "records").glob("*.json")):
         try:
-            record = json.loads(path.read_text())
-            found = record["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: is no record ({error}); remove it to run the cell again") from None
-        if found != FORMAT:
+            record = read_json(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}: no record; remove it to run the cell again") from None
+        if (found := record.get("format")) != FORMAT:
             raise CheckpointError(f"{path}: record format {found}; this version reads format {FORMAT}")
         records[path.stem] = record
     return records

@@ -24,6 +24,7 @@ from gnunet.ablation.statistics import (
     paired_difference,
 )
 from gnunet.ablation.study import Hypothesis, Study
+from gnunet.norms import NORMS
 
 State = Literal["complete", "diverged", "missing"]
 
@@ -180,6 +181,15 @@ class Results:
     def diverged(self, condition: Condition) -> int:
         """How many of a condition's cells diverged."""
         return self.states(condition).count("diverged")
+
+    def is_batch_dependent(self, condition: Condition) -> bool:
+        """Whether norms of a condition depend on the batch: as its records say, or without one its configuration."""
+        if records := self.records(condition):
+            return any(record["batch_dependent"] for record in records)
+        cells = [*self.plan.cells, *self.plan.tuning_cells]
+        norms = [cell.config.model.norm for cell in cells if Condition(cell.arm, cell.point) == condition]
+        kinds = {part.get("kind", norm.kind) for norm in norms for part in ({}, *norm.overrides.values())}
+        return any(NORMS[kind].batch_dependent for kind in kinds)
 
     def compare(
         self, left: Condition, right: Condition, metric: str, bin_: int | None = None, *, to: str | None = None

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LABELS_FILE = "labels.npy"
 TABLE_FILE = "table.json"
 CHUNK_IMAGES = 256
+CHUNK_BYTES = 2**28
+"""Of files in memory, after which a chunk ends."""
 REPORTED = 20  # broken images that are kept by name
 
 
@@ -219,8 +221,15 @@ def _decode_all(cells: Iterator[Any], resolution: int, channels: int) -> Iterato
 
 
 def _read(cells: Iterator[Any]) -> list[Any]:
-    """The next of a source's cells."""
+    """The next of a source's cells, as many as are decoded together."""
+    chunk, size = [], 0
     try:
-        return list(islice(cells, CHUNK_IMAGES))
+        for cell in islice(cells, CHUNK_IMAGES):
+            chunk.append(cell)
+            content = cell.get("bytes") if isinstance(cell, dict) else cell
+            size += len(content) if isinstance(content, bytes) else 0
+            if size >= CHUNK_BYTES:
+                break
     except OSError as error:
         raise DataError(f"the data set cannot be read: {error}") from error
+    return chunk

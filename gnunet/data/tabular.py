@@ -19,6 +19,10 @@ from gnunet.data.source import SPLITS, Source, choose_split, file_identity, quot
 from gnunet.errors import DataError
 
 BATCH_ROWS = 256
+BATCH_BYTES = 2**28
+"""What the rows that are read together may take, if there are several."""
+GROUP_VALUES = 2**28
+"""Of a column in one row group. Lists of pixels have one for each; a run of equal ones takes no bytes in the file."""
 
 
 class Tabular(Source):
@@ -56,6 +60,9 @@ class Tabular(Source):
 class ParquetFiles(Tabular):
     """Parquet files with equal columns, read where they lie, without a copy in `datasets`' cache.
 
+    A value that many rows have is stored once, so that a small file may stand for any number of bytes. No more rows
+    are therefore read together than can be held if each has the largest value that the file's metadata leave room for.
+
     Raises:
         DataError: a file that cannot be read, or columns that differ.
     """
@@ -88,23 +95,50 @@ class ParquetFiles(Tabular):
         return sum(self._rows)
 
     def _read(self, column: str) -> list:
-        values = []
-        for file in self.files:
-            with _readable(file):
-                values += pq.read_table(file, columns=[column], partitioning=None)[column].to_pylist()
+        values: list = []
+        known: dict = {}  # each value once, however many rows have it
+        for part in self._parts(column):
+            if pa.types.is_nested(part.type):
+                raise DataError(
+                    f"the column {column!r} of {self.name} holds lists or structures; valid are words, whole numbers "
+                    "and booleans"
+                )
+            values += [known.setdefault(value, value) for value in part.to_pylist()]
         return values
 
     def cells(self, column: str, rows: np.ndarray) -> Iterator[Any]:
-        for file, start in zip(self.files, self._starts, strict=False):
+        start = 0
+        for part in self._parts(column):
+            chosen = rows[(rows >= start) & (rows < start + len(part))] - start
+            yield from (part[row].as_py() for row in chosen)
+            start += len(part)
+
+    def _parts(self, column: str) -> Iterator[pa.Array]:
+        """A column in parts of as many rows as may be held together."""
+        for file in self.files:
             with _readable(file), pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(BATCH_ROWS, columns=[column]):
-                    chosen = rows[(rows >= start) & (rows < start + len(batch))] - start
-                    yield from batch.column(0).take(pa.array(chosen)).to_pylist()
-                    start += len(batch)
+                for group in range(parquet.num_row_groups):
+                    rows = _rows_at_once(parquet.metadata.row_group(group), column)
+                    for batch in parquet.iter_batches(rows, row_groups=[group], columns=[column]):
+                        yield batch.column(column)
 
     def where(self, row: int) -> str:
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
         return f"{self.files[file]} row {row - self._starts[file]}"
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
+    """How many rows of a column in a row group fit BATCH_BYTES, whichever of its values they have.
+
+    Raises ValueError where it has more than GROUP_VALUES.
+    """
+    leaves = (group.column(number) for number in range(group.num_columns))
+    mine = [leaf for leaf in leaves if leaf.path_in_schema == column or leaf.path_in_schema.startswith(f"{column}.")]
+    values = max((leaf.num_values for leaf in mine), default=0)
+    if values > GROUP_VALUES:
+        raise ValueError(f"{values} values of {column!r} in one row group; valid: at most {GROUP_VALUES}")
+    largest = max(sum(leaf.total_uncompressed_size for leaf in mine), 8 * values, 1)
+    return min(max(BATCH_BYTES // largest, 1), BATCH_ROWS)
 
 
 class DatasetRows(Tabular):

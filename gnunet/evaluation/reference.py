@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gnunet.data.table import ImageTable
-from gnunet.errors import DataError
+from gnunet.errors import CheckpointError, DataError
 from gnunet.evaluation.distances import kernel_sums
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import (
@@ -31,6 +31,7 @@ from gnunet.evaluation.features import (
 )
 from gnunet.evaluation.moments import Moments
 from gnunet.files import write_file
+from gnunet.untrusted import Stored, stored_tensors
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,8 @@ def reference_statistics(
     """The statistics of a table's rows, from the cache or computed by all processes together.
 
     The images are those that a model trains on (decoded, cropped and resized as `load_images` does), not
-    flipped. The cache is one safetensors file, which appears whole by a rename; a torn one is computed anew. A
-    folder that cannot be written costs a warning, no more.
+    flipped. The cache is one safetensors file, which appears whole by a rename; a torn one, and one
+    that holds no such statistics, is computed anew. A folder that cannot be written costs a warning, no more.
 
     Args:
         table: the decoded images.
@@ -112,27 +113,51 @@ def reference_statistics(
 
 
 def load_reference(path: Path, about: dict[str, Any]) -> Reference | None:
-    """Read cached statistics, on the CPU; None where the file is absent or torn.
+    """Read cached statistics, on the CPU; None where the file is absent, torn, or holds none that could be meant.
+
+    No tensor is read before the file's header fits `about`.
 
     Raises:
         DataError: the file holds statistics of something else than `about`; names what differs.
     """
     try:
+        found = stored_tensors(path)
         with safe_open(path, framework="pt") as file:
             stored = json.loads(file.metadata()["about"])
-            tensors = {name: file.get_tensor(name) for name in ("mean", "scatter", "kept", "kernel_sums")}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            _check_same(stored, json.loads(_json(about)), path)
+            if found != _layout(about, num_features=found["mean"].shape[-1]):
+                return None
+            tensors = {name: file.get_tensor(name) for name in found}
+    except (CheckpointError, OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError):
         return None
-    wanted = json.loads(_json(about))
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        return None
+    moments = Moments(about["num_images"], tensors["mean"], tensors["scatter"])
+    return Reference(FeatureStatistics(moments, tensors["kept"]), tensors["kernel_sums"])
+
+
+def _check_same(stored: Any, wanted: dict[str, Any], path: Path) -> None:
+    """Raise DataError where a file says that its statistics are of something else; TypeError where it says nothing."""
+    if not isinstance(stored, dict):
+        raise TypeError
     if stored != wanted:
         differing = [
-            f"{key} is {stored.get(key)}, not {wanted.get(key)}"
+            f"{key} is {repr(stored.get(key))[:100]}, not {wanted.get(key)}"
             for key in sorted(stored.keys() | wanted.keys())
             if stored.get(key) != wanted.get(key)
         ]
         raise DataError(f"{path} holds statistics of other images or features ({'; '.join(differing)}); remove it")
-    moments = Moments(stored["num_images"], tensors["mean"], tensors["scatter"])
-    return Reference(FeatureStatistics(moments, tensors["kept"]), tensors["kernel_sums"])
+
+
+def _layout(about: dict[str, Any], num_features: int) -> dict[str, Stored]:
+    """What a file of such statistics holds, by name."""
+    kept = min(about["num_images"], about["arithmetic"]["kept"])
+    return {
+        "mean": Stored("F64", (num_features,)),
+        "scatter": Stored("F64", (num_features, num_features)),
+        "kept": Stored("F32", (kept, num_features)),
+        "kernel_sums": Stored("F64", (kept,)),
+    }
 
 
 def _keep(reference: Reference, path: Path, about: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Everything a run is made of, and one step of its training."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -259,7 +260,10 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     if sharding is not None:
         network, optimizer = unet, accelerator.prepare_optimizer(adamw)
     else:
-        network, optimizer = accelerator.prepare(unet, adamw)
+        with warnings.catch_warnings():
+            # torch 2.13 has a new name for DDP's option, which torch 2.9 does not know.
+            warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+            network, optimizer = accelerator.prepare(unet, adamw)
     if train.compile:
         compile_network(unet, device)
     return Session(

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin, str_to_bool
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from gnunet.config import Config
@@ -30,13 +30,14 @@ def check_options(config: Config) -> None:
     """Refuse, by a ConfigError, a launch for FSDP that does not go with a configuration or with this package."""
     if not is_asked_for():
         return
+    if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+        raise ConfigError(f"fsdp_version: given {version}; valid: 2")
     try:
         plugin = FullyShardedDataParallelPlugin()
     except ValueError as error:
         raise ConfigError(f"accelerate launch: refused by Accelerate: {error}") from None
     refused = {
-        "fsdp_version: given 1; valid: 2": plugin.fsdp_version != 2,
-        "fsdp_offload_params: given true; valid: false": os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true",
+        "fsdp_offload_params: given true; valid: false": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "fsdp_activation_checkpointing: given true; valid: false, and model.gradient_checkpointing": (
             plugin.activation_checkpointing
         ),

@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from gnunet.config import Config, DataConfig, EvaluateConfig, from_yaml
+from gnunet.config import Config, DataConfig, EvaluateConfig
 from gnunet.data import ImageTable, load_images
 from gnunet.data.folder import IMAGE_SUFFIXES
 from gnunet.data.source import visible_files
@@ -17,7 +17,7 @@ from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import spread
 from gnunet.evaluation.features import CHUNK, Images
 from gnunet.training.evaluation import sampled, settings_of
-from gnunet.training.loading import Sampleable
+from gnunet.training.loading import Sampleable, harmless_config
 from gnunet.training.progress import decoding_lines
 from gnunet.training.run_data import load_run_data
 
@@ -133,14 +133,15 @@ def open_reference(given: str | None, split: str, subject: Samples | Files, resi
     """The reference images, prepared as for training at the subject's size and in its colours.
 
     Args:
-        given: a run or a checkpoint, for the images that it trained on; or a `data.source`; None for the images that
-            the subject's own model trained on.
+        given: a run or a checkpoint, which may be a stranger's, for the images that it trained on; or a `data.source`;
+            None for the images that the subject's own model trained on.
         split: of a `data.source`.
         subject: what will be compared with them.
         resized: whether the subject's size was asked for, so that smaller images may be enlarged to it.
 
     Raises:
         ConfigError: none given for a subject that knows none. DataError: other images than the model's, or too small.
+        CheckpointError: the given run's configuration cannot be read.
     """
     if given is None:
         model = getattr(subject, "model", None)
@@ -158,7 +159,7 @@ def open_reference(given: str | None, split: str, subject: Samples | Files, resi
         return reference
     path = Path(given).expanduser()
     if (path / "config.yaml").is_file():
-        reference = _images_of(from_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")), given)
+        reference = _images_of(harmless_config(path / "config.yaml"), given)
         theirs = reference.table.images.shape[1:]
         if theirs != (subject.resolution, subject.resolution, subject.channels):
             raise DataError(

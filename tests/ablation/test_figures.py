@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from gnunet.ablation.figures import draw_all
-from gnunet.ablation.figures.style import arm_styles
+from gnunet.ablation.figures import draw_all, gap
+from gnunet.ablation.figures.style import DIVERGED, MISSING, arm_styles
 from gnunet.ablation.results import Results
 from gnunet.norms import NORMS
 
@@ -195,9 +195,27 @@ class TestGap:
         if study == "kinds":
             assert labels == [kind for kind, norm in NORMS.items() if norm.batch_dependent]
         else:
-            assert "batch: 2" in labels and "batch: 1" not in labels and "group" not in labels
+            assert "batch: 1" in labels and "batch: 2" in labels and "group" not in labels
+        hatched = [labels[round(patch.get_y() + 0.4)] for patch in left.patches]
+        assert hatched == ([] if study == "kinds" else ["batch: 1"])  # all three seeds diverged
+        assert len(right.patches) == len(hatched)
         shown = {line.get_marker(): line.get_xdata()[0] for line in right.lines if line.get_marker() in "D^"}
         assert shown == pytest.approx({"D": -0.03, "^": -0.07})
+
+    def test_conditions_without_a_loss_are_hatched(self, made_up, small_study, monkeypatch):
+        text = small_study.partition("seeds:")[0] + (
+            "seeds: [0, 1]\nbaseline: group\narms: {group: {set: {}, axes: []}, batch: {model.norm.kind: batch}}\n"
+            "axes: {size: {label: size, values: {a: {}, b: {train.adam_beta1: 0.7}, c: {train.adam_beta1: 0.8}}}}\n"
+        )
+        effects = {"a": 0.1, "b": "missing", "c": "diverged"}
+        study = made_up(text, lambda cell: effects[dict(cell.point)["size"]] if cell.arm == "batch" else 0.0)
+        monkeypatch.setattr(gap, "finish", lambda figure, *_: figure)
+        left, right = gap.draw(Results(*study)).axes
+        assert [label.get_text() for label in left.get_yticklabels()] == ["batch: a", "batch: b", "batch: c"]
+        for panel in (left, right):
+            assert [patch.get_hatch() for patch in panel.patches] == [MISSING["hatch"], DIVERGED["hatch"]]
+            assert [round(patch.get_y() + 0.4) for patch in panel.patches] == [1, 2]
+            assert {y for line in panel.lines if line.get_marker() in "oD^" for y in line.get_ydata().round()} == {0}
 
 
 class TestLittle:

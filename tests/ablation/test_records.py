@@ -45,8 +45,12 @@ def test_that_are_damaged_or_of_another_format_are_named(record, tmp_path):
     path.write_text(json.dumps({**record, "format": 99}))
     with pytest.raises(CheckpointError, match=r"0123456789ab\.json: record format 99; this version reads format 1"):
         read_records(tmp_path)
-    path.write_text("{")
-    with pytest.raises(CheckpointError, match=r"0123456789ab\.json: is no record .*; remove it"):
+    for text in ("{", "[]", "[" * 100_000, "{" * 3 + "\0"):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=r"0123456789ab\.json: .*: no record; remove it"):
+            read_records(tmp_path)
+    path.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"0123456789ab\.json: record format None; this version reads format 1"):
         read_records(tmp_path)
 
 

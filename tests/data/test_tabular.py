@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import gnunet
-from gnunet.data import load_images
+from gnunet.data import cache, load_images, tabular
 from gnunet.errors import DataError
 
 NAMES = ["zebra", "ant", "cow"]
@@ -193,6 +193,43 @@ def test_more_rows_than_bytes(tmp_path, config, little_memory):
     assert (tmp_path / "a.parquet").stat().st_size < 10**6
     with little_memory(), pytest.raises(DataError, match=r"a\.parquet cannot be read: 10000000 rows in"):
         load_images(config(tmp_path / "a.parquet"), 1)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_value_that_is_stored_once(tmp_path, config, little_memory, monkeypatch, nested):
+    """Rows take memory by what they stand for, not by what the file has of them: here 2 GiB in some kilobytes."""
+    monkeypatch.setattr(tabular, "BATCH_BYTES", 2**25)
+    monkeypatch.setattr(cache, "CHUNK_BYTES", 2**25)
+    padded = png(tmp_path, 5) + bytes(2**23)
+    images = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array([padded], pa.binary()))
+    column = pa.StructArray.from_arrays([images, pa.nulls(256, pa.string())], ["bytes", "path"]) if nested else images
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * 255 + [1], pa.int32()), pa.array(["a" * 2**22, "b"]))
+    file = tmp_path / "a.parquet"
+    table = pa.table({"image": column, "label": names})
+    pq.write_table(table, file, compression="zstd", store_schema=False, dictionary_pagesize_limit=2**24)
+    assert file.stat().st_size < 10_000
+    with little_memory():
+        table = load_images(config(file), 1)
+    assert greys(table) == [5] * 256 and table.labels.tolist() == [0] * 255 + [1]
+
+
+def test_lists_that_are_stored_as_a_run(tmp_path, config, monkeypatch):
+    """A run of equal pixels takes no bytes, however long it is."""
+    monkeypatch.setattr(tabular, "GROUP_VALUES", 2**20)
+    count = 2**20 + 1
+    pixels = pa.ListArray.from_arrays(pa.array([0, count], pa.int32()), pa.nulls(count, pa.int8()))
+    file = write(tmp_path / "a.parquet", image=pixels)
+    assert file.stat().st_size < 10_000
+    with pytest.raises(DataError, match=rf"a\.parquet.* {count} values of 'image' in one row group; valid"):
+        load_images(config(file), 1)
+
+
+def test_labels_that_are_lists(tmp_path, config):
+    file = write(tmp_path / "a.parquet", image=[png(tmp_path, 5)], label=[["a", "b"]])
+    assert load_images(config(file), 1).labels is None
+    for keys in ({"label_column": "label"}, {"subset": {"label": "a"}}):
+        with pytest.raises(DataError, match="the column 'label' of .*a.parquet holds lists or structures"):
+            load_images(config(file, **keys), 1)
 
 
 @pytest.mark.parametrize("lie", [2**30, 2**31 - 1, 3])

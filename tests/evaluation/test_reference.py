@@ -4,6 +4,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gnunet.data import ImageTable
@@ -105,6 +106,42 @@ def test_torn_file_is_computed_anew(table, counted, tmp_path, damage):
     assert sum(counted.seen) == 2 * len(ROWS) and equal(first, second)
     if damage != "folder":
         assert path.read_bytes() == content
+
+
+def without_last_row(tensors, name):
+    return {**tensors, name: tensors[name][:-1].contiguous()}
+
+
+def with_nan(tensors, name):
+    tensors[name].view(-1)[-1] = torch.nan
+    return tensors
+
+
+def in_half_precision(tensors, name):
+    return {**tensors, name: tensors[name].half()}
+
+
+@pytest.mark.parametrize("alter", [without_last_row, with_nan, in_half_precision])
+@pytest.mark.parametrize("name", ["mean", "scatter", "kept", "kernel_sums"])
+def test_numbers_that_cannot_be_are_computed_anew(table, counted, tmp_path, alter, name):
+    first = reference_statistics(table, ROWS, counted, tmp_path)
+    [path] = tmp_path.glob("*.safetensors")
+    content = path.read_bytes()
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    save_file(alter(load_file(path), name), path, about)
+    second = reference_statistics(table, ROWS, counted, tmp_path)
+    assert sum(counted.seen) == 2 * len(ROWS) and equal(first, second)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("about", ["", "[]", "7", "[" * 100_000])
+def test_a_description_that_is_none_is_computed_anew(table, counted, tmp_path, about):
+    first = reference_statistics(table, ROWS, counted, tmp_path)
+    [path] = tmp_path.glob("*.safetensors")
+    save_file(load_file(path), path, {"about": about})
+    assert equal(first, reference_statistics(table, ROWS, counted, tmp_path))
+    assert sum(counted.seen) == 2 * len(ROWS)
 
 
 def test_folder_that_cannot_be_written(table, counted, tmp_path, caplog):

@@ -5,9 +5,14 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import benchmark_training
-from benchmarking import loops
+from benchmarking import loops, overhead
+from gnunet.data import TrainingExamples
+from gnunet.diffusion.flow import Flow
+from gnunet.training.ema import EMA
+from gnunet.training.metrics import JsonLines
 
 EAGER, ALL = ("gnunet", "diffusers"), loops.SIDES
 FLAGS = ("--diffusion.kind", "ddpm", "--data.class_conditional", "false", "--train.images", "1e6")
@@ -138,6 +143,52 @@ def test_targets():
         ("gnunet over diffusers, batch 128, >= 1.3", 1.3, True),
         ("gnunet over diffusers_compiled, batch 128, >= 1", None, None),
     ]
+
+
+def test_own_targets():
+    def case(name, **own):
+        return {"case": name, "batch_size": 24, "gnunet": own}
+
+    found = benchmark_training.own_targets(
+        [
+            case("cifar10", overhead_share=0.5, loader_examples_per_second=1.0),
+            case("small", overhead_share=0.03, loader_examples_per_second=9000.0),
+            case("small", status="failed"),
+            {"case": "small", "batch_size": 24, "diffusers": {}},
+        ]
+    )
+    assert [(one["target"], one["met"]) for one in found] == [
+        ("share of a step in forward, backward and optimizer, batch 24, >= 0.98", False),
+        ("examples/s of the loader alone, batch 24, >= 8000", True),
+    ]
+
+
+def test_own_work_is_all_but_the_networks(tiny, tmp_path, monkeypatch):
+    """By a clock that nothing but the parts of a step moves on."""
+    now = 0.0
+
+    def taking(seconds, owner, name):
+        function = getattr(owner, name)
+
+        def run(*arguments, **options):
+            nonlocal now
+            now += seconds
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, run)
+
+    monkeypatch.setattr(overhead._Watch, "_now", lambda self: now)
+    monkeypatch.setattr(overhead, "loader_speed", lambda session: 7.0)
+    taking(60, Flow, "loss")
+    taking(30, Accelerator, "backward")
+    taking(7, torch.optim.AdamW, "step")
+    taking(1, TrainingExamples, "__getitems__")
+    taking(2, EMA, "update")
+    taking(5, JsonLines, "write")  # to metrics.jsonl and to timing.jsonl, every other step
+    config = tiny("run", "--train.log_every", "16")
+    found = overhead.own_work(config, tmp_path, steps=10)
+    assert found == {"step_seconds": 100, "overhead_share": 0.08, "loader_examples_per_second": 7}
+    assert not list((tmp_path / "own_work" / "checkpoints").iterdir())
 
 
 def test_record_of_a_run(tiny_flags, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from gnunet.training import fit, launch
+from gnunet.untrusted import YAML_BYTES
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "evaluate.py"
@@ -241,6 +242,20 @@ class TestModels:
         finally:
             extra.unlink()
         assert "these are not the images that run-000000064 was trained on" in out
+
+    def test_a_reference_may_be_a_strangers_run(self, evaluate, trained, coarse, images, tmp_path):
+        stranger, elsewhere = tmp_path / "stranger", tmp_path / "elsewhere"
+        stranger.mkdir()
+        config, cache = (trained / "config.yaml").read_text(), str(tmp_path / "cache")
+        assert cache in config
+        (stranger / "config.yaml").write_text(config.replace(cache, str(elsewhere)))
+        _, of_stranger = evaluate(images, "--reference", stranger, *coarse)
+        assert not elsewhere.exists()
+        _, of_run = evaluate(images, "--reference", trained, *coarse)
+        assert of_stranger["reference"]["fingerprint"] == of_run["reference"]["fingerprint"]
+        (stranger / "config.yaml").write_text("#" * YAML_BYTES + config)
+        out, _ = evaluate(images, "--reference", stranger, *coarse, status=2)
+        assert f"config.yaml: is larger than {YAML_BYTES} bytes" in out
 
     def test_validation_loss(self, evaluate, trained, tmp_path):
         out, _ = evaluate(trained, "--validation_loss")

@@ -123,7 +123,7 @@ VARIANTS = {
     ),
     "norms made again in backward, classifier-free guidance in the grid, metrics of samples": (
         "true", "--model.recompute", "norm", "--data.label_drop", "0.5", "--sampling.guidance", "2",
-        "--train.sample_every", "0",
+        "--evaluate.every", "0", "--evaluate.num_images", "6", "--evaluate.metrics", "[kid_efficientnet_lite0]",
     ),
 }  # fmt: skip
 

@@ -3,8 +3,19 @@
 import math
 
 from gnunet.ablation.figures.scales import loss_axis, relative_axis
-from gnunet.ablation.figures.style import GREY, LIGHT, ROW, Picture, finish, new_figure, put_legend, rows_axis
-from gnunet.ablation.results import Condition, Results
+from gnunet.ablation.figures.style import (
+    DIVERGED,
+    GREY,
+    LIGHT,
+    MISSING,
+    ROW,
+    Picture,
+    finish,
+    new_figure,
+    put_legend,
+    rows_axis,
+)
+from gnunet.ablation.results import Results
 
 _LOOKS = {
     "validation_loss": {"label": "running statistics", "marker": "o", "color": "black"},
@@ -14,9 +25,9 @@ _LOOKS = {
 
 
 def draw(results: Results) -> Picture | None:
-    """The losses of each condition with batch-dependent norms; None where there is none."""
-    conditions = [c for c in results.conditions if _is_batch_dependent(results, c)]
-    if not conditions:
+    """The losses of each condition with batch-dependent norms; None where none of them has a loss."""
+    conditions = [condition for condition in results.conditions if results.is_batch_dependent(condition)]
+    if not any(math.isfinite(results.mean(condition, "validation_loss")) for condition in conditions):
         return None
     figure = new_figure(ROW * 1.3 * len(conditions) + 1.0)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -24,6 +35,10 @@ def draw(results: Results) -> Picture | None:
     for y, condition in enumerate(conditions):
         means = {metric: results.mean(condition, metric) for metric in _LOOKS}
         finite = [mean for mean in means.values() if math.isfinite(mean)]
+        if not finite:
+            for panel in (left, right):
+                panel.axhspan(y - 0.4, y + 0.4, **(DIVERGED if results.diverged(condition) else MISSING))
+            continue
         losses += finite
         left.plot([min(finite), max(finite)], [y, y], color=GREY, linewidth=0.8, zorder=1)
         for step, (metric, look) in zip((0, -0.16, 0.16), _LOOKS.items(), strict=True):
@@ -52,12 +67,6 @@ def draw(results: Results) -> Picture | None:
     caption = (
         "Final averaged weights on the same bank. Running: as in sampling. Precise: statistics estimated anew on "
         "training images. Batch: each batch's own, as in training. Right: paired by seed, with 95% intervals (see "
-        "Statistics)."
+        "Statistics). Crosshatched: diverged; hatched: missing."
     )
     return finish(figure, "train_eval_gap", "Training and evaluation statistics of batch-dependent norms", caption)
-
-
-def _is_batch_dependent(results: Results, condition: Condition) -> bool:
-    """Whether any of its cells has batch-dependent norms and a loss."""
-    dependent = any(record["batch_dependent"] for record in results.records(condition))
-    return dependent and math.isfinite(results.mean(condition, "validation_loss"))

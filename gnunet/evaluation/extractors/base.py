@@ -96,6 +96,9 @@ class Extractor:
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     """Read a file of weights: .safetensors, or torch's own format without code in it.
 
+    The file is one that the user names: torch's format has no code here, but its tensors may grow as they are
+    unpacked, without bound. Strangers' configurations name safetensors alone (see `harmless_config`).
+
     Raises:
         ConfigError: the file is missing, broken, or holds more than weights.
     """
