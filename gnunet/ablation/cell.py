@@ -65,7 +65,7 @@ def run_cell(name: str, config: Config, folder: Path) -> int:
             return status
     except DivergenceError as error:
         print(f"diverged: {error}")
-        diverged = error
+        diverged = error.with_traceback(None)  # which would keep the run's networks
     peak = _resident_mib()
 
     fresh_start()

@@ -22,6 +22,7 @@ from gnunet.ablation.runner import Failure, SideBySide, missing, run_together, s
 from gnunet.ablation.study import Study, load_study
 from gnunet.errors import ConfigError
 from gnunet.training.run_lock import RunLock
+from gnunet.training.sharding import is_asked_for
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,10 @@ class Laboratory:
             0 when all have a record, 1 when some ended in an error, 128 + signal number when a signal came.
 
         Raises:
-            ConfigError, CheckpointError: see `plan`; or another runner is at work in the folder.
+            ConfigError, CheckpointError: see `plan`; another runner is at work in the folder; or a launch for FSDP.
         """
+        if is_asked_for():
+            raise ConfigError("accelerate launch: given FSDP for an ablation; valid: one process or DDP")
         plan, records = self.plan(processes=int(os.environ.get("WORLD_SIZE", "1")))
         expected = Expected(plan, records)
         if launched_together():

@@ -109,8 +109,8 @@ class ParquetFiles(Tabular):
     def cells(self, column: str, rows: np.ndarray) -> Iterator[Any]:
         start = 0
         for part in self._parts(column):
-            chosen = rows[(rows >= start) & (rows < start + len(part))] - start
-            yield from (part[row].as_py() for row in chosen)
+            first, last = np.searchsorted(rows, (start, start + len(part)))
+            yield from (part[row].as_py() for row in rows[first:last] - start)
             start += len(part)
 
     def _parts(self, column: str) -> Iterator[pa.Array]:

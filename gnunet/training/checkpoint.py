@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 BEST = "best"
+MOST_PARTS = 4096
+"""Processes that may have written a checkpoint together; a stranger's cannot name more files to be read."""
 
 
 def files_of(parts: int) -> list[str]:
@@ -258,8 +260,15 @@ def _invalid(value: Any, entry: Field[Any]) -> str | None:
 
 
 def _parts(manifest: Collection[str]) -> int:
-    """How many processes wrote the tensors of the checkpoint with these files, if it is whole."""
-    return max(1, sum(name.startswith("model-") for name in manifest))
+    """How many processes wrote the tensors of the checkpoint with these files, if it is whole.
+
+    Raises:
+        CheckpointError: more than MOST_PARTS.
+    """
+    parts = sum(name.startswith("model-") for name in manifest)
+    if parts > MOST_PARTS:
+        raise CheckpointError(f"manifest.json names {parts} parts; valid: at most {MOST_PARTS}")
+    return max(1, parts)
 
 
 def stored(path: Path, kind: str) -> StoredTensors:

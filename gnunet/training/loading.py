@@ -167,7 +167,7 @@ def _open_checkpoint(path: Path, weights: str) -> Sampleable:
     try:
         check_fits(UNet2D, settings, stored(path, WEIGHTS[weights]).found)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {WEIGHTS[weights]}.safetensors and config.yaml: {error}") from None
+        raise CheckpointError(f"{path}: {WEIGHTS[weights]} and config.yaml: {error}") from None
     network = UNet2D(**settings)
     load_weights(path, WEIGHTS[weights], network)
     run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)

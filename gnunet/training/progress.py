@@ -1,7 +1,7 @@
 """What a run shows: a live view on a terminal, plain lines elsewhere, nothing on other ranks."""
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 
@@ -28,7 +28,7 @@ def decoding_lines() -> Callable[[int, int], None]:
     return show
 
 
-class LiveView:
+class LiveView(ABC):
     """A view that stands below the lines on a terminal, and is not there elsewhere; `_view` says what it shows.
 
     Subclasses set `_live` to what `_open` gives once all that `_view` shows is there.

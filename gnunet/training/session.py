@@ -178,10 +178,9 @@ class Session:
 
     def reducing_gradients(self, wanted: bool) -> AbstractContextManager:
         """Context in which a backward pass averages gradients over the processes, or leaves that to a later one."""
-        if self.sharding is not None:
-            self.unet.set_requires_gradient_sync(wanted)
+        if wanted or self.sharding is not None:  # FSDP adds to the rows of gradients at once, since it keeps no others
             return nullcontext()
-        return nullcontext() if wanted else self.accelerator.no_sync(self.network)
+        return self.accelerator.no_sync(self.network)
 
     def clip_gradients(self, max_norm: float) -> Tensor:
         """Clip the gradients of all processes together; their norm before, the same on every process."""
@@ -258,7 +257,9 @@ def build(config: Config, accelerator: Accelerator) -> Session:
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
     if sharding is not None:
-        network, optimizer = unet, accelerator.prepare_optimizer(adamw)
+        # For its autocast alone, which evaluation_mode leaves; Accelerate would shard on its own otherwise.
+        network = accelerator.prepare_model(unet, device_placement=False, evaluation_mode=True)
+        optimizer = accelerator.prepare_optimizer(adamw)
     else:
         with warnings.catch_warnings():
             # torch 2.13 has a new name for DDP's option, which torch 2.9 does not know.

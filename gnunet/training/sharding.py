@@ -60,8 +60,8 @@ class Sharding:
 
     @classmethod
     def of_launch(cls, accelerator: Accelerator) -> "Sharding | None":
-        """What this process was launched for; None where it is not FSDP, or there is one process."""
-        if not is_asked_for() or accelerator.num_processes == 1:
+        """What this process was launched for; None where it is not FSDP, or no launcher has started it."""
+        if not is_asked_for() or not torch.distributed.is_initialized():
             return None
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         return cls(mesh, bool(FullyShardedDataParallelPlugin().reshard_after_forward))

@@ -1,5 +1,6 @@
 """Work that the processes of a launch do together, or fail at together."""
 
+import errno
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,19 +20,20 @@ def on_all(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]
         What each process's work has returned, in the order of ranks, on every process.
 
     Raises:
-        GnunetError, OSError: on every process, what the first that failed has raised (a SafetensorError as OSError).
+        GnunetError, OSError: on every process, its own or what the first that failed has raised; a SafetensorError as
+            OSError. A DivergenceError cannot be sent.
     """
-    result = error = None
+    result = own = None
     try:
         result = work()
-    except SafetensorError as caught:  # cannot be sent
-        error = OSError(str(caught))
+    except SafetensorError as caught:  # cannot be sent, and is what its library makes of an error of the system
+        own = OSError(errno.EIO, str(caught))
     except (GnunetError, OSError) as caught:
-        error = caught
-    told = gather_object([(result, error)])
+        own = caught
+    told = gather_object([(result, own)])
     for _, error in told:
         if error is not None:
-            raise error
+            raise own or error  # its own has its traceback
     return [result for result, _ in told]
 
 

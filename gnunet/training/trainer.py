@@ -15,10 +15,12 @@ from safetensors import SafetensorError
 from gnunet.config import Config, to_yaml
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
 from gnunet.evaluation import validation_loss
+from gnunet.models import UNet2D
 from gnunet.training.accelerator import close, make_accelerator
 from gnunet.training.checkpoint import (
     TrainState,
     load_checkpoint,
+    load_weights,
     mark_best,
     newest_checkpoint,
     read_state,
@@ -34,7 +36,6 @@ from gnunet.training.evaluation import (
     shown_scores,
 )
 from gnunet.training.export import export_model, exported_images
-from gnunet.training.loading import open_sampleable
 from gnunet.training.messages import NAMED_EXAMPLES, is_lost_process, lost_words, shown, skipped
 from gnunet.training.progress import Display
 from gnunet.training.run_folder import RunFolder
@@ -325,7 +326,10 @@ def settle_checkpoints(run: RunFolder, config: Config, state: TrainState) -> Non
 
 def export(session: Session, run: RunFolder, state: TrainState, checkpoint: Path) -> None:
     """Write the averaged weights to the run's model/; those of a sharded run are read from its checkpoint."""
-    ema = session.ema.model if session.sharding is None else open_sampleable(checkpoint).network
+    ema = session.ema.model
+    if session.sharding is not None:
+        ema = UNet2D.from_config(session.unet.config).eval()
+        load_weights(checkpoint, "ema", ema)
     export_model(run.model, ema, session.process, images=state.images, data=session.data)
 
 

@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gnunet.ablation.laboratory import Laboratory
+from gnunet.config import unet_kwargs
 from gnunet.errors import CheckpointError, ConfigError
+from gnunet.models import UNet2D
 from gnunet.training import checkpoint as checkpoints
 from gnunet.training import sharding
 from gnunet.training.checkpoint import files_of, newest_checkpoint, stored
@@ -108,6 +111,51 @@ def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, t
 def stop_only(rank: int, stop_at: int) -> None:
     fsdp(rank, stop_at)
     del os.environ["ACCELERATE_USE_FSDP"]
+
+
+def in_bf16(rank: int) -> None:
+    """FSDP in a launch of one process, and an error where a convolution does not compute in bf16."""
+    fsdp(rank)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    step = Session.step
+
+    def watched(self, batches, images_seen, *, stop):
+        def check(module, arguments, output):
+            assert output.dtype == torch.bfloat16
+
+        hook = self.unet.mid_block.resnets[0].conv1.register_forward_hook(check)
+        result = step(self, batches, images_seen, stop=stop)
+        hook.remove()
+        return result
+
+    Session.step = watched
+
+
+def test_one_launched_process_in_bf16(tiny, run_ranks, tmp_path):
+    run_ranks(1, tiny("run", *FLAGS, "--train.images", "16", "--train.mixed_precision", "bf16"), in_bf16)
+    checkpoint = newest_checkpoint(tmp_path / "run/checkpoints")
+    weights, average = joined(checkpoint, "model"), joined(checkpoint, "ema")
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    torch.manual_seed(0)
+    assert any(not torch.equal(value, weights[name]) for name, value in average.items())
+    initial = UNet2D(**unet_kwargs(tiny("run"), 2)).state_dict()
+    assert all(not torch.equal(value, initial[name]) for name, value in average.items() if "conv" in name)
+
+
+def test_ablations_are_refused(monkeypatch, tmp_path):
+    for name, value in FSDP.items():
+        monkeypatch.setenv(name, value)
+    study = Path(__file__).parents[2] / "configs/ablations/smoke.yaml"
+    with pytest.raises(ConfigError, match="given FSDP for an ablation; valid: one process or DDP"):
+        Laboratory.open(study, budget=None, folder=tmp_path, only=[], flags={}).run(1, dry_run=True)
+
+
+def test_more_parts_than_a_launch_has_processes_are_not_looked_for(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({f"model-{i}": {} for i in range(5000)}))
+    with pytest.raises(CheckpointError, match="manifest.json names 5000 parts; valid: at most 4096"):
+        stored(tmp_path, "model")
+    with pytest.raises(CheckpointError, match="manifest.json is missing or damaged"):
+        checkpoints.check_whole(tmp_path)
 
 
 VARIANTS = {
