@@ -5,4 +5,4 @@ ruff check .
 ruff format --check --quiet .
 mypy
 # Two tests at a time on one core each, which is quicker than one on two.
-OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 "$@"
+OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist worksteal "$@"

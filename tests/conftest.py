@@ -1,7 +1,17 @@
-"""A tiny data set and configuration that train in about a second on one core."""
+"""A tiny data set and configuration that train in about a second on one core, and processes that train it.
 
+The processes are forked from one that has everything imported: a launcher's ranks without its seconds.
+"""
+
+import multiprocessing
 import os
+import resource
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +19,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from torch.distributed import TCPStore
 
 # Where there is no GPU, Triton's kernels run in its interpreter; it looks at this when they are defined.
 if not torch.cuda.is_available():
@@ -16,8 +27,11 @@ if not torch.cuda.is_available():
 
 from gnunet.cli import parse  # noqa: E402
 from gnunet.config import Config  # noqa: E402
+from gnunet.errors import run_program  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["gnunet.ablation.worker"])  # which has all that training needs
 
 TINY = """
 data: {resolution: 16, class_conditional: true, num_workers: 0, validation_images: 4}
@@ -44,6 +58,11 @@ sampling: {steps: 4, num_images: 6, batch_size: 4}
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that of several workers none is at one of them when the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """What a test draws does not depend on the tests before it."""
@@ -63,19 +82,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_flags(images: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Arguments of train.py for the tiny run named `name`, with more flags behind."""
-    file = tmp_path / "tiny.yaml"
+def flags_in(folder: Path, images: Path) -> Callable[..., list[str]]:
+    """`flags(name, *more)`: arguments of train.py for a tiny run in folder/name, with more flags behind."""
+    file = folder / "tiny.yaml"
     file.write_text(TINY)
 
     def flags(name: str, *more: str) -> list[str]:
         return [
-            "--config", str(file), "--data.source", str(images), "--data.cache_dir", str(tmp_path / "cache"),
-            "--run_dir", str(tmp_path / name), *more,
+            "--config", str(file), "--data.source", str(images), "--data.cache_dir", str(folder / "cache"),
+            "--run_dir", str(folder / name), *more,
         ]  # fmt: skip
 
     return flags
+
+
+@pytest.fixture
+def tiny_flags(images: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Arguments of train.py for the tiny run named `name`, with more flags behind."""
+    return flags_in(tmp_path, images)
 
 
 @pytest.fixture
@@ -84,9 +108,140 @@ def tiny(tiny_flags: Callable[..., list[str]]) -> Callable[..., Config]:
     return lambda name, *more: parse(tiny_flags(name, *more), default_config=ROOT / "none.yaml")
 
 
+@pytest.fixture(scope="session")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `run` of the tiny run at its end, for tests that only read it; it names no cache."""
+    from gnunet.training import fit  # takes seconds, which the tests of operators and norms need not wait for
+
+    folder = tmp_path_factory.mktemp("finished")
+    flags = flags_in(folder, images)("run", "--data.cache_dir", "null")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNUNET_CACHE", str(folder / "cache"))
+        assert fit(parse(flags, default_config=ROOT / "none.yaml")) == 0
+    forget_accelerate()
+    return folder / "run"
+
+
+def forget_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps process-wide state; each test starts without it."""
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerate()
+
+
+@pytest.fixture
+def little_memory() -> Callable[..., AbstractContextManager[None]]:
+    """A context in which no more than so many bytes beyond those the process has can be taken."""
+
+    @contextmanager
+    def limited(spare: int = 2**28) -> Iterator[None]:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + spare, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    return limited
+
+
+class Ranks(list[BaseProcess]):
+    """The processes of a launch, in the order of their ranks."""
+
+    def __init__(self, processes: list[BaseProcess], outputs: list[Path]) -> None:
+        super().__init__(processes)
+        self.outputs = outputs
+
+    def ended(self, seconds: float = 600) -> list[int | None]:
+        """Wait for all and give their exit statuses; None for one that goes on."""
+        end = time.monotonic() + seconds
+        for process in self:
+            process.join(max(0, end - time.monotonic()))
+        return [process.exitcode for process in self]
+
+    @property
+    def said(self) -> list[str]:
+        """What each has printed."""
+        return [path.read_text() if path.exists() else "" for path in self.outputs]
+
+
+def work_as_rank(
+    environment: dict[str, str], output: Path, work: Config | Callable[[], int], before: Callable | None, also: tuple
+) -> None:
+    """Train by a configuration, or run a program, as one process of a launch on CPUs."""
+    # The server that this was forked from has the signals and the environment of whichever test it was started in.
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    os.chdir(output.parent)
+    torch.set_num_threads(1)
+    if before is not None:
+        before(int(environment.get("RANK", "0")), *also)
+    if isinstance(work, Config):
+        from gnunet.training import fit
+
+        status = run_program(lambda: fit(work))
+    else:
+        status = work()
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+@pytest.fixture
+def start_ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
+    """`start_ranks(world, work, before, *also)`: the processes of a launch, each the leader of its process group.
+
+    `work` is the configuration of a run or a program that returns its exit status; each process first calls
+    `before(rank, *also)`.
+    """
+    started: list[BaseProcess] = []
+    stores: list[TCPStore] = []
+
+    def start(world: int, work: Config | Callable[[], int], before: Callable | None = None, *also: object) -> Ranks:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if world > 1:
+            # The store is ours, as it is a launcher's: no port is chosen that another process may take before a rank.
+            stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+            environment |= {
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(stores[-1].port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "true",
+            }  # fmt: skip
+        outputs = [tmp_path / f"{len(started) + rank}.out" for rank in range(world)]
+        ranks = []
+        for rank, output in enumerate(outputs):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+            arguments = (environment | own, output, work, before, also)
+            ranks.append(server.Process(target=work_as_rank, args=arguments))
+        started.extend(ranks)
+        for process in ranks:
+            process.start()
+        return Ranks(ranks, outputs)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def run_ranks(start_ranks: Callable[..., Ranks]) -> Callable[..., list[str]]:
+    """`run_ranks(world, work, before, *also, status=0)`: the same to the end; gives what each rank has printed."""
+
+    def run(*arguments: object, status: int = 0) -> list[str]:
+        ranks = start_ranks(*arguments)
+        assert ranks.ended() == [status] * len(ranks), "\n".join(ranks.said)
+        return ranks.said
+
+    return run

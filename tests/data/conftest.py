@@ -1,5 +1,3 @@
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +35,6 @@ def write_images():
         return folder
 
     return write
-
-
-@pytest.fixture
-def little_memory():
-    """A context in which no more than so many bytes beyond those the process has can be taken."""
-
-    @contextmanager
-    def limited(spare: int = 2**28):
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        before = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (used + spare, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, before)
-
-    return limited
 
 
 @pytest.fixture

@@ -144,9 +144,9 @@ def test_processes_at_once_decode_once(folder, config, own_cache):
     processes = [fork.Process(target=_load, args=(start, results, config(folder))) for _ in range(4)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=60) for _ in processes]
+    found = [results.get(timeout=600) for _ in processes]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=600)
     assert sorted(built for built, *_ in found) == [0, 0, 0, 1]
     assert all(rest == [[1, 2, 3], found[0][2]] for _, *rest in found)
     assert len(caches(own_cache)) == 1

@@ -127,7 +127,7 @@ def test_workers_survive_signals_to_the_process_group():
         start_new_session=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert (result.returncode, result.stdout) == (3, "100 True\n"), result.stderr
     assert "Traceback" not in result.stderr

@@ -306,7 +306,7 @@ def test_hub_names_offline(tmp_path):
     root = Path(gnunet.__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600
     )
     assert "data.source is 'nobody/nothing'" in result.stdout
     assert "Valid are noto_emoji, a folder" in result.stdout

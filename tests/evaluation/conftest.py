@@ -47,7 +47,7 @@ def launch() -> Callable:
     """Runs function(rank, world_size, gather) in threads, as the processes of a launch; gives every result."""
 
     def run(world_size: int, function: Callable) -> list:
-        barrier = threading.Barrier(world_size, timeout=60)
+        barrier = threading.Barrier(world_size, timeout=600)
         slots: list = [None] * world_size
         results: list = [None] * world_size
         errors: list[BaseException] = []

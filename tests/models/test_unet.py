@@ -118,12 +118,11 @@ def test_trains_under_autocast(small_config, inputs_for, dtype):
     assert (output - exact).abs().max() < 0.05
 
 
-@pytest.mark.slow
-def test_compiled_gradients_are_the_eager_ones(small_config, inputs_for, run, assert_all_close):
-    """torch 2.13's inductor zeroes gradients of UNet2DModel on a CPU unless layout_optimization is off."""
+def test_compiles_without_a_graph_break(small_config, inputs_for, run, assert_all_close):
+    """Forward and backward as the compiler traces them; inductor's code for them is training/test_compile.py's."""
     torch.compiler.reset()
     model, inputs = UNet2D(**small_config), inputs_for(small_config)
     expected = run(model, inputs)
-    model.compile(options={"layout_optimization": False}, fullgraph=True)
+    model.compile(fullgraph=True, backend="aot_eager")
     found = run(model, inputs)
     assert_all_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,43 +1,44 @@
 """sync_batch on several processes is batch on the union of their batches."""
 
-import subprocess
-import sys
+import os
+from functools import partial
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from gnunet.norms import make_norm, precise_statistics, set_noise_level
 
 PROCESSES = 2
-PROGRAM = """
-import sys
-import torch, torch.distributed as dist
-from gnunet.norms import make_norm, precise_statistics, set_noise_level
-
-folder, rank, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
-data = torch.load(f"{folder}/data.pt")
-part = slice(0, 3) if rank == 0 else slice(3, 5)
-results = {}
-for name in ("eager", "compiled", "precise"):
-    layer = make_norm({"kind": "sync_batch", "noise_edges": [1.0]}, 12, activation="silu").double()
-    layer.load_state_dict(data["state"])
-    set_noise_level(layer, data["timestep"][part])
-    if name == "precise":
-        precise_statistics(layer, [(data["x"][part],)])
-    else:
-        if name == "compiled":
-            layer.compile(fullgraph=True, backend="aot_eager")
-        x = data["x"][part].requires_grad_()
-        y = layer(x)
-        y.backward(data["dy"][part])
-        results[name] = {"y": y.detach(), "dx": x.grad, "dweight": layer.weight.grad}
-    results.setdefault(name, {})["state"] = layer.state_dict()
-torch.save(results, f"{folder}/{rank}.pt")
-dist.destroy_process_group()
-"""
 
 
-def test_two_processes_with_batches_of_different_sizes(draw, tmp_path):
+def work(folder: Path) -> int:
+    """Forward and backward of a layer on this process's part of the batch; leaves what comes of it in RANK.pt."""
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
+    data = torch.load(folder / "data.pt")
+    part = slice(0, 3) if rank == 0 else slice(3, 5)
+    results = {}
+    for name in ("eager", "compiled", "precise"):
+        layer = make_norm({"kind": "sync_batch", "noise_edges": [1.0]}, 12, activation="silu").double()
+        layer.load_state_dict(data["state"])
+        set_noise_level(layer, data["timestep"][part])
+        if name == "precise":
+            precise_statistics(layer, [(data["x"][part],)])
+        else:
+            if name == "compiled":
+                layer.compile(fullgraph=True, backend="aot_eager")
+            x = data["x"][part].requires_grad_()
+            y = layer(x)
+            y.backward(data["dy"][part])
+            results[name] = {"y": y.detach(), "dx": x.grad, "dweight": layer.weight.grad}
+        results.setdefault(name, {})["state"] = layer.state_dict()
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+    return 0
+
+
+def test_two_processes_with_batches_of_different_sizes(draw, run_ranks, tmp_path):
     def fresh():
         return make_norm({"kind": "batch", "noise_edges": [1.0]}, 12, activation="silu").double()
 
@@ -45,9 +46,7 @@ def test_two_processes_with_batches_of_different_sizes(draw, tmp_path):
     x[3:] += 4  # so that the processes' own means differ
     timestep = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0])  # a level that only the second process has
     torch.save({"x": x, "dy": dy, "timestep": timestep, "state": layer.state_dict()}, tmp_path / "data.pt")
-    commands = [[sys.executable, "-c", PROGRAM, str(tmp_path), str(rank), str(PROCESSES)] for rank in range(PROCESSES)]
-    running = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=120) for process in running] == [0] * PROCESSES
+    run_ranks(PROCESSES, partial(work, tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
 
     set_noise_level(layer, timestep)

@@ -1,12 +1,10 @@
 """scripts/evaluate.py as its users run it: models, folders, launches, interruptions, and what it refuses."""
 
-import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gnunet.training import fit, launch
+import evaluate as evaluate_script
+import sample
+from gnunet.training import launch
 from gnunet.untrusted import YAML_BYTES
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "evaluate.py"
 
 
 class Coarse(torch.nn.Module):
@@ -40,27 +37,16 @@ def coarse(tmp_path_factory):
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch, capsys):
     """Runs the script in this process, with the caches in the test's folder; gives its output and metrics.json."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setenv("GNUNET_CACHE", str(tmp_path / "cache"))
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def run(*arguments, status: int = 0, out: str = "out") -> tuple[str, dict]:
-        found = module.main([*map(str, arguments), "--out", str(tmp_path / out)])
+        found = evaluate_script.main([*map(str, arguments), "--out", str(tmp_path / out)])
         output = capsys.readouterr()
         assert found == status, output.err
         file = tmp_path / out / "metrics.json"
         return output.out + output.err, json.loads(file.read_text()) if file.exists() else {}
 
     return run
-
-
-@pytest.fixture
-def trained(tiny, tmp_path):
-    """A finished tiny run."""
-    fit(tiny("run"))
-    return tmp_path / "run"
 
 
 @pytest.fixture
@@ -185,82 +171,79 @@ class TestFolders:
 
 
 class TestModels:
-    def test_is_what_its_samples_folder_gives(self, evaluate, trained, coarse, tmp_path):
+    def test_is_what_its_samples_folder_gives(self, evaluate, finished, coarse, tmp_path):
         """Image i is sample.py's: a run and the folder of its samples measure the same."""
-        out, record = evaluate(trained, "--num_images", 10, *coarse)
+        out, record = evaluate(finished, "--num_images", 10, *coarse)
         assert record["images"] == {
             "resolution": 16, "channels": 3, "sampler": "euler", "steps": 4, "guidance": 1.0, "batch_size": 4,
             "seeds": [0],
         }  # fmt: skip
         assert record["reference"]["num_images"] == 16 and record["num_images"] == 10
         assert "run-000000064 (euler, 4 steps, guidance 1, seed 0): n = 10" in out
-        spec = importlib.util.spec_from_file_location("sample_script", ROOT / "scripts" / "sample.py")
-        sample = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sample)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            assert sample.main([str(trained), "--num_images", "10", "--out", str(tmp_path / "samples")]) == 0
+            assert sample.main([str(finished), "--num_images", "10", "--out", str(tmp_path / "samples")]) == 0
         finally:
             torch.set_num_threads(threads)
-        _, of_folder = evaluate(tmp_path / "samples", "--reference", trained, *coarse)
+        _, of_folder = evaluate(tmp_path / "samples", "--reference", finished, *coarse)
         assert of_folder["num_images"] == 10  # the grid beside them is no sample
         assert means(of_folder) == pytest.approx(means(record), rel=1e-9)
         assert of_folder["reference"]["fingerprint"] == record["reference"]["fingerprint"]
 
-    def test_settings_and_seeds(self, evaluate, trained, coarse):
-        _, plain = evaluate(trained, "--num_images", 6, *coarse)
-        _, again = evaluate(trained / "checkpoints" / "000000064", "--num_images", 6, *coarse)
+    def test_settings_and_seeds(self, evaluate, finished, coarse):
+        _, plain = evaluate(finished, "--num_images", 6, *coarse)
+        _, again = evaluate(finished / "checkpoints" / "000000064", "--num_images", 6, *coarse)
         assert again["metrics"] == plain["metrics"]
-        _, twice = evaluate(trained, "--num_images", 6, *coarse, "--repeat", 2)
+        _, twice = evaluate(finished, "--num_images", 6, *coarse, "--repeat", 2)
         assert twice["images"]["seeds"] == [0, 1]
         assert twice["metrics"]["fd_coarse"]["values"][0] == plain["metrics"]["fd_coarse"]["mean"]
-        _, second = evaluate(trained, "--num_images", 6, *coarse, "--seed", 1)
+        _, second = evaluate(finished, "--num_images", 6, *coarse, "--seed", 1)
         assert twice["metrics"]["fd_coarse"]["values"][1] == second["metrics"]["fd_coarse"]["mean"]
         for flags in (["--steps", 2], ["--sampler", "heun"], ["--guidance", 3], ["--weights", "raw"]):
-            _, other = evaluate(trained, "--num_images", 6, *coarse, *flags)
+            _, other = evaluate(finished, "--num_images", 6, *coarse, *flags)
             assert other["metrics"] != plain["metrics"]
         assert other["name"] == "run-000000064-raw"
 
-    def test_diffusers_folders_and_other_references(self, evaluate, trained, coarse, images, pictures):
+    def test_diffusers_folders_and_other_references(self, evaluate, finished, coarse, images, pictures):
         flags = ["--num_images", 6, "--steps", 4, "--batch_size", 4, *coarse]
-        _, exported = evaluate(trained / "model", *flags, "--reference", images)
-        _, run = evaluate(trained, *flags, "--reference", images)
+        _, exported = evaluate(finished / "model", *flags, "--reference", images)
+        _, run = evaluate(finished, *flags, "--reference", images)
         assert exported["metrics"] == run["metrics"] and run["reference"]["num_images"] == 20
-        out, _ = evaluate(trained / "model", *flags, status=2)
+        out, _ = evaluate(finished / "model", *flags, status=2)
         assert "--reference: needed, since model does not know its training images" in out
-        out, _ = evaluate(pictures("small"), "--reference", trained, *coarse, status=2)
+        out, _ = evaluate(pictures("small"), "--reference", finished, *coarse, status=2)
         assert "trains on RGB images of 16 x 16, but small has RGB images of 8 x 8" in out
-        out, _ = evaluate(trained, *coarse, "--sampler", "ddim", status=2)
+        out, _ = evaluate(finished, *coarse, "--sampler", "ddim", status=2)
         assert "flow has no sampler 'ddim'; valid: euler, heun" in out
 
-    def test_other_training_images_are_refused(self, evaluate, trained, coarse, images):
+    def test_other_training_images_are_refused(self, evaluate, finished, coarse, images):
         extra = images / "dark" / "new.png"
         Image.new("RGB", (16, 16)).save(extra)
         try:
-            out, _ = evaluate(trained, "--num_images", 6, *coarse, status=2)
+            out, _ = evaluate(finished, "--num_images", 6, *coarse, status=2)
         finally:
             extra.unlink()
         assert "these are not the images that run-000000064 was trained on" in out
 
-    def test_a_reference_may_be_a_strangers_run(self, evaluate, trained, coarse, images, tmp_path):
+    def test_a_reference_may_be_a_strangers_run(self, evaluate, finished, coarse, images, tmp_path):
         stranger, elsewhere = tmp_path / "stranger", tmp_path / "elsewhere"
         stranger.mkdir()
-        config, cache = (trained / "config.yaml").read_text(), str(tmp_path / "cache")
-        assert cache in config
-        (stranger / "config.yaml").write_text(config.replace(cache, str(elsewhere)))
+        config = (finished / "config.yaml").read_text()
+        assert "cache_dir: null" in config
+        (stranger / "config.yaml").write_text(config.replace("cache_dir: null", f"cache_dir: {elsewhere}"))
         _, of_stranger = evaluate(images, "--reference", stranger, *coarse)
         assert not elsewhere.exists()
-        _, of_run = evaluate(images, "--reference", trained, *coarse)
+        _, of_run = evaluate(images, "--reference", finished, *coarse)
         assert of_stranger["reference"]["fingerprint"] == of_run["reference"]["fingerprint"]
         (stranger / "config.yaml").write_text("#" * YAML_BYTES + config)
         out, _ = evaluate(images, "--reference", stranger, *coarse, status=2)
         assert f"config.yaml: is larger than {YAML_BYTES} bytes" in out
 
-    def test_validation_loss(self, evaluate, trained, tmp_path):
-        out, _ = evaluate(trained, "--validation_loss")
+    def test_validation_loss(self, evaluate, finished, tmp_path):
+        out, _ = evaluate(finished, "--validation_loss")
         record = json.loads((tmp_path / "out" / "validation_loss.json").read_text())
-        logged = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+        logged = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
         assert record["bank"]["fingerprint"].startswith(logged["validation_bank"]) and logged["validation_bank"] in out
         averaged, raw = record["weights"]["ema"], record["weights"]["raw"]
         assert averaged["validation_loss"] == pytest.approx(logged["validation_loss"], rel=1e-6)
@@ -271,42 +254,29 @@ class TestModels:
         assert f"{averaged['validation_loss']:.5f}" in out
 
 
-def start(*command: str, cwd: Path) -> subprocess.Popen:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "GNUNET_CACHE": str(cwd / "cache")}
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_1_2_and_4_processes_give_the_same_bytes(evaluate, trained, coarse, tmp_path):
-    arguments = [str(trained), "--num_images", "18", "--repeat", "2", "--nearest", "2", *coarse]
+def test_1_2_and_4_processes_give_the_same_bytes(evaluate, finished, coarse, run_ranks, tmp_path):
+    arguments = [str(finished), "--num_images", "18", "--repeat", "2", "--nearest", "2", *coarse]
     evaluate(*arguments, out="1")
-    for processes in ("2", "4"):
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes]
-        process = start(*launch, str(SCRIPT), *arguments, "--out", processes, cwd=tmp_path)
-        out, err = process.communicate(timeout=280)
-        assert process.returncode == 0, f"{out}\n{err}"
-        assert out.count("run-000000064 (euler") == 1  # one process prints
+    for processes in (2, 4):
+        out = tmp_path / str(processes)
+        said = run_ranks(processes, partial(evaluate_script.main, [*arguments, "--out", str(out)]))
+        assert [text.count("run-000000064 (euler") for text in said] == [1] + [0] * (processes - 1)
         for name in ("metrics.json", "nearest.png"):
-            assert (tmp_path / processes / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
+            assert (out / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_evaluation_starts_again(evaluate, trained, coarse, tmp_path, number):
-    command = [str(trained), "--num_images", "120", "--steps", "2000", *coarse]
-    process = start(sys.executable, str(SCRIPT), *command, "--out", "killed", cwd=tmp_path)
-    for _ in range(1200):
-        if process.poll() is not None or list((tmp_path / "cache").glob("reference-*.safetensors")):
-            break
+def test_a_killed_evaluation_starts_again(evaluate, finished, coarse, start_ranks, tmp_path, number):
+    command = [str(finished), "--num_images", "120", "--steps", "2000", *coarse]
+    killed = [*command, "--out", str(tmp_path / "killed")]
+    (process,) = ranks = start_ranks(1, partial(evaluate_script.main, killed))
+    end = time.monotonic() + 600
+    while not list((tmp_path / "cache").glob("reference-*.safetensors")):
+        assert process.is_alive() and time.monotonic() < end, ranks.said
         time.sleep(0.05)
-    assert process.poll() is None, process.communicate()
     time.sleep(0.5)  # it samples
-    os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else -number) and "Traceback" not in err
+    os.kill(process.pid, number)
+    assert ranks.ended() == [130 if number == signal.SIGINT else -number] and "Traceback" not in ranks.said[0]
     assert list((tmp_path / "killed").iterdir()) == []
     command[2], command[4] = "10", "4"
     _, after = evaluate(*command, out="killed")
@@ -315,7 +285,7 @@ def test_a_killed_evaluation_starts_again(evaluate, trained, coarse, tmp_path, n
     assert after == fresh
 
 
-def test_a_plain_start_takes_the_cores(evaluate, trained, coarse, monkeypatch):
+def test_a_plain_start_takes_the_cores(evaluate, finished, coarse, monkeypatch):
     """On a CPU, a process for each 128 images; never where a launcher has decided."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3), raising=False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
@@ -329,11 +299,12 @@ def test_a_plain_start_takes_the_cores(evaluate, trained, coarse, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         monkeypatch.delenv(name)
-    evaluate(trained, "--num_images", 150, "--repeat", 2, *coarse)
-    evaluate(trained, "--num_images", 5000, *coarse)
+    evaluate(finished, "--num_images", 150, "--repeat", 2, *coarse)
+    evaluate(finished, "--num_images", 5000, *coarse)
     assert started == [2, 3]
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    monkeypatch.setattr("gnunet.training.evaluation.Sampleable.sample", lambda self, indices, _: np.random.default_rng(
-        len(indices)).integers(0, 256, (len(indices), 16, 16, 3), np.uint8))  # fmt: skip
-    evaluate(trained, "--num_images", 300, *coarse)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), np.uint8)
+    sample = "gnunet.training.evaluation.Sampleable.sample"
+    monkeypatch.setattr(sample, lambda self, indices, *_, **__: noise[: len(indices)])
+    evaluate(finished, "--num_images", 300, *coarse)
     assert len(started) == 2

@@ -1,4 +1,4 @@
-"""train.compile computes what eager training computes, for the U-Net of every shipped configuration."""
+"""train.compile computes what eager training computes, for each kind of U-Net of the shipped configurations."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gnunet.cli import parse
-from gnunet.config import unet_kwargs
+from gnunet.config import Config, unet_kwargs
 from gnunet.data import Purpose, generator
 from gnunet.diffusion import make_process
 from gnunet.errors import ConfigError
@@ -14,47 +14,58 @@ from gnunet.models import UNet2D
 from gnunet.training import fit
 from gnunet.training.session import compile_network
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SIZES = ("in_channels", "out_channels", "norm_eps", "num_class_embeds")
+"""Settings of a tiny network that make it no other kind of network."""
 
 
-def narrow(keys: dict) -> dict:
-    """The same kinds of blocks, as few and as narrow as keep its proportions and its groups' sizes."""
-    groups = keys["norm_num_groups"]
-    factor = max(f for f in (1, 2, 4, 8) if groups % f == 0 and all(c % f == 0 for c in keys["block_out_channels"]))
-    head = keys["attention_head_dim"]
-    return keys | {
-        "block_out_channels": [channels // factor for channels in keys["block_out_channels"]],
-        "norm_num_groups": groups // factor,
-        "norm": keys["norm"] | {"groups": groups // factor},
-        "attention_head_dim": head and max(head // factor, 1),
+def tiny_network(file: Path) -> tuple[Config, dict]:
+    """A configuration, and the keys of a network with one block of each of its kinds, of the size of the tiny run's.
+
+    One size for all, since inductor then finds most of its kernels compiled.
+    """
+    config = parse(["--config", str(file)], default_config=file)
+    keys = unet_kwargs(config, 3 if config.data.class_conditional else None)
+    return config, keys | {
+        "down_block_types": list(dict.fromkeys(keys["down_block_types"])),
+        "up_block_types": list(dict.fromkeys(keys["up_block_types"])),
+        "block_out_channels": [8, 16],
         "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "norm": keys["norm"] | {"groups": 4},
+        "attention_head_dim": keys["attention_head_dim"] and 8,
         "sample_size": 16,
+        "dropout": 0.0,  # its masks are drawn in another order when compiled
     }
 
 
+def kinds() -> list[Path]:
+    """The first shipped configuration with each kind of network."""
+    files = {}
+    for file in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
+        _, keys = tiny_network(file)
+        kind = {name: value for name, value in keys.items() if name not in SIZES} | {"norm": keys["norm"]["kind"]}
+        files.setdefault(str(kind), file)
+    return list(files.values())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", kinds(), ids=lambda file: file.stem)
 def test_compiled_gradients_are_the_eager_ones(file):
-    config = parse(["--config", str(file)], default_config=file)
-    classes = 3 if config.data.class_conditional else None
+    config, keys = tiny_network(file)
     process = make_process(config.diffusion)
     torch.manual_seed(0)
-    unet = UNet2D(**narrow(unet_kwargs(config, classes))).train()
+    unet = UNet2D(**keys).train()
     draws = generator(0, Purpose.NOISE, 0)
-    shape = (2, config.model.in_channels, 16, 16)
+    shape = (8, config.model.in_channels, 16, 16)
     images, noise = (torch.from_numpy(draws.standard_normal(shape)).float() for _ in range(2))
-    level = process.level(torch.tensor([0.3, 0.7], dtype=torch.float64))
-    labels = None if classes is None else torch.tensor([0, 1])
+    level = process.level(torch.linspace(0.1, 0.9, 8, dtype=torch.float64))
+    labels = torch.arange(8) % 3 if config.data.class_conditional else None
 
     def gradients() -> dict[str, torch.Tensor]:
         unet.zero_grad()
-        torch.manual_seed(1)
         process.loss(unet, images, noise, level, labels).sum().backward()
         return {name: p.grad.clone() for name, p in unet.named_parameters()}
 
-    for module in unet.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0  # its masks are drawn in another order when compiled
     eager = gradients()
     torch.compiler.reset()
     compile_network(unet, torch.device("cpu"))

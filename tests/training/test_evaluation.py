@@ -97,12 +97,11 @@ def quiet() -> progress.Display:
     return progress.Display(images=0, total=1, run_dir="", enabled=False)
 
 
-def test_evaluation_changes_nothing_of_the_training(tiny, evaluated, tmp_path):
-    fit(tiny("without"))
+def test_evaluation_changes_nothing_of_the_training(evaluated, finished, tmp_path):
     fit(evaluated("with"))
     final = "checkpoints/000000064/ema.safetensors"
-    assert (tmp_path / "with" / final).read_bytes() == (tmp_path / "without" / final).read_bytes()
-    assert [line for line in lines(tmp_path / "with") if NAME not in line] == lines(tmp_path / "without")
+    assert (tmp_path / "with" / final).read_bytes() == (finished / final).read_bytes()
+    assert [line for line in lines(tmp_path / "with") if NAME not in line] == lines(finished)
 
 
 @pytest.mark.parametrize(("what", "rounds"), [("training images", 1), ("samples", 1), ("samples", 3)])
@@ -233,10 +232,9 @@ class TestBest:
             open_sampleable(folder / "best")
 
 
-def test_weights_as_they_train_can_be_opened(tiny, tmp_path):
-    fit(tiny("run"))
-    averaged, raw = open_sampleable(tmp_path / "run"), open_sampleable(tmp_path / "run", "raw")
+def test_weights_as_they_train_can_be_opened(finished):
+    averaged, raw = open_sampleable(finished), open_sampleable(finished, "raw")
     assert (averaged.name, raw.name) == ("run-000000064", "run-000000064-raw")
     assert not torch.equal(averaged.network.conv_in.weight, raw.network.conv_in.weight)
     with pytest.raises(CheckpointError, match="one kind of weights; valid: ema"):
-        open_sampleable(tmp_path / "run" / "model", "raw")
+        open_sampleable(finished / "model", "raw")

@@ -5,11 +5,10 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +44,17 @@ SPARE = 2**30
 """Bytes that reading something may take beyond what the process has; what is asked for is a thousand times that."""
 
 
-@contextmanager
-def little_memory() -> Iterator[None]:
-    """No room for anything large."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+@pytest.fixture
+def assert_refused(little_memory: Callable[..., AbstractContextManager[None]]) -> Callable[..., None]:
+    """`assert_refused(path, *words, opened=open_sampleable)`: by an error with these words, without taking memory."""
 
+    def check(path: Path, *words: str, opened: Callable[[Path], Any] = open_sampleable) -> None:
+        with little_memory(SPARE), pytest.raises(GnunetError) as caught:
+            opened(path)
+        text = str(caught.value)
+        assert len(text) < 3000 and not [word for word in words if word not in text], text
 
-def assert_refused(path: Path, *words: str, opened: Callable[[Path], Any] = open_sampleable) -> None:
-    with little_memory(), pytest.raises(GnunetError) as caught:
-        opened(path)
-    text = str(caught.value)
-    assert len(text) < 3000 and not [word for word in words if word not in text], text
+    return check
 
 
 def config_of(**sections: Any) -> Config:
@@ -146,7 +139,7 @@ def test_a_pickle_of_these_would_run(tmp_path):
 
 @pytest.mark.parametrize("kind", ["plain", "torch"])
 @pytest.mark.parametrize("name", [*FILES, "manifest.json", "../best"])
-def test_no_pickle_is_read_under_a_name_of_a_checkpoint(checkpoint, tmp_path, name, kind):
+def test_no_pickle_is_read_under_a_name_of_a_checkpoint(assert_refused, checkpoint, tmp_path, name, kind):
     (checkpoint / name).write_bytes(pickles(tmp_path / "marker")[kind])
     if name in FILES:
         seal(checkpoint)
@@ -170,13 +163,13 @@ def test_no_pickle_is_read_under_a_name_of_a_checkpoint(checkpoint, tmp_path, na
     ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json", "gnunet.json",
      "unet/diffusion_pytorch_model.safetensors.index.json"],
 )  # fmt: skip
-def test_no_pickle_is_read_under_a_name_of_a_diffusers_folder(exported, tmp_path, name, kind):
+def test_no_pickle_is_read_under_a_name_of_a_diffusers_folder(assert_refused, exported, tmp_path, name, kind):
     (exported / name).write_bytes(pickles(tmp_path / "marker")[kind])
     assert_refused(exported, Path(name).name)
     assert not (tmp_path / "marker").exists()
 
 
-def test_no_pickle_is_read_beside_what_is_whole(checkpoint, exported, tmp_path):
+def test_no_pickle_is_read_beside_what_is_whole(assert_refused, checkpoint, exported, tmp_path):
     for content in pickles(tmp_path / "marker").values():
         for suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
             for stem in ("model", "ema", "optimizer", "state", "random_states_0", "scheduler"):
@@ -215,7 +208,7 @@ def test_a_checkpoint_names_no_code_to_run_and_no_folder_to_write_to(checkpoint,
 
 
 @pytest.mark.parametrize("name", ["../../other", "/etc", "..", "", "²", "8/../../x", 8, None, ["000000008"]])
-def test_best_names_a_checkpoint_beside_it(checkpoint, name):
+def test_best_names_a_checkpoint_beside_it(assert_refused, checkpoint, name):
     best = checkpoint.parent / "best"
     best.write_text(json.dumps({"checkpoint": name}))
     assert_refused(best, str(best), "a checkpoint beside it")
@@ -232,7 +225,7 @@ def test_folders_that_are_named_by_no_number_are_no_checkpoints(checkpoint):
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../unet/x.safetensors", "..", "evil.bin", "evil", "a\\b.safetensors", 3]
 )
-def test_shards_lie_beside_their_index_and_are_safetensors(exported, tmp_path, name):
+def test_shards_lie_beside_their_index_and_are_safetensors(assert_refused, exported, tmp_path, name):
     unet = exported / "unet"
     (unet / "evil.bin").write_bytes(pickles(tmp_path / "marker")["torch"])
     keys = load_file(unet / "diffusion_pytorch_model.safetensors")
@@ -254,7 +247,7 @@ def test_shards_that_belong_together_load(exported):
     assert all(torch.equal(found[name], value) for name, value in plain.items())
 
 
-def test_links_are_followed_to_files_alone(checkpoint, tmp_path):
+def test_links_are_followed_to_files_alone(assert_refused, checkpoint, tmp_path):
     """A download's cache is made of links; a device or a pipe would be read for ever."""
     for name in FILES:
         shutil.move(checkpoint / name, tmp_path / name)
@@ -299,7 +292,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("content", LIES.values(), ids=LIES)
-def test_headers_that_lie(checkpoint, exported, content):
+def test_headers_that_lie(assert_refused, checkpoint, exported, content):
     (checkpoint / "ema.safetensors").write_bytes(content)
     seal(checkpoint)
     assert_refused(checkpoint, str(checkpoint), "ema.safetensors")
@@ -307,7 +300,7 @@ def test_headers_that_lie(checkpoint, exported, content):
     assert_refused(exported, str(exported / "unet"))
 
 
-def test_tensors_of_another_type_or_shape_are_refused_before_anything_is_changed(checkpoint):
+def test_tensors_of_another_type_or_shape_are_refused_before_anything_is_changed(assert_refused, checkpoint):
     network, averaged = (UNet2D(**unet_kwargs(config_of(), 2)) for _ in range(2))
     optimizer = torch.optim.AdamW(network.parameters())
     before = copy.deepcopy(network.state_dict())
@@ -358,7 +351,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize(("sections", "words"), CONFIGS.values(), ids=CONFIGS)
-def test_configs_without_bounds(checkpoint, sections, words):
+def test_configs_without_bounds(assert_refused, checkpoint, sections, words):
     tree = {"data": {"resolution": 16, "class_conditional": True}, "model": MODEL, "diffusion": {"kind": "flow"}}
     (checkpoint / "config.yaml").write_text(json.dumps({**tree, **sections}))
     seal(checkpoint)
@@ -385,7 +378,7 @@ YAML = {
 
 
 @pytest.mark.parametrize(("text", "words"), YAML.values(), ids=YAML)
-def test_yaml_that_grows(checkpoint, text, words):
+def test_yaml_that_grows(assert_refused, checkpoint, text, words):
     (checkpoint / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     seal(checkpoint)
     assert_refused(checkpoint, "config.yaml")
@@ -417,7 +410,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("key", STATES)
-def test_states_of_other_types(checkpoint, key):
+def test_states_of_other_types(assert_refused, checkpoint, key):
     text = (checkpoint / "state.json").read_text()
     for value in STATES[key]:
         (checkpoint / "state.json").write_text(text)
@@ -431,7 +424,7 @@ JSONS = [b"", b"[]", b"1", b"null", b"[" * 100_000, b'{"a":' * 100_000, b'{"imag
 
 
 @pytest.mark.parametrize("name", ["state.json", "manifest.json", "../best"])
-def test_json_that_is_none(checkpoint, name):
+def test_json_that_is_none(assert_refused, checkpoint, name):
     for content in JSONS:
         (checkpoint / name).write_bytes(content)
         if name == "state.json":
@@ -440,7 +433,7 @@ def test_json_that_is_none(checkpoint, name):
 
 
 @pytest.mark.parametrize("entry", [None, 1, "x", [], {"bytes": "8"}, {"bytes": 2**62, "sha256": ""}, {"bytes": None}])
-def test_manifests_of_other_types(checkpoint, entry):
+def test_manifests_of_other_types(assert_refused, checkpoint, entry):
     change(checkpoint / "manifest.json", **{"ema.safetensors": entry, "../../x": {"bytes": 1}})
     assert_refused(checkpoint, "ema.safetensors")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
@@ -491,7 +484,7 @@ UNETS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("key", UNETS)
-def test_unet_configs_without_bounds(exported, key):
+def test_unet_configs_without_bounds(assert_refused, exported, key):
     file = exported / "unet" / "config.json"
     text = file.read_text()
     for value in UNETS[key]:
@@ -500,7 +493,7 @@ def test_unet_configs_without_bounds(exported, key):
         assert_refused(exported, str(exported))
 
 
-def test_a_class_count_that_no_weight_bounds(exported):
+def test_a_class_count_that_no_weight_bounds(assert_refused, exported):
     """With these class embeddings no tensor has a row for each class."""
     change(exported / "unet" / "config.json", class_embed_type="identity", num_class_embeds=10**12)
     assert_refused(exported, "num_class_embeds")
@@ -517,7 +510,7 @@ SCHEDULERS: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("key", SCHEDULERS)
 @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "DDPMScheduler", "EDMEulerScheduler"])
-def test_schedulers_without_bounds(exported, key, name):
+def test_schedulers_without_bounds(assert_refused, exported, key, name):
     file = exported / "scheduler" / "scheduler_config.json"
     text = file.read_text()
     foreign = {"shift": ("Flow",), "num_train_timesteps": ("Flow", "DDPM")}.get(key, ("",))
@@ -529,7 +522,7 @@ def test_schedulers_without_bounds(exported, key, name):
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json", "gnunet.json"])
-def test_json_that_is_none_in_a_diffusers_folder(exported, name):
+def test_json_that_is_none_in_a_diffusers_folder(assert_refused, exported, name):
     for content in JSONS:
         (exported / name).write_bytes(content)
         assert_refused(exported, Path(name).name)
@@ -539,15 +532,15 @@ def test_json_that_is_none_in_a_diffusers_folder(exported, name):
 
 
 @pytest.mark.parametrize("about", [{"class_counts": [1] * 5, "class_names": ["x"] * 5}, {"class_counts": None}, {}])
-def test_classes_that_the_network_does_not_have(exported, about):
+def test_classes_that_the_network_does_not_have(assert_refused, exported, about):
     (exported / "gnunet.json").write_text(json.dumps({"images": 8, "class_names": None, **about}))
     assert_refused(exported, "gnunet.json")
 
 
-def test_what_nobody_touched_opens(whole):
+def test_what_nobody_touched_opens(little_memory, whole):
     weights = load_file(whole / "checkpoints" / "000000008" / "ema.safetensors")
     for path in (whole, whole / "checkpoints" / "000000008"):
-        with little_memory():
+        with little_memory(SPARE):
             found = open_sampleable(path)
         assert all(torch.equal(found.network.state_dict()[name], value) for name, value in weights.items())
         assert found.class_counts == [1, 2] and found.null_label == 2 and found.resolution == 16

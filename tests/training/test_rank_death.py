@@ -1,11 +1,14 @@
 """A process of several dies or hangs: the others say so and end, and the same command goes on."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
 from gnunet.training.session import Session
 
+LOST = r"Connection (closed|reset|refused)|Broken pipe"
+"""What gloo and the system say of a peer that has died: which of these depends on what was under way."""
 EXACT = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
 
 
@@ -33,16 +36,16 @@ def final(run: Path) -> dict[str, bytes]:
 
 def test_the_others_say_so_and_end_and_the_run_goes_on(tiny, start_ranks, run_ranks, tmp_path):
     """One killed, the main one killed, one hung, found within train.timeout; the relaunch ends with the same bits."""
-    flags = ["--train.timeout", "10", "--train.sample_every", "0", "--train.validate_every", "0"]
+    flags = ["--train.timeout", "20", "--train.sample_every", "0", "--train.validate_every", "0"]
     run_ranks(2, tiny("whole", *flags))
     fates = [("killed", 1, signal.SIGKILL), ("main", 0, signal.SIGKILL), ("hung", 1, signal.SIGSTOP)]
     for name, doomed, number in fates:
         ranks, other = start_ranks(2, tiny(name, *flags), signal_itself, doomed, number, 32), 1 - doomed
-        ranks[other].join(60)
+        ranks[other].join(600)
         said = ranks.said[other]
         assert ranks[other].exitcode == 2, said
-        reason = "Timed out waiting" if name == "hung" else "Connection closed by peer"
-        assert f"error: another process of this run has ended or does not answer ({reason}" in said
+        reason = re.search(r"error: another process of this run has ended or does not answer \((.+)\); the", said)
+        assert reason and re.search("Timed out waiting" if name == "hung" else LOST, reason[1]), said
         assert "the same command goes on from the newest checkpoint" in said and "Traceback" not in said
         assert ("[rank 1] error: " in said) == (other == 1)
         ranks[doomed].kill()
