@@ -77,4 +77,4 @@ def test_cifar10_is_the_network_of_the_paper() -> None:
 def test_accelerate_reads_the_launchers(path: Path) -> None:
     launcher = load_config_from_file(str(path))
     assert launcher.use_cpu == path.stem.startswith("cpu")
-    assert launcher.num_processes == {"cpu_2": 2, "ddp": 8}.get(path.stem, 1)
+    assert launcher.num_processes == {"cpu_2": 2, "ddp": 8, "fsdp2": 8, "zero2": 8}.get(path.stem, 1)

@@ -164,10 +164,11 @@ def _open_checkpoint(path: Path, weights: str) -> Sampleable:
         raise CheckpointError(f"{path / 'state.json'}: data lacks the fingerprint of the images")
     counts = classes["class_counts"]
     settings = unet_kwargs(config, None if counts is None else len(counts))
+    tensors = stored(path, WEIGHTS[weights])
     try:
-        check_fits(UNet2D, settings, stored(path, WEIGHTS[weights]).found)
+        check_fits(UNet2D, settings, tensors.found)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {WEIGHTS[weights]} and config.yaml: {error}") from None
+        raise CheckpointError(f"{path}: {tensors.files[0].name} and config.yaml: {error}") from None
     network = UNet2D(**settings)
     load_weights(path, WEIGHTS[weights], network)
     run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)
