@@ -120,7 +120,7 @@ def run_cell(name: str, config: Config, folder: Path) -> int:
 def _load(session: Session, run: Path) -> TrainState:
     """Give a session the weights of its run's newest checkpoint."""
     checkpoint = newest_checkpoint(run / "checkpoints")
-    return load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.adamw)
+    return load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.update.adamw)
 
 
 def _network(session: Session) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _norm_seconds(session: Session) -> float:
             y.backward(grad)
 
         total += statistics.median([_seconds(run, device, calls) for _ in range(1 + REPEATS)][1:]) / calls
-    session.optimizer.zero_grad()
+    session.update.optimizer.zero_grad()
     return total
 
 

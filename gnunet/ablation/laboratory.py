@@ -21,8 +21,8 @@ from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import Failure, SideBySide, missing, run_together, slots
 from gnunet.ablation.study import Study, load_study
 from gnunet.errors import ConfigError
+from gnunet.training import sharding, zero
 from gnunet.training.run_lock import RunLock
-from gnunet.training.sharding import is_asked_for
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,11 @@ class Laboratory:
             0 when all have a record, 1 when some ended in an error, 128 + signal number when a signal came.
 
         Raises:
-            ConfigError, CheckpointError: see `plan`; another runner is at work in the folder; or a launch for FSDP.
+            ConfigError, CheckpointError: see `plan`; another runner is at work in the folder; or a launch for FSDP or
+                DeepSpeed.
         """
-        if is_asked_for():
-            raise ConfigError("accelerate launch: given FSDP for an ablation; valid: one process or DDP")
+        if sharding.is_asked_for() or zero.is_asked_for():
+            raise ConfigError("accelerate launch: given FSDP or DeepSpeed for an ablation; valid: one process or DDP")
         plan, records = self.plan(processes=int(os.environ.get("WORLD_SIZE", "1")))
         expected = Expected(plan, records)
         if launched_together():

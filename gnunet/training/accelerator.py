@@ -9,14 +9,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     InitProcessGroupKwargs,
     ProjectConfiguration,
 )
 
 from gnunet.config import Config
 from gnunet.errors import ConfigError
-from gnunet.training import sharding
-from gnunet.training.launch import REFUSAL, REFUSED
+from gnunet.training import sharding, zero
+from gnunet.training.launch import REFUSAL
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -34,6 +35,7 @@ def make_accelerator(config: Config) -> Accelerator:
         # Inductor's C++ for bf16 does not compile everywhere (torch 2.13 with g++ 12).
         raise ConfigError(f"train.compile: given true with {train.mixed_precision} on a CPU; valid there: fp32")
     sharding.check_options(config)
+    zero.check_options(config)
     accelerator = open_accelerator(
         train.mixed_precision,
         log_with=train.trackers or None,
@@ -61,10 +63,11 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
     if cpu and mixed_precision == "fp16":
         raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, or bf16 without train.compile")
     try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
+        with zero.hidden():
+            accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
     except ValueError as error:
         raise ConfigError(f"train.mixed_precision, train.trackers: refused by Accelerate: {error}") from None
-    if accelerator.distributed_type in REFUSED:
+    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
         raise ConfigError(REFUSAL)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(format="%(message)s")

@@ -8,7 +8,7 @@
                        manifest.json          size and SHA-256 of each of these, written last
     checkpoints/best          names the best of them, by evaluate.keep_best; absent where there is none
 
-A sharded run has a file of each process in the place of each of the first three (see gnunet.training.tensor_files).
+A split run has a file of each process in the place of each of the first three (see gnunet.training.tensor_files).
 Nothing here reads a pickle. A checkpoint whose manifest does not hold is named and passed over. What is read may come
 from a stranger: no tensor is read before the header of its file fits the model (see gnunet.untrusted).
 """
@@ -30,10 +30,12 @@ from gnunet.errors import CheckpointError
 from gnunet.files import new_folder, remove_folder, sync, write_file
 from gnunet.training.tensor_files import KINDS, WHOLE, Part, StoredTensors, file_name, file_names, write_tensors
 from gnunet.training.together import on_all, on_main
+from gnunet.training.zero import PartitionedAdamW
 from gnunet.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
+AnyAdamW = torch.optim.AdamW | PartitionedAdamW
 FORMAT = 1
 BEST = "best"
 MOST_PARTS = 4096
@@ -92,13 +94,14 @@ def _digest(path: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    folder: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
+    folder: Path, *, model: nn.Module, ema: nn.Module, optimizer: AnyAdamW, state: TrainState,
     config_text: str, accelerator: Accelerator | None = None,
 ) -> Path:  # fmt: skip
     """Write the checkpoint of `state.images` under `folder` (checkpoints/) and return its path.
 
     Args:
-        accelerator: of the processes that the three are split over, which all call this; None where they are whole.
+        accelerator: of the processes that write together, since some of it is split over them, and all call this; None
+            where this process has all of it.
 
     Raises:
         OSError, SafetensorError: the disk refuses, on every process; earlier checkpoints are as they were.
@@ -110,7 +113,7 @@ def save_checkpoint(
         written = {}
         for kind in KINDS:
             file = temporary / file_name(kind, part)
-            write_tensors(file, tensors[kind], main=part.number == 0)
+            write_tensors(file, tensors[kind], part)
             sync(file)
             written[file.name] = _digest(file)
         return written
@@ -138,7 +141,7 @@ def save_checkpoint(
     return path
 
 
-def _moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+def _moments(optimizer: AnyAdamW, model: nn.Module) -> dict[str, torch.Tensor]:
     names = [name for name, _ in model.named_parameters()]
     state = optimizer.state_dict()["state"]
     return {f"{names[index]}/{key}": value for index, entries in state.items() for key, value in entries.items()}
@@ -291,7 +294,7 @@ def load_weights(path: Path, kind: str, module: nn.Module) -> None:
     weights.read(wanted)
 
 
-def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: AnyAdamW) -> TrainState:
     """Load the checkpoint at `path` into the three, in place, and return its TrainState.
 
     Where they are split over processes, each process reads its rows, whatever launch has written them.
@@ -301,7 +304,7 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
     """
     state = read_state(path)
     parameters = dict(model.named_parameters())
-    moments, wanted = stored(path, "optimizer"), _empty_moments(parameters)
+    moments, wanted = stored(path, "optimizer"), _empty_moments(optimizer, parameters)
     # Steps that have all been skipped have left moments of no parameter.
     kept = {name.rpartition("/")[0] for name in moments.found}
     wanted = {name: tensor for name, tensor in wanted.items() if name.rpartition("/")[0] in kept}
@@ -321,9 +324,10 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
     return state
 
 
-def _empty_moments(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+def _empty_moments(optimizer: AnyAdamW, parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Room for AdamW's state, in the parameters' memory formats: fused AdamW walks through both in memory's order."""
+    empty_like = optimizer.empty_like if isinstance(optimizer, PartitionedAdamW) else torch.empty_like
     moments = {f"{name}/step": torch.zeros(()) for name in parameters}
     for name, parameter in parameters.items():
-        moments |= {f"{name}/{moment}": torch.empty_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+        moments |= {f"{name}/{moment}": empty_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
     return moments

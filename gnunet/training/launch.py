@@ -19,13 +19,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from gnunet.errors import ConfigError
+from gnunet.training import zero
 
 JOINED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Environment variables of a process that torchrun or MPI started."""
-REFUSED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 REFUSAL = (
-    "accelerate launch: DeepSpeed and Megatron-LM are not supported; valid: one process, DDP, or FSDP2 "
-    "(configs/accelerate/fsdp2.yaml, and zero2.yaml for what DeepSpeed's ZeRO-2 shares out)"
+    "accelerate launch: Megatron-LM is not supported; valid: one process, DDP, FSDP2 (configs/accelerate/fsdp2.yaml) "
+    "or DeepSpeed's ZeRO-2 (zero2.yaml)"
 )
 PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>: the signal that a process gets when its parent dies."""
@@ -120,7 +120,7 @@ def asked_for(launcher: psutil.Process | None) -> tuple[int, dict[str, str]]:
     """What the command line of `accelerate launch`, or the config file it names, asks for.
 
     Returns:
-        The number of processes, and the environment in which it tells processes on GPUs of FSDP.
+        The number of processes, and the environment in which it tells processes on GPUs of FSDP or DeepSpeed.
 
     Raises:
         ConfigError: a kind of launch that gnunet lacks.
@@ -128,17 +128,23 @@ def asked_for(launcher: psutil.Process | None) -> tuple[int, dict[str, str]]:
     if (words := launch_options(launcher)) is None:
         return 1, {}
     options, _ = launch_command_parser().parse_known_args(words)
-    processes, sharded, fsdp = options.num_processes, options.use_fsdp, vars(options)
-    refused = options.use_deepspeed or options.use_megatron_lm
+    processes, told = options.num_processes, vars(options)
+    fsdp, deepspeed, megatron = options.use_fsdp, options.use_deepspeed, options.use_megatron_lm
     if options.config_file is not None:
         config = load_config_from_file(options.config_file)
         processes = processes or config.num_processes
-        if config.distributed_type == DistributedType.FSDP:
-            sharded, fsdp = True, config.fsdp_config
-        refused = refused or config.distributed_type in REFUSED
-    if refused:
+        if not (fsdp or deepspeed or megatron):
+            fsdp = config.distributed_type == DistributedType.FSDP
+            deepspeed = config.distributed_type == DistributedType.DEEPSPEED
+            megatron = config.distributed_type == DistributedType.MEGATRON_LM
+            told = {**config.fsdp_config, **config.deepspeed_config}
+    if megatron:
         raise ConfigError(REFUSAL)
-    if not sharded:
-        return processes or 1, {}
-    told = {key.upper(): str(value) for key, value in fsdp.items() if key.startswith("fsdp_") and value is not None}
-    return processes or 1, {"ACCELERATE_USE_FSDP": "true", **told}
+    told = {key: str(value) for key, value in told.items() if value is not None}
+    if fsdp:
+        of_fsdp = {key.upper(): value for key, value in told.items() if key.startswith("fsdp_")}
+        return processes or 1, {"ACCELERATE_USE_FSDP": "true", **of_fsdp}
+    if deepspeed:
+        of_zero = {zero.OPTIONS[key][0]: value for key, value in told.items() if key in zero.OPTIONS}
+        return processes or 1, {zero.ASKED: "true", **of_zero}
+    return processes or 1, {}

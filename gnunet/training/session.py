@@ -1,17 +1,15 @@
 """Everything a run is made of, and one step of its training."""
 
 import math
-import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnunet.config import Config, accumulation_steps, unet_kwargs
 from gnunet.data import TrainingExamples, ValidationBank, training_loader
@@ -24,8 +22,10 @@ from gnunet.training.ema import EMA, ema_decay
 from gnunet.training.loading import Sampleable
 from gnunet.training.run_data import load_run_data
 from gnunet.training.schedule import learning_rate
-from gnunet.training.sharding import Sharding, clip_gradients
+from gnunet.training.sharding import Sharding, lay_in_rows
 from gnunet.training.stopping import StopRequest
+from gnunet.training.update import ShardedUpdate, Update
+from gnunet.training.zero import ZeroUpdate, is_zero
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StepResult:
 
 @dataclass
 class Session:
-    """The parts of a run; `unet` is the bare network, `network` the same one as Accelerate wraps it for DDP."""
+    """The parts of a run; `unet` is the bare network, which `update` wraps to train it."""
 
     config: Config
     accelerator: Accelerator
@@ -59,13 +59,11 @@ class Session:
     data: dict[str, Any]
     """What a checkpoint remembers of the data: fingerprint, class names, training images of each class."""
     unet: UNet2D
-    network: nn.Module
     ema: EMA
-    adamw: torch.optim.AdamW
-    optimizer: AcceleratedOptimizer
+    update: Update
     process: Process
     sharding: Sharding | None = None
-    """How network, average and optimizer are split over the processes; None where each has all of them."""
+    """How network and average are split over the processes; None where each has all of them."""
     precise: bool = False
     """The average has running statistics of its own weights; not so after a step (train.precise_batches)."""
 
@@ -136,7 +134,7 @@ class Session:
             images_seen: images seen before the step.
             stop: whether this process was asked to stop, read as late in the step as can be; all processes learn of it.
         """
-        train, accelerator = self.config.train, self.accelerator
+        train, accelerator, update = self.config.train, self.accelerator, self.update
         loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         seen = []  # the examples of each micro-batch and their losses
         for part in range(self.accumulation):
@@ -145,13 +143,13 @@ class Session:
                 masks = Stream(self.config.seed, Purpose.DROPOUT).raw(int(batch["index"][0]), 1)
                 torch.manual_seed(int(masks[0]) >> 1)
             images, noise, level, labels = self.on_device(batch)
-            with self.reducing_gradients(part == self.accumulation - 1):
-                losses = self.process.loss(self.network, images, noise, level, labels)
-                # DDP and FSDP average gradients over processes: what remains is the mean over the global batch.
-                accelerator.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
+            with update.collecting(last=part == self.accumulation - 1):
+                losses = self.process.loss(update.network, images, noise, level, labels)
+                # Gradients are averaged over processes: what remains is the mean over the global batch.
+                update.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
             seen.append((batch["index"], losses := losses.detach()))
             loss_sum += losses.sum(dtype=torch.float64)
-        norm = self.clip_gradients(train.max_grad_norm or math.inf)
+        norm = update.clip(train.max_grad_norm or math.inf)
 
         # The norm is the same on every process, so its mean is exact; a process where it is not finite tells all.
         totals = torch.stack([loss_sum, norm.double(), loss_sum.new_tensor(float(bool(stop)))])
@@ -159,34 +157,20 @@ class Session:
         loss, grad_norm = totals[0] / train.batch_size, totals[1] / accelerator.num_processes
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
 
-        for group in self.adamw.param_groups:
-            group["lr"] = learning_rate(train, images_seen + train.batch_size / 2)
         scaler = accelerator.scaler
         overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
         if finite:
-            self.optimizer.step()
-        elif scaler is not None:
-            lower_scale(scaler)
-        self.optimizer.zero_grad()
+            update.step(learning_rate(train, images_seen + train.batch_size / 2))
+            force_weight_norm(self.unet)
+            update.take_over_weights()
+        else:
+            update.skip()
         self.share_running_statistics()
         if finite:
-            force_weight_norm(self.unet)
             self.ema.update(ema_decay(train, images_seen + train.batch_size))
         self.precise = False
         bad = () if math.isfinite(loss) else self.nonfinite_of(seen)
         return StepResult(loss, grad_norm, finite, overflow, nonfinite_examples=bad, stop=totals[2] > 0)
-
-    def reducing_gradients(self, wanted: bool) -> AbstractContextManager:
-        """Context in which a backward pass averages gradients over the processes, or leaves that to a later one."""
-        if wanted or self.sharding is not None:  # FSDP adds to the rows of gradients at once, since it keeps no others
-            return nullcontext()
-        return self.accelerator.no_sync(self.network)
-
-    def clip_gradients(self, max_norm: float) -> Tensor:
-        """Clip the gradients of all processes together; their norm before, the same on every process."""
-        if self.sharding is not None:
-            return clip_gradients(self.unet, max_norm)
-        return self.accelerator.clip_grad_norm_(self.network.parameters(), max_norm)
 
     def nonfinite_of(self, seen: list[tuple[Tensor, Tensor]]) -> tuple[int, ...]:
         """All processes' examples whose loss is not finite, of the indices and losses that each has seen."""
@@ -209,12 +193,6 @@ class Session:
         means = self.accelerator.reduce(torch.cat([buffer.float().flatten() for buffer in buffers]), "mean")
         for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_((mean if buffer.is_floating_point() else mean.round()).view_as(buffer))
-
-
-def lower_scale(scaler: torch.amp.GradScaler) -> None:
-    """What GradScaler does when it skips a step; it would decide by the gradients of this process alone."""
-    scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
-    scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 0})
 
 
 def build(config: Config, accelerator: Accelerator) -> Session:
@@ -251,26 +229,24 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     sharding = Sharding.of_launch(accelerator)
     if sharding is None:
         unet.to(device)  # else layer by layer
+    if is_zero(accelerator):
+        lay_in_rows(unet)
     ema = EMA(unet, shard=sharding and sharding.shard, running_statistics=not train.precise_batches)
     adamw = torch.optim.AdamW(
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
-    if sharding is not None:
-        # For its autocast alone, which evaluation_mode leaves; Accelerate would shard on its own otherwise.
-        network = accelerator.prepare_model(unet, device_placement=False, evaluation_mode=True)
-        optimizer = accelerator.prepare_optimizer(adamw)
+    if is_zero(accelerator):
+        timeout = timedelta(seconds=train.timeout)
+        update = ZeroUpdate(unet, adamw, accelerator, max_norm=train.max_grad_norm, timeout=timeout)
     else:
-        with warnings.catch_warnings():
-            # torch 2.13 has a new name for DDP's option, which torch 2.9 does not know.
-            warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
-            network, optimizer = accelerator.prepare(unet, adamw)
+        update = (Update if sharding is None else ShardedUpdate)(unet, adamw, accelerator)
     if train.compile:
         compile_network(unet, device)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
-        examples=examples, bank=run_data.bank(config.validation), data=data, unet=unet, network=network, ema=ema,
-        adamw=adamw, optimizer=optimizer, process=make_process(config.diffusion), sharding=sharding,
+        examples=examples, bank=run_data.bank(config.validation), data=data, unet=unet, ema=ema,
+        update=update, process=make_process(config.diffusion), sharding=sharding,
     )  # fmt: skip
 
 

@@ -72,18 +72,33 @@ class Sharding:
         Layers that hold most of the parameters are fetched and let go one by one, in forward and backward.
 
         Raises:
-            ConfigError: a parameter without dimensions, which has no rows.
+            ConfigError: see `lay_in_rows`.
         """
-        for name, parameter in network.named_parameters():
-            if not parameter.dim():
-                raise ConfigError(f"model.norm: {name} is a scalar, which FSDP cannot shard; valid: shape (1,)")
-            parameter.data = parameter.data.contiguous()  # rows of channels_last weights are not implemented
+        lay_in_rows(network)
         trains = any(parameter.requires_grad for parameter in network.parameters())
         # An average has no backward pass to be let go of after.
         reshard = self.reshard_after_forward or not trains
         for layer in network.layers():
             fully_shard(layer, mesh=self.mesh, reshard_after_forward=reshard)
         fully_shard(network, mesh=self.mesh, reshard_after_forward=not trains)
+
+
+def lay_in_rows(network: nn.Module) -> None:
+    """Let the weights of a network that is to be split lie row by row, which those in channels_last do not.
+
+    Raises:
+        ConfigError: a parameter has no dimensions, and so no rows.
+    """
+    for name, parameter in network.named_parameters():
+        if not parameter.dim():
+            raise ConfigError(f"model.norm: {name} is a scalar, which cannot be split; valid: shape (1,)")
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+
+
+def rows_of(whole: Tensor, number: int, of: int) -> Tensor:
+    """The rows that process `number` of `of` has of a tensor, as FSDP2 cuts it; a view, which may have none."""
+    chunks = whole.chunk(of)
+    return chunks[number] if number < len(chunks) else whole[:0]
 
 
 def local(tensor: Tensor) -> Tensor:

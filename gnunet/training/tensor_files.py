@@ -1,7 +1,7 @@
 """The tensors of a checkpoint, in safetensors files: one of each kind, or one for each process of a sharded run.
 
     model.safetensors                       a model
-    model-00001-of-00002.safetensors        its first rows, and what is not split
+    model-00001-of-00002.safetensors        its first rows, and what has none
     model-00002-of-00002.safetensors        the rows that follow
 
 The rows of a tensor stand in the files' order. Each process writes the rows that it has, and reads those that it is to
@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from gnunet.errors import CheckpointError
-from gnunet.training.sharding import first_row, local
+from gnunet.training.sharding import first_row, local, rows_of
 from gnunet.untrusted import Stored, misfit, stored_tensors
 
 KINDS = ("model", "ema", "optimizer")
 
 
 class Part(NamedTuple):
-    """The rows of one process, of those that a model is split over."""
+    """The rows of one process, of those that write together."""
 
     number: int
     of: int
@@ -45,12 +45,14 @@ def file_names(kind: str, parts: int) -> list[str]:
     return [file_name(kind, Part(number, parts)) for number in range(parts)]
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], *, main: bool) -> None:
-    """Write this process's rows of `tensors`, and if it is the `main` one those that are not split."""
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], part: Part) -> None:
+    """Write one process's rows of `tensors`, and if it is the first those that have no dimensions."""
     mine = {}
     for name, tensor in tensors.items():
         rows = local(tensor)
-        if rows.numel() if isinstance(tensor, DTensor) else main:
+        if not isinstance(tensor, DTensor) and tensor.dim():
+            rows = rows_of(rows, *part)
+        if part.number == 0 or (tensor.dim() and rows.numel()):
             mine[name] = rows.contiguous()
     save_file(mine, file)
 

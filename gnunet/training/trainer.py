@@ -95,7 +95,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
     state = TrainState(data=session.data, normalized_by=session.normalized_by)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
-        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.adamw)
+        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.update.adamw)
         if state.scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
     accelerator.wait_for_everyone()
@@ -280,12 +280,12 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
     accelerator = session.accelerator
     state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
     write = partial(
-        save_checkpoint, run.checkpoints, model=session.unet, ema=session.averaged_network, optimizer=session.adamw,
-        state=state, config_text=to_yaml(session.config),
+        save_checkpoint, run.checkpoints, model=session.unet, ema=session.averaged_network,
+        optimizer=session.update.adamw, state=state, config_text=to_yaml(session.config),
     )  # fmt: skip
     try:
         on_main(accelerator, run.metrics.sync)
-        checkpoint = on_main(accelerator, write) if session.sharding is None else write(accelerator=accelerator)
+        checkpoint = write(accelerator=accelerator) if session.update.in_parts else on_main(accelerator, write)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "

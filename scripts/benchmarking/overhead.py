@@ -98,10 +98,10 @@ class _Watch:
         session = self.session = build(config, accelerator)
         for owner, name in (
             (session.process, "loss"),
-            (session.accelerator, "backward"),
-            (session.accelerator, "clip_grad_norm_"),
-            (session.optimizer, "step"),
-            (session.optimizer, "zero_grad"),
+            (session.update, "backward"),
+            (session.update, "clip"),
+            (session.update, "step"),
+            (session.update, "skip"),
         ):
             object.__setattr__(owner, name, self._timed(getattr(owner, name)))
         session.step = self._noted(session.step)

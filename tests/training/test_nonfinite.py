@@ -180,8 +180,8 @@ def scaled(tiny):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
     accelerator.scaler, accelerator.native_amp = scaler, True
     accelerator.state._mixed_precision = "fp16"
-    session.optimizer = AcceleratedOptimizer(session.adamw, scaler=scaler)
-    accelerator._optimizers = [session.optimizer]
+    session.update.optimizer = AcceleratedOptimizer(session.update.adamw, scaler=scaler)
+    accelerator._optimizers = [session.update.optimizer]
     return session
 
 

@@ -1,9 +1,11 @@
-"""Runs that FSDP2 splits over processes: the numbers of DDP, and checkpoints in parts that any launch goes on from."""
+"""Runs that FSDP2 or DeepSpeed splits over processes: DDP's numbers, and checkpoints in parts that any launch goes on
+from."""
 
 import json
 import math
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import psutil
@@ -16,21 +18,26 @@ from gnunet.config import unet_kwargs
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.models import UNet2D
 from gnunet.training import checkpoint as checkpoints
-from gnunet.training import sharding
+from gnunet.training import sharding, zero
 from gnunet.training.checkpoint import files_of, newest_checkpoint, stored
 from gnunet.training.launch import asked_for
 from gnunet.training.loading import open_sampleable
 from gnunet.training.session import Session
-from gnunet.training.tensor_files import KINDS, Part, StoredTensors, file_name
+from gnunet.training.tensor_files import KINDS, WHOLE, Part, StoredTensors, file_name
 
 FLAGS = ["--train.sample_every", "0", "--train.validate_every", "32", "--train.log_every", "8"]
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
-"""What `accelerate launch --config_file configs/accelerate/fsdp2.yaml` tells its processes."""
+LAUNCHES = {
+    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+    "zero": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "ddp": {},
+}
+"""What `accelerate launch` tells its processes by configs/accelerate/fsdp2.yaml, zero2.yaml and ddp.yaml."""
+SPLIT = ["fsdp", "zero"]
 
 
-def fsdp(rank: int, stop_at: int | None = None, reshard: str = "true") -> None:
-    """Ask for FSDP, and for the run to stop behind the step from `stop_at` images."""
-    os.environ.update({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": reshard})
+def launched(rank: int, kind: str, stop_at: int | None = None) -> None:
+    """Launch as a kind, and ask for the run to stop behind the step from `stop_at` images."""
+    os.environ.update(LAUNCHES[kind])
     step = Session.step
 
     def stopped(self, batches, images_seen, *, stop):
@@ -69,53 +76,47 @@ def joined(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, tmp_path):
+@pytest.mark.parametrize(("kind", "other"), [("fsdp", "zero"), ("zero", "fsdp")])
+def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, tmp_path, kind, other):
     run_ranks(2, tiny("whole", *FLAGS))
-    run_ranks(2, tiny("sharded", *FLAGS), fsdp)
+    run_ranks(2, tiny("sharded", *FLAGS), launched, kind)
     assert_same_curve(tmp_path / "sharded", tmp_path / "whole")
 
     # No file holds a model, and together they hold it once.
     sizes = {name: (last(tmp_path / "whole") / f"{name}.safetensors").stat().st_size for name in KINDS}
-    for kind, size in sizes.items():
+    for name, size in sizes.items():
         for number in range(2):
-            part = last(tmp_path / "sharded") / file_name(kind, Part(number, 2))
+            part = last(tmp_path / "sharded") / file_name(name, Part(number, 2))
             assert part.stat().st_size < 0.6 * size
-        if kind != "optimizer":
-            whole, parts = (
-                load_file(last(tmp_path / "whole") / f"{kind}.safetensors"),
-                joined(last(tmp_path / "sharded"), kind),
-            )
-            assert whole.keys() == parts.keys()
-            for name, value in whole.items():
-                # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
-                torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-4)
+    for name in ("model", "ema"):
+        whole = load_file(last(tmp_path / "whole") / f"{name}.safetensors")
+        parts = joined(last(tmp_path / "sharded"), name)
+        assert whole.keys() == parts.keys()
+        for key, value in whole.items():
+            # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
+            torch.testing.assert_close(parts[key], value, rtol=0, atol=1e-4)
 
     # Stopped at 32 images and gone on as anything else; the checkpoint of one moves on to the next.
-    run_ranks(2, tiny("moved", *FLAGS), fsdp, 24, status=143)
-    for name, world, before in (("one", 1, None), ("ddp", 2, None), ("four", 4, fsdp), ("two", 2, fsdp)):
+    run_ranks(2, tiny("moved", *FLAGS), launched, kind, 24, status=143)
+    for name, world, how in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("four", 4, other), ("two", 2, kind)):
         shutil.copytree(tmp_path / "moved", tmp_path / name)
-        said = run_ranks(world, tiny(name, *FLAGS), before)[0]
+        said = run_ranks(world, tiny(name, *FLAGS), launched, how)[0]
         assert "resuming" in said and "000000032" in said
         assert_same_curve(tmp_path / name, tmp_path / "whole")
-        assert (last(tmp_path / name) / file_name("model", Part(0, world if before else 1))).is_file()
+        assert (last(tmp_path / name) / file_name("model", Part(0, 1 if how == "ddp" else world))).is_file()
         assert open_sampleable(tmp_path / name / "model").network.config.sample_size == 16
     assert final(tmp_path / "two", 2) == final(tmp_path / "sharded", 2)
     (last(tmp_path / "two") / file_name("optimizer", Part(1, 2))).unlink()
     assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000048"
-    run_ranks(4, tiny("back", *FLAGS), fsdp, 16, status=143)
-    run_ranks(1, tiny("back", *FLAGS), stop_only, 32, status=143)
-    run_ranks(2, tiny("back", *FLAGS), fsdp)
+    run_ranks(4, tiny("back", *FLAGS), launched, kind, 16, status=143)
+    run_ranks(1, tiny("back", *FLAGS), launched, "ddp", 32, status=143)
+    run_ranks(2, tiny("back", *FLAGS), launched, kind)
     assert_same_curve(tmp_path / "back", tmp_path / "whole")
 
 
-def stop_only(rank: int, stop_at: int) -> None:
-    fsdp(rank, stop_at)
-    del os.environ["ACCELERATE_USE_FSDP"]
-
-
-def in_bf16(rank: int) -> None:
-    """FSDP in a launch of one process, and an error where a convolution does not compute in bf16."""
-    fsdp(rank)
+def in_bf16(rank: int, kind: str) -> None:
+    """A launch of one process, and an error where a convolution does not compute in bf16."""
+    launched(rank, kind)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     step = Session.step
 
@@ -131,8 +132,9 @@ def in_bf16(rank: int) -> None:
     Session.step = watched
 
 
-def test_one_launched_process_in_bf16(tiny, run_ranks, tmp_path):
-    run_ranks(1, tiny("run", *FLAGS, "--train.images", "16", "--train.mixed_precision", "bf16"), in_bf16)
+@pytest.mark.parametrize("kind", SPLIT)
+def test_one_launched_process_in_bf16(tiny, run_ranks, tmp_path, kind):
+    run_ranks(1, tiny("run", *FLAGS, "--train.images", "16", "--train.mixed_precision", "bf16"), in_bf16, kind)
     checkpoint = newest_checkpoint(tmp_path / "run/checkpoints")
     weights, average = joined(checkpoint, "model"), joined(checkpoint, "ema")
     assert all(value.dtype == torch.float32 for value in weights.values())
@@ -142,11 +144,12 @@ def test_one_launched_process_in_bf16(tiny, run_ranks, tmp_path):
     assert all(not torch.equal(value, initial[name]) for name, value in average.items() if "conv" in name)
 
 
-def test_ablations_are_refused(monkeypatch, tmp_path):
-    for name, value in FSDP.items():
+@pytest.mark.parametrize("kind", SPLIT)
+def test_ablations_are_refused(monkeypatch, tmp_path, kind):
+    for name, value in LAUNCHES[kind].items():
         monkeypatch.setenv(name, value)
     study = Path(__file__).parents[2] / "configs/ablations/smoke.yaml"
-    with pytest.raises(ConfigError, match="given FSDP for an ablation; valid: one process or DDP"):
+    with pytest.raises(ConfigError, match="given FSDP or DeepSpeed for an ablation; valid: one process or DDP"):
         Laboratory.open(study, budget=None, folder=tmp_path, only=[], flags={}).run(1, dry_run=True)
 
 
@@ -159,55 +162,77 @@ def test_more_parts_than_a_launch_has_processes_are_not_looked_for(tmp_path):
 
 
 VARIANTS = {
-    "accumulation, whole weights from forward to backward, bf16": (
-        "false", "--train.micro_batch_size", "2", "--train.mixed_precision", "bf16",
+    "accumulation, bf16": (
+        "--train.micro_batch_size", "2", "--train.mixed_precision", "bf16",
     ),
-    "gradient checkpointing, magnitudes brought back to 1": (
-        "true", "--model.gradient_checkpointing", "true", "--model.norm.kind", "magnitude_preserving",
+    "gradient checkpointing, magnitudes brought back to 1, nothing clipped": (
+        "--model.gradient_checkpointing", "true", "--model.norm.kind", "magnitude_preserving",
+        "--train.max_grad_norm", "null",
     ),
     "running statistics estimated anew, single numbers as parameters": (
-        "true", "--model.norm.kind", "sync_batch", "--train.precise_batches", "3",
+        "--model.norm.kind", "sync_batch", "--train.precise_batches", "3",
         "--model.norm.overrides", "{decoder: {kind: derf}, middle: {kind: scaled_ws}}",
     ),
     "norms made again in backward, classifier-free guidance in the grid, metrics of samples": (
-        "true", "--model.recompute", "norm", "--data.label_drop", "0.5", "--sampling.guidance", "2",
+        "--model.recompute", "norm", "--data.label_drop", "0.5", "--sampling.guidance", "2",
         "--evaluate.every", "0", "--evaluate.num_images", "6", "--evaluate.metrics", "[kid_efficientnet_lite0]",
     ),
 }  # fmt: skip
 
 
+def kept_whole(rank: int) -> None:
+    """FSDP that keeps weights whole from forward to backward."""
+    launched(rank, "fsdp")
+    os.environ["FSDP_RESHARD_AFTER_FORWARD"] = "false"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants(tiny, run_ranks, tmp_path, variant):
-    reshard, *flags = VARIANTS[variant]
-    flags = [*FLAGS, "--train.images", "32", *flags]
+    flags = [*FLAGS, "--train.images", "32", *VARIANTS[variant]]
     run_ranks(2, tiny("whole", *flags))
-    run_ranks(2, tiny("sharded", *flags), fsdp, None, reshard)
+    run_ranks(2, tiny("zero", *flags), launched, "zero")
+    run_ranks(2, tiny("fsdp", *flags), *((kept_whole,) if "bf16" in flags else (launched, "fsdp")))
     rel = 1e-2 if "bf16" in flags else 1e-4
-    for line, theirs in zip(lines(tmp_path / "sharded"), lines(tmp_path / "whole"), strict=True):
-        assert all(math.isclose(line[name], theirs[name], rel_tol=rel) for name in line.keys() & {"loss", "grad_norm"})
-    sharded, whole = (newest_checkpoint(tmp_path / run / "checkpoints") for run in ("sharded", "whole"))
-    for name, value in joined(whole, "ema").items():
-        # Biases in front of a norm have gradients of rounding errors, which make steps of the learning rate, 1e-3, too.
-        torch.testing.assert_close(joined(sharded, "ema")[name], value, rtol=0, atol=4e-3)
+    whole = newest_checkpoint(tmp_path / "whole/checkpoints")
+    for run in SPLIT:
+        for line, theirs in zip(lines(tmp_path / run), lines(tmp_path / "whole"), strict=True):
+            assert all(
+                math.isclose(line[name], theirs[name], rel_tol=rel) for name in line.keys() & {"loss", "grad_norm"}
+            )
+        average = joined(newest_checkpoint(tmp_path / run / "checkpoints"), "ema")
+        for name, value in joined(whole, "ema").items():
+            # Biases in front of a norm have gradients of rounding errors, which make steps of the learning rate, 1e-3.
+            torch.testing.assert_close(average[name], value, rtol=0, atol=4e-3)
 
 
-def spoil(rank: int) -> None:
-    """Make an image of the process of rank 1 not a number, once."""
-    fsdp(rank)
+def spoil(rank: int, kind: str, what: str) -> None:
+    """Make an image of one process not a number, or the losses of one infinite with gradients as before, once."""
+    launched(rank, kind)
     on_device = Session.on_device
 
     def spoilt(self, batch):
         images, *others = on_device(self, batch)
         if 20 in batch["index"].tolist():
-            images = images * math.nan
+            if what == "image":
+                images = images * math.nan
+            else:
+                loss, own = self.process.loss, self.process.__dict__
+
+                def infinite(*given):
+                    del own["loss"]
+                    return loss(*given) + math.inf
+
+                own["loss"] = infinite
         return images, *others
 
     Session.on_device = spoilt
 
 
-def test_a_loss_that_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path):
-    run_ranks(2, tiny("run", *FLAGS, "--train.images", "32"), spoil)
+@pytest.mark.parametrize("what", ["image", "losses"])
+@pytest.mark.parametrize("kind", SPLIT)
+def test_a_loss_that_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path, kind, what):
+    run_ranks(2, tiny("run", *FLAGS, "--train.images", "32"), spoil, kind, what)
     found = lines(tmp_path / "run")
     assert [line["nonfinite"] for line in found if "loss" in line] == [0, 0, 1]  # a step without a loss has no line
     assert all(math.isfinite(line["loss"]) for line in found if "loss" in line)
@@ -216,26 +241,50 @@ def test_a_loss_that_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ra
     )
 
 
-def refuse_the_disk(rank: int) -> None:
+def refuse_the_disk(rank: int, kind: str) -> None:
     """The second process cannot write its weights at 48 images."""
-    fsdp(rank)
+    launched(rank, kind)
     write = checkpoints.write_tensors
 
-    def full(file, tensors, *, main):
+    def full(file, tensors, part):
         if rank == 1 and "000000048" in str(file):
             raise OSError(28, "No space left on device")
-        write(file, tensors, main=main)
+        write(file, tensors, part)
 
     checkpoints.write_tensors = full
 
 
-def test_one_process_that_cannot_write_stops_all_and_leaves_the_last_checkpoint(tiny, start_ranks, run_ranks, tmp_path):
-    ranks = start_ranks(2, tiny("run", *FLAGS), refuse_the_disk)
+@pytest.mark.parametrize("kind", SPLIT)
+def test_one_process_that_cannot_write_stops_all_and_leaves_the_last_checkpoint(
+    tiny, start_ranks, run_ranks, tmp_path, kind
+):
+    ranks = start_ranks(2, tiny("run", *FLAGS), refuse_the_disk, kind)
     assert ranks.ended() == [2, 2]
     for said in ranks.said:
         assert "the checkpoint at 48 images cannot be written ([Errno 28] No space left on device)" in said
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000024"]
-    assert "resuming" in run_ranks(2, tiny("run", *FLAGS), fsdp)[0]
+    assert "resuming" in run_ranks(2, tiny("run", *FLAGS), launched, kind)[0]
+
+
+def hang(rank: int) -> None:
+    """The second process stops for good in the step from 32 images."""
+    launched(rank, "zero")
+    step = Session.step
+
+    def stopping(self, batches, images_seen, *, stop):
+        if (rank, images_seen) == (1, 32):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return step(self, batches, images_seen, stop=stop)
+
+    Session.step = stopping
+
+
+def test_deepspeeds_own_group_waits_no_longer_than_the_others(tiny, start_ranks, tmp_path):
+    """For a process that hangs; its default is half an hour."""
+    ranks = start_ranks(2, tiny("run", *FLAGS, "--train.timeout", "20"), hang)
+    ranks[0].join(300)
+    assert ranks[0].exitcode == 2, ranks.said[0]
+    assert "another process of this run has ended or does not answer (Timed out waiting 20000ms" in ranks.said[0]
 
 
 @pytest.fixture
@@ -245,7 +294,7 @@ def parts(tmp_path: Path) -> list[Path]:
     contents = [{"a": rows[:3].clone(), "b": torch.ones(())}, {"a": rows[3:].clone()}]
     files = [tmp_path / file_name("model", Part(number, 2)) for number in range(2)]
     for file, content in zip(files, contents, strict=True):
-        checkpoints.write_tensors(file, content, main=True)
+        checkpoints.write_tensors(file, content, WHOLE)
     return files
 
 
@@ -259,7 +308,7 @@ def test_rows_of_several_files_are_read_as_one_tensor(parts):
 
 @pytest.mark.parametrize("rows", [torch.ones(2, 3), torch.ones(()), torch.ones(2, 2, dtype=torch.int64)])
 def test_rows_that_do_not_go_together_are_refused(parts, rows):
-    checkpoints.write_tensors(parts[1], {"a": rows}, main=True)
+    checkpoints.write_tensors(parts[1], {"a": rows}, WHOLE)
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: a is .*; rows before it are F32"):
         StoredTensors(parts)
 
@@ -270,52 +319,66 @@ def test_too_few_rows_are_refused(parts):
 
 
 @pytest.mark.parametrize(
-    ("environment", "flags", "message"),
+    ("kind", "environment", "flags", "message"),
     [
-        ({"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "fsdp_version: given 1; valid: 2"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: given true; valid: false"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "valid: false, and model.gradient_checkpointing"),
-        ({"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "refused by Accelerate"),
-        ({}, ["--train.compile", "true"], "train.compile: given true with FSDP; valid: false"),
-        ({}, ["--train.mixed_precision", "fp16"], "train.mixed_precision: given fp16 with FSDP; valid: no or bf16"),
+        ("fsdp", {"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "given 1; valid: 2"),
+        ("fsdp", {"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: given true; valid: false"),
+        ("fsdp", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "valid: false, and model.gradient_checkpointing"),
+        ("fsdp", {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "refused by Accelerate"),
+        ("fsdp", {}, ["--train.compile", "true"], "train.compile: given true with FSDP; valid: false"),
+        ("fsdp", {}, ["--train.mixed_precision", "fp16"], "given fp16 with FSDP; valid: no or bf16"),
+        ("zero", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, [], "zero_stage: given 3; valid: 2"),
+        (
+            "zero", {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, [],
+            "offload_optimizer_device: given cpu; valid: none",
+        ),
+        ("zero", {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "a.json"}, [], "_config_file: given a.json; valid: none"),
+        ("zero", {}, ["--train.compile", "true"], "train.compile: given true with DeepSpeed; valid: false"),
+        ("zero", {}, ["--train.mixed_precision", "fp16"], "given fp16 with DeepSpeed; valid: no or bf16"),
     ],
-)
-def test_what_does_not_go_with_fsdp_is_refused(monkeypatch, tiny, environment, flags, message):
-    for name, value in {**FSDP, **environment}.items():
+)  # fmt: skip
+def test_what_does_not_go_with_a_launch_is_refused(monkeypatch, tiny, kind, environment, flags, message):
+    for name, value in {**LAUNCHES[kind], **environment}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        sharding.check_options(tiny("run", *flags))
+        {"fsdp": sharding, "zero": zero}[kind].check_options(tiny("run", *flags))
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch, tiny):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r'DeepSpeed 0.18 or later is not installed; pip install "gnunet\[deepspeed\]"'
+    ):
+        zero.check_options(tiny("run"))
 
 
 @pytest.mark.parametrize(
-    ("words", "processes", "told"),
+    ("words", "processes", "kind", "told"),
     [
-        ("--config_file configs/accelerate/fsdp2.yaml", 8, {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "True"}),
-        ("--num_processes 2 --config_file configs/accelerate/zero2.yaml", 2, {"FSDP_RESHARD_AFTER_FORWARD": "False"}),
-        ("--num_processes 3 --use_fsdp --fsdp_version 2", 3, {"FSDP_VERSION": "2"}),
-        ("--config_file configs/accelerate/ddp.yaml", 8, None),
-        ("--num_processes 2", 2, None),
+        ("--config_file fsdp2.yaml", 8, "fsdp", {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "True"}),
+        ("--num_processes 3 --use_fsdp --fsdp_version 2", 3, "fsdp", {"FSDP_VERSION": "2"}),
+        ("--num_processes 2 --config_file zero2.yaml", 2, "zero", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+        ("--num_processes 2 --use_deepspeed --zero_stage 2", 2, "zero", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+        ("--config_file ddp.yaml", 8, "ddp", {}),
+        ("--num_processes 2", 2, "ddp", {}),
     ],
 )
-def test_processes_on_cpus_are_told_of_fsdp_as_those_on_gpus(monkeypatch, tiny, words, processes, told):
-    monkeypatch.chdir(Path(__file__).parents[2])
+def test_processes_on_cpus_are_told_what_those_on_gpus_are(monkeypatch, tiny, words, processes, kind, told):
+    monkeypatch.chdir(Path(__file__).parents[2] / "configs/accelerate")
     monkeypatch.setattr(psutil.Process, "cmdline", lambda self: f"accelerate launch --cpu {words} train.py".split())
     number, environment = asked_for(psutil.Process())
-    assert number == processes and (environment.get("ACCELERATE_USE_FSDP") == "true") == (told is not None)
-    assert (told or {}).items() <= environment.items()
+    assert number == processes and told.items() <= environment.items()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    assert (sharding.is_asked_for(), zero.is_asked_for()) == (kind == "fsdp", kind == "zero")
     if "use_fsdp" not in words:  # whose other options are by default those of FSDP1
         sharding.check_options(tiny("run"))
+        zero.check_options(tiny("run"))
 
 
-@pytest.mark.parametrize("words", ["--use_deepspeed --zero_stage 2", "--config_file deepspeed.yaml"])
-def test_deepspeed_is_refused_with_what_to_take_instead(monkeypatch, tmp_path, words):
-    (tmp_path / "deepspeed.yaml").write_text(
-        "{compute_environment: LOCAL_MACHINE, distributed_type: DEEPSPEED, num_processes: 2, use_cpu: false,"
-        " num_machines: 1, machine_rank: 0, mixed_precision: 'no', deepspeed_config: {zero_stage: 2}}"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: f"accelerate launch --cpu {words} train.py".split())
-    with pytest.raises(ConfigError, match="DeepSpeed .* not supported; valid: .*zero2.yaml"):
+def test_megatron_is_refused(monkeypatch):
+    words = "accelerate launch --cpu --use_megatron_lm train.py"
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: words.split())
+    with pytest.raises(ConfigError, match="Megatron-LM is not supported; valid: one process, DDP, FSDP2 .*zero2.yaml"):
         asked_for(psutil.Process())
