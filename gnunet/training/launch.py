@@ -128,7 +128,7 @@ def asked_for(launcher: psutil.Process | None) -> tuple[int, dict[str, str]]:
     if (words := launch_options(launcher)) is None:
         return 1, {}
     options, _ = launch_command_parser().parse_known_args(words)
-    processes, told = options.num_processes, vars(options)
+    processes, told = options.num_processes, dict(vars(options))
     fsdp, deepspeed, megatron = options.use_fsdp, options.use_deepspeed, options.use_megatron_lm
     if options.config_file is not None:
         config = load_config_from_file(options.config_file)
@@ -137,7 +137,9 @@ def asked_for(launcher: psutil.Process | None) -> tuple[int, dict[str, str]]:
             fsdp = config.distributed_type == DistributedType.FSDP
             deepspeed = config.distributed_type == DistributedType.DEEPSPEED
             megatron = config.distributed_type == DistributedType.MEGATRON_LM
-            told = {**config.fsdp_config, **config.deepspeed_config}
+        of_file = {f"fsdp_{key.removeprefix('fsdp_')}": value for key, value in config.fsdp_config.items()}
+        of_file |= config.deepspeed_config
+        told |= {key: value for key, value in of_file.items() if key not in getattr(options, "nondefault", ())}
     if megatron:
         raise ConfigError(REFUSAL)
     told = {key: str(value) for key, value in told.items() if value is not None}

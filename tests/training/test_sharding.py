@@ -358,12 +358,16 @@ def test_deepspeed_that_is_not_installed_is_named(monkeypatch, tiny):
     [
         ("--config_file fsdp2.yaml", 8, "fsdp", {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "True"}),
         ("--num_processes 3 --use_fsdp --fsdp_version 2", 3, "fsdp", {"FSDP_VERSION": "2"}),
+        (
+            "--config_file fsdp2.yaml --fsdp_reshard_after_forward false", 8, "fsdp",
+            {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
+        ),
         ("--num_processes 2 --config_file zero2.yaml", 2, "zero", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
         ("--num_processes 2 --use_deepspeed --zero_stage 2", 2, "zero", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
         ("--config_file ddp.yaml", 8, "ddp", {}),
         ("--num_processes 2", 2, "ddp", {}),
     ],
-)
+)  # fmt: skip
 def test_processes_on_cpus_are_told_what_those_on_gpus_are(monkeypatch, tiny, words, processes, kind, told):
     monkeypatch.chdir(Path(__file__).parents[2] / "configs/accelerate")
     monkeypatch.setattr(psutil.Process, "cmdline", lambda self: f"accelerate launch --cpu {words} train.py".split())
