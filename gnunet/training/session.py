@@ -237,8 +237,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
     if is_zero(accelerator):
-        timeout = timedelta(seconds=train.timeout)
-        update = ZeroUpdate(unet, adamw, accelerator, max_norm=train.max_grad_norm, timeout=timeout)
+        update = ZeroUpdate(unet, adamw, accelerator, timeout=timedelta(seconds=train.timeout))
     else:
         update = (Update if sharding is None else ShardedUpdate)(unet, adamw, accelerator)
     if train.compile:

@@ -5,6 +5,8 @@ rather than by Accelerate, whose `backward` takes the engine's step before a los
 process, and which has DeepSpeed on GPUs alone. Nor are the engine's checkpoints used, since they are pickles.
 """
 
+import importlib.metadata
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -37,8 +39,9 @@ OPTIONS = {
     "deepspeed_config_file": ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"),
 }
 """The options of `accelerate launch` that count here: where it tells its processes of each, and what is valid."""
-OLDEST = "0.18"
-"""Earlier releases take steps by gradients in fp32 that are not finite."""
+OLDEST = "0.19.8"
+"""Of earlier releases, 0.19.7 gives gradients in fp32 that are not finite a norm of 1, and 0.18.0 loses those of all
+micro-batches but the last."""
 BUCKET = 50_000_000
 """The most elements of gradients that are reduced at a time; DeepSpeed sets so much memory aside."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -65,9 +68,10 @@ def check_options(config: Config) -> None:
         raise ConfigError("train.compile: given true with DeepSpeed; valid: false")
     if config.train.mixed_precision == "fp16":
         raise ConfigError("train.mixed_precision: given fp16 with DeepSpeed; valid: no or bf16")
-    if not is_deepspeed_available() or compare_versions("deepspeed", "<", OLDEST):
+    found = importlib.metadata.version("deepspeed") if is_deepspeed_available() else "none"
+    if found == "none" or compare_versions("deepspeed", "<", OLDEST):
         raise ConfigError(
-            f'accelerate launch: DeepSpeed {OLDEST} or later is not installed; pip install "gnunet[deepspeed]"'
+            f'accelerate launch: given DeepSpeed {found}; valid: {OLDEST} or later, pip install "gnunet[deepspeed]"'
         )
 
 
@@ -87,17 +91,13 @@ class ZeroUpdate(Update):
 
     Args:
         unet: see `lay_in_rows`.
-        max_norm: what the engine clips gradients to; None leaves them as they are.
         timeout: how long a process waits for the others.
     """
 
     in_parts = True
 
-    def __init__(
-        self, unet: UNet2D, adamw: torch.optim.AdamW, accelerator: Accelerator, *, max_norm: float | None,
-        timeout: timedelta,
-    ) -> None:  # fmt: skip
-        self.max_norm, self.timeout = max_norm, timeout
+    def __init__(self, unet: UNet2D, adamw: torch.optim.AdamW, accelerator: Accelerator, *, timeout: timedelta) -> None:
+        self.timeout = timeout
         super().__init__(unet, adamw, accelerator)
 
     def _prepare(self) -> None:
@@ -111,15 +111,15 @@ class ZeroUpdate(Update):
         self.accelerator.prepare_model(self.unet, device_placement=False, evaluation_mode=True)  # its autocast
         bucket = min(BUCKET, sum(parameter.numel() for parameter in self.unet.parameters()))
         options = {
-            "train_micro_batch_size_per_gpu": 1,  # for its own reckoning of throughput, which nobody reads
-            "gradient_clipping": self.max_norm or 0.0,
+            "train_micro_batch_size_per_gpu": 1,  # it asks for one; nothing depends on it
+            "timers": {"throughput": {"enabled": False}},  # which wait for the GPU
             "zero_optimization": {"stage": 2, "reduce_bucket_size": bucket},
         }
         self.network: DeepSpeedEngine
         self.network, self.optimizer, _, _ = deepspeed.initialize(
             model=self.unet, optimizer=self.adamw, config=options, dist_init_required=False
         )
-        _set_pg_timeout(self.timeout, self.network.data_parallel_group)  # a group of its own, with half an hour
+        _set_pg_timeout(self.timeout, self.network.data_parallel_group)  # its own; the default is long
         mesh = init_device_mesh(self.accelerator.device.type, (self.accelerator.num_processes,))
         self.adamw = PartitionedAdamW(self.adamw, self.optimizer, self.unet, mesh)
 
@@ -133,7 +133,8 @@ class ZeroUpdate(Update):
         self.network.backward(loss, scale_wrt_gas=False)
 
     def clip(self, max_norm: float) -> Tensor:
-        """See `Update.clip`; the engine clips as it steps."""
+        """See `Update.clip`; they are clipped by the step."""
+        self.optimizer.clip_grad = max_norm if math.isfinite(max_norm) else 0.0
         norm = self.optimizer.scaled_global_norm()
         return torch.where(norm < 0, torch.inf, norm)  # negative stands for one that is not finite
 
@@ -144,14 +145,11 @@ class ZeroUpdate(Update):
 
     def skip(self) -> None:
         """See `Update.skip`."""
-        from deepspeed.utils import safe_set_full_grad
-
-        # The engine lets go of gradients only as it steps, and steps over those that are not finite where it looks.
-        parameter = next(self.unet.parameters())
-        safe_set_full_grad(parameter, torch.full_like(parameter, torch.nan))
-        self.optimizer.check_grad_overflow = True
-        self.network.step()
-        self.optimizer.check_grad_overflow = False
+        # As the engine does in a step where it finds that itself; a loss that is not finite it does not look for.
+        zero = self.optimizer
+        zero.zero_grad()
+        for group in zero.averaged_gradients:
+            zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
 
     def take_over_weights(self) -> None:
         """See `Update.take_over_weights`."""
@@ -197,7 +195,7 @@ class PartitionedAdamW:
         entries = state_dict["state"]
         self.adamw.state.clear()
         if entries:
-            # A parameter that never had a gradient has no state where it is not in a stretch with others.
+            # A parameter that never had a gradient has no state but in a stretch with others, and there weight decay.
             state = self.adamw.state[self._stretch] = {
                 "step": torch.stack([entry["step"] for entry in entries.values()]).max().to(self._stretch.device),
                 **{name: torch.zeros_like(self._stretch, requires_grad=False) for name in MOMENTS},

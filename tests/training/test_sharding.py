@@ -1,6 +1,7 @@
 """Runs that FSDP2 or DeepSpeed splits over processes: DDP's numbers, and checkpoints in parts that any launch goes on
 from."""
 
+import importlib.metadata
 import json
 import math
 import os
@@ -207,38 +208,42 @@ def test_variants(tiny, run_ranks, tmp_path, variant):
 
 
 def spoil(rank: int, kind: str, what: str) -> None:
-    """Make an image of one process not a number, or the losses of one infinite with gradients as before, once."""
+    """Once make an image of one process not a number, or its losses infinite, or only its gradients not numbers."""
     launched(rank, kind)
     on_device = Session.on_device
 
     def spoilt(self, batch):
         images, *others = on_device(self, batch)
-        if 20 in batch["index"].tolist():
-            if what == "image":
-                images = images * math.nan
-            else:
-                loss, own = self.process.loss, self.process.__dict__
+        if 20 not in batch["index"].tolist():
+            return images, *others
+        if what == "image":
+            return images * math.nan, *others
+        loss, own = self.process.loss, self.process.__dict__
 
-                def infinite(*given):
-                    del own["loss"]
-                    return loss(*given) + math.inf
+        def spoilt_loss(*given):
+            del own["loss"]
+            losses = loss(*given)
+            if what == "losses":
+                return losses + math.inf
+            losses.register_hook(lambda gradient: gradient * math.nan)
+            return losses
 
-                own["loss"] = infinite
+        own["loss"] = spoilt_loss
         return images, *others
 
     Session.on_device = spoilt
 
 
-@pytest.mark.parametrize("what", ["image", "losses"])
-@pytest.mark.parametrize("kind", SPLIT)
-def test_a_loss_that_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path, kind, what):
-    run_ranks(2, tiny("run", *FLAGS, "--train.images", "32"), spoil, kind, what)
-    found = lines(tmp_path / "run")
-    assert [line["nonfinite"] for line in found if "loss" in line] == [0, 0, 1]  # a step without a loss has no line
-    assert all(math.isfinite(line["loss"]) for line in found if "loss" in line)
-    assert all(
-        value.isfinite().all() for value in joined(newest_checkpoint(tmp_path / "run/checkpoints"), "model").values()
-    )
+@pytest.mark.parametrize("what", ["image", "losses", "gradients"])
+def test_what_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path, what):
+    for kind in LAUNCHES:
+        run_ranks(2, tiny(kind, *FLAGS, "--train.images", "48"), spoil, kind, what)
+        found = [line for line in lines(tmp_path / kind) if "loss" in line]
+        assert [line["images"] for line in found] == [8, 16, 32, 40, 48]  # a step without a loss has no line
+        assert [line["nonfinite"] for line in found] == [0, 0, 1, 1, 1]
+        assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in found)
+    for kind in SPLIT:
+        assert_same_curve(tmp_path / kind, tmp_path / "ddp")
 
 
 def refuse_the_disk(rank: int, kind: str) -> None:
@@ -344,12 +349,12 @@ def test_what_does_not_go_with_a_launch_is_refused(monkeypatch, tiny, kind, envi
         {"fsdp": sharding, "zero": zero}[kind].check_options(tiny("run", *flags))
 
 
-def test_deepspeed_that_is_not_installed_is_named(monkeypatch, tiny):
+@pytest.mark.parametrize("found", ["none", "0.18.9"])
+def test_the_deepspeed_that_is_installed_is_named(monkeypatch, tiny, found):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: False)
-    with pytest.raises(
-        ConfigError, match=r'DeepSpeed 0.18 or later is not installed; pip install "gnunet\[deepspeed\]"'
-    ):
+    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: found != "none")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+    with pytest.raises(ConfigError, match=f"given DeepSpeed {found}; valid: 0.19.8 or later, pip install"):
         zero.check_options(tiny("run"))
 
 
