@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under 9 minutes: the gpu-marked tests, the operator's benchmark and the training
-# step's. Logs and records go to the folder given; a part that fails does not stop the others.
+# Everything that needs a GPU, in under 9 minutes: the gpu-marked tests of operator and trainer, the operator's benchmark
+# and the training step's. Logs and records go to the folder given; a part that fails does not stop the others.
 #
 #   bash scripts/gpu_check.sh FOLDER
 #   bash scripts/gpu_check.sh --download_wheels   # with a network: fills wheels/ for a machine without one, Python 3.12
@@ -14,9 +14,11 @@ python="${PYTHON:-python3}"
 # What images that have torch, accelerate, rich, pytest and hypothesis tend to lack. What these packages require is named
 # too, because --no-deps, which leaves the image's torch alone, fetches none of it.
 wheels=(diffusers importlib-metadata datasets dill multiprocess tyro docstring-parser typeguard pydantic pydantic-core
-    annotated-types typing-inspection typing-extensions)
+    annotated-types typing-inspection typing-extensions hjson)
 
 if [ "${1:-}" = --download_wheels ]; then
+    # Published as source, of Python alone.
+    "$python" -m pip wheel --quiet --no-deps --constraint scripts/constraints.txt --wheel-dir wheels deepspeed || exit 1
     exec "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
         --constraint scripts/constraints.txt --dest wheels "${wheels[@]}"
@@ -56,9 +58,10 @@ part() { # NAME SECONDS COMMAND...: runs it, its output also in FOLDER/NAME.log
     summary+=("$name: $verdict ($((SECONDS - start)) s)")
 }
 
-part tests 140 "$python" -m pytest -m "gpu and not slow" -q --durations=5 tests/ops/gpu
-part operator 200 "$python" scripts/benchmark_op.py --seconds_per_case 0.5 --time_limit 170 --out "$folder"
-part training 190 "$python" scripts/benchmark_training.py --cases cifar10 --precision bf16 --batch_sizes 8 128 \
+part tests 130 "$python" -m pytest -m "gpu and not slow" -q --durations=5 tests/ops/gpu
+part trainer 100 "$python" -m pytest -m gpu -q --durations=5 tests/training
+part operator 160 "$python" scripts/benchmark_op.py --seconds_per_case 0.5 --time_limit 130 --out "$folder"
+part training 140 "$python" scripts/benchmark_training.py --cases cifar10 --precision bf16 --batch_sizes 8 128 \
     --rounds 8 --out "$folder"
 printf '%s\n' "== summary" "${summary[@]}"
 exit "$failed"

@@ -54,5 +54,6 @@ def test_goes_on_past_a_failure_and_reports_it(check, fake_python, tmp_path):
     assert "benchmark_training.py" in calls and calls.count(f"--out {tmp_path}/out\n") == 2
     summary = done.stdout.split("== summary\n")[1].splitlines()
     verdicts = [line.split(" (")[0] for line in summary]
-    assert verdicts == ["tests: failed, exit status 3", "operator: passed", "training: passed"]
+    failed = "failed, exit status 3"
+    assert verdicts == [f"tests: {failed}", f"trainer: {failed}", "operator: passed", "training: passed"]
     assert "-m pytest" in (tmp_path / "out/tests.log").read_text()

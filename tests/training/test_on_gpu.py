@@ -1,0 +1,74 @@
+"""What only a GPU shows of training: bits that repeat in deterministic mode, fp16's scale, launches that split runs."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import is_deepspeed_available
+
+from gnunet.training.session import Session
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+LAUNCHES = {
+    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+    "zero": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+}
+
+
+def stop_at(rank: int, images: int) -> None:
+    """Ask for the run to stop behind the step from so many images."""
+    step = Session.step
+
+    def stopped(self, batches, images_seen, *, stop):
+        assert self.accelerator.device.type == "cuda"
+        return step(self, batches, images_seen, stop=images_seen == images or stop)
+
+    Session.step = stopped
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run but the times and what names its folder."""
+    files = [path for path in sorted(run.rglob("*")) if path.is_file()]
+    names = {str(path.relative_to(run)): path for path in files}
+    return {
+        name: path.read_bytes()
+        for name, path in names.items()
+        if path.name not in ("timing.jsonl", "config.yaml", "manifest.json")
+    }
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_run_that_was_stopped_ends_with_the_bits_of_a_whole_one(tiny, run_ranks, tmp_path, precision):
+    flags = ["--train.deterministic", "true", "--train.mixed_precision", precision, "--train.keep_checkpoints", "1"]
+    run_ranks(1, tiny("whole", *flags))
+    run_ranks(1, tiny("run", *flags), stop_at, 24, status=143)
+    assert "resuming" in run_ranks(1, tiny("run", *flags))[0]
+    whole, run = contents(tmp_path / "whole"), contents(tmp_path / "run")
+    assert {name for name in whole.keys() | run if whole.get(name) != run.get(name)} == set()
+    assert ("scale" in json.loads(whole["checkpoints/000000064/state.json"])["scaler"]) == (precision == "fp16")
+
+
+def launched(rank: int, kind: str) -> None:
+    """A launch of one process."""
+    os.environ.update(LAUNCHES[kind], MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+
+
+@pytest.mark.parametrize("kind", LAUNCHES)
+def test_launches_that_split_a_run_have_the_losses_of_a_plain_one(tiny, run_ranks, tmp_path, kind):
+    if kind == "zero" and not is_deepspeed_available():
+        pytest.skip("needs DeepSpeed")
+    flags = ["--train.deterministic", "true", "--train.images", "32", "--train.log_every", "8"]
+    run_ranks(1, tiny("plain", *flags))
+    run_ranks(1, tiny("split", *flags), launched, kind)
+    plain, split = (
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("plain", "split")
+    )
+    for line, theirs in zip(plain, split, strict=True):
+        for name in line.keys() & {"loss", "grad_norm", "validation_loss"}:
+            # Weights that lie otherwise go through other convolutions, in TF32.
+            assert math.isclose(line[name], theirs[name], rel_tol=1e-2), (line, theirs)
