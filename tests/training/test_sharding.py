@@ -107,12 +107,27 @@ def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, t
         assert (last(tmp_path / name) / file_name("model", Part(0, 1 if how == "ddp" else world))).is_file()
         assert open_sampleable(tmp_path / name / "model").network.config.sample_size == 16
     assert final(tmp_path / "two", 2) == final(tmp_path / "sharded", 2)
-    (last(tmp_path / "two") / file_name("optimizer", Part(1, 2))).unlink()
-    assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000048"
+    for name in [*files_of(2), "manifest.json"]:
+        for damage in (Path.unlink, cut, flip):
+            whole = (file := last(tmp_path / "two") / name).read_bytes()
+            damage(file)
+            assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000048", (name, damage)
+            file.write_bytes(whole)
+    assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000064"
     run_ranks(4, tiny("back", *FLAGS), launched, kind, 16, status=143)
     run_ranks(1, tiny("back", *FLAGS), launched, "ddp", 32, status=143)
     run_ranks(2, tiny("back", *FLAGS), launched, kind)
     assert_same_curve(tmp_path / "back", tmp_path / "whole")
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 def in_bf16(rank: int, kind: str) -> None:
