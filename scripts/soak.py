@@ -33,12 +33,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarking.record import ROOT, origin, rounded, write
+from gnunet.ablation.history import read_lines
 from gnunet.cli import parse
 from gnunet.config import Config, to_yaml
 from gnunet.errors import TrainingError, run_program
 from gnunet.training.metrics import without_nan
 from soaking.trend import judge
-from soaking.watch import QUANTITIES, Sample, Watcher, timing_lines, windows
+from soaking.watch import LOG, QUANTITIES, Sample, Watcher, windows
 
 TINY = Path(__file__).parent / "soaking" / "tiny.yaml"
 ENDLESS = "1e12"
@@ -92,7 +93,7 @@ def training(config: Config, log: Path) -> Iterator[subprocess.Popen]:
 def watch(process: subprocess.Popen, run: Path, seconds: float) -> list[Sample]:
     """Samples of a run from its first line of the log on, for so many seconds; fewer where it ends before."""
     watched = psutil.Process(process.pid)
-    while not timing_lines(run):
+    while not read_lines(run / LOG):
         if process.poll() is not None:
             return []
         time.sleep(INTERVAL)
@@ -136,7 +137,7 @@ def soak(config: Config, seconds: float, log: Path) -> dict[str, Any]:
         when = "before its time" if early else "after SIGTERM"
         last = "\n".join(log.read_text().splitlines()[-20:])
         raise TrainingError(f"train.py has ended {when} with status {process.returncode}; it said:\n{last}")
-    seen = windows(samples, timing_lines(run), seconds, WINDOWS)
+    seen = windows(samples, read_lines(run / LOG), seconds, WINDOWS)
     watched = [window for window in seen if window["minutes"] * 60 > seconds * WARM_UP / WINDOWS]
     hours = [window["minutes"] / 60 for window in watched]
     trends = [

@@ -1,7 +1,6 @@
 """A training run as it is seen from outside: the memory, descriptors and time that it takes, sample by sample."""
 
 import itertools
-import json
 import math
 import os
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from gnunet.ablation.history import read_lines
 from soaking.trend import Quantity
 
 QUANTITIES = {
@@ -31,7 +31,9 @@ QUANTITIES = {
 }
 """What is judged. Memory, descriptors and threads are of all the run's processes together; the run folder is without
 its logs and grids, which grow; CPU time is of all that the run does, and `wall_ms` of its steps alone."""
-GROWS = ("metrics.jsonl", "timing.jsonl", "samples")
+LOG = "timing.jsonl"
+"""The log, in a run's folder, of images seen, speed and memory."""
+GROWS = ("metrics.jsonl", LOG, "samples")
 """What of a run's folder grows with its images."""
 
 
@@ -74,7 +76,7 @@ class Watcher:
                     raise
         cpu_seconds = totals.pop("cpu_seconds")
         return Sample(
-            seconds=time.monotonic() - self._start, images=timing_lines(self.run)[-1]["images"],
+            seconds=time.monotonic() - self._start, images=read_lines(self.run / LOG)[-1]["images"],
             cpu_seconds=cpu_seconds, load=os.getloadavg()[0], levels={**totals, **of_folder(self.run)},
         )  # fmt: skip
 
@@ -99,13 +101,6 @@ def of_folder(run: Path) -> dict[str, float]:
             with suppress(OSError):
                 sizes.append(os.stat(os.path.join(parent, name)).st_size)
     return {"folder_mib": sum(sizes) / 2**20, "folder_files": len(sizes)}
-
-
-def timing_lines(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's timing.jsonl; none where there is no such file yet."""
-    path = run / "timing.jsonl"
-    whole = path.read_text().rpartition("\n")[0] if path.is_file() else ""
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def windows(

@@ -13,8 +13,9 @@ import pytest
 from scipy.stats import theilslopes
 
 import soak
+from gnunet.ablation.history import read_lines
 from soaking.trend import Quantity, judge, theil_sen
-from soaking.watch import QUANTITIES, Sample, Watcher, of_folder, timing_lines, windows
+from soaking.watch import LOG, QUANTITIES, Sample, Watcher, of_folder, windows
 
 HOURS = np.linspace(0.25, 1, 30)
 MEMORY = Quantity("memory", "MiB", 8)
@@ -155,4 +156,4 @@ class TestScript:
 
 
 def test_lines_of_a_run_without_a_log(tmp_path):
-    assert timing_lines(tmp_path) == []
+    assert read_lines(tmp_path / LOG) == []
