@@ -30,7 +30,7 @@ from gnunet.errors import CheckpointError
 from gnunet.files import new_folder, remove_folder, sync, write_file
 from gnunet.training.tensor_files import KINDS, WHOLE, Part, StoredTensors, file_name, file_names, write_tensors
 from gnunet.training.together import on_all, on_main
-from gnunet.training.zero import PartitionedAdamW
+from gnunet.training.zero import MOMENTS, PartitionedAdamW
 from gnunet.untrusted import read_json
 
 logger = logging.getLogger(__name__)
@@ -329,5 +329,5 @@ def _empty_moments(optimizer: AnyAdamW, parameters: dict[str, nn.Parameter]) -> 
     empty_like = optimizer.empty_like if isinstance(optimizer, PartitionedAdamW) else torch.empty_like
     moments = {f"{name}/step": torch.zeros(()) for name in parameters}
     for name, parameter in parameters.items():
-        moments |= {f"{name}/{moment}": empty_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
+        moments |= {f"{name}/{moment}": empty_like(parameter) for moment in MOMENTS}
     return moments

@@ -25,7 +25,7 @@ from gnunet.training.schedule import learning_rate
 from gnunet.training.sharding import Sharding, lay_in_rows
 from gnunet.training.stopping import StopRequest
 from gnunet.training.update import ShardedUpdate, Update
-from gnunet.training.zero import ZeroUpdate, is_zero
+from gnunet.training.zero import ZeroUpdate, is_launched
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,14 @@ class Session:
 
         scaler = accelerator.scaler
         overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
+        self.share_running_statistics()
         if finite:
             update.step(learning_rate(train, images_seen + train.batch_size / 2))
             force_weight_norm(self.unet)
             update.take_over_weights()
+            self.ema.update(ema_decay(train, images_seen + train.batch_size))
         else:
             update.skip()
-        self.share_running_statistics()
-        if finite:
-            self.ema.update(ema_decay(train, images_seen + train.batch_size))
         self.precise = False
         bad = () if math.isfinite(loss) else self.nonfinite_of(seen)
         return StepResult(loss, grad_norm, finite, overflow, nonfinite_examples=bad, stop=totals[2] > 0)
@@ -229,14 +228,14 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     sharding = Sharding.of_launch(accelerator)
     if sharding is None:
         unet.to(device)  # else layer by layer
-    if is_zero(accelerator):
+    if by_zero := is_launched():
         lay_in_rows(unet)
     ema = EMA(unet, shard=sharding and sharding.shard, running_statistics=not train.precise_batches)
     adamw = torch.optim.AdamW(
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
-    if is_zero(accelerator):
+    if by_zero:
         update = ZeroUpdate(unet, adamw, accelerator, timeout=timedelta(seconds=train.timeout))
     else:
         update = (Update if sharding is None else ShardedUpdate)(unet, adamw, accelerator)

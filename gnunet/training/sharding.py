@@ -41,12 +41,19 @@ def check_options(config: Config) -> None:
         "fsdp_activation_checkpointing: given true; valid: false, and model.gradient_checkpointing": (
             plugin.activation_checkpointing
         ),
-        "train.compile: given true with FSDP; valid: false": config.train.compile,
-        "train.mixed_precision: given fp16 with FSDP; valid: no or bf16": config.train.mixed_precision == "fp16",
     }
     for problem, found in refused.items():
         if found:
             raise ConfigError(problem)
+    check_settings(config, "FSDP")
+
+
+def check_settings(config: Config, launch: str) -> None:
+    """Refuse, by a ConfigError that names the launch, what goes with none that splits a run."""
+    if config.train.compile:
+        raise ConfigError(f"train.compile: given true with {launch}; valid: false")
+    if config.train.mixed_precision == "fp16":
+        raise ConfigError(f"train.mixed_precision: given fp16 with {launch}; valid: no or bf16")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 from gnunet.config import Config
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
-from gnunet.training.sharding import rows_of
+from gnunet.training.sharding import check_settings, rows_of
 from gnunet.training.update import Update
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def is_asked_for() -> bool:
     return bool(str_to_bool(os.environ.get(ASKED, "false")))
 
 
-def is_zero(accelerator: Accelerator) -> bool:
+def is_launched() -> bool:
     """Whether this process is to train by DeepSpeed: not so where no launcher has started it."""
     return is_asked_for() and torch.distributed.is_initialized()
 
@@ -64,10 +64,7 @@ def check_options(config: Config) -> None:
     for name, (variable, valid) in OPTIONS.items():
         if (given := os.environ.get(variable, valid)) != valid:
             raise ConfigError(f"{name}: given {given}; valid: {valid}")
-    if config.train.compile:
-        raise ConfigError("train.compile: given true with DeepSpeed; valid: false")
-    if config.train.mixed_precision == "fp16":
-        raise ConfigError("train.mixed_precision: given fp16 with DeepSpeed; valid: no or bf16")
+    check_settings(config, "DeepSpeed")
     found = importlib.metadata.version("deepspeed") if is_deepspeed_available() else "none"
     if found == "none" or compare_versions("deepspeed", "<", OLDEST):
         raise ConfigError(

@@ -31,13 +31,9 @@ def stop_at(rank: int, images: int) -> None:
 
 def contents(run: Path) -> dict[str, bytes]:
     """Every file of a run but the times and what names its folder."""
-    files = [path for path in sorted(run.rglob("*")) if path.is_file()]
-    names = {str(path.relative_to(run)): path for path in files}
-    return {
-        name: path.read_bytes()
-        for name, path in names.items()
-        if path.name not in ("timing.jsonl", "config.yaml", "manifest.json")
-    }
+    left_out = ("timing.jsonl", "config.yaml", "manifest.json")
+    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name not in left_out]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
