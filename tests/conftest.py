@@ -14,6 +14,10 @@ from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+# Asked in the usual way whether there is a GPU, CUDA starts, and then not once more in a process forked from this one,
+# or from the fork server below, which inherits this.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
 import numpy as np
 import pytest
 import torch
@@ -188,6 +192,7 @@ def work_as_rank(
     os.dup2(file, sys.stderr.fileno())
     os.chdir(output.parent)
     torch.set_num_threads(1)
+    assert not torch.cuda._is_in_bad_fork(), "CUDA was started in the fork server: no rank can use it"
     if before is not None:
         before(int(environment.get("RANK", "0")), *also)
     if isinstance(work, Config):

@@ -12,7 +12,7 @@ from .autograd import Implementation
 
 logger = logging.getLogger(__name__)
 
-# A new implementation is one line here, one in `_reason_against` to say what it cannot take, and one in
+# A new implementation is one line here, one in `unsupported_reason` to say what it cannot take, and one in
 # `_fastest` to say where "auto" takes it. None is one whose package is not installed.
 BACKENDS: dict[str, Implementation | None] = {
     "eager": eager.group_norm_silu,
@@ -95,7 +95,7 @@ def implementation_for(x: Tensor, backend: str) -> Implementation:
     if backend not in backend_names():
         raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
     name = _fastest(x) if backend == "auto" else backend
-    reason = _reason_against(name, x)
+    reason = unsupported_reason(name, x)
     implementation = BACKENDS[name]
     if implementation is None or reason is not None:
         raise ValueError(f"backend {backend!r} {reason}; 'auto' takes one that does")
@@ -108,7 +108,7 @@ def backend_names() -> list[str]:
 
 
 def _fastest(x: Tensor) -> str:
-    reason = _reason_against("triton", x) if x.is_cuda else None
+    reason = unsupported_reason("triton", x) if x.is_cuda else None
     name = "triton" if x.is_cuda and reason is None else "eager"
     if not torch.compiler.is_compiling() and (x.device.type, name) not in _announced:
         _announced.add((x.device.type, name))
@@ -117,7 +117,7 @@ def _fastest(x: Tensor) -> str:
     return name
 
 
-def _reason_against(name: str, x: Tensor) -> str | None:
+def unsupported_reason(name: str, x: Tensor) -> str | None:
     """Why an implementation does not work for x, in words, or None."""
     if name != "triton":
         return None
@@ -125,6 +125,8 @@ def _reason_against(name: str, x: Tensor) -> str | None:
         return "needs the package triton (pip install triton)"
     if not x.is_cuda and not gpu.IS_INTERPRETED:
         return f"needs a tensor on a GPU, got one on {x.device} (or TRITON_INTERPRET=1, which is slow)"
+    if gpu.INTERPRETER_FAILS:
+        return "is interpreted by a Triton that cannot do so with this NumPy: install triton >= 3.7, or numpy < 2.4"
     if not gpu.HAS_COMPILER:
         return "needs a C compiler, with which Triton makes its launchers: install gcc or clang, or set CC"
     if x.dtype == torch.float64:

@@ -45,6 +45,11 @@ class Case:
         grads = torch.autograd.grad(y, list(inputs.values()), dy.to(y.dtype))
         return {"y": y.detach(), **{f"d{name}": grad for name, grad in zip(inputs, grads, strict=True)}}
 
+    def floor(self, name: str, least: float = 0.5) -> float:
+        """What the error of a result is relative to at least. A gradient may be exactly zero; that of add, a sum over
+        the positions, is where a group is one channel and centred."""
+        return least * self.x.shape[2:].numel() ** 0.5 if name == "dadd" else least
+
     def double(self) -> Case:
         tensors = {name: t.detach().double().requires_grad_() for name, t in self.tensors.items()}
         x = self.x.detach().double().requires_grad_()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,19 @@ LAUNCHES = {
 }
 
 
-def stop_at(rank: int, images: int) -> None:
-    """Ask for the run to stop behind the step from so many images."""
+def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> None:
+    """Refuse to train without a GPU; train as a launch of one process, and stop behind the step from so many images."""
+    if launch is not None:
+        os.environ.update(LAUNCHES[launch], MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     step = Session.step
 
-    def stopped(self, batches, images_seen, *, stop):
+    def checked(self, batches, images_seen, *, stop):
         assert self.accelerator.device.type == "cuda"
-        return step(self, batches, images_seen, stop=images_seen == images or stop)
+        result = step(self, batches, images_seen, stop=stop)
+        return replace(result, stop=result.stop or images_seen == stop_at)
 
-    Session.step = stopped
+    Session.step = checked
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -39,18 +44,12 @@ def contents(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("precision", ["no", "fp16"])
 def test_a_run_that_was_stopped_ends_with_the_bits_of_a_whole_one(tiny, run_ranks, tmp_path, precision):
     flags = ["--train.deterministic", "true", "--train.mixed_precision", precision, "--train.keep_checkpoints", "1"]
-    run_ranks(1, tiny("whole", *flags))
-    run_ranks(1, tiny("run", *flags), stop_at, 24, status=143)
-    assert "resuming" in run_ranks(1, tiny("run", *flags))[0]
+    run_ranks(1, tiny("whole", *flags), on_gpu)
+    run_ranks(1, tiny("run", *flags), on_gpu, None, 24, status=143)
+    assert "resuming" in run_ranks(1, tiny("run", *flags), on_gpu)[0]
     whole, run = contents(tmp_path / "whole"), contents(tmp_path / "run")
     assert {name for name in whole.keys() | run if whole.get(name) != run.get(name)} == set()
     assert ("scale" in json.loads(whole["checkpoints/000000064/state.json"])["scaler"]) == (precision == "fp16")
-
-
-def launched(rank: int, kind: str) -> None:
-    """A launch of one process."""
-    os.environ.update(LAUNCHES[kind], MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 
 
 @pytest.mark.parametrize("kind", LAUNCHES)
@@ -58,8 +57,8 @@ def test_launches_that_split_a_run_have_the_losses_of_a_plain_one(tiny, run_rank
     if kind == "zero" and not is_deepspeed_available():
         pytest.skip("needs DeepSpeed")
     flags = ["--train.deterministic", "true", "--train.images", "32", "--train.log_every", "8"]
-    run_ranks(1, tiny("plain", *flags))
-    run_ranks(1, tiny("split", *flags), launched, kind)
+    run_ranks(1, tiny("plain", *flags), on_gpu)
+    run_ranks(1, tiny("split", *flags), on_gpu, kind)
     plain, split = (
         [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("plain", "split")
