@@ -9,25 +9,33 @@ and both. On a GPU each is captured in a CUDA graph and timed by events, going t
 that none is in the L2 cache when its turn comes ("us"); small tensors also with one set, in the cache ("warm_us"),
 and as Python calls them, launches included ("call_us"). Reported are medians over the rounds; the share of the
 bandwidth of a large copy, counting the fewest bytes possible (forward x and y, backward x, dy and dx); the median of
-the rounds' ratios of each peer's time to the operator's; and errors. `copy` moves the same bytes and computes nothing.
-On a CPU the shapes are shrunk and the caches warm. Weight and bias have x's dtype and autocast is off.
+the rounds' ratios of each peer's time to the operator's; and errors. Beside every figure stand two yardsticks that move
+the same bytes: `copy`, which computes nothing, and `rms_norm`, PyTorch's norm over short rows. PyTorch's eager group
+norm has a kernel of its own for channels_last from 2.15 on; before, it copies to and fro. On a CPU the shapes are
+shrunk and the caches warm. Weight and bias have x's dtype and autocast is off.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarking.case import Benchmark
 from benchmarking.peers import PEERS
 from benchmarking.record import origin, record_path, rounded, write
-from benchmarking.shapes import LAYOUTS, SHAPES, cases
-from benchmarking.summary import MINIMUM_TENSORS, OURS, draw_chart, geometric_means, print_summary, targets
+from benchmarking.shapes import LAYOUTS, SHAPES, Case, cases
+from benchmarking.summary import OURS, draw_chart, geometric_means, is_right, print_summary, targets
 from benchmarking.timing import ROUNDS
 from gnunet.ops import backend_names
 
@@ -49,6 +57,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=backend_names(), default="auto", help="the operator's (default auto)")
     parser.add_argument("--seconds_per_case", type=float, help="of timing; default 1, on a CPU 0.1")
     parser.add_argument("--time_limit", type=float, help="seconds after which no case is begun but the first")
+    parser.add_argument("--check_first", type=int, metavar="N", help="check every case in N processes, then time them")
+    parser.add_argument("--check_only", action="store_true", help="time nothing")
     parser.add_argument("--max_elements", type=int, help="shrink larger shapes; default on a CPU 65536")
     parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-operator.json to")
     parser.add_argument("--chart", nargs=2, type=Path, metavar=("RECORD", "PNG"), help="only draw a record's chart")
@@ -80,24 +90,62 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         **origin(device, "triton", "apex", "liger_kernel"),
         "backend": arguments.backend, "rounds": ROUNDS, "seconds_per_case": arguments.seconds_per_case,
         "max_elements": arguments.max_elements, "cache_bytes": benchmark.cache_bytes,
-        "copy_gb_per_s": rounded(benchmark.bandwidth / 1e9),
     }  # fmt: skip
-    done: list[dict[str, Any]] = []
-    for number, case in enumerate(todo):
-        if number and arguments.time_limit and time.monotonic() - start > arguments.time_limit:
-            break
-        done.append(benchmark.run(case))
-        record |= {
-            "total_seconds": rounded(time.monotonic() - start),
-            "geometric_means": geometric_means(done, arguments.peers),
-            "targets": targets(done) if device.type == "cuda" else [],
-            "not_run": [other.label for other in todo[number + 1 :]],
-            "cases": done,
-        }
-        print(f"{number + 1}/{len(todo)} {done[-1]['label']}", flush=True)
+    done: dict[str, dict[str, Any]] = {}
+    timed: set[str] = set()
+
+    def update() -> None:
+        cases = [done[case.label] for case in todo if case.label in done]
+        record.update(
+            total_seconds=rounded(time.monotonic() - start),
+            geometric_means=geometric_means(cases, arguments.peers),
+            targets=targets(cases, len(todo)) if device.type == "cuda" else [],
+            not_run=[case.label for case in todo if case.label not in timed],
+            cases=cases,
+        )
         if arguments.out:
             write(record_path(arguments.out, device, "operator"), record)
+
+    update()
+    if arguments.check_first or arguments.check_only:
+        for case in checked(arguments, device):
+            done[case["label"]] = case
+            print(f"checked {len(done)}/{len(todo)} {case['label']}: {case['results'][OURS]['status']}", flush=True)
+            update()
+    for number, case in enumerate([] if arguments.check_only else todo):
+        if number and arguments.time_limit and time.monotonic() - start > arguments.time_limit:
+            break
+        record["copy_gb_per_s"] = rounded(benchmark.bandwidth / 1e9)
+        done[case.label] = benchmark.run(case)
+        timed.add(case.label)
+        print(f"{number + 1}/{len(todo)} {case.label}", flush=True)
+        update()
     return record
+
+
+def checked(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The cases' records without times, from several processes. What they compile, later ones find on disk."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # where there is no compiler, nothing else needs it
+
+    count = arguments.check_first or os.cpu_count() or 1
+    check = partial(check_case, device, arguments.peers, arguments.backend)
+    with (
+        mock.patch.dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS="1"),  # of each process, which reads it at its start
+        ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool,
+    ):
+        try:
+            for future in as_completed([pool.submit(check, case) for case in arguments.cases]):
+                yield future.result()
+        except BrokenProcessPool as problem:
+            print(f"the check of all cases was broken off: {problem}", flush=True)
+    # Which of its kernels is the fastest, the compiler has found out while others used the device.
+    for choice in Path(cache_dir()).rglob("*.best_config"):
+        choice.unlink()
+
+
+def check_case(device: torch.device, peers: Sequence[str], backend: str, case: Case) -> dict[str, Any]:
+    """The record of one case without times."""
+    return Benchmark(device, peers, backend, seconds=0).run(case, with_times=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_summary(record)
     if arguments.out:
         print(f"record: {record_path(arguments.out, torch.device(arguments.device), 'operator')}")
-    ours = [case["results"][OURS] for case in record["cases"]]
-    if any(one["status"] != "right" or any("failed" in one[d] for d in MINIMUM_TENSORS) for one in ours):
+    is_checked = not arguments.check_only or len(record["cases"]) == len(arguments.cases)
+    if not (is_checked and all(map(is_right, record["cases"]))):
         sys.exit("the operator failed or is wrong: see above")
 
 

@@ -4,12 +4,13 @@ python scripts/benchmark_training.py [--cases small cifar10] [--rounds 30] [--ou
 
 All sides train the same architecture on the same images with DDPM's noise prediction, AdamW, gradient clipping and a
 moving average, in one process, in alternating blocks of steps whose order changes from round to round. A side's loop
-is the whole of it: loader, step, average, logging. Apart from that, gnunet's own share of its steps and the speed of
-its loader are measured. `_compiled` is a side with its network compiled by torch.compile:
-that is done before the rounds, its seconds are reported apart, and a side whose gradients are then not the eager ones
-is not timed. Reported are the medians over the rounds, the median of the rounds' ratios (of gnunet's sides to each
-of diffusers'), the bytes autograd saves for backward (each storage once, parameters left out) and the peak of the
-memory a step allocates.
+is the whole of it: loader, step, average, logging. Apart from that, gnunet's own share of a step and the speed of its
+loader are measured, in the small case. `_compiled` is a side with its network compiled by torch.compile: that is done
+before the rounds, its seconds are reported apart, and a side whose gradients are then not the eager ones is not timed.
+The other sides are timed by themselves first, at every batch size, and then beside the compiled ones; the record is
+written anew after each side. Reported are the medians over the rounds, the median of the rounds' ratios (of gnunet's
+sides to each of diffusers'), the bytes autograd saves for backward (each storage once, parameters left out) and the
+peak of the memory a step allocates.
 """
 
 import argparse
@@ -111,8 +112,8 @@ def prepare(side: str, config: Config, folder: Path) -> tuple[Loop | None, dict[
     return loop, result
 
 
-def compare(config: Config, sides: Sequence[str], rounds: int, block: int) -> dict[str, Any]:
-    """The record of one case.
+def compare(config: Config, sides: Sequence[str], rounds: int, block: int) -> Iterator[dict[str, Any]]:
+    """Prepare and time sides of one case; gives what is known of it after each side and after the rounds.
 
     Args:
         sides: names in SIDES.
@@ -129,10 +130,9 @@ def compare(config: Config, sides: Sequence[str], rounds: int, block: int) -> di
             loop, record[side] = prepare(side, config, folder)
             if loop:
                 loops[side] = loop
+            yield record
         with torch.compiler.set_stance("fail_on_recompile"):
             times = alternate_repeats(loops, dict.fromkeys(loops, block), rounds)
-        if "gnunet" in times:
-            record["gnunet"] |= own_work(config, Path(root), rounds)
     for side, seconds in times.items():
         rates = [config.train.batch_size / one for one in seconds]
         record[side]["images_per_second"] = rounded(statistics.median(rates))
@@ -146,7 +146,18 @@ def compare(config: Config, sides: Sequence[str], rounds: int, block: int) -> di
     for key in ("saved_for_backward", "peak_of_a_step"):
         sizes = {side: record[side][f"{key}_mib"] for side in times}
         record[f"{key}_ratio"] = each_pair(sizes, lambda ours, peer, of=sizes: rounded(of[ours] / of[peer]))
-    return record
+    yield record
+
+
+def measure(name: str, config: Config, sides: Sequence[str], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What is known of a case as its sides are compared, and gnunet's own work where it is looked at."""
+    try:
+        yield from compare(config, sides, arguments.rounds, arguments.block)
+        if name == OWN_CASE and "gnunet" in sides:
+            with tempfile.TemporaryDirectory() as folder:
+                yield own_work(config, Path(folder), arguments.rounds)
+    except Exception as problem:  # whatever befalls one case, the others are measured
+        yield {"failed": failure(problem)}
 
 
 def each_pair(sides: Container[str], value: Callable[[str, str], Any]) -> dict[str, dict[str, Any]]:
@@ -159,25 +170,29 @@ def quartiles(values: Sequence[float]) -> list[float]:
     return [rounded(value) for value in statistics.quantiles(values, n=4)[::2]]
 
 
-def targets(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was aimed at for those of the cases that were run, which are taken to be in bf16 and on a GPU."""
+def targets(cases: Sequence[dict[str, Any]], sides: Sequence[str]) -> list[dict[str, Any]]:
+    """What is aimed at for the cases that are planned, which are taken to be in bf16 and on a GPU."""
     return [
-        target(f"{mine} over {peer}, batch {case['batch_size']}", case["speed_ratio"].get(mine, {}).get(peer), least)
+        target(f"{mine} over {peer}, batch {case['batch_size']}", speed_ratio(case, mine, peer), least)
         for case in cases
         if case["case"] == "cifar10" and case["batch_size"] in TARGET_BATCH_SIZES
         for mine in OURS
         for peer, least in TARGETS.items()
-        if mine in case and peer in case
+        if mine in sides and peer in sides
     ]
 
 
-def own_targets(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was aimed at for gnunet's own share of a step and its loader, on any device."""
+def speed_ratio(case: dict[str, Any], ours: str, peer: str) -> float | None:
+    return case.get("speed_ratio", {}).get(ours, {}).get(peer)
+
+
+def own_targets(cases: Sequence[dict[str, Any]], sides: Sequence[str]) -> list[dict[str, Any]]:
+    """What is aimed at for gnunet's own share of a step and its loader, on any device."""
     aims = []
     for case in cases:
-        own, batch = case.get("gnunet", {}), f"batch {case['batch_size']}"
-        if case["case"] == OWN_CASE and "overhead_share" in own:
-            share, speed = rounded(1 - own["overhead_share"]), own["loader_examples_per_second"]
+        if case["case"] == OWN_CASE and "gnunet" in sides:
+            share, speed = case.get("overhead_share"), case.get("loader_examples_per_second")
+            share, batch = None if share is None else rounded(1 - share), f"batch {case['batch_size']}"
             aims += [
                 target(f"share of a step in forward, backward and optimizer, {batch}", share, LEAST_SHARE),
                 target(f"examples/s of the loader alone, {batch}", speed, LEAST_EXAMPLES),
@@ -188,6 +203,7 @@ def own_targets(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def print_case(case: dict[str, Any]) -> None:
     """A line for each side."""
     sides = [side for side in SIDES if side in case]
+    ratios, quartiles = case.get("speed_ratio", {}), case.get("speed_ratio_quartiles", {})
     table = Table(f"{case['case']}, batch {case['batch_size']}", box=None, pad_edge=False, header_style="none")
     columns = ["images/s (quartiles)", *(f"over {peer} (quartiles)" for peer in PEERS if peer in sides)]
     for column in (*columns, "saved MiB", "peak MiB", "compile s", "gradient error"):
@@ -197,19 +213,20 @@ def print_case(case: dict[str, Any]) -> None:
         cells = [_spread(result.get("images_per_second"), result.get("images_per_second_quartiles"))]
         for peer in PEERS:
             if peer in sides:
-                ratio = case["speed_ratio"].get(side, {}).get(peer)
-                cells.append(_spread(ratio, case["speed_ratio_quartiles"].get(side, {}).get(peer)))
+                cells.append(_spread(ratios.get(side, {}).get(peer), quartiles.get(side, {}).get(peer)))
         for key in ("saved_for_backward_mib", "peak_of_a_step_mib", "compile_seconds", "gradient_error"):
             cells.append(f"{result[key]:g}" if key in result else "-")
         table.add_row(side, *cells)
     console = Console(width=140, highlight=False, markup=False)
     console.print(table)
-    if "overhead_share" in case.get("gnunet", {}):
-        share, speed = case["gnunet"]["overhead_share"], case["gnunet"]["loader_examples_per_second"]
+    if "overhead_share" in case:
+        share, speed = case["overhead_share"], case["loader_examples_per_second"]
         console.print(f"gnunet's own work: {share:.2%} of a step; its loader alone: {speed:g} examples/s")
     for side in sides:
         if case[side]["status"] != "right":
             console.print(f"{side}: {case[side]['status']}")
+    if "failed" in case:
+        console.print(case["failed"])
 
 
 def _spread(value: float | None, quartiles: list[float] | None) -> str:
@@ -227,12 +244,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=30, help="of a block of every side, at least 2 (default 30)")
     parser.add_argument("--block", type=int, default=4, help="steps in a block (default 4)")
     parser.add_argument("--precision", choices=tuple(GRADIENT_TOLERANCE), default="no")
-    parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-training.json to")
+    parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-RECORD.json to")
+    parser.add_argument("--record", default="training", help="what the record is called (default training)")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 2 or arguments.block < 1:
         parser.error(f"--rounds {arguments.rounds} --block {arguments.block}: valid: at least 2 and at least 1")
     eager = [side for side in SIDES if not side.endswith(COMPILED)]
-    arguments.sides = arguments.sides or (SIDES if torch.cuda.is_available() else eager)
+    arguments.sides = arguments.sides or (list(SIDES) if torch.cuda.is_available() else eager)
     try:
         arguments.configs = [
             (case, config)
@@ -257,27 +275,38 @@ def configs_of(case: str, precision: str, batch_sizes: Sequence[int] | None) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the cases, print a table, write the record. Fails where a side of gnunet's does."""
+    """Run the cases, print tables, write the record. Fails where a side of gnunet's does."""
     arguments = parse_arguments(argv)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    done: list[dict[str, Any]] = []
-    for case, config in arguments.configs:
-        result = compare(config, arguments.sides, arguments.rounds, arguments.block)
-        done.append({"case": case, "batch_size": config.train.batch_size, **result})
-        print_case(done[-1])
-        aims = own_targets(done) + (targets(done) if device.type == "cuda" and arguments.precision == "bf16" else [])
-        record = {
-            **origin(device, "triton", "diffusers", "accelerate"), "precision": arguments.precision,
-            "rounds": arguments.rounds, "block": arguments.block, "targets": aims, "cases": done,
-        }  # fmt: skip
-        if arguments.out:  # after every case, so that an interrupted run leaves one
-            path = record_path(arguments.out, device, "training")
-            write(path, record)
+    cases = [{"case": case, "batch_size": config.train.batch_size} for case, config in arguments.configs]
+    path = None if arguments.out is None else record_path(arguments.out, device, arguments.record)
+    head = {
+        **origin(device, "triton", "diffusers", "accelerate"), "precision": arguments.precision,
+        "rounds": arguments.rounds, "block": arguments.block,
+    }  # fmt: skip
+    aims: list[dict[str, Any]] = []
+
+    def update() -> None:
+        aims[:] = own_targets(cases, arguments.sides)
+        if device.type == "cuda" and arguments.precision == "bf16":
+            aims.extend(targets(cases, arguments.sides))
+        if path is not None:
+            write(path, {**head, "targets": aims, "cases": cases})
+
+    update()
+    eager = [side for side in arguments.sides if not side.endswith(COMPILED)]
+    for sides in [arguments.sides] if eager in ([], arguments.sides) else [eager, arguments.sides]:
+        for (name, config), case in zip(arguments.configs, cases, strict=True):
+            for found in measure(name, config, sides, arguments):
+                case |= {key: case.get(key, {}) | value if key in SIDES else value for key, value in found.items()}
+                update()
+            print_case(case)
     for aim in aims:
         print(verdict(aim))
-    if arguments.out:
+    if path is not None:
         print(f"record: {path}")
-    if any(case[side]["status"] != "right" for case in done for side in OURS if side in case):
+    ours = [case[side]["status"] for case in cases for side in OURS if side in case]
+    if any("failed" in case for case in cases) or set(ours) - {"right"}:
         sys.exit("a side of gnunet's failed or is wrong: see above")
 
 

@@ -2,19 +2,22 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
+from math import gcd
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarking.peers import PEERS, Contender, Unavailable, errors, exact, gnunet, is_right
 from benchmarking.record import failure, rounded
 from benchmarking.shapes import Case
-from benchmarking.summary import COPY, MINIMUM_TENSORS, OURS, fits_one_pass, minimum_bytes, timing
+from benchmarking.summary import COPY, MINIMUM_TENSORS, OURS, RMS_NORM, fits_one_pass, minimum_bytes, timing
 from benchmarking.timing import Call, Timed, alternate, copy_bandwidth, launch_seconds, sets_needed, timed
 
 _LAUNCH_BOUND = 8 * 2**20  # bytes of a tensor below which Python may take longer than the GPU
+_ROW = 4096  # elements of a row of the yardstick's norm at most
 Inputs = dict[str, list[tuple[Tensor, Tensor]]]
 """By layout, sets of x and dy; a set has the same values in every layout."""
 
@@ -33,25 +36,25 @@ def make_inputs(case: Case, layouts: set[str], sets: int, device: torch.device) 
     return inputs
 
 
-def calls_of(contender: Contender, inputs: Inputs, weight: Tensor, bias: Tensor, direction: str) -> list[Call]:
-    """A contender's calls in one direction, one for each set of inputs."""
+def calls_of(contender: Contender, inputs: Inputs, parameters: Sequence[Tensor], direction: str) -> list[Call]:
+    """A contender's calls in one direction, one for each set of inputs; `parameters` are weight and bias or none."""
 
     def gradients(y: Tensor, x: Tensor, dy: Tensor, again: bool) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, (x, weight, bias), dy, retain_graph=again)
+        return torch.autograd.grad(y, (x, *parameters), dy, retain_graph=again)
 
     def call(x: Tensor, dy: Tensor) -> Call:
         if direction == "forward":
-            return torch.no_grad()(lambda: contender.function(x, weight, bias))
+            return torch.no_grad()(lambda: contender.function(x, *parameters))
         if direction == "both":
-            return lambda: gradients(contender.function(x, weight, bias), x, dy, again=False)
-        y = contender.function(x, weight, bias)
+            return lambda: gradients(contender.function(x, *parameters), x, dy, again=False)
+        y = contender.function(x, *parameters)
         return lambda: gradients(y, x, dy, again=True)
 
     return [call(x, dy) for x, dy in inputs[contender.layout]]
 
 
 def copy_calls(inputs: Inputs, layout: str, direction: str) -> list[Call]:
-    """What moves as many bytes as the operator has to and computes next to nothing: a copy, a sum, or both."""
+    """Calls that move as many bytes as the operator has to and compute next to nothing: a copy, a sum, or both."""
 
     def call(x: Tensor, dy: Tensor, out: Tensor) -> Call:
         if direction == "forward":
@@ -61,6 +64,22 @@ def copy_calls(inputs: Inputs, layout: str, direction: str) -> list[Call]:
         return lambda: torch.add(out.copy_(x), dy, out=out)
 
     return [call(x.detach(), dy, torch.empty_like(dy)) for x, dy in inputs[layout]]
+
+
+def rms_norm_calls(inputs: Inputs, layout: str, direction: str) -> list[Call]:
+    """Calls of PyTorch's root mean square norm over short rows of the same bytes, which are read and written once."""
+
+    def rows(t: Tensor) -> Tensor:
+        flat = t.detach().as_strided((t.numel(),), (1,))
+        return flat.view(-1, gcd(t.numel(), _ROW))
+
+    in_rows = {layout: [(rows(x).requires_grad_(), rows(dy)) for x, dy in inputs[layout]]}
+    norm = Contender(lambda x: F.rms_norm(x, x.shape[1:]), layout)
+    return calls_of(norm, in_rows, (), direction)
+
+
+YARDSTICKS = {COPY: copy_calls, RMS_NORM: rms_norm_calls}
+"""What the operator's times are held against beside its peers, since it moves the same bytes."""
 
 
 def check(
@@ -99,17 +118,21 @@ class Benchmark:
         if self.is_cuda:
             torch.cuda.set_stream(torch.cuda.Stream())  # CUDA graphs are not captured on the default one
             self.cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-        self.bandwidth = copy_bandwidth(device)
 
-    def run(self, case: Case) -> dict[str, Any]:
-        """The record of one case."""
+    @cached_property
+    def bandwidth(self) -> float:
+        """Of a large copy, in bytes per second."""
+        return copy_bandwidth(self.device)
+
+    def run(self, case: Case, *, with_times: bool = True) -> dict[str, Any]:
+        """The record of one case; without times, what can compute it and how right."""
         torch.manual_seed(0)
         contenders, results = self._contenders(case)
         weight, bias = (
             torch.randn(case.shape[1], dtype=case.dtype, device=self.device).mul_(0.2).add_(mean).requires_grad_()
             for mean in (1.0, 0.0)
         )
-        sets = sets_needed(minimum_bytes(case, "forward"), self.cache_bytes)
+        sets = sets_needed(minimum_bytes(case, "forward"), self.cache_bytes) if with_times else 1
         layouts = {case.layout, *(contender.layout for contender in contenders.values())}
         inputs = make_inputs(case, layouts, sets, self.device)
         wanted = exact(case, inputs[case.layout][0][0], weight, bias, inputs[case.layout][0][1])
@@ -117,11 +140,13 @@ class Benchmark:
             results[name] = check(case, contender, inputs, weight, bias, wanted)
         del wanted
         right = {name: one for name, one in contenders.items() if results[name]["status"] == "right"}
-        results[COPY] = {"status": "right"}
-        for direction in MINIMUM_TENSORS:
-            makers: dict[str, Callable[[], list[Call]]] = {COPY: partial(copy_calls, inputs, case.layout, direction)}
+        results |= {name: {"status": "right"} for name in YARDSTICKS if with_times}
+        for direction in MINIMUM_TENSORS if with_times else ():
+            makers: dict[str, Callable[[], list[Call]]] = {
+                name: partial(calls, inputs, case.layout, direction) for name, calls in YARDSTICKS.items()
+            }
             for name, contender in right.items():
-                makers[name] = partial(calls_of, contender, inputs, weight, bias, direction)
+                makers[name] = partial(calls_of, contender, inputs, (weight, bias), direction)
             for name, numbers in self._time(case, direction, makers).items():
                 results[name][direction] = numbers
         return {
@@ -159,7 +184,7 @@ class Benchmark:
                 numbers[name] = {"failed": failure(problem)}
         times = alternate(cold, seconds)
         for name, own in times.items():
-            ours = times.get(OURS) if name not in (OURS, COPY) else None
+            ours = times.get(OURS) if name != OURS and name not in YARDSTICKS else None
             numbers[name] = timing(own, ours, floor, self.bandwidth)
         if fits_cache:
             warm = {name: timed(calls[name][:1], self.device, floor) for name in times}

@@ -11,12 +11,18 @@ import torch
 from gnunet.ablation import environment
 
 ROOT = Path(__file__).parents[2]
+FAKE = "fake"
+"""What the name of a device begins with that computes nothing."""
 
 
 def device_name(device: torch.device) -> str:
     """The device as a person names it, of a CPU with the threads that are used."""
     name = environment.device_name(device)
-    return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
+    if device.type == "cpu":
+        return f"{name}, {torch.get_num_threads()} threads"
+    # gpu_check/fake_cuda.c has an identifier of zeros, and no GPU has.
+    identifier = str(torch.cuda.get_device_properties(device).uuid)
+    return name if identifier.strip("0-") else f"{FAKE} {name}"
 
 
 def origin(device: torch.device, *packages: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Diffusion 1.5's U-Net at batch 8. Lists are the published architectures' resolut
 concatenated skips included; 32 groups throughout.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -38,7 +39,6 @@ _FAMILIES: dict[str, tuple[tuple[int, ...], str]] = {
     "corrdiff": ((4,), "128@448"),
 }
 
-# In the order in which they run: where time runs out, the last ones go.
 _DEFAULT = """
     ddpm_cifar10/128@32 ddpm_cifar10/384@32 ddpm_cifar10/256@16 ddpm_cifar10/512@16 ddpm_cifar10/512@8
     ddpm_cifar10/512@4 adm256/256@256 adm256/512@128 adm256/1024@64 adm256/2048@16 vae512/512@256/n1 vae512/256@512/n1
@@ -66,6 +66,10 @@ class Case:
     def label(self) -> str:
         """Name, layout and dtype: unique in a record."""
         return f"{self.name} {self.layout} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def family(self) -> str:
+        return self.name.partition("/")[0]
 
     @property
     def numel(self) -> int:
@@ -131,7 +135,7 @@ def cases(
     dtypes: list[torch.dtype],
     max_elements: int | None = None,
 ) -> list[Case]:
-    """The cases to time.
+    """The cases to time: one of each family, then the next of each, since where time runs out the last ones go.
 
     Args:
         shapes: as `matching` takes them; None is a choice of every family.
@@ -140,9 +144,15 @@ def cases(
     """
     names = matching(shapes if shapes is not None else _DEFAULT.split())
     both = set(matching(_DEFAULT_CONTIGUOUS.split())) if shapes is None else set()
-    return [
+    found = [
         Case(name, SHAPES[name], layout, dtype).shrunk(max_elements)
         for dtype in dtypes
         for name in names
         for layout in layouts or (LAYOUTS if name in both else LAYOUTS[:1])
     ]
+    seen: Counter[str] = Counter()
+    turns = []
+    for case in found:
+        turns.append(seen[case.family])
+        seen[case.family] += 1
+    return [case for _, case in sorted(zip(turns, found, strict=True), key=lambda pair: pair[0])]

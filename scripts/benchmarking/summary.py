@@ -11,15 +11,15 @@ from rich.table import Table
 from benchmarking.record import rounded, target, verdict
 from benchmarking.shapes import Case
 
-OURS, COPY = "gnunet", "copy"
+OURS, COPY, RMS_NORM = "gnunet", "copy", "rms_norm"
 MINIMUM_TENSORS = {"forward": 2, "backward": 3, "both": 5}
 """Tensors of x's size that each direction has to read or write: x and y; x, dy and dx."""
 _LARGE = 64e6  # bytes of a tensor from which on the share of the copy bandwidth has a target
 _SHARE_TARGETS = {"forward": 0.85, "backward": 0.75}
 _COMPILE_TARGET, _EAGER_TARGET = 1.3, 3.0
 _SHORT = {"channels_last": "nhwc", "contiguous": "nchw", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_MARKERS = {OURS: "o", COPY: "|"}
-_COLORS = {OURS: "C3", COPY: "0.5"}
+_MARKERS = {OURS: "o", COPY: "|", RMS_NORM: "|"}
+_COLORS = {OURS: "C3", COPY: "0.5", RMS_NORM: "0.7"}
 
 
 def minimum_bytes(case: Case, direction: str) -> int:
@@ -75,9 +75,18 @@ def geometric_means(cases: list[dict[str, Any]], peers: Iterable[str]) -> dict[s
     return means
 
 
-def targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was aimed at on a GPU, with the number of cases that count and the one that decides."""
-    found: list[dict[str, Any]] = []
+def targets(cases: list[dict[str, Any]], planned: int) -> list[dict[str, Any]]:
+    """What was aimed at on a GPU, with the number of cases that count and the one that decides.
+
+    Args:
+        cases: those that were checked, and some of them timed.
+        planned: how many are to be.
+    """
+    wrong = [case["label"] for case in cases if not is_right(case)]
+    right = target(f"cases of {planned} that are right", len(cases) - len(wrong), planned)
+    if not wrong and len(cases) < planned:
+        right["met"] = None
+    found = [right | {"cases": len(cases), "at": wrong[0] if wrong else None}]
 
     def add_least(what: str, values: dict[str, float], least: float) -> None:
         at = min(values, key=values.__getitem__, default=None)
@@ -106,6 +115,12 @@ def targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def is_right(case: dict[str, Any]) -> bool:
+    """Whether the operator's results are, and none of its measurements failed."""
+    ours = case["results"][OURS]
+    return ours["status"] == "right" and not any("failed" in ours.get(d, {}) for d in MINIMUM_TENSORS)
+
+
 def short(label: str) -> str:
     """A label with the field's short names for layouts and types."""
     for long, brief in _SHORT.items():
@@ -115,20 +130,27 @@ def short(label: str) -> str:
 
 def print_summary(record: dict[str, Any]) -> None:
     """A line for each case, what went wrong, the geometric means and the targets."""
-    console = Console(width=140, highlight=False, markup=False)
+    console = Console(width=160, highlight=False, markup=False)
     peers = list(record["geometric_means"])
     table = Table("case", box=None, pad_edge=False, header_style="none")
-    for column in ("MB", "fwd us", "share", "bwd us", "share", *(f"vs {short(peer)}" for peer in peers), "error"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = [f"{direction} {what}" for direction in ("fwd", "bwd") for what in ("us", "copy us", "rms us", "share")]
+    for column in ("MB", *columns, *(f"vs {short(peer)}" for peer in peers), "error"):
+        table.add_column(column, justify="right")
     for case in record["cases"]:
         ours = case["results"][OURS]
-        numbers = [ours.get(direction, {}).get(key) for direction in _SHARE_TARGETS for key in ("us", "share")]
+        numbers = []
+        for direction in _SHARE_TARGETS:
+            numbers += [case["results"].get(name, {}).get(direction, {}).get("us") for name in (OURS, COPY, RMS_NORM)]
+            numbers.append(ours.get(direction, {}).get("share"))
         numbers += [ratios([case], peer, "both").get(case["label"]) for peer in peers]
         error = f"{max(ours['errors'].values()):.1e}" if "errors" in ours else "-"
         cells = ["-" if number is None else f"{number:.4g}" for number in (case["tensor_bytes"] / 1e6, *numbers)]
         table.add_row(short(case["label"]), *cells, error)
     console.print(table)
-    console.print("vs: the peer's time over the operator's, forward and backward together; error: the largest\n")
+    console.print(
+        "us: of the operator, of a copy of as many bytes, of F.rms_norm over as many; share: of a large copy's "
+        "bandwidth\nvs: the peer's time over the operator's, forward and backward together; error: the largest\n"
+    )
     for case in record["cases"]:
         for name, result in case["results"].items():
             broken = [f"{d} {result[d]['failed']}" for d in MINIMUM_TENSORS if "failed" in result.get(d, {})]
@@ -140,7 +162,7 @@ def print_summary(record: dict[str, Any]) -> None:
         where = f", at {short(one['at'])}" if one["at"] else ""
         console.print(f"{verdict(one)} over {one['cases']} cases{where}")
     if record["not_run"]:
-        console.print(f"out of time for {len(record['not_run'])} cases: {', '.join(map(short, record['not_run']))}")
+        console.print(f"not timed: {len(record['not_run'])} cases: {', '.join(map(short, record['not_run']))}")
 
 
 def draw_chart(record: dict[str, Any], path: Path) -> None:

@@ -30,12 +30,13 @@ def test_record_of_a_run(run):
     record = run("--shapes", *names, "--layouts", "channels_last", "contiguous")
     assert record["torch"] == torch.__version__ and record["copy_gb_per_s"] > 0
     assert record["not_run"] == [] and record["targets"] == []
-    assert [case["label"].split()[0] for case in record["cases"][::2]] == list(names)
-    assert [case["layout"] for case in record["cases"]] == ["channels_last", "contiguous"] * 3
+    # One of each family, then the next of each.
+    assert [case["label"].split()[0] for case in record["cases"]] == [*names, *names]
+    assert [case["layout"] for case in record["cases"]] == ["channels_last"] * 3 + ["contiguous"] * 3
     for case in record["cases"]:
         assert math.prod(case["shape"]) <= 4096 and case["tensor_bytes"] == 4 * math.prod(case["shape"])
         timed = {name for name, result in case["results"].items() if result["status"] == "right"}
-        assert {"gnunet", "copy", "eager_contiguous", "eager_channels_last"} <= timed
+        assert {"gnunet", "copy", "rms_norm", "eager_contiguous", "eager_channels_last"} <= timed
         for name in timed:
             for direction, tensors in (("forward", 2), ("backward", 3), ("both", 5)):
                 numbers = case["results"][name][direction]
@@ -53,6 +54,39 @@ def test_out_of_time_after_the_first_case(run):
     record = run("--shapes", "ddpm_cifar10/512@4", "adm64/768@8", "--time_limit", "1e-9")
     assert [case["label"] for case in record["cases"]] == ["ddpm_cifar10/512@4/n128 channels_last float32"]
     assert record["not_run"] == ["adm64/768@8/n32 channels_last float32"]
+
+
+def test_every_case_is_checked_before_the_first_is_timed(run):
+    names = ("ddpm_cifar10/512@4", "adm64/768@8")
+    record = run("--shapes", *names, "--check_first", "2", "--time_limit", "1e-9")
+    assert all(case["results"]["gnunet"]["status"] == "right" for case in record["cases"])
+    assert ["copy" in case["results"] for case in record["cases"]] == [True, False]
+    assert record["not_run"] == [record["cases"][1]["label"]]
+    record = run("--shapes", *names, "--check_only")
+    assert len(record["cases"]) == 2 and record["not_run"] == [case["label"] for case in record["cases"]]
+
+
+def test_the_record_is_there_before_the_first_case(run, monkeypatch, tmp_path):
+    def killed(self, case, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(case_module.Benchmark, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("--shapes", "ddpm_cifar10/512@4")
+    (path,) = tmp_path.glob("*-cpu-operator.json")
+    assert json.loads(path.read_text())["not_run"] == ["ddpm_cifar10/512@4/n128 channels_last float32"]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+def test_yardsticks_move_the_bytes_of_the_case(layout, direction):
+    case = shapes.Case("tiny", (2, 12, 3, 5), layout, torch.float32)
+    inputs = case_module.make_inputs(case, {layout}, 1, torch.device("cpu"))
+    for calls in case_module.YARDSTICKS.values():
+        (call,) = calls(inputs, layout, direction)
+        result = call()
+        result = result[0] if isinstance(result, tuple) else result
+        assert result.numel() == case.numel and result.dtype == case.dtype
 
 
 def test_what_is_wrong_or_fails_is_not_timed(run, monkeypatch):
@@ -176,10 +210,21 @@ def test_numbers_of_a_direction():
 
 
 def test_targets():
-    def case(label, *, tensor_bytes=10**8, fits=True, layout="channels_last", share=0.9, compiled=1.3, eager=3.0):
-        ours = {direction: {"share": share} for direction in ("forward", "backward", "both")}
+    def case(
+        label,
+        *,
+        tensor_bytes=10**8,
+        fits=True,
+        layout="channels_last",
+        share=0.9,
+        compiled=1.3,
+        eager=3.0,
+        status="right",
+    ):
+        directions = ("forward", "backward", "both")
+        ours = {"status": status, **{direction: {"share": share} for direction in directions}}
         peers = {
-            name: {direction: {"ratio": ratio} for direction in ours}
+            name: {direction: {"ratio": ratio} for direction in directions}
             for name, ratio in (("compile", compiled), ("eager_channels_last", eager))
         }
         return {
@@ -188,7 +233,7 @@ def test_targets():
         }  # fmt: skip
 
     def verdicts(*cases):
-        return {t["target"].split(", >=")[0]: (t["value"], t["at"], t["met"]) for t in summary.targets(cases)}
+        return {t["target"].split(", >=")[0]: (t["value"], t["at"], t["met"]) for t in summary.targets(cases, 9)}
 
     found = verdicts(
         case("a"),
@@ -196,10 +241,15 @@ def test_targets():
         case("small", tensor_bytes=10**6, share=0.1, compiled=1 / 1.3),
         case("two passes", fits=False, share=0.1),
         case("contiguous", layout="contiguous", eager=0.1),
+        case("failing", status="failed"),
     )
     assert found["forward: share of the copy bandwidth, least"] == (0.8, "b", False)
     assert found["backward: share of the copy bandwidth, least"] == (0.8, "b", True)
     assert found["both: ratio to torch.compile, least"] == (1 / 1.3, "small", False)
     assert found["both: ratio to torch.compile, geometric mean"] == (1.3, None, True)
     assert found["forward: ratio to eager channels_last, geometric mean"] == (3.0, None, True)
-    assert set(verdicts().values()) == {(None, None, None)}
+    assert found.pop("cases of 9 that are right") == (5, "failing", False)
+    assert verdicts(case("a")).pop("cases of 9 that are right") == (1, None, None)
+    nothing = verdicts()
+    assert nothing.pop("cases of 9 that are right") == (0, None, None)
+    assert set(nothing.values()) == {(None, None, None)}
