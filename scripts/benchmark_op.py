@@ -33,6 +33,7 @@ import torch
 
 from benchmarking.case import Benchmark
 from benchmarking.peers import PEERS
+from benchmarking.program import run
 from benchmarking.record import origin, record_path, rounded, write
 from benchmarking.shapes import LAYOUTS, SHAPES, Case, cases
 from benchmarking.summary import OURS, draw_chart, geometric_means, is_right, print_summary, targets
@@ -164,4 +165,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

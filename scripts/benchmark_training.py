@@ -29,6 +29,7 @@ from torch import nn
 
 from benchmarking.loops import COMPILED, GRADIENT_TOLERANCE, SIDES, Loop, compile_loop, make_loop
 from benchmarking.overhead import own_work
+from benchmarking.program import run
 from benchmarking.record import ROOT, failure, origin, record_path, rounded, target, verdict, write
 from benchmarking.timing import alternate_repeats
 from gnunet.cli import parse
@@ -311,4 +312,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

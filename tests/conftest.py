@@ -63,8 +63,9 @@ sampling: {steps: 4, num_images: 6, batch_size: 4}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that of several workers none is at one of them when the others have nothing left."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Slow tests first, so that of several workers none is at one of them when the others have nothing left; then what
+    only a GPU shows, which is there for minutes."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_on_gpu.py"))
 
 
 @pytest.fixture(autouse=True)

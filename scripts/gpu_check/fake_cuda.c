@@ -33,8 +33,14 @@ static unsigned next_freed[ADDRESSES / PAGE], freed[64]; /* by size, in powers o
 static Stream default_stream;
 static char thing[1 << 16]; /* what handles point to */
 
-static void after_fork(void) { is_bad_fork |= started; }
-__attribute__((constructor)) static void at_load(void) { pthread_atfork(NULL, NULL, after_fork); }
+static void before_fork(void) { pthread_mutex_lock(&lock); }
+static void in_parent(void) { pthread_mutex_unlock(&lock); }
+static void in_child(void)
+{
+    pthread_mutex_unlock(&lock);
+    is_bad_fork |= started;
+}
+__attribute__((constructor)) static void at_load(void) { pthread_atfork(before_fork, in_parent, in_child); }
 
 static int start(void)
 {

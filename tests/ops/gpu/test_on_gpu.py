@@ -79,7 +79,7 @@ def test_cuda_graphs(center):
         torch.autograd.grad(layer(x), x, dy)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         y = layer(x)
         (dx,) = torch.autograd.grad(y, x, dy)
     with torch.no_grad():
