@@ -43,12 +43,15 @@ download_wheels() {
 
 # Makes and enters an environment with that machine's versions, whose CUDA computes nothing.
 enter_fake_machine() {
-    local venv="$PWD/.venv-gpu_check" wanted base="${PYTHON:-python3.12}" libraries
+    local venv="$PWD/.venv-gpu_check" wanted libraries
     wanted="$(sha256sum scripts/gpu_check/machine.txt scripts/gpu_check/fake_cuda.*)"
     if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
         echo "installing into $venv (a minute or two the first time)"
-        "$base" --version >/dev/null 2>&1 || PYENV_VERSION="$(pyenv latest 3.12)" && export PYENV_VERSION
-        "$base" -m venv --clear "$venv"
+        if python3.12 --version >/dev/null 2>&1; then
+            python3.12 -m venv --clear "$venv"
+        else # pyenv may have it, but for other programs
+            PYENV_VERSION="$(pyenv latest 3.12)" python3.12 -m venv --clear "$venv"
+        fi
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r scripts/gpu_check/machine.txt
         "$venv/bin/python" scripts/gpu_check/fake_cuda.py >/dev/null
         printf '%s' "$wanted" >"$venv/installed"
@@ -65,6 +68,7 @@ check() { # FOLDER [OPTION ...], as gpu_check/__main__.py takes them
         echo "gpu_check.sh needs a GPU: torch.cuda.is_available() is not true in $python" >&2
         exit 2
     fi
+    unset TRITON_INTERPRET # which its own tests set where there is no GPU
     # Asked in the usual way whether there is a GPU, CUDA starts, and then not once more in a forked process.
     export PYTHONPATH="$PWD:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}" PYTORCH_NVML_BASED_CUDA_CHECK=1
     if compgen -G "wheels/*.whl" >/dev/null; then

@@ -74,6 +74,9 @@ def test_triton_says_what_it_lacks(monkeypatch):
         monkeypatch.setattr(module.gpu, "HAS_COMPILER", False)
         with pytest.raises(ValueError, match="'triton' needs a C compiler"):
             group_norm_silu(X, 2, backend="triton")
+        monkeypatch.setattr(module.gpu, "INTERPRETER_FAILS", True)
+        with pytest.raises(ValueError, match="install triton >= 3.7, or numpy < 2.4"):
+            group_norm_silu(X, 2, backend="triton")
     monkeypatch.setitem(module.BACKENDS, "triton", None)
     with pytest.raises(ValueError, match="'triton' needs the package triton"):
         group_norm_silu(X, 2, backend="triton")

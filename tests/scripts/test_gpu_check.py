@@ -83,6 +83,11 @@ def test_parts_of_the_check_fit_its_call(tmp_path):
             assert "gpu_check.no_numbers" not in command
 
 
+def test_what_only_a_gpu_shows_is_tested_first(request):
+    fast = [item.path.name for item in request.session.items if item.get_closest_marker("slow") is None]
+    assert fast == sorted(fast, key=lambda name: name != "test_on_gpu.py")
+
+
 class TestRun:
     def run(self, seconds: float, *programs: str) -> tuple[str, list[str]]:
         lines: list[str] = []
