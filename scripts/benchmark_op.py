@@ -145,8 +145,12 @@ def checked(arguments: argparse.Namespace, device: torch.device) -> Iterator[dic
 
 
 def check_case(device: torch.device, peers: Sequence[str], backend: str, case: Case) -> dict[str, Any]:
-    """The record of one case without times."""
-    return Benchmark(device, peers, backend, seconds=0).run(case, with_times=False)
+    """The record of one case without times; what it took of the device's memory is free again."""
+    try:
+        return Benchmark(device, peers, backend, seconds=0).run(case, with_times=False)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

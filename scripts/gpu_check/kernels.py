@@ -1,12 +1,15 @@
 """Compiled kernels that travel along: Triton's, and the graphs of torch.compile, which bring theirs with them."""
 
+import io
 import json
+import pickle
 import tarfile
 from pathlib import Path
 
 TRITON, INDUCTOR = "triton", "inductor"
-GRAPHS = ("fxgraph", "aotautograd")  # what there is in inductor's cache that other runs find
-NEEDED = {".cubin", ".json", ".so"}  # of a kernel; the rest is for readers
+GRAPHS, DERIVATIVES = "fxgraph", "aotautograd"
+"""Folders of what inductor finds again: compiled graphs, and what they are the derivatives of."""
+NEEDED = {".cubin", ".json", ".so"}  # of a kernel; its other files are for readers
 
 
 def environment(caches: Path) -> dict[str, str]:
@@ -15,22 +18,33 @@ def environment(caches: Path) -> dict[str, str]:
 
 
 def pack(caches: Path, archive: Path) -> None:
-    """Put what another machine with the same versions and GPU will find into an archive."""
+    """Put into an archive what another machine with the same versions and GPU will find: of Triton's cache the kernels
+    that are not in a graph."""
+    kernels = [path for path in (caches / TRITON).rglob("*") if path.suffix in NEEDED and not is_in_graph(path)]
+    graphs = [path for path in (caches / INDUCTOR / GRAPHS).rglob("*") if path.is_file()]
+    derivatives = [path for path in (caches / INDUCTOR / DERIVATIVES).rglob("*") if path.is_file()]
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:xz", preset=6) as tar:
-        for path in files(caches):
-            tar.add(path, path.relative_to(caches))
+        for path in sorted(kernels) + sorted(graphs) + sorted(derivatives):
+            content = path.read_bytes()
+            if path in graphs:
+                content = without_text(content)
+            member = tarfile.TarInfo(str(path.relative_to(caches)))
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
 
 
-def files(caches: Path) -> list[Path]:
-    """What is packed: of Triton's the kernels that are not inductor's, and inductor's graphs."""
-    triton = [path for path in (caches / TRITON).rglob("*") if path.suffix in NEEDED and not is_inductors(path)]
-    graphs = [path for name in GRAPHS for path in (caches / INDUCTOR / name).rglob("*") if path.is_file()]
-    return sorted(triton) + sorted(graphs)
-
-
-def is_inductors(path: Path) -> bool:
+def is_in_graph(path: Path) -> bool:
+    """Whether a file is of a kernel that inductor has written; its graphs have those, too."""
     return path.name.removeprefix("__grp__").startswith("triton_")
+
+
+def without_text(graph: bytes) -> bytes:
+    """A file of a compiled graph (torch 2.11) without its kernels' intermediate representations: a quarter of it."""
+    loaded = pickle.loads(graph)  # which has just been written here
+    for kernel in getattr(getattr(loaded, "_triton_bundle", None), "kernel_artifacts", ()):
+        kernel.artifacts[:] = [file for file in kernel.artifacts if Path(file.filename).suffix in NEEDED]
+    return pickle.dumps(loaded)
 
 
 def unpack(archive: Path, caches: Path) -> None:
@@ -45,7 +59,6 @@ def unpack(archive: Path, caches: Path) -> None:
 
 
 def count(caches: Path) -> dict[str, int]:
-    """How many of the operator's kernels, and how many graphs, the caches have."""
-    kernels = [path for path in (caches / TRITON).rglob("*.cubin") if not is_inductors(path)]
-    graphs = [path for path in (caches / INDUCTOR / GRAPHS[0]).rglob("*") if path.is_file()]
-    return {"kernels": len(kernels), "graphs": len(graphs)}
+    """How many graphs the caches have, and how many kernels that were compiled and did not come from an archive."""
+    graphs = [path for path in (caches / INDUCTOR / GRAPHS).rglob("*") if path.is_file()]
+    return {"kernels": len([*(caches / TRITON).rglob("*.ttir")]), "graphs": len(graphs)}

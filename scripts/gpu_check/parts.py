@@ -60,7 +60,7 @@ def parts(folder: Path, *, small: bool, fake: bool, compiling: bool) -> list[Par
 
     some = ["-k", "cuda_graphs or inductor or plan or opcheck or (alone_as_in_a_batch and shape1-)"] if small else []
     few = ["-k", "fsdp"] if small else []
-    operator = ["scripts/benchmark_op.py", "--out", str(folder), "--check_first", str(min(12, cores))]
+    operator = ["scripts/benchmark_op.py", "--out", str(folder), "--check_first", str(min(8, cores))]
     operator += ["--shapes", "ddpm_cifar10/512@4"] if small else []
     operator += ["--check_only"] if compiling else ["--seconds_per_case", "0.5", "--time_limit", "{limit}"]
     training = ["scripts/benchmark_training.py", "--out", str(folder)]
