@@ -62,9 +62,9 @@ def parts(folder: Path, *, small: bool, fake: bool, compiling: bool) -> list[Par
     few = ["-k", "fsdp"] if small else []
     operator = ["scripts/benchmark_op.py", "--out", str(folder), "--check_first", str(min(8, cores))]
     operator += ["--shapes", "ddpm_cifar10/512@4"] if small else []
-    operator += ["--check_only"] if compiling else ["--seconds_per_case", "0.5", "--time_limit", "{limit}"]
+    operator += ["--check_only"] if compiling else ["--seconds_per_case", "1", "--time_limit", "{limit}"]
     training = ["scripts/benchmark_training.py", "--out", str(folder)]
-    training += ["--rounds", "2", "--block", "1"] if small or compiling else ["--rounds", "8"]
+    training += ["--rounds", "2", "--block", "1"] if small or compiling else ["--rounds", "16"]
     own = [*training, "--cases", "small", "--sides", "gnunet", "--record", "overhead"]
     against = [*training, "--cases", "cifar10", "--precision", "bf16", "--batch_sizes", "8", "128"]
     if small:
