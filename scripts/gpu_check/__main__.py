@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarking.record import FAKE, origin
+from benchmarking.record import FAKE, ROOT, origin
 
 from . import kernels
 from .claims import NOT_REACHED, PASSED, Claim, claims, table
+from .packages import unmet_requirements
 from .parts import FULL_SECONDS, limits, parts, run
-from .wheels import unmet_requirements
 
 SECONDS_TO_REPORT = 5
 """What the table gets of the time."""
@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     fake = source["device"].startswith(FAKE)
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    if any(arguments.folder.iterdir()):
+        print(f"gpu_check: {arguments.folder} is not empty: results would be taken for this run's", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as root, (arguments.folder / "check.log").open("w", buffering=1) as log:
 
         def say(line: str) -> None:
@@ -88,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.compile:
             kernels.pack(caches, arguments.compile)
             say(f"{arguments.compile}: {arguments.compile.stat().st_size / 2**20:.1f} MiB")
-        lacking = unmet_requirements(arguments.wheels)
+        lacking = unmet_requirements(arguments.wheels, ROOT / "pyproject.toml")
         found = [Claim.of_packages(lacking), *claims(arguments.folder, [part.name for part in todo])]
         say(table(found))
     if not fake:

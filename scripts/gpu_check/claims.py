@@ -27,8 +27,8 @@ class Claim:
 
     @classmethod
     def of_packages(cls, lacking: Sequence[str]) -> "Claim":
-        """That the machine has what the wheels require, but for these."""
-        return cls("wheels", "what they require is there", "; ".join(lacking), "", FAILED if lacking else PASSED)
+        """That the machine has what the project and the wheels require, but for these."""
+        return cls("packages", "what is required is there", "; ".join(lacking), "", FAILED if lacking else PASSED)
 
 
 def claims(folder: Path, parts: Sequence[str]) -> list[Claim]:

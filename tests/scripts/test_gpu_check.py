@@ -17,8 +17,8 @@ import pytest
 from gpu_check import __main__ as program
 from gpu_check import kernels
 from gpu_check.claims import FAILED, NOT_REACHED, PASSED, claims, table
+from gpu_check.packages import unmet_requirements
 from gpu_check.parts import MARK, Part, limits, parts, run
-from gpu_check.wheels import unmet_requirements
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,14 @@ def test_a_record_without_a_commit_is_not_begun(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "origin", lambda *_: {"device": "a GPU", "commit": None})
     assert program.main([str(tmp_path / "out")]) == 2
     assert "GIT_COMMIT" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_results_of_another_run_are_not_taken_for_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(program.torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(program, "origin", lambda *_: {"device": "a GPU", "commit": "1"})
+    (tmp_path / "tests.jsonl").touch()
+    assert program.main([str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
 
 
 def test_the_time_of_a_part_is_never_another_ones():
@@ -226,7 +234,8 @@ def test_kernels_are_found_where_they_are_unpacked(tmp_path):
     assert kernels.count(there)["kernels"] == 1
 
 
-def test_what_wheels_require_must_be_there(tmp_path):
+def test_what_project_and_wheels_require_must_be_there(tmp_path):
+    pytest.importorskip("tomllib")
     with zipfile.ZipFile(tmp_path / "it-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr(
             "it-1.dist-info/METADATA",
@@ -239,5 +248,8 @@ Requires-Dist: also-missing; extra == "more"
 Requires-Dist: also-missing; python_version < "3"
 """,
         )
-    lacking = unmet_requirements(tmp_path)
-    assert [line.partition(", has")[0] for line in lacking] == ["it needs pytest<1", "it needs no-such-package>=2"]
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\ndependencies = ["pytest>=7", "absent>=3"]\n')
+    assert [line.partition(", has")[0] for line in unmet_requirements(tmp_path, project)] == [
+        "gnunet needs absent>=3", "it needs pytest<1", "it needs no-such-package>=2"
+    ]  # fmt: skip
