@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from gnunet.config_schema import InWords, Path, Section
 from gnunet.norms import NORMS, NormLayer, Option
@@ -18,6 +18,9 @@ DERIVED = ("noise_edges", "input_std")
 
 class NormConfig(Section):
     """A kind of normalization; its keys are made by `_section`."""
+
+    # They have no source in which pydantic would find docstrings, and it would look for seconds.
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
     @classmethod
     def superseded(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:

@@ -52,7 +52,8 @@ enter_fake_machine() {
         else # pyenv may have it, but for other programs
             PYENV_VERSION="$(pyenv latest 3.12)" python3.12 -m venv --clear "$venv"
         fi
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r scripts/gpu_check/machine.txt
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+            -r scripts/gpu_check/machine.txt
         "$venv/bin/python" scripts/gpu_check/fake_cuda.py >/dev/null
         printf '%s' "$wanted" >"$venv/installed"
     fi
@@ -68,7 +69,8 @@ check() { # FOLDER [OPTION ...], as gpu_check/__main__.py takes them
         echo "gpu_check.sh needs a GPU: torch.cuda.is_available() is not true in $python" >&2
         exit 2
     fi
-    unset TRITON_INTERPRET # which its own tests set where there is no GPU
+    # Tests set the first where there is no GPU; with the second every process would compile what it imports.
+    unset TRITON_INTERPRET PYTHONDONTWRITEBYTECODE
     # Asked in the usual way whether there is a GPU, CUDA starts, and then not once more in a forked process.
     export PYTHONPATH="$PWD:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}" PYTORCH_NVML_BASED_CUDA_CHECK=1
     if compgen -G "wheels/*.whl" >/dev/null; then
@@ -82,8 +84,9 @@ check() { # FOLDER [OPTION ...], as gpu_check/__main__.py takes them
 
 compile() { # ARCHIVE [--small]
     local out
-    out="$(mktemp -d)"
+    out="$(mktemp -d)" # which stays, with the log, where something fails
     check "$out" --compile "$1" --seconds 3600 "${@:2}"
+    rm -rf "$out"
 }
 
 rehearse() { # [--small]: some of each part, and with what travels along the operator's benchmark alone
@@ -104,7 +107,10 @@ rehearse() { # [--small]: some of each part, and with what travels along the ope
     cp wheels/*.whl "$archive" "$work/tree/wheels"
     bytes="$(du --summarize --bytes "$work/tree" | cut -f1)"
     echo "== $bytes bytes travel along, of $most_bytes at most"
-    [ "$bytes" -le "$most_bytes" ]
+    if [ "$bytes" -gt "$most_bytes" ]; then
+        echo "too much: move out of the tree what can be rebuilt, or carry fewer kernels" >&2
+        exit 1
+    fi
     (cd "$work/tree" && GIT_COMMIT=rehearsal PYTHON="$python" bash scripts/gpu_check.sh "$work/out" "${again[@]}")
     if [ "$(find "$work/out" -type f | wc -l)" -gt 8 ] || [ -n "$(find "$work/out" -type f -size +16M)" ]; then
         echo "more than 8 files, or one of more than 16 MiB, would come back:" >&2
