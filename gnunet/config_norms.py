@@ -19,7 +19,7 @@ DERIVED = ("noise_edges", "input_std")
 class NormConfig(Section):
     """A kind of normalization; its keys are made by `_section`."""
 
-    # They have no source in which pydantic would find docstrings, and it would look for seconds.
+    # Generated classes have no source; pydantic would spend seconds looking for attribute docstrings.
     model_config = ConfigDict(use_attribute_docstrings=False)
 
     @classmethod

@@ -22,21 +22,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import torch._inductor.config
 
 from benchmarking.case import Benchmark
 from benchmarking.peers import PEERS
 from benchmarking.program import run
 from benchmarking.record import origin, record_path, rounded, write
 from benchmarking.shapes import LAYOUTS, SHAPES, Case, cases
-from benchmarking.summary import OURS, draw_chart, geometric_means, is_right, print_summary, targets
+from benchmarking.summary import OURS, draw_chart, geometric_means, is_right, is_timed, print_summary, targets
 from benchmarking.timing import ROUNDS
 from gnunet.ops import backend_names
 
@@ -86,6 +86,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     todo = arguments.cases
+    path = None if arguments.out is None else record_path(arguments.out, device, "operator")
     benchmark = Benchmark(device, arguments.peers, arguments.backend, arguments.seconds_per_case)
     record = {
         **origin(device, "triton", "apex", "liger_kernel"),
@@ -93,64 +94,76 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_elements": arguments.max_elements, "cache_bytes": benchmark.cache_bytes,
     }  # fmt: skip
     done: dict[str, dict[str, Any]] = {}
-    timed: set[str] = set()
 
-    def update() -> None:
+    def update(result: dict[str, Any] | None = None) -> None:
+        if result is not None:
+            done[result["label"]] = result
         cases = [done[case.label] for case in todo if case.label in done]
         record.update(
             total_seconds=rounded(time.monotonic() - start),
             geometric_means=geometric_means(cases, arguments.peers),
             targets=targets(cases, len(todo)) if device.type == "cuda" else [],
-            not_run=[case.label for case in todo if case.label not in timed],
+            not_run=[case.label for case in todo if case.label not in done or not is_timed(done[case.label])],
             cases=cases,
         )
-        if arguments.out:
-            write(record_path(arguments.out, device, "operator"), record)
+        if path is not None:
+            write(path, record)
 
     update()
     if arguments.check_first or arguments.check_only:
-        for case in checked(arguments, device):
-            done[case["label"]] = case
-            print(f"checked {len(done)}/{len(todo)} {case['label']}: {case['results'][OURS]['status']}", flush=True)
-            update()
-    for number, case in enumerate([] if arguments.check_only else todo):
+        for result in checked(arguments, benchmark):
+            update(result)
+            print(f"checked {len(done)}/{len(todo)} {result['label']}: {result['results'][OURS]['status']}", flush=True)
+    # A case that failed comes last, since an error of CUDA would spoil this process for the others.
+    todo_in_order = sorted(todo, key=lambda case: case.label in done and not is_right(done[case.label]))
+    for number, case in enumerate([] if arguments.check_only else todo_in_order):
         if number and arguments.time_limit and time.monotonic() - start > arguments.time_limit:
             break
-        record["copy_gb_per_s"] = rounded(benchmark.bandwidth / 1e9)
-        done[case.label] = benchmark.run(case)
-        timed.add(case.label)
+        try:
+            record["copy_gb_per_s"] = rounded(benchmark.bandwidth / 1e9)
+            update(benchmark.run(case))
+        except Exception as problem:
+            update(benchmark.failed(case, problem))
         print(f"{number + 1}/{len(todo)} {case.label}", flush=True)
-        update()
     return record
 
 
-def checked(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """The cases' records without times, from several processes. What they compile, later ones find on disk."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # where there is no compiler, nothing else needs it
-
+def checked(arguments: argparse.Namespace, benchmark: Benchmark) -> Iterator[dict[str, Any]]:
+    """Yield the cases' records without times. Several processes check them, whose kernels are found compiled later."""
     count = arguments.check_first or os.cpu_count() or 1
-    check = partial(check_case, device, arguments.peers, arguments.backend)
-    with (
-        mock.patch.dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS="1"),  # of each process, which reads it at its start
-        ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool,
-    ):
+    spawn = multiprocessing.get_context("spawn")
+    idle: list[ProcessPoolExecutor] = []  # each of one process, which is replaced after an error
+
+    def check(case: Case) -> dict[str, Any]:
+        pool = idle.pop() if idle else ProcessPoolExecutor(1, spawn)
         try:
-            for future in as_completed([pool.submit(check, case) for case in arguments.cases]):
-                yield future.result()
-        except BrokenProcessPool as problem:
-            print(f"the check of all cases was broken off: {problem}", flush=True)
-    # Which of its kernels is the fastest, the compiler has found out while others used the device.
-    for choice in Path(cache_dir()).rglob("*.best_config"):
-        choice.unlink()
+            result = pool.submit(check_case, benchmark.device, benchmark.peers, benchmark.backend, case).result()
+        except Exception as problem:
+            result = benchmark.failed(case, problem)
+        if is_right(result):
+            idle.append(pool)
+        else:
+            pool.shutdown(wait=False)
+        return result
+
+    # Each process compiles by itself; it reads this when it starts.
+    with mock.patch.dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS="1"), ThreadPoolExecutor(count) as threads:
+        for future in as_completed([threads.submit(check, case) for case in arguments.cases]):
+            yield future.result()
+    for pool in idle:
+        pool.shutdown()
 
 
 def check_case(device: torch.device, peers: Sequence[str], backend: str, case: Case) -> dict[str, Any]:
-    """The record of one case without times; what it took of the device's memory is free again."""
+    """The record of one case without times. Its memory on the device is released, and no autotuning is kept, which
+    other processes would disturb."""
+    torch._inductor.config.autotune_local_cache = False
     try:
         return Benchmark(device, peers, backend, seconds=0).run(case, with_times=False)
     finally:
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # after an error of CUDA
+                torch.cuda.empty_cache()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -163,8 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_summary(record)
     if arguments.out:
         print(f"record: {record_path(arguments.out, torch.device(arguments.device), 'operator')}")
-    is_checked = not arguments.check_only or len(record["cases"]) == len(arguments.cases)
-    if not (is_checked and all(map(is_right, record["cases"]))):
+    if not all(map(is_right, record["cases"])):
         sys.exit("the operator failed or is wrong: see above")
 
 

@@ -14,6 +14,7 @@ peak of the memory a step allocates.
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -161,6 +162,15 @@ def measure(name: str, config: Config, sides: Sequence[str], arguments: argparse
         yield {"failed": failure(problem)}
 
 
+def merge(into: dict[str, Any], found: dict[str, Any]) -> None:
+    """Update a record, and dictionaries in it likewise, so that what is not measured again stays."""
+    for key, value in found.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)
+
+
 def each_pair(sides: Container[str], value: Callable[[str, str], Any]) -> dict[str, dict[str, Any]]:
     """A value for each of gnunet's sides and each of diffusers'."""
     return {ours: {peer: value(ours, peer) for peer in PEERS if peer in sides} for ours in OURS if ours in sides}
@@ -298,8 +308,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     eager = [side for side in arguments.sides if not side.endswith(COMPILED)]
     for sides in [arguments.sides] if eager in ([], arguments.sides) else [eager, arguments.sides]:
         for (name, config), case in zip(arguments.configs, cases, strict=True):
+            case.pop("failed", None)
             for found in measure(name, config, sides, arguments):
-                case |= {key: case.get(key, {}) | value if key in SIDES else value for key, value in found.items()}
+                merge(case, found)
                 update()
             print_case(case)
     for aim in aims:

@@ -1,24 +1,25 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under 10 minutes: the gpu-marked tests of operator and trainer, the operator's
-# benchmark and the training step's. First line: device, versions, commit; last lines: every claim, its value and its
-# bar. The log and the records go to FOLDER; each part writes as it goes, and has its time whatever the others do.
+# benchmark and the training step's. It prints device, versions and commit first, and a verdict for every claim last.
+# Log and records are written to FOLDER as it goes, and each part has its own time limit.
 #
 #   bash scripts/gpu_check.sh FOLDER [--only PART ...] [--seconds 590]
-#   bash scripts/gpu_check.sh --download_wheels     # packages for a machine without a network, Python 3.12, to wheels/
-#   bash scripts/gpu_check.sh --compile             # those, and the kernels of everything for sm_90, without a GPU
-#   bash scripts/gpu_check.sh --rehearse [--small]  # all of it here, on a device that computes nothing
+#   bash scripts/gpu_check.sh --download_wheels     # packages for a machine without a network (Python 3.12): wheels/
+#   bash scripts/gpu_check.sh --compile             # those, and all kernels compiled for an H100, without a GPU
+#   bash scripts/gpu_check.sh --rehearse [--small]  # compile, then run everything on a device that computes nothing
 #
-# It takes the Python at hand (PYTHON chooses another), with the torch and triton it has, and the packages in wheels/
-# before those that are installed. Where git cannot say which commit this is, set GIT_COMMIT.
+# It uses the Python at hand (PYTHON selects another), its torch and triton, and the packages in wheels/ rather than
+# those that are installed. Where the tree has no .git, set GIT_COMMIT. On a machine that is lent by a tool that copies
+# the tree: carry wheels/, and give the command 10 seconds more than --seconds.
 set -euo pipefail
 started="$(date +%s)"
 calling_folder="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${PYTHON:-python3}"
-most_bytes=$((64 * 2 ** 20)) # of tree, wheels and kernels together, which is what a device machine takes
-# What images that have torch, accelerate, rich and pytest tend to lack, and what is to be the same there: hypothesis
-# draws the same cases in one version alone, and so kernels that are compiled. What these packages require is named too,
-# because --no-deps, which leaves the image's torch alone, fetches none of it.
+max_bytes=$((64 * 2 ** 20)) # of tree, wheels and kernels together
+# What images with torch, accelerate, rich and pytest tend to lack, and hypothesis, of which another version would draw
+# other shapes, whose kernels are not compiled. Requirements of these packages are listed too, since --no-deps, which
+# leaves the image's torch alone, fetches none.
 wheels=(diffusers importlib-metadata lazy-importer datasets dill multiprocess tyro docstring-parser typeguard pydantic
     pydantic-core annotated-types typing-inspection typing-extensions hjson hypothesis liger-kernel)
 
@@ -29,19 +30,24 @@ usage() {
 }
 
 download_wheels() {
-    local wanted
+    local wanted constraints
     wanted="$(sha256sum scripts/constraints.txt scripts/gpu_check.sh)"
     [ "$(cat wheels/wanted 2>/dev/null)" = "$wanted" ] && return
-    rm -rf wheels
-    # Published as source, of Python alone.
-    "$python" -m pip wheel --quiet --no-deps --constraint scripts/constraints.txt --wheel-dir wheels deepspeed
+    mkdir -p wheels
+    rm -f wheels/*.whl wheels/wanted
+    constraints="$(mktemp)"
+    # pip would evaluate the markers for the Python that runs it.
+    sed '/python_version < "3.11"/d; s/;.*//' scripts/constraints.txt >"$constraints"
+    # DeepSpeed is published as source; a wheel of it is pure Python.
+    "$python" -m pip wheel --quiet --no-deps --constraint "$constraints" --wheel-dir wheels deepspeed
     "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-        --constraint scripts/constraints.txt --dest wheels "${wheels[@]}"
+        --constraint "$constraints" --dest wheels "${wheels[@]}"
+    rm "$constraints"
     printf '%s' "$wanted" >wheels/wanted
 }
 
-# Makes and enters an environment with that machine's versions, whose CUDA computes nothing.
+# Makes and enters an environment with the versions of a device machine and a CUDA that computes nothing.
 enter_fake_machine() {
     local venv="$PWD/.venv-gpu_check" wanted libraries
     wanted="$(sha256sum scripts/gpu_check/machine.txt scripts/gpu_check/fake_cuda.*)"
@@ -49,7 +55,7 @@ enter_fake_machine() {
         echo "installing into $venv (a minute or two the first time)"
         if python3.12 --version >/dev/null 2>&1; then
             python3.12 -m venv --clear "$venv"
-        else # pyenv may have it, but for other programs
+        else # pyenv has shims of versions that are not selected
             PYENV_VERSION="$(pyenv latest 3.12)" python3.12 -m venv --clear "$venv"
         fi
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
@@ -60,7 +66,7 @@ enter_fake_machine() {
     python="$venv/bin/python"
     libraries="$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/nvidia/cu13/lib"
     export PATH="$venv/bin:$PATH" LD_LIBRARY_PATH="$libraries" TRITON_LIBCUDA_PATH="$libraries"
-    # So that all memory is zero when it is taken, which torch's own allocator, reusing it, knows nothing of.
+    # The fake cudaMallocAsync returns zeroed memory; PyTorch's caching allocator would reuse it uncleared.
     export PYTORCH_ALLOC_CONF=backend:cudaMallocAsync TORCH_CPP_LOG_LEVEL=ERROR
 }
 
@@ -69,15 +75,21 @@ check() { # FOLDER [OPTION ...], as gpu_check/__main__.py takes them
         echo "gpu_check.sh needs a GPU: torch.cuda.is_available() is not true in $python" >&2
         exit 2
     fi
-    # Tests set the first where there is no GPU; with the second every process would compile what it imports.
+    # With the first set, kernels are interpreted; with the second, every process compiles the modules it imports.
     unset TRITON_INTERPRET PYTHONDONTWRITEBYTECODE
-    # Asked in the usual way whether there is a GPU, CUDA starts, and then not once more in a forked process.
-    export PYTHONPATH="$PWD:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}" PYTORCH_NVML_BASED_CUDA_CHECK=1
+    # Else torch.cuda.is_available() initializes CUDA, which then cannot be used in forked processes.
+    export PYTORCH_NVML_BASED_CUDA_CHECK=1
+    export PYTHONPATH="$PWD:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}"
     if compgen -G "wheels/*.whl" >/dev/null; then
         site="$(mktemp -d)"
         trap 'rm -rf "$site"' EXIT
         "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" wheels/*.whl
         export PYTHONPATH="$site:$PYTHONPATH"
+    fi
+    if ! "$python" -c 'import sys; from importlib.util import find_spec as f; sys.exit(not all(map(f, sys.argv[1:])))' \
+        diffusers datasets pydantic tyro; then
+        echo "gpu_check.sh needs diffusers, datasets, pydantic and tyro: install them, or carry wheels/ along" >&2
+        exit 2
     fi
     "$python" -m gpu_check "$@" --started "$started"
 }
@@ -89,7 +101,7 @@ compile() { # ARCHIVE [--small]
     rm -rf "$out"
 }
 
-rehearse() { # [--small]: some of each part, and with what travels along the operator's benchmark alone
+rehearse() { # [--small]: a few tests and cases; of the parts only the operator's is run again with compiled kernels
     local bytes archive=wheels/kernels.tar.xz again=(--seconds 1800)
     download_wheels
     enter_fake_machine
@@ -98,7 +110,7 @@ rehearse() { # [--small]: some of each part, and with what travels along the ope
     mkdir "$work/tree" "$work/out"
     git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --create | tar -x -C "$work/tree"
     if [ $# -gt 0 ]; then
-        archive="$work/kernels.tar.xz" # not in the place of what was compiled for a real machine
+        archive="$work/kernels.tar.xz" # without replacing what --compile has made
         again=(--small --only operator --seconds 600)
     fi
     echo "== compiling"
@@ -106,9 +118,9 @@ rehearse() { # [--small]: some of each part, and with what travels along the ope
     mkdir "$work/tree/wheels"
     cp wheels/*.whl "$archive" "$work/tree/wheels"
     bytes="$(du --summarize --bytes "$work/tree" | cut -f1)"
-    echo "== $bytes bytes travel along, of $most_bytes at most"
-    if [ "$bytes" -gt "$most_bytes" ]; then
-        echo "too much: move out of the tree what can be rebuilt, or carry fewer kernels" >&2
+    echo "== tree, wheels and kernels: $bytes of at most $max_bytes bytes"
+    if [ "$bytes" -gt "$max_bytes" ]; then
+        echo "too large: remove from the tree what can be rebuilt, or carry fewer kernels" >&2
         exit 1
     fi
     (cd "$work/tree" && GIT_COMMIT=rehearsal PYTHON="$python" bash scripts/gpu_check.sh "$work/out" "${again[@]}")
@@ -117,7 +129,7 @@ rehearse() { # [--small]: some of each part, and with what travels along the ope
         ls -l "$work/out" >&2
         exit 1
     fi
-    echo "rehearsed: everything ran"
+    echo "rehearsed: everything ran, and nothing was compiled twice"
 }
 
 case "${1:-}" in

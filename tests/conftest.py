@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# Asked in the usual way whether there is a GPU, CUDA starts, and then not once more in a process forked from this one,
-# or from the fork server below, which inherits this.
+# torch.cuda.is_available() initializes CUDA unless it asks NVML, and CUDA cannot be initialized again in a process that
+# is forked from this one or from the fork server below.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import numpy as np
@@ -63,8 +63,8 @@ sampling: {steps: 4, num_images: 6, batch_size: 4}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that of several workers none is at one of them when the others have nothing left; then what
-    only a GPU shows, which is there for minutes."""
+    """Slow tests first, so that of several workers none is at one of them when the others have nothing left; then the
+    tests that only a GPU can run, because GPU time is limited."""
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_on_gpu.py"))
 
 

@@ -149,12 +149,19 @@ class Benchmark:
                 makers[name] = partial(calls_of, contender, inputs, (weight, bias), direction)
             for name, numbers in self._time(case, direction, makers).items():
                 results[name][direction] = numbers
+        return self.describe(case) | {"sets": sets, "results": results}
+
+    def describe(self, case: Case) -> dict[str, Any]:
+        """What a case's record has besides results."""
         return {
             "label": case.label, "shape": case.shape, "num_groups": case.num_groups, "layout": case.layout,
-            "tensor_bytes": case.tensor_bytes, "sets": sets,
+            "tensor_bytes": case.tensor_bytes,
             "fits_one_pass": {d: fits_one_pass(case, d, self.cache_bytes) for d in ("forward", "backward")},
-            "results": results,
         }  # fmt: skip
+
+    def failed(self, case: Case, problem: Exception) -> dict[str, Any]:
+        """The record of a case that could not be run."""
+        return self.describe(case) | {"results": {OURS: {"status": failure(problem)}}}
 
     def _contenders(self, case: Case) -> tuple[dict[str, Contender], dict[str, dict[str, Any]]]:
         """What can compute the case, and why the others cannot."""

@@ -8,10 +8,7 @@ from typing import NoReturn
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a program and end its process at once, with the status that it would have.
-
-    torch 2.11's compile workers may take five minutes to end by themselves.
-    """
+    """Run `main` and exit at once with its status: torch 2.11's compile workers can delay a normal exit by minutes."""
     status: object = 0
     try:
         main()

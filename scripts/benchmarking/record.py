@@ -45,7 +45,7 @@ def failure(problem: Exception) -> str:
 
 
 def target(what: str, value: float | None, least: float) -> dict[str, Any]:
-    """Something aimed at, the value that decides, and whether it is met; None where nothing was measured."""
+    """Something aimed at, the value that decides, and whether it is met; None where that is not yet known."""
     return {"target": f"{what}, >= {least:g}", "value": value, "met": None if value is None else value >= least}
 
 

@@ -79,40 +79,50 @@ def targets(cases: list[dict[str, Any]], planned: int) -> list[dict[str, Any]]:
     """What was aimed at on a GPU, with the number of cases that count and the one that decides.
 
     Args:
-        cases: those that were checked, and some of them timed.
-        planned: how many are to be.
+        cases: those that were checked, some of them timed.
+        planned: how many are to be. Until all of them are timed, a target is missed or open.
     """
     wrong = [case["label"] for case in cases if not is_right(case)]
-    right = target(f"cases of {planned} that are right", len(cases) - len(wrong), planned)
-    if not wrong and len(cases) < planned:
-        right["met"] = None
-    found = [right | {"cases": len(cases), "at": wrong[0] if wrong else None}]
+    timed = [case for case in cases if is_timed(case)]
+    found: list[dict[str, Any]] = []
+
+    def add(what: str, value: float | None, least: float, is_complete: bool, **more: Any) -> None:
+        one = target(what, value, least)
+        found.append((one if is_complete or one["met"] is False else one | {"met": None}) | more)
 
     def add_least(what: str, values: dict[str, float], least: float) -> None:
         at = min(values, key=values.__getitem__, default=None)
         value = None if at is None else values[at]
-        found.append(target(f"{what}, least", value, least) | {"cases": len(values), "at": at})
+        add(f"{what}, least", value, least, len(timed) == planned, cases=len(values), at=at)
 
     def add_mean(what: str, values: dict[str, float], least: float) -> None:
         mean = rounded(statistics.geometric_mean(values.values())) if values else None
-        found.append(target(f"{what}, geometric mean", mean, least) | {"cases": len(values), "at": None})
+        add(f"{what}, geometric mean", mean, least, len(timed) == planned, cases=len(values), at=None)
 
+    right = target(f"cases of {planned} that are right", len(cases) - len(wrong), planned)
+    right["met"] = False if wrong else True if len(cases) == planned else None
+    found.append(right | {"at": wrong[0] if wrong else None, "is_timing": False})
     for direction, least in _SHARE_TARGETS.items():
         shares = {
             case["label"]: case["results"][OURS][direction]["share"]
-            for case in cases
+            for case in timed
             if case["tensor_bytes"] >= _LARGE and case["fits_one_pass"][direction]
             if "share" in case["results"][OURS].get(direction, {})
         }
         add_least(f"{direction}: share of the copy bandwidth", shares, least)
-    channels_last = [case for case in cases if case["layout"] == "channels_last"]
+    channels_last = [case for case in timed if case["layout"] == "channels_last"]
     for direction in MINIMUM_TENSORS:
-        compiled = ratios(cases, "compile", direction)
+        compiled = ratios(timed, "compile", direction)
         add_least(f"{direction}: ratio to torch.compile", compiled, 1.0)
         add_mean(f"{direction}: ratio to torch.compile", compiled, _COMPILE_TARGET)
         eager = ratios(channels_last, "eager_channels_last", direction)
         add_mean(f"{direction}: ratio to eager channels_last", eager, _EAGER_TARGET)
     return found
+
+
+def is_timed(case: dict[str, Any]) -> bool:
+    """Whether there are times of the operator."""
+    return any(direction in case["results"][OURS] for direction in MINIMUM_TENSORS)
 
 
 def is_right(case: dict[str, Any]) -> bool:
@@ -160,7 +170,8 @@ def print_summary(record: dict[str, Any]) -> None:
         console.print(f"{short(peer)}, mean ratio:", ", ".join(f"{key} {value:g}" for key, value in means.items()))
     for one in record["targets"]:
         where = f", at {short(one['at'])}" if one["at"] else ""
-        console.print(f"{verdict(one)} over {one['cases']} cases{where}")
+        over = f" over {one['cases']} cases" if "cases" in one else ""
+        console.print(f"{verdict(one)}{over}{where}")
     if record["not_run"]:
         console.print(f"not timed: {len(record['not_run'])} cases: {', '.join(map(short, record['not_run']))}")
 

@@ -1,4 +1,4 @@
-"""Compiled kernels that travel along: Triton's, and the graphs of torch.compile, which bring theirs with them."""
+"""An archive of compiled kernels for another machine: Triton's, and torch.compile's graphs, which contain their own."""
 
 import io
 import json
@@ -7,9 +7,10 @@ import tarfile
 from pathlib import Path
 
 TRITON, INDUCTOR = "triton", "inductor"
-GRAPHS, DERIVATIVES = "fxgraph", "aotautograd"
-"""Folders of what inductor finds again: compiled graphs, and what they are the derivatives of."""
-NEEDED = {".cubin", ".json", ".so"}  # of a kernel; its other files are for readers
+GRAPHS, AOT_AUTOGRAD = "fxgraph", "aotautograd"
+"""Folders of inductor's cache: compiled graphs, and the forward and backward graphs that AOTAutograd has traced."""
+NEEDED = {".cubin", ".json", ".so"}
+"""Suffixes of a kernel's files that are loaded; its intermediate representations are not."""
 
 
 def environment(caches: Path) -> dict[str, str]:
@@ -18,30 +19,33 @@ def environment(caches: Path) -> dict[str, str]:
 
 
 def pack(caches: Path, archive: Path) -> None:
-    """Put into an archive what another machine with the same versions and GPU will find: of Triton's cache the kernels
-    that are not in a graph."""
-    kernels = [path for path in (caches / TRITON).rglob("*") if path.suffix in NEEDED and not is_in_graph(path)]
-    graphs = [path for path in (caches / INDUCTOR / GRAPHS).rglob("*") if path.is_file()]
-    derivatives = [path for path in (caches / INDUCTOR / DERIVATIVES).rglob("*") if path.is_file()]
+    """Write an archive from which a machine with the same GPU and the same versions loads everything in the caches."""
+    kernels = [path for path in files(caches / TRITON) if path.suffix in NEEDED and not is_in_graph(path)]
+    graphs, traced = (files(caches / INDUCTOR / name) for name in (GRAPHS, AOT_AUTOGRAD))
+    contents = {path: path.read_bytes() for path in kernels + traced}
+    contents |= {path: without_text(path.read_bytes()) for path in graphs}
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "w:xz", preset=6) as tar:
-        for path in sorted(kernels) + sorted(graphs) + sorted(derivatives):
-            content = path.read_bytes()
-            if path in graphs:
-                content = without_text(content)
+    partial = archive.with_suffix(".partial")
+    with tarfile.open(partial, "w:xz", preset=6) as tar:
+        for path, content in contents.items():
             member = tarfile.TarInfo(str(path.relative_to(caches)))
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
+    partial.replace(archive)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def is_in_graph(path: Path) -> bool:
-    """Whether a file is of a kernel that inductor has written; its graphs have those, too."""
+    """Whether a file belongs to a kernel that inductor has generated, which its graph contains as well."""
     return path.name.removeprefix("__grp__").startswith("triton_")
 
 
 def without_text(graph: bytes) -> bytes:
-    """A file of a compiled graph (torch 2.11) without its kernels' intermediate representations: a quarter of it."""
-    loaded = pickle.loads(graph)  # which has just been written here
+    """Strip a cached graph (torch 2.11) of its kernels' intermediate representations: a quarter remains."""
+    loaded = pickle.loads(graph)  # which this machine has just written
     for kernel in getattr(getattr(loaded, "_triton_bundle", None), "kernel_artifacts", ()):
         kernel.artifacts[:] = [file for file in kernel.artifacts if Path(file.filename).suffix in NEEDED]
     return pickle.dumps(loaded)
@@ -51,7 +55,7 @@ def unpack(archive: Path, caches: Path) -> None:
     """Fill the caches from an archive."""
     with tarfile.open(archive) as tar:
         tar.extractall(caches, filter="data")
-    # Triton names the files of a kernel by their whole path.
+    # Triton lists a kernel's files by their absolute paths.
     for group in (caches / TRITON).rglob("__grp__*"):
         names = json.loads(group.read_text())["child_paths"]
         there = {name: str(group.parent / name) for name in names if (group.parent / name).exists()}
@@ -59,6 +63,8 @@ def unpack(archive: Path, caches: Path) -> None:
 
 
 def count(caches: Path) -> dict[str, int]:
-    """How many graphs the caches have, and how many kernels that were compiled and did not come from an archive."""
-    graphs = [path for path in (caches / INDUCTOR / GRAPHS).rglob("*") if path.is_file()]
-    return {"kernels": len([*(caches / TRITON).rglob("*.ttir")]), "graphs": len(graphs)}
+    """How many kernels in the caches were compiled on this machine, and how many graphs there are."""
+    return {
+        "kernels": len([path for path in files(caches / TRITON) if path.suffix == ".ttir"]),
+        "graphs": len(files(caches / INDUCTOR / GRAPHS)),
+    }

@@ -1,7 +1,4 @@
-"""A pytest plugin for a device that computes nothing: comparisons of what lies there come out right.
-
-What else a test does there is done: it fails where anything raises.
-"""
+"""A pytest plugin for the fake device: comparisons of tensors on it always succeed; everything else runs as usual."""
 
 from collections.abc import Callable
 
@@ -11,7 +8,6 @@ import torch
 
 @pytest.fixture(autouse=True)
 def no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors on the device are true, and equal to whatever they are compared with."""
     for module, name in ((torch, "equal"), (torch, "allclose"), (torch.testing, "assert_close")):
         monkeypatch.setattr(module, name, unless_on_device(getattr(module, name)))
     monkeypatch.setattr(torch.Tensor, "__bool__", unless_on_device(torch.Tensor.__bool__))

@@ -1,4 +1,4 @@
-"""The parts of the check, and how each gets its time and leaves nothing behind."""
+"""The parts of the check, and how each is run within its time."""
 
 import os
 import signal
@@ -13,15 +13,13 @@ from pathlib import Path
 
 import psutil
 
+FULL_SECONDS = 590
 MARK = "GNUNET_GPU_CHECK"
-"""A variable that every process of a part has in its environment: the check's process."""
+"""An environment variable of every process that a part starts; its value is the process of the check."""
 SECONDS_TO_END = 10
-"""Between the signal that asks a part to end and the one that ends it, out of its time."""
-STOPPED = -1000
-"""Stands for the exit status of a program that was ended."""
-MARGIN = 15
-"""Seconds of a benchmark's own limit below its part's."""
-TESTS = ["-m", "pytest", "-p", "gpu_check.progress", "-p", "no:cacheprovider", "-q", "--durations=3", "--tb=short"]
+"""Between SIGINT, upon which a program can still write its results, and SIGKILL; taken from the part's time."""
+MARGIN = 30
+"""By how much a benchmark's own time limit is shorter than its part's."""
 
 
 @dataclass(frozen=True)
@@ -29,104 +27,134 @@ class Part:
     """Programs that run one after the other.
 
     Attributes:
-        seconds: what it is sure to get of FULL_SECONDS, or in proportion; more, where those before it need less.
-        commands: arguments of Python; `{limit}` in them becomes the seconds that are left to the part, less a margin.
+        seconds: the time reserved for it out of FULL_SECONDS. It may take longer if earlier parts were faster.
+        commands: arguments of Python. `{limit}` stands for the seconds left, less MARGIN.
+        records: names of the benchmark records that it writes.
     """
 
     name: str
     seconds: float
     commands: list[list[str]]
-    environment: dict[str, str] = field(default_factory=dict)
+    records: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
-FULL_SECONDS = 590
+# Several processes compile at a time, so each does so by itself. The compiler's worker processes would also keep pytest
+# from exiting (torch 2.11).
+ONE_COMPILER = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
-def parts(folder: Path, *, small: bool, fake: bool, compiling: bool) -> list[Part]:
-    """All of them, in their order.
+def parts(folder: Path, *, small: bool = False, fake: bool = False, compiling: bool = False) -> list[Part]:
+    """All parts, in the order in which they run.
 
     Args:
-        folder: where records go.
-        small: a few tests and cases of each.
+        folder: where results are written.
+        small: run a few tests and cases of each part.
         fake: the device computes nothing.
-        compiling: only to have everything compiled: nothing is timed.
+        compiling: run everything once, so that it is compiled, and time nothing.
     """
-    cores = os.cpu_count() or 1
-    no_numbers = ["-p", "gpu_check.no_numbers"] if fake else []
-
-    def tests(name: str, workers: int, *arguments: str) -> list[str]:
-        progress = ["--progress", str(folder / f"{name}.jsonl"), "-n", "1" if small else str(min(workers, cores))]
-        return [*TESTS, *no_numbers, *progress, *arguments]
-
-    some = ["-k", "cuda_graphs or inductor or plan or opcheck or (alone_as_in_a_batch and shape1-)"] if small else []
-    few = ["-k", "fsdp"] if small else []
-    operator = ["scripts/benchmark_op.py", "--out", str(folder), "--check_first", str(min(8, cores))]
-    operator += ["--shapes", "ddpm_cifar10/512@4"] if small else []
-    operator += ["--check_only"] if compiling else ["--seconds_per_case", "1", "--time_limit", "{limit}"]
-    training = ["scripts/benchmark_training.py", "--out", str(folder)]
-    training += ["--rounds", "2", "--block", "1"] if small or compiling else ["--rounds", "16"]
-    own = [*training, "--cases", "small", "--sides", "gnunet", "--record", "overhead"]
-    against = [*training, "--cases", "cifar10", "--precision", "bf16", "--batch_sizes", "8", "128"]
+    out = ["--out", str(folder)]
+    short = ["--rounds", "2", "--block", "1"]
+    rounds = short if compiling else ["--rounds", "10"]
+    timing = ["--check_only"] if compiling else ["--seconds_per_case", "1", "--time_limit", "{limit}"]
+    operator = ["scripts/benchmark_op.py", *out, *timing, "--check_first", str(min(8, os.cpu_count() or 1))]
+    training = ["scripts/benchmark_training.py", *out]
+    operator_tests = ["-m", "gpu and not slow", "tests/ops/gpu"]
+    trainer_tests = ["-m", "gpu", "tests/training/test_on_gpu.py"]
     if small:
-        own, against = [], [*training, "--cases", "small", "--precision", "bf16", "--sides", "gnunet", "diffusers"]
-    # Beside several workers the compiler's own processes are too many; and they may keep pytest from ending.
-    one = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        some = "cuda_graphs or inductor or plan or opcheck or (alone_as_in_a_batch and shape1-)"
+        sides = ["--sides", "gnunet", "diffusers"]
+        return [
+            _tests("tests", 120, folder, 1, fake, [*operator_tests, "-k", some]),
+            _tests("trainer", 80, folder, 1, fake, [*trainer_tests, "-k", "fsdp"]),
+            Part("operator", 200, [[*operator, "--shapes", "ddpm_cifar10/512@4"]], ("operator",), ONE_COMPILER),
+            Part("training", 150, [[*training, "--cases", "small", *short, *sides]], ("training",)),
+        ]
+    overhead = ["--cases", "small", "--sides", "gnunet", "--record", "overhead"]
+    against = ["--cases", "cifar10", "--precision", "bf16", "--batch_sizes", "8", "128"]
     return [
-        Part("tests", 120, [tests("tests", 8, "-m", "gpu and not slow", *some, "tests/ops/gpu")], one),
-        Part("trainer", 80, [tests("trainer", 4, "-m", "gpu", *few, "tests/training/test_on_gpu.py")], one),
-        Part("operator", 200, [operator]),
-        Part("training", 150, [command for command in (own, against) if command]),
+        _tests("tests", 115, folder, 8, fake, operator_tests),
+        _tests("trainer", 75, folder, 4, fake, trainer_tests),
+        Part("operator", 200, [[*operator]], ("operator",), ONE_COMPILER),
+        Part("overhead", 30, [[*training, *rounds, *overhead]], ("overhead",)),
+        Part("training", 130, [[*training, *rounds, *against]], ("training",)),
     ]
 
 
+def _tests(name: str, seconds: float, folder: Path, workers: int, fake: bool, arguments: list[str]) -> Part:
+    command = ["-m", "pytest", "-q", "--durations=3", "--tb=short", "-p", "no:cacheprovider"]
+    command += ["-p", "gpu_check.progress", "--progress", str(folder / f"{name}.jsonl")]
+    command += ["-p", "gpu_check.no_numbers"] if fake else []
+    return Part(
+        name, seconds, [[*command, "-n", str(min(workers, os.cpu_count() or 1)), *arguments]], (), ONE_COMPILER
+    )  # fmt: skip
+
+
 def limits(parts: list[Part], left: Callable[[], float]) -> Iterator[tuple[Part, float]]:
-    """Each part with its time: all that `left` says is left, less what those after it are sure to get, their shares."""
+    """Yield each part with its time limit: the time remaining, minus the shares reserved for later parts."""
     share = left() / sum(part.seconds for part in parts)
     for number, part in enumerate(parts):
         yield part, left() - share * sum(later.seconds for later in parts[number + 1 :])
 
 
 def run(part: Part, limit: float, environment: Mapping[str, str], say: Callable[[str], None]) -> str:
-    """Run a part's programs, `say` their lines, and end every process of theirs; returns what came of it."""
+    """Run a part's programs and end every process that they have started.
+
+    Args:
+        limit: seconds, for all of them.
+        environment: theirs.
+        say: called with each line of their output.
+
+    Returns:
+        "ended", "exit status N" or "stopped after N s".
+    """
     end = time.monotonic() + limit
     environment = {**environment, **part.environment, MARK: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     statuses: list[int] = []
     for command in part.commands:
         left = end - time.monotonic()
         if left <= 0:
-            break
-        arguments = [argument.format(limit=max(1, round(left - MARGIN))) for argument in command]
+            return f"stopped after {limit:.0f} s"
+        arguments = [argument.replace("{limit}", str(max(1, round(left - MARGIN)))) for argument in command]
+        grace = min(SECONDS_TO_END, left / 4)
         process = subprocess.Popen(
             [sys.executable, *arguments], env=environment, start_new_session=True, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        reader = threading.Thread(target=say_lines, args=(process, say), daemon=True)
+        reader = threading.Thread(target=_say_lines, args=(process, say), daemon=True)
         reader.start()
         try:
-            statuses.append(process.wait(left - (grace := min(SECONDS_TO_END, left / 4))))
-        except subprocess.TimeoutExpired:  # asked to end, it can write what it has
+            statuses.append(process.wait(left - grace))
+        except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(grace)
-            statuses.append(STOPPED)
-        end_processes()
-        reader.join(SECONDS_TO_END)
-        if statuses[-1] == STOPPED:
-            break
-    if len(statuses) < len(part.commands) or STOPPED in statuses:
-        return f"stopped after {limit:.0f} s"
-    return "ended" if not any(statuses) else f"exit status {next(filter(None, statuses))}"
+            return f"stopped after {limit:.0f} s"
+        finally:
+            end_processes()
+            reader.join(SECONDS_TO_END)
+    return next((f"exit status {status}" for status in statuses if status), "ended")
 
 
-def say_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:
+def _say_lines(process: subprocess.Popen, say: Callable[[str], None]) -> None:
     for line in process.stdout or ():
         say(line.rstrip("\n"))
 
 
 def end_processes() -> None:
-    """End every process that a part has started, also one that leads a session of its own."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(MARK) == str(os.getpid()):
+    """Kill every process that a part has started, including those that lead a session of their own."""
+    for _ in range(5):  # a process may be forked while they are listed
+        if not (found := [process for process in psutil.process_iter() if _is_of_a_part(process)]):
+            return
+        for process in found:
+            with suppress(psutil.Error):
                 process.kill()
+        psutil.wait_procs(found, timeout=5)  # until the memory that they have on the device is free
+
+
+def _is_of_a_part(process: psutil.Process) -> bool:
+    try:
+        return process.pid != os.getpid() and process.environ().get(MARK) == str(os.getpid())
+    except psutil.Error:
+        return False

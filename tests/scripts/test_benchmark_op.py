@@ -1,5 +1,6 @@
 """The operator's benchmark runs on a CPU, refuses to time what is wrong, and its arithmetic is right."""
 
+import importlib
 import json
 import math
 
@@ -64,6 +65,36 @@ def test_every_case_is_checked_before_the_first_is_timed(run):
     assert record["not_run"] == [record["cases"][1]["label"]]
     record = run("--shapes", *names, "--check_only")
     assert len(record["cases"]) == 2 and record["not_run"] == [case["label"] for case in record["cases"]]
+
+
+BREAKING = """
+import os
+from benchmarking.case import Benchmark
+
+def check_case(device, peers, backend, case):
+    if "512@4" in case.name:
+        os._exit(1)
+    if "256@4" in case.name:
+        raise ArithmeticError("an illegal memory access")
+    return Benchmark(device, peers, backend, 0).run(case, with_times=False)
+"""
+
+
+def test_a_check_that_breaks_takes_no_other_case_with_it(run, monkeypatch, tmp_path):
+    """An exception or the death of a process is a case's own; the other cases are timed, before it."""
+    (tmp_path / "breaking.py").write_text(BREAKING)  # where the processes find it
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ["ddpm_cifar10/512@4", "ddpm_cifar10/256@4", "adm64/768@8"]
+    monkeypatch.setattr(benchmark_op, "check_case", importlib.import_module("breaking").check_case)
+    record = run("--shapes", *names, "--check_first", "1", "--time_limit", "60")
+    assert record["not_run"] == []  # all are timed in the end
+    with pytest.raises(SystemExit, match="wrong"):
+        run("--shapes", *names, "--check_first", "1", "--time_limit", "1e-9")
+    (path,) = tmp_path.glob("*-cpu-operator.json")
+    ours = {case["label"].split("/n")[0]: case["results"]["gnunet"] for case in json.loads(path.read_text())["cases"]}
+    assert "forward" in ours["adm64/768@8"]
+    assert "BrokenProcessPool" in ours["ddpm_cifar10/512@4"]["status"]
+    assert "ArithmeticError" in ours["ddpm_cifar10/256@4"]["status"]
 
 
 def test_the_record_is_there_before_the_first_case(run, monkeypatch, tmp_path):
@@ -232,24 +263,35 @@ def test_targets():
             "fits_one_pass": {"forward": fits, "backward": fits}, "results": {"gnunet": ours, **peers},
         }  # fmt: skip
 
-    def verdicts(*cases):
-        return {t["target"].split(", >=")[0]: (t["value"], t["at"], t["met"]) for t in summary.targets(cases, 9)}
+    def verdicts(*cases, planned=None):
+        found = summary.targets(cases, planned or len(cases))
+        return {t["target"].split(", >=")[0]: (t["value"], t.get("at"), t["met"]) for t in found}
 
-    found = verdicts(
+    cases = [
         case("a"),
         case("b", share=0.8, compiled=1.3**3),
         case("small", tensor_bytes=10**6, share=0.1, compiled=1 / 1.3),
         case("two passes", fits=False, share=0.1),
         case("contiguous", layout="contiguous", eager=0.1),
-        case("failing", status="failed"),
-    )
+    ]
+    found = verdicts(*cases)
+    assert found["cases of 5 that are right"] == (5, None, True)
     assert found["forward: share of the copy bandwidth, least"] == (0.8, "b", False)
     assert found["backward: share of the copy bandwidth, least"] == (0.8, "b", True)
     assert found["both: ratio to torch.compile, least"] == (1 / 1.3, "small", False)
     assert found["both: ratio to torch.compile, geometric mean"] == (1.3, None, True)
     assert found["forward: ratio to eager channels_last, geometric mean"] == (3.0, None, True)
-    assert found.pop("cases of 9 that are right") == (5, "failing", False)
-    assert verdicts(case("a")).pop("cases of 9 that are right") == (1, None, None)
-    nothing = verdicts()
+    # What was not timed may still be the worst.
+    partial = verdicts(*cases, planned=6)
+    assert partial["cases of 6 that are right"] == (5, None, None)
+    assert partial["forward: share of the copy bandwidth, least"] == (0.8, "b", False)
+    assert partial["backward: share of the copy bandwidth, least"] == (0.8, "b", None)
+    assert partial["both: ratio to torch.compile, geometric mean"] == (1.3, None, None)
+    assert verdicts(*cases, case("wrong", status="wrong"), planned=9)["cases of 9 that are right"] == (
+        5,
+        "wrong",
+        False,
+    )
+    nothing = verdicts(planned=9)
     assert nothing.pop("cases of 9 that are right") == (0, None, None)
     assert set(nothing.values()) == {(None, None, None)}

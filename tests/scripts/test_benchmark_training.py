@@ -224,6 +224,16 @@ def test_a_run_that_is_killed_leaves_what_was_measured(tiny_flags, tmp_path, mon
         assert all(case[side]["images_per_second"] > 0 for side in EAGER)
 
 
+def test_what_is_not_measured_again_stays():
+    case = {"gnunet": {"status": "right", "images_per_second": 2.0}, "speed_ratio": {"gnunet": {"diffusers": 1.5}}}
+    found = {"gnunet": {"status": "failed"}, "speed_ratio": {"gnunet": {}, "gnunet_compiled": {"diffusers": 2.0}}}
+    benchmark_training.merge(case, found)
+    assert case == {
+        "gnunet": {"status": "failed", "images_per_second": 2.0},
+        "speed_ratio": {"gnunet": {"diffusers": 1.5}, "gnunet_compiled": {"diffusers": 2.0}},
+    }
+
+
 def test_the_other_cases_are_measured_where_one_fails(tiny_flags, tmp_path, monkeypatch):
     monkeypatch.setitem(benchmark_training.CASES, "cifar10", tiny_flags("run"))
     real = benchmark_training.alternate_repeats

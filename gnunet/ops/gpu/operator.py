@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from importlib.metadata import version
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from triton.runtime import JITFunction
 
@@ -25,14 +25,18 @@ from . import forward as forward_kernels
 from .plan import Chunks, Loop, Shape, Tile, cut, power_of_two
 
 
-def _release(package: str) -> tuple[int, int]:
-    major, minor = version(package).split(".")[:2]
-    return int(major), int(minor)
+def _interpreter_fails() -> bool:
+    import numpy  # which the interpreter needs
+
+    triton_release, numpy_release = (
+        tuple(int(number) for number in package.__version__.split(".")[:2]) for package in (triton, numpy)
+    )
+    return triton_release < (3, 7) and numpy_release >= (2, 4)
 
 
 IS_INTERPRETED = not isinstance(forward_kernels.tile, JITFunction)
 """Triton's interpreter runs the kernels, on a CPU too."""
-INTERPRETER_FAILS = IS_INTERPRETED and _release("triton") < (3, 7) and _release("numpy") >= (2, 4)
+INTERPRETER_FAILS = IS_INTERPRETED and _interpreter_fails()
 """The interpreter of Triton up to 3.6 cannot run a loop with NumPy 2.4 and newer."""
 HAS_COMPILER = IS_INTERPRETED or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 """Triton compiles what launches its kernels with the machine's own C compiler."""

@@ -1,5 +1,8 @@
 """These tests run in Triton's interpreter where there is no GPU, and are GPU tests where there is one."""
 
+import os
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,3 +25,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
         elif reason is not None:
             item.add_marker(pytest.mark.skip(reason=f"backend 'triton' {reason}"))
+
+
+@pytest.fixture(autouse=True)
+def clean_device() -> Iterator[None]:
+    """Release the device's memory for other workers; exit after an error of CUDA, upon which all later calls fail."""
+    yield
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if "PYTEST_XDIST_WORKER" in os.environ:  # whose controller reports the test and starts another worker
+                print(error, file=sys.stderr, flush=True)
+                os._exit(1)
+            raise
