@@ -115,7 +115,7 @@ def prepare(side: str, config: Config, folder: Path) -> tuple[Loop | None, dict[
 
 
 def compare(config: Config, sides: Sequence[str], rounds: int, block: int) -> Iterator[dict[str, Any]]:
-    """Prepare and time sides of one case; gives what is known of it after each side and after the rounds.
+    """Prepare and time sides of one case; yield its record after each side and after the rounds.
 
     Args:
         sides: names in SIDES.
@@ -152,10 +152,10 @@ def compare(config: Config, sides: Sequence[str], rounds: int, block: int) -> It
 
 
 def measure(name: str, config: Config, sides: Sequence[str], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What is known of a case as its sides are compared, and gnunet's own work where it is looked at."""
+    """Yield what is known of a case while its sides are compared, and gnunet's own work in OWN_CASE."""
     try:
         yield from compare(config, sides, arguments.rounds, arguments.block)
-        if name == OWN_CASE and "gnunet" in sides:
+        if name == OWN_CASE and "gnunet" in sides and not any(side.endswith(COMPILED) for side in sides):
             with tempfile.TemporaryDirectory() as folder:
                 yield own_work(config, Path(folder), arguments.rounds)
     except Exception as problem:  # whatever befalls one case, the others are measured
