@@ -26,7 +26,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch._inductor.config
@@ -146,8 +145,7 @@ def checked(arguments: argparse.Namespace, benchmark: Benchmark) -> Iterator[dic
             pool.shutdown(wait=False)
         return result
 
-    # Each process compiles by itself; it reads this when it starts.
-    with mock.patch.dict(os.environ, TORCHINDUCTOR_COMPILE_THREADS="1"), ThreadPoolExecutor(count) as threads:
+    with ThreadPoolExecutor(count) as threads:
         for future in as_completed([threads.submit(check, case) for case in arguments.cases]):
             yield future.result()
     for pool in idle:
@@ -155,9 +153,9 @@ def checked(arguments: argparse.Namespace, benchmark: Benchmark) -> Iterator[dic
 
 
 def check_case(device: torch.device, peers: Sequence[str], backend: str, case: Case) -> dict[str, Any]:
-    """The record of one case without times. Its memory on the device is released, and no autotuning is kept, which
-    other processes would disturb."""
-    torch._inductor.config.autotune_local_cache = False
+    """The record of one case without times. Its memory on the device is released."""
+    torch._inductor.config.compile_threads = 1  # several processes compile at a time
+    torch._inductor.config.autotune_local_cache = False  # of timings that other processes disturb
     try:
         return Benchmark(device, peers, backend, seconds=0).run(case, with_times=False)
     finally:

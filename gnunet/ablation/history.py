@@ -9,7 +9,7 @@ CURVE = ("images", "loss", "grad_norm", "learning_rate")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a log that `gnunet.training.metrics.JsonLines` writes; none where there is no file yet.
+    """The objects in a file of JSON lines, such as metrics.jsonl; none where there is no file yet.
 
     A line that is being written is left out.
     """

@@ -84,20 +84,21 @@ def targets(cases: list[dict[str, Any]], planned: int) -> list[dict[str, Any]]:
     """
     wrong = [case["label"] for case in cases if not is_right(case)]
     timed = [case for case in cases if is_timed(case)]
+    is_complete = len(timed) == planned
     found: list[dict[str, Any]] = []
 
-    def add(what: str, value: float | None, least: float, is_complete: bool, **more: Any) -> None:
+    def add(what: str, value: float | None, least: float, **more: Any) -> None:
         one = target(what, value, least)
         found.append((one if is_complete or one["met"] is False else one | {"met": None}) | more)
 
     def add_least(what: str, values: dict[str, float], least: float) -> None:
         at = min(values, key=values.__getitem__, default=None)
         value = None if at is None else values[at]
-        add(f"{what}, least", value, least, len(timed) == planned, cases=len(values), at=at)
+        add(f"{what}, least", value, least, cases=len(values), at=at)
 
     def add_mean(what: str, values: dict[str, float], least: float) -> None:
         mean = rounded(statistics.geometric_mean(values.values())) if values else None
-        add(f"{what}, geometric mean", mean, least, len(timed) == planned, cases=len(values), at=None)
+        add(f"{what}, geometric mean", mean, least, cases=len(values), at=None)
 
     right = target(f"cases of {planned} that are right", len(cases) - len(wrong), planned)
     right["met"] = False if wrong else True if len(cases) == planned else None

@@ -2,13 +2,14 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from gnunet.ablation.history import read_lines
 
 from .parts import Part
 
@@ -48,7 +49,7 @@ def claims(folder: Path, parts: Sequence[Part]) -> list[Claim]:
 def of_tests(part: str, path: Path) -> list[Claim]:
     """A claim for each test function: how many of its cases have passed."""
     outcomes: dict[str, dict[str, str]] = defaultdict(dict)  # by function, by case
-    for line in json_lines(path):
+    for line in read_lines(path):
         reported = [(test, NOT_REACHED) for test in line.get("collected", ())]
         if "test" in line:
             reported.append((line["test"], line["outcome"]))
@@ -62,15 +63,6 @@ def of_tests(part: str, path: Path) -> list[Claim]:
         verdict = FAILED if failed else PASSED if passed == len(cases) else NOT_REACHED
         found.append(Claim(part, function, value, "all", verdict))
     return found or [Claim(part, "", "", "", NOT_REACHED)]
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file of JSON lines, whose last line may have been cut off."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
 
 
 def function_of(test: str) -> str:

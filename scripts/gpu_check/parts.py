@@ -75,7 +75,7 @@ def parts(folder: Path, *, small: bool = False, fake: bool = False, compiling: b
     return [
         _tests("tests", 115, folder, 8, fake, operator_tests),
         _tests("trainer", 75, folder, 4, fake, trainer_tests),
-        Part("operator", 200, [[*operator]], ("operator",), ONE_COMPILER),
+        Part("operator", 200, [operator], ("operator",), ONE_COMPILER),
         Part("overhead", 30, [[*training, *rounds, *overhead]], ("overhead",)),
         Part("training", 130, [[*training, *rounds, *against]], ("training",)),
     ]
