@@ -1,8 +1,8 @@
-"""From a forward and a backward function to an operator that autograd, torch.compile and autocast know.
+"""From an implementation's forward and backward to a function that autograd, torch.compile and autocast know.
 
-Both functions become custom operators of torch.library: opaque to the compiler, hence no graph break, and
-without an autocast rule, hence run in x's dtype. Outside of the compiler the same derivatives are reached
-through torch.autograd.Function, because a custom operator costs 0.1 ms and more a call in Python.
+In eager mode it is a torch.autograd.Function, and only where something needs a gradient. For the compiler there are
+two operators of torch.library with the same derivatives: a call is no graph break, and has no autocast rule, hence
+runs in x's dtype.
 """
 
 from __future__ import annotations
@@ -14,40 +14,84 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .arguments import NormArgs
 
 
-class Implementation(Protocol):
-    """What a backend offers: `gnunet.ops.group_norm_silu` after its checks, all arguments positional."""
+class Operator(Protocol):
+    """An implementation."""
 
-    def __call__(
-        self,
-        x: Tensor,
-        num_groups: int,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        add: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        silu: bool,
-        center: bool,
-        /,
-    ) -> Tensor: ...
+    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
+        """y, with the strides of empty_like(x), and what backward needs of the groups' statistics: mean and rstd of
+        x + add, or rstd alone without center, in fp32 (float64 where x is float64)."""
+
+    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
+        """The gradients of those of `args.tensors` for which `needs` is true, in that order; that of x with the strides
+        of empty_like(x), the others contiguous."""
 
 
-def register(
-    name: str,
-    forward: Callable[..., tuple[Tensor, Tensor, Tensor]],
-    backward: Callable[..., list[Tensor]],
-) -> Implementation:
+def apply(operator: Operator, args: NormArgs) -> Tensor:
+    """y, differentiable any number of times."""
+    if torch.is_grad_enabled():
+        x, _, weight, bias, _, add, scale, shift, _, _ = args
+        for t in (x, weight, bias, add, scale, shift):
+            if t is not None and t.requires_grad:
+                y: Tensor = _apply_forward(operator, args, x, weight, bias, add, scale, shift)
+                return y
+    return operator.forward(args)[0]
+
+
+class _Forward(torch.autograd.Function):
+    """Of an operator and its arguments, the tensors of which are given once more, for autograd to see."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Operator, args: NormArgs, *tensors: Tensor | None) -> Tensor:
+        y, stats = operator.forward(args)
+        ctx.operator = operator
+        _save_for_backward(ctx, args, stats)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(dy):
+            return (None, None, *_by_formula(ctx, dy))
+        stats, *tensors = ctx.saved_tensors
+        args, needs = _saved_args(ctx, tensors), ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():  # where the caller wants a graph of the gradients
+            found = _Backward.apply(ctx.operator, needs, stats, args, dy, *tensors)
+        else:
+            found = ctx.operator.backward(dy, stats, args, needs)
+        return (None, None, *_spread(needs, found))
+
+
+_apply_forward: Any = super(torch.autograd.Function, _Forward).apply
+"""_Forward.apply, but for what torch.func needs, which takes as long as the rest and never gets here."""
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operator: Operator,
+        needs: Sequence[bool],
+        stats: Tensor,
+        args: NormArgs,
+        dy: Tensor,
+        *_: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        _save_for_double_backward(ctx, dy, args, needs)
+        return tuple(operator.backward(dy, stats, args, needs))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None, None, None, None, *_double_backward(ctx, grads))
+
+
+def library_operator(name: str, operator: Operator, *, traceable: bool) -> Callable[[NormArgs], Tensor]:
     """Make gnunet::NAME and gnunet::NAME_backward and return the differentiable function of the former.
 
-    forward(x, num_groups, weight, bias, eps, add, scale, shift, silu, center) -> y, mean, rstd; y has the
-    strides of empty_like(x), mean and rstd are (N, G) in fp32 (float64 where x is float64), but mean is (0, G)
-    without center.
-    backward(dy, x, mean, rstd, num_groups, weight, bias, eps, add, scale, shift, silu, center, needs) -> the
-    gradients of those of x, weight, bias, add, scale, shift for which `needs` is true, in that order; that
-    of x as y, the others contiguous.
+    Args:
+        traceable: the implementation consists of torch's operations and of kernels launched by
+            torch.library.wrap_triton, which the compiler traces; otherwise the operators are opaque to it.
     """
 
     def forward_op(
@@ -61,14 +105,14 @@ def register(
         shift: Tensor | None,
         silu: bool,
         center: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return forward(x, num_groups, weight, bias, eps, add, scale, shift, silu, center)
+    ) -> tuple[Tensor, Tensor]:
+        return operator.forward(NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, silu, center))
 
     def backward_op(
         dy: Tensor,
+        stats: Tensor,
+        needs: Sequence[bool],
         x: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
         num_groups: int,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -78,109 +122,117 @@ def register(
         shift: Tensor | None,
         silu: bool,
         center: bool,
-        needs: Sequence[bool],
     ) -> list[Tensor]:
-        return backward(dy, x, mean, rstd, num_groups, weight, bias, eps, add, scale, shift, silu, center, needs)
+        args = NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, silu, center)
+        return operator.backward(dy, stats, args, needs)
 
-    compiled_forward = torch.library.custom_op(f"gnunet::{name}", forward_op, mutates_args=())
-    compiled_backward = torch.library.custom_op(f"gnunet::{name}_backward", backward_op, mutates_args=())
-    compiled_forward.register_fake(_forward_fake)
-    compiled_backward.register_fake(_backward_fake)
-    compiled_forward.register_autograd(
-        lambda ctx, dy, *_: _gradients(ctx, compiled_backward, dy), setup_context=_save_inputs
-    )
-    compiled_backward.register_autograd(_second_gradients, setup_context=_save_inputs_of_backward)
+    register: Any = torch.library.triton_op if traceable else torch.library.custom_op
+    forward = register(f"gnunet::{name}", forward_op, mutates_args=())
+    backward = register(f"gnunet::{name}_backward", backward_op, mutates_args=())
+    if not traceable:
+        forward.register_fake(_forward_fake)
+        backward.register_fake(_backward_fake)
 
-    class Forward(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-            output = forward(*inputs)
-            _save_inputs(ctx, inputs, output)
-            return output
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        _save_for_backward(ctx, NormArgs._make(inputs), output[1])
 
-        @staticmethod
-        def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-            # Grad mode is on where a graph of the gradients is asked for.
-            return _gradients(ctx, Backward.apply if torch.is_grad_enabled() else backward, dy)
+    def gradients(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        stats, *tensors = ctx.saved_tensors
+        x, _, weight, bias, _, add, scale, shift, _, _ = ctx.needs_input_grad
+        needs = [x, weight, bias, add, scale, shift]
+        return _to_inputs(_spread(needs, backward(dy, stats, needs, *_saved_args(ctx, tensors))))
 
-    class Backward(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-            output = backward(*inputs)
-            _save_inputs_of_backward(ctx, inputs, output)
-            return tuple(output)
+    def save_inputs_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+        dy, _, needs, *args = inputs
+        _save_for_double_backward(ctx, dy, NormArgs._make(args), needs)
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            return _second_gradients(ctx, grads)
+    def double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        ddy, *found = _double_backward(ctx, grads)
+        return (ddy, None, None, *_to_inputs(found))
 
-    def group_norm_silu(*inputs: Any) -> Tensor:
-        run = compiled_forward if torch.compiler.is_compiling() else Forward.apply
-        y: Tensor = run(*inputs)[0]
+    forward.register_autograd(gradients, setup_context=save_inputs)
+    backward.register_autograd(double_backward, setup_context=save_inputs_of_backward)
+
+    def call(args: NormArgs) -> Tensor:
+        y: Tensor = forward(*args)[0]
         return y
 
-    return group_norm_silu
+    return call
 
 
-def _forward_fake(x: Tensor, num_groups: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, center = rest
+def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor]:
+    x, num_groups, *_, center = inputs
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rstd = x.new_empty((x.shape[0], num_groups), dtype=dtype)
-    return torch.empty_like(x), rstd.new_empty((x.shape[0] if center else 0, num_groups)), rstd
+    return torch.empty_like(x), x.new_empty((2 if center else 1, x.shape[0], num_groups), dtype=dtype)
 
 
-def _backward_fake(*inputs: Any) -> list[Tensor]:
-    _, x, _, _, _, weight, bias, _, add, scale, shift, _, _, needs = inputs
-    tensors = zip((x, weight, bias, add, scale, shift), needs, strict=True)
-    return [torch.empty_like(t) if t is x else t.new_empty(t.shape) for t, need in tensors if need]
+def _backward_fake(dy: Tensor, stats: Tensor, needs: Sequence[bool], *inputs: Any) -> list[Tensor]:
+    args = NormArgs._make(inputs)
+    tensors = zip(args.tensors, needs, strict=True)
+    return [
+        torch.empty_like(t) if t is args.x else t.new_empty(t.shape) for t, need in tensors if need and t is not None
+    ]
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, ctx.center = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, mean, rstd, weight, bias, add, scale, shift)
+def _save_for_backward(ctx: Any, args: NormArgs, stats: Tensor) -> None:
+    ctx.options = args.num_groups, args.eps, args.silu, args.center
+    ctx.save_for_backward(stats, *args.tensors)
 
 
-def _gradients(ctx: Any, backward: Callable[..., Sequence[Tensor]], dy: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of forward's inputs, by the function, autograd.Function or operator given."""
-    x, mean, rstd, weight, bias, add, scale, shift = ctx.saved_tensors
-    need_x, _, need_weight, need_bias, _, need_add, need_scale, need_shift, _, _ = ctx.needs_input_grad
-    needs = [need_x, need_weight, need_bias, need_add, need_scale, need_shift]
-    rest = (ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, ctx.center, needs)
-    found = iter(backward(dy, x, mean, rstd, *rest))
-    dx, dweight, dbias, dadd, dscale, dshift = (next(found) if need else None for need in needs)
+def _saved_args(ctx: Any, tensors: Sequence[Tensor]) -> NormArgs:
+    x, weight, bias, add, scale, shift = tensors
+    num_groups, eps, silu, center = ctx.options
+    return NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, silu, center)
+
+
+def _spread(needs: Sequence[bool], found: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """None for each tensor that needs no gradient, between the gradients of those that do."""
+    grads = iter(found)
+    return [next(grads) if need else None for need in needs]
+
+
+def _to_inputs(grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Gradients of all of NormArgs, from those of its tensors."""
+    dx, dweight, dbias, dadd, dscale, dshift = grads
     return dx, None, dweight, dbias, None, dadd, dscale, dshift, None, None
 
 
-def _save_inputs_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-    dy, x, _, _, ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, ctx.center, ctx.needs = inputs
-    ctx.save_for_backward(dy, x, weight, bias, add, scale, shift)
+def _by_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:
+    """The gradients of the saved tensors by the reference formula, which transforms of torch.func can transform."""
+    _, *tensors = ctx.saved_tensors
+    needs = ctx.needs_input_grad[2:]
+    with torch.enable_grad():
+        args = _saved_args(ctx, [_as_grad_leaf(t) for t in tensors])
+        wanted = [t for t, need in zip(args.tensors, needs, strict=True) if need and t is not None]
+        return _spread(needs, torch.autograd.grad(reference.group_norm_silu(args), wanted, dy))
 
 
-def _second_gradients(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients of backward's inputs: those of the reference formula's gradients.
+def _save_for_double_backward(ctx: Any, dy: Tensor, args: NormArgs, needs: Sequence[bool]) -> None:
+    ctx.options, ctx.needs = (args.num_groups, args.eps, args.silu, args.center), needs
+    ctx.save_for_backward(dy, *args.tensors)
 
-    mean and rstd get none. They were made from x, and the formula follows that path too.
+
+def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients of dy and of NormArgs.tensors: those of the reference formula's gradients.
+
+    The statistics get none. They were made from x, and the formula follows that path too.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        dy, x, *parameters = map(_input_of_new_graph, ctx.saved_tensors)
-        weight, bias, add, scale, shift = parameters
-        groups, eps = ctx.num_groups, ctx.eps
-        y = reference.group_norm_silu(x, groups, weight, bias, eps, add, scale, shift, ctx.silu, ctx.center)
-        wanted = [t for t, need in zip((x, *parameters), ctx.needs, strict=True) if need]
-        first = torch.autograd.grad(y, wanted, dy, create_graph=True)
+        dy, *tensors = map(_as_grad_leaf, ctx.saved_tensors)
+        args = _saved_args(ctx, tensors)
+        wanted = [t for t, need in zip(args.tensors, ctx.needs, strict=True) if need and t is not None]
+        first = torch.autograd.grad(reference.group_norm_silu(args), wanted, dy, create_graph=True)
     # A gradient that is constant, as that of bias and shift without activation, has none of its own.
     pairs = [(g, gg) for g, gg in zip(first, grads, strict=True) if gg is not None and g.requires_grad]
-    given = [t for t in (dy, x, *parameters) if t is not None]
+    given = [dy, *(t for t in args.tensors if t is not None)]
     outputs, grad_outputs = [g for g, _ in pairs], [gg for _, gg in pairs]
-    found = iter(torch.autograd.grad(outputs, given, grad_outputs, create_graph=create_graph, allow_unused=True))
-    ddy, dx, dweight, dbias, dadd, dscale, dshift = (None if t is None else next(found) for t in (dy, x, *parameters))
-    return ddy, dx, None, None, None, dweight, dbias, None, dadd, dscale, dshift, None, None, None
+    found = torch.autograd.grad(outputs, given, grad_outputs, create_graph=create_graph, allow_unused=True)
+    return [found[0], *_spread([t is not None for t in args.tensors], found[1:])]
 
 
-def _input_of_new_graph(t: Any) -> Any:
+def _as_grad_leaf(t: Any) -> Any:
     """A leaf, or a view that stays joined to the graph that t is part of."""
     if t is None:
         return None

@@ -1,34 +1,53 @@
-"""The public function: checks its arguments and hands them to an implementation."""
+"""The public function: checks its arguments and hands them to a backend."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import eager, reference
-from .autograd import Implementation
+from .arguments import NormArgs
 
 logger = logging.getLogger(__name__)
 
-# A new implementation is one line here, one in `unsupported_reason` to say what it cannot take, and one in
-# `_fastest` to say where "auto" takes it. None is one whose package is not installed.
-BACKENDS: dict[str, Implementation | None] = {
-    "eager": eager.group_norm_silu,
-    "reference": reference.group_norm_silu,
+Compute = Callable[[NormArgs], Tensor]
+
+
+class Backend(NamedTuple):
+    """An implementation."""
+
+    prepare: Callable[[NormArgs], Compute]
+    """From arguments to a differentiable function for all that have their signature."""
+    compiled: Compute
+    """The same as torch.compile and other tracers of torch see it."""
+
+
+# A new backend is one line here, one in `unsupported_reason` to say what it cannot take, and one in `_auto_backend` to
+# say where "auto" takes it. None is one whose package is not installed.
+BACKENDS: dict[str, Backend | None] = {
+    "eager": Backend(lambda args: eager.group_norm_silu, eager.compiled_group_norm_silu),
+    "reference": Backend(lambda args: reference.group_norm_silu, reference.group_norm_silu),
     "triton": None,
 }
 try:
-    from .gpu import operator as gpu
+    from .triton_kernels import launch
 except ImportError:  # torch for a CPU comes without triton
     pass
 else:
-    BACKENDS["triton"] = gpu.group_norm_silu
+    BACKENDS["triton"] = Backend(launch.prepare, launch.compiled_group_norm_silu)
 ACTIVATIONS = ("silu", None)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TENSORS = (Tensor, nn.Parameter)
 _MAX_SPATIAL_DIMS = 3
 _announced: set[tuple[str, str]] = set()
+_prepared: dict[Hashable, Compute] = {}
+"""By signature: what was checked once, and by which backend it is computed."""
+_MAX_PREPARED = 4096
 
 
 def group_norm_silu(
@@ -81,12 +100,24 @@ def group_norm_silu(
         ValueError: shapes that do not fit, groups that do not divide C, an unknown activation or backend, a backend
             that is not for x.
     """
-    _check(x, num_groups, weight, bias, add, scale, shift, activation)
-    implementation = implementation_for(x, backend)
-    return implementation(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu", center)
+    args = NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu", center)
+    is_transformed = _is_transformed()
+    if is_transformed or torch.compiler.is_compiling() or _is_traced(x):
+        _check(args, activation)
+        selected = select_backend(x, backend)
+        return reference.group_norm_silu(args) if is_transformed else selected.compiled(args)
+    key = args.signature(), activation, backend
+    compute = _prepared.get(key)
+    if compute is None:
+        _check(args, activation)
+        compute = select_backend(x, backend).prepare(args)
+        if len(_prepared) >= _MAX_PREPARED:
+            _prepared.clear()
+        _prepared[key] = compute
+    return compute(args)
 
 
-def implementation_for(x: Tensor, backend: str) -> Implementation:
+def select_backend(x: Tensor, backend: str) -> Backend:
     """The implementation that `backend` means for x.
 
     Raises:
@@ -94,12 +125,12 @@ def implementation_for(x: Tensor, backend: str) -> Implementation:
     """
     if backend not in backend_names():
         raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
-    name = _fastest(x) if backend == "auto" else backend
+    name = _auto_backend(x) if backend == "auto" else backend
     reason = unsupported_reason(name, x)
-    implementation = BACKENDS[name]
-    if implementation is None or reason is not None:
+    selected = BACKENDS[name]
+    if selected is None or reason is not None:
         raise ValueError(f"backend {backend!r} {reason}; 'auto' takes one that does")
-    return implementation
+    return selected
 
 
 def backend_names() -> list[str]:
@@ -107,7 +138,9 @@ def backend_names() -> list[str]:
     return ["auto", *BACKENDS]
 
 
-def _fastest(x: Tensor) -> str:
+def _auto_backend(x: Tensor) -> str:
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        return "reference"  # which the compiler fuses with what is around it
     reason = unsupported_reason("triton", x) if x.is_cuda else None
     name = "triton" if x.is_cuda and reason is None else "eager"
     if not torch.compiler.is_compiling() and (x.device.type, name) not in _announced:
@@ -123,27 +156,31 @@ def unsupported_reason(name: str, x: Tensor) -> str | None:
         return None
     if BACKENDS["triton"] is None:
         return "needs the package triton (pip install triton)"
-    if not x.is_cuda and not gpu.IS_INTERPRETED:
+    if not x.is_cuda and not launch.IS_INTERPRETED:
         return f"needs a tensor on a GPU, got one on {x.device} (or TRITON_INTERPRET=1, which is slow)"
-    if gpu.INTERPRETER_FAILS:
+    if launch.INTERPRETER_FAILS:
         return "is interpreted by a Triton that cannot do so with this NumPy: install triton >= 3.7, or numpy < 2.4"
-    if not gpu.HAS_COMPILER:
+    if not launch.HAS_COMPILER:
         return "needs a C compiler, with which Triton makes its launchers: install gcc or clang, or set CC"
     if x.dtype == torch.float64:
         return "does not compute in float64"
     return None
 
 
-def _check(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    add: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-) -> None:
+def _is_transformed() -> bool:
+    """Whether the call is part of what only torch's own operations know: torch.func, forward mode, torch.jit.trace."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether torch's dispatcher has to see the call: of a subclass, as FakeTensor, or under a dispatch mode."""
+    return torch._C._len_torch_dispatch_stack() > 0 or type(x) not in _TENSORS
+
+
+def _check(args: NormArgs, activation: str | None) -> None:
+    x, num_groups, weight, bias, _, add, scale, shift, _, _ = args
     if not 2 <= x.dim() <= 2 + _MAX_SPATIAL_DIMS:
         raise ValueError(f"x must be (N, C, *spatial), 0 to 3 spatial dimensions; got shape {tuple(x.shape)}")
     n, c = x.shape[:2]

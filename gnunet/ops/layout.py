@@ -8,7 +8,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from .invariant import sum_columns, sum_rows
+from .batch_invariant import sum_columns, sum_rows
 
 _CPU_PART = 2**20  # elements: what the passes over a part read and write stays in the caches
 _GPU_PART = 2**30  # elements: below the 2^31 that many kernels can count
@@ -33,7 +33,7 @@ class Layout:
         self.is_rows = not is_columns and x.movedim(1, -1).is_contiguous()
         self.is_dense = is_columns or self.is_rows
         # The largest power of two that divides S and keeps the row within bounds.
-        self.fold = gcd(self.positions, 1 << (max(1, _ROW // self.channels).bit_length() - 1))
+        self.positions_per_row = gcd(self.positions, 1 << (max(1, _ROW // self.channels).bit_length() - 1))
 
     def view(self, t: Tensor) -> Tensor:
         """A tensor of x's shape as a contiguous 3-D tensor; a copy only where it does not lie as x does."""
@@ -41,10 +41,10 @@ class Layout:
             return t.contiguous().view(len(t), self.channels, self.positions)
         if t.stride() != self.strides:
             t = t.movedim(1, -1).contiguous().movedim(-1, 1)
-        step, row = self.positions * self.channels, self.fold * self.channels
-        return t.as_strided((len(t), self.positions // self.fold, row), (step, row, 1))
+        step, row = self.positions * self.channels, self.positions_per_row * self.channels
+        return t.as_strided((len(t), self.positions // self.positions_per_row, row), (step, row, 1))
 
-    def plain(self, t: Tensor) -> Tensor:
+    def with_default_strides(self, t: Tensor) -> Tensor:
         """A dense tensor that lies as x does, by the strides PyTorch expects; x's own may say anything of a size 1."""
         order = [1, *range(t.dim() - 1, 1, -1), 0] if self.is_rows else range(t.dim() - 1, -1, -1)
         strides, step = [0] * t.dim(), 1
@@ -53,27 +53,27 @@ class Layout:
             step *= t.shape[dim]
         return t.as_strided(t.shape, strides)
 
-    def copy_back(self, result: Tensor, t: Tensor) -> None:
+    def write_back(self, result: Tensor, t: Tensor) -> None:
         """Write `result`, which was `view(t)`, to t where the view could not share its memory."""
         if not self.is_dense:
             t.copy_(result.view(t.shape))
 
-    def parts(self, x: Tensor) -> Iterator[slice]:
+    def batch_chunks(self, x: Tensor) -> Iterator[slice]:
         """Ranges of samples to be worked on one after the other. Which, has no effect on any number."""
         size = _CPU_PART if x.device.type == "cpu" else _GPU_PART
         step = max(1, size // (self.channels * self.positions))
         return (slice(start, start + step) for start in range(0, len(x), step))
 
-    def table(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+    def per_channel(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """(C,) or (N, C) -> a table."""
         return t.to(dtype).reshape(-1, self.num_groups, self.group_channels)
 
-    def spread(self, table: Tensor) -> Tensor:
+    def broadcast(self, table: Tensor) -> Tensor:
         """A table in the shape that broadcasts over a 3-D tensor."""
         if not self.is_rows:
             return table.expand(-1, self.num_groups, self.group_channels).reshape(-1, self.channels, 1)
-        folded = table.unsqueeze(1).expand(-1, self.fold, self.num_groups, self.group_channels)
-        return folded.reshape(-1, 1, self.fold * self.channels)
+        folded = table.unsqueeze(1).expand(-1, self.positions_per_row, self.num_groups, self.group_channels)
+        return folded.reshape(-1, 1, self.positions_per_row * self.channels)
 
     def sums(self, t: Tensor) -> Tensor:
         """A 3-D tensor's sums over the positions, as a table of channels."""
@@ -87,7 +87,7 @@ class Layout:
         """Sums over the positions -> a table of the groups' means."""
         return sums.sum(2, keepdim=True).div_(self.group_channels * self.positions)
 
-    def rough_group_means(self, t: Tensor) -> Tensor:
+    def estimate_group_means(self, t: Tensor) -> Tensor:
         """A table of the groups' means over some of the positions of a 3-D tensor."""
         if self.is_rows:
             sums = sum_rows(self._unfold(t)[:, ::_SAMPLING_STRIDE])

@@ -57,12 +57,12 @@ def recompute_inputs(
     Works under autocast, on DDP's parameters, inside torch.utils.checkpoint, in torch.compile (which is told
     by torch.utils.checkpoint to do the same); derivatives of any order are right.
     """
-    if enabled and torch.is_grad_enabled() and _is_repeatable(norm):
+    if enabled and torch.is_grad_enabled() and _can_recompute(norm):
         if torch.compiler.is_compiling():
             return _call(layers, checkpoint(make, norm, *sources, use_reentrant=False), dropout)
         if all(map(_is_plain, layers)) and any(layer.weight.requires_grad for layer in layers):
             call = _Call(make, norm, tuple(layers), dropout, len(sources))
-            return list(_OnRecomputedInputs.apply(call, *sources, *call.parameters()))
+            return list(_RecomputeInputFunction.apply(call, *sources, *call.parameters()))
     return _call(layers, make(norm, *sources), dropout)
 
 
@@ -70,21 +70,21 @@ def _call(layers: Sequence[nn.Module], inputs: Sequence[Tensor], dropout: float)
     return [layer(F.dropout(x, dropout)) if dropout else layer(x) for layer, x in zip(layers, inputs, strict=True)]
 
 
-def _is_repeatable(norm: nn.Module | None) -> bool:
+def _can_recompute(norm: nn.Module | None) -> bool:
     """Whether the norm can be called again, with other tensors in its parameters' places."""
     if norm is None:
         return True
-    return isinstance(norm, GroupNormSiLU) and type(norm).forward is GroupNormSiLU.forward and _is_unhooked(norm)
+    return isinstance(norm, GroupNormSiLU) and type(norm).forward is GroupNormSiLU.forward and _has_no_hooks(norm)
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether calling the layer is no more than the operation that its type stands for."""
     if type(layer) in _CONVOLUTIONS:
-        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and _is_unhooked(layer)
-    return type(layer) is nn.Linear and _is_unhooked(layer)
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and _has_no_hooks(layer)
+    return type(layer) is nn.Linear and _has_no_hooks(layer)
 
 
-def _is_unhooked(module: nn.Module) -> bool:
+def _has_no_hooks(module: nn.Module) -> bool:
     return not has_hooks(module) and "forward" not in vars(module)
 
 
@@ -125,7 +125,7 @@ class _Call:
         )
 
 
-class _OnRecomputedInputs(torch.autograd.Function):
+class _RecomputeInputFunction(torch.autograd.Function):
     """From (call, *sources, *call.parameters()) to the layers' outputs."""
 
     @staticmethod
@@ -149,7 +149,7 @@ class _OnRecomputedInputs(torch.autograd.Function):
         given, parameters, masks = call.split(ctx.saved_tensors)
         needs, layer_needs, _ = call.split(ctx.needs_input_grad[1:])
         with torch.enable_grad(), _autocast(ctx.device_type, ctx.autocast_dtype):
-            given = [_of_new_graph(t, need, create_graph) for t, need in zip(given, needs, strict=True)]
+            given = [_as_grad_leaf(t, need, create_graph) for t, need in zip(given, needs, strict=True)]
             inputs = call.inputs(given)
 
         cast = partial(_cast, dtype=ctx.autocast_dtype)
@@ -175,7 +175,7 @@ class _OnRecomputedInputs(torch.autograd.Function):
         return None, *(next(found, None) if need else None for need in needs), *layer_grads
 
 
-def _of_new_graph(t: Tensor | None, need: bool, create_graph: bool) -> Tensor | None:
+def _as_grad_leaf(t: Tensor | None, need: bool, create_graph: bool) -> Tensor | None:
     """t as an input to take gradients to, where there is need; joined to the graph it is part of on create_graph."""
     if t is None:
         return None

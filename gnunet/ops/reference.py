@@ -6,25 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import NormArgs
 
-def group_norm_silu(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    add: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    silu: bool,
-    center: bool,
-) -> Tensor:
+
+def group_norm_silu(args: NormArgs) -> Tensor:
     """The definition that every other implementation is measured against.
 
-    Takes the arguments of `gnunet.ops.group_norm_silu` after its checks. Computes in float64 where
-    x is float64 and in float32 otherwise, whatever autocast says; differentiable any number of times;
-    saves whatever autograd saves. Returns x's shape, dtype and memory format.
+    Computes in float64 where x is float64 and in float32 otherwise, whatever autocast says; differentiable any number
+    of times; saves whatever autograd saves. Returns x's shape, dtype and memory format.
     """
+    x, num_groups, weight, bias, eps, add, scale, shift, silu, center = args
     spatial = (1,) * (x.dim() - 2)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
 

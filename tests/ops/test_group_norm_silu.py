@@ -179,3 +179,20 @@ def test_unneeded_gradients_are_left_out(center):
     add = torch.randn(2, 4, requires_grad=True)
     group_norm_silu(x, 2, weight, torch.zeros(4), add=add, center=center).sum().backward()
     assert x.grad is None and weight.grad.shape == (4,) and add.grad.shape == (2, 4)
+
+
+def test_weight_and_bias_of_any_strides():
+    """PyTorch's CPU kernel reads them as if they were contiguous."""
+    x, both = torch.randn(2, 8, 6, 6, requires_grad=True), torch.randn(8, 2, requires_grad=True)
+    spaced, single = torch.randn(16, requires_grad=True), torch.randn(1, requires_grad=True)
+    for leaves, make in (
+        ([both], lambda: both.unbind(1)),
+        ([spaced], lambda: (spaced[::2], spaced[1::2])),
+        ([single], lambda: (single.expand(8), single.expand(8))),
+    ):
+        results = []
+        for backend in ("eager", "reference"):
+            y = group_norm_silu(x, 4, *make(), backend=backend)
+            results.append([y, *torch.autograd.grad(y.square().sum(), [x, *leaves])])
+        for ours, formula in zip(*results, strict=True):
+            torch.testing.assert_close(ours, formula, rtol=1e-5, atol=1e-4)

@@ -127,7 +127,7 @@ def call(request):
 
 
 def is_recomputed(output):
-    return type(output.grad_fn).__name__ == "_OnRecomputedInputsBackward"
+    return type(output.grad_fn).__name__ == "_RecomputeInputFunctionBackward"
 
 
 def kept(function):
@@ -357,8 +357,8 @@ def test_compiles_without_a_graph_break(call):
     torch.manual_seed(2)
     dys = [torch.randn_like(y) for y in outputs]
     found = [*outputs, *torch.autograd.grad(outputs, call.leaves(), dys)]
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b)
+    for a, b in zip(found, expected, strict=True):  # the compiler has the formula, which rounds otherwise
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
     def size(some):
         return sum(storage.nbytes() for key, storage in some.items() if key not in own)

@@ -1,5 +1,6 @@
 """The Triton kernels, in Triton's interpreter where there is no GPU: numbers, bits, accuracy."""
 
+import sys
 from contextlib import contextmanager
 from unittest import mock
 
@@ -10,27 +11,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnunet.ops import group_norm_silu
-from gnunet.ops.gpu import operator, plan
+from gnunet.ops.triton_kernels import tiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter adds a column up one by one, and cuts bfloat16 off where GPUs round it.
 FLOOR, ROUNDED = (5e-7, 1.05) if DEVICE == "cuda" else (1e-6, 2.1)
 ALL = ("weight", "bias", "add", "scale", "shift")
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.6e-3}
-# Sizes as if a GPU were tiny, so that small tensors are cut in all three ways, and into several tiles.
+# Sizes as if a GPU were tiny, so that small tensors are tiled in all ways, in several tiles, splits and channel splits.
+_SPLIT = {
+    "_SINGLE_PASS": dict.fromkeys(tiling._TILE, 0),
+    "_TILE": {**dict.fromkeys(tiling._TILE, 64), "forward": 128},
+    "_SPLITS": 3,
+}
 SIZES = {
-    "Tile": {"_LOOP_BYTES": 0},
-    "Loop": {"_TILE": {"forward": 0, "backward": 0}, "_BLOCK": 128},
-    "Chunks": {"_TILE": {"forward": 0, "backward": 0}, "_LOOP_BYTES": 0, "_BLOCK": 128, "_PROGRAMS": 3},
+    "SinglePass": {"_MIN_TILES": 1},
+    "TwoPass": {**_SPLIT, "_TWO_PASS_PROGRAMS": 0},
+    "SplitReduction": {**_SPLIT, "_TWO_PASS_PROGRAMS": 10**9},
+    "ByBatch": {**_SPLIT, "_TWO_PASS_PROGRAMS": 8},
 }
 
 
 @contextmanager
-def cutting(how):
-    with mock.patch.multiple(plan, **SIZES[how]):
-        operator._plan_of.cache_clear()
+def tiled(how):
+    prepared = sys.modules["gnunet.ops.group_norm_silu"]._prepared
+    with mock.patch.multiple(tiling, **SIZES[how]):
+        prepared.clear()
         yield
-    operator._plan_of.cache_clear()
+    prepared.clear()
 
 
 @st.composite
@@ -57,10 +65,10 @@ def cases(draw):
 @pytest.mark.parametrize("how", SIZES)
 @settings(max_examples=24, deadline=None, derandomize=True)
 @given(arguments=cases())
-def test_values_and_gradients_however_the_tensor_is_cut(make_case, relative_error, how, arguments):
+def test_values_and_gradients_however_the_tensor_is_tiled(make_case, relative_error, how, arguments):
     case = make_case(**arguments, device=DEVICE)
     dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(case.x)
-    with cutting(how):
+    with tiled(how):
         results = case.run_with_gradients(dy, "triton")
     exact = case.double().run_with_gradients(dy, "reference")
     for name, value in results.items():
@@ -98,7 +106,7 @@ def test_alone_as_in_a_batch_of_three(lay_out, how, channels, groups, spatial, c
         return y.detach(), torch.autograd.grad(y, x, lay_out(dy, layout))[0]
 
     x, dy = (torch.randn(3, channels, *spatial, generator=generator).to(DEVICE, torch.bfloat16) for _ in range(2))
-    with cutting(how):
+    with tiled(how):
         batch = run(x, dy, {**shared, **own})
         again = run(x, dy, {**shared, **own})
         assert all(torch.equal(first, second) for first, second in zip(batch, again, strict=True))
@@ -112,17 +120,29 @@ def test_alone_as_in_a_batch_of_three(lay_out, how, channels, groups, spatial, c
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "groups"), [((2, 24, 7, 5), 4), ((1, 10, 4, 4, 5), 5), ((1, 300, 9, 3), 1)])
+def test_bits_do_not_depend_on_who_computes_a_split(make_case, shape, groups, layout):
+    case = make_case(shape, groups, dtype=torch.bfloat16, layout=layout, given=ALL, device=DEVICE)
+    dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(case.x)
+    results = []
+    for how in ("TwoPass", "SplitReduction"):
+        with tiled(how):
+            results.append(case.run_with_gradients(dy, "triton"))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("mean", "center"), [(0.0, True), (100.0, True), (1000.0, True), (10.0, False)])
 @pytest.mark.parametrize("how", SIZES)
 def test_accuracy_at_a_large_mean(make_case, norm_of_torch, relative_error, mean, center, layout, how):
     """16-bit results as good as rounded ones; gradients and 32-bit results no worse than PyTorch's."""
     shape = (2, 32, 16, 16)
     dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    sizes = dict(SIZES[how], **({"_BLOCK": 1024, "_PROGRAMS": 8} if how != "Tile" else {}))
+    sizes = dict(SIZES[how], **({"_TILE": dict.fromkeys(tiling._TILE, 1024)} if how != "SinglePass" else {}))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         options = {"layout": layout, "mean": mean, "center": center, "device": DEVICE}
         case = make_case(shape, 8, dtype=dtype, parameter_dtype=torch.float32, **options)
-        with mock.patch.dict(SIZES, {how: sizes}), cutting(how):
+        with mock.patch.dict(SIZES, {how: sizes}), tiled(how):
             ours = case.run_with_gradients(dy.to(dtype), "triton")
         exact = case.double().run_with_gradients(dy.to(dtype), "reference")
         plain = case.x.detach().contiguous().requires_grad_()
@@ -142,7 +162,7 @@ def test_accuracy_at_a_large_mean(make_case, norm_of_torch, relative_error, mean
 def test_nan_is_seen_in_its_whole_group_and_nowhere_else(make_case, how, center):
     case = make_case((1, 4, 3, 3), 2, center=center, device=DEVICE)
     case.x.data[0, 0, 0, 0] = torch.nan
-    with cutting(how):
+    with tiled(how):
         results = case.run_with_gradients(torch.ones(1, 4, 3, 3, device=DEVICE), "triton")
     for name in ("y", "dx"):
         assert results[name][:, :2].isnan().all() and results[name][:, 2:].isfinite().all(), name

@@ -45,7 +45,7 @@ def sum_columns(columns: Tensor) -> Tensor:
     return columns.sum(2)
 
 
-def multiply_add(a: Tensor, b: Tensor, c: Tensor | None, out: Tensor | None = None) -> Tensor:
+def fma(a: Tensor, b: Tensor, c: Tensor | None, out: Tensor | None = None) -> Tensor:
     """a * b + c, of a's shape, None being 0; in one kernel where that is fast and rounds alike everywhere."""
     if out is None:
         out = torch.empty_like(a)
@@ -74,20 +74,20 @@ _ADDCMUL_ROUNDS_ALIKE = _addcmul_rounds_alike()
 
 def silu_(w: Tensor) -> Tensor:
     """w, contiguous -> silu(w), in place."""
-    _by_whole_vectors(lambda out: torch.ops.aten.silu.out(out, out=out), w)
+    _apply_vector_aligned(lambda out: torch.ops.aten.silu.out(out, out=out), w)
     return w
 
 
 def silu_backward_(dy: Tensor, w: Tensor) -> Tensor:
     """dy and w, contiguous and of one shape and dtype -> dy * silu'(w), written over w."""
-    _by_whole_vectors(lambda out, d: torch.ops.aten.silu_backward.grad_input(d, out, grad_input=out), w, dy)
+    _apply_vector_aligned(lambda out, d: torch.ops.aten.silu_backward.grad_input(d, out, grad_input=out), w, dy)
     return w
 
 
-def _by_whole_vectors(op: Callable[..., object], *tensors: Tensor) -> None:
+def _apply_vector_aligned(op: Callable[..., object], *tensors: Tensor) -> None:
     """Run an elementwise op that writes over tensors[0] so that vector code computes every element."""
     numel = tensors[0].numel()
-    whole = numel if tensors[0].device.type != "cpu" else _splits_into_vectors(numel, torch.get_num_threads())
+    whole = numel if tensors[0].device.type != "cpu" else _aligned_prefix(numel, torch.get_num_threads())
     if whole == numel:
         op(*tensors)
         return
@@ -99,7 +99,7 @@ def _by_whole_vectors(op: Callable[..., object], *tensors: Tensor) -> None:
     flat[0][whole:] = padded[0][: numel - whole]
 
 
-def _splits_into_vectors(numel: int, threads: int) -> int:
+def _aligned_prefix(numel: int, threads: int) -> int:
     """The largest count <= numel of elements that at::parallel_for deals out in multiples of _VECTOR."""
     count = numel - numel % _VECTOR
     while count and count % (_VECTOR * min(threads, -(-count // _GRAIN))):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gnunet.ops import group_norm_silu
-from gnunet.ops.group_norm_silu import BACKENDS, implementation_for
+from gnunet.ops.group_norm_silu import BACKENDS, select_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALL = ("weight", "bias", "add", "scale", "shift")
@@ -19,11 +19,12 @@ def test_opcheck(make_case, layout, given, center):
     operator = torch.ops.gnunet.triton_group_norm_silu
     torch.library.opcheck(operator, (case.x, 3, *tensors[:2], 1e-5, *tensors[2:], *options))
     x, *tensors = (t if t is None else t.detach() for t in (case.x, *tensors))
-    _, mean, rstd = operator(x, 3, *tensors[:2], 1e-5, *tensors[2:], *options)
+    arguments = (x, 3, *tensors[:2], 1e-5, *tensors[2:], *options)
+    _, stats = operator(*arguments)
     needs = [t is not None for t in (x, *tensors)]
     torch.library.opcheck(
         torch.ops.gnunet.triton_group_norm_silu_backward,
-        (torch.randn_like(x), x, mean, rstd, 3, *tensors[:2], 1e-5, *tensors[2:], *options, needs),
+        (torch.randn_like(x), stats, needs, *arguments),
     )
 
 
@@ -68,5 +69,5 @@ def test_unneeded_gradients_are_left_out(center):
 
 def test_auto_takes_it_on_a_gpu_alone():
     for device in {"cpu", "meta", DEVICE}:
-        chosen = implementation_for(torch.empty(2, 4, 3, 3, device=device), "auto")
+        chosen = select_backend(torch.empty(2, 4, 3, 3, device=device), "auto")
         assert chosen is BACKENDS["triton" if device == "cuda" else "eager"]

@@ -1,0 +1,52 @@
+"""The operator's arguments, as its implementations take them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class NormArgs(NamedTuple):
+    """The arguments of `gnunet.ops.group_norm_silu`, after its checks."""
+
+    x: Tensor
+    num_groups: int
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    add: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    silu: bool
+    center: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """x, weight, bias, add, scale, shift: what has a gradient, in the order of the gradients."""
+        return self.x, self.weight, self.bias, self.add, self.scale, self.shift
+
+    def replace_tensors(self, tensors: tuple[Tensor | None, ...]) -> NormArgs:
+        x, weight, bias, add, scale, shift = tensors
+        assert x is not None
+        return NormArgs(x, self.num_groups, weight, bias, self.eps, add, scale, shift, self.silu, self.center)
+
+    def signature(self) -> Hashable:
+        """All but the tensors' values and addresses: what an implementation may prepare itself for."""
+        x, num_groups, weight, bias, eps, add, scale, shift, silu, center = self
+        return (
+            x.shape,
+            x.stride(),
+            x.dtype,
+            x.device,
+            num_groups,
+            None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.device),
+            None if bias is None else (bias.shape, bias.stride(), bias.dtype, bias.device),
+            eps,
+            None if add is None else (add.shape, add.stride(), add.dtype, add.device),
+            None if scale is None else (scale.shape, scale.stride(), scale.dtype, scale.device),
+            None if shift is None else (shift.shape, shift.stride(), shift.dtype, shift.device),
+            silu,
+            center,
+        )

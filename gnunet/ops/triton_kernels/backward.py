@@ -1,0 +1,539 @@
+"""The backward kernels: `bwd_single_pass`; `bwd_two_pass`, or `bwd_partial_sums` and `bwd_dx`; and after any of them
+`bwd_dweight_dbias`, after a split reduction `bwd_combine_sums` first where tables have gradients.
+
+All gradients follow from sums over the positions, for each sample and channel, of dw and of dw * d; that of `add` from
+the sum of d too. See `common` for the memory formats and names, and `tiling` for what goes where.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .common import (
+    activation_gradient,
+    add_pairs,
+    base_offset,
+    channel_mask,
+    effective_affine,
+    group_sums_of_two,
+    jit,
+    load_fp32,
+    load_mean_rstd,
+    of_channels,
+    program_coords,
+    split_coords,
+    tile_mask,
+    tile_offsets,
+    tile_stride,
+)
+
+
+@jit
+def bwd_single_pass(
+    dy_ptr,
+    x_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    add_ptr,
+    scale_ptr,
+    shift_ptr,
+    dx_ptr,
+    sums_ptr,
+    dadd_ptr,
+    dscale_ptr,
+    dshift_ptr,
+    positions,
+    stats_stride,
+    add_stride_n,
+    scale_stride_n,
+    shift_stride_n,
+    sums_stride,
+    SILU: tl.constexpr,
+    CENTER: tl.constexpr,
+    FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """dx, the tables' gradients and the sums of a block of groups, which a program holds in its registers."""
+    S = positions * ALIGN_S
+    n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
+    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
+    first_c = block * (GROUP * GROUPS)
+    c = first_c + c_in_tile
+    c_mask = channel_mask(c_in_tile, first_c, C, GROUP * GROUPS, EVEN_C)
+    mask = tile_mask(s, S, c_mask, EVEN_S)
+    start = base_offset(n, 0, first_c, S, C, CHANNELS_LAST)
+    offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+
+    x, dw = load_fp32(x_ptr + start + offsets, mask), load_fp32(dy_ptr + start + offsets, mask)
+    center, rstd = load_mean_rstd(n, c, c_mask, G, GROUP, stats_ptr, stats_stride, add_ptr, add_stride_n, CENTER)
+    weight_eff, bias_eff = effective_affine(
+        n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
+    )
+    d = tl.where(mask, x - center[None, :], 0.0)
+    dw *= activation_gradient(d * (weight_eff * rstd)[None, :] + bias_eff[None, :], SILU, FAST)
+    sum_dw, sum_dw_d = tl.reduce((dw, dw * d), 0, add_pairs)
+    if sums_ptr is not None:
+        tl.store(sums_ptr + n * C + c, sum_dw, c_mask)
+        tl.store(sums_ptr + sums_stride + n * C + c, sum_dw_d, c_mask)
+    scaling = rstd / (S * GROUP * 1.0)
+    mean_dy = tl.zeros((BLOCK_C,), tl.float32)
+    dw_of_groups, of_groups = group_sums_of_two(
+        weight_eff * sum_dw, weight_eff * sum_dw_d, c_in_tile, GROUP, GROUPS, PADDED_GROUPS
+    )
+    if CENTER:
+        mean_dy = of_channels(dw_of_groups, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) * scaling
+    mean_dy_xhat = of_channels(of_groups, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) * scaling * rstd * rstd
+    if dadd_ptr is not None:
+        dadd = weight_eff * rstd * sum_dw - S * mean_dy - tl.sum(d, 0) * mean_dy_xhat
+        tl.store(dadd_ptr + n * C + c, dadd, c_mask)
+    _store_dscale_dshift(n, c, c_mask, C, sum_dw, sum_dw_d * rstd, weight_ptr, bias_ptr, dscale_ptr, dshift_ptr)
+    if dx_ptr is not None:
+        dx = dw * (weight_eff * rstd)[None, :] - mean_dy[None, :] - d * mean_dy_xhat[None, :]
+        tl.store(dx_ptr + start + offsets, dx, mask)
+
+
+@jit
+def bwd_partial_sums(
+    dy_ptr,
+    x_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    add_ptr,
+    scale_ptr,
+    shift_ptr,
+    sums_ptr,
+    partial_ptr,
+    positions,
+    stats_stride,
+    add_stride_n,
+    scale_stride_n,
+    shift_stride_n,
+    position_splits,
+    sums_stride,
+    partial_stride,
+    NEED_D: tl.constexpr,
+    SILU: tl.constexpr,
+    CENTER: tl.constexpr,
+    FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
+):
+    """For a split of a block of groups: sums of dw, of dw * d and, if NEED_D, of d of each channel, and the first two,
+    times weight_eff, of the part of each group in it."""
+    splits = position_splits * CHANNEL_SPLITS
+    n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, False)
+    _partial_sums(
+        n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
+        sums_ptr, partial_ptr, positions * ALIGN_S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n,
+        position_splits, sums_stride, partial_stride, NEED_D, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS,
+        PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
+    )  # fmt: skip
+
+
+@jit
+def bwd_dx(
+    dy_ptr,
+    x_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    add_ptr,
+    scale_ptr,
+    shift_ptr,
+    partial_ptr,
+    means_ptr,
+    dx_ptr,
+    positions,
+    stats_stride,
+    add_stride_n,
+    scale_stride_n,
+    shift_stride_n,
+    position_splits,
+    partial_stride,
+    means_stride,
+    SILU: tl.constexpr,
+    CENTER: tl.constexpr,
+    FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """dx of a split, from the last to the first: `bwd_partial_sums` went the other way and left the end in L2."""
+    S = positions * ALIGN_S
+    splits = position_splits * CHANNEL_SPLITS
+    n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, True)
+    mean_dy, mean_dy_xhat = _combine_means(
+        n, block, split, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride,
+        CENTER, G, GROUP, GROUPS, PADDED_GROUPS, BLOCK_K,
+    )  # fmt: skip
+    _dx(
+        n, block, split, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, mean_dy,
+        mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits, SILU,
+        CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+        CHANNEL_SPLITS,
+    )  # fmt: skip
+
+
+@jit
+def bwd_two_pass(
+    dy_ptr,
+    x_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    add_ptr,
+    scale_ptr,
+    shift_ptr,
+    sums_ptr,
+    partial_ptr,
+    means_ptr,
+    dx_ptr,
+    positions,
+    stats_stride,
+    add_stride_n,
+    scale_stride_n,
+    shift_stride_n,
+    position_splits,
+    sums_stride,
+    partial_stride,
+    means_stride,
+    NEED_D: tl.constexpr,
+    SILU: tl.constexpr,
+    CENTER: tl.constexpr,
+    FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Both kernels above for all splits of a block of groups, the second time from the caches."""
+    S = positions * ALIGN_S
+    splits = position_splits * CHANNEL_SPLITS
+    n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
+    for split in range(0, splits):
+        _partial_sums(
+            n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
+            sums_ptr, partial_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits,
+            sums_stride, partial_stride, NEED_D, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS,
+            EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
+        )  # fmt: skip
+    tl.debug_barrier()  # what other threads have stored is read below
+    mean_dy, mean_dy_xhat = _combine_means(
+        n, block, 0, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride, CENTER,
+        G, GROUP, GROUPS, PADDED_GROUPS, BLOCK_K,
+    )  # fmt: skip
+    for done in range(0, splits):
+        _dx(
+            n, block, splits - 1 - done, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
+            mean_dy, mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n,
+            position_splits, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C,
+            BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
+        )  # fmt: skip
+
+
+@jit
+def bwd_combine_sums(
+    sums_ptr,
+    stats_ptr,
+    means_ptr,
+    weight_ptr,
+    bias_ptr,
+    scale_ptr,
+    dadd_ptr,
+    dscale_ptr,
+    dshift_ptr,
+    combined_ptr,
+    positions,
+    stats_stride,
+    scale_stride_n,
+    position_splits,
+    sums_stride,
+    means_stride,
+    combined_stride,
+    CENTER: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The gradients of a sample's tables, from the sums of its splits, and those sums of all splits."""
+    S = positions * ALIGN_S
+    blocks = tl.cdiv(C, BLOCK_C)
+    n, c = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = c < C
+    sums_ptr += n.to(tl.int64) * position_splits * C
+    sum_dw, sum_dw_d = _sum_rows(sums_ptr, sums_stride, position_splits, c, mask, C, BLOCK_K, BLOCK_C)
+    if combined_ptr is not None:
+        tl.store(combined_ptr + n * C + c, sum_dw, mask)
+        tl.store(combined_ptr + combined_stride + n * C + c, sum_dw_d, mask)
+    _, rstd = load_mean_rstd(n, c, mask, G, GROUP, stats_ptr, stats_stride, None, 0, CENTER)
+    _store_dscale_dshift(n, c, mask, C, sum_dw, sum_dw_d * rstd, weight_ptr, bias_ptr, dscale_ptr, dshift_ptr)
+    if dadd_ptr is not None:
+        sum_d, _ = _sum_rows(sums_ptr + 2 * sums_stride, 0, position_splits, c, mask, C, BLOCK_K, BLOCK_C)
+        weight_eff, _ = effective_affine(n, c, mask, weight_ptr, None, scale_ptr, None, scale_stride_n, 0)
+        mean_dy = load_fp32(means_ptr + n * G + c // GROUP, mask)
+        mean_dy_xhat = load_fp32(means_ptr + means_stride + n * G + c // GROUP, mask)
+        tl.store(dadd_ptr + n * C + c, weight_eff * rstd * sum_dw - S * mean_dy - sum_d * mean_dy_xhat, mask)
+
+
+@jit
+def bwd_dweight_dbias(
+    sums_ptr,
+    stats_ptr,
+    scale_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    stats_stride,
+    scale_stride_n,
+    rows,
+    rows_of_sample,
+    sums_stride,
+    CENTER: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """dweight and dbias from the sums of all samples, in a fixed order."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    dweight = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
+    dbias = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
+    for done in range(0, rows, BLOCK_K):
+        row = done + tl.arange(0, BLOCK_K)
+        n = row // rows_of_sample
+        mask = (row < rows)[:, None] & (c < C)[None, :]
+        i = row.to(tl.int64)[:, None] * C + c[None, :]
+        sum_dw, sum_dw_d = load_fp32(sums_ptr + i, mask), load_fp32(sums_ptr + sums_stride + i, mask)
+        _, rstd = load_mean_rstd(
+            n[:, None], c[None, :], mask, G, GROUP, stats_ptr, stats_stride, None, 0, CENTER
+        )  # fmt: skip
+        sum_dw_xhat = sum_dw_d * rstd
+        if scale_ptr is not None:
+            one_plus_scale = 1.0 + load_fp32(scale_ptr + n[:, None] * scale_stride_n + c[None, :], mask)
+            sum_dw *= one_plus_scale
+            sum_dw_xhat *= one_plus_scale
+        dweight += sum_dw_xhat
+        dbias += sum_dw
+    dweight, dbias = tl.reduce((dweight, dbias), 0, add_pairs)
+    if dweight_ptr is not None:
+        tl.store(dweight_ptr + c, dweight, c < C)
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + c, dbias, c < C)
+
+
+@jit
+def _partial_sums(
+    n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, sums_ptr,
+    partial_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits, sums_stride,
+    partial_stride, NEED_D: tl.constexpr, SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
+):  # fmt: skip
+    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
+    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
+    first_c = block * (GROUP * GROUPS)
+    c_in_block = part_c * BLOCK_C + c_in_tile
+    c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
+    c = first_c + c_in_block
+    first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
+    size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
+    start = base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
+    offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+    stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
+    dy_ptr += start + offsets
+    x_ptr += start + offsets
+
+    # Every tile is loaded while the one before it is reduced.
+    mask = tile_mask(s, size, c_mask, EVEN_S)
+    x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
+    center, rstd = load_mean_rstd(n, c, c_mask, G, GROUP, stats_ptr, stats_stride, add_ptr, add_stride_n, CENTER)
+    weight_eff, bias_eff = effective_affine(
+        n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
+    )
+    factor = weight_eff * rstd
+    sums = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
+    sums_d, sums_of_d = sums, sums
+    for done in range(0, size, BLOCK_S):
+        x, dw = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
+        x_ptr += stride
+        dy_ptr += stride
+        mask = tile_mask(s, size - done - BLOCK_S, c_mask, False)
+        x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
+        d = tl.where(tile_mask(s, size - done, c_mask, EVEN_S), x - center[None, :], 0.0)
+        dw *= activation_gradient(d * factor[None, :] + bias_eff[None, :], SILU, FAST)
+        sums += dw
+        sums_d += dw * d
+        if NEED_D:
+            sums_of_d += d
+    sum_dw, sum_dw_d = tl.reduce((sums, sums_d), 0, add_pairs)
+
+    sums_ptr += (n.to(tl.int64) * position_splits + part_s) * C + c
+    tl.store(sums_ptr, sum_dw, c_mask)
+    tl.store(sums_ptr + sums_stride, sum_dw_d, c_mask)
+    if NEED_D:
+        tl.store(sums_ptr + 2 * sums_stride, tl.sum(sums_of_d, 0), c_mask)
+    g_in_block = tl.arange(0, PADDED_GROUPS)
+    g = block * GROUPS + g_in_block
+    g_mask = (g_in_block < GROUPS) & (g < G)
+    partial_ptr += (n.to(tl.int64) * G + g) * splits + split
+    dw_of_groups, of_groups = group_sums_of_two(
+        weight_eff * sum_dw, weight_eff * sum_dw_d, c_in_tile, GROUP, GROUPS, PADDED_GROUPS
+    )
+    tl.store(partial_ptr, dw_of_groups, g_mask)
+    tl.store(partial_ptr + partial_stride, of_groups, g_mask)
+
+
+@jit
+def _combine_means(
+    n, block, split, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride,
+    CENTER: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """What centering and scaling take off the gradient of a block's groups, (PADDED_GROUPS,), from their splits' sums.
+
+    Stored in means_ptr by the program of the first split, where `bwd_combine_sums` needs them.
+    """
+    k, g_in_block = tl.arange(0, BLOCK_K), tl.arange(0, PADDED_GROUPS)
+    g = block * GROUPS + g_in_block
+    g_mask = (g_in_block < GROUPS) & (g < G)
+    mask = (k < splits)[:, None] & g_mask[None, :]
+    partial_ptr += n.to(tl.int64) * G * splits + g[None, :] * splits + k[:, None]
+    mean_dy_xhat = tl.sum(tl.load(partial_ptr + partial_stride, mask, other=0.0), 0)
+    mean_dy = tl.zeros((PADDED_GROUPS,), tl.float32)
+    if CENTER:
+        mean_dy = tl.sum(tl.load(partial_ptr, mask, other=0.0), 0)
+        stats_ptr += stats_stride
+    rstd = load_fp32(stats_ptr + n * G + g, g_mask)
+    mean_dy *= rstd / (S * GROUP * 1.0)
+    mean_dy_xhat *= rstd * rstd * rstd / (S * GROUP * 1.0)
+    if means_ptr is not None:  # noqa: SIM102, the compiler decides the first, each program the second
+        if split == 0:
+            tl.store(means_ptr + n * G + g, mean_dy, g_mask)
+            tl.store(means_ptr + means_stride + n * G + g, mean_dy_xhat, g_mask)
+    return mean_dy, mean_dy_xhat
+
+
+@jit
+def _dx(
+    n, block, split, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, mean_dy,
+    mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits,
+    SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, C: tl.constexpr,
+    G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
+):  # fmt: skip
+    if dx_ptr is not None:
+        part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
+        c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
+        first_c = block * (GROUP * GROUPS)
+        c_in_block = part_c * BLOCK_C + c_in_tile
+        c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
+        c = first_c + c_in_block
+        first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
+        size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
+        start = base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
+        offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+        stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
+        dy_ptr += start + offsets
+        x_ptr += start + offsets
+        dx_ptr += start + offsets
+
+        mask = tile_mask(s, size, c_mask, EVEN_S)
+        x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
+        center, rstd = load_mean_rstd(n, c, c_mask, G, GROUP, stats_ptr, stats_stride, add_ptr, add_stride_n, CENTER)
+        weight_eff, bias_eff = effective_affine(
+            n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
+        )
+        factor = weight_eff * rstd
+        dy_part = of_channels(mean_dy, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+        xhat_part = of_channels(mean_dy_xhat, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+        for done in range(0, size, BLOCK_S):
+            x, dw = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
+            x_ptr += stride
+            dy_ptr += stride
+            mask = tile_mask(s, size - done - BLOCK_S, c_mask, False)
+            x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
+            d = x - center[None, :]
+            dw *= activation_gradient(d * factor[None, :] + bias_eff[None, :], SILU, FAST)
+            dx = dw * factor[None, :] - dy_part[None, :] - d * xhat_part[None, :]
+            tl.store(dx_ptr, dx, tile_mask(s, size - done, c_mask, EVEN_S))
+            dx_ptr += stride
+
+
+@jit
+def _store_dscale_dshift(
+    n, c, mask, C: tl.constexpr, sum_dw, sum_dw_xhat, weight_ptr, bias_ptr, dscale_ptr, dshift_ptr
+):  # fmt: skip
+    if dscale_ptr is not None:
+        weight, bias = effective_affine(n, c, mask, weight_ptr, bias_ptr, None, None, 0, 0)
+        tl.store(dscale_ptr + n * C + c, weight * sum_dw_xhat + bias * sum_dw, mask)
+    if dshift_ptr is not None:
+        tl.store(dshift_ptr + n * C + c, sum_dw, mask)
+
+
+@jit
+def _sum_rows(
+    ptr, stride, rows, c, mask, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """Over the rows of two matrices of C columns, `stride` apart."""
+    first = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
+    second = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
+    for done in range(0, rows, BLOCK_K):
+        row = done + tl.arange(0, BLOCK_K)
+        i = row.to(tl.int64)[:, None] * C + c[None, :]
+        of_rows = (row < rows)[:, None] & mask[None, :]
+        first += load_fp32(ptr + i, of_rows)
+        second += load_fp32(ptr + stride + i, of_rows)
+    return tl.reduce((first, second), 0, add_pairs)

@@ -1,0 +1,219 @@
+"""What the forward and the backward kernels share.
+
+A tensor is (N, S, C) in memory, channels last, or (N, C, S), contiguous: S positions, C channels, G groups of C / G
+adjacent channels. A tile is always (positions, channels), whichever of the two is dense in memory. Every kernel
+computes in fp32, adds in an order that depends on S, C and G alone, and writes each number once.
+
+In the names, as in `eager`: u = x + add, d = u - mean, w = d * rstd * weight_eff + bias_eff, y = silu(w); dw and so on
+are gradients. Without CENTER the mean is 0. `s` are positions and `c` channels; `c_in_tile` are channels counted from a
+tile's first. What a program does not need is a pointer that is None.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+jit: Any = triton.jit  # The decorator is untyped, and what it makes is never called from Python.
+
+
+@jit
+def program_coords(splits, blocks, CHANNELS_LAST: tl.constexpr, BACKWARDS: tl.constexpr):
+    """Sample, split and block of groups of this program, from the first or from the last; neighbors in memory follow
+    one another."""
+    pid = tl.program_id(0)
+    if BACKWARDS:
+        pid = tl.num_programs(0) - 1 - pid
+    if CHANNELS_LAST:
+        return pid // blocks // splits, pid // blocks % splits, pid % blocks
+    else:
+        return pid // splits // blocks, pid % splits, pid // splits % blocks
+
+
+@jit
+def split_coords(split, position_splits, CHANNEL_SPLITS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Part of the positions and part of the channels of a block's split."""
+    if CHANNELS_LAST:
+        return split // CHANNEL_SPLITS, split % CHANNEL_SPLITS
+    else:
+        return split % position_splits, split // position_splits
+
+
+@jit
+def base_offset(n, s, c, S, C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Offset of position s, channel c of sample n: in 64 bits, so that 32 do for what is added within a tile."""
+    if CHANNELS_LAST:
+        return (n.to(tl.int64) * S + s) * C + c
+    else:
+        return (n.to(tl.int64) * C + c) * S + s
+
+
+@jit
+def tile_offsets(s, c_in_tile, S, C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Offsets of a tile's elements from its first."""
+    if CHANNELS_LAST:
+        return s[:, None] * C + c_in_tile[None, :]
+    else:
+        return s[:, None] + c_in_tile[None, :] * S
+
+
+@jit
+def tile_stride(C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Distance to the tile of the next BLOCK_S positions."""
+    return C * BLOCK_S if CHANNELS_LAST else BLOCK_S
+
+
+@jit
+def channel_mask(c_in_block, first, C: tl.constexpr, WIDTH: tl.constexpr, EVEN_C: tl.constexpr):
+    """Channels of a block of WIDTH channels that exist: all of them where EVEN_C."""
+    if EVEN_C:
+        return tl.full(c_in_block.shape, True, tl.int1)
+    else:
+        return (c_in_block < WIDTH) & (first + c_in_block < C)
+
+
+@jit
+def tile_mask(s, size, c_mask, EVEN_S: tl.constexpr):
+    """Elements of a tile that exist, where `size` positions are left: all of its positions where EVEN_S."""
+    if EVEN_S:
+        return tl.full((s.shape[0], 1), True, tl.int1) & c_mask[None, :]
+    else:
+        return (s < size)[:, None] & c_mask[None, :]
+
+
+@jit
+def load_fp32(ptr, mask):
+    """Zero outside of the mask."""
+    return tl.load(ptr, mask, other=0.0).to(tl.float32)
+
+
+@jit
+def effective_affine(n, c, mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n):
+    """weight * (1 + scale) and bias * (1 + scale) + shift of channels c of sample n; None is 1, or 0."""
+    weight_eff = tl.full(c.shape, 1.0, tl.float32)
+    bias_eff = tl.zeros(c.shape, tl.float32)
+    if weight_ptr is not None:
+        weight_eff = load_fp32(weight_ptr + c, mask)
+    if bias_ptr is not None:
+        bias_eff = load_fp32(bias_ptr + c, mask)
+    if scale_ptr is not None:
+        one_plus_scale = 1.0 + load_fp32(scale_ptr + n * scale_stride_n + c, mask)
+        weight_eff *= one_plus_scale
+        bias_eff *= one_plus_scale
+    if shift_ptr is not None:
+        bias_eff += load_fp32(shift_ptr + n * shift_stride_n + c, mask)
+    return weight_eff, bias_eff
+
+
+@jit
+def load_mean_rstd(
+    n, c, mask, G: tl.constexpr, GROUP: tl.constexpr, stats_ptr, stats_stride, add_ptr, add_stride_n,
+    CENTER: tl.constexpr,
+):  # fmt: skip
+    """mean - add, from which d is counted, and rstd, for channels c of sample n."""
+    group = n * G + c // GROUP
+    center = tl.zeros(c.shape, tl.float32)
+    if CENTER:
+        center = load_fp32(stats_ptr + group, mask)
+        stats_ptr += stats_stride
+    rstd = load_fp32(stats_ptr + group, mask)
+    if add_ptr is not None:
+        center -= load_fp32(add_ptr + n * add_stride_n + c, mask)
+    return center, rstd
+
+
+@jit
+def group_sums(sums, c_in_tile, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr):
+    """Sums for each channel of a tile with GROUPS groups of GROUP channels -> those of its groups, (PADDED_GROUPS,).
+
+    With one group GROUP is not looked at: the tile may have a part of the group's channels.
+    """
+    if GROUPS == 1:
+        return tl.sum(sums, 0, keep_dims=True)
+    elif GROUP == 1:
+        return sums
+    elif sums.shape[0] == GROUP * PADDED_GROUPS:
+        return tl.sum(tl.reshape(sums, (PADDED_GROUPS, GROUP)), 1)
+    else:
+        belongs = (c_in_tile // GROUP)[:, None] == tl.arange(0, PADDED_GROUPS)[None, :]
+        return tl.sum(tl.where(belongs, sums[:, None], 0.0), 0)
+
+
+@jit
+def add_pairs(a0, a1, b0, b1):
+    """Of two reductions that are done as one."""
+    return a0 + b0, a1 + b1
+
+
+@jit
+def group_sums_of_two(a, b, c_in_tile, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr):
+    """`group_sums` of both, in one reduction."""
+    if GROUP == 1 and GROUPS > 1:
+        return a, b
+    elif GROUPS == 1:
+        return tl.sum(a, 0, keep_dims=True), tl.sum(b, 0, keep_dims=True)
+    elif a.shape[0] == GROUP * PADDED_GROUPS:
+        shape: tl.constexpr = (PADDED_GROUPS, GROUP)
+        return tl.reduce((tl.reshape(a, shape), tl.reshape(b, shape)), 1, add_pairs)
+    else:
+        belongs = (c_in_tile // GROUP)[:, None] == tl.arange(0, PADDED_GROUPS)[None, :]
+        return tl.reduce((tl.where(belongs, a[:, None], 0.0), tl.where(belongs, b[:, None], 0.0)), 0, add_pairs)
+
+
+@jit
+def of_channels(values, c_in_tile, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr):
+    """Values of a tile's groups, (PADDED_GROUPS,) -> one for each channel."""
+    if GROUPS == 1:
+        return tl.broadcast_to(values, c_in_tile.shape)
+    elif GROUP == 1:
+        return values
+    elif c_in_tile.shape[0] == GROUP * PADDED_GROUPS:
+        return tl.reshape(tl.broadcast_to(values[:, None], (PADDED_GROUPS, GROUP)), c_in_tile.shape)
+    else:
+        return tl.gather(values, tl.minimum(c_in_tile // GROUP, PADDED_GROUPS - 1), 0)
+
+
+@jit
+def rstd_of(mean_square, mean_correction, eps, CENTER: tl.constexpr):
+    """From the mean square of d; with CENTER, of d about a point that the mean is `mean_correction` away from."""
+    if CENTER:
+        mean_square = tl.maximum(mean_square - mean_correction * mean_correction, 0.0)
+    return tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+
+
+@jit
+def sigmoid(w, FAST: tl.constexpr):
+    """FAST: by the GPU's approximations, within a relative 3e-6 of the exact value for |w| < 20, which 16 bits do not
+    show; outside of that within what 1 / (1 + inf) = 0 is off."""
+    if FAST:
+        return tl.inline_asm_elementwise(
+            """
+            mul.ftz.f32 $0, $1, 0fBFB8AA3B;
+            ex2.approx.ftz.f32 $0, $0;
+            add.ftz.f32 $0, $0, 0f3F800000;
+            rcp.approx.ftz.f32 $0, $0;
+            """,
+            "=f,f",
+            [w],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return tl.sigmoid(w)
+
+
+@jit
+def activate(w, SILU: tl.constexpr, FAST: tl.constexpr):
+    return w * sigmoid(w, FAST) if SILU else w
+
+
+@jit
+def activation_gradient(w, SILU: tl.constexpr, FAST: tl.constexpr):
+    if SILU:
+        sigma = sigmoid(w, FAST)
+        return sigma * (1.0 + w * (1.0 - sigma))
+    else:
+        return tl.full(w.shape, 1.0, tl.float32)

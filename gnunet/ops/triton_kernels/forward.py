@@ -1,0 +1,391 @@
+"""The forward kernels: `fwd_single_pass`; `fwd_two_pass`, or `fwd_partial_stats` and `fwd_normalize`.
+
+See `common` for the memory formats and names, and `tiling` for what goes where. The last three do the same arithmetic
+in the same order.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .common import (
+    activate,
+    add_pairs,
+    base_offset,
+    channel_mask,
+    effective_affine,
+    group_sums,
+    group_sums_of_two,
+    jit,
+    load_fp32,
+    of_channels,
+    program_coords,
+    rstd_of,
+    split_coords,
+    tile_mask,
+    tile_offsets,
+    tile_stride,
+)
+
+
+@jit
+def fwd_single_pass(
+    x_ptr,
+    y_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    add_ptr,
+    scale_ptr,
+    shift_ptr,
+    positions,
+    stats_stride,
+    add_stride_n,
+    scale_stride_n,
+    shift_stride_n,
+    eps,
+    SILU: tl.constexpr,
+    CENTER: tl.constexpr,
+    FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """y and statistics of a block of groups, which a program holds in its registers."""
+    S = positions * ALIGN_S
+    n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
+    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
+    first_c = block * (GROUP * GROUPS)
+    c = first_c + c_in_tile
+    c_mask = channel_mask(c_in_tile, first_c, C, GROUP * GROUPS, EVEN_C)
+    mask = tile_mask(s, S, c_mask, EVEN_S)
+    start = base_offset(n, 0, first_c, S, C, CHANNELS_LAST)
+    offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+
+    u = load_fp32(x_ptr + start + offsets, mask)
+    weight_eff, bias_eff = effective_affine(
+        n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
+    )
+    if add_ptr is not None:
+        u += load_fp32(add_ptr + n * add_stride_n + c, c_mask)[None, :]
+    size = S * GROUP * 1.0
+    d = tl.where(mask, u, 0.0)
+    mean = tl.zeros((PADDED_GROUPS,), tl.float32)
+    correction = mean
+    if CENTER:
+        # The mean is rounded; what it is off by is found with the variance, so that no precision is lost.
+        mean = group_sums(tl.sum(d, 0), c_in_tile, GROUP, GROUPS, PADDED_GROUPS) / size
+        d = tl.where(mask, u - of_channels(mean, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)[None, :], 0.0)
+        sums, squares = tl.reduce((d, d * d), 0, add_pairs)
+        sums, squares = group_sums_of_two(sums, squares, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+        correction = sums / size
+    else:
+        squares = group_sums(tl.sum(d * d, 0), c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+    rstd = rstd_of(squares / size, correction, eps, CENTER)
+    _store_stats(n, block, mean + correction, rstd, stats_ptr, stats_stride, G, GROUPS, PADDED_GROUPS, CENTER)
+    weight_eff *= of_channels(rstd, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+    bias_eff -= of_channels(correction, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) * weight_eff
+    w = d * weight_eff[None, :] + bias_eff[None, :]
+    tl.store(y_ptr + start + offsets, activate(w, SILU, FAST), mask)
+
+
+@jit
+def fwd_partial_stats(
+    x_ptr,
+    stats_ptr,
+    add_ptr,
+    positions,
+    stats_stride,
+    add_stride_n,
+    position_splits,
+    partial_stride,
+    CENTER: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
+):
+    """For a split of a block of groups, the part of each group in it: mean, and sum of squared differences from it.
+
+    They are stored behind the statistics.
+    """
+    splits = position_splits * CHANNEL_SPLITS
+    partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
+    n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, False)
+    _partial_stats(
+        n, block, split, splits, x_ptr, add_ptr, partial_ptr, positions * ALIGN_S, add_stride_n, position_splits,
+        partial_stride, CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+        CHANNEL_SPLITS,
+    )  # fmt: skip
+
+
+@jit
+def fwd_normalize(
+    x_ptr,
+    y_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    add_ptr,
+    scale_ptr,
+    shift_ptr,
+    positions,
+    stats_stride,
+    add_stride_n,
+    scale_stride_n,
+    shift_stride_n,
+    eps,
+    position_splits,
+    partial_stride,
+    SILU: tl.constexpr,
+    CENTER: tl.constexpr,
+    FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """y of a split, from the last to the first: `fwd_partial_stats` went the other way and left the end in L2."""
+    S = positions * ALIGN_S
+    splits = position_splits * CHANNEL_SPLITS
+    partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
+    n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, True)
+    mean, rstd = _combine_stats(
+        n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST, G, GROUP, GROUPS,
+        PADDED_GROUPS, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS, BLOCK_K, CENTER,
+    )  # fmt: skip
+    if split == 0:
+        _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, PADDED_GROUPS, CENTER)
+    _normalize(
+        n, block, split, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, S, add_stride_n,
+        scale_stride_n, shift_stride_n, position_splits, SILU, FAST, CHANNELS_LAST, C, GROUP, GROUPS, PADDED_GROUPS,
+        EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
+    )  # fmt: skip
+
+
+@jit
+def fwd_two_pass(
+    x_ptr,
+    y_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    add_ptr,
+    scale_ptr,
+    shift_ptr,
+    positions,
+    stats_stride,
+    add_stride_n,
+    scale_stride_n,
+    shift_stride_n,
+    eps,
+    position_splits,
+    partial_stride,
+    SILU: tl.constexpr,
+    CENTER: tl.constexpr,
+    FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr,
+    C: tl.constexpr,
+    G: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr,
+    EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Both kernels above for all splits of a block of groups, the second time from the caches."""
+    S = positions * ALIGN_S
+    splits = position_splits * CHANNEL_SPLITS
+    partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
+    n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
+    for split in range(0, splits):
+        _partial_stats(
+            n, block, split, splits, x_ptr, add_ptr, partial_ptr, S, add_stride_n, position_splits, partial_stride,
+            CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+            CHANNEL_SPLITS,
+        )  # fmt: skip
+    tl.debug_barrier()  # what other threads have stored is read below
+    mean, rstd = _combine_stats(
+        n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST, G, GROUP, GROUPS,
+        PADDED_GROUPS, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS, BLOCK_K, CENTER,
+    )  # fmt: skip
+    _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, PADDED_GROUPS, CENTER)
+    for done in range(0, splits):
+        _normalize(
+            n, block, splits - 1 - done, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
+            S, add_stride_n, scale_stride_n, shift_stride_n, position_splits, SILU, FAST, CHANNELS_LAST, C, GROUP,
+            GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
+        )  # fmt: skip
+
+
+@jit
+def _partial_stats(
+    n, block, split, splits, x_ptr, add_ptr, partial_ptr, S, add_stride_n, position_splits, partial_stride,
+    CHANNELS_LAST: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
+):  # fmt: skip
+    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
+    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
+    first_c = block * (GROUP * GROUPS)
+    c_in_block = part_c * BLOCK_C + c_in_tile
+    c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
+    first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
+    size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
+    x_ptr += base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
+    x_ptr += tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+    stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
+
+    # For each channel, counted from its mean over the first tile, which is near enough to lose no precision. Every
+    # tile is loaded while the one before it is reduced.
+    mask = tile_mask(s, size, c_mask, EVEN_S)
+    x = load_fp32(x_ptr, mask)
+    x_ptr += stride
+    ahead = tl.load(x_ptr, tile_mask(s, size - BLOCK_S, c_mask, False), other=0.0)
+    mean = tl.sum(x, 0) / tl.minimum(size, BLOCK_S)
+    sums = tl.where(mask, x - mean[None, :], 0.0)
+    squares = sums * sums
+    for done in range(BLOCK_S, size, BLOCK_S):
+        mask = tile_mask(s, size - done, c_mask, EVEN_S)
+        d = tl.where(mask, ahead.to(tl.float32) - mean[None, :], 0.0)
+        x_ptr += stride
+        ahead = tl.load(x_ptr, tile_mask(s, size - done - BLOCK_S, c_mask, False), other=0.0)
+        sums += d
+        squares += d * d
+    correction, m2 = tl.reduce((sums, squares), 0, add_pairs)
+    correction /= size
+    m2 = tl.maximum(m2 - correction * correction * size, 0.0)
+
+    # Then over the channels of each group.
+    mean += correction
+    if add_ptr is not None:
+        mean += load_fp32(add_ptr + n * add_stride_n + first_c + c_in_block, c_mask)
+    width = tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
+    d = tl.where(c_mask, mean, 0.0)
+    group_mean = group_sums(d, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) / width
+    d = tl.where(c_mask, mean - of_channels(group_mean, c_in_tile, GROUP, GROUPS, PADDED_GROUPS), 0.0)
+    rest, group_m2 = group_sums_of_two(d, m2 + d * d * size, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+    rest /= width
+    group_m2 = tl.maximum(group_m2 - rest * rest * (size * 1.0 * width), 0.0)
+    g = block * GROUPS + tl.arange(0, PADDED_GROUPS)
+    g_mask = (tl.arange(0, PADDED_GROUPS) < GROUPS) & (g < G)
+    partial_ptr += (n.to(tl.int64) * G + g) * splits + split
+    tl.store(partial_ptr, group_mean + rest, g_mask)
+    tl.store(partial_ptr + partial_stride, group_m2, g_mask)
+
+
+@jit
+def _combine_stats(
+    n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST: tl.constexpr,
+    G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, CENTER: tl.constexpr,
+):  # fmt: skip
+    """Mean and rstd of a block's groups, (PADDED_GROUPS,), from those of their splits (Chan et al., 1979)."""
+    split, g_in_block = tl.arange(0, BLOCK_K), tl.arange(0, PADDED_GROUPS)
+    g = block * GROUPS + g_in_block
+    mask = (split < splits)[:, None] & ((g_in_block < GROUPS) & (g < G))[None, :]
+    partial_ptr += n.to(tl.int64) * G * splits + g[None, :] * splits + split[:, None]
+    mean = tl.load(partial_ptr, mask, other=0.0)
+    m2 = tl.load(partial_ptr + partial_stride, mask, other=0.0)
+    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
+    size = tl.minimum(S - tl.cast(part_s, tl.int64) * SPLIT_SIZE, SPLIT_SIZE).to(tl.float32)
+    size *= tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
+    size = tl.where(split < splits, size, 0.0)[:, None]
+    total = S * GROUP * 1.0
+    group_mean = tl.zeros((PADDED_GROUPS,), tl.float32)
+    if CENTER:
+        group_mean = tl.sum(mean * size, 0) / total
+        mean = tl.where(mask, mean - group_mean[None, :], 0.0)
+    sums, squares = tl.reduce((mean * size, m2 + mean * mean * size), 0, add_pairs)
+    rest = sums / total if CENTER else group_mean
+    return group_mean + rest, rstd_of(squares / total, rest, eps, CENTER)
+
+
+@jit
+def _normalize(
+    n, block, split, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, S, add_stride_n,
+    scale_stride_n, shift_stride_n, position_splits, SILU: tl.constexpr, FAST: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
+):  # fmt: skip
+    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
+    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
+    first_c = block * (GROUP * GROUPS)
+    c_in_block = part_c * BLOCK_C + c_in_tile
+    c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
+    c = first_c + c_in_block
+    first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
+    size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
+    start = base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
+    offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+    stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
+    x_ptr += start + offsets
+    y_ptr += start + offsets
+
+    ahead = tl.load(x_ptr, tile_mask(s, size, c_mask, EVEN_S), other=0.0)
+    weight_eff, bias_eff = effective_affine(
+        n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
+    )
+    center = of_channels(mean, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+    if add_ptr is not None:
+        center -= load_fp32(add_ptr + n * add_stride_n + c, c_mask)
+    weight_eff *= of_channels(rstd, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+    for done in range(0, size, BLOCK_S):
+        x = ahead.to(tl.float32)
+        x_ptr += stride
+        ahead = tl.load(x_ptr, tile_mask(s, size - done - BLOCK_S, c_mask, False), other=0.0)
+        w = (x - center[None, :]) * weight_eff[None, :] + bias_eff[None, :]
+        tl.store(y_ptr, activate(w, SILU, FAST), tile_mask(s, size - done, c_mask, EVEN_S))
+        y_ptr += stride
+
+
+@jit
+def _store_stats(
+    n, block, mean, rstd, stats_ptr, stats_stride, G: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr,
+    CENTER: tl.constexpr,
+):  # fmt: skip
+    g_in_block = tl.arange(0, PADDED_GROUPS)
+    g = block * GROUPS + g_in_block
+    mask = (g_in_block < GROUPS) & (g < G)
+    if CENTER:
+        tl.store(stats_ptr + n * G + g, mean, mask)
+        stats_ptr += stats_stride
+    tl.store(stats_ptr + n * G + g, rstd, mask)

@@ -1,0 +1,397 @@
+"""The operator by Triton kernels: what is allocated and launched.
+
+On a GPU, and on a CPU where Triton interprets its kernels (TRITON_INTERPRET=1, for tests). In eager mode everything
+that follows from shapes, strides and types is decided once for each combination of them, and the compiled kernels are
+launched directly: with few images per GPU a step is bound by the host. torch.compile traces the same launches, and
+launches the kernels itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cache, partial, reduce
+from operator import itemgetter, or_
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton import cdiv, next_power_of_2
+from triton.runtime import JITFunction
+
+from gnunet.ops import eager
+from gnunet.ops.arguments import NormArgs
+from gnunet.ops.autograd import apply, library_operator
+
+from . import backward as backward_kernels
+from . import forward as forward_kernels
+from .tiling import Shape, SinglePass, SplitReduction, choose_tiling
+
+
+def _interpreter_fails() -> bool:
+    import numpy  # which the interpreter needs
+
+    triton_release, numpy_release = (
+        tuple(int(number) for number in package.__version__.split(".")[:2]) for package in (triton, numpy)
+    )
+    return triton_release < (3, 7) and numpy_release >= (2, 4)
+
+
+IS_INTERPRETED = not isinstance(forward_kernels.fwd_single_pass, JITFunction)
+"""Triton's interpreter runs the kernels, on a CPU too."""
+INTERPRETER_FAILS = IS_INTERPRETED and _interpreter_fails()
+"""The interpreter of Triton up to 3.6 cannot run a loop with NumPy 2.4 and newer."""
+HAS_COMPILER = IS_INTERPRETED or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+"""Triton compiles what launches its kernels with the machine's own C compiler."""
+_REGISTERS = 65536
+"""Of a multiprocessor, of every NVIDIA GPU that Triton knows."""
+_COLUMNS = 8
+"""Channels of a program that adds up rows of sums: a sector of memory."""
+_ROWS = 256
+_POINTER = "_ptr"
+
+
+class Launch(NamedTuple):
+    """A kernel, its programs and options, the tensors that it is given, by name, and its other arguments in order."""
+
+    kernel: Any
+    programs: int
+    options: dict[str, int]
+    tensors: tuple[str, ...]
+    values: tuple[Any, ...]
+
+
+def _launch(kernel: Any, programs: int, options: dict[str, int], values: dict[str, Any]) -> Launch:
+    pointers = tuple(name for name in kernel.arg_names if name.endswith(_POINTER))
+    tensors = tuple(name.removesuffix(_POINTER) for name in pointers)
+    return Launch(kernel, programs, options, tensors, tuple(values[n] for n in kernel.arg_names[len(pointers) :]))
+
+
+def _options(num_warps: int, resident_warps: int) -> dict[str, int]:
+    """Registers are limited so that a multiprocessor has this many warps: others work while some wait for memory or at
+    a barrier. Limits are those at which no kernel spills, as scripts/inspect_kernels.py shows."""
+    if torch.version.hip:
+        return {"num_warps": num_warps}
+    programs = cdiv(resident_warps, num_warps)
+    return {"num_warps": num_warps, "maxnreg": min(255, _REGISTERS // (32 * num_warps * programs) // 8 * 8)}
+
+
+def _tiling(args: NormArgs, direction: str) -> tuple[SinglePass | SplitReduction, dict[str, Any]]:
+    """How x is tiled, and the kernels' arguments that follow from its shape and from the options."""
+    x = args.x
+    shape = Shape(int(x.shape[2:].numel()), int(x.shape[1]), args.num_groups, x.element_size(), is_channels_last(x))
+    tiling = choose_tiling(shape, direction)
+    width = tiling.groups * shape.group_channels
+    channel_splits = tiling.channel_splits if isinstance(tiling, SplitReduction) else 1
+    values = {
+        "positions": shape.positions // shape.align_s,
+        "eps": args.eps,
+        "stats_stride": len(x) * args.num_groups,
+        "SILU": args.silu,
+        "CENTER": args.center,
+        "FAST": x.element_size() == 2 and _is_nvidia(x),
+        "CHANNELS_LAST": shape.channels_last,
+        "ALIGN_S": shape.align_s,
+        "C": shape.channels,
+        "G": args.num_groups,
+        "GROUP": shape.group_channels,
+        "GROUPS": tiling.groups,
+        "PADDED_GROUPS": next_power_of_2(tiling.groups),
+        "GROUP_BLOCKS": tiling.group_blocks,
+        "EVEN_S": shape.positions % tiling.block_s == 0,
+        "EVEN_C": width == tiling.block_c * channel_splits and shape.channels % width == 0,
+        "BLOCK_S": tiling.block_s,
+        "BLOCK_C": tiling.block_c,
+    }
+    for name in ("add", "scale", "shift"):
+        table = getattr(args, name)
+        values[f"{name}_stride_n"] = 0 if table is None else table.stride(0)
+    if isinstance(tiling, SplitReduction):
+        values |= {
+            "SPLIT_SIZE": tiling.split_size,
+            "CHANNEL_SPLITS": tiling.channel_splits,
+            "BLOCK_K": next_power_of_2(tiling.num_splits),
+            "position_splits": tiling.position_splits,
+            "partial_stride": len(x) * args.num_groups * tiling.num_splits,
+        }
+    return tiling, values
+
+
+def _is_nvidia(x: Tensor) -> bool:
+    return x.is_cuda and not (torch.version.hip or IS_INTERPRETED)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x is dense with channels last; what is dense in neither way is copied to be contiguous."""
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def _has_tables(args: NormArgs) -> bool:
+    return any(t is not None for t in (args.add, args.scale, args.shift))
+
+
+def _is_unaligned(values: dict[str, Any]) -> bool:
+    """Whether every element of a row has an address of its own."""
+    return not values["CHANNELS_LAST"] and values["ALIGN_S"] == 1
+
+
+def _is_plain(args: NormArgs, values: dict[str, Any]) -> bool:
+    """Whether a thread needs no registers for tables, masks and 32-bit tensors."""
+    return bool(values["EVEN_S"] and values["EVEN_C"]) and not _has_tables(args) and args.x.element_size() == 2
+
+
+class Plan(NamedTuple):
+    launches: list[Launch]
+    buffers: list[int]
+    """Sizes, in fp32, of what is allocated besides y and the gradients."""
+
+
+def plan_forward(args: NormArgs) -> Plan:
+    """Buffer: the statistics, mean and rstd, or rstd alone, of each sample's groups, then those of splits."""
+    tiling, values = _tiling(args, "forward")
+    is_plain = _is_plain(args, values)
+    blocks = len(args.x) * tiling.group_blocks
+    few, many = _options(tiling.num_warps, 8 if _is_unaligned(values) else 16), _options(tiling.num_warps, 24)
+    stats = (1 + args.center) * values["stats_stride"]
+    if isinstance(tiling, SinglePass):
+        return Plan(
+            [
+                _launch(
+                    forward_kernels.fwd_single_pass, blocks, _options(tiling.num_warps, 32) if is_plain else few, values
+                )
+            ],
+            [stats],
+        )
+    stats += 2 * values["partial_stride"]
+    if tiling.is_two_pass(len(args.x)):
+        return Plan([_launch(forward_kernels.fwd_two_pass, blocks, few, values)], [stats])
+    kernels = (forward_kernels.fwd_partial_stats, forward_kernels.fwd_normalize)
+    options = many if is_plain else few
+    return Plan([_launch(kernel, blocks * tiling.num_splits, options, values) for kernel in kernels], [stats])
+
+
+def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
+    """Buffers: sums of channels, sums of groups, what is taken off their gradients, and the first of all splits."""
+    need_x, need_weight, need_bias, need_add, need_scale, need_shift = needs
+    need_tables, need_affine = need_add or need_scale or need_shift, need_weight or need_bias
+    tiling, values = _tiling(args, "backward of tables" if _has_tables(args) else "backward")
+    samples, channels, groups = len(args.x), values["C"], args.num_groups
+    blocks = samples * tiling.group_blocks
+    few, many = _options(tiling.num_warps, 8 if _is_unaligned(values) else 16), _options(tiling.num_warps, 24)
+    options = many if _is_plain(args, values) else few
+    partial = means = combined = 0
+    if isinstance(tiling, SinglePass):
+        rows = samples
+        sums = 2 * rows * channels if need_affine else 0
+        values["sums_stride"] = rows * channels
+        launches = [_launch(backward_kernels.bwd_single_pass, blocks, few, values)]
+    else:
+        rows = samples * tiling.position_splits
+        sums = (3 if need_add else 2) * rows * channels
+        partial = 2 * values["partial_stride"]
+        means = 2 * samples * groups if need_add else 0
+        combined = 2 * samples * channels if need_tables and need_affine else 0
+        values |= {
+            "sums_stride": rows * channels,
+            "means_stride": samples * groups,
+            "combined_stride": samples * channels,
+            "NEED_D": need_add,
+        }
+        if tiling.is_two_pass(samples):
+            launches = [_launch(backward_kernels.bwd_two_pass, blocks, few, values)]
+        else:
+            launches = [_launch(backward_kernels.bwd_partial_sums, blocks * tiling.num_splits, options, values)]
+            if need_x or need_add:
+                launches.append(_launch(backward_kernels.bwd_dx, blocks * tiling.num_splits, options, values))
+    rows_options = _options(num_warps=8, resident_warps=24)
+    block_k = min(_ROWS, next_power_of_2(max(1, rows)))
+    values |= {"BLOCK_K": block_k, "BLOCK_C": _COLUMNS}
+    if need_tables and isinstance(tiling, SplitReduction):
+        values["BLOCK_K"] = min(_ROWS, next_power_of_2(tiling.position_splits))
+        programs = samples * cdiv(channels, _COLUMNS)
+        launches.append(_launch(backward_kernels.bwd_combine_sums, programs, rows_options, values))
+        rows, values["sums_stride"] = samples, samples * channels
+        values["BLOCK_K"] = min(_ROWS, next_power_of_2(max(1, rows)))
+    if need_affine:
+        values |= {"rows": rows, "rows_of_sample": rows // max(1, samples)}
+        launch = _launch(backward_kernels.bwd_dweight_dbias, cdiv(channels, _COLUMNS), rows_options, values)
+        launches.append(launch._replace(tensors=("combined", *launch.tensors[1:])) if combined else launch)
+    return Plan(launches, [sums, partial, means, combined])
+
+
+_FORWARD_TENSORS = ("x", "y", "stats", "weight", "bias", "add", "scale", "shift")
+_BACKWARD_TENSORS = (
+    "dy", "x", "stats", "weight", "bias", "add", "scale", "shift", "dx", "dweight", "dbias", "dadd", "dscale", "dshift",
+    "sums", "partial", "means", "combined",
+)  # fmt: skip
+Execute = Callable[[tuple[Tensor | None, ...]], None]
+"""Launches a plan's kernels on the tensors named above, in that order."""
+
+
+def run_forward(args: NormArgs, buffers: Sequence[Tensor | None], execute: Execute) -> tuple[Tensor, Tensor]:
+    """y and the statistics, by a plan made for these arguments, with buffers like its `_buffers`."""
+    x, _, weight, bias, _, add, scale, shift, _, _ = args
+    y, stats = torch.empty_like(x), torch.empty_like(buffers[0])  # type: ignore[arg-type]
+    execute((x, y, stats, weight, bias, add, scale, shift))
+    return y, stats
+
+
+def run_backward(
+    dy: Tensor,
+    stats: Tensor,
+    args: NormArgs,
+    needs: Sequence[bool],
+    buffers: Sequence[Tensor | None],
+    execute: Execute,
+) -> list[Tensor]:
+    """The gradients that are needed, by a plan made for these arguments."""
+    x, _, weight, bias, _, add, scale, shift, _, _ = args
+    # Of what `dense` returns these are laid out as the kernels write them.
+    grads = [
+        torch.empty_like(t) if need else None  # type: ignore[arg-type]
+        for t, need in zip((x, weight, bias, add, scale, shift), needs, strict=True)
+    ]
+    workspace = [None if t is None else torch.empty_like(t) for t in buffers]
+    execute((dy, x, stats, weight, bias, add, scale, shift, *grads, *workspace))
+    return [grad for grad in grads if grad is not None]
+
+
+def _buffers(x: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
+    """For each size a tensor to call torch.empty_like with, quicker than with a size, which takes no memory itself."""
+    return [x.new_empty((), dtype=torch.float32).expand(size) if size else None for size in sizes]
+
+
+def dense(args: NormArgs) -> NormArgs:
+    """The arguments as the kernels take them: x dense, the channels of the others side by side.
+
+    Rows of tables need not be: scale and shift are often the halves of one projection.
+    """
+    x = args.x if args.x.is_contiguous() or is_channels_last(args.x) else args.x.contiguous()
+    others = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in args.tensors[1:])
+    return args.replace_tensors((x, *others))
+
+
+def as_laid_out(t: Tensor, like: Tensor) -> Tensor:
+    """A tensor with the strides of another of its shape; itself if it has them."""
+    return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)
+
+
+class _Operator:
+    """An `autograd.Operator` that plans anew in each call, and launches by Triton's own dispatch or as traced.
+
+    Under interpretation and on tensors of torch's tracers there is nothing else to launch by.
+    """
+
+    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
+        if args.x.numel() == 0:
+            return eager.forward(args)
+        inner = dense(args)
+        launches, buffers = plan_forward(inner)
+        y, stats = run_forward(inner, _buffers(inner.x, buffers), _executor(launches, _FORWARD_TENSORS))
+        shape = (1 + args.center, args.x.shape[0], args.num_groups)
+        return as_laid_out(y, torch.empty_like(args.x)), stats[: math.prod(shape)].view(shape)
+
+    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
+        if args.x.numel() == 0:
+            return eager.backward(dy, stats, args, needs)
+        inner = dense(args)
+        launches, buffers = plan_backward(inner, needs)
+        execute = _executor(launches, _BACKWARD_TENSORS)
+        grads = run_backward(as_laid_out(dy, inner.x), stats, inner, needs, _buffers(inner.x, buffers), execute)
+        if needs[0]:
+            grads[0] = as_laid_out(grads[0], torch.empty_like(args.x))
+        return grads
+
+
+def _executor(launches: Sequence[Launch], names: tuple[str, ...]) -> Execute:
+    def execute(tensors: tuple[Tensor | None, ...]) -> None:
+        given = dict(zip(names, tensors, strict=True))
+        for kernel, programs, options, wanted, values in launches:
+            if IS_INTERPRETED:
+                kernel[(programs,)](*(given[name] for name in wanted), *values)
+            else:
+                kernel = torch.library.wrap_triton(_with_options(kernel, **options))
+                kernel[(programs,)](*(given[name] for name in wanted), *values)
+
+    return execute
+
+
+@cache
+def _with_options(kernel: Any, num_warps: int, maxnreg: int | None = None) -> Any:
+    """A kernel that torch's tracers can be told the options of, which they take from a configuration alone."""
+    return triton.autotune([triton.Config({}, num_warps=num_warps, maxnreg=maxnreg)], key=[])(kernel)
+
+
+class _PreparedOperator:
+    """An `autograd.Operator` for arguments of one signature: all that follows from it is looked up."""
+
+    def __init__(self, args: NormArgs) -> None:
+        inner = dense(args)
+        self.copies = any(a is not b for a, b in zip(inner.tensors, args.tensors, strict=True))
+        launches, buffers = plan_forward(inner)
+        self.buffers = _buffers(inner.x, buffers)
+        self.execute = _Executable(launches, _FORWARD_TENSORS, args.x.device.index)
+        self.backwards: dict[tuple[bool, ...], tuple[list[Tensor | None], _Executable]] = {}
+
+    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
+        if not self.copies:
+            return run_forward(args, self.buffers, self.execute)
+        y, stats = run_forward(dense(args), self.buffers, self.execute)
+        return as_laid_out(y, torch.empty_like(args.x)), stats
+
+    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
+        inner = dense(args) if self.copies else args
+        key = tuple(needs)
+        if key not in self.backwards:
+            launches, buffers = plan_backward(inner, needs)
+            execute = _Executable(launches, _BACKWARD_TENSORS, args.x.device.index)
+            self.backwards[key] = _buffers(inner.x, buffers), execute
+        grads = run_backward(as_laid_out(dy, inner.x), stats, inner, needs, *self.backwards[key])
+        if self.copies and needs[0]:
+            grads[0] = as_laid_out(grads[0], torch.empty_like(args.x))
+        return grads
+
+
+class _Executable:
+    """Launches a plan's kernels; after the first call by Triton's C launcher, with nothing in between."""
+
+    def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int) -> None:
+        self.device = device
+        self.launches = [(launch, itemgetter(*map(names.index, launch.tensors))) for launch in launches]
+        self.compiled: list[tuple[Any, ...]] = []
+
+    def __call__(self, tensors: tuple[Tensor | None, ...]) -> None:
+        if torch._C._cuda_getDevice() != self.device:
+            with torch.cuda.device(self.device):
+                self(tensors)
+            return
+        pointers = [0 if t is None else t.data_ptr() for t in tensors]
+        if not self.compiled or reduce(or_, pointers) % 16:
+            self._launch_by_triton(tensors)
+            return
+        stream = torch._C._cuda_getCurrentRawStream(self.device)
+        for run, programs, function, metadata, pick, values in self.compiled:
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(pointers), *values)
+
+    def _launch_by_triton(self, tensors: tuple[Tensor | None, ...]) -> None:
+        """Compile for these arguments what is not compiled; and launch it."""
+        compiled = []
+        for (kernel, programs, options, _, values), pick in self.launches:
+            found = kernel[(programs,)](*pick(tensors), *values, **options)
+            compiled.append((found.run, programs, found.function, found.packed_metadata, pick, values))
+        if all(t is None or t.data_ptr() % 16 == 0 for t in tensors):
+            self.compiled = compiled
+
+
+_operator = _Operator()
+compiled_group_norm_silu = library_operator("triton_group_norm_silu", _operator, traceable=not IS_INTERPRETED)
+
+
+def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:
+    """A function for arguments of this signature."""
+    if args.x.numel() == 0:
+        return eager.group_norm_silu
+    return partial(apply, _operator if IS_INTERPRETED else _PreparedOperator(args))

@@ -1,0 +1,184 @@
+"""How a tensor is tiled: a function of its shape, memory format and element size.
+
+The batch size is not an input, so that a sample is reduced in the same order, with bit-identical results, in any
+batch; it only decides who computes what.
+
+- `SinglePass`: one program holds a block of whole groups in its registers and reads it once.
+- `SplitReduction`: a larger block is reduced in splits, whose partial results are then combined. Either a program for
+  each split, and a second kernel that combines them, or, in batches that fill the GPU with blocks of groups, one
+  program for all splits of its block (`is_two_pass`), which reads the block again while a cache still has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+from triton import cdiv, next_power_of_2
+
+_SINGLE_PASS = {"forward": 16384, "backward": 16384, "backward of tables": 8192}
+"""Elements of a block of groups that fit the registers of one program, with 16 warps."""
+_TILE = {"forward": 4096, "backward": 2048, "backward of tables": 2048}
+"""Elements that a program of a split reduction reduces at a time; backward has two tensors and more sums."""
+_SPLITS = 256
+"""Splits of a sample that fill a GPU with two programs a multiprocessor at batch size 1."""
+_MIN_TILES, _MAX_TILES = 4, 16
+"""Tiles in a split: more amortize the reduction at its end, fewer spread a small sample over more programs."""
+_MAX_PARTIALS = 4096
+"""Partial results of the groups of a block, which every program of the second kernel combines."""
+_ROW_BYTES = 64
+"""The least that a program should read in one piece with channels last: two sectors of memory."""
+_MIN_ROW = 512
+"""Positions, of contiguous channels, that a tile has at least."""
+_MAX_ROW = 128
+"""Channels of a block of groups that no cache holds: with more, each program would combine splits of more groups."""
+_VECTOR_BYTES = 16
+"""What one thread loads at once."""
+_MIN_BLOCK = 2048
+"""Elements below which a block of groups is too little work for a program, if it can have more groups."""
+_MAX_SEGMENTS = 4096
+"""Entries of the table from channels to groups that the sums over several groups of odd widths are taken with."""
+_CACHED_BYTES = 128 * 1024
+"""Of a block of groups that one program reads twice: those of all running programs stay in the caches."""
+_TWO_PASS_PROGRAMS = 264
+"""Blocks of groups, in the whole batch, from which on one program for each keeps a GPU busy."""
+_SPLIT_WARPS = 8
+_THREAD_ELEMENTS = 16
+_MAX_WARPS = 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a tensor the tiling depends on. channels_last: in memory (N, S, C), else (N, C, S), of S positions."""
+
+    positions: int
+    channels: int
+    num_groups: int
+    itemsize: int
+    channels_last: bool
+
+    @property
+    def group_channels(self) -> int:
+        return self.channels // self.num_groups
+
+    @property
+    def align_s(self) -> int:
+        """A power of two, at most 16, that divides the number of positions, from which Triton infers how wide it can
+        load; 1 where the number needs 64 bits, which the product with it would not have."""
+        return gcd(self.positions, 16) if self.positions < 2**31 else 1
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """Tiles of block_s positions by block_c channels, powers of two. A block of groups has `groups` whole groups, a
+    sample `group_blocks` of them."""
+
+    block_s: int
+    block_c: int
+    groups: int
+    group_blocks: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class SinglePass(_Tiling):
+    """One tile covers a block of groups."""
+
+
+@dataclass(frozen=True)
+class SplitReduction(_Tiling):
+    """A block of groups is reduced in `num_splits` splits: each of `channel_splits` parts of its channels, which are
+    more than one where a tile has fewer channels than a group, times `position_splits` parts of split_size
+    positions."""
+
+    split_size: int
+    channel_splits: int
+    position_splits: int
+    fits_cache: bool
+
+    @property
+    def num_splits(self) -> int:
+        return self.channel_splits * self.position_splits
+
+    def is_two_pass(self, samples: int) -> bool:
+        """Whether one program reduces all splits of a block of groups."""
+        return self.fits_cache and samples * self.group_blocks >= _TWO_PASS_PROGRAMS
+
+
+def choose_tiling(shape: Shape, direction: str) -> SinglePass | SplitReduction:
+    """For the "forward" kernels, or the "backward" ones, or these "of tables", which take registers of their own."""
+    block_s = next_power_of_2(max(1, shape.positions))
+    if (found := _group_block(shape, block_s, _SINGLE_PASS[direction])) is not None:
+        groups, block_c = found
+        return SinglePass(block_s, block_c, groups, cdiv(shape.num_groups, groups), _num_warps(block_s * block_c))
+    return _split_reduction(shape, _TILE[direction])
+
+
+def _group_block(shape: Shape, block_s: int, limit: int, row_bytes: int = _ROW_BYTES) -> tuple[int, int] | None:
+    """How many groups, and channels padded to a power of two, a program takes within `limit` elements; None if none."""
+    candidates = []
+    for groups in range(1, shape.num_groups + 1):
+        width = groups * shape.group_channels
+        block_c = next_power_of_2(width)
+        if block_s * block_c > limit or not _can_sum(shape.group_channels, groups, block_c):
+            break
+        is_whole_row = not shape.channels_last or groups == shape.num_groups  # then rows may be of any length
+        if is_whole_row or width * shape.itemsize >= row_bytes:
+            is_aligned = is_whole_row or width * shape.itemsize % _VECTOR_BYTES == 0
+            filled = shape.channels / (cdiv(shape.num_groups, groups) * block_c)
+            # Aligned rows first, then few idle lanes, then many programs, unless they are too small.
+            size = min(_MIN_BLOCK, block_s * block_c)
+            candidates.append((is_aligned, filled > 0.7, size, -block_c, filled, groups))
+    if not candidates:
+        return None
+    *_, block_c, _, groups = max(candidates)
+    return groups, -block_c
+
+
+def _can_sum(group_channels: int, groups: int, block_c: int) -> bool:
+    """Whether the sums over the groups of a block need no table, or only a small one."""
+    is_reshape = groups == 1 or group_channels == next_power_of_2(group_channels)
+    return is_reshape or block_c * next_power_of_2(groups) <= _MAX_SEGMENTS
+
+
+def _split_reduction(shape: Shape, tile: int) -> SplitReduction:
+    width = shape.group_channels
+    if shape.channels_last:
+        found = _group_block(shape, next_power_of_2(shape.positions), _CACHED_BYTES // shape.itemsize)
+        found = found or _group_block(shape, _MIN_BLOCK, _MIN_BLOCK * _MAX_ROW, 2 * _ROW_BYTES)
+        groups, block_c = found or (1, _narrower(width, min(tile, 4 * _MAX_ROW)))
+        block_s = max(1, min(tile // block_c, next_power_of_2(shape.positions)))
+        if found is None and block_s * block_c < tile:  # few positions
+            block_c = _narrower(width, tile // block_s)
+    else:
+        # Rows of positions long enough to read, and short enough for a split to have several tiles.
+        groups, block_s = 1, min(tile, max(_MIN_ROW, next_power_of_2(cdiv(shape.positions, 2))))
+        block_s = min(block_s, next_power_of_2(shape.positions))
+        block_c = _narrower(width, tile // block_s)
+    channel_splits = cdiv(groups * width, block_c)
+    group_blocks = cdiv(shape.num_groups, groups)
+    tiles = cdiv(shape.positions, block_s)  # of a part of the channels
+    split = max(_MIN_TILES, min(_MAX_TILES, group_blocks * channel_splits * tiles // _SPLITS))
+    most = max(1, _MAX_PARTIALS // (next_power_of_2(groups) * channel_splits))
+    split = next_power_of_2(max(split, cdiv(tiles, most)))
+    return SplitReduction(
+        block_s,
+        block_c,
+        groups,
+        group_blocks,
+        _SPLIT_WARPS,
+        split_size=split * block_s,
+        channel_splits=channel_splits,
+        position_splits=cdiv(shape.positions, split * block_s),
+        fits_cache=groups * width * shape.positions * shape.itemsize <= _CACHED_BYTES,
+    )
+
+
+def _narrower(width: int, limit: int) -> int:
+    """The largest power of two, at most `limit`, in parts of which `width` channels leave few lanes idle."""
+    sizes = [1 << i for i in range(limit.bit_length()) if 1 << i < 2 * width]
+    return max(sizes, key=lambda size: (cdiv(width, size) * size <= 1.25 * width, size))
+
+
+def _num_warps(elements: int) -> int:
+    return min(_MAX_WARPS, max(1, elements // (32 * _THREAD_ELEMENTS)))
