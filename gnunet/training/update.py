@@ -29,7 +29,11 @@ class Update:
         with warnings.catch_warnings():
             # torch 2.13 has a new name for DDP's option, which torch 2.9 does not know.
             warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
-            self.network, self.optimizer = self.accelerator.prepare(self.unet, self.adamw)
+            # The network is where it belongs; on launched CPU processes Accelerate would move it to "cpu:0" all the
+            # same, which copies buffers that the average follows.
+            self.network, self.optimizer = self.accelerator.prepare(
+                self.unet, self.adamw, device_placement=[False, False]
+            )
 
     def collecting(self, last: bool) -> AbstractContextManager[None]:
         """Context of the forward and backward pass of a micro-batch, after the `last` of which gradients are whole."""
