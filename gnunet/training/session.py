@@ -240,7 +240,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     else:
         update = (Update if sharding is None else ShardedUpdate)(unet, adamw, accelerator)
     if train.compile:
-        compile_network(unet, device)
+        compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
         examples=examples, bank=run_data.bank(config.validation), data=data, unet=unet, ema=ema,
@@ -248,7 +248,15 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     )  # fmt: skip
 
 
-def compile_network(unet: UNet2D, device: torch.device) -> None:
-    """torch.compile `unet` in place: its parameters' names and its copies stay as they are."""
-    # On CPU, inductor's layout optimization gives some convolution weights zero gradients (torch 2.13).
-    unet.compile(options={"layout_optimization": False} if device.type == "cpu" else None)
+def compile_network(unet: UNet2D, device: torch.device, mode: str = "default") -> None:
+    """torch.compile `unet` in place, in one of inductor's modes: its parameters' names and its copies stay as they are.
+
+    On a CPU a mode's CUDA graphs are left out by inductor itself.
+    """
+    from torch._inductor import list_mode_options  # takes a second
+
+    options = dict(list_mode_options(mode))
+    if device.type == "cpu":
+        # Inductor's layout optimization gives some convolution weights zero gradients there (torch 2.13).
+        options["layout_optimization"] = False
+    unet.compile(options=options or None)
