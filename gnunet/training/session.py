@@ -201,7 +201,7 @@ class Session:
         return Step(lambda: result)
 
     def make_gradients(self, *given: Tensor) -> Tensor:
-        """`add_gradients` of a step's first micro-batch, whatever gradients are left from before."""
+        """`add_gradients` of a step's first micro-batch, whatever a capture that failed has left."""
         self.unet.zero_grad()
         return self.add_gradients(*given)
 
@@ -224,6 +224,7 @@ class Session:
         self.update.step_where(finite, learning_rate)
         force_weight_norm(self.unet, where=finite)
         self.ema.update_where(finite, share)
+        self.unet.zero_grad()  # a graph's own memory keeps them where it expects them
 
     def result(self, totals: list[float], seen: list[tuple[Tensor, Tensor]]) -> StepResult:
         """What a step did, by its totals over all processes and the examples and losses of this one."""

@@ -154,7 +154,6 @@ def compile_loop(loop: Loop) -> tuple[float, float]:
     args, kwargs = given[0]
 
     def gradients() -> list[Tensor]:
-        loop.network.zero_grad()  # of those that a step keeps for its graph
         prediction = loop.network(*args, **kwargs)[0].float()
         (prediction.square().sum() / len(prediction)).backward()
         found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in loop.network.parameters()]
