@@ -184,7 +184,7 @@ def _read_words(annotation: Any, words: list[str]) -> Any:
             if words:
                 return [_read_words(item, [word]) for word in words]
         elif len(words) == 1:
-            is_text = accepts(annotation, str) and words[0] != "null"
+            is_text = accepts(annotation, str) and not accepts(annotation, bool) and words[0] != "null"
             return words[0] if is_text else read_value(words[0])
     except yaml.YAMLError:
         pass

@@ -266,8 +266,16 @@ class TrainConfig(Section):
     used or written; 0 averages the running statistics as the weights. Only for norms that have any."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no)] = "no"
     """Type of the network's arithmetic; loss, noise, statistics, averages and optimizer stay fp32."""
-    compile: bool = False
-    """torch.compile the U-Net's training step."""
+    compile: Annotated[
+        bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+        InWords("true, false, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs"),
+    ] = False
+    """torch.compile the U-Net in one of inductor's modes; true is default."""
+    cuda_graph: Annotated[bool | Literal["auto"], InWords("auto, true or false")] = "auto"
+    """Replay the training step as CUDA graphs, so that a GPU does not wait for Python where networks and batches are
+    small: the same numbers, and a step's memory is kept for it. auto: on CUDA, by one process or DDP, unless the step
+    cannot be captured; not with fp16, gradient_checkpointing, FSDP, DeepSpeed, sync_batch norms over several processes,
+    or train.compile reduce-overhead and max-autotune."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms (a CPU run is deterministic without it)."""
     log_every: Positive = 10_000

@@ -58,6 +58,17 @@ def accumulation_steps(train: "TrainConfig", num_processes: int) -> tuple[int, i
     return micro, share // micro
 
 
+def cuda_graph_obstacle(config: "Config") -> str | None:
+    """The setting that keeps a training step from being replayed as CUDA graphs, whatever the machine."""
+    if config.train.mixed_precision == "fp16":  # its scale is decided on the host
+        return "train.mixed_precision fp16"
+    if config.model.gradient_checkpointing:  # it saves the state of random generators on the host
+        return "model.gradient_checkpointing true"
+    if config.train.compile in ("reduce-overhead", "max-autotune"):  # which have graphs of their own
+        return f"train.compile {config.train.compile}"
+    return None
+
+
 def _levels(config: "Config") -> Iterator[Problem]:
     model = config.model
     levels = len(model.block_out_channels)
@@ -191,6 +202,8 @@ def _train(config: "Config") -> Iterator[Problem]:
     if train.lr_schedule == "inverse_sqrt" and train.lr_decay_start is None and train.warmup_images == 0:
         valid = "a whole number, at least 1; or train.warmup_images above 0 (for train.lr_schedule inverse_sqrt)"
         yield Problem.of("train.lr_decay_start", "null", valid)
+    if train.cuda_graph is True and (obstacle := cuda_graph_obstacle(config)):
+        yield Problem.of("train.cuda_graph", "true", f"auto or false with {obstacle}")
 
 
 def _sampling(config: "Config") -> Iterator[Problem]:

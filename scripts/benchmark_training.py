@@ -62,6 +62,7 @@ LEAST_SHARE = 0.98
 LEAST_EXAMPLES = 8000
 """The least examples a second aimed at for the loader alone, with two processes."""
 WARM_UP_STEPS = 2
+"""Behind the steps whose memory is looked at, which come before one is captured in a CUDA graph."""
 
 
 def saved_bytes(network: nn.Module, step: Callable[[], None]) -> int:
@@ -105,10 +106,11 @@ def prepare(side: str, config: Config, folder: Path) -> tuple[Loop | None, dict[
             result |= {"compile_seconds": rounded(seconds), "gradient_error": rounded(error)}
             if not error <= GRADIENT_TOLERANCE[config.train.mixed_precision]:
                 return None, result | {"status": "wrong"}
-        loop.seconds(WARM_UP_STEPS)
+        loop.step()
         with torch.compiler.set_stance("fail_on_recompile"):
             result["saved_for_backward_mib"] = rounded(saved_bytes(loop.network, loop.step) / 2**20)
             result["peak_of_a_step_mib"] = rounded(peak_bytes(loop.step, loop.device) / 2**20)
+            loop.seconds(WARM_UP_STEPS)
     except Exception as problem:  # whatever befalls one, the others are measured
         return None, result | {"status": failure(problem)}
     return loop, result

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gnunet.models.norm_plan import plan_norms
+from gnunet.training.cuda_graph import WARM_UP
 from gnunet.training.session import Session
 
 REPEATS = 5
-"""Timings, of which the median is taken, after one that is thrown away."""
+"""Timings, of which the median is taken, after one that is thrown away; of steps also those before a CUDA graph."""
 GPU_CALLS = 10
 """Calls of a norm layer in a timing on a GPU, which works on one while the next is sent to it."""
 
@@ -69,10 +70,11 @@ def step_cost(session: Session) -> StepCost:
     batches = session.batches(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    starts = range(0, total, size)[: 1 + REPEATS]
+    first = 1 + (0 if session.graphs is None else WARM_UP)
+    starts = range(0, total, size)[: first + REPEATS]
     seconds = [_seconds(lambda start=start: session.step(batches, start, stop=False), device) for start in starts]
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-    return StepCost(statistics.median(seconds[1:] or seconds), norms, peak)
+    return StepCost(statistics.median(seconds[first:] or seconds), norms, peak)
 
 
 def _norm_seconds(session: Session) -> float:
@@ -101,6 +103,7 @@ def _norm_seconds(session: Session) -> float:
                 y = module(*inputs, **conditions)
             y.backward(grad)
 
+        run = run if session.graphs is None else session.graphs.captured(run)
         total += statistics.median([_seconds(run, device, calls) for _ in range(1 + REPEATS)][1:]) / calls
     session.update.optimizer.zero_grad()
     return total

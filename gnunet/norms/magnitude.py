@@ -35,21 +35,29 @@ class MagnitudePreservingConv(ReparametrizedConv):
         return weight * torch.rsqrt(weight.square().sum(filter_dims(weight), keepdim=True) + _EPS)
 
     @torch.no_grad()
-    def force_weight_norm(self) -> None:
-        """Give every filter of `weight` a magnitude of 1; what the layer computes stays the same."""
+    def force_weight_norm(self, where: Tensor | None = None) -> None:
+        """Give every filter of `weight` a magnitude of 1; what the layer computes stays the same.
+
+        Args:
+            where: bool (), on the weight's device; if it is false, nothing changes. None is true.
+        """
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         unit = self.effective_weight(self.weight.to(dtype))
-        self.weight.copy_(unit * math.sqrt(math.prod(unit.shape[1:])))
+        forced = unit * math.sqrt(math.prod(unit.shape[1:]))
+        self.weight.copy_(forced if where is None else torch.where(where, forced, self.weight))
 
 
-def force_weight_norm(model: nn.Module) -> None:
+def force_weight_norm(model: nn.Module, where: Tensor | None = None) -> None:
     """Bring the weights of a model's magnitude-preserving convolutions back to magnitude 1.
 
     To be called after each optimizer step; a model without such layers stays as it is.
+
+    Args:
+        where: bool (), on the model's device; if it is false, nothing changes. None is true.
     """
     for module in model.modules():
         if isinstance(module, MagnitudePreservingConv):
-            module.force_weight_norm()
+            module.force_weight_norm(where)
 
 
 class MagnitudePreservingSum(nn.Module):

@@ -15,6 +15,7 @@ from accelerate.utils import (
 )
 
 from gnunet.config import Config
+from gnunet.config_layers import inline
 from gnunet.errors import ConfigError
 from gnunet.training import sharding, zero
 from gnunet.training.launch import REFUSAL
@@ -33,7 +34,8 @@ def make_accelerator(config: Config) -> Accelerator:
     torch.backends.cudnn.benchmark = not train.deterministic
     if train.compile and train.mixed_precision != "no" and not torch.accelerator.is_available():
         # Inductor's C++ for bf16 does not compile everywhere (torch 2.13 with g++ 12).
-        raise ConfigError(f"train.compile: given true with {train.mixed_precision} on a CPU; valid there: fp32")
+        given = f"{inline(train.compile)} with {train.mixed_precision}"
+        raise ConfigError(f"train.compile: given {given} on a CPU; valid there: fp32")
     sharding.check_options(config)
     zero.check_options(config)
     accelerator = open_accelerator(

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnunet.config import TrainConfig
 from gnunet.norms import running_buffers
@@ -71,3 +71,17 @@ class EMA:
         torch._foreach_lerp_(averaged, followed, 1.0 - decay)
         for mine, theirs in self._copied:
             mine.copy_(theirs)
+
+    @torch.no_grad()
+    def update_where(self, condition: Tensor, share: Tensor) -> None:
+        """`update` by tensors on the device; if the condition is false, the average stays as it is, but for the sign of
+        a negative zero.
+
+        Args:
+            condition: bool ().
+            share: 1 - decay, float32 ().
+        """
+        averaged, followed = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(averaged, followed, [share * condition] * len(averaged))
+        for mine, theirs in self._copied:
+            mine.copy_(torch.where(condition, theirs, mine))

@@ -12,7 +12,7 @@ from gnunet.untrusted import YAML_BYTES, read_text
 
 MAY_CHANGE = (
     "run_dir", "data.num_workers", "data.cache_dir", "model.recompute", "train.micro_batch_size",
-    "train.keep_checkpoints", "train.max_nonfinite", "train.timeout", "train.trackers",
+    "train.cuda_graph", "train.keep_checkpoints", "train.max_nonfinite", "train.timeout", "train.trackers",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they say where and how fast, not what is computed."""
 

@@ -1,9 +1,11 @@
 """Everything a run is made of, and one step of its training."""
 
+import functools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ from gnunet.diffusion import Process, make_process, to_unit_range
 from gnunet.diffusion.process import Level, expand
 from gnunet.models import UNet2D
 from gnunet.norms import NORMS, force_weight_norm, precise_statistics, running_buffers
+from gnunet.training import cuda_graph
+from gnunet.training.cuda_graph import Graphs
 from gnunet.training.ema import EMA, ema_decay
 from gnunet.training.loading import Sampleable
 from gnunet.training.run_data import load_run_data
 from gnunet.training.schedule import learning_rate
 from gnunet.training.sharding import Sharding, lay_in_rows
 from gnunet.training.stopping import StopRequest
-from gnunet.training.update import ShardedUpdate, Update
+from gnunet.training.update import GraphedUpdate, ShardedUpdate, Update
 from gnunet.training.zero import ZeroUpdate, is_launched
 
 
@@ -46,6 +50,17 @@ class StepResult:
     """Some process was asked to stop."""
 
 
+class Step:
+    """One optimizer step, which the device may still be at."""
+
+    def __init__(self, read: Callable[[], StepResult]) -> None:
+        self._read = functools.cache(read)
+
+    def wait(self) -> StepResult:
+        """What it did, once the device has done it. Every process must call this, in the order of their steps."""
+        return self._read()
+
+
 @dataclass
 class Session:
     """The parts of a run; `unet` is the bare network, which `update` wraps to train it."""
@@ -64,6 +79,8 @@ class Session:
     process: Process
     sharding: Sharding | None = None
     """How network and average are split over the processes; None where each has all of them."""
+    graphs: Graphs | None = None
+    """Runs the parts of a step, and decides on the device whether it counts; None where the host calls and decides."""
     precise: bool = False
     """The average has running statistics of its own weights; not so after a step (train.precise_batches)."""
 
@@ -126,7 +143,12 @@ class Session:
             )
         )  # fmt: skip
 
-    def step(self, batches: Iterator[dict[str, Tensor]], images_seen: int, *, stop: bool | StopRequest) -> StepResult:
+    @property
+    def reads_late(self) -> bool:
+        """Whether a step's result should be waited for when the next one is queued, so that the device has work."""
+        return self.graphs is not None and self.accelerator.device.type == "cuda"
+
+    def step(self, batches: Iterator[dict[str, Tensor]], images_seen: int, *, stop: bool | StopRequest) -> Step:
         """One optimizer step: forward and backward over this process's share of a batch, update, average.
 
         Args:
@@ -135,6 +157,7 @@ class Session:
             stop: whether this process was asked to stop, read as late in the step as can be; all processes learn of it.
         """
         train, accelerator, update = self.config.train, self.accelerator, self.update
+        run = self.graphs.run if self.graphs is not None else call
         loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         seen = []  # the examples of each micro-batch and their losses
         for part in range(self.accumulation):
@@ -143,31 +166,72 @@ class Session:
                 masks = Stream(self.config.seed, Purpose.DROPOUT).raw(int(batch["index"][0]), 1)
                 torch.manual_seed(int(masks[0]) >> 1)
             images, noise, level, labels = self.on_device(batch)
+            given = [images, noise, *vars(level).values(), *([] if labels is None else [labels])]
             with update.collecting(last=part == self.accumulation - 1):
-                losses = self.process.loss(update.network, images, noise, level, labels)
-                # Gradients are averaged over processes: what remains is the mean over the global batch.
-                update.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
-            seen.append((batch["index"], losses := losses.detach()))
+                name, function = ("first", self.make_gradients) if part == 0 else ("next", self.add_gradients)
+                losses = run(name, function, *given).clone()
+            seen.append((batch["index"], losses))
             loss_sum += losses.sum(dtype=torch.float64)
-        norm = update.clip(train.max_grad_norm or math.inf)
+        if isinstance(update, GraphedUpdate) and not update.is_alone:
+            run("pack", update.pack)
+            update.all_reduce()
+        norm = run("clip", partial(update.clip, train.max_grad_norm or math.inf))
 
         # The norm is the same on every process, so its mean is exact; a process where it is not finite tells all.
-        totals = torch.stack([loss_sum, norm.double(), loss_sum.new_tensor(float(bool(stop)))])
-        totals = accelerator.reduce(totals, "sum").tolist()
-        loss, grad_norm = totals[0] / train.batch_size, totals[1] / accelerator.num_processes
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-
-        scaler = accelerator.scaler
-        overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
+        totals = torch.stack([loss_sum, norm.double(), loss_sum.new_full((), float(bool(stop)))])
+        totals = accelerator.reduce(totals, "sum")
         self.share_running_statistics()
-        if finite:
-            update.step(learning_rate(train, images_seen + train.batch_size / 2))
+        self.precise = False
+        rate = learning_rate(train, images_seen + train.batch_size / 2)
+        decay = ema_decay(train, images_seen + train.batch_size)
+        if self.graphs is not None:
+            numbers = (totals.new_full((), value, dtype=torch.float32) for value in (rate, 1.0 - decay))
+            run("update", self.update_if_finite, totals, *numbers)
+            self.graphs.end_step()
+            values = cuda_graph.send(totals)
+            return Step(lambda: self.result(values(), seen))
+        result = self.result(totals.tolist(), seen)
+        if result.finite:
+            update.step(rate)
             force_weight_norm(self.unet)
             update.take_over_weights()
-            self.ema.update(ema_decay(train, images_seen + train.batch_size))
+            self.ema.update(decay)
         else:
             update.skip()
-        self.precise = False
+        return Step(lambda: result)
+
+    def make_gradients(self, *given: Tensor) -> Tensor:
+        """`add_gradients` of a step's first micro-batch, whatever a capture that failed has left."""
+        self.unet.zero_grad()
+        return self.add_gradients(*given)
+
+    def add_gradients(self, images: Tensor, noise: Tensor, *rest: Tensor) -> Tensor:
+        """Forward and backward of a micro-batch; its losses, (N,).
+
+        Args:
+            rest: the fields of its Level, and labels where it has them.
+        """
+        count = len(fields(Level))
+        level, labels = Level(*rest[:count]), rest[count] if len(rest) > count else None
+        losses = self.process.loss(self.update.network, images, noise, level, labels)
+        # Gradients are averaged over processes: what remains is the mean over the global batch.
+        self.update.backward(losses.sum() * (self.accelerator.num_processes / self.config.train.batch_size))
+        return losses.detach()
+
+    def update_if_finite(self, totals: Tensor, learning_rate: Tensor, share: Tensor) -> None:
+        """The optimizer's step and the average's, decided on the device by the totals of `step`."""
+        finite = totals[:2].isfinite().all()
+        self.update.step_where(finite, learning_rate)
+        force_weight_norm(self.unet, where=finite)
+        self.ema.update_where(finite, share)
+        self.unet.zero_grad()  # a graph's own memory keeps them where it expects them
+
+    def result(self, totals: list[float], seen: list[tuple[Tensor, Tensor]]) -> StepResult:
+        """What a step did, by its totals over all processes and the examples and losses of this one."""
+        loss, grad_norm = totals[0] / self.config.train.batch_size, totals[1] / self.accelerator.num_processes
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        scaler = self.accelerator.scaler
+        overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
         bad = () if math.isfinite(loss) else self.nonfinite_of(seen)
         return StepResult(loss, grad_norm, finite, overflow, nonfinite_examples=bad, stop=totals[2] > 0)
 
@@ -183,7 +247,8 @@ class Session:
         level = self.process.level(batch["level"]).to(device)
         images = to_unit_range(batch["images"].to(device, non_blocking=True))
         noise = batch["noise"].to(device, non_blocking=True)
-        return images, noise, level, batch["labels"].to(device) if "labels" in batch else None
+        labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None
+        return images, noise, level, labels
 
     def share_running_statistics(self) -> None:
         """Give every process the mean of the processes' running statistics, each of which has seen its own share."""
@@ -192,6 +257,11 @@ class Session:
         means = self.accelerator.reduce(torch.cat([buffer.float().flatten() for buffer in buffers]), "mean")
         for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_((mean if buffer.is_floating_point() else mean.round()).view_as(buffer))
+
+
+def call(name: str, function: Callable[..., Any], *given: Tensor) -> Any:
+    """`Graphs.run` without graphs."""
+    return function(*given)
 
 
 def build(config: Config, accelerator: Accelerator) -> Session:
@@ -220,6 +290,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     }
 
     train, device = config.train, accelerator.device
+    is_graphed = cuda_graph.is_wanted(config, accelerator)
     torch.manual_seed(config.seed)
     unet = UNet2D(**unet_kwargs(config, None if counts is None else len(counts))).train()
     if config.model.gradient_checkpointing:
@@ -238,17 +309,27 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     if by_zero:
         update = ZeroUpdate(unet, adamw, accelerator, timeout=timedelta(seconds=train.timeout))
     else:
-        update = (Update if sharding is None else ShardedUpdate)(unet, adamw, accelerator)
+        kind = GraphedUpdate if is_graphed else Update if sharding is None else ShardedUpdate
+        update = kind(unet, adamw, accelerator)
     if train.compile:
-        compile_network(unet, device)
+        compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
         examples=examples, bank=run_data.bank(config.validation), data=data, unet=unet, ema=ema,
         update=update, process=make_process(config.diffusion), sharding=sharding,
+        graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,
     )  # fmt: skip
 
 
-def compile_network(unet: UNet2D, device: torch.device) -> None:
-    """torch.compile `unet` in place: its parameters' names and its copies stay as they are."""
-    # On CPU, inductor's layout optimization gives some convolution weights zero gradients (torch 2.13).
-    unet.compile(options={"layout_optimization": False} if device.type == "cpu" else None)
+def compile_network(unet: UNet2D, device: torch.device, mode: str = "default") -> None:
+    """torch.compile `unet` in place, in one of inductor's modes: its parameters' names and its copies stay as they are.
+
+    On a CPU a mode's CUDA graphs are left out by inductor itself.
+    """
+    from torch._inductor import list_mode_options  # takes a second
+
+    options = dict(list_mode_options(mode))
+    if device.type == "cpu":
+        # Inductor's layout optimization gives some convolution weights zero gradients there (torch 2.13).
+        options["layout_optimization"] = False
+    unet.compile(options=options or None)

@@ -3,6 +3,7 @@
 import errno
 import signal
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from gnunet.training.progress import Display
 from gnunet.training.run_folder import RunFolder
 from gnunet.training.samples import sample_grid, save_grid
 from gnunet.training.schedule import learning_rate
-from gnunet.training.session import Session, build
+from gnunet.training.session import Session, Step, build
 from gnunet.training.sharding import local
 from gnunet.training.stopping import Stopped, StopRequest
 from gnunet.training.together import on_main
@@ -114,6 +115,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
     batches = session.batches(state.images)
     stop = StopRequest()
     display = Display(images=state.images, total=total, run_dir=config.run_dir, enabled=accelerator.is_main_process)
+    unread: deque[tuple[int, Step]] = deque()  # steps whose results are not read yet, and the images seen behind each
     seconds, timed_images = 0.0, 0  # of the steps since the last log line
     with stop, display:
         if checkpoint is not None:
@@ -178,34 +180,40 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
             if finished:
                 break
 
-            # One step.
+            # One step. Where its result is read late, it is that of the step before, while the device is at this one.
             display.doing("training")
             start = time.perf_counter()
-            result = session.step(batches, state.images, stop=stop)
+            unread.append((state.images + train.batch_size, session.step(batches, state.images, stop=stop)))
             state.images += train.batch_size
-            if result.finite:
-                state.loss_sum += result.loss
-                state.grad_norm_sum += result.grad_norm
-                state.steps += 1
-                state.nonfinite_in_a_row = 0
-            else:
-                state.nonfinite += 1
-                state.nonfinite_in_a_row += not result.overflow
-                state.nonfinite_examples = [*state.nonfinite_examples, *result.nonfinite_examples][:NAMED_EXAMPLES]
-                display.message(skipped(session, state.images, result))
-                if state.nonfinite_in_a_row >= train.max_nonfinite:
-                    raise DivergenceError(
-                        f"{state.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient, the last "
-                        f"at {state.images} images; no weight was changed by them. Lower train.learning_rate, "
-                        "set train.mixed_precision to no, or raise train.max_nonfinite, in a new run_dir.",
-                        images=state.images,
-                        nonfinite=state.nonfinite,
-                    )
-            display.step(state.images, result.loss)
-            seconds += time.perf_counter() - start
             timed_images += train.batch_size
+            stopped = False
+            late = session.reads_late and not is_anything_due(config, state, total)
+            while len(unread) > (late and not stopped):
+                images, step = unread.popleft()
+                result = step.wait()
+                stopped |= result.stop
+                if result.finite:
+                    state.loss_sum += result.loss
+                    state.grad_norm_sum += result.grad_norm
+                    state.steps += 1
+                    state.nonfinite_in_a_row = 0
+                else:
+                    state.nonfinite += 1
+                    state.nonfinite_in_a_row += not result.overflow
+                    state.nonfinite_examples = [*state.nonfinite_examples, *result.nonfinite_examples][:NAMED_EXAMPLES]
+                    display.message(skipped(session, images, result))
+                    if state.nonfinite_in_a_row >= train.max_nonfinite:
+                        raise DivergenceError(
+                            f"{state.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient, the last "
+                            f"at {images} images; no weight was changed by them. Lower train.learning_rate, "
+                            "set train.mixed_precision to no, or raise train.max_nonfinite, in a new run_dir.",
+                            images=images,
+                            nonfinite=state.nonfinite,
+                        )
+                display.step(images, result.loss)
+            seconds += time.perf_counter() - start
 
-            if result.stop:
+            if stopped:
                 return end_stopped(session, run, state, stop, display)
 
     display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
@@ -246,6 +254,13 @@ def is_due(every: int | None, state: TrainState, finished: bool) -> bool:
     if every is None or state.images == state.reported:
         return False
     return finished or (every > 0 and state.images // every > state.reported // every)
+
+
+def is_anything_due(config: Config, state: TrainState, total: int) -> bool:
+    """Whether there is anything to do at this number of images but the next step."""
+    train = config.train
+    every = (train.log_every, train.validate_every, train.sample_every, train.checkpoint_every, config.evaluate.every)
+    return any(is_due(interval, state, state.images >= total) for interval in every)
 
 
 def validate(session: Session, images: int, stop: StopRequest) -> dict[str, Any]:

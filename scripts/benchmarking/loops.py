@@ -2,6 +2,7 @@
 
 import inspect
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,17 @@ def gnunet_loop(config: Config, folder: Path) -> Loop:
     """gnunet's network and loop."""
     session = build(config, make_accelerator(config))
     batches, log = session.batches(0), JsonLines(folder / "metrics.jsonl")
-    seen, window = 0, 0.0
+    seen, window, unread = 0, 0.0, deque()
 
     def step() -> None:
         nonlocal seen, window
-        result = session.step(batches, seen, stop=False)
-        seen, window = seen + config.train.batch_size, window + result.loss
-        if seen // config.train.log_every > (seen - config.train.batch_size) // config.train.log_every:
+        unread.append(session.step(batches, seen, stop=False))
+        seen += config.train.batch_size
+        is_due = seen // config.train.log_every > (seen - config.train.batch_size) // config.train.log_every
+        while len(unread) > (session.reads_late and not is_due):
+            result = unread.popleft().wait()
+            window += result.loss
+        if is_due:
             log.write({"images": seen, "loss": window, "grad_norm": result.grad_norm})
             window = 0.0
 

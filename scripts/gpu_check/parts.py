@@ -66,7 +66,7 @@ def parts(folder: Path, *, small: bool = False, fake: bool = False, compiling: b
         sides = ["--sides", "gnunet", "diffusers"]
         return [
             _tests("tests", 120, folder, 1, fake, [*operator_tests, "-k", some]),
-            _tests("trainer", 80, folder, 1, fake, [*trainer_tests, "-k", "fsdp"]),
+            _tests("trainer", 80, folder, 1, fake, [*trainer_tests, "-k", "fsdp or cuda_graphs"]),
             Part("operator", 200, [[*operator, "--shapes", "ddpm_cifar10/512@4"]], ("operator",), ONE_COMPILER),
             Part("training", 150, [[*training, "--cases", "small", *short, *sides]], ("training",)),
         ]

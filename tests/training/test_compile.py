@@ -12,7 +12,8 @@ from gnunet.diffusion import make_process
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 from gnunet.training import fit
-from gnunet.training.session import compile_network
+from gnunet.training.accelerator import make_accelerator
+from gnunet.training.session import build, compile_network
 
 SIZES = ("in_channels", "out_channels", "norm_eps", "num_class_embeds")
 """Settings of a tiny network that make it no other kind of network."""
@@ -78,9 +79,41 @@ def test_compiled_gradients_are_the_eager_ones(file):
         assert size > noise_floor or name.endswith("to_k.bias"), name
 
 
-def test_compiled_bf16_on_a_cpu_is_refused(tiny):
-    with pytest.raises(ConfigError, match="train.compile"):
-        fit(tiny("run", "--train.mixed_precision", "bf16", "--train.compile", "true"))
+@pytest.mark.parametrize("mode", ["true", "max-autotune-no-cudagraphs"])
+def test_compiled_bf16_on_a_cpu_is_refused(tiny, mode):
+    with pytest.raises(ConfigError, match=f"train.compile: given {mode} with bf16 on a CPU"):
+        fit(tiny("run", "--train.mixed_precision", "bf16", "--train.compile", mode))
+
+
+@pytest.mark.parametrize(
+    ("value", "options"),
+    [
+        ("true", {}),
+        ("default", {}),
+        ("reduce-overhead", {"triton.cudagraphs": True}),
+        ("max-autotune", {"max_autotune": True, "triton.cudagraphs": True, "coordinate_descent_tuning": True}),
+        ("max-autotune-no-cudagraphs", {"max_autotune": True, "coordinate_descent_tuning": True}),
+    ],
+)
+def test_modes_are_inductors(tiny, monkeypatch, value, options):
+    compiled = []
+    monkeypatch.setattr(UNet2D, "compile", lambda self, options: compiled.append(options))
+    config = tiny("run", "--train.compile", value)
+    build(config, make_accelerator(config))
+    compile_network(UNet2D.__new__(UNet2D), torch.device("cuda"), "default" if value == "true" else value)
+    assert compiled == [{**options, "layout_optimization": False}, options or None]
+
+
+def test_an_unknown_mode_is_refused(tiny):
+    valid = "true, false, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs"
+    with pytest.raises(ConfigError, match=f"train.compile: given fast.*valid: {valid}"):
+        tiny("run", "--train.compile", "fast")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_a_mode_for_gpus_does_no_harm_on_a_cpu(tiny, mode):
+    assert fit(tiny("compiled", "--train.compile", mode, "--train.images", "16")) == 0
 
 
 @pytest.mark.slow

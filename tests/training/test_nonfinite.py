@@ -63,14 +63,14 @@ def poison(rank: int, what: str, value: float, folder: Path) -> None:
             self.accelerator.clip_grad_norm_ = clip_spoiled
         if struck and what == "weight":
             parameter.data[0, 0, 0, 0] = value
-        result = step(self, batches, images_seen, stop=stop)
+        taken = step(self, batches, images_seen, stop=stop)
         self.accelerator.clip_grad_norm_ = clip
         digest = hashlib.sha256()
         for tensor in [*self.unet.parameters(), *self.ema.model.parameters()]:
             digest.update(tensor.detach().contiguous().numpy().tobytes())
         with (folder / f"weights-{rank}.txt").open("a") as file:
-            file.write(f"{images_seen} {result.finite} {digest.hexdigest()}\n")
-        return result
+            file.write(f"{images_seen} {taken.wait().finite} {digest.hexdigest()}\n")
+        return taken
 
     Session.step = one_step
 
@@ -191,7 +191,7 @@ def test_fp16_scaling_recovers(scaled):
     before = [parameter.detach().clone() for parameter in scaled.unet.parameters()]
     expected, in_a_row, taken = scaler.get_scale(), 0, []
     for seen in range(0, 64, 8):
-        result = scaled.step(batches, seen, stop=False)
+        result = scaled.step(batches, seen, stop=False).wait()
         assert math.isfinite(result.loss) and not result.nonfinite_examples
         assert result.overflow == (not result.finite)
         taken.append(result.finite)
@@ -209,7 +209,7 @@ def test_fp16_a_broken_image_lowers_the_scale_and_counts_as_not_finite(scaled, m
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**16})
     monkeypatch.setattr(Session, "on_device", poison_images({9}, math.nan))
     batches = scaled.batches(0)
-    results = [scaled.step(batches, seen, stop=False) for seen in range(0, 24, 8)]
+    results = [scaled.step(batches, seen, stop=False).wait() for seen in range(0, 24, 8)]
     assert [(r.finite, r.overflow, r.nonfinite_examples) for r in results] == [
         (True, False, ()), (False, False, (9,)), (True, False, ())
     ]  # fmt: skip

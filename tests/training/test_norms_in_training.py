@@ -61,6 +61,16 @@ def test_a_stopped_run_ends_as_a_whole_one(tiny, tmp_path, monkeypatch, flags):
     assert same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_the_average_of_two_processes_has_running_statistics(tiny, run_ranks, tmp_path):
+    run_ranks(2, tiny("run", *norm("batch")))
+    ema, model = (load_file(tmp_path / "run" / FINAL / f"{name}.safetensors") for name in ("ema", "model"))
+    for name in model:
+        if name.endswith("running_mean"):
+            assert 0 < (ema[name] - model[name]).norm() < 0.5 * model[name].norm()
+        if name.endswith("num_batches_tracked"):
+            assert ema[name] == model[name] == 8
+
+
 @pytest.mark.parametrize("kind", ["batch", "weight_norm", "scaled_ws", "magnitude_preserving", "switchable", "rms"])
 def test_the_export_is_the_average(tiny, tmp_path, kind):
     """Also of norms that UNet2DModel lacks, with their buffers."""

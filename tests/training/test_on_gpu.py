@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.utils import is_deepspeed_available
 
-from gnunet.training.session import Session
+from gnunet.training.session import Session, Step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 LAUNCHES = {
@@ -28,10 +28,23 @@ def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> 
 
     def checked(self, batches, images_seen, *, stop):
         assert self.accelerator.device.type == "cuda"
-        result = step(self, batches, images_seen, stop=stop)
-        return replace(result, stop=result.stop or images_seen == stop_at)
+        taken = step(self, batches, images_seen, stop=stop)
+        return Step(lambda: replace(taken.wait(), stop=taken.wait().stop or images_seen == stop_at))
 
     Session.step = checked
+
+
+def spoiled_on_gpu(rank: int) -> None:
+    """`on_gpu`, with a pixel of an example set to NaN."""
+    on_gpu(rank)
+    on_device = Session.on_device
+
+    def spoiled(self, batch):
+        images, *others = on_device(self, batch)
+        images[(batch["index"] == 50).to(images.device), 0, 0, 0] = math.nan
+        return images, *others
+
+    Session.on_device = spoiled
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -50,6 +63,23 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_a_whole_one(tiny, run_rank
     whole, run = contents(tmp_path / "whole"), contents(tmp_path / "run")
     assert {name for name in whole.keys() | run if whole.get(name) != run.get(name)} == set()
     assert ("scale" in json.loads(whole["checkpoints/000000064/state.json"])["scaler"]) == (precision == "fp16")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model.norm.kind", "batch"],
+        ["--train.mixed_precision", "bf16", "--train.micro_batch_size", "2", "--model.dropout", "0.3"],
+    ],
+    ids=["whole", "accumulated"],
+)
+def test_cuda_graphs_change_no_bit(tiny, run_ranks, tmp_path, flags):
+    """Also where a step is skipped."""
+    for name, mode in (("without", "false"), ("with", "true")):
+        config = tiny(name, *flags, "--train.deterministic", "true", "--train.cuda_graph", mode)
+        run_ranks(1, config, spoiled_on_gpu)
+    one, other = contents(tmp_path / "without"), contents(tmp_path / "with")
+    assert {name for name in one.keys() | other if one.get(name) != other.get(name)} == set()
 
 
 @pytest.mark.parametrize("kind", LAUNCHES)

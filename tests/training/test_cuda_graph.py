@@ -1,0 +1,260 @@
+"""train.cuda_graph changes no bit of a run, with a tape on the CPU in a CUDA graph's place."""
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gnunet.errors import ConfigError, DivergenceError
+from gnunet.training import cuda_graph, fit
+from gnunet.training.accelerator import make_accelerator
+from gnunet.training.session import Session, build
+
+ON, OFF = ["--train.cuda_graph", "auto"], ["--train.cuda_graph", "false"]
+READS_LATE = Session.reads_late
+LONG = ["--train.batch_size", "12", "--train.images", "96", "--train.log_every", "24", "--train.checkpoint_every", "48"]
+
+
+class Tape(TorchDispatchMode):
+    """The operations that a function consists of and their tensors, to be run again on these as a CUDA graph's kernels.
+
+    Numbers of the host are on it as they were, so that one that changes between steps gives wrong results.
+
+    Raises:
+        RuntimeError: a number of the device is read by the host.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("a number is read by the host")
+        results = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, tree_leaves(results)))
+        return results
+
+    @torch.no_grad()
+    def play(self):
+        for operation, args, kwargs, results in self.operations:
+            for mine, new in zip(results, tree_leaves(operation(*args, **kwargs)), strict=True):
+                if isinstance(new, torch.Tensor) and mine.untyped_storage()._cdata != new.untyped_storage()._cdata:
+                    mine.copy_(new)
+
+
+def record(function, *, pool, stream):
+    """In the place of `cuda_graph.capture`; what is recorded has been run, so that the first replay does nothing."""
+    tape, played = Tape(), []
+    with tape:
+        result = function()
+
+    def replay():
+        if played:
+            tape.play()
+        played.append(True)
+        return result
+
+    return replay
+
+
+def graphs_on_cpu(rank: int = 0, capture=record, late: bool = False, broken: tuple[int, ...] = ()) -> None:
+    """Have a process train as on a GPU; captures fail on the ranks named in `broken`."""
+    cuda_graph.DEVICES = ("cuda", "cpu")
+    cuda_graph.capture = fail if rank in broken else capture
+    if late:
+        Session.reads_late = property(lambda session: session.graphs is not None)
+
+
+def fail(function, *, pool, stream):
+    raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
+
+
+@pytest.fixture(params=[False, True], ids=["at_once", "late"])
+def on_cpu(request, monkeypatch):
+    """Graphs on the CPU; results are read at once, or one step late."""
+    for owner, name in ((cuda_graph, "DEVICES"), (cuda_graph, "capture"), (Session, "reads_late")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    graphs_on_cpu(late=request.param)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run but the times and what names its folder or this option."""
+    left_out = ("timing.jsonl", "config.yaml", "manifest.json")
+    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name not in left_out]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def assert_same(run: Path, other: Path) -> None:
+    ours, theirs = contents(run), contents(other)
+    assert {name for name in ours.keys() | theirs if ours.get(name) != theirs.get(name)} == set()
+
+
+def spoil(monkeypatch, examples: set[int]) -> None:
+    """Set a pixel of these examples to NaN."""
+    on_device = Session.on_device
+
+    def spoiled(self, batch):
+        images, *others = on_device(self, batch)
+        images[torch.tensor([index in examples for index in batch["index"].tolist()]), 0, 0, 0] = math.nan
+        return images, *others
+
+    monkeypatch.setattr(Session, "on_device", spoiled)
+
+
+CASES = {
+    "plain": [],
+    "accumulation": [*LONG, "--train.micro_batch_size", "4"],
+    "power": ["--train.ema_kind", "power", "--train.weight_decay", "0.1", "--train.max_grad_norm", "null"],
+    "dropout": [*LONG, "--train.micro_batch_size", "6", "--model.dropout", "0.3", "--diffusion.kind", "edm"],
+    "unlabelled": ["--data.class_conditional", "false", "--diffusion.kind", "ddpm", "--train.mixed_precision", "bf16"],
+    "batch": ["--model.norm.kind", "batch"],
+    "precise": ["--model.norm.kind", "batch_renorm", "--train.precise_batches", "2"],
+    "weight_norm": ["--model.norm.kind", "weight_norm"],
+    "magnitude": ["--model.norm.kind", "magnitude_preserving"],
+    "recompute": ["--model.recompute", "norm"],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_has_the_same_bits_with_and_without(tiny, tmp_path, on_cpu, monkeypatch, case):
+    """Also behind a step that is skipped, among those that are replayed; a checkpoint follows it at once."""
+    spoil(monkeypatch, {44, 49, 50})
+    assert fit(tiny("without", *CASES[case], *OFF)) == 0
+    assert fit(tiny("with", *CASES[case], *ON)) == 0
+    assert "nonfinite_examples" in (tmp_path / "with/metrics.jsonl").read_text()
+    assert_same(tmp_path / "with", tmp_path / "without")
+
+
+@pytest.mark.parametrize("micro", ["4", "2"])
+def test_two_processes_have_the_same_bits_with_and_without(tiny, run_ranks, tmp_path, micro):
+    flags = ["--train.micro_batch_size", micro, "--model.norm.kind", "batch"]
+    run_ranks(2, tiny("without", *flags, *OFF))
+    run_ranks(2, tiny("with", *flags, *ON), graphs_on_cpu, record, True)
+    assert_same(tmp_path / "with", tmp_path / "without")
+
+
+def stop_at(images: int):
+    """Session.step of a run that is asked to stop in the step from so many images."""
+    step = Session.step
+
+    def stopping(self, batches, images_seen, *, stop):
+        if images_seen == images:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batches, images_seen, stop=stop)
+
+    return stopping
+
+
+@pytest.mark.parametrize("modes", [(ON, OFF), (OFF, ON)], ids=["on_then_off", "off_then_on"])
+def test_a_run_that_was_stopped_goes_on_in_the_other_mode(tiny, tmp_path, on_cpu, monkeypatch, modes):
+    assert fit(tiny("whole", *OFF)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "step", stop_at(32))
+        assert fit(tiny("run", *modes[0])) == 128 + signal.SIGTERM
+    assert fit(tiny("run", *modes[1])) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_stop_that_is_read_late_is_one_step_late(tiny, tmp_path, on_cpu, monkeypatch):
+    late = tiny("run", *ON, "--train.log_every", "64", "--train.checkpoint_every", "0", "--train.sample_every", "0")
+    monkeypatch.setattr(Session, "step", stop_at(40))
+    assert fit(late) == 128 + signal.SIGTERM
+    [checkpoint] = (tmp_path / "run/checkpoints").iterdir()
+    assert int(checkpoint.name) == 48 + 8 * (Session.reads_late is not READS_LATE)
+    assert json.loads((checkpoint / "state.json").read_text())["steps"] == int(checkpoint.name) // 8
+
+
+def test_too_many_skipped_steps_end_a_run_as_without(tiny, on_cpu, monkeypatch, capsys):
+    spoil(monkeypatch, {26, 33})
+    errors, said = [], []
+    for name, mode in (("without", OFF), ("with", ON)):
+        with pytest.raises(DivergenceError) as caught:
+            fit(tiny(name, *mode, "--train.max_nonfinite", "2", "--train.log_every", "64"))
+        errors.append((str(caught.value), caught.value.images, caught.value.nonfinite))
+        said.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")])
+    assert errors[0] == errors[1] and errors[0][1:] == (40, 2)
+    assert said[0] == said[1] and len(said[0]) == 2
+
+
+@pytest.mark.parametrize("name", ["first", "next", "clip", "update"])
+def test_a_capture_that_fails_changes_nothing(tiny, tmp_path, on_cpu, monkeypatch, caplog, name):
+    """A part of a step whose capture fails behind those of others."""
+    flags = ["--train.micro_batch_size", "2"]
+    assert fit(tiny("without", *flags, *OFF)) == 0
+    captured = []
+
+    def capture(function, *, pool, stream):
+        captured.append(function)
+        if len(captured) == ["first", "next", "clip", "update"].index(name) + 1:
+            fail(function, pool=pool, stream=stream)
+        return record(function, pool=pool, stream=stream)
+
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    with caplog.at_level("WARNING"):
+        assert fit(tiny("with", *flags, *ON)) == 0
+    assert [record.message for record in caplog.records if "cuda_graph" in record.message] == [
+        "train.cuda_graph: going on without, since a step cannot be captured "
+        "(operation not permitted when stream is capturing)"
+    ]
+    assert_same(tmp_path / "with", tmp_path / "without")
+    with pytest.raises(ConfigError, match="train.cuda_graph: given true, but the step cannot be captured"):
+        captured.clear()
+        fit(tiny("must", *flags, "--train.cuda_graph", "true"))
+
+
+def test_a_capture_that_fails_on_one_process_is_none_on_all(tiny, run_ranks, tmp_path):
+    run_ranks(2, tiny("without", *OFF))
+    said = run_ranks(2, tiny("with", *ON), graphs_on_cpu, record, True, (1,))
+    assert [text.count("going on without") for text in said] == [1, 0]
+    assert_same(tmp_path / "with", tmp_path / "without")
+    must = tiny("must", "--train.cuda_graph", "true")
+    said = run_ranks(2, must, graphs_on_cpu, record, False, (1,), status=2)
+    assert all("train.cuda_graph: given true, but the step cannot be captured" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "valid"),
+    [
+        ([], "given true on a device of type cpu; valid: auto or false"),
+        (["--train.mixed_precision", "fp16"], "valid: auto or false with train.mixed_precision fp16"),
+        (["--model.gradient_checkpointing", "true"], "auto or false with model.gradient_checkpointing true"),
+        (["--train.compile", "reduce-overhead"], "auto or false with train.compile reduce-overhead"),
+    ],
+    ids=["cpu", "fp16", "checkpointing", "compile"],
+)
+def test_what_cannot_be_is_refused(tiny, tmp_path, flags, valid):
+    with pytest.raises(ConfigError) as caught:
+        fit(tiny("run", "--train.cuda_graph", "true", *flags))
+    assert "train.cuda_graph: given true" in str(caught.value) and valid in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_norms_over_all_processes_are_refused_and_left_out_by_auto(tiny, run_ranks):
+    norm = ["--model.norm.overrides", "{encoder: {kind: sync_batch}}"]
+    said = run_ranks(2, tiny("true", *norm, "--train.cuda_graph", "true"), graphs_on_cpu, status=2)
+    assert all("train.cuda_graph: given true with sync_batch norms over 2 processes" in text for text in said)
+    run_ranks(2, tiny("auto", *norm, *ON, "--train.images", "48"), refuse_captures)
+
+
+def refuse_captures(rank: int) -> None:
+    def capture(*_, **options):
+        raise AssertionError("captured")
+
+    graphs_on_cpu(capture=capture)
+
+
+def test_the_optimizer_keeps_no_tensor_of_a_step(tiny, on_cpu):
+    config = tiny("run", *ON)
+    session = build(config, make_accelerator(config))
+    batches = session.batches(0)
+    for seen in range(0, 64, 8):
+        session.step(batches, seen, stop=False).wait()
+    [group] = session.update.adamw.state_dict()["param_groups"]
+    assert isinstance(group["lr"], float) and group["capturable"] is False
+    assert not hasattr(session.update.adamw, "found_inf")
