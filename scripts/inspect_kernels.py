@@ -45,7 +45,7 @@ CENTERS = {"True": True, "False": False}
 SHAPES = {
     # name: (shape, groups). One for each tiling, and sizes that no power of two divides.
     "a level of DDPM's U-Net": ((2, 128, 32, 32), 32),
-    "a wider one in a large batch": ((64, 384, 32, 32), 32),
+    "a wider one in a large batch": ((64, 1024, 32, 32), 32),
     "its lowest level": ((2, 512, 4, 4), 32),
     "groups of 10 channels": ((1, 320, 16, 16), 32),
     "groups of 10 channels, large": ((1, 320, 64, 64), 32),

@@ -133,9 +133,9 @@ def _has_tables(args: NormArgs) -> bool:
     return any(t is not None for t in (args.add, args.scale, args.shift))
 
 
-def _is_unaligned(values: dict[str, Any]) -> bool:
-    """Whether every element of a row has an address of its own."""
-    return not values["CHANNELS_LAST"] and values["ALIGN_S"] == 1
+def _is_wide(args: NormArgs, values: dict[str, Any]) -> bool:
+    """Whether a thread needs a register for each element of x, or for its address."""
+    return args.x.element_size() > 2 or (not values["CHANNELS_LAST"] and values["ALIGN_S"] == 1)
 
 
 def _is_plain(args: NormArgs, values: dict[str, Any]) -> bool:
@@ -154,7 +154,7 @@ def plan_forward(args: NormArgs) -> Plan:
     tiling, values = _tiling(args, "forward")
     is_plain = _is_plain(args, values)
     blocks = len(args.x) * tiling.group_blocks
-    few, many = _options(tiling.num_warps, 8 if _is_unaligned(values) else 16), _options(tiling.num_warps, 24)
+    few, many = _options(tiling.num_warps, 8 if _is_wide(args, values) else 16), _options(tiling.num_warps, 24)
     stats = (1 + args.center) * values["stats_stride"]
     if isinstance(tiling, SinglePass):
         return Plan(
@@ -180,7 +180,7 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
     tiling, values = _tiling(args, "backward of tables" if _has_tables(args) else "backward")
     samples, channels, groups = len(args.x), values["C"], args.num_groups
     blocks = samples * tiling.group_blocks
-    few, many = _options(tiling.num_warps, 8 if _is_unaligned(values) else 16), _options(tiling.num_warps, 24)
+    few, many = _options(tiling.num_warps, 8 if _is_wide(args, values) else 16), _options(tiling.num_warps, 24)
     options = many if _is_plain(args, values) else few
     partial = means = combined = 0
     if isinstance(tiling, SinglePass):
