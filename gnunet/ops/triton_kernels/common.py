@@ -180,7 +180,8 @@ def rstd_of(mean_square, mean_correction, eps, CENTER: tl.constexpr):
     """From the mean square of d; with CENTER, of d about a point that the mean is `mean_correction` away from."""
     if CENTER:
         mean_square = tl.maximum(mean_square - mean_correction * mean_correction, 0.0)
-    return tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+    # torch.compile hands over eps in 64 bits.
+    return tl.div_rn(1.0, tl.sqrt_rn(mean_square + tl.cast(eps, tl.float32)))
 
 
 @jit
