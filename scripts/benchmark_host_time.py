@@ -1,0 +1,151 @@
+"""Microseconds of the host that a call of the operator takes on a GPU, layer by layer, beside PyTorch's two operators.
+
+    python scripts/benchmark_host_time.py [--rounds 40] [--out assets/benchmarks]
+
+The device's work is not waited for: with few images per GPU a step is bound by the host, and this is its part in each
+norm. CPU time of the process, with one thread, the least of `rounds` blocks; the sides alternate. It also runs on the
+device that computes nothing (scripts/gpu_check/fake_cuda.py), where a launch by the driver costs nothing: PyTorch has
+4 of them forward, gnunet one or two.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarking.record import origin, record_path
+from gnunet.ops import group_norm_silu
+from gnunet.ops.arguments import NormArgs
+from gnunet.ops.triton_kernels import launch as triton_launch
+
+SHAPES = ((8, 512, 4, 4), (8, 256, 16, 16), (8, 128, 32, 32), (1, 320, 64, 64))
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+GROUPS = 32
+CALLS = 200
+BARS = {"forward": 1.0, "forward and backward": 1.5}
+"""The most that gnunet's time may be of PyTorch's."""
+
+Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def pytorchs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.silu(F.group_norm(x, GROUPS, weight, bias))
+
+
+def gnunets(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return group_norm_silu(x, GROUPS, weight, bias)
+
+
+def microseconds(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Of a call of each, by turns."""
+    least = dict.fromkeys(works, float("inf"))
+    for work in works.values():
+        for _ in range(20):
+            work()
+    for _ in range(rounds):
+        for name, work in works.items():
+            start = time.process_time()
+            for _ in range(CALLS):
+                work()
+            least[name] = min(least[name], (time.process_time() - start) / CALLS)
+    return {name: round(seconds * 1e6, 2) for name, seconds in least.items()}
+
+
+def sides(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, dict[str, float]]:
+    """gnunet and PyTorch: forward without gradients, forward of training, and both passes."""
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    dy = torch.empty_like(x)
+
+    def without_gradients(norm: Norm) -> Callable[[], object]:
+        return lambda: norm(x, weight, bias)
+
+    def forward(norm: Norm) -> Callable[[], object]:
+        return lambda: norm(*leaves)
+
+    def both(norm: Norm) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(norm(*leaves), leaves, dy)
+
+    found = {}
+    norms = {"gnunet": gnunets, "pytorch": pytorchs}
+    for name, make in (
+        ("forward", without_gradients), ("forward of training", forward), ("forward and backward", both),
+    ):  # fmt: skip
+        with torch.set_grad_enabled(make is not without_gradients):
+            found[name] = microseconds({side: make(norm) for side, norm in norms.items()}, rounds)
+    return found
+
+
+def layers(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, float]:
+    """Of gnunet's call without gradients, from the outside in; each contains those after it."""
+    args = NormArgs(x, GROUPS, weight, bias, 1e-5, None, None, None, True, True)
+    operator = triton_launch._PreparedOperator(args)
+    y, stats = operator.forward(args)
+    tensors = (x, y, stats, weight, bias, None, None, None)
+    operator.execute(tensors)
+    stream = torch.cuda.current_stream().cuda_stream
+    pointers = [0 if t is None else t.data_ptr() for t in tensors]
+
+    def launch() -> None:
+        for run, programs, function, metadata, pick, values in operator.execute.compiled:
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(pointers), *values)
+
+    with torch.no_grad():
+        return microseconds(
+            {
+                "call": lambda: gnunets(x, weight, bias),
+                "signature": args.signature,
+                "allocations and launches": lambda: operator.forward(args),
+                "addresses and launches": lambda: operator.execute(tensors),
+                "launches": launch,
+            },
+            rounds,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40, help=f"blocks of {CALLS} calls (default 40)")
+    parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-host-time.json to")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a GPU, or the one of scripts/gpu_check/fake_cuda.py")
+    torch.set_num_threads(1)
+    device = torch.device("cuda", torch.cuda.current_device())
+    table = Table("microseconds", *(f"{name}: gnunet / PyTorch" for name in (*BARS, "forward of training")))
+    rows: list[dict[str, Any]] = []
+    for shape in SHAPES:
+        for layout, memory_format in LAYOUTS.items():
+            x = torch.empty(shape, device=device, dtype=torch.bfloat16).contiguous(memory_format=memory_format)
+            weight, bias = torch.ones(2, shape[1], device=device, dtype=x.dtype).unbind()
+            found = sides(x, weight, bias, arguments.rounds)
+            rows.append(
+                {"shape": shape, "layout": layout, **found, "layers": layers(x, weight, bias, arguments.rounds)}
+            )
+            cells = (f"{found[name]['gnunet']} / {found[name]['pytorch']}" for name in (*BARS, "forward of training"))
+            table.add_row(f"{shape} {layout}", *cells)
+    console = Console(width=140)
+    console.print(table)
+    console.print(
+        Table("layers", *rows[0]["layers"]), *(f"{r['shape']} {r['layout']}: {r['layers']}" for r in rows), sep="\n"
+    )
+    bars = {}
+    for name, most in BARS.items():
+        worst = max(row[name]["gnunet"] / row[name]["pytorch"] for row in rows)
+        bars[f"{name}: gnunet / PyTorch, most, <= {most:g}"] = round(worst, 3)
+    console.print(bars)
+    if arguments.out is not None:
+        path = record_path(arguments.out, device, "host-time")
+        path.write_text(json.dumps({**origin(device, "triton"), "bars": bars, "rows": rows}, indent=1) + "\n")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
