@@ -86,15 +86,16 @@ def sides(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, dic
 def layers(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, float]:
     """Of gnunet's call without gradients, from the outside in; each contains those after it."""
     args = NormArgs(x, GROUPS, weight, bias, 1e-5, None, None, None, True, True)
-    operator = triton_launch._PreparedOperator(args)
+    operator = triton_launch._PlannedOperator(args, triton_launch._Executable)
     y, stats = operator.forward(args)
+    _, execute = operator.plans[()]
     tensors = (x, y, stats, weight, bias, None, None, None)
-    operator.execute(tensors)
+    execute(tensors)
     stream = torch.cuda.current_stream().cuda_stream
     pointers = [0 if t is None else t.data_ptr() for t in tensors]
 
     def launch() -> None:
-        for run, programs, function, metadata, pick, values in operator.execute.compiled:
+        for run, programs, function, metadata, pick, values in execute.compiled:
             run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(pointers), *values)
 
     with torch.no_grad():
@@ -103,7 +104,7 @@ def layers(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, fl
                 "call": lambda: gnunets(x, weight, bias),
                 "signature": args.signature,
                 "allocations and launches": lambda: operator.forward(args),
-                "addresses and launches": lambda: operator.execute(tensors),
+                "addresses and launches": lambda: execute(tensors),
                 "launches": launch,
             },
             rounds,
@@ -133,9 +134,7 @@ def main() -> None:
             table.add_row(f"{shape} {layout}", *cells)
     console = Console(width=140)
     console.print(table)
-    console.print(
-        Table("layers", *rows[0]["layers"]), *(f"{r['shape']} {r['layout']}: {r['layers']}" for r in rows), sep="\n"
-    )
+    console.print(*(f"{row['shape']} {row['layout']}: {row['layers']}" for row in rows), sep="\n")
     bars = {}
     for name, most in BARS.items():
         worst = max(row[name]["gnunet"] / row[name]["pytorch"] for row in rows)

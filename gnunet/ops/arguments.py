@@ -27,11 +27,6 @@ class NormArgs(NamedTuple):
         """x, weight, bias, add, scale, shift: what has a gradient, in the order of the gradients."""
         return self.x, self.weight, self.bias, self.add, self.scale, self.shift
 
-    def replace_tensors(self, tensors: tuple[Tensor | None, ...]) -> NormArgs:
-        x, weight, bias, add, scale, shift = tensors
-        assert x is not None
-        return NormArgs(x, self.num_groups, weight, bias, self.eps, add, scale, shift, self.silu, self.center)
-
     def signature(self) -> Hashable:
         """All but the tensors' values and addresses: what an implementation may prepare itself for."""
         x, num_groups, weight, bias, eps, add, scale, shift, silu, center = self

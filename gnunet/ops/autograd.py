@@ -204,8 +204,7 @@ def _by_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     needs = ctx.needs_input_grad[2:]
     with torch.enable_grad():
         args = _saved_args(ctx, [_as_grad_leaf(t) for t in tensors])
-        wanted = [t for t, need in zip(args.tensors, needs, strict=True) if need and t is not None]
-        return _spread(needs, torch.autograd.grad(reference.group_norm_silu(args), wanted, dy))
+        return _spread(needs, _formula_gradients(args, needs, dy))
 
 
 def _save_for_double_backward(ctx: Any, dy: Tensor, args: NormArgs, needs: Sequence[bool]) -> None:
@@ -222,14 +221,21 @@ def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | 
     with torch.enable_grad():
         dy, *tensors = map(_as_grad_leaf, ctx.saved_tensors)
         args = _saved_args(ctx, tensors)
-        wanted = [t for t, need in zip(args.tensors, ctx.needs, strict=True) if need and t is not None]
-        first = torch.autograd.grad(reference.group_norm_silu(args), wanted, dy, create_graph=True)
+        first = _formula_gradients(args, ctx.needs, dy, create_graph=True)
     # A gradient that is constant, as that of bias and shift without activation, has none of its own.
     pairs = [(g, gg) for g, gg in zip(first, grads, strict=True) if gg is not None and g.requires_grad]
     given = [dy, *(t for t in args.tensors if t is not None)]
     outputs, grad_outputs = [g for g, _ in pairs], [gg for _, gg in pairs]
     found = torch.autograd.grad(outputs, given, grad_outputs, create_graph=create_graph, allow_unused=True)
     return [found[0], *_spread([t is not None for t in args.tensors], found[1:])]
+
+
+def _formula_gradients(
+    args: NormArgs, needs: Sequence[bool], dy: Tensor, create_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Those of the tensors that need one."""
+    wanted = [t for t, need in zip(args.tensors, needs, strict=True) if need and t is not None]
+    return torch.autograd.grad(reference.group_norm_silu(args), wanted, dy, create_graph=create_graph)
 
 
 def _as_grad_leaf(t: Any) -> Any:

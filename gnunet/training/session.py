@@ -172,9 +172,7 @@ class Session:
                 losses = run(name, function, *given).clone()
             seen.append((batch["index"], losses))
             loss_sum += losses.sum(dtype=torch.float64)
-        if isinstance(update, GraphedUpdate) and not update.is_alone:
-            run("pack", update.pack)
-            update.all_reduce()
+        update.average_gradients(run)
         norm = run("clip", partial(update.clip, train.max_grad_norm or math.inf))
 
         # The norm is the same on every process, so its mean is exact; a process where it is not finite tells all.

@@ -6,7 +6,9 @@ DeepSpeed.
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +47,9 @@ class Update:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this process's loss; what `clip` finds are their means over the processes."""
         self.accelerator.backward(loss)
+
+    def average_gradients(self, run: Callable[..., Any]) -> None:
+        """Average the gradients over the processes, where `backward` has not; `run` is `Graphs.run`."""
 
     def clip(self, max_norm: float) -> Tensor:
         """Clip the gradients of all processes together; their norm before, float () and the same on every process."""
@@ -95,15 +100,16 @@ class GraphedUpdate(Update):
 
     @torch.no_grad()
     def pack(self) -> None:
-        """Move the gradients into one buffer, each process's share of their mean, to be summed by `all_reduce`."""
+        """Move the gradients into one buffer, each process's share of their mean, to be summed."""
         torch._foreach_copy_(self.views, [parameter.grad for parameter in self.parameters])
         self.flat.mul_(1 / self.accelerator.num_processes)
         for parameter, view in zip(self.parameters, self.views, strict=True):
             parameter.grad = view
 
-    def all_reduce(self) -> None:
-        """Sum the buffer over all processes."""
-        torch.distributed.all_reduce(self.flat)
+    def average_gradients(self, run: Callable[..., Any]) -> None:
+        if not self.is_alone:
+            run("pack", self.pack)
+            torch.distributed.all_reduce(self.flat)
 
     def step_where(self, condition: Tensor, learning_rate: Tensor) -> None:
         """Take the optimizer's step; if the condition is false, weights and optimizer stay as they are.

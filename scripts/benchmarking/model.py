@@ -5,7 +5,6 @@ with the latency of its loads and barriers. Nothing of it has been compared with
 sheet's and what others have measured, and what it says of small tensors may be off by 40%, of large ones by 25%.
 """
 
-import math
 from dataclasses import dataclass
 
 MULTIPROCESSORS = 132
@@ -142,7 +141,7 @@ def _seconds(
     limits = {
         "bytes": moved,
         "instructions": programs * code.warps * executed / WARP_INSTRUCTIONS,
-        "latency": math.ceil(rounds) * latency,
+        "latency": rounds * latency,
     }
     limit = max(limits, key=limits.__getitem__)
     return LAUNCH + limits[limit], limit

@@ -21,7 +21,7 @@ from .common import (
     load_mean_rstd,
     of_channels,
     program_coords,
-    split_coords,
+    split_tile,
     tile_mask,
     tile_offsets,
     tile_stride,
@@ -381,19 +381,13 @@ def _partial_sums(
     PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
-    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
-    first_c = block * (GROUP * GROUPS)
-    c_in_block = part_c * BLOCK_C + c_in_tile
-    c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
-    c = first_c + c_in_block
-    first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
-    size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
-    start = base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
-    offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+    part_s, size, _, s, c_in_tile, c, c_mask, offsets = split_tile(
+        n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+        CHANNEL_SPLITS,
+    )  # fmt: skip
     stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
-    dy_ptr += start + offsets
-    x_ptr += start + offsets
+    dy_ptr += offsets
+    x_ptr += offsets
 
     # Every tile is loaded while the one before it is reduced.
     mask = tile_mask(s, size, c_mask, EVEN_S)
@@ -475,20 +469,14 @@ def _dx(
     CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
     if dx_ptr is not None:
-        part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
-        c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
-        first_c = block * (GROUP * GROUPS)
-        c_in_block = part_c * BLOCK_C + c_in_tile
-        c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
-        c = first_c + c_in_block
-        first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
-        size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
-        start = base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
-        offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+        _, size, _, s, c_in_tile, c, c_mask, offsets = split_tile(
+            n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+            CHANNEL_SPLITS,
+        )  # fmt: skip
         stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
-        dy_ptr += start + offsets
-        x_ptr += start + offsets
-        dx_ptr += start + offsets
+        dy_ptr += offsets
+        x_ptr += offsets
+        dx_ptr += offsets
 
         mask = tile_mask(s, size, c_mask, EVEN_S)
         x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)

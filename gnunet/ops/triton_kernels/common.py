@@ -84,6 +84,26 @@ def tile_mask(s, size, c_mask, EVEN_S: tl.constexpr):
 
 
 @jit
+def split_tile(
+    n, block, split, S, position_splits, CHANNELS_LAST: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr,
+    GROUPS: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Of a split: its part of the positions and their number, its part of the channels; of its first tile: positions,
+    channels counted from its first, channels, which of them exist, offsets."""
+    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
+    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
+    first_c = block * (GROUP * GROUPS)
+    c_in_block = part_c * BLOCK_C + c_in_tile
+    c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
+    first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
+    size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
+    offsets = base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
+    offsets += tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+    return part_s, size, part_c, s, c_in_tile, first_c + c_in_block, c_mask, offsets
+
+
+@jit
 def load_fp32(ptr, mask):
     """Zero outside of the mask."""
     return tl.load(ptr, mask, other=0.0).to(tl.float32)

@@ -22,6 +22,7 @@ from .common import (
     program_coords,
     rstd_of,
     split_coords,
+    split_tile,
     tile_mask,
     tile_offsets,
     tile_stride,
@@ -262,15 +263,11 @@ def _partial_stats(
     PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
-    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
-    first_c = block * (GROUP * GROUPS)
-    c_in_block = part_c * BLOCK_C + c_in_tile
-    c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
-    first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
-    size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
-    x_ptr += base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
-    x_ptr += tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+    _, size, part_c, s, c_in_tile, c, c_mask, offsets = split_tile(
+        n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+        CHANNEL_SPLITS,
+    )  # fmt: skip
+    x_ptr += offsets
     stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
 
     # For each channel, counted from its mean over the first tile, which is near enough to lose no precision. Every
@@ -296,7 +293,7 @@ def _partial_stats(
     # Then over the channels of each group.
     mean += correction
     if add_ptr is not None:
-        mean += load_fp32(add_ptr + n * add_stride_n + first_c + c_in_block, c_mask)
+        mean += load_fp32(add_ptr + n * add_stride_n + c, c_mask)
     width = tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
     d = tl.where(c_mask, mean, 0.0)
     group_mean = group_sums(d, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) / width
@@ -346,19 +343,13 @@ def _normalize(
     PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
-    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
-    first_c = block * (GROUP * GROUPS)
-    c_in_block = part_c * BLOCK_C + c_in_tile
-    c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
-    c = first_c + c_in_block
-    first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
-    size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
-    start = base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
-    offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
+    _, size, _, s, c_in_tile, c, c_mask, offsets = split_tile(
+        n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+        CHANNEL_SPLITS,
+    )  # fmt: skip
     stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
-    x_ptr += start + offsets
-    y_ptr += start + offsets
+    x_ptr += offsets
+    y_ptr += offsets
 
     ahead = tl.load(x_ptr, tile_mask(s, size, c_mask, EVEN_S), other=0.0)
     weight_eff, bias_eff = effective_affine(

@@ -143,6 +143,12 @@ def _is_plain(args: NormArgs, values: dict[str, Any]) -> bool:
     return bool(values["EVEN_S"] and values["EVEN_C"]) and not _has_tables(args) and args.x.element_size() == 2
 
 
+def _options_of_splits(args: NormArgs, num_warps: int, values: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """For kernels that hold much at a time, and for those that hold little."""
+    much = _options(num_warps, 8 if _is_wide(args, values) else 16)
+    return much, _options(num_warps, 24) if _is_plain(args, values) else much
+
+
 class Plan(NamedTuple):
     launches: list[Launch]
     buffers: list[int]
@@ -152,25 +158,17 @@ class Plan(NamedTuple):
 def plan_forward(args: NormArgs) -> Plan:
     """Buffer: the statistics, mean and rstd, or rstd alone, of each sample's groups, then those of splits."""
     tiling, values = _tiling(args, "forward")
-    is_plain = _is_plain(args, values)
     blocks = len(args.x) * tiling.group_blocks
-    few, many = _options(tiling.num_warps, 8 if _is_wide(args, values) else 16), _options(tiling.num_warps, 24)
+    much, little = _options_of_splits(args, tiling.num_warps, values)
     stats = (1 + args.center) * values["stats_stride"]
     if isinstance(tiling, SinglePass):
-        return Plan(
-            [
-                _launch(
-                    forward_kernels.fwd_single_pass, blocks, _options(tiling.num_warps, 32) if is_plain else few, values
-                )
-            ],
-            [stats],
-        )
+        options = _options(tiling.num_warps, 32) if _is_plain(args, values) else much
+        return Plan([_launch(forward_kernels.fwd_single_pass, blocks, options, values)], [stats])
     stats += 2 * values["partial_stride"]
     if tiling.is_two_pass(len(args.x)):
-        return Plan([_launch(forward_kernels.fwd_two_pass, blocks, few, values)], [stats])
+        return Plan([_launch(forward_kernels.fwd_two_pass, blocks, much, values)], [stats])
     kernels = (forward_kernels.fwd_partial_stats, forward_kernels.fwd_normalize)
-    options = many if is_plain else few
-    return Plan([_launch(kernel, blocks * tiling.num_splits, options, values) for kernel in kernels], [stats])
+    return Plan([_launch(kernel, blocks * tiling.num_splits, little, values) for kernel in kernels], [stats])
 
 
 def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
@@ -180,14 +178,13 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
     tiling, values = _tiling(args, "backward of tables" if _has_tables(args) else "backward")
     samples, channels, groups = len(args.x), values["C"], args.num_groups
     blocks = samples * tiling.group_blocks
-    few, many = _options(tiling.num_warps, 8 if _is_wide(args, values) else 16), _options(tiling.num_warps, 24)
-    options = many if _is_plain(args, values) else few
+    much, little = _options_of_splits(args, tiling.num_warps, values)
     partial = means = combined = 0
     if isinstance(tiling, SinglePass):
         rows = samples
         sums = 2 * rows * channels if need_affine else 0
         values["sums_stride"] = rows * channels
-        launches = [_launch(backward_kernels.bwd_single_pass, blocks, few, values)]
+        launches = [_launch(backward_kernels.bwd_single_pass, blocks, much, values)]
     else:
         rows = samples * tiling.position_splits
         sums = (3 if need_add else 2) * rows * channels
@@ -201,25 +198,27 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
             "NEED_D": need_add,
         }
         if tiling.is_two_pass(samples):
-            launches = [_launch(backward_kernels.bwd_two_pass, blocks, few, values)]
+            launches = [_launch(backward_kernels.bwd_two_pass, blocks, much, values)]
         else:
-            launches = [_launch(backward_kernels.bwd_partial_sums, blocks * tiling.num_splits, options, values)]
+            launches = [_launch(backward_kernels.bwd_partial_sums, blocks * tiling.num_splits, little, values)]
             if need_x or need_add:
-                launches.append(_launch(backward_kernels.bwd_dx, blocks * tiling.num_splits, options, values))
-    rows_options = _options(num_warps=8, resident_warps=24)
-    block_k = min(_ROWS, next_power_of_2(max(1, rows)))
-    values |= {"BLOCK_K": block_k, "BLOCK_C": _COLUMNS}
+                launches.append(_launch(backward_kernels.bwd_dx, blocks * tiling.num_splits, little, values))
+    options = _options(num_warps=8, resident_warps=24)
+    values["BLOCK_C"] = _COLUMNS
     if need_tables and isinstance(tiling, SplitReduction):
-        values["BLOCK_K"] = min(_ROWS, next_power_of_2(tiling.position_splits))
+        values["BLOCK_K"] = _block_of_rows(tiling.position_splits)
         programs = samples * cdiv(channels, _COLUMNS)
-        launches.append(_launch(backward_kernels.bwd_combine_sums, programs, rows_options, values))
+        launches.append(_launch(backward_kernels.bwd_combine_sums, programs, options, values))
         rows, values["sums_stride"] = samples, samples * channels
-        values["BLOCK_K"] = min(_ROWS, next_power_of_2(max(1, rows)))
     if need_affine:
-        values |= {"rows": rows, "rows_of_sample": rows // max(1, samples)}
-        launch = _launch(backward_kernels.bwd_dweight_dbias, cdiv(channels, _COLUMNS), rows_options, values)
+        values |= {"rows": rows, "rows_of_sample": rows // samples, "BLOCK_K": _block_of_rows(rows)}
+        launch = _launch(backward_kernels.bwd_dweight_dbias, cdiv(channels, _COLUMNS), options, values)
         launches.append(launch._replace(tensors=("combined", *launch.tensors[1:])) if combined else launch)
     return Plan(launches, [sums, partial, means, combined])
+
+
+def _block_of_rows(rows: int) -> int:
+    return int(min(_ROWS, next_power_of_2(rows)))
 
 
 _FORWARD_TENSORS = ("x", "y", "stats", "weight", "bias", "add", "scale", "shift")
@@ -269,14 +268,49 @@ def dense(args: NormArgs) -> NormArgs:
 
     Rows of tables need not be: scale and shift are often the halves of one projection.
     """
-    x = args.x if args.x.is_contiguous() or is_channels_last(args.x) else args.x.contiguous()
-    others = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in args.tensors[1:])
-    return args.replace_tensors((x, *others))
+    x, *others = args.tensors
+    x = x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
+    weight, bias, add, scale, shift = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in others)
+    return args._replace(x=x, weight=weight, bias=bias, add=add, scale=scale, shift=shift)
 
 
 def as_laid_out(t: Tensor, like: Tensor) -> Tensor:
     """A tensor with the strides of another of its shape; itself if it has them."""
     return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)
+
+
+class _PlannedOperator:
+    """An `autograd.Operator` for arguments of one signature: all that follows from it is decided once.
+
+    Args:
+        executable: from a plan's launches, the names of their tensors and the device to what launches them.
+    """
+
+    def __init__(self, args: NormArgs, executable: Callable[[list[Launch], tuple[str, ...], int], Execute]) -> None:
+        self.executable = executable
+        self.copies = any(a is not b for a, b in zip(dense(args).tensors, args.tensors, strict=True))
+        self.plans: dict[tuple[bool, ...], tuple[list[Tensor | None], Execute]] = {}
+
+    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
+        inner = dense(args) if self.copies else args
+        plan = self.plans.get(()) or self._prepare((), inner, plan_forward(inner), _FORWARD_TENSORS)
+        y, stats = run_forward(inner, *plan)
+        return (as_laid_out(y, torch.empty_like(args.x)) if self.copies else y), stats
+
+    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
+        inner = dense(args) if self.copies else args
+        key = tuple(needs)
+        plan = self.plans.get(key) or self._prepare(key, inner, plan_backward(inner, needs), _BACKWARD_TENSORS)
+        grads = run_backward(as_laid_out(dy, inner.x), stats, inner, needs, *plan)
+        if self.copies and needs[0]:
+            grads[0] = as_laid_out(grads[0], torch.empty_like(args.x))
+        return grads
+
+    def _prepare(
+        self, key: tuple[bool, ...], inner: NormArgs, plan: Plan, names: tuple[str, ...]
+    ) -> tuple[list[Tensor | None], Execute]:
+        execute = self.executable(plan.launches, names, inner.x.device.index)
+        return self.plans.setdefault(key, (_buffers(inner.x, plan.buffers), execute))
 
 
 class _Operator:
@@ -288,33 +322,23 @@ class _Operator:
     def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
         if args.x.numel() == 0:
             return eager.forward(args)
-        inner = dense(args)
-        launches, buffers = plan_forward(inner)
-        y, stats = run_forward(inner, _buffers(inner.x, buffers), _executor(launches, _FORWARD_TENSORS))
+        y, stats = _PlannedOperator(args, _traceable).forward(args)
         shape = (1 + args.center, args.x.shape[0], args.num_groups)
-        return as_laid_out(y, torch.empty_like(args.x)), stats[: math.prod(shape)].view(shape)
+        return y, stats[: math.prod(shape)].view(shape)
 
     def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
         if args.x.numel() == 0:
             return eager.backward(dy, stats, args, needs)
-        inner = dense(args)
-        launches, buffers = plan_backward(inner, needs)
-        execute = _executor(launches, _BACKWARD_TENSORS)
-        grads = run_backward(as_laid_out(dy, inner.x), stats, inner, needs, _buffers(inner.x, buffers), execute)
-        if needs[0]:
-            grads[0] = as_laid_out(grads[0], torch.empty_like(args.x))
-        return grads
+        return _PlannedOperator(args, _traceable).backward(dy, stats, args, needs)
 
 
-def _executor(launches: Sequence[Launch], names: tuple[str, ...]) -> Execute:
+def _traceable(launches: Sequence[Launch], names: tuple[str, ...], device: int) -> Execute:
     def execute(tensors: tuple[Tensor | None, ...]) -> None:
         given = dict(zip(names, tensors, strict=True))
         for kernel, programs, options, wanted, values in launches:
-            if IS_INTERPRETED:
-                kernel[(programs,)](*(given[name] for name in wanted), *values)
-            else:
+            if not IS_INTERPRETED:
                 kernel = torch.library.wrap_triton(_with_options(kernel, **options))
-                kernel[(programs,)](*(given[name] for name in wanted), *values)
+            kernel[(programs,)](*(given[name] for name in wanted), *values)
 
     return execute
 
@@ -323,36 +347,6 @@ def _executor(launches: Sequence[Launch], names: tuple[str, ...]) -> Execute:
 def _with_options(kernel: Any, num_warps: int, maxnreg: int | None = None) -> Any:
     """A kernel that torch's tracers can be told the options of, which they take from a configuration alone."""
     return triton.autotune([triton.Config({}, num_warps=num_warps, maxnreg=maxnreg)], key=[])(kernel)
-
-
-class _PreparedOperator:
-    """An `autograd.Operator` for arguments of one signature: all that follows from it is looked up."""
-
-    def __init__(self, args: NormArgs) -> None:
-        inner = dense(args)
-        self.copies = any(a is not b for a, b in zip(inner.tensors, args.tensors, strict=True))
-        launches, buffers = plan_forward(inner)
-        self.buffers = _buffers(inner.x, buffers)
-        self.execute = _Executable(launches, _FORWARD_TENSORS, args.x.device.index)
-        self.backwards: dict[tuple[bool, ...], tuple[list[Tensor | None], _Executable]] = {}
-
-    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
-        if not self.copies:
-            return run_forward(args, self.buffers, self.execute)
-        y, stats = run_forward(dense(args), self.buffers, self.execute)
-        return as_laid_out(y, torch.empty_like(args.x)), stats
-
-    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
-        inner = dense(args) if self.copies else args
-        key = tuple(needs)
-        if key not in self.backwards:
-            launches, buffers = plan_backward(inner, needs)
-            execute = _Executable(launches, _BACKWARD_TENSORS, args.x.device.index)
-            self.backwards[key] = _buffers(inner.x, buffers), execute
-        grads = run_backward(as_laid_out(dy, inner.x), stats, inner, needs, *self.backwards[key])
-        if self.copies and needs[0]:
-            grads[0] = as_laid_out(grads[0], torch.empty_like(args.x))
-        return grads
 
 
 class _Executable:
@@ -394,4 +388,4 @@ def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:
     """A function for arguments of this signature."""
     if args.x.numel() == 0:
         return eager.group_norm_silu
-    return partial(apply, _operator if IS_INTERPRETED else _PreparedOperator(args))
+    return partial(apply, _operator if IS_INTERPRETED else _PlannedOperator(args, _Executable))
