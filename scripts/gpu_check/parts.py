@@ -117,13 +117,14 @@ def run(part: Part, limit: float, environment: Mapping[str, str], say: Callable[
             return f"stopped after {limit:.0f} s"
         arguments = [argument.replace("{limit}", str(max(1, round(left - MARGIN)))) for argument in command]
         grace = min(SECONDS_TO_END, left / 4)
-        process = subprocess.Popen(
-            [sys.executable, *arguments], env=environment, start_new_session=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        reader = threading.Thread(target=_say_lines, args=(process, say), daemon=True)
-        reader.start()
+        reader = None
         try:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=environment, start_new_session=True, text=True, errors="replace",
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            reader = threading.Thread(target=_say_lines, args=(process, say), daemon=True)
+            reader.start()
             statuses.append(process.wait(left - grace))
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
@@ -131,9 +132,10 @@ def run(part: Part, limit: float, environment: Mapping[str, str], say: Callable[
             with suppress(subprocess.TimeoutExpired):
                 process.wait(grace)
             return f"stopped after {limit:.0f} s"
-        finally:
+        finally:  # an interrupt may come at any of these lines
             end_processes()
-            reader.join(SECONDS_TO_END)
+            if reader is not None and reader.is_alive():
+                reader.join(SECONDS_TO_END)
     return next((f"exit status {status}" for status in statuses if status), "ended")
 
 

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -150,13 +152,17 @@ time.sleep({seconds_at_work})
         assert outcome == ("stopped after 8 s" if seconds_at_work else "ended")
         assert is_gone(int(lines[0]))
 
-    def test_no_process_is_left_behind_by_a_check_that_is_interrupted(self):
+    @pytest.mark.parametrize("at_its_start", [False, True])
+    def test_no_process_is_left_behind_by_a_check_that_is_interrupted(self, monkeypatch, at_its_start):
         def interrupted(line: str) -> None:
             pids.append(int(line))
             os.kill(os.getpid(), signal.SIGINT)
 
         pids: list[int] = []
         part = Part("part", 1, [["-c", "import os, time; print(os.getpid()); time.sleep(600)"]])
+        if at_its_start:  # before the program is waited for
+            start = threading.Thread.start
+            monkeypatch.setattr(threading.Thread, "start", lambda thread: (start(thread), time.sleep(5)))
         with pytest.raises(KeyboardInterrupt):
             run(part, 60, os.environ, interrupted)
         assert is_gone(pids[0])
