@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,10 +47,22 @@ class Attention(nn.Module):
                 _normed_tokens, (x,), projections, norm=self.group_norm, enabled=self.recompute
             )
         )
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = _attend(q, k, v).transpose(1, 2).flatten(2)
         h = self.to_out[0](h).transpose(1, 2).unflatten(2, (height, width))
         y = self.residual(x, h)
         return y / self.rescale if self.rescale != 1 else y
+
+
+_FEW_POSITIONS = 256
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention. On a CPU and over few positions in fp32, which there is up to 4 times as fast in
+    backward as bfloat16."""
+    if q.device.type == "cpu" and q.shape[2] <= _FEW_POSITIONS and q.dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def _normed_tokens(norm: nn.Module | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,8 @@ runs in x's dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +17,10 @@ from torch import Tensor
 
 from . import reference
 from .arguments import NormArgs
+
+_REVISION = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()[:16]
+"""An argument of the library's operators, because torch.compile keeps what it made of them on disk by their arguments
+alone, whatever has become of their source since."""
 
 
 class Operator(Protocol):
@@ -105,6 +111,7 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
         shift: Tensor | None,
         silu: bool,
         center: bool,
+        revision: str,
     ) -> tuple[Tensor, Tensor]:
         return operator.forward(NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, silu, center))
 
@@ -122,6 +129,7 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
         shift: Tensor | None,
         silu: bool,
         center: bool,
+        revision: str,
     ) -> list[Tensor]:
         args = NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, silu, center)
         return operator.backward(dy, stats, args, needs)
@@ -135,16 +143,16 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
-        _save_for_backward(ctx, NormArgs._make(inputs), output[1])
+        _save_for_backward(ctx, NormArgs._make(inputs[:-1]), output[1])
 
     def gradients(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         stats, *tensors = ctx.saved_tensors
-        x, _, weight, bias, _, add, scale, shift, _, _ = ctx.needs_input_grad
+        x, _, weight, bias, _, add, scale, shift, _, _, _ = ctx.needs_input_grad
         needs = [x, weight, bias, add, scale, shift]
-        return _to_inputs(_spread(needs, backward(dy, stats, needs, *_saved_args(ctx, tensors))))
+        return _to_inputs(_spread(needs, backward(dy, stats, needs, *_saved_args(ctx, tensors), _REVISION)))
 
     def save_inputs_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
-        dy, _, needs, *args = inputs
+        dy, _, needs, *args, _ = inputs
         _save_for_double_backward(ctx, dy, NormArgs._make(args), needs)
 
     def double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -155,20 +163,20 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
     backward.register_autograd(double_backward, setup_context=save_inputs_of_backward)
 
     def call(args: NormArgs) -> Tensor:
-        y: Tensor = forward(*args)[0]
+        y: Tensor = forward(*args, _REVISION)[0]
         return y
 
     return call
 
 
 def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor]:
-    x, num_groups, *_, center = inputs
+    x, num_groups, *_, center, _ = inputs
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return torch.empty_like(x), x.new_empty((2 if center else 1, x.shape[0], num_groups), dtype=dtype)
 
 
 def _backward_fake(dy: Tensor, stats: Tensor, needs: Sequence[bool], *inputs: Any) -> list[Tensor]:
-    args = NormArgs._make(inputs)
+    args = NormArgs._make(inputs[:-1])
     tensors = zip(args.tensors, needs, strict=True)
     return [
         torch.empty_like(t) if t is args.x else t.new_empty(t.shape) for t, need in tensors if need and t is not None
@@ -193,9 +201,9 @@ def _spread(needs: Sequence[bool], found: Sequence[Tensor | None]) -> list[Tenso
 
 
 def _to_inputs(grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients of all of NormArgs, from those of its tensors."""
+    """Gradients of an operator's inputs, from those of NormArgs.tensors."""
     dx, dweight, dbias, dadd, dscale, dshift = grads
-    return dx, None, dweight, dbias, None, dadd, dscale, dshift, None, None
+    return dx, None, dweight, dbias, None, dadd, dscale, dshift, None, None, None
 
 
 def _by_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:

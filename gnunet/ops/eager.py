@@ -15,8 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .affine import Affine
 from .arguments import NormArgs
-from .autograd import apply, library_operator
+from .autograd import apply
 from .batch_invariant import fma, silu_, silu_backward_
 from .layout import Layout
 
@@ -26,7 +27,7 @@ _NATIVE_POSITIONS = 1024
 
 def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
     """See `autograd.Operator`."""
-    x, num_groups, weight, bias, eps, add, scale, shift, silu, center = args
+    x, num_groups, weight, bias, eps, add, _, _, silu, center = args
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = torch.empty_like(x)
     if x.numel() == 0:
@@ -46,7 +47,7 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
         if silu:
             silu_(layout.view(y))
         return y, torch.stack((origin.squeeze(2).add_(mean_correction), rstd))
-    weight_eff, bias_eff = _effective_affine(layout, dtype, weight, bias, scale, shift)
+    weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=dtype)).effective()
     values, results = layout.view(x), layout.view(y)
     stats = x.new_empty((1 + center, len(x), num_groups), dtype=dtype)
     for chunk in layout.batch_chunks(x):
@@ -83,7 +84,7 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
 
 def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
     """See `autograd.Operator`."""
-    x, num_groups, weight, bias, _, add, scale, shift, silu, center = args
+    x, num_groups, _, _, _, add, _, _, silu, center = args
     if x.numel() == 0:
         return [torch.zeros_like(t) for t, need in zip(args.tensors, needs, strict=True) if t is not None and need]
     dtype, rstd = stats.dtype, stats[-1]
@@ -91,7 +92,8 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
     added = None if add is None else layout.per_channel(add, dtype)
     if _can_use_native(layout, args):
         return _native_backward(layout, dy, stats, args, added, needs)
-    weight_eff, bias_eff = _effective_affine(layout, dtype, weight, bias, scale, shift)
+    affine = Affine.of(args, partial(layout.per_channel, dtype=dtype))
+    weight_eff, bias_eff = affine.effective()
     dx = torch.empty_like(x)
     values, dys, results = layout.view(x), layout.view(dy), layout.view(dx)
     sums_dw, sums_dw_x_hat, sums_du = [], [], []  # over the positions
@@ -131,45 +133,11 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
             results[chunk] = du
     layout.write_back(results, dx)
 
-    dw_sum, dw_x_hat_sum = _join(sums_dw), _join(sums_dw_x_hat)
-    one_plus_scale = None if scale is None else 1 + layout.per_channel(scale, dtype)
-    grads: list[Tensor | None] = [dx if needs[0] else None, None, None, None, None, None]
-    if needs[1]:
-        grads[1] = (dw_x_hat_sum if one_plus_scale is None else dw_x_hat_sum * one_plus_scale).sum(0)
-    if needs[2]:
-        grads[2] = (dw_sum if one_plus_scale is None else dw_sum * one_plus_scale).sum(0)
-    if needs[3]:
-        grads[3] = _join(sums_du)
-    if needs[4]:
-        dscale = dw_x_hat_sum if weight is None else dw_x_hat_sum * layout.per_channel(weight, dtype)
-        grads[4] = dscale if bias is None else dscale + dw_sum * layout.per_channel(bias, dtype)
-    if needs[5]:
-        grads[5] = dw_sum
-    return [
-        grad.reshape(t.shape).to(t.dtype)
-        for grad, t in zip(grads, args.tensors, strict=True)
-        if grad is not None and t is not None
-    ]
-
-
-def _effective_affine(
-    layout: Layout,
-    dtype: torch.dtype,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Tables weight * (1 + scale) and bias * (1 + scale) + shift; None where that is 1, or 0."""
-    weight_eff, bias_eff = (None if t is None else layout.per_channel(t, dtype) for t in (weight, bias))
-    if scale is not None:
-        one_plus_scale = 1 + layout.per_channel(scale, dtype)
-        weight_eff = one_plus_scale if weight_eff is None else weight_eff * one_plus_scale
-        bias_eff = None if bias_eff is None else bias_eff * one_plus_scale
-    if shift is not None:
-        table = layout.per_channel(shift, dtype)
-        bias_eff = table if bias_eff is None else bias_eff + table
-    return weight_eff, bias_eff
+    sums = _join(sums_dw), _join(sums_dw_x_hat)
+    dweight, dbias, dscale, dshift = affine.gradients([needs[i] for i in (1, 2, 4, 5)], *sums)
+    dadd = _join(sums_du) if needs[3] else None
+    grads = zip((dx if needs[0] else None, dweight, dbias, dadd, dscale, dshift), args.tensors, strict=True)
+    return [grad.reshape(t.shape).to(t.dtype) for grad, t in grads if grad is not None and t is not None]
 
 
 def _can_use_native(layout: Layout, args: NormArgs) -> bool:
@@ -199,14 +167,14 @@ def _native_backward(
     layout: Layout, dy: Tensor, stats: Tensor, args: NormArgs, added: Tensor | None, needs: Sequence[bool]
 ) -> list[Tensor]:
     """`backward` by PyTorch's kernel, where `_can_use_native`."""
-    x, _, weight, bias, _, _, _, _, silu, _ = args
+    x, _, weight, _, _, _, _, _, silu, _ = args
     mean, rstd = stats
     assert weight is not None
     origin, r = mean.unsqueeze(2), rstd.unsqueeze(2)
     u = _center(layout, x, -origin if added is None else added - origin)
     dw = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
     if silu:
-        weight_eff, bias_eff = _effective_affine(layout, mean.dtype, weight, bias, None, None)
+        weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=mean.dtype)).effective()
         assert weight_eff is not None and bias_eff is not None
         dw = torch.empty_like(x)
         w = fma(layout.view(u), layout.broadcast(r * weight_eff), layout.broadcast(bias_eff), out=layout.view(dw))
@@ -237,4 +205,3 @@ class _Operator:
 
 
 group_norm_silu = partial(apply, _Operator())
-compiled_group_norm_silu = library_operator("eager_group_norm_silu", _Operator(), traceable=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import eager, reference
+from . import eager, fusible, reference
 from .arguments import NormArgs
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ class Backend(NamedTuple):
 # A new backend is one line here, one in `unsupported_reason` to say what it cannot take, and one in `_auto_backend` to
 # say where "auto" takes it. None is one whose package is not installed.
 BACKENDS: dict[str, Backend | None] = {
-    "eager": Backend(lambda args: eager.group_norm_silu, eager.compiled_group_norm_silu),
-    "reference": Backend(lambda args: reference.group_norm_silu, reference.group_norm_silu),
+    "eager": Backend(lambda args: eager.group_norm_silu, fusible.group_norm_silu),
+    "reference": Backend(lambda args: reference.group_norm_silu, fusible.group_norm_silu),
     "triton": None,
 }
 try:
@@ -139,8 +139,6 @@ def backend_names() -> list[str]:
 
 
 def _auto_backend(x: Tensor) -> str:
-    if torch.compiler.is_compiling() and x.device.type == "cpu":
-        return "reference"  # which the compiler fuses with what is around it
     reason = unsupported_reason("triton", x) if x.is_cuda else None
     name = "triton" if x.is_cuda and reason is None else "eager"
     if not torch.compiler.is_compiling() and (x.device.type, name) not in _announced:

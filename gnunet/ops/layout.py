@@ -13,7 +13,7 @@ from .batch_invariant import sum_columns, sum_rows
 _CPU_PART = 2**20  # elements: what the passes over a part read and write stays in the caches
 _GPU_PART = 2**30  # elements: below the 2^31 that many kernels can count
 _ROW = 1024  # elements: a row long enough for a kernel's inner loop
-_SAMPLING_STRIDE = 31  # positions; their mean is off by sqrt(31) standard deviations at most
+SAMPLING_STRIDE = 31  # positions; their mean is off by sqrt(31) standard deviations at most
 
 
 class Layout:
@@ -90,8 +90,8 @@ class Layout:
     def estimate_group_means(self, t: Tensor) -> Tensor:
         """A table of the groups' means over some of the positions of a 3-D tensor."""
         if self.is_rows:
-            sums = sum_rows(self._unfold(t)[:, ::_SAMPLING_STRIDE])
+            sums = sum_rows(self._unfold(t)[:, ::SAMPLING_STRIDE])
         else:
-            sums = sum_columns(t[:, :, ::_SAMPLING_STRIDE])
+            sums = sum_columns(t[:, :, ::SAMPLING_STRIDE])
         table = sums.view(-1, self.num_groups, self.group_channels)
-        return table.mean(2, keepdim=True).div_(-(-self.positions // _SAMPLING_STRIDE))
+        return table.mean(2, keepdim=True).div_(-(-self.positions // SAMPLING_STRIDE))

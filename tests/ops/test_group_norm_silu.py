@@ -1,16 +1,26 @@
 """The operator's numbers, against the formula in float64."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnunet.ops import group_norm_silu
+from gnunet.ops import fusible, group_norm_silu
+from gnunet.ops.group_norm_silu import BACKENDS, Backend
 
 OPTIONAL = ("weight", "bias", "add", "scale", "shift")
 LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.6e-3, torch.float64: 1e-12}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fusible_as_a_backend():
+    """Without a compiler, what one is given."""
+    with patch.dict(BACKENDS, fusible=Backend(lambda args: fusible.group_norm_silu, fusible.group_norm_silu)):
+        yield
 
 
 @st.composite
@@ -35,7 +45,7 @@ def cases(draw):
     }
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("backend", ["eager", "reference", "fusible"])
 @settings(max_examples=160, deadline=None, derandomize=True)
 @given(arguments=cases())
 def test_values_and_gradients_are_those_of_the_formula(make_case, relative_error, backend, arguments):
@@ -72,11 +82,14 @@ def test_conditioning_is_that_of_diffusers_resnet_blocks():
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("mean", [0.0, 10.0, 100.0, 1000.0])
-def test_a_large_mean_costs_no_more_than_it_costs_torch(make_case, norm_of_torch, relative_error, mean, layout, center):
+@pytest.mark.parametrize("backend", ["auto", "fusible"])
+def test_a_large_mean_costs_no_more_than_it_costs_torch(
+    make_case, norm_of_torch, relative_error, mean, layout, center, backend
+):
     shape = (4, 64, 32, 32)
     case = make_case(shape, 16, layout=layout, mean=mean, center=center)
     dy = torch.randn(shape)
-    ours = case.run_with_gradients(dy)
+    ours = case.run_with_gradients(dy, backend)
     exact = case.double().run_with_gradients(dy, "reference")
     plain = make_case(shape, 16, mean=mean)
     y = F.silu(norm_of_torch(plain.x, 16, **plain.tensors, center=center))
@@ -101,7 +114,7 @@ def test_constant_input(value, center, normalized):
 
 
 @pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("backend", ["eager", "reference", "fusible"])
 def test_nan_is_seen_in_its_whole_group_and_nowhere_else(make_case, backend, center):
     case = make_case((1, 4, 3, 3), 2, center=center)
     case.x.data[0, 0, 0, 0] = torch.nan

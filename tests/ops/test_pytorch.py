@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
-from gnunet.ops import GroupNormSiLU, group_norm_silu
+from gnunet.ops import GroupNormSiLU, autograd, group_norm_silu
 
 ALL = ("weight", "bias", "add", "scale", "shift")
 SAMPLES = [((), True), (("weight", "bias"), True), (("add",), True), (ALL, True), ((), False), (ALL, False)]
@@ -16,14 +18,14 @@ def test_opcheck(make_case, layout, given, center):
     tensors = [case.tensors.get(name) for name in ALL]
     x, weight, bias, add, scale, shift = (t if t is None else t.detach() for t in (case.x, *tensors))
     torch.library.opcheck(
-        torch.ops.gnunet.eager_group_norm_silu,
-        (case.x, 3, *tensors[:2], 1e-5, *tensors[2:], True, center),
+        torch.ops.gnunet.group_norm_silu,
+        (case.x, 3, *tensors[:2], 1e-5, *tensors[2:], True, center, ""),
     )
-    arguments = (x, 3, weight, bias, 1e-5, add, scale, shift, True, center)
-    _, stats = torch.ops.gnunet.eager_group_norm_silu(*arguments)
+    arguments = (x, 3, weight, bias, 1e-5, add, scale, shift, True, center, "")
+    _, stats = torch.ops.gnunet.group_norm_silu(*arguments)
     needs = [t is not None for t in (x, weight, bias, add, scale, shift)]
     torch.library.opcheck(
-        torch.ops.gnunet.eager_group_norm_silu_backward,
+        torch.ops.gnunet.group_norm_silu_backward,
         (torch.randn_like(x), stats, needs, *arguments),
     )
 
@@ -47,6 +49,40 @@ def test_compiles_without_a_graph_break(make_case, layout, backend, center):
     torch.testing.assert_close(y / 2, expected["y"])
     for grad, name in zip(grads, ["x", *case.tensors], strict=True):
         torch.testing.assert_close(grad, expected[f"d{name}"])
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_inductor_where_a_group_is_cut(backend):
+    """There torch.compile (2.13) leaves out elements of a loop that has to find a channel's group."""
+    torch.compiler.reset()
+    generator = torch.Generator().manual_seed(0)
+    a, b, weight, bias = (torch.randn(size, generator=generator) for size in ((2, 14, 4, 4), (2, 10, 4, 4), 24, 24))
+    a, b = (t.contiguous(memory_format=torch.channels_last) for t in (a, b))
+    before, behind = (torch.randn(size, size, 3, 3, generator=generator) / 20 for size in (14, 24))
+
+    def function(a):
+        x = torch.cat((F.conv2d(a, before, padding=1), b), 1)
+        y = group_norm_silu(x, 2, weight, bias, backend=backend)  # of 12 channels each
+        return F.conv2d(y, behind, padding=1).square().mean()
+
+    a.requires_grad_()
+    expected = torch.autograd.grad(function(a), a)
+    found = torch.autograd.grad(torch.compile(function, fullgraph=True)(a), a)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_was_compiled_from_another_source_of_the_operator_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def found_on_disk() -> int:
+        torch.compiler.reset()
+        counters.clear()
+        torch.compile(lambda x: group_norm_silu(x, 2))(torch.ones(1, 4, 2))
+        return counters["aot_autograd"]["autograd_cache_hit"]
+
+    assert [found_on_disk(), found_on_disk()] == [0, 1]
+    monkeypatch.setattr(autograd, "_REVISION", "of another source")
+    assert found_on_disk() == 0
 
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])

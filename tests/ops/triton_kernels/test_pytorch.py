@@ -15,7 +15,7 @@ ALL = ("weight", "bias", "add", "scale", "shift")
 def test_opcheck(make_case, layout, given, center):
     case = make_case((2, 6, 4, 5), 3, layout=layout, given=given, device=DEVICE)
     tensors = [case.tensors.get(name) for name in ALL]
-    options = (True, center)
+    options = (True, center, "")
     operator = torch.ops.gnunet.triton_group_norm_silu
     torch.library.opcheck(operator, (case.x, 3, *tensors[:2], 1e-5, *tensors[2:], *options))
     x, *tensors = (t if t is None else t.detach() for t in (case.x, *tensors))
