@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .affine import Affine
@@ -21,32 +22,24 @@ from .autograd import apply
 from .batch_invariant import fma, silu_, silu_backward_
 from .layout import Layout
 
-_NATIVE_POSITIONS = 1024
-"""PyTorch's channels_last kernels on the CPU give each group to one thread below so many positions."""
+_SHARED_POSITIONS = 1024
+"""From so many positions on, PyTorch's channels_last kernels on the CPU deal out the positions of the batch, not its
+groups, to the threads: samples stay whole where the threads divide their number."""
+_MAX_NATIVE_POSITIONS = 4096  # beyond, those kernels add up too many numbers one after the other
+_MAX_NATIVE_THREADS = 8  # with more, a batch is filled up with too many samples
 
 
 def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
     """See `autograd.Operator`."""
     x, num_groups, weight, bias, eps, add, _, _, silu, center = args
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    y = torch.empty_like(x)
     if x.numel() == 0:
-        return y, x.new_zeros((1 + center, len(x), num_groups), dtype=dtype)
+        return torch.empty_like(x), x.new_zeros((1 + center, len(x), num_groups), dtype=dtype)
     layout = Layout(x, num_groups)
     added = None if add is None else layout.per_channel(add, dtype)
     if _can_use_native(layout, args):
-        origin = layout.estimate_group_means(layout.view(x))
-        if added is not None:
-            origin += added.mean(2, keepdim=True)
-        u = _center(layout, x, -origin if added is None else added - origin)
-        sizes = (len(x), layout.channels, layout.positions, num_groups)
-        assert weight is not None and bias is not None
-        affine = weight.contiguous(), bias.contiguous()  # it takes them to be
-        y, mean_correction, rstd = torch.native_group_norm(layout.with_default_strides(u), *affine, *sizes, eps)
-        y = y.as_strided(u.shape, u.stride())
-        if silu:
-            silu_(layout.view(y))
-        return y, torch.stack((origin.squeeze(2).add_(mean_correction), rstd))
+        return _native_forward(layout, args, added)
+    y = torch.empty_like(x)
     weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=dtype)).effective()
     values, results = layout.view(x), layout.view(y)
     stats = x.new_empty((1 + center, len(x), num_groups), dtype=dtype)
@@ -141,53 +134,95 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
 
 
 def _can_use_native(layout: Layout, args: NormArgs) -> bool:
-    """Whether PyTorch's CPU kernels for group norm, on input whose mean is about 0, keep this module's promises.
+    """Whether PyTorch's CPU kernels for group norm, on fp32 input whose mean is about 0, keep this module's promises.
 
-    They are much faster on small tensors, but know no scale and shift, and reduce a single group in another order than
-    one of several.
+    They are much faster, but know no scale and shift, and reduce a single group in another order than one of several.
     """
-    x, _, weight, bias, _, add, scale, shift, _, center = args
+    x, _, weight, bias, _, _, scale, shift, _, center = args
     if x.device.type != "cpu" or x.dim() == 2 or weight is None or bias is None or layout.num_groups == 1:
         return False
-    if not center or scale is not None or shift is not None:
+    if not center or scale is not None or shift is not None or x.dtype == torch.float64 or not layout.is_dense:
         return False
-    if any(t is not None and t.dtype != torch.float32 for t in (x, weight, bias, add)):
-        return False
-    return layout.is_dense and (not layout.is_rows or (x.dim() > 3 and layout.positions < _NATIVE_POSITIONS))
+    if not layout.is_rows or layout.positions < _SHARED_POSITIONS:
+        return not layout.is_rows or x.dim() > 3
+    return layout.positions <= _MAX_NATIVE_POSITIONS and torch.get_num_threads() <= _MAX_NATIVE_THREADS and x.dim() > 3
 
 
-def _center(layout: Layout, x: Tensor, table: Tensor) -> Tensor:
-    """x plus a table, in x's shape and layout."""
-    u = torch.empty_like(x)
-    torch.add(layout.view(x), layout.broadcast(table), out=layout.view(u))
+def _native_input(layout: Layout, values: Tensor, table: Tensor | None) -> Tensor:
+    """A 3-D tensor, plus a table, in fp32; followed by samples of zeros where that keeps the others whole."""
+    is_shared = layout.is_rows and layout.positions >= _SHARED_POSITIONS
+    rest = -len(values) % torch.get_num_threads() if is_shared else 0
+    u = torch.empty((len(values) + rest, *values.shape[1:]), dtype=torch.float32)
+    part = u[: len(values)]
+    if table is None:
+        part.copy_(values)
+    elif values.dtype == torch.float32:
+        torch.add(values, layout.broadcast(table), out=part)
+    else:
+        part.copy_(values).add_(layout.broadcast(table))
+    if rest:
+        u[len(values) :].zero_()
     return u
+
+
+def _native_output(layout: Layout, result: Tensor, x: Tensor) -> Tensor:
+    """A 3-D result, or its first samples, as a tensor like x."""
+    if x.dtype == result.dtype:
+        return result.as_strided(x.shape, x.stride())
+    y = torch.empty_like(x)
+    layout.view(y).copy_(result)
+    return y
+
+
+def _native_forward(layout: Layout, args: NormArgs, added: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`forward` by PyTorch's kernel, where `_can_use_native`."""
+    x, num_groups, weight, bias, eps, _, _, _, silu, _ = args
+    assert weight is not None and bias is not None
+    values = layout.view(x)
+    origin = layout.estimate_group_means(values)
+    if added is not None:
+        origin += added.mean(2, keepdim=True)
+    u = _native_input(layout, values, -origin if added is None else added - origin)
+    affine = weight.float().contiguous(), bias.float().contiguous()  # it takes them to be
+    sizes = len(u), layout.channels, layout.positions, num_groups
+    y, mean_correction, rstd = torch.native_group_norm(layout.unview(u), *affine, *sizes, eps)
+    w = layout.view(y)[: len(x)]
+    if silu:
+        silu_(w)
+    mean = origin.squeeze(2).add_(mean_correction[: len(x)])
+    return _native_output(layout, w, x), torch.stack((mean, rstd[: len(x)]))
 
 
 def _native_backward(
     layout: Layout, dy: Tensor, stats: Tensor, args: NormArgs, added: Tensor | None, needs: Sequence[bool]
 ) -> list[Tensor]:
     """`backward` by PyTorch's kernel, where `_can_use_native`."""
-    x, _, weight, _, _, _, _, _, silu, _ = args
-    mean, rstd = stats
+    x, num_groups, weight, _, _, _, _, _, silu, _ = args
     assert weight is not None
+    mean, rstd = stats
     origin, r = mean.unsqueeze(2), rstd.unsqueeze(2)
-    u = _center(layout, x, -origin if added is None else added - origin)
-    dw = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
+    u = _native_input(layout, layout.view(x), -origin if added is None else added - origin)
     if silu:
-        weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=mean.dtype)).effective()
+        weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=torch.float32)).effective()
         assert weight_eff is not None and bias_eff is not None
-        dw = torch.empty_like(x)
-        w = fma(layout.view(u), layout.broadcast(r * weight_eff), layout.broadcast(bias_eff), out=layout.view(dw))
-        silu_backward_(layout.view(dy), w)
-    sizes = (len(x), layout.channels, layout.positions, layout.num_groups)
+        dw = torch.zeros_like(u) if len(u) > len(x) else torch.empty_like(u)
+        w = fma(u[: len(x)], layout.broadcast(r * weight_eff), layout.broadcast(bias_eff), out=dw[: len(x)])
+        silu_backward_(layout.view(dy).float(), w)
+    else:
+        dw = _native_input(layout, layout.view(dy), None)
+    rstd = F.pad(rstd, (0, 0, 0, len(u) - len(x)), value=1.0)
+    sizes = len(u), layout.channels, layout.positions, num_groups
     du, dweight, dbias = torch.ops.aten.native_group_norm_backward(
-        layout.with_default_strides(dw), layout.with_default_strides(u), torch.zeros_like(mean), rstd,
-        weight.contiguous(), *sizes, [True, True, True],
+        layout.unview(dw), layout.unview(u), torch.zeros_like(rstd), rstd, weight.float().contiguous(), *sizes,
+        [True, True, True],
     )  # fmt: skip
-    du = du.as_strided(u.shape, u.stride())
-    grads = [du] if needs[0] else []
-    grads += [grad for grad, need in ((dweight, needs[1]), (dbias, needs[2])) if need]
-    return [*grads, layout.sums(layout.view(du)).reshape(len(x), -1)] if needs[3] else grads
+    du = layout.view(du)[: len(x)]
+    dx = _native_output(layout, du, x) if needs[0] else None
+    dadd = layout.sums(du) if needs[3] else None
+    grads = zip(
+        (dx, dweight if needs[1] else None, dbias if needs[2] else None, dadd, None, None), args.tensors, strict=True
+    )
+    return [grad.reshape(t.shape).to(t.dtype) for grad, t in grads if grad is not None and t is not None]
 
 
 def _slice_batch(table: Tensor, chunk: slice) -> Tensor:

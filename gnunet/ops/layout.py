@@ -28,7 +28,7 @@ class Layout:
         self.channels, self.num_groups = x.shape[1], num_groups
         self.group_channels = self.channels // num_groups
         self.positions = x.shape[2:].numel()
-        self.strides = x.stride()
+        self.shape, self.strides = x.shape, x.stride()
         is_columns = x.is_contiguous()
         self.is_rows = not is_columns and x.movedim(1, -1).is_contiguous()
         self.is_dense = is_columns or self.is_rows
@@ -44,14 +44,16 @@ class Layout:
         step, row = self.positions * self.channels, self.positions_per_row * self.channels
         return t.as_strided((len(t), self.positions // self.positions_per_row, row), (step, row, 1))
 
-    def with_default_strides(self, t: Tensor) -> Tensor:
-        """A dense tensor that lies as x does, by the strides PyTorch expects; x's own may say anything of a size 1."""
-        order = [1, *range(t.dim() - 1, 1, -1), 0] if self.is_rows else range(t.dim() - 1, -1, -1)
-        strides, step = [0] * t.dim(), 1
+    def unview(self, t: Tensor) -> Tensor:
+        """A 3-D tensor, of any number of samples, by x's dimensions and the strides PyTorch expects of them, which x's
+        own are not where a size is 1."""
+        shape = (len(t), *self.shape[1:])
+        order = [1, *range(len(shape) - 1, 1, -1), 0] if self.is_rows else range(len(shape) - 1, -1, -1)
+        strides, step = [0] * len(shape), 1
         for dim in order:
             strides[dim] = step
-            step *= t.shape[dim]
-        return t.as_strided(t.shape, strides)
+            step *= shape[dim]
+        return t.as_strided(shape, strides)
 
     def write_back(self, result: Tensor, t: Tensor) -> None:
         """Write `result`, which was `view(t)`, to t where the view could not share its memory."""
@@ -89,9 +91,8 @@ class Layout:
 
     def estimate_group_means(self, t: Tensor) -> Tensor:
         """A table of the groups' means over some of the positions of a 3-D tensor."""
-        if self.is_rows:
-            sums = sum_rows(self._unfold(t)[:, ::SAMPLING_STRIDE])
-        else:
-            sums = sum_columns(t[:, :, ::SAMPLING_STRIDE])
+        sample = self._unfold(t)[:, ::SAMPLING_STRIDE] if self.is_rows else t[:, :, ::SAMPLING_STRIDE]
+        sample = sample if sample.dtype == torch.float64 else sample.float()
+        sums = sum_rows(sample) if self.is_rows else sum_columns(sample)
         table = sums.view(-1, self.num_groups, self.group_channels)
         return table.mean(2, keepdim=True).div_(-(-self.positions // SAMPLING_STRIDE))
