@@ -34,7 +34,7 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
     x, num_groups, weight, bias, eps, add, _, _, silu, center = args
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if x.numel() == 0:
-        return torch.empty_like(x), x.new_zeros((1 + center, len(x), num_groups), dtype=dtype)
+        return torch.empty_like(x), x.new_zeros((1 + center, x.shape[0], num_groups), dtype=dtype)
     layout = Layout(x, num_groups)
     added = None if add is None else layout.per_channel(add, dtype)
     if _can_use_native(layout, args):
@@ -42,7 +42,7 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(x)
     weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=dtype)).effective()
     values, results = layout.view(x), layout.view(y)
-    stats = x.new_empty((1 + center, len(x), num_groups), dtype=dtype)
+    stats = x.new_empty((1 + center, x.shape[0], num_groups), dtype=dtype)
     for chunk in layout.batch_chunks(x):
         u = _slice_batch(values, chunk).to(dtype)
         out = _slice_batch(results, chunk) if results.dtype == dtype else u
@@ -148,20 +148,18 @@ def _can_use_native(layout: Layout, args: NormArgs) -> bool:
     return layout.positions <= _MAX_NATIVE_POSITIONS and torch.get_num_threads() <= _MAX_NATIVE_THREADS and x.dim() > 3
 
 
-def _native_input(layout: Layout, values: Tensor, table: Tensor | None) -> Tensor:
+def _native_input(layout: Layout, values: Tensor, table: Tensor | None = None) -> Tensor:
     """A 3-D tensor, plus a table, in fp32; followed by samples of zeros where that keeps the others whole."""
+    samples = values.shape[0]
     is_shared = layout.is_rows and layout.positions >= _SHARED_POSITIONS
-    rest = -len(values) % torch.get_num_threads() if is_shared else 0
-    u = torch.empty((len(values) + rest, *values.shape[1:]), dtype=torch.float32)
-    part = u[: len(values)]
-    if table is None:
-        part.copy_(values)
-    elif values.dtype == torch.float32:
-        torch.add(values, layout.broadcast(table), out=part)
-    else:
-        part.copy_(values).add_(layout.broadcast(table))
-    if rest:
-        u[len(values) :].zero_()
+    rest = -samples % torch.get_num_threads() if is_shared else 0
+    if rest == 0 and values.dtype == torch.float32:
+        return values if table is None else values + layout.broadcast(table)
+    u = torch.empty((samples + rest, *values.shape[1:]), dtype=torch.float32)
+    part = u[:samples].copy_(values)
+    if table is not None:
+        part += layout.broadcast(table)
+    u[samples:].zero_()
     return u
 
 
@@ -184,13 +182,13 @@ def _native_forward(layout: Layout, args: NormArgs, added: Tensor | None) -> tup
         origin += added.mean(2, keepdim=True)
     u = _native_input(layout, values, -origin if added is None else added - origin)
     affine = weight.float().contiguous(), bias.float().contiguous()  # it takes them to be
-    sizes = len(u), layout.channels, layout.positions, num_groups
+    sizes = u.shape[0], layout.channels, layout.positions, num_groups
     y, mean_correction, rstd = torch.native_group_norm(layout.unview(u), *affine, *sizes, eps)
-    w = layout.view(y)[: len(x)]
+    w = layout.view(y)[: x.shape[0]]
     if silu:
         silu_(w)
-    mean = origin.squeeze(2).add_(mean_correction[: len(x)])
-    return _native_output(layout, w, x), torch.stack((mean, rstd[: len(x)]))
+    mean = origin.squeeze(2).add_(mean_correction[: x.shape[0]])
+    return _native_output(layout, w, x), torch.stack((mean, rstd[: x.shape[0]]))
 
 
 def _native_backward(
@@ -202,21 +200,21 @@ def _native_backward(
     mean, rstd = stats
     origin, r = mean.unsqueeze(2), rstd.unsqueeze(2)
     u = _native_input(layout, layout.view(x), -origin if added is None else added - origin)
+    dw = layout.view(dy).float()
     if silu:
         weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=torch.float32)).effective()
         assert weight_eff is not None and bias_eff is not None
-        dw = torch.zeros_like(u) if len(u) > len(x) else torch.empty_like(u)
-        w = fma(u[: len(x)], layout.broadcast(r * weight_eff), layout.broadcast(bias_eff), out=dw[: len(x)])
-        silu_backward_(layout.view(dy).float(), w)
-    else:
-        dw = _native_input(layout, layout.view(dy), None)
-    rstd = F.pad(rstd, (0, 0, 0, len(u) - len(x)), value=1.0)
-    sizes = len(u), layout.channels, layout.positions, num_groups
+        w = fma(u[: x.shape[0]], layout.broadcast(r * weight_eff), layout.broadcast(bias_eff))
+        dw = silu_backward_(dw, w)
+    dw = _native_input(layout, dw)
+    if u.shape[0] > x.shape[0]:
+        rstd = F.pad(rstd, (0, 0, 0, u.shape[0] - x.shape[0]), value=1.0)
+    sizes = u.shape[0], layout.channels, layout.positions, num_groups
     du, dweight, dbias = torch.ops.aten.native_group_norm_backward(
         layout.unview(dw), layout.unview(u), torch.zeros_like(rstd), rstd, weight.float().contiguous(), *sizes,
         [True, True, True],
     )  # fmt: skip
-    du = layout.view(du)[: len(x)]
+    du = layout.view(du)[: x.shape[0]]
     dx = _native_output(layout, du, x) if needs[0] else None
     dadd = layout.sums(du) if needs[3] else None
     grads = zip(
@@ -227,7 +225,7 @@ def _native_backward(
 
 def _slice_batch(table: Tensor, chunk: slice) -> Tensor:
     """The samples of a chunk; of a table that has one row for all samples, that row."""
-    return table if len(table) <= chunk.stop - chunk.start else table[chunk]
+    return table if table.shape[0] <= chunk.stop - chunk.start else table[chunk]
 
 
 def _join(parts: list[Tensor]) -> Tensor:

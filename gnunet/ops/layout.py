@@ -38,16 +38,16 @@ class Layout:
     def view(self, t: Tensor) -> Tensor:
         """A tensor of x's shape as a contiguous 3-D tensor; a copy only where it does not lie as x does."""
         if not self.is_rows:
-            return t.contiguous().view(len(t), self.channels, self.positions)
+            return t.contiguous().view(t.shape[0], self.channels, self.positions)
         if t.stride() != self.strides:
             t = t.movedim(1, -1).contiguous().movedim(-1, 1)
         step, row = self.positions * self.channels, self.positions_per_row * self.channels
-        return t.as_strided((len(t), self.positions // self.positions_per_row, row), (step, row, 1))
+        return t.as_strided((t.shape[0], self.positions // self.positions_per_row, row), (step, row, 1))
 
     def unview(self, t: Tensor) -> Tensor:
         """A 3-D tensor, of any number of samples, by x's dimensions and the strides PyTorch expects of them, which x's
         own are not where a size is 1."""
-        shape = (len(t), *self.shape[1:])
+        shape = (t.shape[0], *self.shape[1:])
         order = [1, *range(len(shape) - 1, 1, -1), 0] if self.is_rows else range(len(shape) - 1, -1, -1)
         strides, step = [0] * len(shape), 1
         for dim in order:
@@ -64,7 +64,7 @@ class Layout:
         """Ranges of samples to be worked on one after the other. Which, has no effect on any number."""
         size = _CPU_PART if x.device.type == "cpu" else _GPU_PART
         step = max(1, size // (self.channels * self.positions))
-        return (slice(start, start + step) for start in range(0, len(x), step))
+        return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
     def per_channel(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """(C,) or (N, C) -> a table."""

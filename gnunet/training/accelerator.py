@@ -1,7 +1,9 @@
 """The Accelerator of a run or of a program: devices, precision, trackers, how processes work together."""
 
+import ctypes
 import logging
 import os
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -15,10 +17,21 @@ from accelerate.utils import (
 )
 
 from gnunet.config import Config
-from gnunet.config_layers import inline
 from gnunet.errors import ConfigError
 from gnunet.training import sharding, zero
 from gnunet.training.launch import REFUSAL
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """On a CPU, have glibc keep what this process frees: given back to the system, activations are mapped anew, page by
+    page, in every step."""
+    if sys.platform != "linux" or torch.accelerator.is_available():
+        return
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for threshold in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(threshold, 2**30)
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -32,10 +45,6 @@ def make_accelerator(config: Config) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not train.deterministic
-    if train.compile and train.mixed_precision != "no" and not torch.accelerator.is_available():
-        # Inductor's C++ for bf16 does not compile everywhere (torch 2.13 with g++ 12).
-        given = f"{inline(train.compile)} with {train.mixed_precision}"
-        raise ConfigError(f"train.compile: given {given} on a CPU; valid there: fp32")
     sharding.check_options(config)
     zero.check_options(config)
     accelerator = open_accelerator(
@@ -63,7 +72,7 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
     # Told that it is on CPUs, since launched CPU processes would not know each other otherwise.
     cpu = cpu or not torch.accelerator.is_available()
     if cpu and mixed_precision == "fp16":
-        raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, or bf16 without train.compile")
+        raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, bf16")
     try:
         with zero.hidden():
             accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)

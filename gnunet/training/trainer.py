@@ -17,7 +17,7 @@ from gnunet.config import Config, to_yaml
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
 from gnunet.evaluation import validation_loss
 from gnunet.models import UNet2D
-from gnunet.training.accelerator import close, make_accelerator
+from gnunet.training.accelerator import close, keep_freed_memory, make_accelerator
 from gnunet.training.checkpoint import (
     TrainState,
     load_checkpoint,
@@ -60,6 +60,7 @@ def fit(config: Config) -> int:
     Raises:
         GnunetError: something the user can mend; nothing of an earlier run is lost.
     """
+    keep_freed_memory()
     # The run's folder is checked before anything is built, and written only once everything is.
     accelerator = make_accelerator(config)
     run = RunFolder(config)

@@ -79,12 +79,6 @@ def test_compiled_gradients_are_the_eager_ones(file):
         assert size > noise_floor or name.endswith("to_k.bias"), name
 
 
-@pytest.mark.parametrize("mode", ["true", "max-autotune-no-cudagraphs"])
-def test_compiled_bf16_on_a_cpu_is_refused(tiny, mode):
-    with pytest.raises(ConfigError, match=f"train.compile: given {mode} with bf16 on a CPU"):
-        fit(tiny("run", "--train.mixed_precision", "bf16", "--train.compile", mode))
-
-
 @pytest.mark.parametrize(
     ("value", "options"),
     [
