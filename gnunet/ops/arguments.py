@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,6 +26,12 @@ class NormArgs(NamedTuple):
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """x, weight, bias, add, scale, shift: what has a gradient, in the order of the gradients."""
         return self.x, self.weight, self.bias, self.add, self.scale, self.shift
+
+    def needed(self, needs: Sequence[bool], dx: Tensor | None, *others: Tensor | None) -> list[Tensor]:
+        """The gradients that are needed, all but dx in the shapes and dtypes of what they are of."""
+        tensors = zip(self.tensors[1:], others, needs[1:], strict=True)
+        small = [g.reshape(t.shape).to(t.dtype) for t, g, need in tensors if need and t is not None and g is not None]
+        return [dx, *small] if needs[0] and dx is not None else small
 
     def signature(self) -> Hashable:
         """All but the tensors' values and addresses: what an implementation may prepare itself for."""

@@ -2,7 +2,8 @@
 
 Statistics are those of the residual after an estimate of the mean is taken off, so that a mean far from zero
 loses no precision. A sample's bits do not depend on its batch: what could round differently in another batch
-comes from `batch_invariant`. On a CPU the batch is worked off in chunks that stay in its caches.
+comes from `batch_invariant`, or from PyTorch's kernels for group norm where these leave a sample to one thread.
+On a CPU the batch is worked off in chunks that stay in its caches.
 
 In the names, w is what the activation takes, w = x_hat * weight_eff + bias_eff; dw and so on are gradients.
 """
@@ -25,7 +26,7 @@ from .layout import Layout
 _SHARED_POSITIONS = 1024
 """From so many positions on, PyTorch's channels_last kernels on the CPU deal out the positions of the batch, not its
 groups, to the threads: samples stay whole where the threads divide their number."""
-_MAX_NATIVE_POSITIONS = 4096  # beyond, those kernels add up too many numbers one after the other
+_MAX_NATIVE_POSITIONS = 4096  # those kernels add up position after position, which at 4096 costs two digits of rstd
 _MAX_NATIVE_THREADS = 8  # with more, a batch is filled up with too many samples
 
 
@@ -129,8 +130,7 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
     sums = _join(sums_dw), _join(sums_dw_x_hat)
     dweight, dbias, dscale, dshift = affine.gradients([needs[i] for i in (1, 2, 4, 5)], *sums)
     dadd = _join(sums_du) if needs[3] else None
-    grads = zip((dx if needs[0] else None, dweight, dbias, dadd, dscale, dshift), args.tensors, strict=True)
-    return [grad.reshape(t.shape).to(t.dtype) for grad, t in grads if grad is not None and t is not None]
+    return args.needed(needs, dx, dweight, dbias, dadd, dscale, dshift)
 
 
 def _can_use_native(layout: Layout, args: NormArgs) -> bool:
@@ -143,16 +143,21 @@ def _can_use_native(layout: Layout, args: NormArgs) -> bool:
         return False
     if not center or scale is not None or shift is not None or x.dtype == torch.float64 or not layout.is_dense:
         return False
-    if not layout.is_rows or layout.positions < _SHARED_POSITIONS:
-        return not layout.is_rows or x.dim() > 3
-    return layout.positions <= _MAX_NATIVE_POSITIONS and torch.get_num_threads() <= _MAX_NATIVE_THREADS and x.dim() > 3
+    if not layout.is_rows:
+        return True
+    is_bounded = layout.positions <= _MAX_NATIVE_POSITIONS and torch.get_num_threads() <= _MAX_NATIVE_THREADS
+    return x.dim() > 3 and (is_bounded or layout.positions < _SHARED_POSITIONS)
+
+
+def _native_multiple(layout: Layout) -> int:
+    """Of how many samples a batch has to be a multiple for PyTorch's kernels to leave each to one thread."""
+    return torch.get_num_threads() if layout.is_rows and layout.positions >= _SHARED_POSITIONS else 1
 
 
 def _native_input(layout: Layout, values: Tensor, table: Tensor | None = None) -> Tensor:
-    """A 3-D tensor, plus a table, in fp32; followed by samples of zeros where that keeps the others whole."""
+    """A 3-D tensor, plus a table, in fp32; followed by samples of zeros up to the multiple."""
     samples = values.shape[0]
-    is_shared = layout.is_rows and layout.positions >= _SHARED_POSITIONS
-    rest = -samples % torch.get_num_threads() if is_shared else 0
+    rest = -samples % _native_multiple(layout)
     if rest == 0 and values.dtype == torch.float32:
         return values if table is None else values + layout.broadcast(table)
     u = torch.empty((samples + rest, *values.shape[1:]), dtype=torch.float32)
@@ -163,12 +168,13 @@ def _native_input(layout: Layout, values: Tensor, table: Tensor | None = None) -
     return u
 
 
-def _native_output(layout: Layout, result: Tensor, x: Tensor) -> Tensor:
-    """A 3-D result, or its first samples, as a tensor like x."""
-    if x.dtype == result.dtype:
-        return result.as_strided(x.shape, x.stride())
-    y = torch.empty_like(x)
-    layout.view(y).copy_(result)
+def _native_output(layout: Layout, part: Tensor, chunk: slice, x: Tensor, y: Tensor | None) -> Tensor:
+    """y, like x, with a chunk of its samples from a 3-D result; that itself, where it is all of y."""
+    if part.shape[0] == x.shape[0] and part.dtype == x.dtype:
+        return part.as_strided(x.shape, x.stride()).detach()  # no view, which autograd would not let be changed
+    y = torch.empty_like(x) if y is None else y
+    values = layout.view(y)[chunk]
+    values.copy_(part[: values.shape[0]])
     return y
 
 
@@ -176,19 +182,28 @@ def _native_forward(layout: Layout, args: NormArgs, added: Tensor | None) -> tup
     """`forward` by PyTorch's kernel, where `_can_use_native`."""
     x, num_groups, weight, bias, eps, _, _, _, silu, _ = args
     assert weight is not None and bias is not None
-    values = layout.view(x)
-    origin = layout.estimate_group_means(values)
-    if added is not None:
-        origin += added.mean(2, keepdim=True)
-    u = _native_input(layout, values, -origin if added is None else added - origin)
     affine = weight.float().contiguous(), bias.float().contiguous()  # it takes them to be
-    sizes = u.shape[0], layout.channels, layout.positions, num_groups
-    y, mean_correction, rstd = torch.native_group_norm(layout.unview(u), *affine, *sizes, eps)
-    w = layout.view(y)[: x.shape[0]]
-    if silu:
-        silu_(w)
-    mean = origin.squeeze(2).add_(mean_correction[: x.shape[0]])
-    return _native_output(layout, w, x), torch.stack((mean, rstd[: x.shape[0]]))
+    values, y = layout.view(x), None
+    stats = torch.empty((2, x.shape[0], num_groups), dtype=torch.float32)
+    for chunk in layout.batch_chunks(x, _native_multiple(layout)):
+        part = values[chunk]
+        origin = layout.estimate_group_means(part)
+        if added is None:
+            u = _native_input(layout, part, -origin)
+        else:
+            origin += added[chunk].mean(2, keepdim=True)
+            u = _native_input(layout, part, added[chunk] - origin)
+        sizes = u.shape[0], layout.channels, layout.positions, num_groups
+        w, mean_correction, rstd = torch.native_group_norm(layout.unview(u), *affine, *sizes, eps)
+        w = layout.view(w)
+        if silu:
+            silu_(w)
+        samples = part.shape[0]
+        torch.add(origin.squeeze(2), mean_correction[:samples], out=stats[0, chunk])
+        stats[1, chunk] = rstd[:samples]
+        y = _native_output(layout, w, chunk, x, y)
+    assert y is not None
+    return y, stats
 
 
 def _native_backward(
@@ -197,30 +212,36 @@ def _native_backward(
     """`backward` by PyTorch's kernel, where `_can_use_native`."""
     x, num_groups, weight, _, _, _, _, _, silu, _ = args
     assert weight is not None
-    mean, rstd = stats
-    origin, r = mean.unsqueeze(2), rstd.unsqueeze(2)
-    u = _native_input(layout, layout.view(x), -origin if added is None else added - origin)
-    dw = layout.view(dy).float()
-    if silu:
-        weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=torch.float32)).effective()
-        assert weight_eff is not None and bias_eff is not None
-        w = fma(u[: x.shape[0]], layout.broadcast(r * weight_eff), layout.broadcast(bias_eff))
-        dw = silu_backward_(dw, w)
-    dw = _native_input(layout, dw)
-    if u.shape[0] > x.shape[0]:
-        rstd = F.pad(rstd, (0, 0, 0, u.shape[0] - x.shape[0]), value=1.0)
-    sizes = u.shape[0], layout.channels, layout.positions, num_groups
-    du, dweight, dbias = torch.ops.aten.native_group_norm_backward(
-        layout.unview(dw), layout.unview(u), torch.zeros_like(rstd), rstd, weight.float().contiguous(), *sizes,
-        [True, True, True],
-    )  # fmt: skip
-    du = layout.view(du)[: x.shape[0]]
-    dx = _native_output(layout, du, x) if needs[0] else None
-    dadd = layout.sums(du) if needs[3] else None
-    grads = zip(
-        (dx, dweight if needs[1] else None, dbias if needs[2] else None, dadd, None, None), args.tensors, strict=True
-    )
-    return [grad.reshape(t.shape).to(t.dtype) for grad, t in grads if grad is not None and t is not None]
+    values, dys, dx = layout.view(x), layout.view(dy), None
+    weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=torch.float32)).effective()
+    assert weight_eff is not None and bias_eff is not None
+    dweights, dbiases, dadds = [], [], []
+    for chunk in layout.batch_chunks(x, _native_multiple(layout)):
+        origin, r = stats[:, chunk].unsqueeze(3)
+        part = values[chunk]
+        u = _native_input(layout, part, -origin if added is None else added[chunk] - origin)
+        dw = dys[chunk].float()
+        samples = part.shape[0]
+        if silu:
+            w = fma(u[:samples], layout.broadcast(r * weight_eff), layout.broadcast(bias_eff))
+            dw = silu_backward_(dw, w)
+        dw = _native_input(layout, dw)
+        rstd = F.pad(stats[1, chunk], (0, 0, 0, u.shape[0] - samples), value=1.0)
+        sizes = u.shape[0], layout.channels, layout.positions, num_groups
+        du, dweight, dbias = torch.ops.aten.native_group_norm_backward(
+            layout.unview(dw), layout.unview(u), torch.zeros_like(rstd), rstd, weight.float().contiguous(), *sizes,
+            [True, True, True],
+        )  # fmt: skip
+        du = layout.view(du)
+        dweights.append(dweight)
+        dbiases.append(dbias)
+        if needs[3]:
+            dadds.append(layout.sums(du[:samples]))
+        dx = _native_output(layout, du, chunk, x, dx)
+    dweight, dbias = (parts[0] if len(parts) == 1 else torch.stack(parts).sum(0) for parts in (dweights, dbiases))
+    dadd = _join(dadds) if needs[3] else None
+    assert dx is not None
+    return args.needed(needs, dx, dweight, dbias, dadd, None, None)
 
 
 def _slice_batch(table: Tensor, chunk: slice) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import eager
+from . import eager, reference
 from .affine import Affine
 from .arguments import NormArgs
 from .autograd import library_operator
@@ -78,8 +78,7 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
         dx = torch.empty_like(x).copy_(du) if needs[0] else None
         dadd = _sum_positions(du) if needs[3] else None
     dweight, dbias, dscale, dshift = affine.gradients([needs[i] for i in (1, 2, 4, 5)], sum_dw, sum_dw_x_hat)
-    grads = zip((dx, dweight, dbias, dadd, dscale, dshift), args.tensors, strict=True)
-    return [grad.reshape(t.shape).to(t.dtype) for grad, t in grads if grad is not None and t is not None]
+    return args.needed(needs, dx, dweight, dbias, dadd, dscale, dshift)
 
 
 def _added(args: NormArgs) -> Tensor:
@@ -104,7 +103,7 @@ def _multiply_add(u: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor |
 
 
 def _sum_positions(t: Tensor) -> Tensor:
-    return t.flatten(2).sum(2) if t.dim() > 2 else t
+    return t.flatten(2).sum(2) if t.dim() > 2 else t.clone()  # a gradient is no alias of dy
 
 
 def _sum_group(table: Tensor, num_groups: int) -> Tensor:
@@ -129,4 +128,9 @@ class _Operator:
     backward = staticmethod(backward)
 
 
-group_norm_silu = library_operator("group_norm_silu", _Operator(), traceable=True)
+_group_norm_silu = library_operator("group_norm_silu", _Operator(), traceable=True)
+
+
+def group_norm_silu(args: NormArgs) -> Tensor:
+    """y, differentiable; an exported program has the reference formula, which runs without this package."""
+    return reference.group_norm_silu(args) if torch.compiler.is_exporting() else _group_norm_silu(args)

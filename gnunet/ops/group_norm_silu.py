@@ -87,13 +87,14 @@ def group_norm_silu(
         center: whether the groups' means are subtracted.
         backend: which implementation; "auto" is the fastest that is right for x. The choice changes the
             speed, not the formula. "triton" runs on GPUs, in all dtypes but float64; "eager" on any device;
-            "reference" is the formula in torch ops.
+            "reference" is the formula in torch ops. What torch.compile makes of the last two is the same.
 
     Returns:
         y of x's shape, dtype and memory format (contiguous, channels_last, channels_last_3d), without layout
         copies. Statistics are fp32 (float64 for float64), also under autocast, which changes nothing here.
         Backward keeps x, the groups' rstd and, if centred, mean, and the small tensors. Its gradients, and y, are
-        the same bits in every run, and a sample's own (y, dx) in every batch that it is part of.
+        the same bits in every run, and a sample's own (y, dx) in every batch that it is part of; code that
+        torch.compile generates for a CPU does not keep the latter.
 
     Raises:
         TypeError: a dtype that is not supported.

@@ -60,10 +60,13 @@ class Layout:
         if not self.is_dense:
             t.copy_(result.view(t.shape))
 
-    def batch_chunks(self, x: Tensor) -> Iterator[slice]:
-        """Ranges of samples to be worked on one after the other. Which, has no effect on any number."""
+    def batch_chunks(self, x: Tensor, multiple: int = 1) -> Iterator[slice]:
+        """Ranges of samples, a multiple of some number but for the last, to be worked on one after the other.
+
+        How the batch is divided has no effect on any number.
+        """
         size = _CPU_PART if x.device.type == "cpu" else _GPU_PART
-        step = max(1, size // (self.channels * self.positions))
+        step = max(1, size // (self.channels * self.positions * multiple)) * multiple
         return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
     def per_channel(self, t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,13 +25,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """On a CPU, have glibc keep what this process frees: given back to the system, activations are mapped anew, page by
-    page, in every step."""
-    if sys.platform != "linux" or torch.accelerator.is_available():
+    """On a CPU, have glibc keep the memory that this process frees.
+
+    Otherwise it may return activations to the system and map them anew, page by page, in every step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or torch.accelerator.is_available():
         return
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        for threshold in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            mallopt(threshold, 2**30)
+    # Older glibc takes 32 MiB at most; and any threshold that is set stops it from raising the other by itself.
+    if mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25):
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -51,6 +51,24 @@ def test_compiles_without_a_graph_break(make_case, layout, backend, center):
         torch.testing.assert_close(grad, expected[f"d{name}"])
 
 
+def test_opcheck_without_positions_and_activation():
+    x, shift = (torch.randn(2, 6) for _ in range(2))
+    arguments = (x, 3, None, None, 1e-5, None, None, shift, False, True, "")
+    _, stats = torch.ops.gnunet.group_norm_silu(*arguments)
+    needs = [True, False, False, False, False, True]
+    torch.library.opcheck(torch.ops.gnunet.group_norm_silu_backward, (torch.randn_like(x), stats, needs, *arguments))
+
+
+@pytest.mark.parametrize("size", [8, 32, 65])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_result_is_a_tensor_of_its_own(size, dtype):
+    x = torch.randn(1, 8, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = group_norm_silu(x, 4, torch.ones(8), torch.ones(8))
+    assert y.untyped_storage().nbytes() == y.nbytes
+    dx = torch.autograd.grad(y.add_(1), x, torch.ones_like(y))[0]  # changed in place
+    assert dx.stride() == x.stride() and dx.untyped_storage().nbytes() == dx.nbytes
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_inductor_where_a_group_is_cut(backend):
     """There torch.compile (2.13) leaves out elements of a loop that has to find a channel's group."""
@@ -69,6 +87,12 @@ def test_inductor_where_a_group_is_cut(backend):
     expected = torch.autograd.grad(function(a), a)
     found = torch.autograd.grad(torch.compile(function, fullgraph=True)(a), a)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_exported_program_needs_no_package_of_ours(backend):
+    program = torch.export.export(GroupNormSiLU(3, 6, backend=backend), (torch.randn(2, 6, 4),))
+    assert not [node for node in program.graph.nodes if "gnunet" in str(node.target)]
 
 
 def test_what_was_compiled_from_another_source_of_the_operator_is_not_used(monkeypatch, tmp_path):
