@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 import yaml
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -372,6 +372,8 @@ def trees(draw: st.DrawFn) -> Config:
 
 @settings(max_examples=100, deadline=None)
 @given(trees())
+@example(resolve(Config, [Layer("drawn", {"run_dir": "\x85"})]))
+@example(resolve(Config, [Layer("drawn", {"run_dir": "a\u2028b"})]))
 def test_a_tree_survives_yaml(config: Config) -> None:
     text = to_yaml(config)
     again = from_yaml(text, "again")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .affine import Affine
 from .arguments import NormArgs
-from .autograd import apply
+from .autograd import apply, library_operator
 from .batch_invariant import fma, silu_, silu_backward_
 from .layout import Layout
 
@@ -259,3 +259,4 @@ class _Operator:
 
 
 group_norm_silu = partial(apply, _Operator())
+traced_group_norm_silu = library_operator("eager_group_norm_silu", _Operator(), traceable=False)

@@ -132,5 +132,8 @@ _group_norm_silu = library_operator("group_norm_silu", _Operator(), traceable=Tr
 
 
 def group_norm_silu(args: NormArgs) -> Tensor:
-    """y, differentiable; an exported program has the reference formula, which runs without this package."""
-    return reference.group_norm_silu(args) if torch.compiler.is_exporting() else _group_norm_silu(args)
+    """y, differentiable, for tracers of torch: this module for compilers; elsewhere the eager operator, which has the
+    same bits under a dispatch mode; in an exported program the reference formula, which runs without this package."""
+    if torch.compiler.is_exporting():
+        return reference.group_norm_silu(args)
+    return _group_norm_silu(args) if torch.compiler.is_compiling() else eager.traced_group_norm_silu(args)
