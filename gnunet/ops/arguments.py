@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -26,6 +27,11 @@ class NormArgs(NamedTuple):
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """x, weight, bias, add, scale, shift: what has a gradient, in the order of the gradients."""
         return self.x, self.weight, self.bias, self.add, self.scale, self.shift
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is computed, whatever x and the others are given in."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
 
     def needed(self, needs: Sequence[bool], dx: Tensor | None, *others: Tensor | None) -> list[Tensor]:
         """The gradients that are needed, all but dx in the shapes and dtypes of what they are of."""

@@ -33,7 +33,7 @@ _MAX_NATIVE_THREADS = 8  # with more, a batch is filled up with too many samples
 def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
     """See `autograd.Operator`."""
     x, num_groups, weight, bias, eps, add, _, _, silu, center = args
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = args.dtype
     if x.numel() == 0:
         return torch.empty_like(x), x.new_zeros((1 + center, x.shape[0], num_groups), dtype=dtype)
     layout = Layout(x, num_groups)
@@ -215,6 +215,7 @@ def _native_backward(
     values, dys, dx = layout.view(x), layout.view(dy), None
     weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=torch.float32)).effective()
     assert weight_eff is not None and bias_eff is not None
+    weight = weight.float().contiguous()  # it takes it to be
     dweights, dbiases, dadds = [], [], []
     for chunk in layout.batch_chunks(x, _native_multiple(layout)):
         origin, r = stats[:, chunk].unsqueeze(3)
@@ -229,7 +230,7 @@ def _native_backward(
         rstd = F.pad(stats[1, chunk], (0, 0, 0, u.shape[0] - samples), value=1.0)
         sizes = u.shape[0], layout.channels, layout.positions, num_groups
         du, dweight, dbias = torch.ops.aten.native_group_norm_backward(
-            layout.unview(dw), layout.unview(u), torch.zeros_like(rstd), rstd, weight.float().contiguous(), *sizes,
+            layout.unview(dw), layout.unview(u), torch.zeros_like(rstd), rstd, weight, *sizes,
             [True, True, True],
         )  # fmt: skip
         du = layout.view(du)

@@ -83,13 +83,12 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
 
 def _added(args: NormArgs) -> Tensor:
     """x + add in the dtype that is computed in."""
-    x = args.x if args.x.dtype == torch.float64 else args.x.float()
+    x = args.x.to(args.dtype)
     return x if args.add is None else x + _broadcast(args.add.to(x.dtype), x)
 
 
 def _affine(args: NormArgs) -> Affine:
-    dtype = torch.float64 if args.x.dtype == torch.float64 else torch.float32
-    return Affine.of(args, lambda t: t.to(dtype).reshape(-1, args.x.shape[1]))
+    return Affine.of(args, lambda t: t.to(args.dtype).reshape(-1, args.x.shape[1]))
 
 
 def _broadcast(table: Tensor, x: Tensor) -> Tensor:

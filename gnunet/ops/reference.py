@@ -17,7 +17,7 @@ def group_norm_silu(args: NormArgs) -> Tensor:
     """
     x, num_groups, weight, bias, eps, add, scale, shift, silu, center = args
     spatial = (1,) * (x.dim() - 2)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = args.dtype
 
     def per_channel(p: Tensor) -> Tensor:  # (C,) or (N, C) -> broadcasts over x
         return p.to(dtype).reshape(*p.shape, *spatial)
