@@ -1,6 +1,7 @@
 """The soak's trends tell a leak from noise, its watcher sees what a process takes, and a short one leaves a record."""
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -67,7 +68,8 @@ class TestWatcher:
         (run / "timing.jsonl").write_text('{"images": 8}\n{"images": 16}\n{"imag')  # the last line is being written
         watcher = Watcher(psutil.Process(), run)
         before = watcher.sample()
-        taken = bytearray(b"1") * 2**26
+        taken = mmap.mmap(-1, 2**26)  # of its own: malloc may have freed memory at hand
+        taken.write(b"1" * 2**26)
         with tempfile.TemporaryFile(), tempfile.TemporaryFile():
             child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
             for grows in ("samples/8.png", "metrics.jsonl", "kept"):
@@ -75,7 +77,7 @@ class TestWatcher:
             time.sleep(0.1)
             after = watcher.sample()
         child.communicate(b"\n")
-        del taken
+        taken.close()
         grown = {name: after.levels[name] - before.levels[name] for name in before.levels}
         assert grown["processes"] == 1 and grown["threads"] >= 1 and grown["descriptors"] >= 2 + 1 + 3
         assert grown["uss_mib"] > 60 and grown["rss_mib"] > 60
