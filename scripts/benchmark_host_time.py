@@ -93,10 +93,14 @@ def layers(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, fl
     execute(tensors)
     stream = torch.cuda.current_stream().cuda_stream
     pointers = [0 if t is None else t.data_ptr() for t in tensors]
+    calls = [
+        (call.launch, (*call.before, stream, *call.after), (*pick(pointers), *values), call.is_packed)
+        for call, pick, values in execute.compiled
+    ]
 
     def launch() -> None:
-        for run, programs, function, metadata, pick, values in execute.compiled:
-            run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(pointers), *values)
+        for function, first, arguments, is_packed in calls:
+            function(*first, arguments) if is_packed else function(*first, *arguments)
 
     with torch.no_grad():
         return microseconds(

@@ -6,7 +6,8 @@
 Every launch of forward and backward on the shapes below, or on those of benchmark_op.py, is compiled as Triton would
 compile it on such a GPU. Printed for each kernel: registers a thread, bytes of stack and of spills, the widths of the
 loads from and stores to global memory in bytes, instructions for each element of x, resident warps. For the benchmark's
-cases a record is written, with the times that `benchmarking.model` predicts from these numbers.
+cases a record is written, with the times that `benchmarking.model` predicts from these numbers; where PyTorch has CUDA,
+if only the fake one of scripts/gpu_check, also with the kernels that torch.compile launches, and the least they take.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
-import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -32,8 +30,10 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarking.model import KernelCode, Prediction, predict
+from benchmarking.inductor import compiled_kernels
+from benchmarking.model import KernelCode, predict, predict_least
 from benchmarking.record import origin
+from benchmarking.sass import counts, disassemble, loops, widths
 from benchmarking.shapes import Case, cases
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.triton_kernels import launch as op
@@ -133,10 +133,9 @@ def compile_launch(launch: Launch, arch: int) -> KernelCode:
     source = ASTSource(getattr(module, launch.kernel), dict(launch.signature), dict(launch.constants), attributes)
     options = dict(launch.options)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
-    usage, code = _disassemble(compiled.asm["cubin"])
+    usage, code = disassemble(compiled.asm["cubin"])
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
-    instructions = re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", code)
-    counts = Counter(instructions)
+    names = counts(code)
     constants = dict(launch.constants)
     tile = constants.get("BLOCK_S", constants.get("BLOCK_K", 0)) * constants["BLOCK_C"]
     return KernelCode(
@@ -145,53 +144,14 @@ def compile_launch(launch: Launch, arch: int) -> KernelCode:
         registers=numbers["REG"],
         shared=compiled.metadata.shared,
         stack=numbers["STACK"],
-        spills=counts["LDL"] + counts["STL"],
-        barriers=counts["BAR"],
-        instructions=len(instructions) - counts["NOP"],
-        loops=_loops(code),
+        spills=names["LDL"] + names["STL"],
+        barriers=names["BAR"],
+        instructions=names.total() - names["NOP"],
+        loops=loops(code),
         tile=tile,
-        loads=_widths("LDG", code),
-        stores=_widths("STG", code),
+        loads=widths("LDG", code),
+        stores=widths("STG", code),
     )
-
-
-def _loops(code: str) -> list[tuple[int, int, int]]:
-    """Of each innermost loop its instructions, and how many of them are loads from and stores to global memory."""
-    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", code)
-    at = {int(address, 16): i for i, (address, _, _) in enumerate(lines)}
-    spans = []
-    for i, (_, name, rest) in enumerate(lines):
-        target = re.search(r"0x([0-9a-f]+)", rest) if name == "BRA" else None
-        if target and (start := at.get(int(target[1], 16), i)) < i:
-            spans.append((start, i))
-    inner = [(a, b) for a, b in spans if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)]
-    found = []
-    for start, end in inner:
-        names = Counter(name for _, name, _ in lines[start : end + 1])
-        found.append((end + 1 - start, names["LDG"], names["STG"]))
-    return found
-
-
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, code = (
-            subprocess.run([cuobjdump, option, file.name], check=True, capture_output=True, text=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
-    return usage, code
-
-
-def _widths(instruction: str, code: str) -> dict[str, int]:
-    """How many of the instructions move how many bytes: LDG.E.128 moves 16, LDG.E.U16 2, LDG.E 4."""
-    widths: dict[str, int] = {}
-    for suffix in re.findall(rf"\b{instruction}\.E([.\w]*)", code):
-        bits = re.search(r"\.[US]?(8|16|64|128|256)\b", suffix)
-        width = str(int(bits[1]) // 8 if bits else 4)
-        widths[width] = widths.get(width, 0) + 1
-    return widths
 
 
 def inspect_shapes(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -256,18 +216,24 @@ def main() -> None:
 def report_cases(folder: Path) -> None:
     """Print, and write to a record, the kernels of the benchmark's cases and their predicted times."""
     table = Table("case", "MB", "direction", "kernels: programs, registers, warps a multiprocessor, instr./element",
-                  "us", "of copy", "torch.compile us")  # fmt: skip
+                  "us", "copy", "two passes", "torch.compile")  # fmt: skip
     rows = []
     for case, found in inspect_cases(90):
+        compiled = compiled_kernels(case) if torch.cuda.is_available() else {}
         for direction, kernels in found.items():
-            p: Prediction = predict(kernels, direction, case.tensor_bytes)
+            p = asdict(predict(kernels, direction, case.tensor_bytes))
             text = "; ".join(
                 f"{code.kernel} {programs}, {code.registers}, {code.resident_warps}, "
                 f"{code.instructions_per_element:.0f}"
                 for code, programs, _ in kernels
             )
-            table.add_row(case.label, f"{case.tensor_bytes / 1e6:.1f}", direction, text, f"{p.seconds * 1e6:.1f}",
-                          f"{p.share_of_copy:.0%}", f"{p.compiled_seconds * 1e6:.1f}")  # fmt: skip
+            if compiled:
+                p["compiled_seconds"] = predict_least(work[1:] for work in compiled[direction])
+            times = (
+                f"{p[name] * 1e6:.1f}" if name in p else ""
+                for name in ("seconds", "copy_seconds", "two_pass_seconds", "compiled_seconds")
+            )
+            table.add_row(case.label, f"{case.tensor_bytes / 1e6:.1f}", direction, text, *times)
             rows.append(
                 {
                     "case": case.label,
@@ -279,8 +245,9 @@ def report_cases(folder: Path) -> None:
                         }
                         for code, programs, tiles in kernels
                     ],
-                    "predicted": {key: float(f"{value:.4g}") if isinstance(value, float) else value
-                                  for key, value in asdict(p).items()},
+                    "compiled_kernels": [kernel._asdict() for kernel in compiled.get(direction, ())],
+                    "predicted": {name: float(f"{value:.4g}") if isinstance(value, float) else value
+                                  for name, value in p.items()},
                 }
             )  # fmt: skip
     Console(width=220).print(table)

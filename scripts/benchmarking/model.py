@@ -5,6 +5,7 @@ with the latency of its loads and barriers. Nothing of it has been compared with
 sheet's and what others have measured, and what it says of small tensors may be off by 40%, of large ones by 25%.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MULTIPROCESSORS = 132
@@ -80,15 +81,15 @@ class KernelCode:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of all kernels of a direction, and of what they are compared with."""
+    """Of all kernels of a direction, and of the least that they could be replaced by."""
 
     seconds: float
     limited_by: list[str]
-    share_of_copy: float
-    """The seconds of a copy of the least bytes that must be moved, over those predicted."""
-    compiled_seconds: float
-    """Of two passes that are limited by their bytes, or by one load, and in backward a small kernel: the least that
-    torch.compile can take with the kernels that it generates."""
+    copy_seconds: float
+    """Of a copy of the least bytes that must be moved."""
+    two_pass_seconds: float
+    """The least of any two kernels, the first reading and the second reading again and writing, and in backward of a
+    small one: each limited by its bytes, or by one load."""
 
 
 def predict(kernels: list[tuple[KernelCode, int, int]], direction: str, tensor_bytes: int) -> Prediction:
@@ -98,12 +99,24 @@ def predict(kernels: list[tuple[KernelCode, int, int]], direction: str, tensor_b
     parts = [_seconds(*kernel, tensors, tensor_bytes, cached) for kernel in kernels]
     copy = LAUNCH + (tensors + 1) * tensor_bytes / BANDWIDTH
     second_read = tensors * tensor_bytes * ((1 - cached) / BANDWIDTH + cached / L2_BANDWIDTH)
-    compiled = 2 * LAUNCH + max(tensors * tensor_bytes / BANDWIDTH, LOAD + TAIL + REDUCTION * BARRIER)
-    compiled += max(second_read + tensor_bytes / BANDWIDTH, LOAD + TAIL)
+    two_pass = 2 * LAUNCH + max(tensors * tensor_bytes / BANDWIDTH, LOAD + TAIL + REDUCTION * BARRIER)
+    two_pass += max(second_read + tensor_bytes / BANDWIDTH, LOAD + TAIL)
     if direction == "backward":
-        compiled += LAUNCH + SMALL_KERNEL
+        two_pass += LAUNCH + SMALL_KERNEL
     total = sum(seconds for seconds, _ in parts)
-    return Prediction(total, [limit for _, limit in parts], copy / total, compiled)
+    return Prediction(total, [limit for _, limit in parts], copy, two_pass)
+
+
+def predict_least(kernels: Iterable[tuple[int, int, int]]) -> float:
+    """The least that kernels can take which read and write so many bytes and execute so many instructions: each limited
+    by its bytes, by its instructions, or by one load."""
+    seconds = left = 0.0
+    for read, written, instructions in kernels:
+        cached = min(read, left)
+        moved = (read - cached + written) / BANDWIDTH + cached / L2_BANDWIDTH
+        seconds += LAUNCH + max(moved, instructions / WARP_INSTRUCTIONS, LOAD + TAIL)
+        left = L2_BYTES
+    return seconds
 
 
 def _seconds(

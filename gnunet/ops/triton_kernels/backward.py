@@ -13,7 +13,6 @@ from .common import (
     activation_gradient,
     add_pairs,
     base_offset,
-    channel_mask,
     effective_affine,
     group_sums_of_two,
     jit,
@@ -22,9 +21,11 @@ from .common import (
     of_channels,
     program_coords,
     split_tile,
+    tile_channels,
     tile_mask,
     tile_offsets,
     tile_stride,
+    zero_beyond,
 )
 
 
@@ -58,7 +59,6 @@ def bwd_single_pass(
     G: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
     EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -68,12 +68,10 @@ def bwd_single_pass(
     """dx, the tables' gradients and the sums of a block of groups, which a program holds in its registers."""
     S = positions * ALIGN_S
     n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
-    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
-    first_c = block * (GROUP * GROUPS)
-    c = first_c + c_in_tile
-    c_mask = channel_mask(c_in_tile, first_c, C, GROUP * GROUPS, EVEN_C)
+    s = tl.arange(0, BLOCK_S)
+    c_in_tile, c, c_mask = tile_channels(block, 0, C, GROUP, GROUPS, EVEN_C, BLOCK_C)
     mask = tile_mask(s, S, c_mask, EVEN_S)
-    start = base_offset(n, 0, first_c, S, C, CHANNELS_LAST)
+    start = base_offset(n, 0, block * (GROUP * GROUPS), S, C, CHANNELS_LAST)
     offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
 
     x, dw = load_fp32(x_ptr + start + offsets, mask), load_fp32(dy_ptr + start + offsets, mask)
@@ -81,7 +79,7 @@ def bwd_single_pass(
     weight_eff, bias_eff = effective_affine(
         n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
     )
-    d = tl.where(mask, x - center[None, :], 0.0)
+    d = zero_beyond(x - center[None, :], s, S, EVEN_S)
     dw *= activation_gradient(d * (weight_eff * rstd)[None, :] + bias_eff[None, :], SILU, FAST)
     sum_dw, sum_dw_d = tl.reduce((dw, dw * d), 0, add_pairs)
     if sums_ptr is not None:
@@ -89,12 +87,10 @@ def bwd_single_pass(
         tl.store(sums_ptr + sums_stride + n * C + c, sum_dw_d, c_mask)
     scaling = rstd / (S * GROUP * 1.0)
     mean_dy = tl.zeros((BLOCK_C,), tl.float32)
-    dw_of_groups, of_groups = group_sums_of_two(
-        weight_eff * sum_dw, weight_eff * sum_dw_d, c_in_tile, GROUP, GROUPS, PADDED_GROUPS
-    )
+    dw_of_groups, of_groups = group_sums_of_two(weight_eff * sum_dw, weight_eff * sum_dw_d, GROUPS)
     if CENTER:
-        mean_dy = of_channels(dw_of_groups, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) * scaling
-    mean_dy_xhat = of_channels(of_groups, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) * scaling * rstd * rstd
+        mean_dy = of_channels(dw_of_groups, GROUPS, BLOCK_C) * scaling
+    mean_dy_xhat = of_channels(of_groups, GROUPS, BLOCK_C) * scaling * rstd * rstd
     if dadd_ptr is not None:
         dadd = weight_eff * rstd * sum_dw - S * mean_dy - tl.sum(d, 0) * mean_dy_xhat
         tl.store(dadd_ptr + n * C + c, dadd, c_mask)
@@ -134,7 +130,6 @@ def bwd_partial_sums(
     G: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
     EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -151,7 +146,7 @@ def bwd_partial_sums(
         n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
         sums_ptr, partial_ptr, positions * ALIGN_S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n,
         position_splits, sums_stride, partial_stride, NEED_D, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS,
-        PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
+        EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
     )  # fmt: skip
 
 
@@ -185,7 +180,6 @@ def bwd_dx(
     G: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
     EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -201,12 +195,12 @@ def bwd_dx(
     n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, True)
     mean_dy, mean_dy_xhat = _combine_means(
         n, block, split, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride,
-        CENTER, G, GROUP, GROUPS, PADDED_GROUPS, BLOCK_K,
+        CENTER, G, GROUP, GROUPS, BLOCK_K,
     )  # fmt: skip
     _dx(
         n, block, split, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, mean_dy,
         mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits, SILU,
-        CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+        CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
         CHANNEL_SPLITS,
     )  # fmt: skip
 
@@ -244,7 +238,6 @@ def bwd_two_pass(
     G: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
     EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -262,19 +255,19 @@ def bwd_two_pass(
         _partial_sums(
             n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
             sums_ptr, partial_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits,
-            sums_stride, partial_stride, NEED_D, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS,
+            sums_stride, partial_stride, NEED_D, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS,
             EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
         )  # fmt: skip
     tl.debug_barrier()  # what other threads have stored is read below
     mean_dy, mean_dy_xhat = _combine_means(
         n, block, 0, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride, CENTER,
-        G, GROUP, GROUPS, PADDED_GROUPS, BLOCK_K,
+        G, GROUP, GROUPS, BLOCK_K,
     )  # fmt: skip
     for done in range(0, splits):
         _dx(
             n, block, splits - 1 - done, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
             mean_dy, mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n,
-            position_splits, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C,
+            position_splits, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C,
             BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
         )  # fmt: skip
 
@@ -378,10 +371,10 @@ def _partial_sums(
     partial_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits, sums_stride,
     partial_stride, NEED_D: tl.constexpr, SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    part_s, size, _, s, c_in_tile, c, c_mask, offsets = split_tile(
+    part_s, size, _, s, c, c_mask, offsets = split_tile(
         n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
         CHANNEL_SPLITS,
     )  # fmt: skip
@@ -403,9 +396,9 @@ def _partial_sums(
         x, dw = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
         x_ptr += stride
         dy_ptr += stride
-        mask = tile_mask(s, size - done - BLOCK_S, c_mask, False)
+        mask = tile_mask(s, size - done - BLOCK_S, c_mask, EVEN_S)
         x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
-        d = tl.where(tile_mask(s, size - done, c_mask, EVEN_S), x - center[None, :], 0.0)
+        d = zero_beyond(x - center[None, :], s, size - done, EVEN_S)
         dw *= activation_gradient(d * factor[None, :] + bias_eff[None, :], SILU, FAST)
         sums += dw
         sums_d += dw * d
@@ -418,13 +411,10 @@ def _partial_sums(
     tl.store(sums_ptr + sums_stride, sum_dw_d, c_mask)
     if NEED_D:
         tl.store(sums_ptr + 2 * sums_stride, tl.sum(sums_of_d, 0), c_mask)
-    g_in_block = tl.arange(0, PADDED_GROUPS)
-    g = block * GROUPS + g_in_block
-    g_mask = (g_in_block < GROUPS) & (g < G)
+    g = block * GROUPS + tl.arange(0, GROUPS)
+    g_mask = g < G
     partial_ptr += (n.to(tl.int64) * G + g) * splits + split
-    dw_of_groups, of_groups = group_sums_of_two(
-        weight_eff * sum_dw, weight_eff * sum_dw_d, c_in_tile, GROUP, GROUPS, PADDED_GROUPS
-    )
+    dw_of_groups, of_groups = group_sums_of_two(weight_eff * sum_dw, weight_eff * sum_dw_d, GROUPS)
     tl.store(partial_ptr, dw_of_groups, g_mask)
     tl.store(partial_ptr + partial_stride, of_groups, g_mask)
 
@@ -432,20 +422,20 @@ def _partial_sums(
 @jit
 def _combine_means(
     n, block, split, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride,
-    CENTER: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr,
+    CENTER: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """What centering and scaling take off the gradient of a block's groups, (PADDED_GROUPS,), from their splits' sums.
+    """What centering and scaling take off the gradient of a block's groups, (GROUPS,), from their splits' sums.
 
     Stored in means_ptr by the program of the first split, where `bwd_combine_sums` needs them.
     """
-    k, g_in_block = tl.arange(0, BLOCK_K), tl.arange(0, PADDED_GROUPS)
-    g = block * GROUPS + g_in_block
-    g_mask = (g_in_block < GROUPS) & (g < G)
+    k = tl.arange(0, BLOCK_K)
+    g = block * GROUPS + tl.arange(0, GROUPS)
+    g_mask = g < G
     mask = (k < splits)[:, None] & g_mask[None, :]
     partial_ptr += n.to(tl.int64) * G * splits + g[None, :] * splits + k[:, None]
     mean_dy_xhat = tl.sum(tl.load(partial_ptr + partial_stride, mask, other=0.0), 0)
-    mean_dy = tl.zeros((PADDED_GROUPS,), tl.float32)
+    mean_dy = tl.zeros((GROUPS,), tl.float32)
     if CENTER:
         mean_dy = tl.sum(tl.load(partial_ptr, mask, other=0.0), 0)
         stats_ptr += stats_stride
@@ -464,12 +454,12 @@ def _dx(
     n, block, split, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, mean_dy,
     mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits,
     SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, C: tl.constexpr,
-    G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr,
+    G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr,
     CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
     if dx_ptr is not None:
-        _, size, _, s, c_in_tile, c, c_mask, offsets = split_tile(
+        _, size, _, s, c, c_mask, offsets = split_tile(
             n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
             CHANNEL_SPLITS,
         )  # fmt: skip
@@ -485,13 +475,13 @@ def _dx(
             n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
         )
         factor = weight_eff * rstd
-        dy_part = of_channels(mean_dy, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
-        xhat_part = of_channels(mean_dy_xhat, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+        dy_part = of_channels(mean_dy, GROUPS, BLOCK_C)
+        xhat_part = of_channels(mean_dy_xhat, GROUPS, BLOCK_C)
         for done in range(0, size, BLOCK_S):
             x, dw = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
             x_ptr += stride
             dy_ptr += stride
-            mask = tile_mask(s, size - done - BLOCK_S, c_mask, False)
+            mask = tile_mask(s, size - done - BLOCK_S, c_mask, EVEN_S)
             x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
             d = x - center[None, :]
             dw *= activation_gradient(d * factor[None, :] + bias_eff[None, :], SILU, FAST)

@@ -66,21 +66,38 @@ def tile_stride(C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.conste
 
 
 @jit
-def channel_mask(c_in_block, first, C: tl.constexpr, WIDTH: tl.constexpr, EVEN_C: tl.constexpr):
-    """Channels of a block of WIDTH channels that exist: all of them where EVEN_C."""
+def tile_channels(
+    block, part_c, C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, EVEN_C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Of each column of a tile: its channel, counted from the tile's first, and in the tensor; which of them exist: all
+    where EVEN_C. Each group begins at a power of two; the columns that its channels leave over are not used."""
+    column = tl.arange(0, BLOCK_C)
+    width: tl.constexpr = BLOCK_C // GROUPS
+    c_in_tile = column if GROUPS == 1 or width == GROUP else column // width * GROUP + column % width
+    c = block * (GROUP * GROUPS) + part_c * BLOCK_C + c_in_tile
     if EVEN_C:
-        return tl.full(c_in_block.shape, True, tl.int1)
+        return c_in_tile, c, tl.full(c.shape, True, tl.int1)
     else:
-        return (c_in_block < WIDTH) & (first + c_in_block < C)
+        return c_in_tile, c, (part_c * BLOCK_C + column % width < GROUP) & (c < C)
 
 
 @jit
 def tile_mask(s, size, c_mask, EVEN_S: tl.constexpr):
-    """Elements of a tile that exist, where `size` positions are left: all of its positions where EVEN_S."""
+    """Elements of a tile that exist, where `size` positions are left: all of its positions or none where EVEN_S."""
     if EVEN_S:
-        return tl.full((s.shape[0], 1), True, tl.int1) & c_mask[None, :]
+        return tl.full((s.shape[0], 1), True, tl.int1) & (c_mask & (size > 0))[None, :]
     else:
         return (s < size)[:, None] & c_mask[None, :]
+
+
+@jit
+def zero_beyond(values, s, size, EVEN_S: tl.constexpr):
+    """A tile with zeros at positions that do not exist."""
+    if EVEN_S:
+        return values
+    else:
+        return tl.where((s < size)[:, None], values, 0.0)
 
 
 @jit
@@ -90,17 +107,15 @@ def split_tile(
     SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Of a split: its part of the positions and their number, its part of the channels; of its first tile: positions,
-    channels counted from its first, channels, which of them exist, offsets."""
+    channels, which of them exist, offsets."""
     part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
-    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
-    first_c = block * (GROUP * GROUPS)
-    c_in_block = part_c * BLOCK_C + c_in_tile
-    c_mask = channel_mask(c_in_block, first_c, C, GROUP * GROUPS, EVEN_C)
+    s = tl.arange(0, BLOCK_S)
+    c_in_tile, c, c_mask = tile_channels(block, part_c, C, GROUP, GROUPS, EVEN_C, BLOCK_C)
     first_s = tl.cast(part_s, tl.int64) * SPLIT_SIZE
     size = tl.minimum(S - first_s, SPLIT_SIZE).to(tl.int32)
-    offsets = base_offset(n, first_s, first_c + part_c * BLOCK_C, S, C, CHANNELS_LAST)
+    offsets = base_offset(n, first_s, block * (GROUP * GROUPS) + part_c * BLOCK_C, S, C, CHANNELS_LAST)
     offsets += tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
-    return part_s, size, part_c, s, c_in_tile, first_c + c_in_block, c_mask, offsets
+    return part_s, size, part_c, s, c, c_mask, offsets
 
 
 @jit
@@ -145,20 +160,12 @@ def load_mean_rstd(
 
 
 @jit
-def group_sums(sums, c_in_tile, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr):
-    """Sums for each channel of a tile with GROUPS groups of GROUP channels -> those of its groups, (PADDED_GROUPS,).
-
-    With one group GROUP is not looked at: the tile may have a part of the group's channels.
-    """
-    if GROUPS == 1:
-        return tl.sum(sums, 0, keep_dims=True)
-    elif GROUP == 1:
+def group_sums(sums, GROUPS: tl.constexpr):
+    """Sums for each channel of a tile -> those of its groups, (GROUPS,)."""
+    if sums.shape[0] == GROUPS:
         return sums
-    elif sums.shape[0] == GROUP * PADDED_GROUPS:
-        return tl.sum(tl.reshape(sums, (PADDED_GROUPS, GROUP)), 1)
     else:
-        belongs = (c_in_tile // GROUP)[:, None] == tl.arange(0, PADDED_GROUPS)[None, :]
-        return tl.sum(tl.where(belongs, sums[:, None], 0.0), 0)
+        return tl.sum(tl.reshape(sums, (GROUPS, sums.shape[0] // GROUPS)), 1)
 
 
 @jit
@@ -168,31 +175,22 @@ def add_pairs(a0, a1, b0, b1):
 
 
 @jit
-def group_sums_of_two(a, b, c_in_tile, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr):
+def group_sums_of_two(a, b, GROUPS: tl.constexpr):
     """`group_sums` of both, in one reduction."""
-    if GROUP == 1 and GROUPS > 1:
+    if a.shape[0] == GROUPS:
         return a, b
-    elif GROUPS == 1:
-        return tl.sum(a, 0, keep_dims=True), tl.sum(b, 0, keep_dims=True)
-    elif a.shape[0] == GROUP * PADDED_GROUPS:
-        shape: tl.constexpr = (PADDED_GROUPS, GROUP)
-        return tl.reduce((tl.reshape(a, shape), tl.reshape(b, shape)), 1, add_pairs)
     else:
-        belongs = (c_in_tile // GROUP)[:, None] == tl.arange(0, PADDED_GROUPS)[None, :]
-        return tl.reduce((tl.where(belongs, a[:, None], 0.0), tl.where(belongs, b[:, None], 0.0)), 0, add_pairs)
+        shape: tl.constexpr = (GROUPS, a.shape[0] // GROUPS)
+        return tl.reduce((tl.reshape(a, shape), tl.reshape(b, shape)), 1, add_pairs)
 
 
 @jit
-def of_channels(values, c_in_tile, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr):
-    """Values of a tile's groups, (PADDED_GROUPS,) -> one for each channel."""
-    if GROUPS == 1:
-        return tl.broadcast_to(values, c_in_tile.shape)
-    elif GROUP == 1:
+def of_channels(values, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Values of a tile's groups, (GROUPS,) -> one for each of its channels."""
+    if BLOCK_C == GROUPS:
         return values
-    elif c_in_tile.shape[0] == GROUP * PADDED_GROUPS:
-        return tl.reshape(tl.broadcast_to(values[:, None], (PADDED_GROUPS, GROUP)), c_in_tile.shape)
     else:
-        return tl.gather(values, tl.minimum(c_in_tile // GROUP, PADDED_GROUPS - 1), 0)
+        return tl.reshape(tl.broadcast_to(values[:, None], (GROUPS, BLOCK_C // GROUPS)), (BLOCK_C,))
 
 
 @jit

@@ -12,7 +12,6 @@ from .common import (
     activate,
     add_pairs,
     base_offset,
-    channel_mask,
     effective_affine,
     group_sums,
     group_sums_of_two,
@@ -23,9 +22,11 @@ from .common import (
     rstd_of,
     split_coords,
     split_tile,
+    tile_channels,
     tile_mask,
     tile_offsets,
     tile_stride,
+    zero_beyond,
 )
 
 
@@ -54,7 +55,6 @@ def fwd_single_pass(
     G: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
     EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -64,12 +64,10 @@ def fwd_single_pass(
     """y and statistics of a block of groups, which a program holds in its registers."""
     S = positions * ALIGN_S
     n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
-    c_in_tile, s = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_S)
-    first_c = block * (GROUP * GROUPS)
-    c = first_c + c_in_tile
-    c_mask = channel_mask(c_in_tile, first_c, C, GROUP * GROUPS, EVEN_C)
+    s = tl.arange(0, BLOCK_S)
+    c_in_tile, c, c_mask = tile_channels(block, 0, C, GROUP, GROUPS, EVEN_C, BLOCK_C)
     mask = tile_mask(s, S, c_mask, EVEN_S)
-    start = base_offset(n, 0, first_c, S, C, CHANNELS_LAST)
+    start = base_offset(n, 0, block * (GROUP * GROUPS), S, C, CHANNELS_LAST)
     offsets = tile_offsets(s, c_in_tile, S, C, CHANNELS_LAST)
 
     u = load_fp32(x_ptr + start + offsets, mask)
@@ -79,22 +77,22 @@ def fwd_single_pass(
     if add_ptr is not None:
         u += load_fp32(add_ptr + n * add_stride_n + c, c_mask)[None, :]
     size = S * GROUP * 1.0
-    d = tl.where(mask, u, 0.0)
-    mean = tl.zeros((PADDED_GROUPS,), tl.float32)
+    d = zero_beyond(u, s, S, EVEN_S)
+    mean = tl.zeros((GROUPS,), tl.float32)
     correction = mean
     if CENTER:
         # The mean is rounded; what it is off by is found with the variance, so that no precision is lost.
-        mean = group_sums(tl.sum(d, 0), c_in_tile, GROUP, GROUPS, PADDED_GROUPS) / size
-        d = tl.where(mask, u - of_channels(mean, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)[None, :], 0.0)
+        mean = group_sums(tl.sum(d, 0), GROUPS) / size
+        d = zero_beyond(u - tl.where(c_mask, of_channels(mean, GROUPS, BLOCK_C), 0.0)[None, :], s, S, EVEN_S)
         sums, squares = tl.reduce((d, d * d), 0, add_pairs)
-        sums, squares = group_sums_of_two(sums, squares, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+        sums, squares = group_sums_of_two(sums, squares, GROUPS)
         correction = sums / size
     else:
-        squares = group_sums(tl.sum(d * d, 0), c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+        squares = group_sums(tl.sum(d * d, 0), GROUPS)
     rstd = rstd_of(squares / size, correction, eps, CENTER)
-    _store_stats(n, block, mean + correction, rstd, stats_ptr, stats_stride, G, GROUPS, PADDED_GROUPS, CENTER)
-    weight_eff *= of_channels(rstd, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
-    bias_eff -= of_channels(correction, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) * weight_eff
+    _store_stats(n, block, mean + correction, rstd, stats_ptr, stats_stride, G, GROUPS, CENTER)
+    weight_eff *= of_channels(rstd, GROUPS, BLOCK_C)
+    bias_eff -= of_channels(correction, GROUPS, BLOCK_C) * weight_eff
     w = d * weight_eff[None, :] + bias_eff[None, :]
     tl.store(y_ptr + start + offsets, activate(w, SILU, FAST), mask)
 
@@ -116,7 +114,6 @@ def fwd_partial_stats(
     G: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
     EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -134,7 +131,7 @@ def fwd_partial_stats(
     n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, False)
     _partial_stats(
         n, block, split, splits, x_ptr, add_ptr, partial_ptr, positions * ALIGN_S, add_stride_n, position_splits,
-        partial_stride, CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+        partial_stride, CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
         CHANNEL_SPLITS,
     )  # fmt: skip
 
@@ -166,7 +163,6 @@ def fwd_normalize(
     G: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
     EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -183,13 +179,13 @@ def fwd_normalize(
     n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, True)
     mean, rstd = _combine_stats(
         n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST, G, GROUP, GROUPS,
-        PADDED_GROUPS, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS, BLOCK_K, CENTER,
+        BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS, BLOCK_K, CENTER,
     )  # fmt: skip
     if split == 0:
-        _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, PADDED_GROUPS, CENTER)
+        _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, CENTER)
     _normalize(
         n, block, split, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, S, add_stride_n,
-        scale_stride_n, shift_stride_n, position_splits, SILU, FAST, CHANNELS_LAST, C, GROUP, GROUPS, PADDED_GROUPS,
+        scale_stride_n, shift_stride_n, position_splits, SILU, FAST, CHANNELS_LAST, C, GROUP, GROUPS,
         EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
     )  # fmt: skip
 
@@ -221,7 +217,6 @@ def fwd_two_pass(
     G: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
     EVEN_S: tl.constexpr,
     EVEN_C: tl.constexpr,
@@ -239,20 +234,20 @@ def fwd_two_pass(
     for split in range(0, splits):
         _partial_stats(
             n, block, split, splits, x_ptr, add_ptr, partial_ptr, S, add_stride_n, position_splits, partial_stride,
-            CHANNELS_LAST, C, G, GROUP, GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+            CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
             CHANNEL_SPLITS,
         )  # fmt: skip
     tl.debug_barrier()  # what other threads have stored is read below
     mean, rstd = _combine_stats(
         n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST, G, GROUP, GROUPS,
-        PADDED_GROUPS, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS, BLOCK_K, CENTER,
+        BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS, BLOCK_K, CENTER,
     )  # fmt: skip
-    _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, PADDED_GROUPS, CENTER)
+    _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, CENTER)
     for done in range(0, splits):
         _normalize(
             n, block, splits - 1 - done, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
             S, add_stride_n, scale_stride_n, shift_stride_n, position_splits, SILU, FAST, CHANNELS_LAST, C, GROUP,
-            GROUPS, PADDED_GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
+            GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
         )  # fmt: skip
 
 
@@ -260,10 +255,10 @@ def fwd_two_pass(
 def _partial_stats(
     n, block, split, splits, x_ptr, add_ptr, partial_ptr, S, add_stride_n, position_splits, partial_stride,
     CHANNELS_LAST: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    _, size, part_c, s, c_in_tile, c, c_mask, offsets = split_tile(
+    _, size, part_c, s, c, c_mask, offsets = split_tile(
         n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
         CHANNEL_SPLITS,
     )  # fmt: skip
@@ -272,18 +267,16 @@ def _partial_stats(
 
     # For each channel, counted from its mean over the first tile, which is near enough to lose no precision. Every
     # tile is loaded while the one before it is reduced.
-    mask = tile_mask(s, size, c_mask, EVEN_S)
-    x = load_fp32(x_ptr, mask)
+    x = load_fp32(x_ptr, tile_mask(s, size, c_mask, EVEN_S))
     x_ptr += stride
-    ahead = tl.load(x_ptr, tile_mask(s, size - BLOCK_S, c_mask, False), other=0.0)
+    ahead = tl.load(x_ptr, tile_mask(s, size - BLOCK_S, c_mask, EVEN_S), other=0.0)
     mean = tl.sum(x, 0) / tl.minimum(size, BLOCK_S)
-    sums = tl.where(mask, x - mean[None, :], 0.0)
+    sums = zero_beyond(x - mean[None, :], s, size, EVEN_S)
     squares = sums * sums
     for done in range(BLOCK_S, size, BLOCK_S):
-        mask = tile_mask(s, size - done, c_mask, EVEN_S)
-        d = tl.where(mask, ahead.to(tl.float32) - mean[None, :], 0.0)
+        d = zero_beyond(ahead.to(tl.float32) - mean[None, :], s, size - done, EVEN_S)
         x_ptr += stride
-        ahead = tl.load(x_ptr, tile_mask(s, size - done - BLOCK_S, c_mask, False), other=0.0)
+        ahead = tl.load(x_ptr, tile_mask(s, size - done - BLOCK_S, c_mask, EVEN_S), other=0.0)
         sums += d
         squares += d * d
     correction, m2 = tl.reduce((sums, squares), 0, add_pairs)
@@ -296,13 +289,13 @@ def _partial_stats(
         mean += load_fp32(add_ptr + n * add_stride_n + c, c_mask)
     width = tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
     d = tl.where(c_mask, mean, 0.0)
-    group_mean = group_sums(d, c_in_tile, GROUP, GROUPS, PADDED_GROUPS) / width
-    d = tl.where(c_mask, mean - of_channels(group_mean, c_in_tile, GROUP, GROUPS, PADDED_GROUPS), 0.0)
-    rest, group_m2 = group_sums_of_two(d, m2 + d * d * size, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+    group_mean = group_sums(d, GROUPS) / width
+    d = tl.where(c_mask, mean - of_channels(group_mean, GROUPS, BLOCK_C), 0.0)
+    rest, group_m2 = group_sums_of_two(d, m2 + d * d * size, GROUPS)
     rest /= width
     group_m2 = tl.maximum(group_m2 - rest * rest * (size * 1.0 * width), 0.0)
-    g = block * GROUPS + tl.arange(0, PADDED_GROUPS)
-    g_mask = (tl.arange(0, PADDED_GROUPS) < GROUPS) & (g < G)
+    g = block * GROUPS + tl.arange(0, GROUPS)
+    g_mask = g < G
     partial_ptr += (n.to(tl.int64) * G + g) * splits + split
     tl.store(partial_ptr, group_mean + rest, g_mask)
     tl.store(partial_ptr + partial_stride, group_m2, g_mask)
@@ -311,13 +304,13 @@ def _partial_stats(
 @jit
 def _combine_stats(
     n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST: tl.constexpr,
-    G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
+    G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
     SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, CENTER: tl.constexpr,
 ):  # fmt: skip
-    """Mean and rstd of a block's groups, (PADDED_GROUPS,), from those of their splits (Chan et al., 1979)."""
-    split, g_in_block = tl.arange(0, BLOCK_K), tl.arange(0, PADDED_GROUPS)
-    g = block * GROUPS + g_in_block
-    mask = (split < splits)[:, None] & ((g_in_block < GROUPS) & (g < G))[None, :]
+    """Mean and rstd of a block's groups, (GROUPS,), from those of their splits (Chan et al., 1979)."""
+    split = tl.arange(0, BLOCK_K)
+    g = block * GROUPS + tl.arange(0, GROUPS)
+    mask = (split < splits)[:, None] & (g < G)[None, :]
     partial_ptr += n.to(tl.int64) * G * splits + g[None, :] * splits + split[:, None]
     mean = tl.load(partial_ptr, mask, other=0.0)
     m2 = tl.load(partial_ptr + partial_stride, mask, other=0.0)
@@ -326,7 +319,7 @@ def _combine_stats(
     size *= tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
     size = tl.where(split < splits, size, 0.0)[:, None]
     total = S * GROUP * 1.0
-    group_mean = tl.zeros((PADDED_GROUPS,), tl.float32)
+    group_mean = tl.zeros((GROUPS,), tl.float32)
     if CENTER:
         group_mean = tl.sum(mean * size, 0) / total
         mean = tl.where(mask, mean - group_mean[None, :], 0.0)
@@ -340,10 +333,10 @@ def _normalize(
     n, block, split, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, S, add_stride_n,
     scale_stride_n, shift_stride_n, position_splits, SILU: tl.constexpr, FAST: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    PADDED_GROUPS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    _, size, _, s, c_in_tile, c, c_mask, offsets = split_tile(
+    _, size, _, s, c, c_mask, offsets = split_tile(
         n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
         CHANNEL_SPLITS,
     )  # fmt: skip
@@ -355,14 +348,14 @@ def _normalize(
     weight_eff, bias_eff = effective_affine(
         n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
     )
-    center = of_channels(mean, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+    center = of_channels(mean, GROUPS, BLOCK_C)
     if add_ptr is not None:
         center -= load_fp32(add_ptr + n * add_stride_n + c, c_mask)
-    weight_eff *= of_channels(rstd, c_in_tile, GROUP, GROUPS, PADDED_GROUPS)
+    weight_eff *= of_channels(rstd, GROUPS, BLOCK_C)
     for done in range(0, size, BLOCK_S):
         x = ahead.to(tl.float32)
         x_ptr += stride
-        ahead = tl.load(x_ptr, tile_mask(s, size - done - BLOCK_S, c_mask, False), other=0.0)
+        ahead = tl.load(x_ptr, tile_mask(s, size - done - BLOCK_S, c_mask, EVEN_S), other=0.0)
         w = (x - center[None, :]) * weight_eff[None, :] + bias_eff[None, :]
         tl.store(y_ptr, activate(w, SILU, FAST), tile_mask(s, size - done, c_mask, EVEN_S))
         y_ptr += stride
@@ -370,12 +363,11 @@ def _normalize(
 
 @jit
 def _store_stats(
-    n, block, mean, rstd, stats_ptr, stats_stride, G: tl.constexpr, GROUPS: tl.constexpr, PADDED_GROUPS: tl.constexpr,
+    n, block, mean, rstd, stats_ptr, stats_stride, G: tl.constexpr, GROUPS: tl.constexpr,
     CENTER: tl.constexpr,
 ):  # fmt: skip
-    g_in_block = tl.arange(0, PADDED_GROUPS)
-    g = block * GROUPS + g_in_block
-    mask = (g_in_block < GROUPS) & (g < G)
+    g = block * GROUPS + tl.arange(0, GROUPS)
+    mask = g < G
     if CENTER:
         tl.store(stats_ptr + n * G + g, mean, mask)
         stats_ptr += stats_stride

@@ -12,8 +12,9 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cache, partial, reduce
-from operator import itemgetter, or_
+from copy import copy
+from functools import cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -99,7 +100,6 @@ def _tiling(args: NormArgs, direction: str) -> tuple[SinglePass | SplitReduction
         "G": args.num_groups,
         "GROUP": shape.group_channels,
         "GROUPS": tiling.groups,
-        "PADDED_GROUPS": next_power_of_2(tiling.groups),
         "GROUP_BLOCKS": tiling.group_blocks,
         "EVEN_S": shape.positions % tiling.block_s == 0,
         "EVEN_C": width == tiling.block_c * channel_splits and shape.channels % width == 0,
@@ -140,7 +140,7 @@ def _is_wide(args: NormArgs, values: dict[str, Any]) -> bool:
 
 def _is_plain(args: NormArgs, values: dict[str, Any]) -> bool:
     """Whether a thread needs no registers for tables, masks and 32-bit tensors."""
-    return bool(values["EVEN_S"] and values["EVEN_C"]) and not _has_tables(args) and args.x.element_size() == 2
+    return bool(values["EVEN_S"]) and not _has_tables(args) and args.x.element_size() == 2
 
 
 def _options_of_splits(args: NormArgs, num_warps: int, values: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
@@ -350,12 +350,12 @@ def _with_options(kernel: Any, num_warps: int, maxnreg: int | None = None) -> An
 
 
 class _Executable:
-    """Launches a plan's kernels; after the first call by Triton's C launcher, with nothing in between."""
+    """Launches a plan's kernels; after the first call by Triton's C function, with nothing in between."""
 
     def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int) -> None:
         self.device = device
         self.launches = [(launch, itemgetter(*map(names.index, launch.tensors))) for launch in launches]
-        self.compiled: list[tuple[Any, ...]] = []
+        self.compiled: list[tuple[LaunchCall, itemgetter[Any], tuple[Any, ...]]] = []
 
     def __call__(self, tensors: tuple[Tensor | None, ...]) -> None:
         if torch._C._cuda_getDevice() != self.device:
@@ -363,21 +363,56 @@ class _Executable:
                 self(tensors)
             return
         pointers = [0 if t is None else t.data_ptr() for t in tensors]
-        if not self.compiled or reduce(or_, pointers) % 16:
+        if not self.compiled or math.gcd(16, *pointers) < 16:
             self._launch_by_triton(tensors)
             return
         stream = torch._C._cuda_getCurrentRawStream(self.device)
-        for run, programs, function, metadata, pick, values in self.compiled:
-            run(programs, 1, 1, stream, function, metadata, None, None, None, *pick(pointers), *values)
+        for (launch, before, after, is_packed), pick, values in self.compiled:
+            if is_packed:
+                launch(*before, stream, *after, (*pick(pointers), *values))
+            else:
+                launch(*before, stream, *after, *pick(pointers), *values)
 
     def _launch_by_triton(self, tensors: tuple[Tensor | None, ...]) -> None:
         """Compile for these arguments what is not compiled; and launch it."""
         compiled = []
         for (kernel, programs, options, _, values), pick in self.launches:
             found = kernel[(programs,)](*pick(tensors), *values, **options)
-            compiled.append((found.run, programs, found.function, found.packed_metadata, pick, values))
+            compiled.append((launch_call(found, programs, len(kernel.arg_names)), pick, values))
         if all(t is None or t.data_ptr() % 16 == 0 for t in tensors):
             self.compiled = compiled
+
+
+class LaunchCall(NamedTuple):
+    """launch(*before, stream, *after, *arguments) launches a kernel; with the arguments as one tuple if is_packed."""
+
+    launch: Callable[..., object]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    is_packed: bool
+
+
+def launch_call(compiled: Any, programs: int, count: int) -> LaunchCall:
+    """The C function under the launcher of a compiled kernel of `count` arguments: half of a launch's time is Python's.
+
+    What else it is given depends on Triton's release, so the launcher is watched as it calls it. Where it allocates
+    memory for each launch, or its call is of no known form, the launcher itself is what is called.
+    """
+    given = (compiled.function, compiled.packed_metadata, None, None, None)
+    by_launcher = LaunchCall(compiled.run, (programs, 1, 1), given, False)
+    if getattr(compiled.run, "global_scratch_size", 1) or getattr(compiled.run, "profile_scratch_size", 1):
+        return by_launcher
+    stream, *arguments = (object() for _ in range(count + 1))
+    seen: list[Any] = []
+    watched = copy(compiled.run)
+    watched.launch = lambda *args: seen.extend(args)
+    watched(programs, 1, 1, stream, *given, *arguments)
+    at = seen.index(stream) if stream in seen else len(seen)
+    for ending, is_packed in ((arguments, False), ([tuple(arguments)], True)):
+        if seen[at + 1 :][-len(ending) :] == ending:
+            after = seen[at + 1 : len(seen) - len(ending)]
+            return LaunchCall(compiled.run.launch, tuple(seen[:at]), tuple(after), is_packed)
+    return by_launcher
 
 
 _operator = _Operator()

@@ -32,12 +32,10 @@ _MIN_ROW = 512
 """Positions, of contiguous channels, that a tile has at least."""
 _MAX_ROW = 128
 """Channels of a block of groups that no cache holds: with more, each program would combine splits of more groups."""
-_VECTOR_BYTES = 16
-"""What one thread loads at once."""
+_SECTOR_BYTES = 32
+"""What memory is read in."""
 _MIN_BLOCK = 2048
 """Elements below which a block of groups is too little work for a program, if it can have more groups."""
-_MAX_SEGMENTS = 4096
-"""Entries of the table from channels to groups that the sums over several groups of odd widths are taken with."""
 _CACHED_BYTES = 128 * 1024
 """Of a block of groups that one program reads twice: those of all running programs stay in the caches."""
 _TWO_PASS_PROGRAMS = 264
@@ -70,8 +68,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class _Tiling:
-    """Tiles of block_s positions by block_c channels, powers of two. A block of groups has `groups` whole groups, a
-    sample `group_blocks` of them."""
+    """Tiles of block_s positions by block_c columns, powers of two. A block of groups has `groups` whole groups, a
+    power of two, each in its own columns; a sample has `group_blocks` of them."""
 
     block_s: int
     block_c: int
@@ -115,30 +113,24 @@ def choose_tiling(shape: Shape, direction: str) -> SinglePass | SplitReduction:
 
 
 def _group_block(shape: Shape, block_s: int, limit: int, row_bytes: int = _ROW_BYTES) -> tuple[int, int] | None:
-    """How many groups, and channels padded to a power of two, a program takes within `limit` elements; None if none."""
+    """How many groups, a power of two, and columns a program takes within `limit` elements; None if none."""
+    columns = next_power_of_2(shape.group_channels)
     candidates = []
-    for groups in range(1, shape.num_groups + 1):
-        width = groups * shape.group_channels
-        block_c = next_power_of_2(width)
-        if block_s * block_c > limit or not _can_sum(shape.group_channels, groups, block_c):
+    for groups in (1 << i for i in range((shape.num_groups - 1).bit_length() + 1)):
+        if block_s * groups * columns > limit:
             break
-        is_whole_row = not shape.channels_last or groups == shape.num_groups  # then rows may be of any length
-        if is_whole_row or width * shape.itemsize >= row_bytes:
-            is_aligned = is_whole_row or width * shape.itemsize % _VECTOR_BYTES == 0
-            filled = shape.channels / (cdiv(shape.num_groups, groups) * block_c)
+        row = groups * shape.group_channels * shape.itemsize
+        is_whole_row = not shape.channels_last or groups >= shape.num_groups  # then rows may be of any length
+        if is_whole_row or row >= row_bytes:
+            is_aligned = is_whole_row or row % _SECTOR_BYTES == 0
+            filled = shape.num_groups / (cdiv(shape.num_groups, groups) * groups)
             # Aligned rows first, then few idle lanes, then many programs, unless they are too small.
-            size = min(_MIN_BLOCK, block_s * block_c)
-            candidates.append((is_aligned, filled > 0.7, size, -block_c, filled, groups))
+            size = min(_MIN_BLOCK, block_s * groups * columns)
+            candidates.append((is_aligned, filled > 0.7, size, -groups, filled))
     if not candidates:
         return None
-    *_, block_c, _, groups = max(candidates)
-    return groups, -block_c
-
-
-def _can_sum(group_channels: int, groups: int, block_c: int) -> bool:
-    """Whether the sums over the groups of a block need no table, or only a small one."""
-    is_reshape = groups == 1 or group_channels == next_power_of_2(group_channels)
-    return is_reshape or block_c * next_power_of_2(groups) <= _MAX_SEGMENTS
+    groups = -max(candidates)[3]
+    return groups, groups * columns
 
 
 def _split_reduction(shape: Shape, tile: int) -> SplitReduction:
@@ -159,7 +151,7 @@ def _split_reduction(shape: Shape, tile: int) -> SplitReduction:
     group_blocks = cdiv(shape.num_groups, groups)
     tiles = cdiv(shape.positions, block_s)  # of a part of the channels
     split = max(_MIN_TILES, min(_MAX_TILES, group_blocks * channel_splits * tiles // _SPLITS))
-    most = max(1, _MAX_PARTIALS // (next_power_of_2(groups) * channel_splits))
+    most = max(1, _MAX_PARTIALS // (groups * channel_splits))
     split = next_power_of_2(max(split, cdiv(tiles, most)))
     return SplitReduction(
         block_s,

@@ -16,11 +16,45 @@ if (wanted := sys.argv.pop(1)) != "all":
     inspect_kernels.SHAPES = {name: inspect_kernels.SHAPES[name] for name in wanted.split("|")}
 inspect_kernels.main()
 """
+REDUCTIONS = """
+import json, re
+from unittest import mock
+import torch, triton
+import inspect_kernels
+
+compile_one, found = triton.compile, []
+
+def keep(*args, **options):
+    compiled = compile_one(*args, **options)
+    code = compiled.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\\w+) = (.*)$", code, re.M))
+    for reduced in re.findall(r'tt[.]reduce".*?[}][)] : [(](.*?)[)] ->', code, re.S):
+        found[-1].append(re.sub(r"#\\w+", lambda name: layouts.get(name[0], name[0]), reduced))
+    return compiled
+
+with mock.patch.object(triton, "compile", keep):
+    for channels, size, layout in ((384, 32, "channels_last"), (2560, 16, "channels_last"), (256, 48, "contiguous")):
+        for direction in ("forward", "backward"):
+            for samples in (1, 300):
+                rows = inspect_kernels.launches((samples, channels, size, size), 32, torch.bfloat16, layout)[direction]
+                tiled = [launch for launch, _, _ in rows if not launch.kernel.startswith(("bwd_combine", "bwd_dw"))]
+                found.append([len(tiled)])
+                for launch in tiled:
+                    inspect_kernels.compile_launch(launch, 90)
+print(json.dumps(found))
+"""
 EACH_KERNEL = "a level of DDPM's U-Net|a wider one in a large batch|its lowest level|odd sizes"
 """Shapes that launch each kernel; all of the script's are compiled once."""
 PLAIN = ("odd sizes", "no spatial dimensions")  # shapes whose layout does not allow loads of 16 bytes
+TENS = ("groups of 10 channels", "groups of 10 channels, large")  # with channels last loads of two channels
 SMALL = ("bwd_combine_sums", "bwd_dweight_dbias")
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def run(command: list, cache: Path) -> str:
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent)])
+    return subprocess.run(command, check=True, env=os.environ | environment, stdout=subprocess.PIPE, text=True).stdout
 
 
 @pytest.mark.slow
@@ -38,11 +72,7 @@ def test_no_spills_and_wide_loads(tmp_path, arch, dtype, center, shapes):
     output = tmp_path / "resources.json"
     command = [sys.executable, "-c", PROGRAM, shapes]
     command += ["--arch", str(arch), "--dtypes", dtype, "--center", center, "--output", output]
-    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    paths = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent)])
-    subprocess.run(
-        command, check=True, env=os.environ | environment | {"PYTHONPATH": paths}, stdout=subprocess.DEVNULL
-    )  # fmt: skip
+    run(command, tmp_path)
     resources = json.loads(output.read_text())
     kernels = {r["kernel"] for r in resources}
     assert kernels == {
@@ -55,9 +85,19 @@ def test_no_spills_and_wide_loads(tmp_path, arch, dtype, center, shapes):
         assert 0 < r["registers"] <= 255, of
         if r["shape"] in PLAIN or r["kernel"] in SMALL:
             continue
-        # Every byte of x (and dy) that a thread takes comes in a load of 16; what is narrower reads the tables.
-        tile_bytes = r["tile"] * ITEMSIZES[r["dtype"]] // (32 * r["warps"])
+        # Every byte of x (and dy) that a thread takes comes in a load as wide as can be; what is narrower reads tables.
+        itemsize = ITEMSIZES[r["dtype"]]
+        width = 2 * itemsize if r["shape"] in TENS and r["layout"] == "channels_last" else 16
+        tile_bytes = r["tile"] * itemsize // (32 * r["warps"])
         tensors = 2 if r["kernel"].startswith("bwd") else 1
-        assert r["loads"]["16"] * 16 >= tensors * tile_bytes > 0, of
+        assert r["loads"][str(width)] * width >= tensors * tile_bytes > 0, of
         if r["kernel"] not in ("fwd_partial_stats", "bwd_partial_sums"):
-            assert r["stores"]["16"] * 16 >= tile_bytes, of
+            assert r["stores"][str(width)] * width >= tile_bytes, of
+
+
+@pytest.mark.slow
+def test_a_lone_sample_is_reduced_as_in_a_large_batch(tmp_path):
+    """The kernels for the one and for the other reduce the same tiles, which lie in the threads in the same way."""
+    found = json.loads(run([sys.executable, "-c", REDUCTIONS], tmp_path))
+    for (split, *alone), (two_pass, *in_a_batch) in zip(found[::2], found[1::2], strict=True):
+        assert (split, two_pass) == (2, 1) and alone == in_a_batch and len(alone) > 3

@@ -1,0 +1,54 @@
+"""The machine code of a compiled kernel, as Triton's copy of NVIDIA's cuobjdump prints it."""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import triton
+
+
+def disassemble(cubin: bytes) -> tuple[str, str]:
+    """Use of resources, and instructions."""
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, code = (
+            subprocess.run([cuobjdump, option, file.name], check=True, capture_output=True, text=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    return usage, code
+
+
+def counts(code: str) -> Counter[str]:
+    """Of each instruction by name."""
+    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", code))
+
+
+def loops(code: str) -> list[tuple[int, int, int]]:
+    """Of each innermost loop its instructions, and how many of them are loads from and stores to global memory."""
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", code)
+    at = {int(address, 16): i for i, (address, _, _) in enumerate(lines)}
+    spans = []
+    for i, (_, name, rest) in enumerate(lines):
+        target = re.search(r"0x([0-9a-f]+)", rest) if name == "BRA" else None
+        if target and (start := at.get(int(target[1], 16), i)) < i:
+            spans.append((start, i))
+    inner = [(a, b) for a, b in spans if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)]
+    found = []
+    for start, end in inner:
+        names = Counter(name for _, name, _ in lines[start : end + 1])
+        found.append((end + 1 - start, names["LDG"], names["STG"]))
+    return found
+
+
+def widths(instruction: str, code: str) -> dict[str, int]:
+    """How many of the instructions move how many bytes: LDG.E.128 moves 16, LDG.E.U16 2, LDG.E 4."""
+    found: dict[str, int] = {}
+    for suffix in re.findall(rf"\b{instruction}\.E([.\w]*)", code):
+        bits = re.search(r"\.[US]?(8|16|64|128|256)\b", suffix)
+        width = str(int(bits[1]) // 8 if bits else 4)
+        found[width] = found.get(width, 0) + 1
+    return found
