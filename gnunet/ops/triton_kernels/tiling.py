@@ -38,7 +38,7 @@ _MIN_BLOCK = 2048
 """Elements below which a block of groups is too little work for a program, if it can have more groups."""
 _CACHED_BYTES = 128 * 1024
 """Of a block of groups that one program reads twice: those of all running programs stay in the caches."""
-_TWO_PASS_PROGRAMS = 264
+_TWO_PASS_PROGRAMS = 128
 """Blocks of groups, in the whole batch, from which on one program for each keeps a GPU busy."""
 _SPLIT_WARPS = 8
 _THREAD_ELEMENTS = 16
