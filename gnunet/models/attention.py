@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnunet.norms import make_residual
-from gnunet.ops import recompute_inputs
+from gnunet.ops import checkpoint_inputs
 
 from .norm_plan import NormSite
 
@@ -43,7 +43,7 @@ class Attention(nn.Module):
         projections = (self.to_q, self.to_k, self.to_v)
         q, k, v = (
             tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for tokens in recompute_inputs(
+            for tokens in checkpoint_inputs(
                 _normed_tokens, (x,), projections, norm=self.group_norm, enabled=self.recompute
             )
         )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnunet.norms import make_conv, make_residual
-from gnunet.ops import recompute_inputs
+from gnunet.ops import checkpoint_inputs
 
 from .attention import Attention
 from .norm_plan import NormSite
@@ -71,17 +71,17 @@ class ResnetBlock(nn.Module):
         """x: (N, C, H, W); temb: (N, temb_channels), the time embedding after its SiLU; skip: as x, with further
         channels, for a block that has a convolution in its shortcut and does not change the resolution."""
         if skip is None:
-            (h,) = recompute_inputs(self._normed, (x,), (self.conv1,), norm=self.norm1, enabled=self.recompute)
+            (h,) = checkpoint_inputs(self._normed, (x,), (self.conv1,), norm=self.norm1, enabled=self.recompute)
             x = self._resampled(x)
             if self.conv_shortcut is not None:
                 x = self.conv_shortcut(x)
         else:
             layers = (self.conv1, self.conv_shortcut)
-            h, x = recompute_inputs(_joined, (x, skip), layers, norm=self.norm1, enabled=self.recompute)
+            h, x = checkpoint_inputs(_joined, (x, skip), layers, norm=self.norm1, enabled=self.recompute)
         t = self.time_emb_proj(temb)
         tables = (None, *t.chunk(2, dim=1)) if self.scale_shift else (t, None, None)
         dropout = self.dropout.p if self.dropout.training else 0.0
-        (h,) = recompute_inputs(
+        (h,) = checkpoint_inputs(
             _conditioned, (h, *tables), (self.conv2,), norm=self.norm2, dropout=dropout, enabled=self.recompute
         )
         y = self.residual(x, h)
@@ -117,7 +117,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         if self.conv.padding != (0, 0):
             return self.conv(x)
-        (x,) = recompute_inputs(_padded, (x,), (self.conv,))
+        (x,) = checkpoint_inputs(_padded, (x,), (self.conv,))
         return x
 
 
@@ -129,7 +129,7 @@ class Upsample(nn.Module):
         self.conv = make_conv(site.norm, channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        (x,) = recompute_inputs(_enlarged, (x,), (self.conv,))
+        (x,) = checkpoint_inputs(_enlarged, (x,), (self.conv,))
         return x
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gnunet.errors import CheckpointError
 from gnunet.norms import NORMS, set_noise_level
-from gnunet.ops import recompute_inputs
+from gnunet.ops import checkpoint_inputs
 from gnunet.untrusted import Stored
 
 from . import convert
@@ -175,7 +175,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             h = self.mid_block(h, temb)
         for block in self.up_blocks:
             h = block(h, skips, temb)
-        (h,) = recompute_inputs(_normed, (h,), (self.conv_out,), norm=self.conv_norm_out, enabled=self.recompute)
+        (h,) = checkpoint_inputs(_normed, (h,), (self.conv_out,), norm=self.conv_norm_out, enabled=self.recompute)
 
         if self.config.time_embedding_type == "fourier":
             h = h / timestep.reshape(-1, 1, 1, 1)

@@ -2,6 +2,6 @@
 
 from .group_norm_silu import ACTIVATIONS, backend_names, group_norm_silu
 from .module import GroupNormSiLU
-from .recompute import recompute_inputs
+from .recompute import checkpoint_inputs
 
-__all__ = ["ACTIVATIONS", "GroupNormSiLU", "backend_names", "group_norm_silu", "recompute_inputs"]
+__all__ = ["ACTIVATIONS", "GroupNormSiLU", "backend_names", "group_norm_silu", "checkpoint_inputs"]

@@ -97,7 +97,7 @@ def group_norm_silu(
         torch.compile generates for a CPU does not keep the latter.
 
     Raises:
-        TypeError: a dtype that is not supported.
+        TypeError: a dtype that is not supported; groups that are no integer, an eps that is no number.
         ValueError: shapes that do not fit, groups that do not divide C, an unknown activation or backend, a backend
             that is not for x.
     """
@@ -179,10 +179,15 @@ def _is_traced(x: Tensor) -> bool:
 
 
 def _check(args: NormArgs, activation: str | None) -> None:
-    x, num_groups, weight, bias, _, add, scale, shift, _, _ = args
+    x, num_groups, weight, bias, eps, add, scale, shift, _, _ = args
     if not 2 <= x.dim() <= 2 + _MAX_SPATIAL_DIMS:
         raise ValueError(f"x must be (N, C, *spatial), 0 to 3 spatial dimensions; got shape {tuple(x.shape)}")
     n, c = x.shape[:2]
+    if not torch.compiler.is_compiling():  # where numbers may be symbols
+        if not hasattr(num_groups, "__index__"):
+            raise TypeError(f"num_groups must be an integer; got {num_groups!r}")
+        if not hasattr(eps, "__float__") or isinstance(eps, Tensor):
+            raise TypeError(f"eps must be a number; got {eps!r}")
     if num_groups < 1 or c % num_groups:
         valid = [g for g in range(1, c + 1) if c % g == 0]
         raise ValueError(f"num_groups must divide x's {c} channels; got {num_groups}, valid are {valid}")

@@ -23,33 +23,33 @@ from .group_norm_silu import group_norm_silu
 from .hooks import has_hooks
 from .module import GroupNormSiLU
 
-Make: TypeAlias = Callable[..., Sequence[Tensor]]
+InputFn: TypeAlias = Callable[..., Sequence[Tensor]]
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 
 
-def recompute_inputs(
-    make: Make,
-    sources: Sequence[Tensor | None],
+def checkpoint_inputs(
+    input_fn: InputFn,
+    saved: Sequence[Tensor | None],
     layers: Sequence[nn.Module],
     *,
     norm: nn.Module | None = None,
     dropout: float = 0.0,
     enabled: bool = True,
 ) -> list[Tensor]:
-    """Each layer's output on its part of make(norm, *sources), keeping `sources` for backward instead of the parts.
+    """Each layer's output on its part of input_fn(norm, *saved), keeping `saved` for backward instead of the parts.
 
-        (y,) = recompute_inputs(lambda norm, x, t: (norm(x, add=t),), (x, t), (conv,), norm=norm)
+        (y,) = checkpoint_inputs(lambda norm, x, t: (norm(x, add=t),), (x, t), (conv,), norm=norm)
 
     is conv(norm(x, add=t)). Outputs and gradients have the bits of the plain calls. And it is the plain calls
     where there is nothing to gain or too much to take care of: without gradients; with a layer that is not
     exactly one of torch's convolutions or nn.Linear, a norm that is no GroupNormSiLU, hooks on one of them.
 
     Args:
-        make: from the norm and the sources to one batched input for each layer, all of their own or shared. A
+        input_fn: from the norm and the saved tensors to one batched input for each layer, all of their own or shared. A
             function of nothing else, without randomness or side effects, and cheap: it runs again in backward.
-        sources: tensors, which are kept, or None.
+        saved: tensors, which are kept, or None.
         layers: convolutions or linear layers.
-        norm: what `make` gets as its first argument, or None.
+        norm: what `input_fn` gets as its first argument, or None.
         dropout: probability in [0, 1) that an element of an input is set to zero. Its mask is kept, one byte
             an element.
         enabled: False is the plain calls.
@@ -59,11 +59,11 @@ def recompute_inputs(
     """
     if enabled and torch.is_grad_enabled() and _can_recompute(norm):
         if torch.compiler.is_compiling():
-            return _call(layers, checkpoint(make, norm, *sources, use_reentrant=False), dropout)
+            return _call(layers, checkpoint(input_fn, norm, *saved, use_reentrant=False), dropout)
         if all(map(_is_plain, layers)) and any(layer.weight.requires_grad for layer in layers):
-            call = _Call(make, norm, tuple(layers), dropout, len(sources))
-            return list(_RecomputeInputFunction.apply(call, *sources, *call.parameters()))
-    return _call(layers, make(norm, *sources), dropout)
+            call = _Call(input_fn, norm, tuple(layers), dropout, len(saved))
+            return list(_RecomputeInputFunction.apply(call, *saved, *call.parameters()))
+    return _call(layers, input_fn(norm, *saved), dropout)
 
 
 def _call(layers: Sequence[nn.Module], inputs: Sequence[Tensor], dropout: float) -> list[Tensor]:
@@ -90,13 +90,13 @@ def _has_no_hooks(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of recompute_inputs, but for the tensors."""
+    """The arguments of checkpoint_inputs, but for the tensors."""
 
-    make: Make
+    input_fn: InputFn
     norm: Any
     layers: tuple[Any, ...]
     dropout: float
-    num_sources: int
+    num_saved: int
 
     def parameters(self) -> list[Tensor | None]:
         """The norm's two, if there is one, and two of each layer."""
@@ -104,17 +104,17 @@ class _Call:
         return [parameter for module in modules for parameter in (module.weight, module.bias)]
 
     def split(self, values: Sequence[Any]) -> tuple[Sequence[Any], list[Sequence[Any]], Sequence[Any]]:
-        """Values for the sources and the norm's parameters; pairs of them for each layer's; what follows."""
-        start = self.num_sources + (0 if self.norm is None else 2)
+        """Values for the saved tensors and the norm's parameters; pairs of them for each layer's; what follows."""
+        start = self.num_saved + (0 if self.norm is None else 2)
         end = start + 2 * len(self.layers)
         return values[:start], [values[i : i + 2] for i in range(start, end, 2)], values[end:]
 
     def inputs(self, given: Sequence[Tensor | None]) -> Sequence[Tensor]:
-        """The layers' inputs from the sources and the norm's parameters."""
+        """The layers' inputs from the saved tensors and the norm's parameters."""
         if self.norm is None:
-            return self.make(None, *given)
-        *sources, weight, bias = given
-        return self.make(partial(self._normalize, weight, bias), *sources)
+            return self.input_fn(None, *given)
+        *saved, weight, bias = given
+        return self.input_fn(partial(self._normalize, weight, bias), *saved)
 
     def _normalize(self, weight: Tensor | None, bias: Tensor | None, x: Tensor, **tables: Tensor | None) -> Tensor:
         """norm(x, **tables) with these parameters."""
@@ -126,7 +126,7 @@ class _Call:
 
 
 class _RecomputeInputFunction(torch.autograd.Function):
-    """From (call, *sources, *call.parameters()) to the layers' outputs."""
+    """From (call, *saved, *call.parameters()) to the layers' outputs."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DModel
 from torch import nn
 
 from gnunet.models import UNet2D, check_config, norm_sites
+from gnunet.models.attention import _attend
 
 
 def norm_layers(model):
@@ -126,3 +128,13 @@ def test_compiles_without_a_graph_break(small_config, inputs_for, run, assert_al
     model.compile(fullgraph=True, backend="aot_eager")
     found = run(model, inputs)
     assert_all_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [16, 100])
+def test_attention_in_bfloat16(positions):
+    q, k, v = (torch.randn(2, 3, positions, 8).bfloat16().requires_grad_() for _ in range(3))
+    y = _attend(q, k, v)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert y.dtype == torch.bfloat16 and (y - exact).abs().max() <= 2**-7 * exact.abs().max()
+    for gradient, expected in zip(*(torch.autograd.grad(out.sum(), (q, k, v)) for out in (y, exact)), strict=True):
+        assert (gradient - expected).abs().max() <= 2**-6 * expected.abs().max()

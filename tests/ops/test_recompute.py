@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gnunet.ops import GroupNormSiLU, recompute_inputs
+from gnunet.ops import GroupNormSiLU, checkpoint_inputs
 
 
 def normed(norm, x, add=None, scale=None, shift=None):
@@ -44,7 +44,7 @@ def squared(norm, x):
 
 @dataclass
 class Call:
-    """A call of recompute_inputs on random tensors; `spatial` is x's."""
+    """A call of checkpoint_inputs on random tensors; `spatial` is x's."""
 
     make: object
     layers: list
@@ -84,7 +84,7 @@ class Call:
         return call
 
     def run(self, enabled=True):
-        return recompute_inputs(
+        return checkpoint_inputs(
             self.make, self.sources, self.layers, norm=self.norm, dropout=self.dropout, enabled=enabled
         )
 
@@ -316,7 +316,7 @@ def test_parameters_that_stand_in_for_the_modules_own():
             self.norm, self.conv = norm, conv
 
         def forward(self, x, enabled):
-            return recompute_inputs(normed, (x,), (self.conv,), norm=self.norm, enabled=enabled)[0]
+            return checkpoint_inputs(normed, (x,), (self.conv,), norm=self.norm, enabled=enabled)[0]
 
     others = {name: torch.randn_like(p).requires_grad_() for name, p in Model().named_parameters()}
     grads = []
@@ -349,7 +349,7 @@ def test_compiles_without_a_graph_break(call):
     call = call.prepare()
     call.dropout = 0.0  # whose masks the compiler draws in another order
     expected = call.run_with_gradients()
-    inputs = kept(lambda: recompute_inputs(call.make, call.sources, call.layers, norm=call.norm, enabled=False))[1]
+    inputs = kept(lambda: checkpoint_inputs(call.make, call.sources, call.layers, norm=call.norm, enabled=False))[1]
     own = {t.untyped_storage()._cdata for t in call.leaves()}
 
     compiled = torch.compile(call.run, fullgraph=True, backend="aot_eager")

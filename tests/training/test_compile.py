@@ -1,5 +1,6 @@
 """train.compile computes what eager training computes, for each kind of U-Net of the shipped configurations."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,8 @@ def kinds() -> list[Path]:
     return list(files.values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", kinds(), ids=lambda file: file.stem)
-def test_compiled_gradients_are_the_eager_ones(file):
+def network(file: Path) -> tuple[UNet2D, Callable[[], dict[str, torch.Tensor]]]:
+    """The tiny network, and what finds its gradients on a fixed batch."""
     config, keys = tiny_network(file)
     process = make_process(config.diffusion)
     torch.manual_seed(0)
@@ -67,6 +67,13 @@ def test_compiled_gradients_are_the_eager_ones(file):
         process.loss(unet, images, noise, level, labels).sum().backward()
         return {name: p.grad.clone() for name, p in unet.named_parameters()}
 
+    return unet, gradients
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", kinds(), ids=lambda file: file.stem)
+def test_compiled_gradients_are_the_eager_ones(file):
+    unet, gradients = network(file)
     eager = gradients()
     torch.compiler.reset()
     compile_network(unet, torch.device("cpu"))
@@ -77,6 +84,21 @@ def test_compiled_gradients_are_the_eager_ones(file):
         assert (compiled[name] - gradient).abs().max() <= 1e-4 * size + noise_floor, name
         # A key's bias moves all of a query's logits alike, so its gradient is zero but for rounding.
         assert size > noise_floor or name.endswith("to_k.bias"), name
+
+
+@pytest.mark.slow
+def test_compiled_gradients_in_bfloat16_are_as_near_as_eager_ones():
+    unet, gradients = network(kinds()[0])
+    exact = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = gradients()
+        torch.compiler.reset()
+        compile_network(unet, torch.device("cpu"))
+        compiled = gradients()
+    size = max(gradient.norm() for gradient in exact.values())
+    for name, gradient in exact.items():
+        error = (eager[name] - gradient).norm()
+        assert (compiled[name] - gradient).norm() <= 2 * error + 0.01 * gradient.norm() + 1e-4 * size, name
 
 
 @pytest.mark.parametrize(
