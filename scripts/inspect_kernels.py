@@ -207,9 +207,9 @@ def main() -> None:
     numbers = ("arch", "registers", "stack", "spills")
     table = Table("kernel", "shape", "dtype", "layout", "center", *numbers, "loads", "stores")
     for row in found:
-        widths = (" ".join(f"{n}x{width}" for width, n in row[name].items()) for name in ("loads", "stores"))
+        moves = (" ".join(f"{n}x{width}" for width, n in row[name].items()) for name in ("loads", "stores"))
         names = ("kernel", "shape", "dtype", "layout", "center", *numbers)
-        table.add_row(*(str(row[name]) for name in names), *widths)
+        table.add_row(*(str(row[name]) for name in names), *moves)
     Console(width=180).print(table)
 
 

@@ -4,4 +4,4 @@ from .group_norm_silu import ACTIVATIONS, backend_names, group_norm_silu
 from .module import GroupNormSiLU
 from .recompute import checkpoint_inputs
 
-__all__ = ["ACTIVATIONS", "GroupNormSiLU", "backend_names", "group_norm_silu", "checkpoint_inputs"]
+__all__ = ["ACTIVATIONS", "GroupNormSiLU", "backend_names", "checkpoint_inputs", "group_norm_silu"]

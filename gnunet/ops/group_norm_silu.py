@@ -184,7 +184,7 @@ def _check(args: NormArgs, activation: str | None) -> None:
         raise ValueError(f"x must be (N, C, *spatial), 0 to 3 spatial dimensions; got shape {tuple(x.shape)}")
     n, c = x.shape[:2]
     if not torch.compiler.is_compiling():  # where numbers may be symbols
-        if not hasattr(num_groups, "__index__"):
+        if not hasattr(num_groups, "__index__") or isinstance(num_groups, Tensor):
             raise TypeError(f"num_groups must be an integer; got {num_groups!r}")
         if not hasattr(eps, "__float__") or isinstance(eps, Tensor):
             raise TypeError(f"eps must be a number; got {eps!r}")

@@ -29,16 +29,16 @@ def compiled_kernels(case: Case) -> dict[str, list[Work]]:
     run = CachingAutotuner.run
 
     def count(self: CachingAutotuner, *args: Any, **kwargs: Any) -> Any:
-        result = run(self, *args, **kwargs)
+        if not self.compile_results:
+            self.precompile()
+        results = list(self.compile_results)  # of which tuning leaves one
         given = dict(zip(self.fn.arg_names, args, strict=False))
         moved = {
             way: sum(t.nbytes for name, t in given.items() if torch.is_tensor(t) and way in name.split("_"))
             for way in ("in", "out")
         }
-        found.append(
-            Work(self.fn.__name__, *moved.values(), min(_instructions(each, given) for each in self.compile_results))
-        )
-        return result
+        found.append(Work(self.fn.__name__, *moved.values(), min(_instructions(each, given) for each in results)))
+        return run(self, *args, **kwargs)
 
     contender = PEERS["compile"](case)
     x = torch.empty(case.shape, dtype=case.dtype, device="cuda")
@@ -46,8 +46,10 @@ def compiled_kernels(case: Case) -> dict[str, list[Work]]:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     weight, bias = torch.empty(2, case.shape[1], dtype=case.dtype, device="cuda")
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    # The machine code is kept only by these.
-    settings = torch._inductor.config.patch(use_static_cuda_launcher=False, compile_threads=1)
+    # The machine code of all configurations is there only with these.
+    settings = torch._inductor.config.patch(
+        use_static_cuda_launcher=False, compile_threads=1, force_disable_caches=True
+    )
     with settings, mock.patch.object(CachingAutotuner, "run", count):
         y = contender.function(*inputs)
         forward, found = found, []
@@ -56,7 +58,8 @@ def compiled_kernels(case: Case) -> dict[str, list[Work]]:
 
 
 def _instructions(result: Any, given: dict[str, Any]) -> int:
-    """Of all warps: the loop, if there is one, is that over what is reduced, and all else is executed once."""
+    """Of all warps: the loop, if there is one, is that over what is reduced, one block in each round, and all else is
+    executed once."""
     code, blocks = disassemble(result.kernel.asm["cubin"])[1], result.config.kwargs
     axes = [axis for axis in "xyz" if f"{axis}numel" in given]
     programs = prod(ceil(given[f"{axis}numel"] / blocks[f"{axis.upper()}BLOCK"]) for axis in axes)

@@ -81,7 +81,7 @@ class KernelCode:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of all kernels of a direction, and of the least that they could be replaced by."""
+    """Of the kernels of a direction: the seconds that they take, beside lower bounds of other ways."""
 
     seconds: float
     limited_by: list[str]

@@ -19,6 +19,7 @@ GIVEN = {"x": X, "num_groups": 2}
     [
         ({"x": X, "num_groups": 4}, ValueError, r"6 channels; got 4, valid are \[1, 2, 3, 6\]"),
         ({"x": X, "num_groups": 2.0}, TypeError, r"num_groups must be an integer; got 2\.0"),
+        ({"x": X, "num_groups": torch.tensor(2)}, TypeError, r"num_groups must be an integer; got tensor"),
         ({"x": X, "num_groups": 2, "eps": torch.tensor(1e-5)}, TypeError, r"eps must be a number; got tensor"),
         ({"x": X, "num_groups": 0}, ValueError, "got 0"),
         ({"x": X[0, 0, 0], "num_groups": 1}, ValueError, r"got shape \(4,\)"),

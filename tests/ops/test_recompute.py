@@ -46,7 +46,7 @@ def squared(norm, x):
 class Call:
     """A call of checkpoint_inputs on random tensors; `spatial` is x's."""
 
-    make: object
+    input_fn: object
     layers: list
     tables: tuple = ()
     channels: tuple = (16,)
@@ -55,19 +55,19 @@ class Call:
     dropout: float = 0.0
     center: bool = True
     backend: str = "auto"
-    sources: list = field(default_factory=list)
+    saved: list = field(default_factory=list)
 
     def prepare(self, dtype=torch.float32, layout="channels_last"):
-        """A copy with sources, and modules of other values than the initial ones."""
+        """A copy with saved tensors, and modules of other values than the initial ones."""
         torch.manual_seed(0)
         call = copy.deepcopy(self)
         shapes = [(3, c, *self.spatial) for c in self.channels] + [(3, 16) if given else None for given in self.tables]
-        call.sources = [None if shape is None else torch.randn(shape, dtype=dtype) for shape in shapes]
+        call.saved = [None if shape is None else torch.randn(shape, dtype=dtype) for shape in shapes]
         if layout == "channels_last":
-            call.sources = [
-                s if s is None or s.dim() < 3 else s.movedim(1, -1).contiguous().movedim(-1, 1) for s in call.sources
+            call.saved = [
+                s if s is None or s.dim() < 3 else s.movedim(1, -1).contiguous().movedim(-1, 1) for s in call.saved
             ]
-        for source in call.sources:
+        for source in call.saved:
             if source is not None:
                 source.requires_grad_()
         options = {"center": self.center, "backend": self.backend, "dtype": dtype}
@@ -85,12 +85,12 @@ class Call:
 
     def run(self, enabled=True):
         return checkpoint_inputs(
-            self.make, self.sources, self.layers, norm=self.norm, dropout=self.dropout, enabled=enabled
+            self.input_fn, self.saved, self.layers, norm=self.norm, dropout=self.dropout, enabled=enabled
         )
 
     def leaves(self):
         modules = self.layers if self.norm is None else [self.norm, *self.layers]
-        return [*(s for s in self.sources if s is not None), *(p for m in modules for p in m.parameters())]
+        return [*(s for s in self.saved if s is not None), *(p for m in modules for p in m.parameters())]
 
     def run_with_gradients(self, enabled=True, amp=None):
         torch.manual_seed(1)
@@ -153,12 +153,12 @@ def test_bits_are_those_of_the_plain_calls(call, amp, layout):
         assert torch.equal(found, expected)
 
 
-def test_keeps_the_sources_and_nothing_else(call):
+def test_keeps_what_is_saved_and_nothing_else(call):
     call = call.prepare()
     _, storages = kept(call.run)
     own = {t.untyped_storage()._cdata for t in call.leaves()}
     masks = [storage.nbytes() for key, storage in storages.items() if key not in own]
-    assert masks == ([call.sources[0].numel()] if call.dropout else [])
+    assert masks == ([call.saved[0].numel()] if call.dropout else [])
 
 
 def test_autocast_copies_of_weights_are_not_kept_or_handed_on(call):
@@ -167,16 +167,16 @@ def test_autocast_copies_of_weights_are_not_kept_or_handed_on(call):
     with torch.autocast("cpu", torch.bfloat16):
         (first, *_), storages = kept(call.run)
         again, *_ = call.run(enabled=False)
-    assert all(storage.nbytes() == call.sources[0].numel() for key, storage in storages.items() if key not in own)
+    assert all(storage.nbytes() == call.saved[0].numel() for key, storage in storages.items() if key not in own)
     weight = call.layers[0].weight
     for output in (first, again):
         assert torch.autograd.grad(output.sum(), weight)[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize("frozen", ["sources", "norm", "bias", "sources and norm", "weight"])
+@pytest.mark.parametrize("frozen", ["saved", "norm", "bias", "saved and norm", "weight"])
 def test_frozen_parts_get_no_gradient(frozen):
     call = CALLS["added"].prepare()
-    tensors = {"sources": call.sources, "norm": call.norm.parameters(), "bias": [call.layers[0].bias]}
+    tensors = {"saved": call.saved, "norm": call.norm.parameters(), "bias": [call.layers[0].bias]}
     for name in frozen.split(" and "):
         for t in tensors.get(name, [call.layers[0].weight]):
             t.requires_grad_(False)
@@ -250,7 +250,7 @@ def subclass_of_the_norm(call):
 
 def another_norm(call):
     call.norm = nn.GroupNorm(4, 16)
-    call.make = lambda norm, x: (norm(x),)
+    call.input_fn = lambda norm, x: (norm(x),)
 
 
 @pytest.mark.parametrize(
@@ -264,23 +264,21 @@ def test_what_it_does_not_know_is_called_plainly(change):
     call = CALLS["normed"].prepare()
     change(call)
     assert not is_recomputed(call.run()[0])
-    (expected,) = call.make(call.norm, *call.sources)
+    (expected,) = call.input_fn(call.norm, *call.saved)
     assert torch.equal(call.run()[0], call.layers[0](expected))
 
 
 @pytest.mark.parametrize("name", ["added", "scaled", "joined", "tokens", "enlarged"])
 def test_second_derivatives(name):
     call = CALLS[name].prepare(torch.float64)
-    call.sources = [s if s is None else s[:1, ..., :2].detach().requires_grad_() for s in call.sources]
-    call.sources = [
-        s if s is None or s.dim() > 2 else torch.randn(1, 16).double().requires_grad_() for s in call.sources
-    ]
-    inputs = [s for s in call.sources if s is not None]
-    given = [s is not None for s in call.sources]
+    call.saved = [s if s is None else s[:1, ..., :2].detach().requires_grad_() for s in call.saved]
+    call.saved = [s if s is None or s.dim() > 2 else torch.randn(1, 16).double().requires_grad_() for s in call.saved]
+    inputs = [s for s in call.saved if s is not None]
+    given = [s is not None for s in call.saved]
 
     def function(*tensors):
         rest = iter(tensors)
-        call.sources = [next(rest) if is_given else None for is_given in given]
+        call.saved = [next(rest) if is_given else None for is_given in given]
         return tuple(call.run())
 
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
@@ -291,13 +289,13 @@ def test_second_derivatives(name):
 def test_a_gradient_penalty_is_that_of_the_plain_calls(name):
     """With the gradients of all parameters, through what the sources were computed from."""
     call = CALLS[name].prepare(torch.float64)
-    leaves = call.sources
+    leaves = call.saved
 
     def penalty(enabled):
-        call.sources = [s if s is None else s * s for s in leaves]
+        call.saved = [s if s is None else s * s for s in leaves]
         torch.manual_seed(1)
         loss = sum(y.square().sum() for y in call.run(enabled))
-        call.sources = leaves
+        call.saved = leaves
         first = torch.autograd.grad(loss, call.leaves(), create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), call.leaves())
 
@@ -328,9 +326,9 @@ def test_parameters_that_stand_in_for_the_modules_own():
 
 def test_a_source_changed_before_backward_is_refused():
     call = CALLS["normed"].prepare()
-    call.sources = [call.sources[0] * 1]
+    call.saved = [call.saved[0] * 1]
     (y,) = call.run()
-    call.sources[0].detach().add_(1)
+    call.saved[0].detach().add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
@@ -349,7 +347,7 @@ def test_compiles_without_a_graph_break(call):
     call = call.prepare()
     call.dropout = 0.0  # whose masks the compiler draws in another order
     expected = call.run_with_gradients()
-    inputs = kept(lambda: checkpoint_inputs(call.make, call.sources, call.layers, norm=call.norm, enabled=False))[1]
+    inputs = kept(lambda: checkpoint_inputs(call.input_fn, call.saved, call.layers, norm=call.norm, enabled=False))[1]
     own = {t.untyped_storage()._cdata for t in call.leaves()}
 
     compiled = torch.compile(call.run, fullgraph=True, backend="aot_eager")
@@ -371,7 +369,7 @@ def test_meta_device(name):
     call = CALLS[name].prepare()
     for module in (call.norm, *call.layers):
         module.to("meta")
-    call.sources = [s if s is None else s.to("meta").detach().requires_grad_() for s in call.sources]
+    call.saved = [s if s is None else s.to("meta").detach().requires_grad_() for s in call.saved]
     outputs = call.run()
     grads = torch.autograd.grad(sum(y.sum() for y in outputs), call.leaves())
     assert [g.shape for g in grads] == [leaf.shape for leaf in call.leaves()]

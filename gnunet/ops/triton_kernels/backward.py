@@ -67,7 +67,7 @@ def bwd_single_pass(
 ):
     """dx, the tables' gradients and the sums of a block of groups, which a program holds in its registers."""
     S = positions * ALIGN_S
-    n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
+    n, block = (tl.program_id(0) // GROUP_BLOCKS).to(tl.int64), tl.program_id(0) % GROUP_BLOCKS
     s = tl.arange(0, BLOCK_S)
     c_in_tile, c, c_mask = tile_channels(block, 0, C, GROUP, GROUPS, EVEN_C, BLOCK_C)
     mask = tile_mask(s, S, c_mask, EVEN_S)
@@ -85,7 +85,7 @@ def bwd_single_pass(
     if sums_ptr is not None:
         tl.store(sums_ptr + n * C + c, sum_dw, c_mask)
         tl.store(sums_ptr + sums_stride + n * C + c, sum_dw_d, c_mask)
-    scaling = rstd / (S * GROUP * 1.0)
+    scaling = rstd / (S * 1.0 * GROUP)
     mean_dy = tl.zeros((BLOCK_C,), tl.float32)
     dw_of_groups, of_groups = group_sums_of_two(weight_eff * sum_dw, weight_eff * sum_dw_d, GROUPS)
     if CENTER:
@@ -250,7 +250,7 @@ def bwd_two_pass(
     """Both kernels above for all splits of a block of groups, the second time from the caches."""
     S = positions * ALIGN_S
     splits = position_splits * CHANNEL_SPLITS
-    n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
+    n, block = (tl.program_id(0) // GROUP_BLOCKS).to(tl.int64), tl.program_id(0) % GROUP_BLOCKS
     for split in range(0, splits):
         _partial_sums(
             n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
@@ -302,9 +302,9 @@ def bwd_combine_sums(
     """The gradients of a sample's tables, from the sums of its splits, and those sums of all splits."""
     S = positions * ALIGN_S
     blocks = tl.cdiv(C, BLOCK_C)
-    n, c = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    n, c = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = c < C
-    sums_ptr += n.to(tl.int64) * position_splits * C
+    sums_ptr += n * position_splits * C
     sum_dw, sum_dw_d = _sum_rows(sums_ptr, sums_stride, position_splits, c, mask, C, BLOCK_K, BLOCK_C)
     if combined_ptr is not None:
         tl.store(combined_ptr + n * C + c, sum_dw, mask)
@@ -344,7 +344,7 @@ def bwd_dweight_dbias(
     dbias = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
     for done in range(0, rows, BLOCK_K):
         row = done + tl.arange(0, BLOCK_K)
-        n = row // rows_of_sample
+        n = (row // rows_of_sample).to(tl.int64)
         mask = (row < rows)[:, None] & (c < C)[None, :]
         i = row.to(tl.int64)[:, None] * C + c[None, :]
         sum_dw, sum_dw_d = load_fp32(sums_ptr + i, mask), load_fp32(sums_ptr + sums_stride + i, mask)
@@ -406,14 +406,14 @@ def _partial_sums(
             sums_of_d += d
     sum_dw, sum_dw_d = tl.reduce((sums, sums_d), 0, add_pairs)
 
-    sums_ptr += (n.to(tl.int64) * position_splits + part_s) * C + c
+    sums_ptr += (n * position_splits + part_s) * C + c
     tl.store(sums_ptr, sum_dw, c_mask)
     tl.store(sums_ptr + sums_stride, sum_dw_d, c_mask)
     if NEED_D:
         tl.store(sums_ptr + 2 * sums_stride, tl.sum(sums_of_d, 0), c_mask)
     g = block * GROUPS + tl.arange(0, GROUPS)
     g_mask = g < G
-    partial_ptr += (n.to(tl.int64) * G + g) * splits + split
+    partial_ptr += (n * G + g) * splits + split
     dw_of_groups, of_groups = group_sums_of_two(weight_eff * sum_dw, weight_eff * sum_dw_d, GROUPS)
     tl.store(partial_ptr, dw_of_groups, g_mask)
     tl.store(partial_ptr + partial_stride, of_groups, g_mask)
@@ -433,15 +433,15 @@ def _combine_means(
     g = block * GROUPS + tl.arange(0, GROUPS)
     g_mask = g < G
     mask = (k < splits)[:, None] & g_mask[None, :]
-    partial_ptr += n.to(tl.int64) * G * splits + g[None, :] * splits + k[:, None]
+    partial_ptr += n * G * splits + g[None, :] * splits + k[:, None]
     mean_dy_xhat = tl.sum(tl.load(partial_ptr + partial_stride, mask, other=0.0), 0)
     mean_dy = tl.zeros((GROUPS,), tl.float32)
     if CENTER:
         mean_dy = tl.sum(tl.load(partial_ptr, mask, other=0.0), 0)
         stats_ptr += stats_stride
     rstd = load_fp32(stats_ptr + n * G + g, g_mask)
-    mean_dy *= rstd / (S * GROUP * 1.0)
-    mean_dy_xhat *= rstd * rstd * rstd / (S * GROUP * 1.0)
+    mean_dy *= rstd / (S * 1.0 * GROUP)
+    mean_dy_xhat *= rstd * rstd * rstd / (S * 1.0 * GROUP)
     if means_ptr is not None:  # noqa: SIM102, the compiler decides the first, each program the second
         if split == 0:
             tl.store(means_ptr + n * G + g, mean_dy, g_mask)

@@ -21,15 +21,16 @@ jit: Any = triton.jit  # The decorator is untyped, and what it makes is never ca
 
 @jit
 def program_coords(splits, blocks, CHANNELS_LAST: tl.constexpr, BACKWARDS: tl.constexpr):
-    """Sample, split and block of groups of this program, from the first or from the last; neighbors in memory follow
-    one another."""
+    """Sample (in 64 bits), split and block of groups of this program, from the first or from the last; neighbors in
+    memory follow one another."""
     pid = tl.program_id(0)
     if BACKWARDS:
         pid = tl.num_programs(0) - 1 - pid
+    n = (pid // blocks // splits).to(tl.int64)
     if CHANNELS_LAST:
-        return pid // blocks // splits, pid // blocks % splits, pid % blocks
+        return n, pid // blocks % splits, pid % blocks
     else:
-        return pid // splits // blocks, pid % splits, pid // splits % blocks
+        return n, pid % splits, pid // splits % blocks
 
 
 @jit
@@ -43,11 +44,11 @@ def split_coords(split, position_splits, CHANNEL_SPLITS: tl.constexpr, CHANNELS_
 
 @jit
 def base_offset(n, s, c, S, C: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Offset of position s, channel c of sample n: in 64 bits, so that 32 do for what is added within a tile."""
+    """Offset of position s, channel c of sample n: in 64 bits, as n is, so that 32 do within a tile."""
     if CHANNELS_LAST:
-        return (n.to(tl.int64) * S + s) * C + c
+        return (n * S + s) * C + c
     else:
-        return (n.to(tl.int64) * C + c) * S + s
+        return (n * C + c) * S + s
 
 
 @jit
@@ -70,8 +71,8 @@ def tile_channels(
     block, part_c, C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, EVEN_C: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Of each column of a tile: its channel, counted from the tile's first, and in the tensor; which of them exist: all
-    where EVEN_C. Each group begins at a power of two; the columns that its channels leave over are not used."""
+    """For each column of a tile: its channel, counted from the tile's first and in the tensor, and whether it exists,
+    as all do where EVEN_C. A group has BLOCK_C // GROUPS columns; those beyond its channels are idle."""
     column = tl.arange(0, BLOCK_C)
     width: tl.constexpr = BLOCK_C // GROUPS
     c_in_tile = column if GROUPS == 1 or width == GROUP else column // width * GROUP + column % width
@@ -93,7 +94,7 @@ def tile_mask(s, size, c_mask, EVEN_S: tl.constexpr):
 
 @jit
 def zero_beyond(values, s, size, EVEN_S: tl.constexpr):
-    """A tile with zeros at positions that do not exist."""
+    """A tile with zeros at positions that do not exist; in idle columns it must have them already."""
     if EVEN_S:
         return values
     else:
@@ -161,7 +162,7 @@ def load_mean_rstd(
 
 @jit
 def group_sums(sums, GROUPS: tl.constexpr):
-    """Sums for each channel of a tile -> those of its groups, (GROUPS,)."""
+    """Sums for each column of a tile -> those of its groups, (GROUPS,)."""
     if sums.shape[0] == GROUPS:
         return sums
     else:
@@ -186,7 +187,7 @@ def group_sums_of_two(a, b, GROUPS: tl.constexpr):
 
 @jit
 def of_channels(values, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Values of a tile's groups, (GROUPS,) -> one for each of its channels."""
+    """Values of a tile's groups, (GROUPS,) -> one for each of its columns."""
     if BLOCK_C == GROUPS:
         return values
     else:

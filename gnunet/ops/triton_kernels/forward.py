@@ -63,7 +63,7 @@ def fwd_single_pass(
 ):
     """y and statistics of a block of groups, which a program holds in its registers."""
     S = positions * ALIGN_S
-    n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
+    n, block = (tl.program_id(0) // GROUP_BLOCKS).to(tl.int64), tl.program_id(0) % GROUP_BLOCKS
     s = tl.arange(0, BLOCK_S)
     c_in_tile, c, c_mask = tile_channels(block, 0, C, GROUP, GROUPS, EVEN_C, BLOCK_C)
     mask = tile_mask(s, S, c_mask, EVEN_S)
@@ -76,7 +76,7 @@ def fwd_single_pass(
     )
     if add_ptr is not None:
         u += load_fp32(add_ptr + n * add_stride_n + c, c_mask)[None, :]
-    size = S * GROUP * 1.0
+    size = S * 1.0 * GROUP
     d = zero_beyond(u, s, S, EVEN_S)
     mean = tl.zeros((GROUPS,), tl.float32)
     correction = mean
@@ -230,7 +230,7 @@ def fwd_two_pass(
     S = positions * ALIGN_S
     splits = position_splits * CHANNEL_SPLITS
     partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
-    n, block = tl.program_id(0) // GROUP_BLOCKS, tl.program_id(0) % GROUP_BLOCKS
+    n, block = (tl.program_id(0) // GROUP_BLOCKS).to(tl.int64), tl.program_id(0) % GROUP_BLOCKS
     for split in range(0, splits):
         _partial_stats(
             n, block, split, splits, x_ptr, add_ptr, partial_ptr, S, add_stride_n, position_splits, partial_stride,
@@ -296,7 +296,7 @@ def _partial_stats(
     group_m2 = tl.maximum(group_m2 - rest * rest * (size * 1.0 * width), 0.0)
     g = block * GROUPS + tl.arange(0, GROUPS)
     g_mask = g < G
-    partial_ptr += (n.to(tl.int64) * G + g) * splits + split
+    partial_ptr += (n * G + g) * splits + split
     tl.store(partial_ptr, group_mean + rest, g_mask)
     tl.store(partial_ptr + partial_stride, group_m2, g_mask)
 
@@ -311,14 +311,14 @@ def _combine_stats(
     split = tl.arange(0, BLOCK_K)
     g = block * GROUPS + tl.arange(0, GROUPS)
     mask = (split < splits)[:, None] & (g < G)[None, :]
-    partial_ptr += n.to(tl.int64) * G * splits + g[None, :] * splits + split[:, None]
+    partial_ptr += n * G * splits + g[None, :] * splits + split[:, None]
     mean = tl.load(partial_ptr, mask, other=0.0)
     m2 = tl.load(partial_ptr + partial_stride, mask, other=0.0)
     part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
     size = tl.minimum(S - tl.cast(part_s, tl.int64) * SPLIT_SIZE, SPLIT_SIZE).to(tl.float32)
     size *= tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
     size = tl.where(split < splits, size, 0.0)[:, None]
-    total = S * GROUP * 1.0
+    total = S * 1.0 * GROUP
     group_mean = tl.zeros((GROUPS,), tl.float32)
     if CENTER:
         group_mean = tl.sum(mean * size, 0) / total

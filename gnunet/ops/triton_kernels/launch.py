@@ -73,7 +73,8 @@ def _launch(kernel: Any, programs: int, options: dict[str, int], values: dict[st
 
 def _options(num_warps: int, resident_warps: int) -> dict[str, int]:
     """Registers are limited so that a multiprocessor has this many warps: others work while some wait for memory or at
-    a barrier. Limits are those at which no kernel spills, as scripts/inspect_kernels.py shows."""
+    a barrier. Limits are those at which no kernel spills, as scripts/inspect_kernels.py shows, but for a few loads and
+    stores of `fwd_single_pass` in Triton 3.6."""
     if torch.version.hip:
         return {"num_warps": num_warps}
     programs = cdiv(resident_warps, num_warps)
@@ -139,7 +140,7 @@ def _is_wide(args: NormArgs, values: dict[str, Any]) -> bool:
 
 
 def _is_plain(args: NormArgs, values: dict[str, Any]) -> bool:
-    """Whether a thread needs no registers for tables, masks and 32-bit tensors."""
+    """Whether a thread needs no registers for tables, masks of positions and 32-bit tensors."""
     return bool(values["EVEN_S"]) and not _has_tables(args) and args.x.element_size() == 2
 
 
@@ -350,7 +351,7 @@ def _with_options(kernel: Any, num_warps: int, maxnreg: int | None = None) -> An
 
 
 class _Executable:
-    """Launches a plan's kernels; after the first call by Triton's C function, with nothing in between."""
+    """Launches a plan's kernels: after the first call, where tensors are aligned, by the C function that Triton has."""
 
     def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int) -> None:
         self.device = device
@@ -375,12 +376,15 @@ class _Executable:
 
     def _launch_by_triton(self, tensors: tuple[Tensor | None, ...]) -> None:
         """Compile for these arguments what is not compiled; and launch it."""
-        compiled = []
-        for (kernel, programs, options, _, values), pick in self.launches:
-            found = kernel[(programs,)](*pick(tensors), *values, **options)
-            compiled.append((launch_call(found, programs, len(kernel.arg_names)), pick, values))
+        compiled = [
+            kernel[(programs,)](*pick(tensors), *values, **options)
+            for (kernel, programs, options, _, values), pick in self.launches
+        ]
         if all(t is None or t.data_ptr() % 16 == 0 for t in tensors):
-            self.compiled = compiled
+            self.compiled = [
+                (launch_call(found, launch.programs, len(launch.kernel.arg_names)), pick, launch.values)
+                for found, (launch, pick) in zip(compiled, self.launches, strict=True)
+            ]
 
 
 class LaunchCall(NamedTuple):
@@ -395,8 +399,8 @@ class LaunchCall(NamedTuple):
 def launch_call(compiled: Any, programs: int, count: int) -> LaunchCall:
     """The C function under the launcher of a compiled kernel of `count` arguments: half of a launch's time is Python's.
 
-    What else it is given depends on Triton's release, so the launcher is watched as it calls it. Where it allocates
-    memory for each launch, or its call is of no known form, the launcher itself is what is called.
+    What that function takes beside them depends on Triton's release, so the launcher is watched as it calls it. Where
+    it allocates memory for each launch, or its call is of no known form, the launcher itself is what is called.
     """
     given = (compiled.function, compiled.packed_metadata, None, None, None)
     by_launcher = LaunchCall(compiled.run, (programs, 1, 1), given, False)
@@ -405,8 +409,11 @@ def launch_call(compiled: Any, programs: int, count: int) -> LaunchCall:
     stream, *arguments = (object() for _ in range(count + 1))
     seen: list[Any] = []
     watched = copy(compiled.run)
-    watched.launch = lambda *args: seen.extend(args)
-    watched(programs, 1, 1, stream, *given, *arguments)
+    watched.launch = lambda *args, **named: seen.extend(() if named else args)
+    try:
+        watched(programs, 1, 1, stream, *given, *arguments)
+    except (AttributeError, TypeError):  # it looks at what only stands for the arguments
+        return by_launcher
     at = seen.index(stream) if stream in seen else len(seen)
     for ending, is_packed in ((arguments, False), ([tuple(arguments)], True)):
         if seen[at + 1 :][-len(ending) :] == ending:

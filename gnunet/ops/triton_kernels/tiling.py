@@ -124,12 +124,12 @@ def _group_block(shape: Shape, block_s: int, limit: int, row_bytes: int = _ROW_B
         if is_whole_row or row >= row_bytes:
             is_aligned = is_whole_row or row % _SECTOR_BYTES == 0
             filled = shape.num_groups / (cdiv(shape.num_groups, groups) * groups)
-            # Aligned rows first, then few idle lanes, then many programs, unless they are too small.
+            # Aligned rows first, then few missing groups, then many programs, unless they are too small.
             size = min(_MIN_BLOCK, block_s * groups * columns)
-            candidates.append((is_aligned, filled > 0.7, size, -groups, filled))
+            candidates.append((is_aligned, filled > 0.7, size, -groups))
     if not candidates:
         return None
-    groups = -max(candidates)[3]
+    groups = -max(candidates)[-1]
     return groups, groups * columns
 
 

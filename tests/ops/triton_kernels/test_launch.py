@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 driver = pytest.importorskip("triton.backends.nvidia.driver", reason="needs Triton")
-from gnunet.ops.triton_kernels.launch import launch_call  # noqa: E402
+from gnunet.ops.triton_kernels.launch import Launch, _Executable, launch_call  # noqa: E402
 
 
 def launcher(calls: list, **scratch: int) -> object:
@@ -45,3 +46,41 @@ def test_a_launcher_with_a_call_of_another_form_is_called_itself():
 
     compiled = SimpleNamespace(run=Launcher(), function=7, packed_metadata=(8, 1))
     assert launch_call(compiled, 5, 2).launch is compiled.run
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_kernels_are_launched_directly_where_tensors_are_aligned(monkeypatch, is_packed):
+    by_triton, direct, streams = [], [], iter((11, 12, 13))
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: next(streams), raising=False)
+
+    class Launcher:
+        global_scratch_size = profile_scratch_size = 0
+
+        def __call__(self, x, y, z, stream, function, metadata, *rest):
+            arguments = rest[3:]
+            self.launch(x, y, z, stream, function, *([arguments] if is_packed else arguments))
+
+        def launch(self, *args):
+            direct.append(args)
+
+    class Kernel:
+        arg_names = ("x_ptr", "bias_ptr", "positions")
+
+        def __getitem__(self, grid):
+            def launch(*args, **options):
+                by_triton.append((grid, args, options))
+                return SimpleNamespace(run=Launcher(), function="code", packed_metadata=())
+
+            return launch
+
+    launch = Launch(Kernel(), 6, {"num_warps": 4}, ("x", "bias"), (64,))
+    execute = _Executable([launch], ("bias", "x"), 0)
+    whole = torch.zeros(64)
+    aligned, unaligned = whole[4:], whole[5:]
+    for x in (aligned, aligned, unaligned, aligned):
+        execute((None, x))
+    assert [args[0].data_ptr() for _, args, _ in by_triton] == [aligned.data_ptr(), unaligned.data_ptr()]
+    assert by_triton[0] == ((6,), (aligned, None, 64), {"num_warps": 4})
+    arguments = (aligned.data_ptr(), 0, 64)
+    assert direct == [(6, 1, 1, s, "code", *([arguments] if is_packed else arguments)) for s in (11, 12)]

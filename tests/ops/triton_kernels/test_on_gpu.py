@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gnunet.models import UNet2D
@@ -99,24 +100,39 @@ def test_autocast_changes_nothing(make_case):
     assert all(torch.equal(plain[name], under_autocast[name]) for name in plain)
 
 
+@pytest.mark.parametrize("num_groups", [32, 1])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_more_elements_than_32_bits_count(lay_out, layout):
+def test_more_elements_than_32_bits_count(layout, num_groups):
     shape = (1, 128, 4112, 4096)  # 2.16e9
     if torch.cuda.mem_get_info()[0] < 25e9:
         pytest.skip("needs 25 GB of free memory")
     x = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
     x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
     x = x.normal_(mean=1).requires_grad_()
-    y = group_norm_silu(x, 32)
+    y = group_norm_silu(x, num_groups)
     dy = torch.empty_like(x).normal_()
     (dx,) = torch.autograd.grad(y, x, dy)
-    for group in (0, 31):  # groups are independent, so one by itself is the check
-        channels = slice(4 * group, 4 * group + 4)
-        alone = x[:, channels].detach().float().contiguous().requires_grad_()
-        expected = group_norm_silu(alone, 1, backend="reference")
-        (expected_dx,) = torch.autograd.grad(expected, alone, dy[:, channels].float())
-        torch.testing.assert_close(y[:, channels].float(), expected, rtol=2e-2, atol=2e-2)
-        torch.testing.assert_close(dx[:, channels].float(), expected_dx, rtol=2e-2, atol=2e-2)
+    for channel in (0, 127):  # so many elements have the distribution's mean and variance, and no mean gradient
+        normalized = (x[:, channel].detach().float() - 1).requires_grad_()
+        expected = F.silu(normalized)
+        (expected_dx,) = torch.autograd.grad(expected, normalized, dy[:, channel].float())
+        torch.testing.assert_close(y[:, channel].float(), expected, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(dx[:, channel].float(), expected_dx, rtol=2e-2, atol=2e-2)
+
+
+def test_more_rows_of_channels_than_32_bits_count():
+    shape = (2_200_000, 1024)
+    if torch.cuda.mem_get_info()[0] < 50e9:
+        pytest.skip("needs 50 GB of free memory")
+    x, add, dy = (torch.empty(shape, device="cuda", dtype=torch.bfloat16).normal_() for _ in range(3))
+    results = []
+    for rows, backend in ((slice(None), "triton"), (slice(-4, None), "reference")):
+        tensors = [t[rows].requires_grad_() for t in (x, add)]
+        y = group_norm_silu(tensors[0], 32, add=tensors[1], backend=backend)
+        results.append([t[-4:].clone() for t in (y, *torch.autograd.grad(y, tensors, dy[rows]))])
+        x, add = x.detach(), add.detach()
+    for ours, formula in zip(*results, strict=True):
+        torch.testing.assert_close(ours, formula, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("time", ["default", "scale_shift"])

@@ -19,7 +19,7 @@ def shapes(draw):
 @given(shape=shapes(), direction=st.sampled_from(["forward", "backward", "backward of tables"]))
 def test_every_element_is_in_a_tile_and_tiles_are_what_the_kernels_take(shape, direction):
     tiling = choose_tiling(shape, direction)
-    assert tiling.block_s.bit_count() == tiling.block_c.bit_count() == 1
+    assert tiling.block_s.bit_count() == tiling.block_c.bit_count() == tiling.groups.bit_count() == 1
     assert 1 <= tiling.num_warps <= 16
     assert tiling.block_s * tiling.block_c <= 16384
     # Offsets within a tile are 32 bits.
