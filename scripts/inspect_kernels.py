@@ -33,7 +33,7 @@ from triton.compiler import ASTSource
 from benchmarking.inductor import compiled_kernels
 from benchmarking.model import KernelCode, predict, predict_least
 from benchmarking.record import origin
-from benchmarking.sass import counts, disassemble, loops, widths
+from benchmarking.sass import counts, cuobjdump, loops, widths
 from benchmarking.shapes import Case, cases
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.triton_kernels import launch as op
@@ -133,7 +133,7 @@ def compile_launch(launch: Launch, arch: int) -> KernelCode:
     source = ASTSource(getattr(module, launch.kernel), dict(launch.signature), dict(launch.constants), attributes)
     options = dict(launch.options)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
-    usage, code = disassemble(compiled.asm["cubin"])
+    usage, code = (cuobjdump(option, compiled.asm["cubin"]) for option in ("--dump-resource-usage", "--dump-sass"))
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
     names = counts(code)
     constants = dict(launch.constants)
@@ -146,7 +146,7 @@ def compile_launch(launch: Launch, arch: int) -> KernelCode:
         stack=numbers["STACK"],
         spills=names["LDL"] + names["STL"],
         barriers=names["BAR"],
-        instructions=names.total() - names["NOP"],
+        instructions=names.total(),
         loops=loops(code),
         tile=tile,
         loads=widths("LDG", code),

@@ -8,8 +8,9 @@ import torch
 import torch._inductor.config
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
+from benchmarking.case import make_inputs
 from benchmarking.peers import PEERS
-from benchmarking.sass import counts, disassemble, loops
+from benchmarking.sass import counts, cuobjdump, loops
 from benchmarking.shapes import Case
 
 
@@ -41,9 +42,7 @@ def compiled_kernels(case: Case) -> dict[str, list[Work]]:
         return run(self, *args, **kwargs)
 
     contender = PEERS["compile"](case)
-    x = torch.empty(case.shape, dtype=case.dtype, device="cuda")
-    if case.layout == "channels_last":
-        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    [(x, dy)] = make_inputs(case, {case.layout}, 1, torch.device("cuda"))[case.layout]
     weight, bias = torch.empty(2, case.shape[1], dtype=case.dtype, device="cuda")
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     # The machine code of all configurations is there only with these.
@@ -53,16 +52,16 @@ def compiled_kernels(case: Case) -> dict[str, list[Work]]:
     with settings, mock.patch.object(CachingAutotuner, "run", count):
         y = contender.function(*inputs)
         forward, found = found, []
-        torch.autograd.grad(y, inputs, torch.empty_like(x))
+        torch.autograd.grad(y, inputs, dy)
     return {"forward": forward, "backward": found}
 
 
 def _instructions(result: Any, given: dict[str, Any]) -> int:
     """Of all warps: the loop, if there is one, is that over what is reduced, one block in each round, and all else is
     executed once."""
-    code, blocks = disassemble(result.kernel.asm["cubin"])[1], result.config.kwargs
+    code, blocks = cuobjdump("--dump-sass", result.kernel.asm["cubin"]), result.config.kwargs
     axes = [axis for axis in "xyz" if f"{axis}numel" in given]
     programs = prod(ceil(given[f"{axis}numel"] / blocks[f"{axis.upper()}BLOCK"]) for axis in axes)
-    names, inner = counts(code), sum(loop[0] for loop in loops(code))
+    inner = sum(loop[0] for loop in loops(code))
     rounds = ceil(given["r0_numel"] / blocks["R0_BLOCK"]) if "R0_BLOCK" in blocks else 1
-    return programs * result.config.num_warps * (names.total() - names["NOP"] + (rounds - 1) * inner)
+    return programs * result.config.num_warps * (counts(code).total() + (rounds - 1) * inner)

@@ -98,9 +98,8 @@ def predict(kernels: list[tuple[KernelCode, int, int]], direction: str, tensor_b
     cached = min(1.0, L2_BYTES / (tensors * tensor_bytes))
     parts = [_seconds(*kernel, tensors, tensor_bytes, cached) for kernel in kernels]
     copy = LAUNCH + (tensors + 1) * tensor_bytes / BANDWIDTH
-    second_read = tensors * tensor_bytes * ((1 - cached) / BANDWIDTH + cached / L2_BANDWIDTH)
     two_pass = 2 * LAUNCH + max(tensors * tensor_bytes / BANDWIDTH, LOAD + TAIL + REDUCTION * BARRIER)
-    two_pass += max(second_read + tensor_bytes / BANDWIDTH, LOAD + TAIL)
+    two_pass += max(_moving(tensors * tensor_bytes, cached, tensor_bytes), LOAD + TAIL)
     if direction == "backward":
         two_pass += LAUNCH + SMALL_KERNEL
     total = sum(seconds for seconds, _ in parts)
@@ -112,11 +111,15 @@ def predict_least(kernels: Iterable[tuple[int, int, int]]) -> float:
     by its bytes, by its instructions, or by one load."""
     seconds = left = 0.0
     for read, written, instructions in kernels:
-        cached = min(read, left)
-        moved = (read - cached + written) / BANDWIDTH + cached / L2_BANDWIDTH
+        moved = _moving(read, min(1.0, left / max(1, read)), written)
         seconds += LAUNCH + max(moved, instructions / WARP_INSTRUCTIONS, LOAD + TAIL)
         left = L2_BYTES
     return seconds
+
+
+def _moving(read: int, cached: float, written: int) -> float:
+    """Seconds for so many bytes, of which a share of those that are read is in L2."""
+    return (read * (1 - cached) + written) / BANDWIDTH + read * cached / L2_BANDWIDTH
 
 
 def _seconds(
@@ -146,7 +149,7 @@ def _seconds(
     else:
         writes = "normalize" in code.kernel or "dx" in code.kernel
         again = cached if writes else 0.0
-        moved = read * ((1 - again) / BANDWIDTH + again / L2_BANDWIDTH) + writes * tensor_bytes / BANDWIDTH
+        moved = _moving(read, again, writes * tensor_bytes)
         body = loops[0][0] if loops else 0
         executed = outside + tiles * body
         latency = LOAD + (tiles - 1) * max(LOAD / AHEAD, issue(body)) + writes * CACHED_LOAD

@@ -9,31 +9,33 @@ from pathlib import Path
 import triton
 
 
-def disassemble(cubin: bytes) -> tuple[str, str]:
-    """Use of resources, and instructions."""
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+def cuobjdump(option: str, cubin: bytes) -> str:
+    """What it prints with an option: --dump-resource-usage, or --dump-sass for the code that is read below."""
+    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, code = (
-            subprocess.run([cuobjdump, option, file.name], check=True, capture_output=True, text=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
-    return usage, code
+        return subprocess.run([program, option, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def _instructions(code: str) -> list[tuple[int, str, str]]:
+    """Address, name and operands of each."""
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", code)
+    return [(int(address, 16), name, operands) for address, name, operands in found]
 
 
 def counts(code: str) -> Counter[str]:
-    """Of each instruction by name."""
-    return Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", code))
+    """How many instructions of each name, but for those that do nothing."""
+    return Counter(name for _, name, _ in _instructions(code) if name != "NOP")
 
 
 def loops(code: str) -> list[tuple[int, int, int]]:
     """Of each innermost loop its instructions, and how many of them are loads from and stores to global memory."""
-    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", code)
-    at = {int(address, 16): i for i, (address, _, _) in enumerate(lines)}
+    lines = _instructions(code)
+    at = {address: i for i, (address, _, _) in enumerate(lines)}
     spans = []
-    for i, (_, name, rest) in enumerate(lines):
-        target = re.search(r"0x([0-9a-f]+)", rest) if name == "BRA" else None
+    for i, (_, name, operands) in enumerate(lines):
+        target = re.search(r"0x([0-9a-f]+)", operands) if name == "BRA" else None
         if target and (start := at.get(int(target[1], 16), i)) < i:
             spans.append((start, i))
     inner = [(a, b) for a, b in spans if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)]

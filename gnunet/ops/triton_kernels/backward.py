@@ -67,7 +67,7 @@ def bwd_single_pass(
 ):
     """dx, the tables' gradients and the sums of a block of groups, which a program holds in its registers."""
     S = positions * ALIGN_S
-    n, block = (tl.program_id(0) // GROUP_BLOCKS).to(tl.int64), tl.program_id(0) % GROUP_BLOCKS
+    n, _, block = program_coords(1, GROUP_BLOCKS, CHANNELS_LAST, False)
     s = tl.arange(0, BLOCK_S)
     c_in_tile, c, c_mask = tile_channels(block, 0, C, GROUP, GROUPS, EVEN_C, BLOCK_C)
     mask = tile_mask(s, S, c_mask, EVEN_S)
@@ -250,7 +250,7 @@ def bwd_two_pass(
     """Both kernels above for all splits of a block of groups, the second time from the caches."""
     S = positions * ALIGN_S
     splits = position_splits * CHANNEL_SPLITS
-    n, block = (tl.program_id(0) // GROUP_BLOCKS).to(tl.int64), tl.program_id(0) % GROUP_BLOCKS
+    n, _, block = program_coords(1, GROUP_BLOCKS, CHANNELS_LAST, False)
     for split in range(0, splits):
         _partial_sums(
             n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,

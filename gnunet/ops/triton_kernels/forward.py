@@ -63,7 +63,7 @@ def fwd_single_pass(
 ):
     """y and statistics of a block of groups, which a program holds in its registers."""
     S = positions * ALIGN_S
-    n, block = (tl.program_id(0) // GROUP_BLOCKS).to(tl.int64), tl.program_id(0) % GROUP_BLOCKS
+    n, _, block = program_coords(1, GROUP_BLOCKS, CHANNELS_LAST, False)
     s = tl.arange(0, BLOCK_S)
     c_in_tile, c, c_mask = tile_channels(block, 0, C, GROUP, GROUPS, EVEN_C, BLOCK_C)
     mask = tile_mask(s, S, c_mask, EVEN_S)
@@ -230,7 +230,7 @@ def fwd_two_pass(
     S = positions * ALIGN_S
     splits = position_splits * CHANNEL_SPLITS
     partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
-    n, block = (tl.program_id(0) // GROUP_BLOCKS).to(tl.int64), tl.program_id(0) % GROUP_BLOCKS
+    n, _, block = program_coords(1, GROUP_BLOCKS, CHANNELS_LAST, False)
     for split in range(0, splits):
         _partial_stats(
             n, block, split, splits, x_ptr, add_ptr, partial_ptr, S, add_stride_n, position_splits, partial_stride,
@@ -288,8 +288,7 @@ def _partial_stats(
     if add_ptr is not None:
         mean += load_fp32(add_ptr + n * add_stride_n + c, c_mask)
     width = tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
-    d = tl.where(c_mask, mean, 0.0)
-    group_mean = group_sums(d, GROUPS) / width
+    group_mean = group_sums(mean, GROUPS) / width  # mean is 0 in idle columns
     d = tl.where(c_mask, mean - of_channels(group_mean, GROUPS, BLOCK_C), 0.0)
     rest, group_m2 = group_sums_of_two(d, m2 + d * d * size, GROUPS)
     rest /= width

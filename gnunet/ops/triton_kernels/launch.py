@@ -364,8 +364,9 @@ class _Executable:
                 self(tensors)
             return
         pointers = [0 if t is None else t.data_ptr() for t in tensors]
-        if not self.compiled or math.gcd(16, *pointers) < 16:
-            self._launch_by_triton(tensors)
+        is_aligned = math.gcd(16, *pointers) == 16
+        if not (self.compiled and is_aligned):
+            self._launch_by_triton(tensors, is_aligned)
             return
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         for (launch, before, after, is_packed), pick, values in self.compiled:
@@ -374,13 +375,13 @@ class _Executable:
             else:
                 launch(*before, stream, *after, *pick(pointers), *values)
 
-    def _launch_by_triton(self, tensors: tuple[Tensor | None, ...]) -> None:
+    def _launch_by_triton(self, tensors: tuple[Tensor | None, ...], is_aligned: bool) -> None:
         """Compile for these arguments what is not compiled; and launch it."""
         compiled = [
             kernel[(programs,)](*pick(tensors), *values, **options)
             for (kernel, programs, options, _, values), pick in self.launches
         ]
-        if all(t is None or t.data_ptr() % 16 == 0 for t in tensors):
+        if is_aligned:
             self.compiled = [
                 (launch_call(found, launch.programs, len(launch.kernel.arg_names)), pick, launch.values)
                 for found, (launch, pick) in zip(compiled, self.launches, strict=True)
