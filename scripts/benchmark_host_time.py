@@ -5,13 +5,14 @@
 The device's work is not waited for: with few images per GPU a step is bound by the host, and this is its part in each
 norm. CPU time of the process, with one thread, the least of `rounds` blocks; the sides alternate. It also runs on the
 device that computes nothing (scripts/gpu_check/fake_cuda.py), where a launch by the driver costs nothing: PyTorch has
-4 of them forward, gnunet one or two.
+4 of them forward, the Triton kernels one or two, those in CUDA C++ one. gnunet is the backend "auto".
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch import Tensor
 from benchmarking.record import origin, record_path
 from gnunet.ops import group_norm_silu
 from gnunet.ops.arguments import NormArgs
+from gnunet.ops.cuda import launch as cuda_launch
+from gnunet.ops.planned import PlannedOperator
 from gnunet.ops.triton_kernels import launch as triton_launch
 
 SHAPES = ((8, 512, 4, 4), (8, 256, 16, 16), (8, 128, 32, 32), (1, 320, 64, 64))
@@ -40,8 +43,8 @@ def pytorchs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.silu(F.group_norm(x, GROUPS, weight, bias))
 
 
-def gnunets(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return group_norm_silu(x, GROUPS, weight, bias)
+def gnunets(x: Tensor, weight: Tensor, bias: Tensor, backend: str = "auto") -> Tensor:
+    return group_norm_silu(x, GROUPS, weight, bias, backend=backend)
 
 
 def microseconds(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -74,7 +77,7 @@ def sides(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, dic
         return lambda: torch.autograd.grad(norm(*leaves), leaves, dy)
 
     found = {}
-    norms = {"gnunet": gnunets, "pytorch": pytorchs}
+    norms = {"gnunet": gnunets, "triton": partial(gnunets, backend="triton"), "pytorch": pytorchs}
     for name, make in (
         ("forward", without_gradients), ("forward of training", forward), ("forward and backward", both),
     ):  # fmt: skip
@@ -83,36 +86,24 @@ def sides(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, dic
     return found
 
 
-def layers(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, float]:
-    """Of gnunet's call without gradients, from the outside in; each contains those after it."""
+def layers(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, dict[str, float]]:
+    """Of a call of each backend without gradients, from the outside in; each contains those after it."""
     args = NormArgs(x, GROUPS, weight, bias, 1e-5, None, None, None, True, True)
-    operator = triton_launch._PlannedOperator(args, triton_launch._Executable)
-    y, stats = operator.forward(args)
-    _, execute = operator.plans[()]
-    tensors = (x, y, stats, weight, bias, None, None, None)
-    execute(tensors)
-    stream = torch.cuda.current_stream().cuda_stream
-    pointers = [0 if t is None else t.data_ptr() for t in tensors]
-    calls = [
-        (call.launch, (*call.before, stream, *call.after), (*pick(pointers), *values), call.is_packed)
-        for call, pick, values in execute.compiled
-    ]
-
-    def launch() -> None:
-        for function, first, arguments, is_packed in calls:
-            function(*first, arguments) if is_packed else function(*first, *arguments)
-
-    with torch.no_grad():
-        return microseconds(
-            {
-                "call": lambda: gnunets(x, weight, bias),
-                "signature": args.signature,
-                "allocations and launches": lambda: operator.forward(args),
-                "addresses and launches": lambda: execute(tensors),
-                "launches": launch,
-            },
-            rounds,
-        )
+    found = {}
+    for backend, planner in (("cuda", cuda_launch.PLANNER), ("triton", triton_launch.PLANNER)):
+        operator = PlannedOperator(args, planner)
+        y, stats = operator.forward(args)
+        _, execute = operator.plans[()]
+        tensors = (x, weight, bias, None, None, None, y, stats)
+        works: dict[str, Callable[[], object]] = {
+            "call": partial(gnunets, x, weight, bias, backend),
+            "signature": args.signature,
+            "allocations and launches": partial(operator.forward, args),
+            "addresses and launches": partial(execute, tensors),
+        }
+        with torch.no_grad():
+            found[backend] = microseconds(works, rounds)
+    return found
 
 
 def main() -> None:
@@ -124,7 +115,7 @@ def main() -> None:
         parser.error("needs a GPU, or the one of scripts/gpu_check/fake_cuda.py")
     torch.set_num_threads(1)
     device = torch.device("cuda", torch.cuda.current_device())
-    table = Table("microseconds", *(f"{name}: gnunet / PyTorch" for name in (*BARS, "forward of training")))
+    table = Table("microseconds", *(f"{name}: gnunet, Triton / PyTorch" for name in (*BARS, "forward of training")))
     rows: list[dict[str, Any]] = []
     for shape in SHAPES:
         for layout, memory_format in LAYOUTS.items():
@@ -134,7 +125,7 @@ def main() -> None:
             rows.append(
                 {"shape": shape, "layout": layout, **found, "layers": layers(x, weight, bias, arguments.rounds)}
             )
-            cells = (f"{found[name]['gnunet']} / {found[name]['pytorch']}" for name in (*BARS, "forward of training"))
+            cells = ("{gnunet}, {triton} / {pytorch}".format(**found[name]) for name in (*BARS, "forward of training"))
             table.add_row(f"{shape} {layout}", *cells)
     console = Console(width=140)
     console.print(table)

@@ -25,9 +25,10 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from torch.distributed import TCPStore
 
-# Where there is no GPU, Triton's kernels run in its interpreter; it looks at this when they are defined.
+# Where there is no GPU, kernels run on the CPU. It is looked at this when they are imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("GNUNET_EMULATE_CUDA", "1")
 
 from gnunet.cli import parse  # noqa: E402
 from gnunet.config import Config  # noqa: E402

@@ -8,6 +8,7 @@ runs in x's dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,8 @@ from torch import Tensor
 from . import reference
 from .arguments import NormArgs
 
-_REVISION = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()[:16]
+_SOURCES = sorted(path for path in Path(__file__).parent.rglob("*.*") if path.suffix in (".py", ".cu"))
+_REVISION = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
 """An argument of the library's operators, because torch.compile keeps what it made of them on disk by their arguments
 alone, whatever has become of their source since."""
 
@@ -92,12 +94,15 @@ class _Backward(torch.autograd.Function):
         return (None, None, None, None, *_double_backward(ctx, grads))
 
 
-def library_operator(name: str, operator: Operator, *, traceable: bool) -> Callable[[NormArgs], Tensor]:
+def library_operator(
+    name: str, operator: Operator, *, traceable: bool, extra_stats: int = 0
+) -> Callable[[NormArgs], Tensor]:
     """Make gnunet::NAME and gnunet::NAME_backward and return the differentiable function of the former.
 
     Args:
         traceable: the implementation consists of torch's operations and of kernels launched by
             torch.library.wrap_triton, which the compiler traces; otherwise the operators are opaque to it.
+        extra_stats: rows of the statistics beside those of the samples.
     """
 
     def forward_op(
@@ -138,7 +143,7 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
     forward = register(f"gnunet::{name}", forward_op, mutates_args=())
     backward = register(f"gnunet::{name}_backward", backward_op, mutates_args=())
     if not traceable:
-        forward.register_fake(_forward_fake)
+        forward.register_fake(partial(_forward_fake, extra_stats))
         backward.register_fake(_backward_fake)
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -169,10 +174,11 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
     return call
 
 
-def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(extra_stats: int, *inputs: Any) -> tuple[Tensor, Tensor]:
     x, num_groups, *_, center, _ = inputs
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty_like(x), x.new_empty((2 if center else 1, x.shape[0], num_groups), dtype=dtype)
+    shape = (2 if center else 1, x.shape[0] + extra_stats, num_groups)
+    return torch.empty_like(x), x.new_empty(shape, dtype=dtype)
 
 
 def _backward_fake(dy: Tensor, stats: Tensor, needs: Sequence[bool], *inputs: Any) -> list[Tensor]:

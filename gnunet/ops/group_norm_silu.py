@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from . import eager, fusible, reference
 from .arguments import NormArgs
+from .cuda import launch as cuda_launch
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ BACKENDS: dict[str, Backend | None] = {
     "eager": Backend(lambda args: eager.group_norm_silu, fusible.group_norm_silu),
     "reference": Backend(lambda args: reference.group_norm_silu, fusible.group_norm_silu),
     "triton": None,
+    "cuda": Backend(cuda_launch.prepare, cuda_launch.compiled_group_norm_silu),
 }
 try:
     from .triton_kernels import launch
@@ -86,8 +88,9 @@ def group_norm_silu(
         activation: "silu" or None.
         center: whether the groups' means are subtracted.
         backend: which implementation; "auto" is the fastest that is right for x. The choice changes the
-            speed, not the formula. "triton" runs on GPUs, in all dtypes but float64; "eager" on any device;
-            "reference" is the formula in torch ops. What torch.compile makes of the last two is the same.
+            speed, not the formula. "cuda" and "triton" run on GPUs, the former on NVIDIA's alone, in all dtypes but
+            float64; "eager" on any device; "reference" is the formula in torch ops. What torch.compile makes of the
+            last two is the same.
 
     Returns:
         y of x's shape, dtype and memory format (contiguous, channels_last, channels_last_3d), without layout
@@ -105,29 +108,29 @@ def group_norm_silu(
     is_transformed = _is_transformed()
     if is_transformed or torch.compiler.is_compiling() or _is_traced(x):
         _check(args, activation)
-        selected = select_backend(x, backend)
+        selected = select_backend(args, backend)
         return reference.group_norm_silu(args) if is_transformed else selected.compiled(args)
     key = args.signature(), activation, backend
     compute = _prepared.get(key)
     if compute is None:
         _check(args, activation)
-        compute = select_backend(x, backend).prepare(args)
+        compute = select_backend(args, backend).prepare(args)
         if len(_prepared) >= _MAX_PREPARED:
             _prepared.clear()
         _prepared[key] = compute
     return compute(args)
 
 
-def select_backend(x: Tensor, backend: str) -> Backend:
-    """The implementation that `backend` means for x.
+def select_backend(args: NormArgs, backend: str) -> Backend:
+    """The implementation that `backend` means for these arguments.
 
     Raises:
         ValueError: there is none of that name, or it is not for x; the text says why.
     """
     if backend not in backend_names():
         raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
-    name = _auto_backend(x) if backend == "auto" else backend
-    reason = unsupported_reason(name, x)
+    name = _auto_backend(args) if backend == "auto" else backend
+    reason = unsupported_reason(name, args.x)
     selected = BACKENDS[name]
     if selected is None or reason is not None:
         raise ValueError(f"backend {backend!r} {reason}; 'auto' takes one that does")
@@ -139,18 +142,34 @@ def backend_names() -> list[str]:
     return ["auto", *BACKENDS]
 
 
-def _auto_backend(x: Tensor) -> str:
-    reason = unsupported_reason("triton", x) if x.is_cuda else None
-    name = "triton" if x.is_cuda and reason is None else "eager"
+def _auto_backend(args: NormArgs) -> str:
+    """On a GPU "cuda" where its clusters hold x, which is faster by the model of the kernels' time (README.md). That is
+    a matter of a sample's shape alone, not of the batch nor of a measurement, so that a sample's bits are, too.
+    torch.compile launches Triton's kernels itself, which costs the host less than to call others."""
+    x = args.x
+    if not x.is_cuda:
+        return _announced_backend(x, "eager", "")
+    is_compiling = torch.compiler.is_compiling()
+    no_cuda = "is not launched by torch.compile" if is_compiling else unsupported_reason("cuda", x)
+    if no_cuda is None and cuda_launch.is_worthwhile(args):
+        return _announced_backend(x, "cuda", "")
+    no_triton = unsupported_reason("triton", x)
+    reasons = [f"'{name}' {why}" for name, why in (("cuda", no_cuda), ("triton", no_triton)) if why is not None]
+    return _announced_backend(x, "eager" if no_triton else "triton", "; ".join(reasons))
+
+
+def _announced_backend(x: Tensor, name: str, why: str) -> str:
+    """Say in the log, once, which backend "auto" is, where it is not what it would be at best, why."""
     if not torch.compiler.is_compiling() and (x.device.type, name) not in _announced:
         _announced.add((x.device.type, name))
-        why = "" if reason is None else f": 'triton' {reason}"
-        logger.info("group_norm_silu: backend 'auto' is %r on %s%s", name, x.device.type, why)
+        logger.info("group_norm_silu: backend 'auto' is %r on %s%s", name, x.device.type, why and f": {why}")
     return name
 
 
 def unsupported_reason(name: str, x: Tensor) -> str | None:
     """Why an implementation does not work for x, in words, or None."""
+    if name == "cuda":
+        return cuda_launch.unsupported_reason(x)
     if name != "triton":
         return None
     if BACKENDS["triton"] is None:

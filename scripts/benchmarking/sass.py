@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
 
@@ -29,8 +30,20 @@ def counts(code: str) -> Counter[str]:
     return Counter(name for _, name, _ in _instructions(code) if name != "NOP")
 
 
-def loops(code: str) -> list[tuple[int, int, int]]:
-    """Of each innermost loop its instructions, and how many of them are loads from and stores to global memory."""
+class Loop(NamedTuple):
+    """An innermost loop: its instructions, and how many of them load from and store to global memory, copy from it to
+    shared memory, load from there, and compute in fp32."""
+
+    instructions: int
+    loads: int
+    stores: int
+    copies: int
+    shared_loads: int
+    floats: int
+
+
+def loops(code: str) -> list[Loop]:
+    """The innermost loops, in their order."""
     lines = _instructions(code)
     at = {address: i for i, (address, _, _) in enumerate(lines)}
     spans = []
@@ -42,7 +55,8 @@ def loops(code: str) -> list[tuple[int, int, int]]:
     found = []
     for start, end in inner:
         names = Counter(name for _, name, _ in lines[start : end + 1])
-        found.append((end + 1 - start, names["LDG"], names["STG"]))
+        floats = names["FADD"] + names["FMUL"] + names["FFMA"]
+        found.append(Loop(end + 1 - start, names["LDG"], names["STG"], names["LDGSTS"], names["LDS"], floats))
     return found
 
 

@@ -3,7 +3,7 @@
     python fake_cuda.py    # prints the folder to put into LD_LIBRARY_PATH and TRITON_LIBCUDA_PATH
 
 The environment must have torch and triton, without the packages that torch requires of NVIDIA's, but for the headers
-of nvidia-cuda-runtime. Every function that torch's libraries want of CUDA's is there: by hand in fake_cuda.c, else as
+of nvidia-cuda-runtime and the compiler of nvidia-cuda-nvrtc. Every function that torch's libraries want of CUDA's is there: by hand in fake_cuda.c, else as
 one that does nothing and succeeds.
 """
 
@@ -29,8 +29,9 @@ def build(packages: Path) -> Path:
     """Build the libraries for the torch in a site-packages folder; returns theirs, where torch looks for NVIDIA's."""
     folder = packages / "nvidia/cu13/lib"
     folder.mkdir(parents=True, exist_ok=True)
-    for real in folder.glob("*"):
-        real.unlink()
+    for library in folder.glob("*"):
+        if not library.name.startswith("libnvrtc"):  # which compiles as it would beside a GPU
+            library.unlink()
     wanted, sonames = dict.fromkeys(BY_NAME.split(), ""), set(SONAMES)
     for library in (packages / "torch/lib").glob("*.so"):
         undefined = re.findall(r" U (\w+)@*(\S*)", output("nm", "-D", "--undefined-only", library))
@@ -50,13 +51,16 @@ def build(packages: Path) -> Path:
         f"-Wl,--version-script={script}", "-o", folder / "fake_cuda.so",
     )  # fmt: skip
     for soname in sonames:
-        (folder / soname).symlink_to("fake_cuda.so")
+        if not (folder / soname).exists():
+            (folder / soname).symlink_to("fake_cuda.so")
     return folder
 
 
 def is_nvidias(name: str, version: str) -> bool:
+    if name.startswith("nvrtc"):  # which is there
+        return False
     return version.startswith(("libcu", "libnv", "NVSHMEM")) or bool(
-        re.match(r"cu[A-Z]|cuFile|cusparseLt|nccl|nvrtc|nvshmem", name)
+        re.match(r"cu[A-Z]|cuFile|cusparseLt|nccl|nvshmem", name)
     )
 
 

@@ -1,4 +1,5 @@
-"""An archive of compiled kernels for another machine: Triton's, and torch.compile's graphs, which contain their own."""
+"""An archive of compiled kernels for another machine: gnunet's in CUDA C++, Triton's, and torch.compile's graphs, which
+contain their own."""
 
 import io
 import json
@@ -6,7 +7,7 @@ import pickle
 import tarfile
 from pathlib import Path
 
-TRITON, INDUCTOR = "triton", "inductor"
+CUDA, TRITON, INDUCTOR = "cuda", "triton", "inductor"
 GRAPHS, AOT_AUTOGRAD = "fxgraph", "aotautograd"
 """Folders of inductor's cache: compiled graphs, and the forward and backward graphs that AOTAutograd has traced."""
 NEEDED = {".cubin", ".json", ".so"}
@@ -14,13 +15,15 @@ NEEDED = {".cubin", ".json", ".so"}
 
 
 def environment(caches: Path) -> dict[str, str]:
-    """Where Triton and inductor keep what they compile."""
-    return {"TRITON_CACHE_DIR": str(caches / TRITON), "TORCHINDUCTOR_CACHE_DIR": str(caches / INDUCTOR)}
+    """Where gnunet, Triton and inductor keep what they compile."""
+    folders = {"GNUNET_KERNEL_CACHE": CUDA, "TRITON_CACHE_DIR": TRITON, "TORCHINDUCTOR_CACHE_DIR": INDUCTOR}
+    return {name: str(caches / folder) for name, folder in folders.items()}
 
 
 def pack(caches: Path, archive: Path) -> None:
     """Write an archive from which a machine with the same GPU and the same versions loads everything in the caches."""
     kernels = [path for path in files(caches / TRITON) if path.suffix in NEEDED and not is_in_graph(path)]
+    kernels += files(caches / CUDA)
     graphs, traced = (files(caches / INDUCTOR / name) for name in (GRAPHS, AOT_AUTOGRAD))
     contents = {path: path.read_bytes() for path in kernels + traced}
     contents |= {path: without_text(path.read_bytes()) for path in graphs}
@@ -65,6 +68,6 @@ def unpack(archive: Path, caches: Path) -> None:
 def count(caches: Path) -> dict[str, int]:
     """How many kernels in the caches were compiled on this machine, and how many graphs there are."""
     return {
-        "kernels": len([path for path in files(caches / TRITON) if path.suffix == ".ttir"]),
+        "kernels": len([path for path in files(caches / TRITON) if path.suffix == ".ttir"]) + len(files(caches / CUDA)),
         "graphs": len(files(caches / INDUCTOR / GRAPHS)),
     }

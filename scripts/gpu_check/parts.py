@@ -59,7 +59,7 @@ def parts(folder: Path, *, small: bool = False, fake: bool = False, compiling: b
     timing = ["--check_only"] if compiling else ["--seconds_per_case", "1", "--time_limit", "{limit}"]
     operator = ["scripts/benchmark_op.py", *out, *timing, "--check_first", str(min(8, os.cpu_count() or 1))]
     training = ["scripts/benchmark_training.py", *out]
-    operator_tests = ["-m", "gpu and not slow", "tests/ops/triton_kernels"]
+    operator_tests = ["-m", "gpu and not slow", "tests/ops/kernels"]
     trainer_tests = ["-m", "gpu", "tests/training/test_on_gpu.py"]
     if small:
         some = "cuda_graphs or inductor or tiling or opcheck or (alone_as_in_a_batch and shape1-)"

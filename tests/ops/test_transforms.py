@@ -12,7 +12,7 @@ from torch.func import grad, jacrev, jvp, vmap
 from gnunet.ops import GroupNormSiLU, group_norm_silu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ["auto", "eager", "reference", *(["triton"] if importlib.util.find_spec("triton") else [])]
+BACKENDS = ["auto", "eager", "reference", "cuda", *(["triton"] if importlib.util.find_spec("triton") else [])]
 
 
 @pytest.fixture(params=BACKENDS)

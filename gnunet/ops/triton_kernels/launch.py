@@ -26,10 +26,11 @@ from triton.runtime import JITFunction
 from gnunet.ops import eager
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.autograd import apply, library_operator
+from gnunet.ops.planned import Execute, Plan, PlannedOperator, Planner, Shape
 
 from . import backward as backward_kernels
 from . import forward as forward_kernels
-from .tiling import Shape, SinglePass, SplitReduction, choose_tiling
+from .tiling import SinglePass, SplitReduction, align_s, choose_tiling
 
 
 def _interpreter_fails() -> bool:
@@ -84,19 +85,19 @@ def _options(num_warps: int, resident_warps: int) -> dict[str, int]:
 def _tiling(args: NormArgs, direction: str) -> tuple[SinglePass | SplitReduction, dict[str, Any]]:
     """How x is tiled, and the kernels' arguments that follow from its shape and from the options."""
     x = args.x
-    shape = Shape(int(x.shape[2:].numel()), int(x.shape[1]), args.num_groups, x.element_size(), is_channels_last(x))
+    shape = Shape.of(args)
     tiling = choose_tiling(shape, direction)
     width = tiling.groups * shape.group_channels
     channel_splits = tiling.channel_splits if isinstance(tiling, SplitReduction) else 1
     values = {
-        "positions": shape.positions // shape.align_s,
+        "positions": shape.positions // align_s(shape),
         "eps": args.eps,
         "stats_stride": len(x) * args.num_groups,
         "SILU": args.silu,
         "CENTER": args.center,
         "FAST": x.element_size() == 2 and _is_nvidia(x),
         "CHANNELS_LAST": shape.channels_last,
-        "ALIGN_S": shape.align_s,
+        "ALIGN_S": align_s(shape),
         "C": shape.channels,
         "G": args.num_groups,
         "GROUP": shape.group_channels,
@@ -125,11 +126,6 @@ def _is_nvidia(x: Tensor) -> bool:
     return x.is_cuda and not (torch.version.hip or IS_INTERPRETED)
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether x is dense with channels last; what is dense in neither way is copied to be contiguous."""
-    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-
-
 def _has_tables(args: NormArgs) -> bool:
     return any(t is not None for t in (args.add, args.scale, args.shift))
 
@@ -150,12 +146,6 @@ def _options_of_splits(args: NormArgs, num_warps: int, values: dict[str, Any]) -
     return much, _options(num_warps, 24) if _is_plain(args, values) else much
 
 
-class Plan(NamedTuple):
-    launches: list[Launch]
-    buffers: list[int]
-    """Sizes, in fp32, of what is allocated besides y and the gradients."""
-
-
 def plan_forward(args: NormArgs) -> Plan:
     """Buffer: the statistics, mean and rstd, or rstd alone, of each sample's groups, then those of splits."""
     tiling, values = _tiling(args, "forward")
@@ -164,12 +154,12 @@ def plan_forward(args: NormArgs) -> Plan:
     stats = (1 + args.center) * values["stats_stride"]
     if isinstance(tiling, SinglePass):
         options = _options(tiling.num_warps, 32) if _is_plain(args, values) else much
-        return Plan([_launch(forward_kernels.fwd_single_pass, blocks, options, values)], [stats])
+        return Plan([_launch(forward_kernels.fwd_single_pass, blocks, options, values)], {"stats": stats})
     stats += 2 * values["partial_stride"]
     if tiling.is_two_pass(len(args.x)):
-        return Plan([_launch(forward_kernels.fwd_two_pass, blocks, much, values)], [stats])
+        return Plan([_launch(forward_kernels.fwd_two_pass, blocks, much, values)], {"stats": stats})
     kernels = (forward_kernels.fwd_partial_stats, forward_kernels.fwd_normalize)
-    return Plan([_launch(kernel, blocks * tiling.num_splits, little, values) for kernel in kernels], [stats])
+    return Plan([_launch(kernel, blocks * tiling.num_splits, little, values) for kernel in kernels], {"stats": stats})
 
 
 def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
@@ -215,103 +205,11 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
         values |= {"rows": rows, "rows_of_sample": rows // samples, "BLOCK_K": _block_of_rows(rows)}
         launch = _launch(backward_kernels.bwd_dweight_dbias, cdiv(channels, _COLUMNS), options, values)
         launches.append(launch._replace(tensors=("combined", *launch.tensors[1:])) if combined else launch)
-    return Plan(launches, [sums, partial, means, combined])
+    return Plan(launches, {"sums": sums, "partial": partial, "means": means, "combined": combined})
 
 
 def _block_of_rows(rows: int) -> int:
     return int(min(_ROWS, next_power_of_2(rows)))
-
-
-_FORWARD_TENSORS = ("x", "y", "stats", "weight", "bias", "add", "scale", "shift")
-_BACKWARD_TENSORS = (
-    "dy", "x", "stats", "weight", "bias", "add", "scale", "shift", "dx", "dweight", "dbias", "dadd", "dscale", "dshift",
-    "sums", "partial", "means", "combined",
-)  # fmt: skip
-Execute = Callable[[tuple[Tensor | None, ...]], None]
-"""Launches a plan's kernels on the tensors named above, in that order."""
-
-
-def run_forward(args: NormArgs, buffers: Sequence[Tensor | None], execute: Execute) -> tuple[Tensor, Tensor]:
-    """y and the statistics, by a plan made for these arguments, with buffers like its `_buffers`."""
-    x, _, weight, bias, _, add, scale, shift, _, _ = args
-    y, stats = torch.empty_like(x), torch.empty_like(buffers[0])  # type: ignore[arg-type]
-    execute((x, y, stats, weight, bias, add, scale, shift))
-    return y, stats
-
-
-def run_backward(
-    dy: Tensor,
-    stats: Tensor,
-    args: NormArgs,
-    needs: Sequence[bool],
-    buffers: Sequence[Tensor | None],
-    execute: Execute,
-) -> list[Tensor]:
-    """The gradients that are needed, by a plan made for these arguments."""
-    x, _, weight, bias, _, add, scale, shift, _, _ = args
-    # Of what `dense` returns these are laid out as the kernels write them.
-    grads = [
-        torch.empty_like(t) if need else None  # type: ignore[arg-type]
-        for t, need in zip((x, weight, bias, add, scale, shift), needs, strict=True)
-    ]
-    workspace = [None if t is None else torch.empty_like(t) for t in buffers]
-    execute((dy, x, stats, weight, bias, add, scale, shift, *grads, *workspace))
-    return [grad for grad in grads if grad is not None]
-
-
-def _buffers(x: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
-    """For each size a tensor to call torch.empty_like with, quicker than with a size, which takes no memory itself."""
-    return [x.new_empty((), dtype=torch.float32).expand(size) if size else None for size in sizes]
-
-
-def dense(args: NormArgs) -> NormArgs:
-    """The arguments as the kernels take them: x dense, the channels of the others side by side.
-
-    Rows of tables need not be: scale and shift are often the halves of one projection.
-    """
-    x, *others = args.tensors
-    x = x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
-    weight, bias, add, scale, shift = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in others)
-    return args._replace(x=x, weight=weight, bias=bias, add=add, scale=scale, shift=shift)
-
-
-def as_laid_out(t: Tensor, like: Tensor) -> Tensor:
-    """A tensor with the strides of another of its shape; itself if it has them."""
-    return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)
-
-
-class _PlannedOperator:
-    """An `autograd.Operator` for arguments of one signature: all that follows from it is decided once.
-
-    Args:
-        executable: from a plan's launches, the names of their tensors and the device to what launches them.
-    """
-
-    def __init__(self, args: NormArgs, executable: Callable[[list[Launch], tuple[str, ...], int], Execute]) -> None:
-        self.executable = executable
-        self.copies = any(a is not b for a, b in zip(dense(args).tensors, args.tensors, strict=True))
-        self.plans: dict[tuple[bool, ...], tuple[list[Tensor | None], Execute]] = {}
-
-    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
-        inner = dense(args) if self.copies else args
-        plan = self.plans.get(()) or self._prepare((), inner, plan_forward(inner), _FORWARD_TENSORS)
-        y, stats = run_forward(inner, *plan)
-        return (as_laid_out(y, torch.empty_like(args.x)) if self.copies else y), stats
-
-    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
-        inner = dense(args) if self.copies else args
-        key = tuple(needs)
-        plan = self.plans.get(key) or self._prepare(key, inner, plan_backward(inner, needs), _BACKWARD_TENSORS)
-        grads = run_backward(as_laid_out(dy, inner.x), stats, inner, needs, *plan)
-        if self.copies and needs[0]:
-            grads[0] = as_laid_out(grads[0], torch.empty_like(args.x))
-        return grads
-
-    def _prepare(
-        self, key: tuple[bool, ...], inner: NormArgs, plan: Plan, names: tuple[str, ...]
-    ) -> tuple[list[Tensor | None], Execute]:
-        execute = self.executable(plan.launches, names, inner.x.device.index)
-        return self.plans.setdefault(key, (_buffers(inner.x, plan.buffers), execute))
 
 
 class _Operator:
@@ -323,17 +221,17 @@ class _Operator:
     def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
         if args.x.numel() == 0:
             return eager.forward(args)
-        y, stats = _PlannedOperator(args, _traceable).forward(args)
+        y, stats = PlannedOperator(args, _TRACED).forward(args)
         shape = (1 + args.center, args.x.shape[0], args.num_groups)
         return y, stats[: math.prod(shape)].view(shape)
 
     def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
         if args.x.numel() == 0:
             return eager.backward(dy, stats, args, needs)
-        return _PlannedOperator(args, _traceable).backward(dy, stats, args, needs)
+        return PlannedOperator(args, _TRACED).backward(dy, stats, args, needs)
 
 
-def _traceable(launches: Sequence[Launch], names: tuple[str, ...], device: int) -> Execute:
+def _traceable(launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> Execute:
     def execute(tensors: tuple[Tensor | None, ...]) -> None:
         given = dict(zip(names, tensors, strict=True))
         for kernel, programs, options, wanted, values in launches:
@@ -353,7 +251,7 @@ def _with_options(kernel: Any, num_warps: int, maxnreg: int | None = None) -> An
 class _Executable:
     """Launches a plan's kernels: after the first call, where tensors are aligned, by the C function that Triton has."""
 
-    def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int) -> None:
+    def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> None:
         self.device = device
         self.launches = [(launch, itemgetter(*map(names.index, launch.tensors))) for launch in launches]
         self.compiled: list[tuple[LaunchCall, itemgetter[Any], tuple[Any, ...]]] = []
@@ -423,6 +321,8 @@ def launch_call(compiled: Any, programs: int, count: int) -> LaunchCall:
     return by_launcher
 
 
+PLANNER = Planner(plan_forward, plan_backward, _Executable)
+_TRACED = Planner(plan_forward, plan_backward, _traceable)
 _operator = _Operator()
 compiled_group_norm_silu = library_operator("triton_group_norm_silu", _operator, traceable=not IS_INTERPRETED)
 
@@ -431,4 +331,4 @@ def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:
     """A function for arguments of this signature."""
     if args.x.numel() == 0:
         return eager.group_norm_silu
-    return partial(apply, _operator if IS_INTERPRETED else _PlannedOperator(args, _Executable))
+    return partial(apply, _operator if IS_INTERPRETED else PlannedOperator(args, PLANNER))

@@ -16,6 +16,8 @@ from math import gcd
 
 from triton import cdiv, next_power_of_2
 
+from gnunet.ops.planned import Shape
+
 _SINGLE_PASS = {"forward": 16384, "backward": 16384, "backward of tables": 8192}
 """Elements of a block of groups that fit the registers of one program, with 16 warps."""
 _TILE = {"forward": 4096, "backward": 2048, "backward of tables": 2048}
@@ -45,25 +47,10 @@ _THREAD_ELEMENTS = 16
 _MAX_WARPS = 16
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What of a tensor the tiling depends on. channels_last: in memory (N, S, C), else (N, C, S), of S positions."""
-
-    positions: int
-    channels: int
-    num_groups: int
-    itemsize: int
-    channels_last: bool
-
-    @property
-    def group_channels(self) -> int:
-        return self.channels // self.num_groups
-
-    @property
-    def align_s(self) -> int:
-        """A power of two, at most 16, that divides the number of positions, from which Triton infers how wide it can
-        load; 1 where the number needs 64 bits, which the product with it would not have."""
-        return gcd(self.positions, 16) if self.positions < 2**31 else 1
+def align_s(shape: Shape) -> int:
+    """A power of two, at most 16, that divides the number of positions, from which Triton infers how wide it can load;
+    1 where the number needs 64 bits, which the product with it would not have."""
+    return gcd(shape.positions, 16) if shape.positions < 2**31 else 1
 
 
 @dataclass(frozen=True)

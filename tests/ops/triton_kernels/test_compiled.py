@@ -21,6 +21,7 @@ import json, re
 from unittest import mock
 import torch, triton
 import inspect_kernels
+from benchmarking import triton_code
 
 compile_one, found = triton.compile, []
 
@@ -36,11 +37,13 @@ with mock.patch.object(triton, "compile", keep):
     for channels, size, layout in ((384, 32, "channels_last"), (2560, 16, "channels_last"), (256, 48, "contiguous")):
         for direction in ("forward", "backward"):
             for samples in (1, 300):
-                rows = inspect_kernels.launches((samples, channels, size, size), 32, torch.bfloat16, layout)[direction]
-                tiled = [launch for launch, _, _ in rows if not launch.kernel.startswith(("bwd_combine", "bwd_dw"))]
+                shape = (samples, channels, size, size)
+                args = inspect_kernels.arguments_of(shape, 32, torch.bfloat16, layout)
+                rows = triton_code.launches(args)[direction]
+                tiled = [launch for launch, _ in rows if not launch.kernel.startswith(("bwd_combine", "bwd_dw"))]
                 found.append([len(tiled)])
                 for launch in tiled:
-                    inspect_kernels.compile_launch(launch, 90)
+                    triton_code.compile_launch(launch, 90)
 print(json.dumps(found))
 """
 EACH_KERNEL = "a level of DDPM's U-Net|a wider one in a large batch|its lowest level|odd sizes"
@@ -70,7 +73,7 @@ def run(command: list, cache: Path) -> str:
 )
 def test_no_spills_and_wide_loads(tmp_path, arch, dtype, center, shapes):
     output = tmp_path / "resources.json"
-    command = [sys.executable, "-c", PROGRAM, shapes]
+    command = [sys.executable, "-c", PROGRAM, shapes, "--backend", "triton"]
     command += ["--arch", str(arch), "--dtypes", dtype, "--center", center, "--output", output]
     run(command, tmp_path)
     resources = json.loads(output.read_text())

@@ -9,6 +9,7 @@ from gnunet.models import UNet2D
 from gnunet.ops import GroupNormSiLU, group_norm_silu
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+BACKENDS = ["cuda", "triton"]
 ALL = ("weight", "bias", "add", "scale", "shift")
 REAL_SHAPES = [
     ((16, 128, 32, 32), 32),
@@ -27,11 +28,12 @@ REAL_SHAPES = [
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("dtype", "center"), [(torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False)])
 @pytest.mark.parametrize(("shape", "groups"), REAL_SHAPES)
-def test_sizes_of_real_models(make_case, relative_error, shape, groups, dtype, center, layout):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sizes_of_real_models(make_case, relative_error, backend, shape, groups, dtype, center, layout):
     options = {"layout": layout, "given": ALL, "center": center, "device": "cuda"}
     case = make_case(shape, groups, dtype=dtype, parameter_dtype=torch.float32, **options)
     dy = torch.randn(shape, device="cuda", dtype=dtype)
-    ours, again = case.run_with_gradients(dy, "triton"), case.run_with_gradients(dy, "triton")
+    ours, again = case.run_with_gradients(dy, backend), case.run_with_gradients(dy, backend)
     exact = case.double().run_with_gradients(dy, "reference")
     for name, value in ours.items():
         assert torch.equal(value, again[name]), name
@@ -42,14 +44,15 @@ def test_sizes_of_real_models(make_case, relative_error, shape, groups, dtype, c
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("shape", "groups"), REAL_SHAPES)
-def test_alone_as_in_a_batch(lay_out, shape, groups, layout, center):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_alone_as_in_a_batch(lay_out, backend, shape, groups, layout, center):
     x = lay_out(torch.randn(3, *shape[1:], device="cuda", dtype=torch.bfloat16), layout).requires_grad_()
     dy = torch.randn(x.shape, device="cuda", dtype=torch.bfloat16)
-    y = group_norm_silu(x, groups, center=center)
+    y = group_norm_silu(x, groups, center=center, backend=backend)
     (dx,) = torch.autograd.grad(y, x, dy)
     for i in range(3):
         alone = lay_out(x[i : i + 1].detach(), layout).requires_grad_()
-        y_alone = group_norm_silu(alone, groups, center=center)
+        y_alone = group_norm_silu(alone, groups, center=center, backend=backend)
         (dx_alone,) = torch.autograd.grad(y_alone, alone, dy[i : i + 1])
         assert torch.equal(y_alone, y[i : i + 1]) and torch.equal(dx_alone, dx[i : i + 1])
 
@@ -71,8 +74,9 @@ def test_inductor(monkeypatch):
 
 
 @pytest.mark.parametrize("center", [True, False])
-def test_cuda_graphs(center):
-    layer = GroupNormSiLU(32, 320, center=center).cuda()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cuda_graphs(backend, center):
+    layer = GroupNormSiLU(32, 320, center=center, backend=backend).cuda()
     x = torch.randn(2, 320, 64, 64, device="cuda", requires_grad=True)
     dy = torch.randn_like(x)
     stream = torch.cuda.Stream()
@@ -91,12 +95,13 @@ def test_cuda_graphs(center):
     assert torch.equal(dx, torch.autograd.grad(expected, x, dy)[0])
 
 
-def test_autocast_changes_nothing(make_case):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(make_case, backend):
     case = make_case((2, 32, 16, 16), 8, given=ALL, device="cuda")
     dy = torch.randn(case.x.shape, device="cuda")
-    plain = case.run_with_gradients(dy, "triton")
+    plain = case.run_with_gradients(dy, backend)
     with torch.autocast("cuda", torch.bfloat16):
-        under_autocast = case.run_with_gradients(dy, "triton")
+        under_autocast = case.run_with_gradients(dy, backend)
     assert all(torch.equal(plain[name], under_autocast[name]) for name in plain)
 
 
@@ -136,9 +141,10 @@ def test_more_rows_of_channels_than_32_bits_count():
 
 
 @pytest.mark.parametrize("time", ["default", "scale_shift"])
-def test_a_unet_trains_as_with_the_eager_backend(time):
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_a_unet_trains_as_with_the_eager_backend(kernels, time):
     results = []
-    for backend in ("triton", "eager"):
+    for backend in (kernels, "eager"):
         torch.manual_seed(0)
         model = UNet2D(
             sample_size=16, block_out_channels=(32, 64), layers_per_block=1, resnet_time_scale_shift=time,

@@ -1,7 +1,8 @@
-"""The Triton kernels, in Triton's interpreter where there is no GPU: numbers, bits, accuracy."""
+"""The kernels, on a CPU where there is no GPU: numbers, bits, accuracy."""
 
 import sys
 from contextlib import contextmanager
+from importlib.util import find_spec
 from unittest import mock
 
 import pytest
@@ -11,34 +12,55 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnunet.ops import group_norm_silu
-from gnunet.ops.triton_kernels import tiling
+from gnunet.ops.cuda import launch as cuda_launch
+from gnunet.ops.cuda import tiling as cuda_tiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter adds a column up one by one, and cuts bfloat16 off where GPUs round it.
-FLOOR, ROUNDED = (5e-7, 1.05) if DEVICE == "cuda" else (1e-6, 2.1)
 ALL = ("weight", "bias", "add", "scale", "shift")
+BACKENDS = ["cuda", "triton"]
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.2e-2, torch.float16: 1.6e-3}
+_DIRECTIONS = ("forward", "backward", "backward of tables")
 # Sizes as if a GPU were tiny, so that small tensors are tiled in all ways, in several tiles, splits and channel splits.
 _SPLIT = {
-    "_SINGLE_PASS": dict.fromkeys(tiling._TILE, 0),
-    "_TILE": {**dict.fromkeys(tiling._TILE, 64), "forward": 128},
+    "_SINGLE_PASS": dict.fromkeys(_DIRECTIONS, 0),
+    "_TILE": {**dict.fromkeys(_DIRECTIONS, 64), "forward": 128},
     "_SPLITS": 3,
 }
+# So that a tensor is shared out among several ranks, and threads have several vectors; or in one thread block.
+_SHARED = {"_PART_BYTES": 128, "_VECTORS": 2, "_MIN_THREADS": 32, "_MIN_BLOCK": 256}
 SIZES = {
-    "SinglePass": {"_MIN_TILES": 1},
-    "TwoPass": {**_SPLIT, "_TWO_PASS_PROGRAMS": 0},
-    "SplitReduction": {**_SPLIT, "_TWO_PASS_PROGRAMS": 10**9},
-    "ByBatch": {**_SPLIT, "_TWO_PASS_PROGRAMS": 8},
+    "triton SinglePass": {"_MIN_TILES": 1},
+    "triton TwoPass": {**_SPLIT, "_TWO_PASS_PROGRAMS": 0},
+    "triton SplitReduction": {**_SPLIT, "_TWO_PASS_PROGRAMS": 10**9},
+    "triton ByBatch": {**_SPLIT, "_TWO_PASS_PROGRAMS": 8},
+    "cuda ThreadBlock": {"_PART_BYTES": 2**20},
+    "cuda Cluster": _SHARED,
+    "cuda ReadAgain": {**_SHARED, "gpu_of": lambda device: cuda_tiling.Gpu(16 * 1024, 2)},
+    "cuda LargeCluster": {**_SHARED, "_VECTORS": 1, "gpu_of": lambda device: cuda_tiling.Gpu(24 * 1024, 16)},
 }
 
 
 @contextmanager
-def tiled(how):
+def tiled(how, **more):
+    """A context in which tensors are tiled in one of the ways above; gives the name of the backend."""
+    backend = how.partition(" ")[0]
+    sizes = {**SIZES[how], **more}
     prepared = sys.modules["gnunet.ops.group_norm_silu"]._prepared
-    with mock.patch.multiple(tiling, **SIZES[how]):
+    gpu_of = sizes.pop("gpu_of", cuda_launch.gpu_of)
+    if backend == "cuda":
+        tiling = cuda_tiling
+    else:
+        from gnunet.ops.triton_kernels import tiling
+    with mock.patch.multiple(tiling, **sizes), mock.patch.object(cuda_launch, "gpu_of", gpu_of):
         prepared.clear()
-        yield
+        yield backend
     prepared.clear()
+
+
+def floor_and_rounding(backend):
+    """Errors that count as none, and of bfloat16 over that of rounding: Triton's interpreter adds a column up one by
+    one, and cuts bfloat16 off where GPUs round it."""
+    return (1e-6, 2.1) if backend == "triton" and DEVICE == "cpu" else (5e-7, 1.05)
 
 
 @st.composite
@@ -68,8 +90,8 @@ def cases(draw):
 def test_values_and_gradients_however_the_tensor_is_tiled(make_case, relative_error, how, arguments):
     case = make_case(**arguments, device=DEVICE)
     dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(case.x)
-    with tiled(how):
-        results = case.run_with_gradients(dy, "triton")
+    with tiled(how) as backend:
+        results = case.run_with_gradients(dy, backend)
     exact = case.double().run_with_gradients(dy, "reference")
     for name, value in results.items():
         tolerance = max(TOLERANCE[case.x.dtype], TOLERANCE[value.dtype])
@@ -78,12 +100,13 @@ def test_values_and_gradients_however_the_tensor_is_tiled(make_case, relative_er
         assert (value.dtype, value.shape) == (like.dtype, like.shape), name
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_many_positions_in_groups_of_one_channel(make_case, relative_error, layout):
+def test_many_positions_in_groups_of_one_channel(make_case, relative_error, layout, backend):
     """The gradient of add is zero, and as far from it as the rounding of so many terms takes it."""
     case = make_case((2, 4, 160, 160), 4, layout=layout, given=ALL, device=DEVICE)
     dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(case.x)
-    results = case.run_with_gradients(dy, "triton")
+    results = case.run_with_gradients(dy, backend)
     exact = case.double().run_with_gradients(dy, "reference")
     for name, value in results.items():
         assert relative_error(value, exact[name], case.floor(name, 0.1)) < 1e-5, name
@@ -102,11 +125,11 @@ def test_alone_as_in_a_batch_of_three(lay_out, how, channels, groups, spatial, c
 
     def run(x, dy, tensors):
         x = lay_out(x, layout).requires_grad_()
-        y = group_norm_silu(x, groups, **tensors, center=center, backend="triton")
+        y = group_norm_silu(x, groups, **tensors, center=center, backend=backend)
         return y.detach(), torch.autograd.grad(y, x, lay_out(dy, layout))[0]
 
     x, dy = (torch.randn(3, channels, *spatial, generator=generator).to(DEVICE, torch.bfloat16) for _ in range(2))
-    with tiled(how):
+    with tiled(how) as backend:
         batch = run(x, dy, {**shared, **own})
         again = run(x, dy, {**shared, **own})
         assert all(torch.equal(first, second) for first, second in zip(batch, again, strict=True))
@@ -121,13 +144,14 @@ def test_alone_as_in_a_batch_of_three(lay_out, how, channels, groups, spatial, c
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("shape", "groups"), [((2, 24, 7, 5), 4), ((1, 10, 4, 4, 5), 5), ((1, 300, 9, 3), 1)])
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 def test_bits_do_not_depend_on_who_computes_a_split(make_case, shape, groups, layout):
     case = make_case(shape, groups, dtype=torch.bfloat16, layout=layout, given=ALL, device=DEVICE)
     dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(case.x)
     results = []
-    for how in ("TwoPass", "SplitReduction"):
-        with tiled(how):
-            results.append(case.run_with_gradients(dy, "triton"))
+    for how in ("triton TwoPass", "triton SplitReduction"):
+        with tiled(how) as backend:
+            results.append(case.run_with_gradients(dy, backend))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -138,23 +162,24 @@ def test_accuracy_at_a_large_mean(make_case, norm_of_torch, relative_error, mean
     """16-bit results as good as rounded ones; gradients and 32-bit results no worse than PyTorch's."""
     shape = (2, 32, 16, 16)
     dy = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    sizes = dict(SIZES[how], **({"_TILE": dict.fromkeys(tiling._TILE, 1024)} if how != "SinglePass" else {}))
+    more = {"_TILE": dict.fromkeys(_DIRECTIONS, 1024)} if "_TILE" in SIZES[how] else {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         options = {"layout": layout, "mean": mean, "center": center, "device": DEVICE}
         case = make_case(shape, 8, dtype=dtype, parameter_dtype=torch.float32, **options)
-        with mock.patch.dict(SIZES, {how: sizes}), tiled(how):
-            ours = case.run_with_gradients(dy.to(dtype), "triton")
+        with tiled(how, **more) as backend:
+            ours = case.run_with_gradients(dy.to(dtype), backend)
+        floor, rounded = floor_and_rounding(backend)
         exact = case.double().run_with_gradients(dy.to(dtype), "reference")
         plain = case.x.detach().contiguous().requires_grad_()
         y = F.silu(norm_of_torch(plain, 8, *(t.to(dtype) for t in case.tensors.values()), center=center))
         grads = torch.autograd.grad(y, [plain, *case.tensors.values()], dy.to(dtype))
         if dtype != torch.float32:
-            allowed = (ROUNDED if dtype == torch.bfloat16 else 1.05) * relative_error(exact["y"].to(dtype), exact["y"])
+            allowed = (rounded if dtype == torch.bfloat16 else 1.05) * relative_error(exact["y"].to(dtype), exact["y"])
             assert relative_error(ours["y"], exact["y"]) <= allowed, dtype
         for name, torchs in zip(ours, (y, *grads), strict=True):
             if (name, dtype) != ("y", torch.bfloat16):
                 error, allowed = (relative_error(value, exact[name]) for value in (ours[name], torchs))
-                assert error <= max(1.1 * allowed, FLOOR), (name, dtype)
+                assert error <= max(1.1 * allowed, floor), (name, dtype)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -163,18 +188,19 @@ def test_accuracy_at_a_large_mean(make_case, norm_of_torch, relative_error, mean
 def test_nan_is_seen_in_its_whole_group_and_nowhere_else(make_case, how, center, layout):
     case = make_case((1, 9, 3, 3), 3, center=center, layout=layout, device=DEVICE)
     case.x.data[0, 4, 0, 0] = torch.nan
-    with tiled(how):
-        results = case.run_with_gradients(torch.ones(1, 9, 3, 3, device=DEVICE), "triton")
+    with tiled(how) as backend:
+        results = case.run_with_gradients(torch.ones(1, 9, 3, 3, device=DEVICE), backend)
     for name in ("y", "dx"):
         is_nan = results[name].isnan().unflatten(1, (3, 3))
         assert is_nan[:, 1].all() and not is_nan[:, ::2].any(), name
 
 
-def test_halves_of_one_projection_are_read_in_place():
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_halves_of_one_projection_are_read_in_place(kernels):
     x = torch.randn(3, 12, 5, 5, device=DEVICE, requires_grad=True)
     both = torch.randn(3, 24, device=DEVICE, requires_grad=True)
     results = []
-    for backend in ("triton", "reference"):
+    for backend in (kernels, "reference"):
         scale, shift = both.chunk(2, dim=1)
         y = group_norm_silu(x, 4, scale=scale, shift=shift, backend=backend)
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, both])])
@@ -182,7 +208,8 @@ def test_halves_of_one_projection_are_read_in_place():
         torch.testing.assert_close(ours, formula, rtol=1e-5, atol=1e-5)
 
 
-def test_strides_and_storage_offsets_of_real_models(relative_error):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_and_storage_offsets_of_real_models(relative_error, backend):
     """Channels_last at batch 1, attention's transposed input, a view into a larger tensor, an expanded gradient."""
     whole = torch.randn(4, 8, 6, 6)
     inputs = [
@@ -193,7 +220,7 @@ def test_strides_and_storage_offsets_of_real_models(relative_error):
     ]
     for x in (x.to(DEVICE) for x in inputs):
         ours, formula = x.detach().requires_grad_(), x.detach().double().requires_grad_()
-        y = group_norm_silu(ours, 4, backend="triton")
+        y = group_norm_silu(ours, 4, backend=backend)
         y.sum().backward()
         group_norm_silu(formula, 4, backend="reference").sum().backward()
         assert y.stride() == torch.empty_like(x).stride()
@@ -201,6 +228,7 @@ def test_strides_and_storage_offsets_of_real_models(relative_error):
         assert relative_error(ours.grad, formula.grad) < 1e-5
 
 
-def test_float64_is_refused():
-    with pytest.raises(ValueError, match="'triton' does not compute in float64"):
-        group_norm_silu(torch.randn(2, 4, 3, 3, dtype=torch.float64, device=DEVICE), 2, backend="triton")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float64_is_refused(backend):
+    with pytest.raises(ValueError, match=f"'{backend}' does not compute in float64"):
+        group_norm_silu(torch.randn(2, 4, 3, 3, dtype=torch.float64, device=DEVICE), 2, backend=backend)

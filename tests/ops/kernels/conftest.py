@@ -1,9 +1,11 @@
-"""These tests run in Triton's interpreter where there is no GPU, and are GPU tests where there is one."""
+"""These tests run on a CPU where there is no GPU, and are GPU tests where there is one.
+
+There Triton's interpreter runs the Triton kernels, and gnunet/ops/cuda/host_shim.h those in CUDA C++.
+"""
 
 import os
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,20 +13,22 @@ import torch
 
 from gnunet.ops.group_norm_silu import unsupported_reason
 
-collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     has_gpu = torch.cuda.is_available()
     # A Triton whose interpreter cannot run the kernels is not a fault of theirs.
-    reason = None if has_gpu else unsupported_reason("triton", torch.empty(0))
+    reasons = {name: None if has_gpu else unsupported_reason(name, torch.empty(0)) for name in ("triton", "cuda")}
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
         if has_gpu:
             item.add_marker(pytest.mark.gpu)
-        elif reason is not None:
-            item.add_marker(pytest.mark.skip(reason=f"backend 'triton' {reason}"))
+            continue
+        given = getattr(item, "callspec", None)
+        params = given.params if given else {}
+        name = params.get("backend", params.get("how", "").partition(" ")[0])
+        if reasons.get(name) is not None:
+            item.add_marker(pytest.mark.skip(reason=f"backend {name!r} {reasons[name]}"))
 
 
 @pytest.fixture(autouse=True)

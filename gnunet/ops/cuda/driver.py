@@ -1,0 +1,94 @@
+"""The few calls of NVIDIA's driver that launch a kernel, in clusters of thread blocks."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from functools import cache
+from typing import Any
+
+_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_NON_PORTABLE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+_PORTABLE_RANKS = 8
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
+_CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+
+
+class _Attribute(ctypes.Structure):  # CUlaunchAttribute
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint * 16)]
+
+
+class _Config(ctypes.Structure):  # CUlaunchConfig
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("num_attributes", ctypes.c_uint),
+    ]
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _check(status: int) -> None:
+    if status:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(status, ctypes.byref(text))
+        raise RuntimeError(f"CUDA driver: {(text.value or b'unknown error').decode()} ({status})")
+
+
+def _enter(device: int) -> None:
+    """Make PyTorch's context current, which in a thread that has called nothing of CUDA's, as autograd's, none is."""
+    context = ctypes.c_void_p()
+    _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
+    _check(_driver().cuCtxSetCurrent(context))
+
+
+def load(device: int, cubin: bytes, name: str, shared_bytes: int, ranks: int) -> ctypes.c_void_p:
+    """A kernel of a cubin on a device, allowed so much shared memory and such clusters; it is never unloaded."""
+    _enter(device)
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
+    _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
+    _check(_driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared_bytes))
+    if ranks > _PORTABLE_RANKS:
+        _check(_driver().cuFuncSetAttribute(function, _NON_PORTABLE_CLUSTERS, 1))
+    return function
+
+
+class Launcher:
+    """Launches a kernel that takes one structure, of `size` bytes, always on the same number of thread blocks."""
+
+    def __init__(
+        self,
+        device: int,
+        function: ctypes.c_void_p,
+        blocks: int,
+        threads: int,
+        ranks: int,
+        shared_bytes: int,
+        size: int,
+    ) -> None:
+        self._device = device
+        self.structure = ctypes.create_string_buffer(size)
+        self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(self.structure))
+        self._attribute = _Attribute(_CLUSTER_DIMENSION, 0, (ranks, 1, 1))
+        attributes = ctypes.addressof(self._attribute)
+        self._config = _Config((blocks, 1, 1), (threads, 1, 1), shared_bytes, None, attributes, int(ranks > 1))
+        self._given: Any = (ctypes.byref(self._config), function, self._arguments, None)
+        self._launch = _driver().cuLaunchKernelEx
+        self.lock = threading.Lock()
+        """To be held from when `structure` is filled until the launch, which copies it."""
+
+    def __call__(self, stream: int) -> None:
+        self._config.stream = stream
+        status = self._launch(*self._given)
+        if status == _INVALID_CONTEXT:
+            _enter(self._device)
+            status = self._launch(*self._given)
+        if status:
+            _check(status)

@@ -1,0 +1,186 @@
+"""How clusters of thread blocks share out a tensor: a function of its shape, memory format and element size.
+
+As the Triton kernels' tiling it does not know the batch size: a sample's results are bit-identical in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+from typing import NamedTuple
+
+from gnunet.ops.planned import Shape
+
+_VECTOR_BYTES = 16
+"""The widest load."""
+_SECTOR = 32
+"""Bytes that memory is read in."""
+_ROW_BYTES = 64
+"""The least that a thread block should read in one piece with channels last."""
+_MOST_OVERHEAD = 1.25
+"""Bytes of the sectors that such a piece touches, over its own."""
+_MIN_BLOCK = 4096
+"""Bytes of a block of contiguous groups below which it takes more of them."""
+_PART_BYTES = 32 * 1024
+"""Of a block of groups, for each tensor that is read, that a thread block takes, as long as a cluster has more ranks:
+several are on a multiprocessor, and some of them compute while others wait for memory."""
+_VECTORS = 16
+"""Vectors that a thread takes one after the other, as long as there are more threads."""
+_MIN_THREADS, _MAX_THREADS, _LIMIT_THREADS = 64, 512, 1024
+_RANKS = 8
+"""Of a cluster at most, but for what only a larger one holds: how many of those run at a time is up to the GPU."""
+
+
+class Gpu(NamedTuple):
+    """What of a GPU the tiling depends on."""
+
+    shared_bytes: int
+    """The most that a thread block may have."""
+    max_ranks: int
+    """Thread blocks of a cluster: 8 on every GPU that has clusters, 16 on the large ones, else 1."""
+
+
+H100 = Gpu(227 * 1024, 16)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Of one direction. The names in capitals in group_norm_silu.cu are those here."""
+
+    width: int
+    """Channels of a block of groups."""
+    vector: int
+    """Elements of a load."""
+    lanes: int
+    """Threads beside one another in the channels of a block."""
+    rows: int
+    """Threads beside one another in its positions."""
+    fold: int
+    """Rows that a warp has of the same channels, all of them or a power of two; 1 where it has others beside them."""
+    threads: int
+    ranks: int
+    steps: int
+    """Vectors of a tensor that a thread takes."""
+    held: tuple[int, ...]
+    """How many of them stay in shared memory, for each tensor that is read."""
+    thread_sums: int
+    """Numbers that threads hand over to be added up."""
+    shared_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything is read once."""
+        return self.share_held == 1
+
+    @property
+    def share_held(self) -> float:
+        """Of what is read."""
+        return sum(self.held) / (len(self.held) * self.steps)
+
+
+def choose_tiling(shape: Shape, gpu: Gpu, tensors: int, channel_sums: int) -> Tiling | None:
+    """The tiling for kernels that read `tensors` tensors and add up so many quantities for each channel, besides two
+    for each group; None where threads are too few for the channels of a group."""
+    tilings = (_tiling(shape, width, vector, gpu, tensors, channel_sums) for width, vector in _blocks(shape))
+    found = [tiling for tiling in tilings if tiling is not None]
+    fitting = [tiling for tiling in found if tiling.fits]
+    portable = [tiling for tiling in fitting if tiling.ranks <= _RANKS]
+    return next(iter([*portable, *fitting, *found]), None)
+
+
+def _blocks(shape: Shape) -> Iterator[tuple[int, int]]:
+    """Channels and vectors of blocks of groups, the better ones first."""
+    widths = [g * shape.group_channels for g in range(1, shape.num_groups + 1) if shape.num_groups % g == 0]
+    most = _VECTOR_BYTES // shape.itemsize
+    if not shape.channels_last:
+        vector = gcd(shape.positions, most)
+        wide = (w for w in widths if w * shape.positions * shape.itemsize >= _MIN_BLOCK)
+        yield from ((width, vector) for width in (next(wide, widths[-1]), widths[0]))
+        return
+
+    def quality(width: int) -> tuple[bool, ...]:
+        row, vector = width * shape.itemsize, gcd(shape.channels, width, most)
+        is_whole = width == shape.channels
+        is_small = row * shape.positions < _MIN_BLOCK and not is_whole
+        waste = _sectors(width, shape) * _SECTOR > _MOST_OVERHEAD * row
+        return is_small, waste, vector < most, row < _ROW_BYTES and not is_whole
+
+    least = min(_SECTOR, shape.channels * shape.itemsize)
+    for width in sorted(widths, key=quality):  # of equal ones the narrowest
+        if width * shape.itemsize >= least:
+            yield width, gcd(shape.channels, width, most)
+
+
+def _sectors(width: int, shape: Shape) -> float:
+    """Sectors of memory that a row of a block touches, on average over the blocks."""
+    row = width * shape.itemsize
+    starts = range(0, shape.channels * shape.itemsize, row)
+    return sum((start + row - 1) // _SECTOR - start // _SECTOR + 1 for start in starts) / len(starts)
+
+
+def _tiling(shape: Shape, width: int, vector: int, gpu: Gpu, tensors: int, channel_sums: int) -> Tiling | None:
+    channels = vector if shape.channels_last else 1  # of a thread
+    lanes, all_steps = width // channels, shape.positions if shape.channels_last else shape.positions // vector
+    if lanes > _LIMIT_THREADS or shape.positions >= 2**31:
+        return None
+    vector_bytes = vector * shape.itemsize
+    groups, span = width // shape.group_channels, _span(channels, shape.group_channels)
+
+    def by(ranks: int) -> Tiling | None:
+        of_rank = -(-all_steps // ranks)
+        wanted = min(_MAX_THREADS, max(_MIN_THREADS, _power_of_two(-(-lanes * of_rank // _VECTORS))))
+        rows, fold = _rows(shape.channels_last, lanes, of_rank, wanted)
+        threads, steps = -(-lanes * rows // 32) * 32, -(-of_rank // rows)
+        if channel_sums:
+            thread_sums = max((2 * span * lanes + channel_sums * width) * (rows // fold), 2 * threads)
+        else:
+            thread_sums = 3 * span * lanes * rows
+        scratch = 4 * (thread_sums + (2 * ranks + 3) * groups + channel_sums * ranks * width)
+        room = (gpu.shared_bytes - scratch) // (threads * vector_bytes)
+        if room < 0:
+            return None
+        held = (min(steps, room), min(steps, room - min(steps, room)))[:tensors]
+        shared = sum(held) * threads * vector_bytes + scratch
+        return Tiling(width, vector, lanes, rows, fold, threads, ranks, steps, held, thread_sums, shared)
+
+    part = tensors * _PART_BYTES
+    ranks = 1
+    while ranks < min(_RANKS, gpu.max_ranks) and tensors * lanes * all_steps * vector_bytes > ranks * part:
+        ranks *= 2
+    tiling = by(ranks)
+    if ranks < gpu.max_ranks and (tiling is None or not tiling.fits):
+        tiling = by(gpu.max_ranks)
+    return tiling
+
+
+def _rows(channels_last: bool, lanes: int, steps: int, wanted: int) -> tuple[int, int]:
+    """Rows of a thread block of about so many threads, and how many of them a warp adds up."""
+    if not channels_last:
+        rows = max(1, min(_power_of_two(steps), _power_of_two(wanted // lanes + 1) // 2))
+        while rows * lanes > _LIMIT_THREADS:
+            rows //= 2
+        return rows, min(rows, 32)
+    whole = 32 // gcd(lanes, 32)  # rows that fill warps
+    rows = max(1, round(wanted / lanes))
+    if steps < rows:
+        rows = max(1, steps)
+    if whole <= rows:
+        rows = rows // whole * whole
+    elif whole * lanes <= wanted:
+        rows = whole
+    rows = min(rows, _LIMIT_THREADS // lanes)
+    is_folded = lanes < 32 and 32 % lanes == 0 and lanes * rows % 32 == 0
+    return rows, 32 // lanes if is_folded else 1
+
+
+def _span(channels: int, group: int) -> int:
+    """The most groups that adjacent channels, an aligned vector of them, are of."""
+    if channels % group == 0:
+        return channels // group
+    return 1 if group % channels == 0 else (channels + group - 2) // group + 1
+
+
+def _power_of_two(number: int) -> int:
+    """The least that is not below a number."""
+    return 1 << (max(1, number) - 1).bit_length()

@@ -1,0 +1,60 @@
+"""Which backend "auto" is."""
+
+import logging
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gnunet.ops import group_norm_silu
+from gnunet.ops.arguments import NormArgs
+from gnunet.ops.cuda import launch as cuda_launch
+from gnunet.ops.cuda.tiling import H100, Gpu
+
+module = sys.modules[group_norm_silu.__module__]
+MISSING = {"cuda": "needs NVRTC", "triton": "needs the package triton"}
+
+
+@pytest.fixture
+def chosen(monkeypatch, caplog):
+    """`chosen(shape, missing, gpu)`: the backend of a tensor on a GPU, and what the log says of it."""
+    monkeypatch.setattr(module, "_announced", set())
+    caplog.set_level(logging.INFO)
+
+    def choose(shape, missing=(), gpu=H100, num_groups=32):
+        monkeypatch.setattr(module, "unsupported_reason", lambda name, x: MISSING[name] if name in missing else None)
+        monkeypatch.setattr(cuda_launch, "gpu_of", lambda device: gpu)
+        with FakeTensorMode():
+            x = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+        args = NormArgs(x, num_groups, None, None, 1e-5, None, None, None, True, True)
+        return module._auto_backend(args), caplog.text
+
+    return choose
+
+
+def test_on_cpus_and_without_data_it_is_eager():
+    for device in ("cpu", "meta"):
+        args = NormArgs(torch.empty(2, 4, 3, 3, device=device), 2, None, None, 1e-5, None, None, None, True, True)
+        assert module.select_backend(args, "auto") is module.BACKENDS["eager"]
+
+
+def test_cuda_where_clusters_hold_what_they_read(chosen):
+    assert chosen((8, 320, 64, 64))[0] == "cuda"
+    assert chosen((1, 128, 1024, 1024))[0] == "triton"
+    assert chosen((8, 512, 128, 128), gpu=Gpu(99 * 1024, 1))[0] == "triton"
+    assert chosen((8, 512, 8, 8), gpu=Gpu(99 * 1024, 1))[0] == "cuda"
+    assert chosen((8, 4096, 8, 8), num_groups=1)[0] == "triton"
+
+
+def test_it_does_not_depend_on_the_batch(chosen):
+    for channels, size in ((320, 64), (128, 1024), (512, 256)):
+        assert len({chosen((n, channels, size, size))[0] for n in (1, 2, 64)}) == 1
+
+
+def test_what_is_missing_is_said_once(chosen):
+    name, text = chosen((8, 320, 64, 64), missing=("cuda",))
+    assert name == "triton" and text.count("backend 'auto' is 'triton' on cuda: 'cuda' needs NVRTC") == 1
+    assert chosen((8, 320, 32, 32), missing=("cuda",))[1] == text
+    name, text = chosen((8, 320, 64, 64), missing=("cuda", "triton"))
+    assert name == "eager" and "'cuda' needs NVRTC; 'triton' needs the package triton" in text
