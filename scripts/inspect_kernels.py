@@ -2,6 +2,7 @@
 
     python scripts/inspect_kernels.py [--backend cuda triton] [--arch 80 90 100] [--output resources.json]
     python scripts/inspect_kernels.py --cases [--out assets/benchmarks]    # the benchmark's, with predicted times
+    python scripts/inspect_kernels.py --chart RECORD.json CHART.svg        # draw these
 
 Every launch of forward and backward on the shapes below, or on those of benchmark_op.py, is compiled as it would be on
 such a GPU. Printed for each kernel: registers a thread, bytes of stack and of spills, the widths of the loads from and
@@ -30,6 +31,7 @@ from benchmarking import cuda_code, triton_code
 from benchmarking.inductor import compiled_kernels
 from benchmarking.model import KernelCode, Work, predict, predict_least
 from benchmarking.record import origin
+from benchmarking.roofline import draw
 from benchmarking.shapes import Case, cases
 from gnunet.ops.arguments import NormArgs
 
@@ -140,7 +142,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write what is printed to this JSON file")
     parser.add_argument("--cases", action="store_true", help="the benchmark's cases, for an H100, with predicted times")
     parser.add_argument("--out", type=Path, default=Path("assets/benchmarks"), help="folder of the record of --cases")
+    parser.add_argument("--chart", nargs=2, type=Path, metavar=("RECORD", "CHART"), help="only draw a record's chart")
     arguments = parser.parse_args()
+    if arguments.chart:
+        draw(json.loads(arguments.chart[0].read_text()), arguments.chart[1])
+        return
     if arguments.cases:
         report_cases(arguments.out, arguments.backend)
         return
@@ -182,6 +188,7 @@ def report_cases(folder: Path, backends: Sequence[str]) -> None:
         rows.append(
             {
                 "case": case.label,
+                "tensor_bytes": case.tensor_bytes,
                 "direction": direction,
                 "backend": backend,
                 "kernels": [

@@ -3,8 +3,8 @@
     python fake_cuda.py    # prints the folder to put into LD_LIBRARY_PATH and TRITON_LIBCUDA_PATH
 
 The environment must have torch and triton, without the packages that torch requires of NVIDIA's, but for the headers
-of nvidia-cuda-runtime and the compiler of nvidia-cuda-nvrtc. Every function that torch's libraries want of CUDA's is there: by hand in fake_cuda.c, else as
-one that does nothing and succeeds.
+of nvidia-cuda-runtime and the compiler of nvidia-cuda-nvrtc. Every function that torch's libraries want of CUDA's is
+there: by hand in fake_cuda.c, else as one that does nothing and succeeds.
 """
 
 import re

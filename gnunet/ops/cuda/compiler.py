@@ -18,10 +18,12 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+import torch
+
 SOURCE = Path(__file__).with_name("group_norm_silu.cu")
 SHIM = Path(__file__).with_name("host_shim.h")
-_VERSIONS = (13, 12)
-"""Of NVRTC, that know Hopper's instructions."""
+_VERSIONS = ("13", "12")
+"""Of NVRTC, that know Hopper's instructions. That of torch's CUDA comes first: the driver can load what it compiles."""
 
 
 def cubin(options: Sequence[str], arch: int) -> bytes:
@@ -50,7 +52,8 @@ def has_nvrtc() -> bool:
 @cache
 def _nvrtc() -> ctypes.CDLL | None:
     folders = [*site.getsitepackages(), site.getusersitepackages(), *sys.path]
-    for version in _VERSIONS:
+    of_torch = (torch.version.cuda or "").partition(".")[0]
+    for version in sorted(_VERSIONS, key=lambda version: version != of_torch):
         name = f"libnvrtc.so.{version}"
         found = [path for folder in folders for path in Path(folder or ".").glob(f"nvidia/*/lib/{name}")]
         for library in (*dict.fromkeys(map(str, found)), name):

@@ -567,7 +567,6 @@ DEVICE void add_samples(const Params& p, const Share& share, const Scratch& scra
                 of_weight += __ldcg(p.sums + rows + n * CHANNELS + c);
             }
         }
-        __syncthreads();
         scratch.thread_sums[threadIdx.x] = of_bias;
         scratch.thread_sums[THREADS + threadIdx.x] = of_weight;
         __syncthreads();

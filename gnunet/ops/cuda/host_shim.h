@@ -1,8 +1,9 @@
-// Runs group_norm_silu.cu on a CPU, for tests: every thread of a cluster is a fiber, and all take turns in one thread.
+// Runs group_norm_silu.cu on a CPU, for tests: every thread is a fiber, and all take turns in one thread.
 //
-// Who goes on at a barrier is drawn, so that a missing barrier shows. Shared memory is allocated for each thread block in
-// the size that was asked for, filled with NaN, so that AddressSanitizer sees what is beyond and tests see what was not
-// written. A weak memory model's races do not show here; compute-sanitizer shows them on a GPU.
+// Several clusters run at a time, and who goes on at a barrier is drawn, so that a missing barrier shows. Shared memory is
+// allocated for each thread block in the size that was asked for, and filled with NaN when its first thread starts, so
+// that AddressSanitizer sees what is beyond it and tests see what was not written, or too early. A weak memory model's
+// races do not show here; compute-sanitizer shows them on a GPU.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -43,7 +44,7 @@ struct Fiber {  // a thread
     std::unique_ptr<char[]> stack;
     Index thread, block_index;
     Block* block;
-    bool is_done, parity;
+    bool parity;
     float exchanged[2];
 };
 
@@ -55,85 +56,114 @@ struct Barrier {
 struct Block {
     std::unique_ptr<unsigned char, decltype(&std::free)> memory{nullptr, std::free};
     unsigned char* shared;
+    size_t size;
     Barrier barrier;
     std::vector<Barrier> warps;
-    bool has_vote = false;
+    std::vector<Fiber*> ready;
+    Barrier* cluster;
+    Block* first_of_cluster;
+    bool has_started = false, has_vote = false;
 };
 
 constexpr size_t kStack = 1 << 16;
+constexpr int kClusters = 3;  // at a time
 inline std::vector<std::unique_ptr<Fiber>> fibers;
-inline std::vector<Block> blocks;  // of the cluster that runs
-inline Barrier cluster;
-inline std::vector<Fiber*> ready;
+inline std::vector<Block> blocks;
+inline std::vector<Barrier> clusters;
 inline Fiber* current;
+inline size_t left;  // fibers that have not ended
 inline ucontext_t launcher;
 inline std::function<void()> kernel;
-inline u32 drawn = 1;
+inline u32 leave_every;  // how often a thread block is left of which threads could go on: rarely, at times or always
 
-inline void go_on() {
-    if (ready.empty()) {
+inline u32 draw(u32 below) {
+    static u32 drawn = 1;
+    drawn = drawn * 1664525u + 1013904223u;
+    return (drawn >> 8) % below;
+}
+
+inline Fiber* take_next() {
+    Block* block = current ? current->block : &blocks[0];
+    if (block->ready.empty() || draw(leave_every) == 0) {
+        const size_t start = draw(blocks.size());
+        for (size_t i = 0; i < blocks.size(); ++i) {
+            block = &blocks[(start + i) % blocks.size()];
+            if (!block->ready.empty()) break;
+        }
+    }
+    if (block->ready.empty()) {
         std::fprintf(stderr, "host_shim: threads wait at a barrier that others have passed by\n");
         std::abort();
     }
-    drawn = drawn * 1664525u + 1013904223u;
-    std::swap(ready[(drawn >> 8) % ready.size()], ready.back());
+    std::swap(block->ready[draw(block->ready.size())], block->ready.back());
+    Fiber* const found = block->ready.back();
+    block->ready.pop_back();
+    return found;
+}
+
+inline void go_on() {
     Fiber* const last = current;
-    current = ready.back();
-    ready.pop_back();
+    current = take_next();
     if (last != current) swapcontext(&last->context, &current->context);
 }
 
 inline void wait_at(Barrier& barrier) {
     barrier.arrived.push_back(current);
     if (barrier.arrived.size() == barrier.size) {
-        ready.insert(ready.end(), barrier.arrived.begin(), barrier.arrived.end());
+        for (Fiber* fiber : barrier.arrived) fiber->block->ready.push_back(fiber);
         barrier.arrived.clear();
     }
     go_on();
 }
 
 inline void run_fiber() {
+    Block& block = *current->block;
+    if (!block.has_started) std::memset(block.shared, 0xff, block.size);
+    block.has_started = true;
     kernel();
-    current->is_done = true;
-    if (std::all_of(fibers.begin(), fibers.end(), [](auto& fiber) { return fiber->is_done; })) setcontext(&launcher);
+    if (--left == 0) setcontext(&launcher);
     go_on();
 }
 
 inline void launch(int count, int threads, int ranks, size_t shared, std::function<void()> body) {
     kernel = body;
-    fibers.resize((size_t)threads * ranks);
-    for (auto& fiber : fibers)
-        if (!fiber) {
-            fiber = std::make_unique<Fiber>();
-            fiber->stack.reset(new char[kStack]);
-        }
-    for (int first = 0; first < count; first += ranks) {
+    for (int first = 0; first < count; first += ranks * kClusters) {
+        const int at_once = min(count - first, ranks * kClusters);
+        fibers.resize((size_t)threads * at_once);
+        clusters.assign(at_once / ranks, {(size_t)threads * ranks, {}});
         blocks.clear();
-        blocks.resize(ranks);
-        cluster = {fibers.size(), {}};
-        for (int rank = 0; rank < ranks; ++rank) {
-            Block& block = blocks[rank];
+        blocks.resize(at_once);
+        for (int i = 0; i < at_once; ++i) {
+            Block& block = blocks[i];
             block.memory.reset((unsigned char*)std::aligned_alloc(16, (shared + 15) / 16 * 16));
             block.shared = block.memory.get();
-            std::memset(block.shared, 0xff, shared);
+            block.size = shared;
             block.barrier.size = threads;
             block.warps.assign(threads / 32, {32, {}});
+            block.cluster = &clusters[i / ranks];
+            block.first_of_cluster = &blocks[i / ranks * ranks];
         }
         for (size_t i = 0; i < fibers.size(); ++i) {
+            if (!fibers[i]) {
+                fibers[i] = std::make_unique<Fiber>();
+                fibers[i]->stack.reset(new char[kStack]);
+            }
             Fiber& fiber = *fibers[i];
             fiber.thread.x = i % threads;
             fiber.block_index.x = first + i / threads;
             fiber.block = &blocks[i / threads];
-            fiber.is_done = fiber.parity = false;
+            fiber.parity = false;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.get();
             fiber.context.uc_stack.ss_size = kStack;
             fiber.context.uc_link = nullptr;
             makecontext(&fiber.context, run_fiber, 0);
-            ready.push_back(&fiber);
+            fiber.block->ready.push_back(&fiber);
         }
-        current = ready.back();
-        ready.pop_back();
+        left = fibers.size();
+        leave_every = draw(3) == 0 ? 1 : draw(2) == 0 ? 4 : 1 << 20;
+        current = nullptr;
+        current = take_next();
         swapcontext(&launcher, &current->context);
     }
 }
@@ -155,9 +185,10 @@ inline float __shfl_xor_sync(u32, float value, int mask) {
     return shim::fibers[other]->exchanged[self.parity];
 }
 inline void cluster_arrive() {}
-inline void cluster_wait() { shim::wait_at(shim::cluster); }
+inline void cluster_wait() { shim::wait_at(*shim::current->block->cluster); }
 inline void store_to_rank(float* at, u32 rank, float value) {
-    *(float*)(shim::blocks[rank].shared + ((unsigned char*)at - shim::current->block->shared)) = value;
+    const shim::Block& block = *shim::current->block;
+    *(float*)(block.first_of_cluster[rank].shared + ((unsigned char*)at - block.shared)) = value;
 }
 inline void copy_async(void* to, const void* from, int bytes) { std::memcpy(to, from, bytes); }
 inline void commit_copies() {}
