@@ -25,6 +25,8 @@ _MIN_BLOCK = 4096
 _PART_BYTES = 32 * 1024
 """Of a block of groups, for each tensor that is read, that a thread block takes, as long as a cluster has more ranks:
 several are on a multiprocessor, and some of them compute while others wait for memory."""
+_LEAST_PART_BYTES, _THREAD_BLOCKS = 16 * 1024, 128
+"""The same of a sample that has fewer thread blocks than this: a batch of one is all that a GPU has then."""
 _VECTORS = 16
 """Vectors that a thread takes one after the other, as long as there are more threads."""
 _MIN_THREADS, _MAX_THREADS, _LIMIT_THREADS = 64, 512, 1024
@@ -144,9 +146,11 @@ def _tiling(shape: Shape, width: int, vector: int, gpu: Gpu, tensors: int, chann
         shared = sum(held) * threads * vector_bytes + scratch
         return Tiling(width, vector, lanes, rows, fold, threads, ranks, steps, held, thread_sums, shared)
 
-    part = tensors * _PART_BYTES
+    block_bytes, blocks = lanes * all_steps * vector_bytes, shape.channels // width
     ranks = 1
-    while ranks < min(_RANKS, gpu.max_ranks) and tensors * lanes * all_steps * vector_bytes > ranks * part:
+    while ranks < min(_RANKS, gpu.max_ranks) and block_bytes > ranks * (
+        _PART_BYTES if blocks * ranks >= _THREAD_BLOCKS else _LEAST_PART_BYTES
+    ):
         ranks *= 2
     tiling = by(ranks)
     if ranks < gpu.max_ranks and (tiling is None or not tiling.fits):

@@ -20,7 +20,8 @@ def run(shape, groups, channels_last, dtype, given):
     y = group_norm_silu(x, groups, **tensors, backend="cuda")
     torch.autograd.grad(y.float().sum(), leaves)
 
-for sizes, gpu in (({}, launch.EMULATED), (dict(_PART_BYTES=128, _VECTORS=2, _MIN_THREADS=32), tiling.Gpu(16384, 8))):
+tiny = dict(_PART_BYTES=128, _LEAST_PART_BYTES=128, _VECTORS=2, _MIN_THREADS=32)
+for sizes, gpu in (({}, launch.EMULATED), (tiny, tiling.Gpu(16384, 8))):
     vars(tiling).update(sizes)
     launch.gpu_of = lambda device: gpu
     for channels_last in (True, False):

@@ -27,13 +27,13 @@ _SPLIT = {
     "_SPLITS": 3,
 }
 # So that a tensor is shared out among several ranks, and threads have several vectors; or in one thread block.
-_SHARED = {"_PART_BYTES": 128, "_VECTORS": 2, "_MIN_THREADS": 32, "_MIN_BLOCK": 256}
+_SHARED = {"_PART_BYTES": 128, "_LEAST_PART_BYTES": 128, "_VECTORS": 2, "_MIN_THREADS": 32, "_MIN_BLOCK": 256}
 SIZES = {
     "triton SinglePass": {"_MIN_TILES": 1},
     "triton TwoPass": {**_SPLIT, "_TWO_PASS_PROGRAMS": 0},
     "triton SplitReduction": {**_SPLIT, "_TWO_PASS_PROGRAMS": 10**9},
     "triton ByBatch": {**_SPLIT, "_TWO_PASS_PROGRAMS": 8},
-    "cuda ThreadBlock": {"_PART_BYTES": 2**20},
+    "cuda ThreadBlock": {"_PART_BYTES": 2**20, "_LEAST_PART_BYTES": 2**20},
     "cuda Cluster": _SHARED,
     "cuda ReadAgain": {**_SHARED, "gpu_of": lambda device: cuda_tiling.Gpu(16 * 1024, 2)},
     "cuda LargeCluster": {**_SHARED, "_VECTORS": 1, "gpu_of": lambda device: cuda_tiling.Gpu(24 * 1024, 16)},
