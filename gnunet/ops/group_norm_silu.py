@@ -46,7 +46,7 @@ ACTIVATIONS = ("silu", None)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TENSORS = (Tensor, nn.Parameter)
 _MAX_SPATIAL_DIMS = 3
-_announced: set[tuple[str, str]] = set()
+_announced: set[tuple[str, str, str]] = set()
 _prepared: dict[Hashable, Compute] = {}
 """By signature: what was checked once, and by which backend it is computed."""
 _MAX_PREPARED = 4096
@@ -147,9 +147,9 @@ def _auto_backend(args: NormArgs) -> str:
     a matter of a sample's shape alone, not of the batch nor of a measurement, so that a sample's bits are, too.
     torch.compile launches Triton's kernels itself, which costs the host less than to call others."""
     x = args.x
-    if not x.is_cuda:
-        return _announced_backend(x, "eager", "")
     is_compiling = torch.compiler.is_compiling()
+    if not x.is_cuda or (not is_compiling and x.numel() == 0):
+        return _announced_backend(x, "eager", "")
     no_cuda = "is not launched by torch.compile" if is_compiling else unsupported_reason("cuda", x)
     if no_cuda is None and cuda_launch.is_worthwhile(args):
         return _announced_backend(x, "cuda", "")
@@ -159,9 +159,9 @@ def _auto_backend(args: NormArgs) -> str:
 
 
 def _announced_backend(x: Tensor, name: str, why: str) -> str:
-    """Say in the log, once, which backend "auto" is, where it is not what it would be at best, why."""
-    if not torch.compiler.is_compiling() and (x.device.type, name) not in _announced:
-        _announced.add((x.device.type, name))
+    """Say in the log, once, which backend "auto" is and, where it lacks something for a better one, what."""
+    if not torch.compiler.is_compiling() and (said := (x.device.type, name, why)) not in _announced:
+        _announced.add(said)
         logger.info("group_norm_silu: backend 'auto' is %r on %s%s", name, x.device.type, why and f": {why}")
     return name
 

@@ -12,11 +12,13 @@ from benchmarking.sass import counts, cuobjdump, loops, widths
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.cuda import compiler
 from gnunet.ops.cuda import launch as op
-from gnunet.ops.cuda.tiling import Gpu
+from gnunet.ops.cuda.tiling import Gpu, Tiling, channels_at_once
 from gnunet.ops.planned import Shape
 
 GPUS = {80: Gpu(163 * 1024, 1), 90: Gpu(227 * 1024, 16), 100: Gpu(227 * 1024, 16)}
 """What the tiling depends on, of GPUs of these compute capabilities, times 10."""
+FEW_SAMPLES = 32
+"""That group_norm_silu.cu adds up in one step."""
 
 
 def launches(args: NormArgs, arch: int = 90) -> dict[str, list[tuple[op.Launch, Work]]]:
@@ -43,7 +45,19 @@ def _work(launch: op.Launch, args: NormArgs) -> Work:
         starts = range(0, shape.channels * shape.itemsize, row)
         touched = sum((start + row - 1) // SECTOR - start // SECTOR + 1 for start in starts)
         overhead = touched * SECTOR / (shape.channels * shape.itemsize)
-    return Work(launch.blocks, tiling.steps, held, overhead, is_backward and len(args.x) > 1)
+    last_loads = _loads_over_samples(tiling, len(args.x)) if is_backward and len(args.x) > 1 else 0
+    return Work(launch.blocks, tiling.steps, held, overhead, last_loads)
+
+
+def _loads_over_samples(tiling: Tiling, samples: int) -> int:
+    """Counting samples is as long as a load; then rows are added, several at a time: of a bundle, and of bundles."""
+    size = 1 if samples <= FEW_SAMPLES else -(-samples // (op.SPARE - 1))
+    channels = channels_at_once(tiling.width, tiling.threads)
+    columns = min(tiling.threads, tiling.width // channels)
+    turns = -(-tiling.width // (columns * channels))
+    at_once = tiling.threads // columns * (8 if channels == 4 else 16)  # as the loop is unrolled
+    steps = [size, -(-samples // size)] if size > 1 else [samples]
+    return sum(1 + -(-rows // at_once) * turns for rows in steps)
 
 
 def compile_launch(launch: op.Launch, arch: int) -> KernelCode:

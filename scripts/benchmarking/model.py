@@ -115,14 +115,14 @@ class Work:
     """Of a launch: its programs, the tiles of each, and how it moves its tensors.
 
     held: the share of what is read that stays on chip until the end. overhead: bytes of the sectors that are touched,
-    over those that are wanted. sums_samples: the last program of several samples adds up their sums.
+    over those that are wanted. last_loads: how many loads, one after the other, add up the sums of all samples.
     """
 
     programs: int
     tiles: int
     held: float = 1.0
     overhead: float = 1.0
-    sums_samples: bool = False
+    last_loads: int = 0
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _one_pass_seconds(code: KernelCode, work: Work, tensors: int, tensor_bytes: 
     between = code.barriers * BARRIER + code.cluster_barriers * (CLUSTER_BARRIER if code.ranks > 1 else BARRIER)
     between += after_loads * code.warps * beside / 4 / CLOCK
     latency = LOAD + between + TAIL + (rounds - 1) * (LOAD + between) / resident
-    latency += 2 * CACHED_LOAD * work.sums_samples
+    latency += CACHED_LOAD * work.last_loads
     limits = {
         "bytes": moved + latency,
         "instructions": work.programs * code.warps * executed / WARP_INSTRUCTIONS,

@@ -44,7 +44,8 @@ def test_cuda_where_clusters_hold_what_they_read(chosen):
     assert chosen((1, 128, 1024, 1024))[0] == "triton"
     assert chosen((8, 512, 128, 128), gpu=Gpu(99 * 1024, 1))[0] == "triton"
     assert chosen((8, 512, 8, 8), gpu=Gpu(99 * 1024, 1))[0] == "cuda"
-    assert chosen((8, 4096, 8, 8), num_groups=1)[0] == "triton"
+    assert chosen((8, 16384, 2, 2), num_groups=1)[0] == "triton"
+    assert chosen((2, 32, 0, 4))[0] == chosen((0, 32, 4, 4))[0] == "eager"
 
 
 def test_it_does_not_depend_on_the_batch(chosen):

@@ -12,7 +12,8 @@ import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
@@ -35,39 +36,75 @@ def cubin(options: Sequence[str], arch: int) -> bytes:
     nvrtc = _nvrtc()
     if nvrtc is None:
         raise RuntimeError(MISSING)
-    flags = [f"--gpu-architecture=sm_{arch}", "--std=c++17", *(f"-D{option}" for option in options)]
+    flags = [f"--gpu-architecture=sm_{_known(nvrtc, arch)}", "--std=c++17", *(f"-D{option}" for option in options)]
     version = (ctypes.c_int(), ctypes.c_int())
     nvrtc.nvrtcVersion(*map(ctypes.byref, version))
-    key = [*flags, *(str(number.value) for number in version), SOURCE.read_text()]
-    return _kept(key, ".cubin", lambda path: path.write_bytes(_compile(nvrtc, flags))).read_bytes()
+    source = SOURCE.read_text()
+    path = _kept([*flags, *(str(number.value) for number in version), source], ".cubin")
+    with suppress(OSError, AttributeError):
+        return path.read_bytes()  # type: ignore[union-attr]
+    code = _compile(nvrtc, source, flags)
+    if path is not None:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+            partial.write_bytes(code)
+            partial.replace(path)
+    return code
 
 
-MISSING = "needs NVRTC, which CUDA builds of torch bring along (else pip install nvidia-cuda-nvrtc)"
+MISSING = "needs NVRTC of CUDA 12 or 13, which CUDA builds of torch bring along (else pip install nvidia-cuda-nvrtc)"
 
 
-def has_nvrtc() -> bool:
-    return _nvrtc() is not None
+def nvrtc_problem(arch: int) -> str | None:
+    """Why nothing can be compiled for such a GPU, in words, or None."""
+    nvrtc = _nvrtc()
+    if nvrtc is None:
+        return MISSING
+    try:
+        probe(arch)
+    except RuntimeError as error:
+        return f"needs an NVRTC that works: {error}"
+    return None
+
+
+def probe(arch: int) -> bytes:
+    """A kernel that does nothing, called `nothing`."""
+    nvrtc = _nvrtc()
+    assert nvrtc is not None
+    return _compile(nvrtc, 'extern "C" __global__ void nothing() {}', [f"--gpu-architecture=sm_{_known(nvrtc, arch)}"])
+
+
+def _known(nvrtc: ctypes.CDLL, arch: int) -> int:
+    """The newest architecture that NVRTC knows and whose code such a GPU runs: of its generation, and no newer."""
+    count = ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    known = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(known)
+    return max((other for other in known if other <= arch and other // 10 == arch // 10), default=arch)
 
 
 @cache
 def _nvrtc() -> ctypes.CDLL | None:
-    folders = [*site.getsitepackages(), site.getusersitepackages(), *sys.path]
+    packages = [*site.getsitepackages(), site.getusersitepackages(), *filter(None, sys.path)]
+    folders = [folder for package in packages for folder in Path(package).glob("nvidia/*/lib")]
+    folders += [Path(sys.prefix, "lib"), Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda", "lib64")]
     of_torch = (torch.version.cuda or "").partition(".")[0]
     for version in sorted(_VERSIONS, key=lambda version: version != of_torch):
         name = f"libnvrtc.so.{version}"
-        found = [path for folder in folders for path in Path(folder or ".").glob(f"nvidia/*/lib/{name}")]
-        for library in (*dict.fromkeys(map(str, found)), name):
+        for library in [*dict.fromkeys(folder / name for folder in folders if (folder / name).exists()), name]:
             with suppress(OSError):
-                for builtins in Path(library).parent.glob("libnvrtc-builtins.so*"):
-                    ctypes.CDLL(str(builtins))  # which it looks for where no package puts it
-                return ctypes.CDLL(library)
+                if isinstance(library, Path):
+                    for builtins in library.parent.glob(f"libnvrtc-builtins.so.{version}*"):
+                        ctypes.CDLL(str(builtins))  # which it looks for where no package puts it
+                return ctypes.CDLL(str(library))
     return None
 
 
-def _compile(nvrtc: ctypes.CDLL, flags: list[str]) -> bytes:
+def _compile(nvrtc: ctypes.CDLL, source: str, flags: list[str]) -> bytes:
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    source = SOURCE.read_bytes()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, SOURCE.name.encode(), 0, None, None)
+    name = SOURCE.name.encode()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name, 0, None, None)
     arguments = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
     status = nvrtc.nvrtcCompileProgram(program, len(flags), arguments)
     get_size, get = (
@@ -92,30 +129,23 @@ def host_library(options: Sequence[str], sanitizer: str | None = None) -> Path:
     """
     flags = ["-O1", "-g", "-std=c++17", "-shared", "-fPIC", "-DHOST_SHIM", *(f"-D{option}" for option in options)]
     flags += [f"-fsanitize={sanitizer}"] if sanitizer else []
-
-    def build(path: Path) -> None:
-        command = ["g++", *flags, "-Wno-unknown-pragmas", "-x", "c++", str(SOURCE), "-o", str(path)]
+    path = _kept([*flags, SOURCE.read_text(), SHIM.read_text()], ".so")
+    path = path or Path(tempfile.mkdtemp(), "host.so")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        command = ["g++", *flags, "-Wno-unknown-pragmas", "-x", "c++", str(SOURCE), "-o", str(partial)]
         subprocess.run(command, check=True)
-
-    return _kept([*flags, SOURCE.read_text(), SHIM.read_text()], ".so", build)
-
-
-def _kept(key: list[str], suffix: str, make: Callable[[Path], object]) -> Path:
-    """The file of a key, made if it is not there. Where no cache can be written it is made in a temporary folder."""
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("GNUNET_KERNEL_CACHE") or cache_home / "gnunet/kernels")
-    path = folder / (sha256("\0".join(key).encode()).hexdigest()[:32] + suffix)
-    if path.exists():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkstemp(suffix=suffix, dir=folder)[1])
-    except OSError:
-        partial = path = Path(tempfile.mkstemp(suffix=suffix)[1])
-    try:
-        make(partial)
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     return path
+
+
+def _kept(key: list[str], suffix: str) -> Path | None:
+    """Where what has such a key is kept; None where there is no folder for it."""
+    try:
+        cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        cache_home = None
+    if not (folder := os.environ.get("GNUNET_KERNEL_CACHE") or cache_home and Path(cache_home, "gnunet/kernels")):
+        return None
+    return Path(folder, sha256("\0".join(key).encode()).hexdigest()[:32] + suffix)

@@ -60,6 +60,14 @@ def load(device: int, cubin: bytes, name: str, shared_bytes: int, ranks: int) ->
     return function
 
 
+def max_active_clusters(function: ctypes.c_void_p, threads: int, ranks: int, shared_bytes: int) -> int:
+    """How many clusters of a kernel the device runs at a time; 0 where it has no place for one."""
+    attribute, count = _Attribute(_CLUSTER_DIMENSION, 0, (ranks, 1, 1)), ctypes.c_int()
+    config = _Config((ranks, 1, 1), (threads, 1, 1), shared_bytes, None, ctypes.addressof(attribute), 1)
+    status = _driver().cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(config))
+    return 0 if status else count.value
+
+
 class Launcher:
     """Launches a kernel that takes one structure, of `size` bytes, always on the same number of thread blocks."""
 

@@ -20,14 +20,13 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef long long i64;
 #define DEVICE __device__ __forceinline__
-#define MAX_VECTOR VECTOR
 #define MAX_CHANNELS CHANNELS_OF_THREAD
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
 #define ASM asm volatile
 
 DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
-// Copies that the thread waits for later. Of two bytes there are none.
+// Copies that the thread waits for later. There are none of 2 bytes: those are done at once.
 DEVICE void copy_async(void* to, const void* from, int bytes) {
     if (bytes == 16) ASM("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
     if (bytes == 8) ASM("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(from) : "memory");
@@ -43,6 +42,7 @@ DEVICE void wait_for_copies(int but) {  // the last ones that were committed
 }
 
 #if __CUDA_ARCH__ >= 900
+DEVICE void cluster_begin() { ASM("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void cluster_arrive() { ASM("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { ASM("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE void store_to_rank(float* at, u32 rank, float value) {
@@ -51,6 +51,7 @@ DEVICE void store_to_rank(float* at, u32 rank, float value) {
     ASM("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
 }
 #else  // there are no clusters, and RANKS is 1
+DEVICE void cluster_begin() {}
 DEVICE void cluster_arrive() {}
 DEVICE void cluster_wait() {}
 DEVICE void store_to_rank(float* at, u32, float value) { *at = value; }
@@ -88,6 +89,7 @@ DEVICE u32 to_bfloats(float low, float high) {
 #define FLOAT32 1
 #define BFLOAT16 2
 #define FLOAT16 3
+#define FLOAT64 4  // of parameters alone
 
 // What follows from the plan.
 #define BYTES (VECTOR * (X_TYPE == FLOAT32 ? 4 : 2))
@@ -95,19 +97,29 @@ DEVICE u32 to_bfloats(float low, float high) {
 #define GROUPS (WIDTH / GROUP)
 #define BLOCKS (NUM_GROUPS / GROUPS)
 #define CHANNELS_OF_THREAD (CHANNELS_LAST ? VECTOR : 1)
-// The most groups that a thread's channels are of, and the most threads beside one another that a group's channels have.
-#define SPAN (CHANNELS_OF_THREAD % GROUP == 0 ? CHANNELS_OF_THREAD / GROUP : GROUP % CHANNELS_OF_THREAD == 0 ? 1 : (CHANNELS_OF_THREAD + GROUP - 2) / GROUP + 1)
-#define LANES_OF_GROUP (CHANNELS_OF_THREAD % GROUP == 0 ? 1 : GROUP % CHANNELS_OF_THREAD == 0 ? GROUP / CHANNELS_OF_THREAD : (CHANNELS_OF_THREAD + GROUP - 2) / CHANNELS_OF_THREAD + 1)
+// Of pieces of `size` that one piece of `length` overlaps, both laid end to end from 0.
+#define MOST_TOUCHED(length, size) \
+    ((length) % (size) == 0 ? (length) / (size) : (size) % (length) == 0 ? 1 : ((length) + (size)-2) / (size) + 1)
+// The most groups that the channels of a thread are of, and threads that the channels of a group have.
+#define SPAN MOST_TOUCHED(CHANNELS_OF_THREAD, GROUP)
+#define LANES_OF_GROUP MOST_TOUCHED(GROUP, CHANNELS_OF_THREAD)
+// Rows of `stats` behind those of the samples.
+#define SPARE 16
+#define FEW_SAMPLES 32
+// Channels that a thread takes at a time when it adds up the sums of samples.
+#define CHANNELS_AT_ONCE (WIDTH % 4 == 0 && THREADS <= 128 ? 4 : 1)
 // Of FOLD rows the sums are added within a warp.
 #define FOLDED_ROWS (ROWS / FOLD)
+// Numbers of one kind that threads put down in forward.
+#define MOMENTS (SPAN * ROWS * LANES)
 #define NEED_AFFINE (NEED_SUMS && (p.dweight || p.dbias))
 #define STAGES 4
 
 struct Params {
     const void *x, *dy, *weight, *bias, *add, *scale, *shift;
     void* result;  // y, or dx
-    // (mean, rstd) or (rstd,) of N + 1 samples' groups; the first row of the last sample counts, in backward, the
-    // samples that are done.
+    // Mean and rstd, or rstd alone, of the groups of N samples, each followed by SPARE rows of zeros, in which backward
+    // counts the samples that are done.
     float* stats;
     void *dweight, *dbias, *dadd, *dscale, *dshift;
     float* sums;  // of dw and dw * d * rstd for each sample's channels, (2, N, C), where there are several samples
@@ -117,8 +129,11 @@ struct Params {
     int held_x, held_dy;  // vectors of each thread that find a place in shared memory
 #ifdef HOST_SHIM
     const int* constants;
-#endif
 };
+#else
+};
+static_assert(sizeof(Params) == 168, "launch.py packs it");
+#endif
 
 struct Vector {
     u32 words[4];
@@ -169,17 +184,20 @@ DEVICE u32 pack(float low, float high, int type) {
 }
 DEVICE float load(const void* at, i64 i, int type) {
     if (type == FLOAT32) return ((const float*)at)[i];
+    if (type == FLOAT64) return (float)((const double*)at)[i];
     const u16 bits = ((const u16*)at)[i];
     return type == BFLOAT16 ? __uint_as_float((u32)bits << 16) : from_half(bits);
 }
 DEVICE void store(void* at, i64 i, float value, int type) {
     if (type == FLOAT32)
         ((float*)at)[i] = value;
+    else if (type == FLOAT64)
+        ((double*)at)[i] = value;
     else
         ((u16*)at)[i] = (u16)pack(value, 0.0f, type);
 }
 
-// Of the positions.
+// How many steps a rank takes.
 DEVICE int steps_of_rank(const Params& p, int rank) {
     const int all = CHANNELS_LAST ? p.positions : p.positions / VECTOR, part = (all + RANKS - 1) / RANKS;
     return max(0, min(part, all - rank * part));
@@ -262,13 +280,14 @@ struct Affine {
 
 // The part of shared memory that is no slab; `partial` and `gathered` are written by other ranks, too.
 struct Scratch {
-    float *thread_sums, *partial, *stat, *gathered;
+    float *thread_sums, *partial, *stat, *origin, *gathered;
 
     DEVICE Scratch(const Params& p, unsigned char* shared) {
         thread_sums = (float*)(shared + (p.held_x + p.held_dy) * (THREADS * BYTES));
         partial = thread_sums + THREAD_SUMS;
         stat = partial + 2 * RANKS * GROUPS;
-        gathered = stat + 3 * GROUPS;
+        origin = stat + 2 * GROUPS;
+        gathered = origin + GROUPS;
     }
     // The groups' quantity q of a rank.
     DEVICE float* of_rank(const Params& p, int q, int rank) const { return partial + (q * RANKS + rank) * GROUPS; }
@@ -322,7 +341,7 @@ DEVICE void for_group(const Params& p, int group, int rows, const Body& body) {
     }
 }
 
-// A number of a group, which all lanes of a warp have, to all ranks.
+// Sends a number of a group, the same in all lanes of a warp, to all ranks.
 DEVICE void send(const Params& p, const Scratch& scratch, int rank, int q, int group, float value) {
     const int lane = threadIdx.x % 32;
     float* to = scratch.of_rank(p, q, rank) + group;
@@ -336,7 +355,8 @@ DEVICE void add_groups(const Params& p, const Share& share, const Scratch& scrat
     for (int i = threadIdx.x / 32; i < 2 * GROUPS; i += THREADS / 32) {
         const int q = i / GROUPS, group = i % GROUPS;
         float sum = 0.0f;
-        for_group(p, group, FOLDED_ROWS, [&](int at) { sum += scratch.thread_sums[q * SPAN * FOLDED_ROWS * LANES + at]; });
+        const float* const sums = scratch.thread_sums + q * SPAN * FOLDED_ROWS * LANES;
+        for_group(p, group, FOLDED_ROWS, [&](int at) { sum += sums[at]; });
         send(p, scratch, share.rank, q, group, warp_sum(sum));
     }
 }
@@ -347,56 +367,69 @@ DEVICE float total(const Params& p, const Scratch& scratch, int q, int group) {
     return sum;
 }
 
-// The value that the mean of a group of the block is counted from.
-DEVICE float origin_of(const Params& p, const Share& share, int group) {
-    const int c = share.block * WIDTH + group * GROUP;
-    const i64 at = CHANNELS_LAST ? share.n * p.positions * CHANNELS + c : (share.n * CHANNELS + c) * p.positions;
+DEVICE float u_at(const Params& p, const Share& share, int c, int position) {
+    const i64 at = CHANNELS_LAST ? (share.n * p.positions + position) * CHANNELS + c
+                                 : (share.n * CHANNELS + c) * p.positions + position;
     return load(p.x, at, X_TYPE) + (ADD_TYPE ? load(p.add, share.n * p.add_stride + c, ADD_TYPE) : 0.0f);
 }
 
-// Of this thread's elements of each group: their number, their mean, counted from the origin, and the sum of squared
-// differences from it; from sums over its channels.
+// The value that the mean of each group is counted from: the median of three elements, which a single one that is far
+// off does not move.
+DEVICE void choose_origins(const Params& p, const Share& share, const Scratch& scratch) {
+#pragma unroll 1
+    for (int group = threadIdx.x; group < GROUPS; group += THREADS) {
+        const int c = share.block * WIDTH + group * GROUP;
+        const float first = u_at(p, share, c, 0), middle = u_at(p, share, c + GROUP / 2, p.positions / 2);
+        const float last = u_at(p, share, c + GROUP - 1, p.positions - 1);
+        scratch.origin[group] = max(min(first, middle), min(max(first, middle), last));
+    }
+}
+
+// Of this thread's elements of each group: their number, the pivot, their mean, counted from it, and the sum of squared
+// differences from the mean; from sums over its channels.
 DEVICE void put_moments(
     const Params& p, const Share& share, const Scratch& scratch, const float* sums, const float* squares,
-    const float* origin, float pivot) {
+    const float* pivots) {
 #pragma unroll
     for (int k = 0; k < SPAN; ++k) {
-        float sum = 0.0f, square = 0.0f, from = 0.0f, count = 0.0f;
+        float sum = 0.0f, square = 0.0f, count = 0.0f, pivot = 0.0f;
 #pragma unroll
         for (int j = 0; j < CHANNELS_OF_THREAD; ++j) {
             const bool is_of_group = share.slot(p, j) == k;
             sum += is_of_group ? sums[j] : 0.0f;
             square += is_of_group ? squares[j] : 0.0f;
-            from = is_of_group ? origin[j] : from;
             count += is_of_group ? 1.0f : 0.0f;
+            pivot = is_of_group ? pivots[j] : pivot;
         }
         count *= share.steps * (CHANNELS_LAST ? 1 : VECTOR);
         const float mean = count > 0.0f ? __fdividef(sum, count) : 0.0f;
         if (!share.is_active) continue;
         float* to = scratch.thread_sums + (k * ROWS + share.row) * LANES + share.lane;
         to[0] = count;
-        to[SPAN * ROWS * LANES] = CENTER && count > 0.0f ? pivot - from + mean : 0.0f;
-        to[2 * SPAN * ROWS * LANES] = square - sum * mean;
+        to[MOMENTS] = pivot;
+        to[2 * MOMENTS] = mean;
+        to[3 * MOMENTS] = square - sum * mean;
     }
 }
 
-// The same of a thread block's elements, a warp for each group; sent to all ranks.
+// The mean of a thread block's elements of each group, counted from the origin, and the sum of squared differences from
+// it, by a warp for each; sent to all ranks.
 DEVICE void add_moments(const Params& p, const Share& share, const Scratch& scratch) {
-    const int lane = threadIdx.x % 32;
 #pragma unroll 1
     for (int group = threadIdx.x / 32; group < GROUPS; group += THREADS / 32) {
+        const float* const sums = scratch.thread_sums;
+        const float origin = CENTER ? scratch.origin[group] : 0.0f;
         float count = 0.0f, mean = 0.0f, square = 0.0f;
         for_group(p, group, ROWS, [&](int at) {
-            const float more = scratch.thread_sums[at];
-            count += more;
-            mean += more * scratch.thread_sums[SPAN * ROWS * LANES + at];
+            count += sums[at];
+            mean += sums[at] * (sums[MOMENTS + at] - origin + sums[2 * MOMENTS + at]);
         });
         count = warp_sum(count);
         mean = warp_sum(mean);
         mean = count > 0.0f ? __fdividef(mean, count) : 0.0f;
         for_group(p, group, ROWS, [&](int at) {
-            const float d = scratch.thread_sums[SPAN * ROWS * LANES + at] - mean;
-            square += scratch.thread_sums[2 * SPAN * ROWS * LANES + at] + scratch.thread_sums[at] * d * d;
+            const float d = sums[MOMENTS + at] - origin + sums[2 * MOMENTS + at] - mean;
+            square += sums[3 * MOMENTS + at] + sums[at] * d * d;
         });
         send(p, scratch, share.rank, 0, group, mean);
         send(p, scratch, share.rank, 1, group, warp_sum(square));
@@ -419,7 +452,8 @@ DEVICE void fetch(const Params& p, int steps, const Held& x, const Held& dy) {
 #pragma unroll 1
         for (int step = i * stage; step < end; ++step) {
             copy_async(x.slab + step * (THREADS * BYTES), x_from, BYTES);
-            if (dy.slab != x.slab && (FITS || step < dy.held)) copy_async(dy.slab + step * (THREADS * BYTES), dy_from, BYTES);
+            if (dy.slab != x.slab && (FITS || step < dy.held))
+                copy_async(dy.slab + step * (THREADS * BYTES), dy_from, BYTES);
             x_from += x.stride;
             dy_from += x.stride;
         }
@@ -460,8 +494,8 @@ DEVICE void write(const Params& p, const Share& share, const Value& value_of) {
     }
 }
 
-// Before the first access to another rank's memory, which must have started by then.
-#define BEGIN_CLUSTER() if (RANKS > 1) cluster_arrive()
+// A rank must have started before others write to its memory: it says so, and they wait for it.
+#define BEGIN_CLUSTER() if (RANKS > 1) cluster_begin()
 #define AWAIT_CLUSTER() if (RANKS > 1) cluster_wait()
 // The channel among a thread's that element i of a vector is of.
 #define OF(i) (CHANNELS_LAST ? (i) : 0)
@@ -471,11 +505,13 @@ DEVICE void store_stats(const Params& p, const Share& share, const Scratch& scra
     if (share.rank > 0) return;
 #pragma unroll 1
     for (int g = threadIdx.x; g < GROUPS; g += THREADS) {
-        const i64 at = share.n * NUM_GROUPS + share.block * GROUPS + g, end = p.samples * NUM_GROUPS;
-        float* const rstd = p.stats + (CENTER ? end + NUM_GROUPS : 0);
-        if (CENTER) p.stats[at] = origin_of(p, share, g) + scratch.stat[g];
+        const i64 at = share.n * NUM_GROUPS + share.block * GROUPS + g;
+        float* const rstd = p.stats + (CENTER ? (p.samples + SPARE) * NUM_GROUPS : 0);
+        if (CENTER) p.stats[at] = scratch.origin[g] + scratch.stat[g];
         rstd[at] = scratch.stat[GROUPS + g];
-        if (share.n == 0) p.stats[at + end] = rstd[at + end] = 0.0f;
+        if (share.n > 0) continue;
+        for (i64 n = p.samples; n < p.samples + SPARE; ++n)
+            p.stats[n * NUM_GROUPS + at] = rstd[n * NUM_GROUPS + at] = 0.0f;
     }
 }
 
@@ -488,19 +524,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_forward
     fetch(p, share.steps, x, x);
     const Affine affine(p, share);
     const Scratch scratch(p, shared);
-    const float steps = CHANNELS_LAST ? p.positions : p.positions / VECTOR, of_step = GROUP * (CHANNELS_LAST ? 1 : VECTOR);
-    // Means are counted from an element of the group, so that they lose no precision where the group's is large.
-    float origin[MAX_CHANNELS];
-    for (int j = 0; j < CHANNELS_OF_THREAD; ++j)
-        origin[j] = CENTER && share.is_active ? origin_of(p, share, share.group(p, j)) : 0.0f;
+    const float steps = CHANNELS_LAST ? p.positions : p.positions / VECTOR;
+    const float of_step = GROUP * (CHANNELS_LAST ? 1 : VECTOR);  // elements of a group
+    if (CENTER) choose_origins(p, share, scratch);
 
-    // Sums of u - pivot and of its square, the pivot being this thread's first u.
-    float sums[MAX_CHANNELS], squares[MAX_CHANNELS], center[MAX_CHANNELS];
+    // Sums of u - pivot and of its square, the pivot being this thread's first u of the group.
+    float sums[MAX_CHANNELS], squares[MAX_CHANNELS], pivots[MAX_CHANNELS], center[MAX_CHANNELS];
     wait_for_copies(STAGES - 1);
-    const float pivot = CENTER && share.steps > 0 ? element(x.at(p, 0), 0, X_TYPE) + affine.add[0] : 0.0f;
+    const bool has_pivot = CENTER && share.steps > 0;
+    const Vector at_first = has_pivot ? x.at(p, 0) : Vector{};
     for (int j = 0; j < CHANNELS_OF_THREAD; ++j) {
+        const bool is_first = j == 0 || share.slot(p, j) != share.slot(p, j - 1);
+        pivots[j] = !has_pivot ? 0.0f : is_first ? element(at_first, j, X_TYPE) + affine.add[j] : pivots[j - 1];
         sums[j] = squares[j] = 0.0f;
-        center[j] = pivot - affine.add[j];
+        center[j] = pivots[j] - affine.add[j];
     }
     while_they_come(p, share.steps, x, [&](int step) {
         const Vector v = x.at(p, step);
@@ -511,7 +548,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_forward
             squares[OF(i)] += d * d;
         }
     });
-    put_moments(p, share, scratch, sums, squares, origin, pivot);
+    put_moments(p, share, scratch, sums, squares, pivots);
     __syncthreads();
     AWAIT_CLUSTER();
     add_moments(p, share, scratch);
@@ -535,9 +572,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_forward
     float factor[MAX_CHANNELS], offset[MAX_CHANNELS];
     for (int j = 0; j < CHANNELS_OF_THREAD; ++j) {
         const int group = share.group(p, j);
-        center[j] = origin[j] - affine.add[j];
+        const float origin = CENTER ? scratch.origin[group] : 0.0f, from_origin = scratch.stat[group];
+        const float mean = origin + from_origin, part = mean - origin;
+        const float rounded_off = (origin - (mean - part)) + (from_origin - part);
+        center[j] = mean - affine.add[j];
         factor[j] = affine.weight[j] * scratch.stat[GROUPS + group];
-        offset[j] = affine.bias[j] - scratch.stat[group] * factor[j];
+        offset[j] = affine.bias[j] - rounded_off * factor[j];
     }
     write(p, share, [&](int step) {
         const Vector v = x.at(p, step);
@@ -551,34 +591,70 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_forward
 
 #ifndef FORWARD
 
-// Adds up sums of dw and dw * d * rstd over the samples, where this is the last one of its block of groups that is done.
-DEVICE void add_samples(const Params& p, const Share& share, const Scratch& scratch) {
-    const i64 rows = p.samples * CHANNELS;
-    const int columns = min(THREADS, WIDTH), at_once = THREADS / columns;
+// Samples whose sums are added up in a first step, by the last of them that is done; in a second, by the last of all,
+// those that result. A single sample is a bundle where there are few.
+DEVICE int bundle_size(const Params& p) { return p.samples <= FEW_SAMPLES ? 1 : (p.samples + SPARE - 2) / (SPARE - 1); }
+
+// Whether this thread block is the last of `of` to count in row `spare` behind the statistics. Called by all threads,
+// when all have written what others are to read.
+DEVICE bool count(const Params& p, const Share& share, int spare, i64 of) {
+    __syncthreads();
+    if (threadIdx.x > 0) return false;
+    u32* const done = (u32*)p.stats + (p.samples + spare) * NUM_GROUPS + share.block * GROUPS;
+    __threadfence();
+    const bool is_last = atomicAdd(done, 1u) == of - 1;
+    __threadfence();
+    if (is_last) *done = 0;  // for another backward pass from the same statistics
+    return is_last;
+}
+
+// Calls store(c, sum of dw, sum of dw * d * rstd) for each channel of the block, the sums being of `rows` samples, from
+// sample `first` on in steps of `stride`. Where the loop over channels has several turns, no thread reads what another
+// has put down, so that none waits for the turn before.
+template <class Store>
+DEVICE void add_samples(
+    const Params& p, const Share& share, const Scratch& scratch, i64 first, i64 rows, i64 stride, const Store& store) {
+    const int columns = min(THREADS, WIDTH / CHANNELS_AT_ONCE), at_once = THREADS / columns;
     const int column = threadIdx.x % columns, first_row = threadIdx.x / columns;
 #pragma unroll 1
-    for (int start = 0; start < WIDTH; start += columns) {
-        const i64 c = share.block * WIDTH + start + column;
-        float of_bias = 0.0f, of_weight = 0.0f;
-        if (first_row < at_once && start + column < WIDTH) {
-#pragma unroll 4
-            for (i64 n = first_row; n < p.samples; n += at_once) {
-                of_bias += __ldcg(p.sums + n * CHANNELS + c);
-                of_weight += __ldcg(p.sums + rows + n * CHANNELS + c);
-            }
+    for (int start = 0; start < WIDTH; start += columns * CHANNELS_AT_ONCE) {
+        const int in_block = start + column * CHANNELS_AT_ONCE;
+        const i64 c = share.block * WIDTH + in_block;
+        float sums[2][4] = {};
+        if (first_row < at_once && in_block < WIDTH) {
+            const float* const from = p.sums + first * CHANNELS + c;
+#pragma unroll(CHANNELS_AT_ONCE == 4 ? 8 : 16)
+            for (i64 row = first_row; row < rows; row += at_once)
+#pragma unroll
+                for (int q = 0; q < 2; ++q)
+#pragma unroll
+                    for (int j = 0; j < CHANNELS_AT_ONCE; ++j)
+                        sums[q][j] += __ldcg(from + (q * p.samples + row * stride) * CHANNELS + j);
         }
-        scratch.thread_sums[threadIdx.x] = of_bias;
-        scratch.thread_sums[THREADS + threadIdx.x] = of_weight;
+        float* const own = scratch.thread_sums + threadIdx.x * 2 * CHANNELS_AT_ONCE;
+#pragma unroll
+        for (int q = 0; q < 2; ++q)
+#pragma unroll
+            for (int j = 0; j < CHANNELS_AT_ONCE; ++j) own[q * CHANNELS_AT_ONCE + j] = sums[q][j];
         __syncthreads();
-        if (threadIdx.x < columns && start + column < WIDTH) {
+        if (threadIdx.x >= columns || in_block >= WIDTH) continue;
+#pragma unroll
+        for (int j = 0; j < CHANNELS_AT_ONCE; ++j) {
+            float dw = sums[0][j], dw_xhat = sums[1][j];
+#pragma unroll 1
             for (int i = 1; i < at_once; ++i) {
-                of_bias += scratch.thread_sums[i * columns + column];
-                of_weight += scratch.thread_sums[THREADS + i * columns + column];
+                const float* const other = own + i * columns * 2 * CHANNELS_AT_ONCE + j;
+                dw += other[0];
+                dw_xhat += other[CHANNELS_AT_ONCE];
             }
-            if (p.dbias) store(p.dbias, c, of_bias, BIAS_TYPE);
-            if (p.dweight) store(p.dweight, c, of_weight, WEIGHT_TYPE);
+            store(c + j, dw, dw_xhat);
         }
     }
+}
+
+DEVICE void store_affine(const Params& p, i64 c, float dw, float dw_xhat) {
+    if (p.dbias) store(p.dbias, c, dw, BIAS_TYPE);
+    if (p.dweight) store(p.dweight, c, dw_xhat, WEIGHT_TYPE);
 }
 
 // The gradients of the tables of a sample's channels, from the sums of all ranks, and its part of those of weight and
@@ -611,8 +687,7 @@ DEVICE void store_channels(const Params& p, const Share& share, const Scratch& s
             p.sums[row] = dw * scale;
             p.sums[p.samples * CHANNELS + row] = dw_xhat * scale;
         } else {
-            if (p.dbias) store(p.dbias, c, dw * scale, BIAS_TYPE);
-            if (p.dweight) store(p.dweight, c, dw_xhat * scale, WEIGHT_TYPE);
+            store_affine(p, c, dw * scale, dw_xhat * scale);
         }
     }
 }
@@ -625,7 +700,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_backwar
     fetch(p, share.steps, x, dy);
     const Scratch scratch(p, shared);
     float* const rstd_of = scratch.stat + 2 * GROUPS;
-    const i64 of_block = share.n * NUM_GROUPS + share.block * GROUPS, end = (p.samples + 1) * NUM_GROUPS;
+    const i64 of_block = share.n * NUM_GROUPS + share.block * GROUPS, end = (p.samples + SPARE) * NUM_GROUPS;
     float center[MAX_CHANNELS], factor[MAX_CHANNELS], offset[MAX_CHANNELS], weight[MAX_CHANNELS];
     {
         const Affine affine(p, share);
@@ -671,8 +746,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_backwar
 #pragma unroll
             for (int j = 0; j < CHANNELS_OF_THREAD; ++j) {
                 const float sum = fold(p, sums[q][j]);
-                if (share.is_active && share.row % FOLD == 0)
-                    of_channels[(q * FOLDED_ROWS + share.row / FOLD) * WIDTH + share.lane * CHANNELS_OF_THREAD + j] = sum;
+                const int at = (q * FOLDED_ROWS + share.row / FOLD) * WIDTH + share.lane * CHANNELS_OF_THREAD + j;
+                if (share.is_active && share.row % FOLD == 0) of_channels[at] = sum;
             }
     }
     __syncthreads();
@@ -693,27 +768,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_backwar
         }
     }
     synchronize(p);
-    const float size = (float)p.positions * GROUP;
+    const float elements = (float)p.positions * GROUP;
 #pragma unroll 1
     for (int g = threadIdx.x; g < GROUPS; g += THREADS) {
         const float rstd = rstd_of[g];
-        scratch.stat[g] = CENTER ? total(p, scratch, 0, g) * rstd / size : 0.0f;
-        scratch.stat[GROUPS + g] = total(p, scratch, 1, g) * rstd * rstd * rstd / size;
+        scratch.stat[g] = CENTER ? total(p, scratch, 0, g) * rstd / elements : 0.0f;
+        scratch.stat[GROUPS + g] = total(p, scratch, 1, g) * rstd * rstd * rstd / elements;
     }
     __syncthreads();
 
-    u32* const done = (u32*)p.stats + p.samples * NUM_GROUPS + share.block * GROUPS;
+    const bool adds_samples = NEED_AFFINE && p.samples > 1 && share.rank == 0;
+    const i64 size = bundle_size(p), bundle = share.n / size, bundles = (p.samples + size - 1) / size;
+    const i64 in_bundle = min(size, p.samples - bundle * size);
     bool is_last = false;
-    if (NEED_SUMS && share.rank == 0) {
-        store_channels(p, share, scratch, rstd_of);
-        if (NEED_AFFINE && p.samples > 1) {
-            __syncthreads();
-            if (threadIdx.x == 0) {  // while the other threads go on
-                __threadfence();
-                is_last = atomicAdd(done, 1u) == p.samples - 1;
-            }
-        }
-    }
+    if (NEED_SUMS && share.rank == 0) store_channels(p, share, scratch, rstd_of);
+    if (adds_samples) is_last = size > 1 ? count(p, share, 1 + bundle, in_bundle) : count(p, share, 0, bundles);
+
     if (NEED_X && share.is_active) {
         float dy_part[MAX_CHANNELS], xhat_part[MAX_CHANNELS];
         for (int j = 0; j < CHANNELS_OF_THREAD; ++j) {
@@ -728,11 +798,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_backwar
             };
         });
     }
-    if (NEED_AFFINE && p.samples > 1 && share.rank == 0) {
-        if (!__syncthreads_or(is_last)) return;
-        __threadfence();
-        add_samples(p, share, scratch);
-        if (threadIdx.x == 0) *done = 0;  // for another backward pass from the same statistics
+    if (!adds_samples || !__syncthreads_or(is_last)) return;
+#pragma unroll 1
+    for (bool of_bundle = size > 1;; of_bundle = false) {
+        const i64 first = of_bundle ? bundle * size : 0, rows = of_bundle ? in_bundle : bundles;
+        add_samples(p, share, scratch, first, rows, of_bundle ? 1 : size, [&](i64 c, float dw, float dw_xhat) {
+            if (of_bundle) {
+                p.sums[first * CHANNELS + c] = dw;
+                p.sums[(p.samples + first) * CHANNELS + c] = dw_xhat;
+            } else {
+                store_affine(p, c, dw, dw_xhat);
+            }
+        });
+        if (!of_bundle || !__syncthreads_or(count(p, share, 0, bundles))) return;
     }
 }
 #endif

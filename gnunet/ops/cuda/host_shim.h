@@ -1,9 +1,9 @@
 // Runs group_norm_silu.cu on a CPU, for tests: every thread is a fiber, and all take turns in one thread.
 //
-// Several clusters run at a time, and who goes on at a barrier is drawn, so that a missing barrier shows. Shared memory is
-// allocated for each thread block in the size that was asked for, and filled with NaN when its first thread starts, so
-// that AddressSanitizer sees what is beyond it and tests see what was not written, or too early. A weak memory model's
-// races do not show here; compute-sanitizer shows them on a GPU.
+// Several clusters run at a time, and who goes on at a barrier is drawn, so that a missing barrier shows. Shared memory
+// is allocated for each thread block in the size that was asked for, and filled with NaN when its first thread starts,
+// so that AddressSanitizer sees what is beyond it and tests see what was not written, or too early. A weak memory
+// model's races do not show here; compute-sanitizer shows them on a GPU.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -21,9 +21,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef long long i64;
 #define DEVICE inline
-#define MAX_VECTOR 8
 #define MAX_CHANNELS 8
-#define MAX_SPAN 8
 #define __global__
 #define __grid_constant__
 #define __launch_bounds__(...)
@@ -172,9 +170,14 @@ inline void launch(int count, int threads, int ranks, size_t shared, std::functi
 
 inline void __syncthreads() { shim::wait_at(shim::current->block->barrier); }
 inline bool __syncthreads_or(bool vote) {
-    shim::current->block->has_vote |= vote;
+    bool& has_vote = shim::current->block->has_vote;
+    has_vote |= vote;
     __syncthreads();
-    return shim::current->block->has_vote;
+    const bool found = has_vote;
+    __syncthreads();
+    has_vote = false;
+    __syncthreads();
+    return found;
 }
 inline float __shfl_xor_sync(u32, float value, int mask) {
     shim::Fiber& self = *shim::current;
@@ -184,6 +187,7 @@ inline float __shfl_xor_sync(u32, float value, int mask) {
     const size_t other = (self.block - shim::blocks.data()) * self.block->barrier.size + (self.thread.x ^ mask);
     return shim::fibers[other]->exchanged[self.parity];
 }
+inline void cluster_begin() {}
 inline void cluster_arrive() {}
 inline void cluster_wait() { shim::wait_at(*shim::current->block->cluster); }
 inline void store_to_rank(float* at, u32 rank, float value) {

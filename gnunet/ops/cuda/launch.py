@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor
 from gnunet.ops import eager
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.autograd import apply, library_operator
-from gnunet.ops.planned import Plan, PlannedOperator, Planner, Shape
+from gnunet.ops.planned import FORWARD_TENSORS, Plan, PlannedOperator, Planner, Shape
 
 from . import compiler, driver
 from .tiling import Gpu, Tiling, choose_tiling
@@ -31,7 +31,7 @@ EMULATION = os.environ.get("GNUNET_EMULATE_CUDA", "")
 """Empty on a GPU."""
 _HAS_COMPILER = bool(shutil.which("g++"))
 EMULATED = Gpu(48 * 1024, 16)
-_TYPES = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_TYPES = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.float64: 4}
 """As group_norm_silu.cu numbers them."""
 _CONSTANTS = (
     "X_TYPE", "WEIGHT_TYPE", "BIAS_TYPE", "ADD_TYPE", "SCALE_TYPE", "SHIFT_TYPE", "CHANNELS_LAST", "SILU", "CENTER",
@@ -55,10 +55,13 @@ _MIN_CAPABILITY = 8
 """Of GPUs that copy to shared memory while they compute."""
 _WORTH_HOLDING = 0.4
 """The least share; below it the gain is less than the error of the model that predicts it."""
-_CLUSTERS = (9, 0)
+_CLUSTERS = 9
 """Compute capability of the first GPUs with clusters."""
-_LARGE_CLUSTERS, _MULTIPROCESSORS = ((9, 0), (10, 0), (10, 3)), 100
-"""Of those whose clusters may have 16 thread blocks, and that are not divided among several users."""
+_LARGE_CLUSTER, _CLUSTER_THREADS = 16, 512
+"""Thread blocks of a cluster that some GPUs have a place for, others not, and their threads."""
+SPARE = 16
+"""Rows of the statistics behind those of the samples."""
+_MAX_PLANNED = 4096
 
 
 class Launch(NamedTuple):
@@ -87,11 +90,17 @@ def gpu_of(device: torch.device) -> Gpu:
 @cache
 def _gpu(index: int) -> Gpu:
     properties = torch.cuda.get_device_properties(index)
-    capability = properties.major, properties.minor
-    is_whole = capability in _LARGE_CLUSTERS and properties.multi_processor_count >= _MULTIPROCESSORS
-    ranks = 16 if is_whole else 8 if capability >= _CLUSTERS else 1
     shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return Gpu(shared, ranks)
+    if properties.major < _CLUSTERS:
+        return Gpu(shared, 1)
+    nothing = driver.load(index, compiler.probe(_arch(index)), "nothing", shared, _LARGE_CLUSTER)
+    has_place = driver.max_active_clusters(nothing, _CLUSTER_THREADS, _LARGE_CLUSTER, shared) > 0
+    return Gpu(shared, _LARGE_CLUSTER if has_place else 8)
+
+
+def _arch(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
 
 
 def tilings(shape: Shape, gpu: Gpu, has_add: bool) -> tuple[Tiling, Tiling] | None:
@@ -134,7 +143,7 @@ def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool
 
 
 def plan_forward(args: NormArgs) -> Plan:
-    """Buffer: the statistics, mean and rstd, or rstd alone, of the groups of all samples and one more."""
+    """Buffer: the statistics, mean and rstd, or rstd alone, of the groups of all samples, with spare rows behind."""
     launch = _launch("forward", args, _tilings(args)[0], [False] * 6)
     return Plan([launch], {"stats": math.prod(_stats_shape(args))})
 
@@ -147,7 +156,7 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
 
 
 def _stats_shape(args: NormArgs) -> tuple[int, int, int]:
-    return 1 + args.center, len(args.x) + 1, args.num_groups
+    return 1 + args.center, len(args.x) + SPARE, args.num_groups
 
 
 class _Executable:
@@ -159,7 +168,7 @@ class _Executable:
         self.device = device
         pointers = _POINTERS[self.launch.direction]
         self.pick = itemgetter(*(names.index(name) if name in names else len(names) for name in pointers))
-        self.pack = partial(struct.Struct(_FORMAT).pack_into)
+        self.pack = struct.Struct(_FORMAT).pack_into
         self.read = [names.index(name) for name in ("x", "dy") if name in names]
         self.launcher: driver.Launcher | None = None
 
@@ -182,14 +191,18 @@ class _Executable:
 
     def _prepare(self) -> driver.Launcher:
         launch, tiling = self.launch, self.launch.tiling
-        major, minor = torch.cuda.get_device_capability(self.device)
-        code = compiler.cubin(launch.options, 10 * major + minor)
-        function = driver.load(self.device, code, launch.kernel, tiling.shared_bytes, tiling.ranks)
+        function = _function(self.device, tuple(launch.options), launch.kernel, tiling.shared_bytes, tiling.ranks)
         self.launcher = driver.Launcher(
             self.device, function, launch.blocks, tiling.threads, tiling.ranks, tiling.shared_bytes,
             struct.calcsize(_FORMAT),
         )  # fmt: skip
         return self.launcher
+
+
+@cache
+def _function(device: int, options: tuple[str, ...], kernel: str, shared_bytes: int, ranks: int) -> ctypes.c_void_p:
+    """A kernel, loaded once."""
+    return driver.load(device, compiler.cubin(options, _arch(device)), kernel, shared_bytes, ranks)
 
 
 @cache
@@ -213,9 +226,9 @@ class _Emulation:
             if t is not None and t.data_ptr() % _ALIGNMENT:
                 given[name] = t.clone()
         is_forward = launch.direction == "forward"
-        for name in self.names[6:]:
-            t = given[name]
-            if t is not None and name != "dy" and (is_forward or name != "stats"):
+        read = {*FORWARD_TENSORS[:-1], "dy", "" if is_forward else "stats"}
+        for name, t in given.items():
+            if t is not None and name not in read:
                 t.detach().fill_(torch.nan)
         found = (given.get(name) for name in _POINTERS[launch.direction])
         constants = (ctypes.c_int * len(_CONSTANTS))(*launch.constants)
@@ -231,21 +244,30 @@ PLANNER = Planner(plan_forward, plan_backward, _Emulation if EMULATION else _Exe
 
 
 class _Operator:
-    """An `autograd.Operator` that plans anew in each call, for the operators of torch.library."""
+    """An `autograd.Operator` for any arguments, for the operators of torch.library."""
+
+    def __init__(self) -> None:
+        self.planned: dict[Hashable, PlannedOperator] = {}
 
     def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
         if args.x.numel() == 0:
             return torch.empty_like(args.x), args.x.new_zeros(_stats_shape(args), dtype=torch.float32)
-        y, stats = PlannedOperator(args, PLANNER).forward(args)
+        y, stats = self._of(args).forward(args)
         return y, stats.view(_stats_shape(args))
 
     def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
         if args.x.numel() == 0:
-            return eager.backward(dy, stats[:, :-1], args, needs)
-        return PlannedOperator(args, PLANNER).backward(dy, stats.contiguous(), args, needs)
+            return eager.backward(dy, stats[:, :-SPARE], args, needs)
+        return self._of(args).backward(dy, stats.contiguous(), args, needs)
+
+    def _of(self, args: NormArgs) -> PlannedOperator:
+        if len(self.planned) >= _MAX_PLANNED:
+            self.planned.clear()
+        key = args.signature()
+        return self.planned.get(key) or self.planned.setdefault(key, PlannedOperator(args, PLANNER))
 
 
-compiled_group_norm_silu = library_operator("cuda_group_norm_silu", _Operator(), traceable=False, extra_stats=1)
+compiled_group_norm_silu = library_operator("cuda_group_norm_silu", _Operator(), traceable=False, extra_stats=SPARE)
 
 
 def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:
@@ -270,10 +292,18 @@ def unsupported_reason(x: Tensor) -> str | None:
 
 
 @torch.compiler.assume_constant_result
+@cache
 def _lacking(device: int) -> str | None:
     if torch.version.hip:
         return "needs a GPU of NVIDIA's"
     major, minor = torch.cuda.get_device_capability(device)
     if major < _MIN_CAPABILITY:
         return f"needs compute capability {_MIN_CAPABILITY}.0, this GPU has {major}.{minor}"
-    return None if compiler.has_nvrtc() else compiler.MISSING
+    problem = compiler.nvrtc_problem(_arch(device))
+    if problem is None:
+        try:
+            _gpu(device)
+            driver.load(device, compiler.probe(_arch(device)), "nothing", 0, 1)
+        except (OSError, RuntimeError) as error:
+            problem = f"needs a driver that loads what NVRTC compiles: {error}"
+    return problem

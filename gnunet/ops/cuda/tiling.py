@@ -135,9 +135,10 @@ def _tiling(shape: Shape, width: int, vector: int, gpu: Gpu, tensors: int, chann
         rows, fold = _rows(shape.channels_last, lanes, of_rank, wanted)
         threads, steps = -(-lanes * rows // 32) * 32, -(-of_rank // rows)
         if channel_sums:
-            thread_sums = max((2 * span * lanes + channel_sums * width) * (rows // fold), 2 * threads)
+            at_once = channels_at_once(width, threads)
+            thread_sums = max((2 * span * lanes + channel_sums * width) * (rows // fold), 2 * at_once * threads)
         else:
-            thread_sums = 3 * span * lanes * rows
+            thread_sums = 4 * span * lanes * rows
         scratch = 4 * (thread_sums + (2 * ranks + 3) * groups + channel_sums * ranks * width)
         room = (gpu.shared_bytes - scratch) // (threads * vector_bytes)
         if room < 0:
@@ -152,10 +153,14 @@ def _tiling(shape: Shape, width: int, vector: int, gpu: Gpu, tensors: int, chann
         _PART_BYTES if blocks * ranks >= _THREAD_BLOCKS else _LEAST_PART_BYTES
     ):
         ranks *= 2
-    tiling = by(ranks)
-    if ranks < gpu.max_ranks and (tiling is None or not tiling.fits):
-        tiling = by(gpu.max_ranks)
-    return tiling
+    candidates = [by(ranks), *([by(gpu.max_ranks)] if ranks < gpu.max_ranks else [])]
+    found = [tiling for tiling in candidates if tiling is not None]
+    return max(found, key=lambda tiling: tiling.share_held, default=None)  # of equal ones the smaller cluster
+
+
+def channels_at_once(width: int, threads: int) -> int:
+    """That a thread takes when it adds up the sums of samples."""
+    return 4 if width % 4 == 0 and threads <= 128 else 1
 
 
 def _rows(channels_last: bool, lanes: int, steps: int, wanted: int) -> tuple[int, int]:
@@ -173,6 +178,8 @@ def _rows(channels_last: bool, lanes: int, steps: int, wanted: int) -> tuple[int
         rows = rows // whole * whole
     elif whole * lanes <= wanted:
         rows = whole
+    elif rows * lanes > 32:
+        rows = max(1, round(rows * lanes / 32) * 32 // lanes)  # that nearly fill warps
     rows = min(rows, _LIMIT_THREADS // lanes)
     is_folded = lanes < 32 and 32 % lanes == 0 and lanes * rows % 32 == 0
     return rows, 32 // lanes if is_folded else 1

@@ -1,6 +1,8 @@
 """The CUDA kernels compiled for GPUs that are not here, by NVRTC, and read."""
 
+import os
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from gnunet.ops.cuda import compiler
 
 pytestmark = [
-    pytest.mark.skipif(not compiler.has_nvrtc(), reason="needs NVRTC"),
+    pytest.mark.skipif(compiler.nvrtc_problem(90) is not None, reason="needs NVRTC"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs Triton's cuobjdump"),
 ]
 SOME = ("a level of DDPM's U-Net", "its lowest level", "groups of 10 channels", "odd sizes")
@@ -60,7 +62,7 @@ def test_a_wrong_source_says_what_is_wrong(monkeypatch, tmp_path):
     monkeypatch.setenv("GNUNET_KERNEL_CACHE", str(tmp_path / "cache"))
     with pytest.raises(RuntimeError, match=r"NVRTC cannot compile wrong.cu .*sm_90.*\n.*error"):
         compiler.cubin(["WIDTH=8"], 90)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_what_is_compiled_is_kept_and_an_unwritable_cache_does_not_matter(monkeypatch, tmp_path):
@@ -71,5 +73,18 @@ def test_what_is_compiled_is_kept_and_an_unwritable_cache_does_not_matter(monkey
     first = compiler.cubin(["NUMBER=1"], 90)
     assert compiler.cubin(["NUMBER=1"], 90) == first != compiler.cubin(["NUMBER=2"], 90)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+    descriptors = len(os.listdir("/proc/self/fd"))
+    compiler.cubin(["NUMBER=3"], 90)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
     monkeypatch.setenv("GNUNET_KERNEL_CACHE", str(source / "no folder"))
     assert compiler.cubin(["NUMBER=1"], 90) == first
+    for name in ("GNUNET_KERNEL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiler.Path, "home", mock.Mock(side_effect=RuntimeError))
+    assert compiler.cubin(["NUMBER=1"], 90) == first
+
+
+def test_an_architecture_that_nvrtc_does_not_know_runs_the_code_of_an_older_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("GNUNET_KERNEL_CACHE", str(tmp_path))
+    assert compiler.probe(87) and compiler._known(compiler._nvrtc(), 129) == 121
+    assert "NVRTC cannot compile" in compiler.nvrtc_problem(990)

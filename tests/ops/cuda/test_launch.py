@@ -17,7 +17,7 @@ class Driver:
     """NVIDIA's, but for doing anything."""
 
     def __init__(self):
-        self.launched, self.attributes, self.entered = [], [], 0
+        self.launched, self.attributes, self.entered, self.loaded, self.clusters = [], [], 0, 0, 8
 
     def cuDevicePrimaryCtxRetain(self, context, device):
         self.entered += 1
@@ -27,10 +27,11 @@ class Driver:
         return 0
 
     def cuModuleLoadData(self, module, cubin):
-        return 0
+        self.loaded += 1
+        return 0 if cubin == b"code" else 209
 
     def cuModuleGetFunction(self, function, module, name):
-        assert name in (b"group_norm_silu_forward", b"group_norm_silu_backward")
+        assert name in (b"group_norm_silu_forward", b"group_norm_silu_backward", b"nothing")
         return 0
 
     def cuFuncSetAttribute(self, function, attribute, value):
@@ -50,6 +51,10 @@ class Driver:
         )  # fmt: skip
         return 0
 
+    def cuOccupancyMaxActiveClusters(self, count, function, config):
+        count._obj.value = self.clusters
+        return 0
+
     def cuGetErrorString(self, status, text):
         text._obj.value = b"out of luck"
         return 0
@@ -61,6 +66,9 @@ def fake_driver(monkeypatch):
     monkeypatch.setattr(driver, "_driver", lambda: fake)
     monkeypatch.setattr(launch, "gpu_of", lambda device: H100)
     monkeypatch.setattr(compiler, "cubin", lambda options, arch: b"code")
+    monkeypatch.setattr(compiler, "probe", lambda arch: b"code")
+    launch._function.cache_clear()
+    launch._gpu.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 77, raising=False)
@@ -140,16 +148,25 @@ def test_groups_too_wide_for_a_thread_block_are_refused():
         group_norm_silu(torch.zeros(1, 4096, 4, 4), 1, backend="cuda")
 
 
-@pytest.mark.parametrize(
-    ("properties", "ranks"),
-    [((8, 0, 108), 1), ((9, 0, 132), 16), ((9, 0, 60), 8), ((12, 0, 170), 8), ((10, 0, 148), 16)],
-)
-def test_how_large_clusters_may_be(monkeypatch, properties, ranks):
-    major, minor, multiprocessors = properties
-    found = SimpleNamespace(
-        major=major, minor=minor, multi_processor_count=multiprocessors, shared_memory_per_block_optin=99 * 1024
-    )
+@pytest.mark.parametrize(("major", "clusters", "ranks"), [(8, 0, 1), (9, 8, 16), (9, 0, 8), (12, 0, 8)])
+def test_how_large_clusters_may_be(fake_driver, monkeypatch, major, clusters, ranks):
+    found = SimpleNamespace(major=major, shared_memory_per_block_optin=99 * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
-    launch._gpu.cache_clear()
+    fake_driver.clusters = clusters
     assert launch._gpu(0) == (99 * 1024, ranks)
     launch._gpu.cache_clear()
+
+
+def test_code_is_loaded_once_for_all_batch_sizes(fake_driver):
+    for samples in (2, 2, 5):
+        run_forward(arguments((samples, 320, 64, 64)))
+    assert fake_driver.loaded == 1 and len(fake_driver.launched) == 3
+
+
+def test_a_driver_that_does_not_load_the_code_is_a_reason(fake_driver, monkeypatch):
+    monkeypatch.setattr(compiler, "nvrtc_problem", lambda arch: None)
+    monkeypatch.setattr(launch, "_gpu", lambda index: H100)
+    lacking = launch._lacking.__wrapped__  # without the cache
+    assert lacking(0) is None
+    monkeypatch.setattr(compiler, "probe", lambda arch: b"code of the future")
+    assert "needs a driver that loads what NVRTC compiles: CUDA driver: out of luck" in lacking(0)

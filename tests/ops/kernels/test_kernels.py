@@ -182,6 +182,57 @@ def test_accuracy_at_a_large_mean(make_case, norm_of_torch, relative_error, mean
                 assert error <= max(1.1 * allowed, floor), (name, dtype)
 
 
+@pytest.mark.parametrize("how", SIZES)
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_group_beside_one_with_another_mean(lay_out, layout, channels, how):
+    """Channels of several groups are in one vector of channels_last."""
+    x = torch.randn(2, 4 * channels, 6, 5, generator=torch.Generator().manual_seed(0))
+    alone = group_norm_silu(x.double(), 4, backend="reference")
+    x[:, :channels] += 1e4
+    with tiled(how) as backend:
+        y = group_norm_silu(lay_out(x, layout).to(DEVICE), 4, backend=backend)
+    torch.testing.assert_close(y[:, channels:].cpu(), alone[:, channels:].float(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("at", [0, 37, -1])
+def test_an_element_that_is_far_off(lay_out, relative_error, at, layout, backend):
+    x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    x.view(2, -1)[:, at] = 1e4
+    y = group_norm_silu(lay_out(x, layout).to(DEVICE), 2, activation=None, backend=backend).cpu()
+    exact = group_norm_silu(x.double(), 2, activation=None, backend="reference")
+    is_near = x != 1e4
+    assert relative_error(y[is_near], exact[is_near]) < 1e-5
+
+
+@pytest.mark.parametrize("how", SIZES)
+@pytest.mark.parametrize(("samples", "channels"), [(15, 6), (16, 6), (41, 40)])
+def test_gradients_of_parameters_over_many_samples_and_twice(make_case, relative_error, samples, channels, how):
+    case = make_case((samples, channels, 3, 4), 2, layout="channels_last", device=DEVICE)
+    dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    leaves = list(case.tensors.values())
+    with tiled(how) as backend:
+        y = case.run(backend)
+        results = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for _ in range(2)]
+    exact = case.double()
+    expected = torch.autograd.grad(exact.run("reference"), list(exact.tensors.values()), dy.double())
+    for first, again, formula in zip(*results, expected, strict=True):
+        assert torch.equal(first, again) and relative_error(first, formula) < 2e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parameters_in_float64(make_case, relative_error, backend):
+    case = make_case((2, 12, 5, 5), 3, parameter_dtype=torch.float64, given=ALL, device=DEVICE)
+    dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    results = case.run_with_gradients(dy, backend)
+    exact = case.double().run_with_gradients(dy, "reference")
+    for name, value in results.items():
+        like = case.x if name in ("y", "dx") else case.tensors[name[1:]]
+        assert value.dtype == like.dtype and relative_error(value, exact[name], case.floor(name)) < 5e-6, name
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("how", SIZES)
