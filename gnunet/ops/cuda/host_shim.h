@@ -1,9 +1,9 @@
 // Runs group_norm_silu.cu on a CPU, for tests: every thread is a fiber, and all take turns in one thread.
 //
-// Several clusters run at a time, and who goes on at a barrier is drawn, so that a missing barrier shows. Shared memory
-// is allocated for each thread block in the size that was asked for, and filled with NaN when its first thread starts,
-// so that AddressSanitizer sees what is beyond it and tests see what was not written, or too early. A weak memory
-// model's races do not show here; compute-sanitizer shows them on a GPU.
+// Several clusters run at a time, and who goes on at a barrier is drawn, by priorities of thread blocks that change, so
+// that a missing barrier shows. Shared memory is allocated for each thread block in the size that was asked for, and
+// filled with NaN when its first thread starts, so that AddressSanitizer sees what is beyond it and tests see what was
+// not written, or too early. A weak memory model's races do not show here; compute-sanitizer shows them on a GPU.
 #include <ucontext.h>
 
 #include <algorithm>
@@ -60,6 +60,7 @@ struct Block {
     std::vector<Fiber*> ready;
     Barrier* cluster;
     Block* first_of_cluster;
+    u32 priority = 0;
     bool has_started = false, has_vote = false;
 };
 
@@ -72,7 +73,7 @@ inline Fiber* current;
 inline size_t left;  // fibers that have not ended
 inline ucontext_t launcher;
 inline std::function<void()> kernel;
-inline u32 leave_every;  // how often a thread block is left of which threads could go on: rarely, at times or always
+inline u32 redraw_every;  // how often a thread block that runs gets another priority: often, at times or rarely
 
 inline u32 draw(u32 below) {
     static u32 drawn = 1;
@@ -81,21 +82,17 @@ inline u32 draw(u32 below) {
 }
 
 inline Fiber* take_next() {
-    Block* block = current ? current->block : &blocks[0];
-    if (block->ready.empty() || draw(leave_every) == 0) {
-        const size_t start = draw(blocks.size());
-        for (size_t i = 0; i < blocks.size(); ++i) {
-            block = &blocks[(start + i) % blocks.size()];
-            if (!block->ready.empty()) break;
-        }
-    }
-    if (block->ready.empty()) {
+    if (current && draw(redraw_every) == 0) current->block->priority = draw(1 << 16);
+    Block* best = nullptr;
+    for (Block& block : blocks)
+        if (!block.ready.empty() && (!best || block.priority > best->priority)) best = &block;
+    if (!best) {
         std::fprintf(stderr, "host_shim: threads wait at a barrier that others have passed by\n");
         std::abort();
     }
-    std::swap(block->ready[draw(block->ready.size())], block->ready.back());
-    Fiber* const found = block->ready.back();
-    block->ready.pop_back();
+    std::swap(best->ready[draw(best->ready.size())], best->ready.back());
+    Fiber* const found = best->ready.back();
+    best->ready.pop_back();
     return found;
 }
 
@@ -136,6 +133,7 @@ inline void launch(int count, int threads, int ranks, size_t shared, std::functi
             block.memory.reset((unsigned char*)std::aligned_alloc(16, (shared + 15) / 16 * 16));
             block.shared = block.memory.get();
             block.size = shared;
+            block.priority = draw(1 << 16);
             block.barrier.size = threads;
             block.warps.assign(threads / 32, {32, {}});
             block.cluster = &clusters[i / ranks];
@@ -159,7 +157,7 @@ inline void launch(int count, int threads, int ranks, size_t shared, std::functi
             fiber.block->ready.push_back(&fiber);
         }
         left = fibers.size();
-        leave_every = draw(3) == 0 ? 1 : draw(2) == 0 ? 4 : 1 << 20;
+        redraw_every = 1 << (1 + 4 * draw(3));
         current = nullptr;
         current = take_next();
         swapcontext(&launcher, &current->context);
