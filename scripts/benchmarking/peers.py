@@ -45,6 +45,15 @@ def gnunet(case: Case, backend: str = "auto") -> Contender:
     return Contender(function, case.layout)
 
 
+def _kernels(backend: str) -> Callable[[Case], Contender]:
+    def contender(case: Case) -> Contender:
+        if not torch.cuda.is_available():
+            raise Unavailable("needs a GPU")
+        return gnunet(case, backend)
+
+    return contender
+
+
 def _eager(layout: str) -> Callable[[Case], Contender]:
     return lambda case: Contender(lambda x, weight, bias: _formula(x, weight, bias, case.num_groups), layout)
 
@@ -98,8 +107,11 @@ PEERS: dict[str, Callable[[Case], Contender]] = {
     "compile": _compiled,
     "apex": _apex,
     "liger": _liger,
+    "gnunet_cuda": _kernels("cuda"),
+    "gnunet_triton": _kernels("triton"),
 }
-"""The two eager peers take x in the layout they are named after, the others in the case's.
+"""The two eager peers take x in the layout they are named after, the others in the case's. The last two show whether
+"auto" is the faster of them.
 
 Weight and bias have x's dtype, and autocast, under which PyTorch's group_norm computes in fp32, is off: both favour
 the peers.

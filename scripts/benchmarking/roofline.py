@@ -38,5 +38,5 @@ def draw(record: dict[str, Any], path: Path) -> None:
         panel.set(xscale="log", xlabel="MB of x (bf16)", title=f"{direction}: {moved}", ylim=(0, 3.5))
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("TB/s of these bytes, predicted for an H100")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.95))
     figure.savefig(path, dpi=110)

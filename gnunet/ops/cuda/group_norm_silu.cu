@@ -84,8 +84,7 @@ DEVICE u32 to_bfloats(float low, float high) {
 }
 #endif
 
-// Types, of which NONE is that of a tensor that is not given.
-#define NONE 0
+// Types; 0 is that of a tensor that is not given.
 #define FLOAT32 1
 #define BFLOAT16 2
 #define FLOAT16 3
@@ -99,12 +98,11 @@ DEVICE u32 to_bfloats(float low, float high) {
 #define CHANNELS_OF_THREAD (CHANNELS_LAST ? VECTOR : 1)
 // Of pieces of `size` that one piece of `length` overlaps, both laid end to end from 0.
 #define MOST_TOUCHED(length, size) \
-    ((length) % (size) == 0 ? (length) / (size) : (size) % (length) == 0 ? 1 : ((length) + (size)-2) / (size) + 1)
+    ((length) % (size) == 0 ? (length) / (size) : (size) % (length) == 0 ? 1 : ((length) + (size) - 2) / (size) + 1)
 // The most groups that the channels of a thread are of, and threads that the channels of a group have.
 #define SPAN MOST_TOUCHED(CHANNELS_OF_THREAD, GROUP)
 #define LANES_OF_GROUP MOST_TOUCHED(GROUP, CHANNELS_OF_THREAD)
-// Rows of `stats` behind those of the samples.
-#define SPARE 16
+// Samples that backward adds up in one step.
 #define FEW_SAMPLES 32
 // Channels that a thread takes at a time when it adds up the sums of samples.
 #define CHANNELS_AT_ONCE (WIDTH % 4 == 0 && THREADS <= 128 ? 4 : 1)

@@ -36,7 +36,7 @@ _TYPES = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.
 _CONSTANTS = (
     "X_TYPE", "WEIGHT_TYPE", "BIAS_TYPE", "ADD_TYPE", "SCALE_TYPE", "SHIFT_TYPE", "CHANNELS_LAST", "SILU", "CENTER",
     "CHANNELS", "NUM_GROUPS", "WIDTH", "VECTOR", "LANES", "ROWS", "FOLD", "THREADS", "RANKS", "THREAD_SUMS", "FITS",
-    "NEED_X", "NEED_SUMS", "NEED_D",
+    "SPARE", "NEED_X", "NEED_SUMS", "NEED_D",
 )  # fmt: skip
 """What is defined when the source is compiled; the emulation, compiled once, is told in each launch."""
 _POINTERS = {
@@ -133,7 +133,7 @@ def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool
     numbers = (
         *types, shape.channels_last, args.silu, args.center, shape.channels, shape.num_groups, tiling.width,
         tiling.vector, tiling.lanes, tiling.rows, tiling.fold, tiling.threads, tiling.ranks, tiling.thread_sums,
-        tiling.fits, need_x, need_weight or need_bias or need_add or need_scale or need_shift, need_add,
+        tiling.fits, SPARE, need_x, need_weight or need_bias or need_add or need_scale or need_shift, need_add,
     )  # fmt: skip
     strides = (0 if t is None else t.stride(0) for t in (args.add, args.scale, args.shift))
     held = (*tiling.held, 0)[:2]

@@ -86,9 +86,8 @@ def choose_tiling(shape: Shape, gpu: Gpu, tensors: int, channel_sums: int) -> Ti
     for each group; None where threads are too few for the channels of a group."""
     tilings = (_tiling(shape, width, vector, gpu, tensors, channel_sums) for width, vector in _blocks(shape))
     found = [tiling for tiling in tilings if tiling is not None]
-    fitting = [tiling for tiling in found if tiling.fits]
-    portable = [tiling for tiling in fitting if tiling.ranks <= _RANKS]
-    return next(iter([*portable, *fitting, *found]), None)
+    # What holds most, if possible by clusters of a size that every GPU has; of equal ones the first.
+    return max(found, key=lambda tiling: (tiling.share_held, tiling.fits and tiling.ranks <= _RANKS), default=None)
 
 
 def _blocks(shape: Shape) -> Iterator[tuple[int, int]]:

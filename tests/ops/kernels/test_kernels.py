@@ -38,6 +38,7 @@ SIZES = {
     "cuda ReadAgain": {**_SHARED, "gpu_of": lambda device: cuda_tiling.Gpu(16 * 1024, 2)},
     "cuda LargeCluster": {**_SHARED, "_VECTORS": 1, "gpu_of": lambda device: cuda_tiling.Gpu(24 * 1024, 16)},
 }
+CUDA, TRITON = ([how for how in SIZES if how.startswith(backend)] for backend in BACKENDS)
 
 
 @contextmanager
@@ -84,10 +85,7 @@ def cases(draw):
     }
 
 
-@pytest.mark.parametrize("how", SIZES)
-@settings(max_examples=24, deadline=None, derandomize=True)
-@given(arguments=cases())
-def test_values_and_gradients_however_the_tensor_is_tiled(make_case, relative_error, how, arguments):
+def assert_right_however_tiled(make_case, relative_error, how, arguments):
     case = make_case(**arguments, device=DEVICE)
     dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(case.x)
     with tiled(how) as backend:
@@ -98,6 +96,20 @@ def test_values_and_gradients_however_the_tensor_is_tiled(make_case, relative_er
         assert relative_error(value, exact[name], case.floor(name)) < tolerance, name
         like = case.x if name in ("y", "dx") else case.tensors[name[1:]]
         assert (value.dtype, value.shape) == (like.dtype, like.shape), name
+
+
+@pytest.mark.parametrize("how", CUDA)
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(arguments=cases())
+def test_values_and_gradients(make_case, relative_error, how, arguments):
+    assert_right_however_tiled(make_case, relative_error, how, arguments)
+
+
+@pytest.mark.parametrize("how", TRITON)
+@settings(max_examples=14, deadline=None, derandomize=True)  # the interpreter takes its time
+@given(arguments=cases())
+def test_values_and_gradients_by_triton(make_case, relative_error, how, arguments):
+    assert_right_however_tiled(make_case, relative_error, how, arguments)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -207,16 +219,16 @@ def test_an_element_that_is_far_off(lay_out, relative_error, at, layout, backend
     assert relative_error(y[is_near], exact[is_near]) < 1e-5
 
 
-@pytest.mark.parametrize("how", SIZES)
-@pytest.mark.parametrize(("samples", "channels"), [(15, 6), (16, 6), (41, 40)])
+@pytest.mark.parametrize("how", CUDA)
+@pytest.mark.parametrize(("samples", "channels"), [(31, 6), (33, 6), (41, 40)])
 def test_gradients_of_parameters_over_many_samples_and_several_times(make_case, relative_error, samples, channels, how):
     case = make_case((samples, channels, 3, 4), 2, layout="channels_last", device=DEVICE)
     dy = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     leaves = list(case.tensors.values())
     with tiled(how) as backend:
         y = case.run(backend)
-        times = 12 if backend == "cuda" else 2  # samples are done in another order each time
-        results = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for _ in range(times)]
+        # Samples are done in another order each time.
+        results = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for _ in range(12)]
     exact = case.double()
     expected = torch.autograd.grad(exact.run("reference"), list(exact.tensors.values()), dy.double())
     for first, *others, formula in zip(*results, expected, strict=True):
