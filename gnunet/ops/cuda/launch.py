@@ -291,9 +291,13 @@ def unsupported_reason(x: Tensor) -> str | None:
     return _lacking(x.device.index)
 
 
-@torch.compiler.assume_constant_result
-@cache
+@torch.compiler.assume_constant_result  # which a cached function itself cannot be
 def _lacking(device: int) -> str | None:
+    return _find_lacking(device)
+
+
+@cache
+def _find_lacking(device: int) -> str | None:
     if torch.version.hip:
         return "needs a GPU of NVIDIA's"
     major, minor = torch.cuda.get_device_capability(device)
