@@ -98,7 +98,6 @@ def inspect_shapes(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         "layout": layout,
                         "center": center,
                         "arch": arch,
-                        "vector": getattr(launch, "tiling", None) and launch.tiling.vector,
                     }
                 )
     with ProcessPoolExecutor() as pool:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from unittest import mock
 
 import torch
 
-from benchmarking.model import SECTOR, KernelCode, Work
-from benchmarking.sass import counts, cuobjdump, loops, widths
+from benchmarking.model import KernelCode, Work
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.cuda import compiler
 from gnunet.ops.cuda import launch as op
-from gnunet.ops.cuda.tiling import Gpu, Tiling, channels_at_once
+from gnunet.ops.cuda.tiling import Gpu, Tiling, channels_at_once, sector_overhead
 from gnunet.ops.planned import Shape
 
 GPUS = {80: Gpu(163 * 1024, 1), 90: Gpu(227 * 1024, 16), 100: Gpu(227 * 1024, 16)}
@@ -37,16 +35,9 @@ def launches(args: NormArgs, arch: int = 90) -> dict[str, list[tuple[op.Launch, 
 def _work(launch: op.Launch, args: NormArgs) -> Work:
     tiling, shape = launch.tiling, Shape.of(args)
     is_backward = launch.direction == "backward"
-    held = sum(tiling.held) / (len(tiling.held) * tiling.steps)
-    # Of what is not held forward reads x once more, backward both tensors.
-    overhead = 1.0
-    if shape.channels_last:
-        row = tiling.width * shape.itemsize
-        starts = range(0, shape.channels * shape.itemsize, row)
-        touched = sum((start + row - 1) // SECTOR - start // SECTOR + 1 for start in starts)
-        overhead = touched * SECTOR / (shape.channels * shape.itemsize)
+    overhead = sector_overhead(tiling.width, shape) if shape.channels_last else 1.0
     last_loads = _loads_over_samples(tiling, len(args.x)) if is_backward and len(args.x) > 1 else 0
-    return Work(launch.blocks, tiling.steps, held, overhead, last_loads)
+    return Work(launch.blocks, tiling.steps, tiling.share_held, overhead, last_loads)
 
 
 def _loads_over_samples(tiling: Tiling, samples: int) -> int:
@@ -62,25 +53,13 @@ def _loads_over_samples(tiling: Tiling, samples: int) -> int:
 
 def compile_launch(launch: op.Launch, arch: int) -> KernelCode:
     """The machine code for a GPU of compute capability arch / 10."""
-    cubin = compiler.cubin(launch.options, arch)
-    usage, code = (cuobjdump(option, cubin) for option in ("--dump-resource-usage", "--dump-sass"))
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
-    names = counts(code)
     tiling = launch.tiling
-    return KernelCode(
+    return KernelCode.read(
+        compiler.cubin(launch.options, arch),
         kernel=launch.kernel.removeprefix("group_norm_silu_"),
         warps=tiling.threads // 32,
-        registers=numbers["REG"],
         shared=tiling.shared_bytes,
-        stack=numbers["STACK"],
-        spills=names["LDL"] + names["STL"],
-        barriers=names["BAR"],
-        instructions=names.total(),
-        loops=loops(code),
         tile=tiling.threads * tiling.vector,
-        loads=widths("LDG", code) | {f"copy {width}": n for width, n in widths("LDGSTS", code).items()},
-        stores=widths("STG", code),
         ranks=tiling.ranks,
-        cluster_barriers=names["UCGABAR_WAIT"],
         vector=tiling.vector,
     )

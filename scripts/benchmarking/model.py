@@ -6,10 +6,12 @@ are the data sheet's and what others have measured, and what it says of small te
 by 25%.
 """
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from benchmarking.sass import Loop
+from benchmarking.sass import Loop, counts, cuobjdump, loops, widths
 
 MULTIPROCESSORS = 132
 CLUSTER_SITES = (16,) * 6 + (18,) * 2
@@ -23,8 +25,6 @@ L2_BANDWIDTH, L2_BYTES = 5.5e12, 30e6
 """Bytes a second, and what is left of a tensor for the kernel after the one that read it."""
 ONE_BANDWIDTH = 60e9
 """Bytes a second of one multiprocessor, where the others are idle."""
-SECTOR = 32
-"""Bytes that L2 is read and written in."""
 AHEAD = 2
 """Tiles that a program has asked for at a time."""
 LAUNCH = 2e-6
@@ -69,7 +69,26 @@ class KernelCode:
     stores: dict[str, int]
     ranks: int = 0
     cluster_barriers: int = 0
-    vector: int = field(default=1)
+    vector: int = 1
+
+    @classmethod
+    def read(cls, cubin: bytes, **others: Any) -> "KernelCode":
+        """From machine code; the others are what does not stand in it."""
+        usage, code = (cuobjdump(option, cubin) for option in ("--dump-resource-usage", "--dump-sass"))
+        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+        names = counts(code)
+        return cls(
+            registers=numbers["REG"],
+            stack=numbers["STACK"],
+            spills=names["LDL"] + names["STL"],
+            barriers=names["BAR"],
+            instructions=names.total(),
+            loops=loops(code),
+            loads=widths("LDG", code) | {f"copy {width}": n for width, n in widths("LDGSTS", code).items()},
+            stores=widths("STG", code),
+            cluster_barriers=names["UCGABAR_WAIT"],
+            **others,
+        )
 
     @property
     def resident_programs(self) -> int:

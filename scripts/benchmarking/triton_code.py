@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -13,7 +12,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarking.model import KernelCode, Work
-from benchmarking.sass import counts, cuobjdump, loops, widths
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.triton_kernels import launch as op
 
@@ -90,22 +88,12 @@ def compile_launch(launch: Launch, arch: int) -> KernelCode:
     source = ASTSource(getattr(module, launch.kernel), dict(launch.signature), dict(launch.constants), attributes)
     options = dict(launch.options)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, WARP), options=options)
-    usage, code = (cuobjdump(option, compiled.asm["cubin"]) for option in ("--dump-resource-usage", "--dump-sass"))
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
-    names = counts(code)
     constants = dict(launch.constants)
     tile = constants.get("BLOCK_S", constants.get("BLOCK_K", 0)) * constants["BLOCK_C"]
-    return KernelCode(
+    return KernelCode.read(
+        compiled.asm["cubin"],
         kernel=launch.kernel,
         warps=options["num_warps"],
-        registers=numbers["REG"],
         shared=compiled.metadata.shared,
-        stack=numbers["STACK"],
-        spills=names["LDL"] + names["STL"],
-        barriers=names["BAR"],
-        instructions=names.total(),
-        loops=loops(code),
         tile=tile,
-        loads=widths("LDG", code),
-        stores=widths("STG", code),
     )

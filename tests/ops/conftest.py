@@ -45,6 +45,16 @@ class Case:
         grads = torch.autograd.grad(y, list(inputs.values()), dy.to(y.dtype))
         return {"y": y.detach(), **{f"d{name}": grad for name, grad in zip(inputs, grads, strict=True)}}
 
+    def assert_right(self, results: dict[str, Tensor], dy: Tensor, tolerances: dict[torch.dtype, float]) -> None:
+        """Compare what `run_with_gradients` gave with the formula in float64. Rounded is what comes in, what goes out,
+        or both."""
+        exact = self.double().run_with_gradients(dy, "reference")
+        for name, value in results.items():
+            tolerance = max(tolerances[self.x.dtype], tolerances[value.dtype])
+            assert _relative_error(value, exact[name], self.floor(name)) < tolerance, name
+            like = self.x if name in ("y", "dx") else self.tensors[name[1:]]
+            assert (value.dtype, value.shape) == (like.dtype, like.shape), name
+
     def floor(self, name: str, least: float = 0.5) -> float:
         """What the error of a result is relative to at least. A gradient may be exactly zero; that of add, a sum over
         the positions, is where a group is one channel and centred."""

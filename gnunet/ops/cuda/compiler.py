@@ -68,6 +68,7 @@ def nvrtc_problem(arch: int) -> str | None:
     return None
 
 
+@cache
 def probe(arch: int) -> bytes:
     """A kernel that does nothing, called `nothing`."""
     nvrtc = _nvrtc()

@@ -104,8 +104,12 @@ def _blocks(shape: Shape) -> Iterator[tuple[int, int]]:
         row, vector = width * shape.itemsize, gcd(shape.channels, width, most)
         is_whole = width == shape.channels
         is_small = row * shape.positions < _MIN_BLOCK and not is_whole
-        waste = _sectors(width, shape) * _SECTOR > _MOST_OVERHEAD * row
-        return is_small, waste, vector < most, row < _ROW_BYTES and not is_whole
+        return (
+            is_small,
+            sector_overhead(width, shape) > _MOST_OVERHEAD,
+            vector < most,
+            row < _ROW_BYTES and not is_whole,
+        )
 
     least = min(_SECTOR, shape.channels * shape.itemsize)
     for width in sorted(widths, key=quality):  # of equal ones the narrowest
@@ -113,11 +117,11 @@ def _blocks(shape: Shape) -> Iterator[tuple[int, int]]:
             yield width, gcd(shape.channels, width, most)
 
 
-def _sectors(width: int, shape: Shape) -> float:
-    """Sectors of memory that a row of a block touches, on average over the blocks."""
-    row = width * shape.itemsize
-    starts = range(0, shape.channels * shape.itemsize, row)
-    return sum((start + row - 1) // _SECTOR - start // _SECTOR + 1 for start in starts) / len(starts)
+def sector_overhead(width: int, shape: Shape) -> float:
+    """Bytes of the sectors of memory that rows of blocks of such a width touch, with channels last, over their own."""
+    row, whole = width * shape.itemsize, shape.channels * shape.itemsize
+    touched = sum((start + row - 1) // _SECTOR - start // _SECTOR + 1 for start in range(0, whole, row))
+    return touched * _SECTOR / whole
 
 
 def _tiling(shape: Shape, width: int, vector: int, gpu: Gpu, tensors: int, channel_sums: int) -> Tiling | None:
