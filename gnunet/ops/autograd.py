@@ -8,7 +8,6 @@ runs in x's dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,15 +93,12 @@ class _Backward(torch.autograd.Function):
         return (None, None, None, None, *_double_backward(ctx, grads))
 
 
-def library_operator(
-    name: str, operator: Operator, *, traceable: bool, extra_stats: int = 0
-) -> Callable[[NormArgs], Tensor]:
+def library_operator(name: str, operator: Operator, *, traceable: bool) -> Callable[[NormArgs], Tensor]:
     """Make gnunet::NAME and gnunet::NAME_backward and return the differentiable function of the former.
 
     Args:
         traceable: the implementation consists of torch's operations and of kernels launched by
             torch.library.wrap_triton, which the compiler traces; otherwise the operators are opaque to it.
-        extra_stats: rows of the statistics beside those of the samples.
     """
 
     def forward_op(
@@ -143,7 +139,7 @@ def library_operator(
     forward = register(f"gnunet::{name}", forward_op, mutates_args=())
     backward = register(f"gnunet::{name}_backward", backward_op, mutates_args=())
     if not traceable:
-        forward.register_fake(partial(_forward_fake, extra_stats))
+        forward.register_fake(_forward_fake)
         backward.register_fake(_backward_fake)
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -174,10 +170,10 @@ def library_operator(
     return call
 
 
-def _forward_fake(extra_stats: int, *inputs: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor]:
     x, num_groups, *_, center, _ = inputs
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (2 if center else 1, x.shape[0] + extra_stats, num_groups)
+    shape = (2 if center else 1, x.shape[0], num_groups)
     return torch.empty_like(x), x.new_empty(shape, dtype=dtype)
 
 

@@ -4,8 +4,9 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import triton
 
@@ -19,45 +20,42 @@ def cuobjdump(option: str, cubin: bytes) -> str:
         return subprocess.run([program, option, file.name], check=True, capture_output=True, text=True).stdout
 
 
-def _instructions(code: str) -> list[tuple[int, str, str]]:
-    """Address, name and operands of each."""
-    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([^;]*);", code)
-    return [(int(address, 16), name, operands) for address, name, operands in found]
+@dataclass(frozen=True)
+class KernelCode:
+    """What one compiled kernel needs.
 
+    tile: elements that a program has in its registers at a time. loads, stores: how many instructions move how many
+    bytes from and to global memory.
+    """
 
-def counts(code: str) -> Counter[str]:
-    """How many instructions of each name, but for those that do nothing."""
-    return Counter(name for _, name, _ in _instructions(code) if name != "NOP")
-
-
-class Loop(NamedTuple):
-    """An innermost loop: its instructions, and how many of them load from and store to global memory, copy from it to
-    shared memory, load from there, and compute in fp32."""
-
+    kernel: str
+    warps: int
+    registers: int
+    shared: int
+    stack: int
+    spills: int
     instructions: int
-    loads: int
-    stores: int
-    copies: int
-    shared_loads: int
-    floats: int
+    tile: int
+    loads: dict[str, int]
+    stores: dict[str, int]
+    cluster_barriers: int
 
-
-def loops(code: str) -> list[Loop]:
-    """The innermost loops, in their order."""
-    lines = _instructions(code)
-    at = {address: i for i, (address, _, _) in enumerate(lines)}
-    spans = []
-    for i, (_, name, operands) in enumerate(lines):
-        target = re.search(r"0x([0-9a-f]+)", operands) if name == "BRA" else None
-        if target and (start := at.get(int(target[1], 16), i)) < i:
-            spans.append((start, i))
-    inner = [(a, b) for a, b in spans if not any((c, d) != (a, b) and a <= c and d <= b for c, d in spans)]
-    found = []
-    for start, end in inner:
-        names = Counter(name for _, name, _ in lines[start : end + 1])
-        floats = names["FADD"] + names["FMUL"] + names["FFMA"]
-        found.append(Loop(end + 1 - start, names["LDG"], names["STG"], names["LDGSTS"], names["LDS"], floats))
-    return found
+    @classmethod
+    def read(cls, cubin: bytes, **others: Any) -> "KernelCode":
+        """From machine code; the others are what does not stand in it."""
+        usage, code = (cuobjdump(option, cubin) for option in ("--dump-resource-usage", "--dump-sass"))
+        numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+        names = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", code))
+        return cls(
+            registers=numbers["REG"],
+            stack=numbers["STACK"],
+            spills=names["LDL"] + names["STL"],
+            instructions=names.total() - names["NOP"],
+            loads=widths("LDG", code) | {f"copy {width}": n for width, n in widths("LDGSTS", code).items()},
+            stores=widths("STG", code),
+            cluster_barriers=names["UCGABAR_WAIT"],
+            **others,
+        )
 
 
 def widths(instruction: str, code: str) -> dict[str, int]:

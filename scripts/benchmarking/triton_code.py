@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarking.model import KernelCode, Work
+from benchmarking.sass import KernelCode
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.triton_kernels import launch as op
 
@@ -31,34 +31,18 @@ class Launch:
     options: tuple[tuple[str, Any], ...]
 
 
-def launches(args: NormArgs) -> dict[str, list[tuple[Launch, Work]]]:
+def launches(args: NormArgs, arch: int) -> list[Launch]:
     """What forward and backward launch on arguments, which are on the meta device; nothing runs."""
     with torch.device("meta"), mock.patch.object(op, "_is_nvidia", lambda x: True):
-        plans = {
-            "forward": op.plan_forward(args),
-            "backward": op.plan_backward(args, [t is not None for t in args.tensors]),
-        }
+        plans = op.plan_forward(args), op.plan_backward(args, [t is not None for t in args.tensors])
     types: dict[str, torch.dtype | None] = {"y": args.x.dtype, "dy": args.x.dtype, "stats": torch.float32}
     for name, t in zip(("x", "weight", "bias", "add", "scale", "shift"), args.tensors, strict=True):
         types[name] = types[f"d{name}"] = None if t is None else t.dtype
-    found = {}
-    for direction, plan in plans.items():
+    found = []
+    for plan in plans:
         given = types | {name: torch.float32 if size else None for name, size in plan.buffers.items()}
-        found[direction] = [
-            (_specialized(launch, given), Work(launch.programs, _tiles(launch))) for launch in plan.launches
-        ]
+        found += [_specialized(launch, given) for launch in plan.launches]
     return found
-
-
-def _tiles(launch: op.Launch) -> int:
-    """How many tiles a program goes over, one after the other."""
-    names = launch.kernel.arg_names[len(launch.tensors) :]
-    values = dict(zip(names, launch.values, strict=True))
-    if "SPLIT_SIZE" not in values:
-        return 1
-    positions = min(values["SPLIT_SIZE"], values["positions"] * values["ALIGN_S"])
-    splits = values["position_splits"] * values["CHANNEL_SPLITS"] if "two_pass" in launch.kernel.__name__ else 1
-    return splits * -(-positions // values["BLOCK_S"])
 
 
 def _specialized(launch: op.Launch, dtypes: dict[str, torch.dtype | None]) -> Launch:
@@ -66,7 +50,8 @@ def _specialized(launch: op.Launch, dtypes: dict[str, torch.dtype | None]) -> La
     types, constants, aligned = [], [], []
     values = [*(dtypes[name] for name in launch.tensors), *launch.values]
     for i, (parameter, value) in enumerate(zip(launch.kernel.params, values, strict=True)):
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        is_special = type(value) is int and not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (is_special and value == 1):
             constants.append((parameter.name, value))
             types.append((parameter.name, "constexpr"))
         elif isinstance(value, torch.dtype):
@@ -74,7 +59,7 @@ def _specialized(launch: op.Launch, dtypes: dict[str, torch.dtype | None]) -> La
             aligned.append(i)
         elif isinstance(value, int):
             types.append((parameter.name, "i32" if value < 2**31 else "i64"))
-            if value % ALIGNMENT == 0:
+            if is_special and value % ALIGNMENT == 0:
                 aligned.append(i)
         else:
             types.append((parameter.name, "fp32"))

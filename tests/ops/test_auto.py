@@ -22,11 +22,12 @@ def chosen(monkeypatch, caplog):
     monkeypatch.setattr(module, "_announced", set())
     caplog.set_level(logging.INFO)
 
-    def choose(shape, missing=(), gpu=H100, num_groups=32):
+    def choose(shape, missing=(), gpu=H100, num_groups=32, channels_last=False):
         monkeypatch.setattr(module, "unsupported_reason", lambda name, x: MISSING[name] if name in missing else None)
         monkeypatch.setattr(cuda_launch, "gpu_of", lambda device: gpu)
         with FakeTensorMode():
             x = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+            x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
         args = NormArgs(x, num_groups, None, None, 1e-5, None, None, None, True, True)
         return module._auto_backend(args), caplog.text
 
@@ -41,9 +42,15 @@ def test_on_cpus_and_without_data_it_is_eager():
 
 def test_cuda_where_clusters_hold_what_they_read(chosen):
     assert chosen((8, 320, 64, 64))[0] == "cuda"
+    assert chosen((8, 512, 8, 8), channels_last=True)[0] == "cuda"
     assert chosen((1, 128, 1024, 1024))[0] == "triton"
     assert chosen((8, 512, 128, 128), gpu=Gpu(99 * 1024, 1))[0] == "triton"
-    assert chosen((8, 512, 8, 8), gpu=Gpu(99 * 1024, 1))[0] == "cuda"
+    assert chosen((8, 512, 8, 8), gpu=Gpu(99 * 1024, 1), channels_last=True)[0] == "cuda"
+
+
+def test_triton_where_one_of_its_programs_holds_contiguous_channels_and_where_rows_are_short(chosen):
+    assert chosen((8, 512, 8, 8))[0] == "triton"
+    assert chosen((4, 256, 256, 256), channels_last=True)[0] == "triton"
     assert chosen((8, 16384, 2, 2), num_groups=1)[0] == "triton"
     assert chosen((2, 32, 0, 4))[0] == chosen((0, 32, 4, 4))[0] == "eager"
 
@@ -56,6 +63,6 @@ def test_it_does_not_depend_on_the_batch(chosen):
 def test_what_is_missing_is_said_once(chosen):
     name, text = chosen((8, 320, 64, 64), missing=("cuda",))
     assert name == "triton" and text.count("backend 'auto' is 'triton' on cuda: 'cuda' needs NVRTC") == 1
-    assert chosen((8, 320, 32, 32), missing=("cuda",))[1] == text
+    assert chosen((8, 640, 64, 64), missing=("cuda",))[1] == text
     name, text = chosen((8, 320, 64, 64), missing=("cuda", "triton"))
     assert name == "eager" and "'cuda' needs NVRTC; 'triton' needs the package triton" in text

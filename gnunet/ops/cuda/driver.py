@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from functools import cache
 from typing import Any
 
@@ -69,28 +68,25 @@ def max_active_clusters(function: ctypes.c_void_p, threads: int, ranks: int, sha
 
 
 class Launcher:
-    """Launches a kernel that takes one structure, of `size` bytes, always on the same number of thread blocks."""
+    """Launches a kernel that takes one structure, which it copies, always on the same number of thread blocks."""
 
     def __init__(
         self,
         device: int,
         function: ctypes.c_void_p,
+        structure: ctypes.Array[ctypes.c_char],
         blocks: int,
         threads: int,
         ranks: int,
         shared_bytes: int,
-        size: int,
     ) -> None:
         self._device = device
-        self.structure = ctypes.create_string_buffer(size)
-        self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(self.structure))
+        self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(structure))
         self._attribute = _Attribute(_CLUSTER_DIMENSION, 0, (ranks, 1, 1))
         attributes = ctypes.addressof(self._attribute)
         self._config = _Config((blocks, 1, 1), (threads, 1, 1), shared_bytes, None, attributes, int(ranks > 1))
         self._given: Any = (ctypes.byref(self._config), function, self._arguments, None)
         self._launch = _driver().cuLaunchKernelEx
-        self.lock = threading.Lock()
-        """To be held from when `structure` is filled until the launch, which copies it."""
 
     def __call__(self, stream: int) -> None:
         self._config.stream = stream

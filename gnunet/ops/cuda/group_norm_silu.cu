@@ -28,9 +28,10 @@ DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared
 
 // Copies that the thread waits for later. There are none of 2 bytes: those are done at once.
 DEVICE void copy_async(void* to, const void* from, int bytes) {
-    if (bytes == 16) ASM("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
-    if (bytes == 8) ASM("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(from) : "memory");
-    if (bytes == 4) ASM("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+    const u32 at = shared_address(to);
+    if (bytes == 16) ASM("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+    if (bytes == 8) ASM("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(at), "l"(from) : "memory");
+    if (bytes == 4) ASM("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(from) : "memory");
     if (bytes == 2) *(u16*)to = *(const u16*)from;
 }
 DEVICE void commit_copies() { ASM("cp.async.commit_group;" ::: "memory"); }
@@ -102,23 +103,28 @@ DEVICE u32 to_bfloats(float low, float high) {
 // The most groups that the channels of a thread are of, and threads that the channels of a group have.
 #define SPAN MOST_TOUCHED(CHANNELS_OF_THREAD, GROUP)
 #define LANES_OF_GROUP MOST_TOUCHED(GROUP, CHANNELS_OF_THREAD)
-// Samples that backward adds up in one step.
-#define FEW_SAMPLES 32
-// Channels that a thread takes at a time when it adds up the sums of samples.
-#define CHANNELS_AT_ONCE (WIDTH % 4 == 0 && THREADS <= 128 ? 4 : 1)
 // Of FOLD rows the sums are added within a warp.
 #define FOLDED_ROWS (ROWS / FOLD)
 // Numbers of one kind that threads put down in forward.
 #define MOMENTS (SPAN * ROWS * LANES)
+// Threads that add up the sums of a group together.
+#define TEAM (GROUPS * 32 <= THREADS ? 32 : GROUPS * 16 <= THREADS ? 16 : GROUPS * 8 <= THREADS ? 8 : 4)
 #define NEED_AFFINE (NEED_SUMS && (p.dweight || p.dbias))
 #define STAGES 4
+// Steps that are computed at a time.
+#ifdef BACKWARD
+#define UNROLLED 1
+#else
+#define UNROLLED (CHANNELS_LAST ? 2 : 4)
+#endif
+// Of a thread block that adds up the sums of samples.
+#define CHANNELS_AT_ONCE 32
+#define SAMPLES_AT_ONCE 16
 
 struct Params {
     const void *x, *dy, *weight, *bias, *add, *scale, *shift;
     void* result;  // y, or dx
-    // Mean and rstd, or rstd alone, of the groups of N samples, each followed by SPARE rows of zeros, in which backward
-    // counts the samples that are done.
-    float* stats;
+    float* stats;  // mean and rstd, or rstd alone, of the groups of N samples
     void *dweight, *dbias, *dadd, *dscale, *dshift;
     float* sums;  // of dw and dw * d * rstd for each sample's channels, (2, N, C), where there are several samples
     i64 samples, add_stride, scale_stride, shift_stride;
@@ -247,9 +253,13 @@ struct Held {
           slab(slab + threadIdx.x * BYTES),
           stride(share.stride * (BYTES / VECTOR)),
           held(held) {}
+    DEVICE bool holds(const Params& p, int step) const { return FITS || step < held; }
     DEVICE Vector at(const Params& p, int step) const {
-        return FITS || step < held ? load_vector(slab + step * (THREADS * BYTES), BYTES)
-                                   : load_vector(from + step * stride, BYTES);
+        return holds(p, step) ? load_vector(slab + step * (THREADS * BYTES), BYTES)
+                              : load_vector(from + step * stride, BYTES);
+    }
+    DEVICE void put(const Params& p, int step, const Vector& v) {
+        store_vector(slab + step * (THREADS * BYTES), v, BYTES);
     }
 };
 
@@ -321,41 +331,51 @@ DEVICE void put_sums(const Params& p, const Share& share, const Scratch& scratch
     }
 }
 
-DEVICE float warp_sum(float value) {
-    for (int distance = 16; distance; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+// Over the threads of a team, which is a warp or a power of two of its threads.
+DEVICE float team_sum(const Params& p, float value) {
+    for (int distance = TEAM / 2; distance; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
     return value;
 }
 
-// Calls body(at) for what the threads with channels of a group have put down, by turns of a warp's lanes.
+// Calls body(at) for what the threads with channels of a group have put down, by turns of a team's threads.
 template <class Body>
 DEVICE void for_group(const Params& p, int group, int rows, const Body& body) {
+    if (group >= GROUPS) return;
     const int first = group * GROUP / CHANNELS_OF_THREAD;
     const int lanes = (group * GROUP + GROUP - 1) / CHANNELS_OF_THREAD - first + 1;
 #pragma unroll 1
-    for (int e = threadIdx.x % 32; e < rows * LANES_OF_GROUP; e += 32) {
+    for (int e = threadIdx.x % TEAM; e < rows * LANES_OF_GROUP; e += TEAM) {
         const int row = e / LANES_OF_GROUP, lane = first + e % LANES_OF_GROUP;
         const int slot = group - lane * CHANNELS_OF_THREAD / GROUP;
         if (lane < first + lanes) body((slot * rows + row) * LANES + lane);
     }
 }
 
-// Sends a number of a group, the same in all lanes of a warp, to all ranks.
+// Sends a number of a group, the same in all threads of a team, to all ranks.
 DEVICE void send(const Params& p, const Scratch& scratch, int rank, int q, int group, float value) {
-    const int lane = threadIdx.x % 32;
+    if (group >= GROUPS) return;
     float* to = scratch.of_rank(p, q, rank) + group;
-    if (RANKS == 1 && lane == 0) *to = value;
-    if (RANKS > 1 && lane < RANKS) store_to_rank(to, lane, value);
+    for (int other = threadIdx.x % TEAM; other < RANKS; other += TEAM) {
+        if (RANKS == 1)
+            *to = value;
+        else
+            store_to_rank(to, other, value);
+    }
 }
 
-// Adds up the two quantities of each group over this thread block, a warp for each, and sends them to all ranks.
+// Adds up the two quantities of each group over this thread block, a team for each group, and sends them to all ranks.
 DEVICE void add_groups(const Params& p, const Share& share, const Scratch& scratch) {
 #pragma unroll 1
-    for (int i = threadIdx.x / 32; i < 2 * GROUPS; i += THREADS / 32) {
-        const int q = i / GROUPS, group = i % GROUPS;
-        float sum = 0.0f;
-        const float* const sums = scratch.thread_sums + q * SPAN * FOLDED_ROWS * LANES;
-        for_group(p, group, FOLDED_ROWS, [&](int at) { sum += sums[at]; });
-        send(p, scratch, share.rank, q, group, warp_sum(sum));
+    for (int first = 0; first < GROUPS; first += THREADS / TEAM) {
+        const int group = first + threadIdx.x / TEAM;
+        const float* const sums = scratch.thread_sums;
+        float of_dw = 0.0f, of_dw_d = 0.0f;
+        for_group(p, group, FOLDED_ROWS, [&](int at) {
+            of_dw += sums[at];
+            of_dw_d += sums[SPAN * FOLDED_ROWS * LANES + at];
+        });
+        send(p, scratch, share.rank, 0, group, team_sum(p, of_dw));
+        send(p, scratch, share.rank, 1, group, team_sum(p, of_dw_d));
     }
 }
 
@@ -411,26 +431,27 @@ DEVICE void put_moments(
 }
 
 // The mean of a thread block's elements of each group, counted from the origin, and the sum of squared differences from
-// it, by a warp for each; sent to all ranks.
+// it, by a team for each; sent to all ranks.
 DEVICE void add_moments(const Params& p, const Share& share, const Scratch& scratch) {
 #pragma unroll 1
-    for (int group = threadIdx.x / 32; group < GROUPS; group += THREADS / 32) {
+    for (int start = 0; start < GROUPS; start += THREADS / TEAM) {
+        const int group = start + threadIdx.x / TEAM;
         const float* const sums = scratch.thread_sums;
-        const float origin = CENTER ? scratch.origin[group] : 0.0f;
+        const float origin = CENTER && group < GROUPS ? scratch.origin[group] : 0.0f;
         float count = 0.0f, mean = 0.0f, square = 0.0f;
         for_group(p, group, ROWS, [&](int at) {
             count += sums[at];
             mean += sums[at] * (sums[MOMENTS + at] - origin + sums[2 * MOMENTS + at]);
         });
-        count = warp_sum(count);
-        mean = warp_sum(mean);
+        count = team_sum(p, count);
+        mean = team_sum(p, mean);
         mean = count > 0.0f ? __fdividef(mean, count) : 0.0f;
         for_group(p, group, ROWS, [&](int at) {
             const float d = sums[MOMENTS + at] - origin + sums[2 * MOMENTS + at] - mean;
             square += sums[3 * MOMENTS + at] + sums[at] * d * d;
         });
         send(p, scratch, share.rank, 0, group, mean);
-        send(p, scratch, share.rank, 1, group, warp_sum(square));
+        send(p, scratch, share.rank, 1, group, team_sum(p, square));
     }
 }
 
@@ -447,7 +468,7 @@ DEVICE void fetch(const Params& p, int steps, const Held& x, const Held& dy) {
 #pragma unroll 1
     for (int i = 0; i < STAGES; ++i) {
         const int end = min(min(steps, x.held), (i + 1) * stage);
-#pragma unroll 1
+#pragma unroll 4
         for (int step = i * stage; step < end; ++step) {
             copy_async(x.slab + step * (THREADS * BYTES), x_from, BYTES);
             if (dy.slab != x.slab && (FITS || step < dy.held))
@@ -467,27 +488,31 @@ DEVICE void while_they_come(const Params& p, int steps, const Held& x, const Bod
     for (int i = 0; i < STAGES; ++i) {
         wait_for_copies(STAGES - 1 - i);
         const int end = i == STAGES - 1 ? steps : min(steps, (i + 1) * stage);
-#pragma unroll 1
+#pragma unroll(UNROLLED)
         for (int step = i * stage; step < end; ++step) body(step);
     }
 }
 
-// Writes value(step, i) for each step and element of a vector.
+template <class Value>
+DEVICE Vector packed(const Params& p, const Value& value) {
+    Vector v;
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) {
+        if (X_TYPE == FLOAT32)
+            v.words[i] = __float_as_uint(value(i));
+        else if (i % 2 == 0)
+            v.words[i / 2] = pack(value(i), i + 1 < VECTOR ? value(i + 1) : 0.0f, X_TYPE);
+    }
+    return v;
+}
+
+// Writes value_of(step)(i) for each step and element of a vector.
 template <class Value>
 DEVICE void write(const Params& p, const Share& share, const Value& value_of) {
     char* to = (char*)p.result + share.first * (BYTES / VECTOR);
-#pragma unroll 1
+#pragma unroll(UNROLLED)
     for (int step = 0; step < share.steps; ++step) {
-        const auto value = value_of(step);
-        Vector v;
-#pragma unroll
-        for (int i = 0; i < VECTOR; ++i) {
-            if (X_TYPE == FLOAT32)
-                v.words[i] = __float_as_uint(value(i));
-            else if (i % 2 == 0)
-                v.words[i / 2] = pack(value(i), i + 1 < VECTOR ? value(i + 1) : 0.0f, X_TYPE);
-        }
-        store_vector(to, v, BYTES);
+        store_vector(to, packed(p, value_of(step)), BYTES);
         to += share.stride * (BYTES / VECTOR);
     }
 }
@@ -498,23 +523,19 @@ DEVICE void write(const Params& p, const Share& share, const Value& value_of) {
 // The channel among a thread's that element i of a vector is of.
 #define OF(i) (CHANNELS_LAST ? (i) : 0)
 
-// For backward, with a zero for each group where it counts.
 DEVICE void store_stats(const Params& p, const Share& share, const Scratch& scratch) {
     if (share.rank > 0) return;
+    float* const rstd = p.stats + (CENTER ? p.samples * NUM_GROUPS : 0);
 #pragma unroll 1
     for (int g = threadIdx.x; g < GROUPS; g += THREADS) {
         const i64 at = share.n * NUM_GROUPS + share.block * GROUPS + g;
-        float* const rstd = p.stats + (CENTER ? (p.samples + SPARE) * NUM_GROUPS : 0);
         if (CENTER) p.stats[at] = scratch.origin[g] + scratch.stat[g];
         rstd[at] = scratch.stat[GROUPS + g];
-        if (share.n > 0) continue;
-        for (i64 n = p.samples; n < p.samples + SPARE; ++n)
-            p.stats[n * NUM_GROUPS + at] = rstd[n * NUM_GROUPS + at] = 0.0f;
     }
 }
 
-#ifndef BACKWARD
-extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_forward(const __grid_constant__ Params p) {
+#if defined(FORWARD) || defined(HOST_SHIM)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) group_norm_silu_forward(const __grid_constant__ Params p) {
     SHARED_MEMORY(shared);
     BEGIN_CLUSTER();
     const Share share(p);
@@ -587,73 +608,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_forward
 }
 #endif
 
-#ifndef FORWARD
-
-// Samples whose sums are added up in a first step, by the last of them that is done; in a second, by the last of all,
-// those that result. A single sample is a bundle where there are few.
-DEVICE int bundle_size(const Params& p) { return p.samples <= FEW_SAMPLES ? 1 : (p.samples + SPARE - 2) / (SPARE - 1); }
-
-// Whether this thread block is the last of `of` to count in row `spare` behind the statistics. Called by all threads,
-// when all have written what others are to read.
-DEVICE bool count(const Params& p, const Share& share, int spare, i64 of) {
-    __syncthreads();
-    if (threadIdx.x > 0) return false;
-    u32* const done = (u32*)p.stats + (p.samples + spare) * NUM_GROUPS + share.block * GROUPS;
-    __threadfence();
-    const bool is_last = atomicAdd(done, 1u) == of - 1;
-    __threadfence();
-    if (is_last) *done = 0;  // for another backward pass from the same statistics
-    return is_last;
-}
-
-// Calls store(c, sum of dw, sum of dw * d * rstd) for each channel of the block, the sums being of `rows` samples, from
-// sample `first` on in steps of `stride`. Where the loop over channels has several turns, no thread reads what another
-// has put down, so that none waits for the turn before.
-template <class Store>
-DEVICE void add_samples(
-    const Params& p, const Share& share, const Scratch& scratch, i64 first, i64 rows, i64 stride, const Store& store) {
-    const int columns = min(THREADS, WIDTH / CHANNELS_AT_ONCE), at_once = THREADS / columns;
-    const int column = threadIdx.x % columns, first_row = threadIdx.x / columns;
-#pragma unroll 1
-    for (int start = 0; start < WIDTH; start += columns * CHANNELS_AT_ONCE) {
-        const int in_block = start + column * CHANNELS_AT_ONCE;
-        const i64 c = share.block * WIDTH + in_block;
-        float sums[2][4] = {};
-        if (first_row < at_once && in_block < WIDTH) {
-            const float* const from = p.sums + first * CHANNELS + c;
-#pragma unroll(CHANNELS_AT_ONCE == 4 ? 8 : 16)
-            for (i64 row = first_row; row < rows; row += at_once)
-#pragma unroll
-                for (int q = 0; q < 2; ++q)
-#pragma unroll
-                    for (int j = 0; j < CHANNELS_AT_ONCE; ++j)
-                        sums[q][j] += __ldcg(from + (q * p.samples + row * stride) * CHANNELS + j);
-        }
-        float* const own = scratch.thread_sums + threadIdx.x * 2 * CHANNELS_AT_ONCE;
-#pragma unroll
-        for (int q = 0; q < 2; ++q)
-#pragma unroll
-            for (int j = 0; j < CHANNELS_AT_ONCE; ++j) own[q * CHANNELS_AT_ONCE + j] = sums[q][j];
-        __syncthreads();
-        if (threadIdx.x >= columns || in_block >= WIDTH) continue;
-#pragma unroll
-        for (int j = 0; j < CHANNELS_AT_ONCE; ++j) {
-            float dw = sums[0][j], dw_xhat = sums[1][j];
-#pragma unroll 1
-            for (int i = 1; i < at_once; ++i) {
-                const float* const other = own + i * columns * 2 * CHANNELS_AT_ONCE + j;
-                dw += other[0];
-                dw_xhat += other[CHANNELS_AT_ONCE];
-            }
-            store(c + j, dw, dw_xhat);
-        }
-    }
-}
-
-DEVICE void store_affine(const Params& p, i64 c, float dw, float dw_xhat) {
-    if (p.dbias) store(p.dbias, c, dw, BIAS_TYPE);
-    if (p.dweight) store(p.dweight, c, dw_xhat, WEIGHT_TYPE);
-}
+#if defined(BACKWARD) || defined(HOST_SHIM)
 
 // The gradients of the tables of a sample's channels, from the sums of all ranks, and its part of those of weight and
 // bias.
@@ -685,12 +640,13 @@ DEVICE void store_channels(const Params& p, const Share& share, const Scratch& s
             p.sums[row] = dw * scale;
             p.sums[p.samples * CHANNELS + row] = dw_xhat * scale;
         } else {
-            store_affine(p, c, dw * scale, dw_xhat * scale);
+            if (p.dbias) store(p.dbias, c, dw * scale, BIAS_TYPE);
+            if (p.dweight) store(p.dweight, c, dw_xhat * scale, WEIGHT_TYPE);
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_backward(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) group_norm_silu_backward(const __grid_constant__ Params p) {
     SHARED_MEMORY(shared);
     BEGIN_CLUSTER();
     const Share share(p);
@@ -698,7 +654,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_backwar
     fetch(p, share.steps, x, dy);
     const Scratch scratch(p, shared);
     float* const rstd_of = scratch.stat + 2 * GROUPS;
-    const i64 of_block = share.n * NUM_GROUPS + share.block * GROUPS, end = (p.samples + SPARE) * NUM_GROUPS;
+    const i64 of_block = share.n * NUM_GROUPS + share.block * GROUPS, end = p.samples * NUM_GROUPS;
     float center[MAX_CHANNELS], factor[MAX_CHANNELS], offset[MAX_CHANNELS], weight[MAX_CHANNELS];
     {
         const Affine affine(p, share);
@@ -723,13 +679,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_backwar
     for (int j = 0; j < CHANNELS_OF_THREAD; ++j) sums[0][j] = sums[1][j] = sums[2][j] = 0.0f;
     while_they_come(p, share.steps, x, [&](int step) {
         const Vector v = x.at(p, step), g = dy.at(p, step);
+        float dw[8];
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
-            const float d = element(v, i, X_TYPE) - center[OF(i)], dw = dw_of(d, element(g, i, X_TYPE), i);
-            sums[0][OF(i)] += dw;
-            sums[1][OF(i)] += dw * d;
+            const float d = element(v, i, X_TYPE) - center[OF(i)];
+            dw[i] = dw_of(d, element(g, i, X_TYPE), i);
+            sums[0][OF(i)] += dw[i];
+            sums[1][OF(i)] += dw[i] * d;
             if (NEED_D) sums[2][OF(i)] += d;
         }
+        // In place of dy, in x's type, as PyTorch's two gradients hand it over: half of the second pass is saved.
+        if (SILU && NEED_X && dy.holds(p, step)) dy.put(p, step, packed(p, [&](int i) { return dw[i]; }));
     });
 
     for (int q = 0; q < 2; ++q) {
@@ -775,48 +735,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) group_norm_silu_backwar
     }
     __syncthreads();
 
-    const bool adds_samples = NEED_AFFINE && p.samples > 1 && share.rank == 0;
-    const i64 size = bundle_size(p), bundle = share.n / size, bundles = (p.samples + size - 1) / size;
-    const i64 in_bundle = min(size, p.samples - bundle * size);
-    bool is_last = false;
     if (NEED_SUMS && share.rank == 0) store_channels(p, share, scratch, rstd_of);
-    if (adds_samples) is_last = size > 1 ? count(p, share, 1 + bundle, in_bundle) : count(p, share, 0, bundles);
+    if (!NEED_X || !share.is_active) return;
+    float dy_part[MAX_CHANNELS], xhat_part[MAX_CHANNELS];
+    for (int j = 0; j < CHANNELS_OF_THREAD; ++j) {
+        dy_part[j] = scratch.stat[share.group(p, j)];
+        xhat_part[j] = scratch.stat[GROUPS + share.group(p, j)];
+    }
+    write(p, share, [&](int step) {
+        const Vector v = x.at(p, step), g = dy.at(p, step);
+        const bool is_dw = dy.holds(p, step);
+        return [=](int i) {
+            const float d = element(v, i, X_TYPE) - center[OF(i)];
+            const float dw = is_dw ? element(g, i, X_TYPE) : dw_of(d, element(g, i, X_TYPE), i);
+            return dw * factor[OF(i)] - dy_part[OF(i)] - d * xhat_part[OF(i)];
+        };
+    });
+}
+#endif
 
-    if (NEED_X && share.is_active) {
-        float dy_part[MAX_CHANNELS], xhat_part[MAX_CHANNELS];
-        for (int j = 0; j < CHANNELS_OF_THREAD; ++j) {
-            dy_part[j] = scratch.stat[share.group(p, j)];
-            xhat_part[j] = scratch.stat[GROUPS + share.group(p, j)];
+#if defined(AFFINE) || defined(HOST_SHIM)
+// dweight and dbias, from the sums of each sample: a thread block adds up CHANNELS_AT_ONCE channels of all samples.
+extern "C" __global__ void __launch_bounds__(CHANNELS_AT_ONCE* SAMPLES_AT_ONCE, 1)
+    group_norm_silu_affine(const __grid_constant__ Params p) {
+    SHARED_MEMORY(shared);
+    float* const sums = (float*)shared;  // of a row of threads
+    const int column = threadIdx.x % CHANNELS_AT_ONCE, row = threadIdx.x / CHANNELS_AT_ONCE;
+    const int c = blockIdx.x * CHANNELS_AT_ONCE + column;
+    float dw = 0.0f, dw_xhat = 0.0f;
+    if (c < CHANNELS) {
+#pragma unroll 4
+        for (i64 n = row; n < p.samples; n += SAMPLES_AT_ONCE) {
+            dw += p.sums[n * CHANNELS + c];
+            dw_xhat += p.sums[(p.samples + n) * CHANNELS + c];
         }
-        write(p, share, [&](int step) {
-            const Vector v = x.at(p, step), g = dy.at(p, step);
-            return [=](int i) {
-                const float d = element(v, i, X_TYPE) - center[OF(i)], dw = dw_of(d, element(g, i, X_TYPE), i);
-                return dw * factor[OF(i)] - dy_part[OF(i)] - d * xhat_part[OF(i)];
-            };
-        });
     }
-    if (!adds_samples || !__syncthreads_or(is_last)) return;
-#pragma unroll 1
-    for (bool of_bundle = size > 1;; of_bundle = false) {
-        const i64 first = of_bundle ? bundle * size : 0, rows = of_bundle ? in_bundle : bundles;
-        add_samples(p, share, scratch, first, rows, of_bundle ? 1 : size, [&](i64 c, float dw, float dw_xhat) {
-            if (of_bundle) {
-                p.sums[first * CHANNELS + c] = dw;
-                p.sums[(p.samples + first) * CHANNELS + c] = dw_xhat;
-            } else {
-                store_affine(p, c, dw, dw_xhat);
-            }
-        });
-        if (!of_bundle || !__syncthreads_or(count(p, share, 0, bundles))) return;
+    sums[threadIdx.x] = dw;
+    sums[CHANNELS_AT_ONCE * SAMPLES_AT_ONCE + threadIdx.x] = dw_xhat;
+    __syncthreads();
+    if (row > 0 || c >= CHANNELS) return;
+#pragma unroll
+    for (int i = 1; i < SAMPLES_AT_ONCE; ++i) {
+        dw += sums[i * CHANNELS_AT_ONCE + column];
+        dw_xhat += sums[(SAMPLES_AT_ONCE + i) * CHANNELS_AT_ONCE + column];
     }
+    if (p.dbias) store(p.dbias, c, dw, BIAS_TYPE);
+    if (p.dweight) store(p.dweight, c, dw_xhat, WEIGHT_TYPE);
 }
 #endif
 
 #ifdef HOST_SHIM
-extern "C" void run(int is_backward, int blocks, int threads, int ranks, size_t shared, const Params* p) {
+extern "C" void run(int which, int blocks, int threads, int ranks, size_t shared, const Params* p) {
     shim::launch(blocks, threads, ranks, shared, [=] {
-        is_backward ? group_norm_silu_backward(*p) : group_norm_silu_forward(*p);
+        if (which == 0) group_norm_silu_forward(*p);
+        if (which == 1) group_norm_silu_backward(*p);
+        if (which == 2) group_norm_silu_affine(*p);
     });
 }
 #endif

@@ -61,7 +61,7 @@ struct Block {
     Barrier* cluster;
     Block* first_of_cluster;
     u32 priority = 0;
-    bool has_started = false, has_vote = false;
+    bool has_started = false;
 };
 
 constexpr size_t kStack = 1 << 16;
@@ -167,16 +167,6 @@ inline void launch(int count, int threads, int ranks, size_t shared, std::functi
 }  // namespace shim
 
 inline void __syncthreads() { shim::wait_at(shim::current->block->barrier); }
-inline bool __syncthreads_or(bool vote) {
-    bool& has_vote = shim::current->block->has_vote;
-    has_vote |= vote;
-    __syncthreads();
-    const bool found = has_vote;
-    __syncthreads();
-    has_vote = false;
-    __syncthreads();
-    return found;
-}
 inline float __shfl_xor_sync(u32, float value, int mask) {
     shim::Fiber& self = *shim::current;
     self.parity = !self.parity;  // the value before may still be read
@@ -195,13 +185,6 @@ inline void store_to_rank(float* at, u32 rank, float value) {
 inline void copy_async(void* to, const void* from, int bytes) { std::memcpy(to, from, bytes); }
 inline void commit_copies() {}
 inline void wait_for_copies(int) {}
-inline void __threadfence() {}
-inline u32 atomicAdd(u32* at, u32 value) {
-    const u32 before = *at;
-    *at += value;
-    return before;
-}
-inline float __ldcg(const float* at) { return *at; }
 inline float __uint_as_float(u32 bits) {
     float value;
     std::memcpy(&value, &bits, 4);

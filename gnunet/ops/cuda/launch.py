@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from operator import itemgetter
@@ -25,7 +26,7 @@ from gnunet.ops.autograd import apply, library_operator
 from gnunet.ops.planned import FORWARD_TENSORS, Plan, PlannedOperator, Planner, Shape
 
 from . import compiler, driver
-from .tiling import Gpu, Tiling, choose_tiling
+from .tiling import PORTABLE_RANKS, Gpu, Tiling, choose_tiling
 
 EMULATION = os.environ.get("GNUNET_EMULATE_CUDA", "")
 """Empty on a GPU."""
@@ -35,17 +36,16 @@ _TYPES = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.
 """As group_norm_silu.cu numbers them."""
 _CONSTANTS = (
     "X_TYPE", "WEIGHT_TYPE", "BIAS_TYPE", "ADD_TYPE", "SCALE_TYPE", "SHIFT_TYPE", "CHANNELS_LAST", "SILU", "CENTER",
-    "CHANNELS", "NUM_GROUPS", "WIDTH", "VECTOR", "LANES", "ROWS", "FOLD", "THREADS", "RANKS", "THREAD_SUMS", "FITS",
-    "SPARE", "NEED_X", "NEED_SUMS", "NEED_D",
+    "CHANNELS", "NUM_GROUPS", "WIDTH", "VECTOR", "LANES", "ROWS", "FOLD", "THREADS", "RANKS", "RESIDENT", "THREAD_SUMS",
+    "FITS", "NEED_X", "NEED_SUMS", "NEED_D",
 )  # fmt: skip
 """What is defined when the source is compiled; the emulation, compiled once, is told in each launch."""
-_POINTERS = {
-    "forward": ("x", "", "weight", "bias", "add", "scale", "shift", "y", "stats", *[""] * 6),
-    "backward": (
-        "x", "dy", "weight", "bias", "add", "scale", "shift", "dx", "stats", "dweight", "dbias", "dadd", "dscale",
-        "dshift", "sums",
-    ),
-}  # fmt: skip
+_FORWARD_POINTERS = ("x", "", "weight", "bias", "add", "scale", "shift", "y", "stats", *[""] * 6)
+_BACKWARD_POINTERS = (
+    "x", "dy", "weight", "bias", "add", "scale", "shift", "dx", "stats", "dweight", "dbias", "dadd", "dscale", "dshift",
+    "sums",
+)  # fmt: skip
+_POINTERS = {"forward": _FORWARD_POINTERS, "backward": _BACKWARD_POINTERS, "affine": _BACKWARD_POINTERS}
 """The tensors at the beginning of the kernels' parameters, `Params`."""
 _FORMAT = "15Q4qf3i"
 """Of the parameters."""
@@ -53,34 +53,40 @@ _ALIGNMENT = 16
 """Bytes, of x, y and their gradients; torch.empty gives more."""
 _MIN_CAPABILITY = 8
 """Of GPUs that copy to shared memory while they compute."""
-_WORTH_HOLDING = 0.4
-"""The least share; below it the gain is less than the error of the model that predicts it."""
+_WORTH_READING = 64
+"""Bytes of a row of channels, the least with which clusters are faster than Triton's two passes."""
 _CLUSTERS = 9
 """Compute capability of the first GPUs with clusters."""
 _LARGE_CLUSTER, _CLUSTER_THREADS = 16, 512
 """Thread blocks of a cluster that some GPUs have a place for, others not, and their threads."""
-SPARE = 16
-"""Rows of the statistics behind those of the samples."""
+CHANNELS_AT_ONCE, _SAMPLES_AT_ONCE = 32, 16
+"""Of a thread block that adds up the sums of samples."""
 _MAX_PLANNED = 4096
 
 
 class Launch(NamedTuple):
-    """A kernel, what is defined for it, its size, and its parameters after the pointers."""
+    """A kernel, what is defined for it, its size, and its parameters after the pointers.
 
-    direction: str
+    tiling: None for the kernel that adds up the sums of samples.
+    """
+
+    name: str
     constants: tuple[int, ...]
     blocks: int
-    tiling: Tiling
+    threads: int
+    ranks: int
+    shared_bytes: int
+    tiling: Tiling | None
     values: tuple[Any, ...]
 
     @property
     def kernel(self) -> str:
-        return f"group_norm_silu_{self.direction}"
+        return f"group_norm_silu_{self.name}"
 
     @property
     def options(self) -> list[str]:
         defined = [f"{name}={value}" for name, value in zip(_CONSTANTS, self.constants, strict=True)]
-        return [*defined, self.direction.upper()]
+        return [*defined, self.name.upper()]
 
 
 def gpu_of(device: torch.device) -> Gpu:
@@ -120,9 +126,16 @@ def _tilings(args: NormArgs) -> tuple[Tiling, Tiling]:
 
 
 def is_worthwhile(args: NormArgs) -> bool:
-    """Whether the clusters of both directions hold enough of what they read to be faster than two passes."""
-    found = tilings(Shape.of(args), gpu_of(args.x.device), args.add is not None)
-    return found is not None and all(tiling.share_held >= _WORTH_HOLDING for tiling in found)
+    """Whether these kernels are faster than Triton's, as assets/benchmarks has them: where both directions read
+    everything once, contiguous channels by clusters, and channels last in long rows, without clusters of 16."""
+    shape = Shape.of(args)
+    found = tilings(shape, gpu_of(args.x.device), args.add is not None)
+    if found is None or not all(tiling.fits for tiling in found):
+        return False
+    if not shape.channels_last:
+        return found[0].ranks > 1
+    least_row = min(_WORTH_READING, shape.channels * shape.itemsize)
+    return all(t.ranks <= PORTABLE_RANKS and t.width * shape.itemsize >= least_row for t in found)
 
 
 def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool]) -> Launch:
@@ -132,52 +145,66 @@ def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool
     types = [_TYPES[None if t is None else t.dtype] for t in args.tensors]
     numbers = (
         *types, shape.channels_last, args.silu, args.center, shape.channels, shape.num_groups, tiling.width,
-        tiling.vector, tiling.lanes, tiling.rows, tiling.fold, tiling.threads, tiling.ranks, tiling.thread_sums,
-        tiling.fits, SPARE, need_x, need_weight or need_bias or need_add or need_scale or need_shift, need_add,
+        tiling.vector, tiling.lanes, tiling.rows, tiling.fold, tiling.threads, tiling.ranks,
+        tiling.limited(gpu_of(x.device)), tiling.thread_sums, tiling.fits, need_x,
+        need_weight or need_bias or need_add or need_scale or need_shift, need_add,
     )  # fmt: skip
     strides = (0 if t is None else t.stride(0) for t in (args.add, args.scale, args.shift))
     held = (*tiling.held, 0)[:2]
     blocks = len(x) * (shape.channels // tiling.width) * tiling.ranks
     values = (len(x), *strides, args.eps, shape.positions, *held)
-    return Launch(direction, tuple(map(int, numbers)), blocks, tiling, values)
+    constants = tuple(map(int, numbers))
+    return Launch(direction, constants, blocks, tiling.threads, tiling.ranks, tiling.shared_bytes, tiling, values)
+
+
+def _affine_launch(launch: Launch) -> Launch:
+    """What adds up the sums that a backward launch leaves for each sample."""
+    of_sums = {"WEIGHT_TYPE", "BIAS_TYPE", "CHANNELS"}  # all others are 1, so that there is one kernel for all tilings
+    constants = tuple(n if name in of_sums else 1 for name, n in zip(_CONSTANTS, launch.constants, strict=True))
+    channels = constants[_CONSTANTS.index("CHANNELS")]
+    threads = CHANNELS_AT_ONCE * _SAMPLES_AT_ONCE
+    blocks = -(-channels // CHANNELS_AT_ONCE)
+    return Launch("affine", constants, blocks, threads, 1, 8 * threads, None, launch.values)
 
 
 def plan_forward(args: NormArgs) -> Plan:
-    """Buffer: the statistics, mean and rstd, or rstd alone, of the groups of all samples, with spare rows behind."""
+    """Buffer: the statistics, mean and rstd, or rstd alone, of the groups of all samples."""
     launch = _launch("forward", args, _tilings(args)[0], [False] * 6)
     return Plan([launch], {"stats": math.prod(_stats_shape(args))})
 
 
 def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
     """Buffer: sums of channels."""
-    samples = len(args.x)
-    sums = 2 * samples * args.x.shape[1] if samples > 1 and (needs[1] or needs[2]) else 0
-    return Plan([_launch("backward", args, _tilings(args)[1], needs)], {"sums": sums})
+    launch = _launch("backward", args, _tilings(args)[1], needs)
+    if len(args.x) == 1 or not (needs[1] or needs[2]):
+        return Plan([launch], {"sums": 0})
+    return Plan([launch, _affine_launch(launch)], {"sums": 2 * len(args.x) * args.x.shape[1]})
 
 
 def _stats_shape(args: NormArgs) -> tuple[int, int, int]:
-    return 1 + args.center, len(args.x) + SPARE, args.num_groups
+    return 1 + args.center, len(args.x), args.num_groups
 
 
 class _Executable:
-    """Launches a plan's kernel."""
+    """Launches a plan's kernels, all of which are given the same structure."""
 
     def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> None:
-        (self.launch,) = launches
         assert device is not None
-        self.device = device
-        pointers = _POINTERS[self.launch.direction]
+        self.launches, self.device = launches, device
+        pointers = _POINTERS[launches[0].name]
         self.pick = itemgetter(*(names.index(name) if name in names else len(names) for name in pointers))
-        self.pack = struct.Struct(_FORMAT).pack_into
+        self.pack, self.values = struct.Struct(_FORMAT).pack_into, launches[0].values
+        self.structure = ctypes.create_string_buffer(struct.calcsize(_FORMAT))
+        self.lock = threading.Lock()  # from when the structure is filled until the last launch, which copies it
         self.read = [names.index(name) for name in ("x", "dy") if name in names]
-        self.launcher: driver.Launcher | None = None
+        self.launchers: list[driver.Launcher] = []
 
     def __call__(self, tensors: tuple[Tensor | None, ...]) -> None:
         if torch._C._cuda_getDevice() != self.device:
             with torch.cuda.device(self.device):
                 self(tensors)
             return
-        launcher = self.launcher or self._prepare()
+        launchers = self.launchers or self._prepare()
         pointers = [0 if t is None else t.data_ptr() for t in tensors]
         copies = []
         for i in self.read:
@@ -185,18 +212,20 @@ class _Executable:
                 copies.append(tensors[i].clone())  # type: ignore[union-attr]
                 pointers[i] = copies[-1].data_ptr()
         pointers.append(0)
-        with launcher.lock:
-            self.pack(launcher.structure, 0, *self.pick(pointers), *self.launch.values)
-            launcher(torch._C._cuda_getCurrentRawStream(self.device))
+        stream = torch._C._cuda_getCurrentRawStream(self.device)
+        with self.lock:
+            self.pack(self.structure, 0, *self.pick(pointers), *self.values)
+            for launcher in launchers:
+                launcher(stream)
 
-    def _prepare(self) -> driver.Launcher:
-        launch, tiling = self.launch, self.launch.tiling
-        function = _function(self.device, tuple(launch.options), launch.kernel, tiling.shared_bytes, tiling.ranks)
-        self.launcher = driver.Launcher(
-            self.device, function, launch.blocks, tiling.threads, tiling.ranks, tiling.shared_bytes,
-            struct.calcsize(_FORMAT),
-        )  # fmt: skip
-        return self.launcher
+    def _prepare(self) -> list[driver.Launcher]:
+        self.launchers = [self._launcher(launch) for launch in self.launches]
+        return self.launchers
+
+    def _launcher(self, launch: Launch) -> driver.Launcher:
+        name, blocks, threads, ranks, shared_bytes = launch.kernel, *launch[2:6]
+        function = _function(self.device, tuple(launch.options), name, shared_bytes, ranks)
+        return driver.Launcher(self.device, function, self.structure, blocks, threads, ranks, shared_bytes)
 
 
 @cache
@@ -212,32 +241,29 @@ def _emulator() -> Any:
 
 
 class _Emulation:
-    """Runs a plan's kernel on a CPU, after filling what it must write with NaN."""
+    """Runs a plan's kernels on a CPU, after filling what they must write with NaN."""
 
     def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> None:
-        (self.launch,) = launches
-        self.names = names
+        self.launches, self.names = launches, names
 
     def __call__(self, tensors: tuple[Tensor | None, ...]) -> None:
-        launch, tiling = self.launch, self.launch.tiling
+        first = self.launches[0]
         given = dict(zip(self.names, tensors, strict=True))
         for name in ("x", "dy"):
             t = given.get(name)
             if t is not None and t.data_ptr() % _ALIGNMENT:
                 given[name] = t.clone()
-        is_forward = launch.direction == "forward"
-        read = {*FORWARD_TENSORS[:-1], "dy", "" if is_forward else "stats"}
+        read = {*FORWARD_TENSORS[:-1], "dy", "" if first.name == "forward" else "stats"}
         for name, t in given.items():
             if t is not None and name not in read:
                 t.detach().fill_(torch.nan)
-        found = (given.get(name) for name in _POINTERS[launch.direction])
-        constants = (ctypes.c_int * len(_CONSTANTS))(*launch.constants)
+        found = (given.get(name) for name in _POINTERS[first.name])
         pointers = [0 if t is None else t.data_ptr() for t in found]
-        parameters = struct.pack(_FORMAT + "Q", *pointers, *launch.values, ctypes.addressof(constants))
-        _emulator()(
-            int(not is_forward), launch.blocks, tiling.threads, tiling.ranks,
-            ctypes.c_size_t(tiling.shared_bytes), parameters,
-        )  # fmt: skip
+        for launch in self.launches:
+            constants = (ctypes.c_int * len(_CONSTANTS))(*launch.constants)
+            parameters = struct.pack(_FORMAT + "Q", *pointers, *launch.values, ctypes.addressof(constants))
+            which, shared_bytes = list(_POINTERS).index(launch.name), ctypes.c_size_t(launch.shared_bytes)
+            _emulator()(which, launch.blocks, launch.threads, launch.ranks, shared_bytes, parameters)
 
 
 PLANNER = Planner(plan_forward, plan_backward, _Emulation if EMULATION else _Executable)
@@ -257,7 +283,7 @@ class _Operator:
 
     def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
         if args.x.numel() == 0:
-            return eager.backward(dy, stats[:, :-SPARE], args, needs)
+            return eager.backward(dy, stats, args, needs)
         return self._of(args).backward(dy, stats.contiguous(), args, needs)
 
     def _of(self, args: NormArgs) -> PlannedOperator:
@@ -267,7 +293,7 @@ class _Operator:
         return self.planned.get(key) or self.planned.setdefault(key, PlannedOperator(args, PLANNER))
 
 
-compiled_group_norm_silu = library_operator("cuda_group_norm_silu", _Operator(), traceable=False, extra_stats=SPARE)
+compiled_group_norm_silu = library_operator("cuda_group_norm_silu", _Operator(), traceable=False)
 
 
 def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:

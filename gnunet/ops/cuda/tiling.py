@@ -18,19 +18,26 @@ _SECTOR = 32
 """Bytes that memory is read in."""
 _ROW_BYTES = 64
 """The least that a thread block should read in one piece with channels last."""
-_MOST_OVERHEAD = 1.25
+_MOST_OVERHEAD = 1.15
 """Bytes of the sectors that such a piece touches, over its own."""
 _MIN_BLOCK = 4096
 """Bytes of a block of contiguous groups below which it takes more of them."""
 _PART_BYTES = 32 * 1024
 """Of a block of groups, for each tensor that is read, that a thread block takes, as long as a cluster has more ranks:
 several are on a multiprocessor, and some of them compute while others wait for memory."""
-_LEAST_PART_BYTES, _THREAD_BLOCKS = 16 * 1024, 128
-"""The same of a sample that has fewer thread blocks than this: a batch of one is all that a GPU has then."""
-_VECTORS = 16
-"""Vectors that a thread takes one after the other, as long as there are more threads."""
-_MIN_THREADS, _MAX_THREADS, _LIMIT_THREADS = 64, 512, 1024
-_RANKS = 8
+_VECTORS, _FEW_VECTORS = 16, 8
+"""Vectors that a thread takes one after the other, as long as there are more threads: the second number of contiguous
+channels, and with channels last where a multiprocessor would have too few threads otherwise."""
+_RESIDENT_THREADS = 768
+"""Of a multiprocessor, below which they are too few."""
+_MIN_THREADS, _MIN_THREADS_OF_ROWS, _MAX_THREADS, _LIMIT_THREADS = 64, 128, 512, 1024
+"""Of a thread block; the second with channels last, if a thread then has _LEAST_VECTORS."""
+_LEAST_VECTORS = 4
+_REGISTERS, _FORWARD_REGISTERS, _BACKWARD_REGISTERS = 65536, 60, 64
+"""Of a multiprocessor, and the fewest that a thread is limited to."""
+_RESIDENT, _RESIDENT_OF_CLUSTERS = 32, 8
+"""Thread blocks that a multiprocessor has at most."""
+PORTABLE_RANKS = 8
 """Of a cluster at most, but for what only a larger one holds: how many of those run at a time is up to the GPU."""
 
 
@@ -80,6 +87,16 @@ class Tiling:
         """Of what is read."""
         return sum(self.held) / (len(self.held) * self.steps)
 
+    def resident(self, gpu: Gpu) -> int:
+        """Thread blocks that a multiprocessor has room for in shared memory."""
+        most = _RESIDENT_OF_CLUSTERS if self.ranks > 1 else _RESIDENT
+        return max(1, min(most, (gpu.shared_bytes + 1024) // (self.shared_bytes + 1024)))
+
+    def limited(self, gpu: Gpu) -> int:
+        """The same, as far as threads have the registers that they need."""
+        registers = _BACKWARD_REGISTERS if len(self.held) > 1 else _FORWARD_REGISTERS
+        return max(1, min(self.resident(gpu), _REGISTERS // (self.threads * registers)))
+
 
 def choose_tiling(shape: Shape, gpu: Gpu, tensors: int, channel_sums: int) -> Tiling | None:
     """The tiling for kernels that read `tensors` tensors and add up so many quantities for each channel, besides two
@@ -87,7 +104,9 @@ def choose_tiling(shape: Shape, gpu: Gpu, tensors: int, channel_sums: int) -> Ti
     tilings = (_tiling(shape, width, vector, gpu, tensors, channel_sums) for width, vector in _blocks(shape))
     found = [tiling for tiling in tilings if tiling is not None]
     # What holds most, if possible by clusters of a size that every GPU has; of equal ones the first.
-    return max(found, key=lambda tiling: (tiling.share_held, tiling.fits and tiling.ranks <= _RANKS), default=None)
+    return max(
+        found, key=lambda tiling: (tiling.share_held, tiling.fits and tiling.ranks <= PORTABLE_RANKS), default=None
+    )
 
 
 def _blocks(shape: Shape) -> Iterator[tuple[int, int]]:
@@ -133,13 +152,19 @@ def _tiling(shape: Shape, width: int, vector: int, gpu: Gpu, tensors: int, chann
     groups, span = width // shape.group_channels, _span(channels, shape.group_channels)
 
     def by(ranks: int) -> Tiling | None:
+        tiling = of(ranks, _VECTORS) if shape.channels_last else None
+        if tiling is not None and tiling.threads * tiling.resident(gpu) >= _RESIDENT_THREADS:
+            return tiling
+        return of(ranks, _FEW_VECTORS)
+
+    def of(ranks: int, vectors: int) -> Tiling | None:
         of_rank = -(-all_steps // ranks)
-        wanted = min(_MAX_THREADS, max(_MIN_THREADS, _power_of_two(-(-lanes * of_rank // _VECTORS))))
+        least = min(_MIN_THREADS_OF_ROWS, lanes * of_rank // _LEAST_VECTORS) if shape.channels_last else 0
+        wanted = min(_MAX_THREADS, max(_MIN_THREADS, least, -(-lanes * of_rank // vectors)))
         rows, fold = _rows(shape.channels_last, lanes, of_rank, wanted)
         threads, steps = -(-lanes * rows // 32) * 32, -(-of_rank // rows)
         if channel_sums:
-            at_once = channels_at_once(width, threads)
-            thread_sums = max((2 * span * lanes + channel_sums * width) * (rows // fold), 2 * at_once * threads)
+            thread_sums = (2 * span * lanes + channel_sums * width) * (rows // fold)
         else:
             thread_sums = 4 * span * lanes * rows
         scratch = 4 * (thread_sums + (2 * ranks + 3) * groups + channel_sums * ranks * width)
@@ -150,20 +175,12 @@ def _tiling(shape: Shape, width: int, vector: int, gpu: Gpu, tensors: int, chann
         shared = sum(held) * threads * vector_bytes + scratch
         return Tiling(width, vector, lanes, rows, fold, threads, ranks, steps, held, thread_sums, shared)
 
-    block_bytes, blocks = lanes * all_steps * vector_bytes, shape.channels // width
     ranks = 1
-    while ranks < min(_RANKS, gpu.max_ranks) and block_bytes > ranks * (
-        _PART_BYTES if blocks * ranks >= _THREAD_BLOCKS else _LEAST_PART_BYTES
-    ):
+    while ranks < min(PORTABLE_RANKS, gpu.max_ranks) and lanes * all_steps * vector_bytes > ranks * _PART_BYTES:
         ranks *= 2
     candidates = [by(ranks), *([by(gpu.max_ranks)] if ranks < gpu.max_ranks else [])]
     found = [tiling for tiling in candidates if tiling is not None]
     return max(found, key=lambda tiling: tiling.share_held, default=None)  # of equal ones the smaller cluster
-
-
-def channels_at_once(width: int, threads: int) -> int:
-    """That a thread takes when it adds up the sums of samples."""
-    return 4 if width % 4 == 0 and threads <= 128 else 1
 
 
 def _rows(channels_last: bool, lanes: int, steps: int, wanted: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The backward kernels: `bwd_single_pass`; `bwd_two_pass`, or `bwd_partial_sums` and `bwd_dx`; and after any of them
+"""The backward kernels: `bwd_single_pass`, or `bwd_partial_sums` and `bwd_dx`; and after any of them
 `bwd_dweight_dbias`, after a split reduction `bwd_combine_sums` first where tables have gradients.
 
 All gradients follow from sums over the positions, for each sample and channel, of dw and of dw * d; that of `add` from
@@ -203,73 +203,6 @@ def bwd_dx(
         CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
         CHANNEL_SPLITS,
     )  # fmt: skip
-
-
-@jit
-def bwd_two_pass(
-    dy_ptr,
-    x_ptr,
-    stats_ptr,
-    weight_ptr,
-    bias_ptr,
-    add_ptr,
-    scale_ptr,
-    shift_ptr,
-    sums_ptr,
-    partial_ptr,
-    means_ptr,
-    dx_ptr,
-    positions,
-    stats_stride,
-    add_stride_n,
-    scale_stride_n,
-    shift_stride_n,
-    position_splits,
-    sums_stride,
-    partial_stride,
-    means_stride,
-    NEED_D: tl.constexpr,
-    SILU: tl.constexpr,
-    CENTER: tl.constexpr,
-    FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP_BLOCKS: tl.constexpr,
-    EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    SPLIT_SIZE: tl.constexpr,
-    CHANNEL_SPLITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Both kernels above for all splits of a block of groups, the second time from the caches."""
-    S = positions * ALIGN_S
-    splits = position_splits * CHANNEL_SPLITS
-    n, _, block = program_coords(1, GROUP_BLOCKS, CHANNELS_LAST, False)
-    for split in range(0, splits):
-        _partial_sums(
-            n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
-            sums_ptr, partial_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits,
-            sums_stride, partial_stride, NEED_D, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS,
-            EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
-        )  # fmt: skip
-    tl.debug_barrier()  # what other threads have stored is read below
-    mean_dy, mean_dy_xhat = _combine_means(
-        n, block, 0, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride, CENTER,
-        G, GROUP, GROUPS, BLOCK_K,
-    )  # fmt: skip
-    for done in range(0, splits):
-        _dx(
-            n, block, splits - 1 - done, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
-            mean_dy, mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n,
-            position_splits, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C,
-            BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
-        )  # fmt: skip
 
 
 @jit

@@ -11,12 +11,20 @@ tile's first. What a program does not need is a pointer that is None.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import triton
 import triton.language as tl
 
-jit: Any = triton.jit  # The decorator is untyped, and what it makes is never called from Python.
+_OF_BATCH = ("stats_stride", "sums_stride", "partial_stride", "means_stride", "combined_stride", "rows")
+"""Arguments that depend on the batch size. Triton would compile other kernels for a 1 or a multiple of 16, which might
+add in another order."""
+
+
+def jit(kernel: Callable[..., Any]) -> Any:
+    return triton.jit(kernel, do_not_specialize=[n for n in inspect.signature(kernel).parameters if n in _OF_BATCH])
 
 
 @jit

@@ -1,7 +1,6 @@
-"""The forward kernels: `fwd_single_pass`; `fwd_two_pass`, or `fwd_partial_stats` and `fwd_normalize`.
+"""The forward kernels: `fwd_single_pass`; or `fwd_partial_stats` and `fwd_normalize`.
 
-See `common` for the memory formats and names, and `tiling` for what goes where. The last three do the same arithmetic
-in the same order.
+See `common` for the memory formats and names, and `tiling` for what goes where.
 """
 
 from __future__ import annotations
@@ -188,67 +187,6 @@ def fwd_normalize(
         scale_stride_n, shift_stride_n, position_splits, SILU, FAST, CHANNELS_LAST, C, GROUP, GROUPS,
         EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
     )  # fmt: skip
-
-
-@jit
-def fwd_two_pass(
-    x_ptr,
-    y_ptr,
-    stats_ptr,
-    weight_ptr,
-    bias_ptr,
-    add_ptr,
-    scale_ptr,
-    shift_ptr,
-    positions,
-    stats_stride,
-    add_stride_n,
-    scale_stride_n,
-    shift_stride_n,
-    eps,
-    position_splits,
-    partial_stride,
-    SILU: tl.constexpr,
-    CENTER: tl.constexpr,
-    FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP_BLOCKS: tl.constexpr,
-    EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    SPLIT_SIZE: tl.constexpr,
-    CHANNEL_SPLITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Both kernels above for all splits of a block of groups, the second time from the caches."""
-    S = positions * ALIGN_S
-    splits = position_splits * CHANNEL_SPLITS
-    partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
-    n, _, block = program_coords(1, GROUP_BLOCKS, CHANNELS_LAST, False)
-    for split in range(0, splits):
-        _partial_stats(
-            n, block, split, splits, x_ptr, add_ptr, partial_ptr, S, add_stride_n, position_splits, partial_stride,
-            CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
-            CHANNEL_SPLITS,
-        )  # fmt: skip
-    tl.debug_barrier()  # what other threads have stored is read below
-    mean, rstd = _combine_stats(
-        n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST, G, GROUP, GROUPS,
-        BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS, BLOCK_K, CENTER,
-    )  # fmt: skip
-    _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, CENTER)
-    for done in range(0, splits):
-        _normalize(
-            n, block, splits - 1 - done, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
-            S, add_stride_n, scale_stride_n, shift_stride_n, position_splits, SILU, FAST, CHANNELS_LAST, C, GROUP,
-            GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
-        )  # fmt: skip
 
 
 @jit

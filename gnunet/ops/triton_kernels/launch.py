@@ -156,8 +156,6 @@ def plan_forward(args: NormArgs) -> Plan:
         options = _options(tiling.num_warps, 32) if _is_plain(args, values) else much
         return Plan([_launch(forward_kernels.fwd_single_pass, blocks, options, values)], {"stats": stats})
     stats += 2 * values["partial_stride"]
-    if tiling.is_two_pass(len(args.x)):
-        return Plan([_launch(forward_kernels.fwd_two_pass, blocks, much, values)], {"stats": stats})
     kernels = (forward_kernels.fwd_partial_stats, forward_kernels.fwd_normalize)
     return Plan([_launch(kernel, blocks * tiling.num_splits, little, values) for kernel in kernels], {"stats": stats})
 
@@ -188,12 +186,9 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
             "combined_stride": samples * channels,
             "NEED_D": need_add,
         }
-        if tiling.is_two_pass(samples):
-            launches = [_launch(backward_kernels.bwd_two_pass, blocks, much, values)]
-        else:
-            launches = [_launch(backward_kernels.bwd_partial_sums, blocks * tiling.num_splits, little, values)]
-            if need_x or need_add:
-                launches.append(_launch(backward_kernels.bwd_dx, blocks * tiling.num_splits, little, values))
+        launches = [_launch(backward_kernels.bwd_partial_sums, blocks * tiling.num_splits, little, values)]
+        if need_x or need_add:
+            launches.append(_launch(backward_kernels.bwd_dx, blocks * tiling.num_splits, little, values))
     options = _options(num_warps=8, resident_warps=24)
     values["BLOCK_C"] = _COLUMNS
     if need_tables and isinstance(tiling, SplitReduction):

@@ -4,9 +4,8 @@ The batch size is not an input, so that a sample is reduced in the same order, w
 batch; it only decides who computes what.
 
 - `SinglePass`: one program holds a block of whole groups in its registers and reads it once.
-- `SplitReduction`: a larger block is reduced in splits, whose partial results are then combined. Either a program for
-  each split, and a second kernel that combines them, or, in batches that fill the GPU with blocks of groups, one
-  program for all splits of its block (`is_two_pass`), which reads the block again while a cache still has it.
+- `SplitReduction`: a larger block is reduced in splits, by a program for each, whose partial results a second kernel
+  combines.
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ _SECTOR_BYTES = 32
 _MIN_BLOCK = 2048
 """Elements below which a block of groups is too little work for a program, if it can have more groups."""
 _CACHED_BYTES = 128 * 1024
-"""Of a block of groups that one program reads twice: those of all running programs stay in the caches."""
-_TWO_PASS_PROGRAMS = 128
-"""Blocks of groups, in the whole batch, from which on one program for each keeps a GPU busy."""
+"""Of a block of groups that a cache may still hold when it is read again."""
 _SPLIT_WARPS = 8
 _THREAD_ELEMENTS = 16
 _MAX_WARPS = 16
@@ -79,15 +76,10 @@ class SplitReduction(_Tiling):
     split_size: int
     channel_splits: int
     position_splits: int
-    fits_cache: bool
 
     @property
     def num_splits(self) -> int:
         return self.channel_splits * self.position_splits
-
-    def is_two_pass(self, samples: int) -> bool:
-        """Whether one program reduces all splits of a block of groups."""
-        return self.fits_cache and samples * self.group_blocks >= _TWO_PASS_PROGRAMS
 
 
 def choose_tiling(shape: Shape, direction: str) -> SinglePass | SplitReduction:
@@ -149,7 +141,6 @@ def _split_reduction(shape: Shape, tile: int) -> SplitReduction:
         split_size=split * block_s,
         channel_splits=channel_splits,
         position_splits=cdiv(shape.positions, split * block_s),
-        fits_cache=groups * width * shape.positions * shape.itemsize <= _CACHED_BYTES,
     )
 
 

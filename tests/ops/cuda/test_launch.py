@@ -31,7 +31,7 @@ class Driver:
         return 0 if cubin == b"code" else 209
 
     def cuModuleGetFunction(self, function, module, name):
-        assert name in (b"group_norm_silu_forward", b"group_norm_silu_backward", b"nothing")
+        assert name.startswith(b"group_norm_silu_") or name == b"nothing"
         return 0
 
     def cuFuncSetAttribute(self, function, attribute, value):

@@ -20,7 +20,7 @@ def run(shape, groups, channels_last, dtype, given):
     y = group_norm_silu(x, groups, **tensors, backend="cuda")
     torch.autograd.grad(y.float().sum(), leaves)
 
-tiny = dict(_PART_BYTES=128, _LEAST_PART_BYTES=128, _VECTORS=2, _MIN_THREADS=32)
+tiny = dict(_PART_BYTES=128, _VECTORS=2, _FEW_VECTORS=2, _MIN_THREADS=32, _MIN_THREADS_OF_ROWS=32)
 for sizes, gpu in (({}, launch.EMULATED), (tiny, tiling.Gpu(16384, 8))):
     vars(tiling).update(sizes)
     launch.gpu_of = lambda device: gpu

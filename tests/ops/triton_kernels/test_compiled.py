@@ -16,36 +16,6 @@ if (wanted := sys.argv.pop(1)) != "all":
     inspect_kernels.SHAPES = {name: inspect_kernels.SHAPES[name] for name in wanted.split("|")}
 inspect_kernels.main()
 """
-REDUCTIONS = """
-import json, re
-from unittest import mock
-import torch, triton
-import inspect_kernels
-from benchmarking import triton_code
-
-compile_one, found = triton.compile, []
-
-def keep(*args, **options):
-    compiled = compile_one(*args, **options)
-    code = compiled.asm["ttgir"]
-    layouts = dict(re.findall(r"^(#\\w+) = (.*)$", code, re.M))
-    for reduced in re.findall(r'tt[.]reduce".*?[}][)] : [(](.*?)[)] ->', code, re.S):
-        found[-1].append(re.sub(r"#\\w+", lambda name: layouts.get(name[0], name[0]), reduced))
-    return compiled
-
-with mock.patch.object(triton, "compile", keep):
-    for channels, size, layout in ((384, 32, "channels_last"), (2560, 16, "channels_last"), (256, 48, "contiguous")):
-        for direction in ("forward", "backward"):
-            for samples in (1, 300):
-                shape = (samples, channels, size, size)
-                args = inspect_kernels.arguments_of(shape, 32, torch.bfloat16, layout)
-                rows = triton_code.launches(args)[direction]
-                tiled = [launch for launch, _ in rows if not launch.kernel.startswith(("bwd_combine", "bwd_dw"))]
-                found.append([len(tiled)])
-                for launch in tiled:
-                    triton_code.compile_launch(launch, 90)
-print(json.dumps(found))
-"""
 EACH_KERNEL = "a level of DDPM's U-Net|a wider one in a large batch|its lowest level|odd sizes"
 """Shapes that launch each kernel; all of the script's are compiled once."""
 PLAIN = ("odd sizes", "no spatial dimensions")  # shapes whose layout does not allow loads of 16 bytes
@@ -79,8 +49,8 @@ def test_no_spills_and_wide_loads(tmp_path, arch, dtype, center, shapes):
     resources = json.loads(output.read_text())
     kernels = {r["kernel"] for r in resources}
     assert kernels == {
-        "fwd_single_pass", "fwd_two_pass", "fwd_partial_stats", "fwd_normalize",
-        "bwd_single_pass", "bwd_two_pass", "bwd_partial_sums", "bwd_dx", *SMALL,
+        "fwd_single_pass", "fwd_partial_stats", "fwd_normalize",
+        "bwd_single_pass", "bwd_partial_sums", "bwd_dx", *SMALL,
     }  # fmt: skip
     for r in resources:
         of = {key: r[key] for key in ("kernel", "shape", "layout", "dtype")}
@@ -96,11 +66,3 @@ def test_no_spills_and_wide_loads(tmp_path, arch, dtype, center, shapes):
         assert r["loads"][str(width)] * width >= tensors * tile_bytes > 0, of
         if r["kernel"] not in ("fwd_partial_stats", "bwd_partial_sums"):
             assert r["stores"][str(width)] * width >= tile_bytes, of
-
-
-@pytest.mark.slow
-def test_a_lone_sample_is_reduced_as_in_a_large_batch(tmp_path):
-    """The kernels for the one and for the other reduce the same tiles, which lie in the threads in the same way."""
-    found = json.loads(run([sys.executable, "-c", REDUCTIONS], tmp_path))
-    for (split, *alone), (two_pass, *in_a_batch) in zip(found[::2], found[1::2], strict=True):
-        assert (split, two_pass) == (2, 1) and alone == in_a_batch and len(alone) > 3

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 driver = pytest.importorskip("triton.backends.nvidia.driver", reason="needs Triton")
-from gnunet.ops.triton_kernels.launch import Launch, _Executable, launch_call  # noqa: E402
+from gnunet.ops.arguments import NormArgs  # noqa: E402
+from gnunet.ops.triton_kernels import common  # noqa: E402
+from gnunet.ops.triton_kernels.launch import (  # noqa: E402
+    Launch,
+    _Executable,
+    launch_call,
+    plan_backward,
+    plan_forward,
+)
 
 
 def launcher(calls: list, **scratch: int) -> object:
@@ -84,3 +92,16 @@ def test_kernels_are_launched_directly_where_tensors_are_aligned(monkeypatch, is
     assert by_triton[0] == ((6,), (aligned, None, 64), {"num_warps": 4})
     arguments = (aligned.data_ptr(), 0, 64)
     assert direct == [(6, 1, 1, s, "code", *([arguments] if is_packed else arguments)) for s in (11, 12)]
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, 4), (64, 64)])
+def test_no_kernel_is_compiled_for_a_batch_size(channels, size):
+    def plans(samples):
+        x, table = torch.zeros(samples, channels, size, size), torch.zeros(samples, channels)
+        args = NormArgs(x, 8, *torch.zeros(2, channels), 1e-5, table, table, table, True, True)
+        return [*plan_forward(args).launches, *plan_backward(args, [True] * 6).launches]
+
+    for one, many in zip(plans(1), plans(300), strict=True):
+        names = one.kernel.arg_names[len(one.tensors) :]
+        of_batch = {n for n, a, b in zip(names, one.values, many.values, strict=True) if a != b}
+        assert one.kernel is many.kernel and of_batch - {"BLOCK_K"} <= set(common._OF_BATCH)
