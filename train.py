@@ -6,7 +6,7 @@ accelerate launch train.py [--config FILE ...] [--section.key VALUE ...]
 import sys
 from pathlib import Path
 
-from gnunet.cli import parse
+from gnunet.config.cli import parse
 from gnunet.errors import run_program
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "noto_portraits32.yaml"

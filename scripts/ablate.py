@@ -15,11 +15,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from gnunet.ablation.laboratory import Laboratory
-from gnunet.cli import parse_flags
+from gnunet.ablation.study_runner import Laboratory
+from gnunet.commands.options import positive
+from gnunet.config.cli import parse_flags
 from gnunet.errors import run_program
 from gnunet.training import spread_over_cpus
-from gnunet.training.options import positive
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

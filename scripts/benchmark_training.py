@@ -33,8 +33,8 @@ from benchmarking.overhead import own_work
 from benchmarking.program import run
 from benchmarking.record import ROOT, failure, origin, record_path, rounded, target, verdict, write
 from benchmarking.timing import alternate_repeats
-from gnunet.cli import parse
 from gnunet.config import Config
+from gnunet.config.cli import parse
 from gnunet.errors import GnunetError
 
 CASES = {

@@ -28,7 +28,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evaluating import report
 from evaluating.subjects import Files, ReferenceImages, Samples, open_reference
+from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, is_sampleable, open_sampleable
+from gnunet.commands.options import add_sampling_options, open_with_options, positive
 from gnunet.data.cache import cache_folder
+from gnunet.distributed.accelerator import open_accelerator
+from gnunet.distributed.launch import run_as_processes, spread_over_cpus
 from gnunet.errors import CheckpointError, ConfigError, DataError, run_program
 from gnunet.evaluation import (
     ImageFiles,
@@ -43,15 +47,11 @@ from gnunet.evaluation import (
     small_sample_notes,
     validation_loss,
 )
+from gnunet.evaluation.batching import one_thread
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
-from gnunet.evaluation.threads import one_thread
-from gnunet.training.accelerator import open_accelerator
+from gnunet.training.data import load_run_data
 from gnunet.training.evaluation import processes_of
-from gnunet.training.launch import run_as_processes, spread_over_cpus
-from gnunet.training.loading import WEIGHTS, find_checkpoint, is_sampleable, open_sampleable
-from gnunet.training.options import add_sampling_options, open_with_options, positive
-from gnunet.training.run_data import load_run_data
 
 IMAGES_PER_PROCESS = 128
 """Where nobody says how many processes to take, another one is started for so many images."""

@@ -18,13 +18,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gnunet.checkpoint.trained_model import Sampleable
+from gnunet.commands.options import add_sampling_options, open_with_options, positive
 from gnunet.diffusion import make_grid
+from gnunet.distributed.accelerator import open_accelerator
 from gnunet.errors import ConfigError, run_program
+from gnunet.evaluation.batching import share_of
 from gnunet.training import spread_over_cpus
-from gnunet.training.accelerator import open_accelerator
-from gnunet.training.loading import Sampleable
-from gnunet.training.options import add_sampling_options, open_with_options, positive
-from gnunet.training.samples import share_of
 
 GRID_IMAGES = 256
 """The grid shows at most so many images."""

@@ -34,10 +34,10 @@ from rich.table import Table
 
 from benchmarking.record import ROOT, origin, rounded, write
 from gnunet.ablation.history import read_lines
-from gnunet.cli import parse
+from gnunet.checkpoint.jsonl import without_nan
 from gnunet.config import Config, to_yaml
+from gnunet.config.cli import parse
 from gnunet.errors import TrainingError, run_program
-from gnunet.training.metrics import without_nan
 from soaking.trend import judge
 from soaking.watch import LOG, QUANTITIES, Sample, Watcher, windows
 

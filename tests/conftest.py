@@ -6,6 +6,7 @@ The processes are forked from one that has everything imported: a launcher's ran
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -30,8 +31,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("GNUNET_EMULATE_CUDA", "1")
 
-from gnunet.cli import parse  # noqa: E402
 from gnunet.config import Config  # noqa: E402
+from gnunet.config.cli import parse  # noqa: E402
 from gnunet.errors import run_program  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -253,3 +254,9 @@ def run_ranks(start_ranks: Callable[..., Ranks]) -> Callable[..., list[str]]:
         return ranks.said
 
     return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """The tiny run at its end, in the folder of `tiny("run")`."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

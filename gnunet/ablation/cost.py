@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnunet.models.norm_plan import plan_norms
+from gnunet.models.norm_sites import plan_norms
 from gnunet.training.cuda_graph import WARM_UP
 from gnunet.training.session import Session
 

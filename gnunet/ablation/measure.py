@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gnunet.evaluation import load_extractors, nearest_images
 from gnunet.evaluation.validation import errors_of, validation_errors
 from gnunet.models import UNet2D
-from gnunet.models.norm_plan import plan_norms
+from gnunet.models.norm_sites import plan_norms
 from gnunet.norms import NORMS, NormLayer
 from gnunet.training.evaluation import chosen_metrics, processes_of, sampled
 from gnunet.training.session import Session

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from gnunet.ablation.study import Study
-from gnunet.config import Config
-from gnunet.config_layers import Layer, inline, read_mapping, resolve
-from gnunet.config_schema import find, section_types
+from gnunet.config import Config, load_config
+from gnunet.config.merge import Layer, inline, read_mapping
+from gnunet.config.schema import find, section_types
 from gnunet.errors import ConfigError
 
 INSTEAD = {"seed": "seeds in the study", "run_dir": "--folder"}
@@ -51,7 +51,7 @@ class StudyLayers:
         for value in tuned:
             more = self.study.tuning.set if tries else {}
             layers.append(self._layer("tuning", {self.study.tuning.key: value, **more}))
-        return resolve(Config, [*self.below, *layers, self.above])
+        return load_config([*self.below, *layers, self.above])
 
     def _layer(self, what: str, overrides: Mapping[str, Any], *, free: bool = True) -> Layer:
         where = f"{what} of {self.name}"

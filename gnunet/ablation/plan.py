@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gnunet.ablation.overrides import StudyLayers
-from gnunet.ablation.problems import lines_of, refuse
 from gnunet.ablation.records import metric_names, rank, record_path
-from gnunet.ablation.study import Study
+from gnunet.ablation.study import Study, lines_of, refuse
 from gnunet.config import Config
-from gnunet.config_layers import inline
-from gnunet.config_schema import Section, one_of
+from gnunet.config.merge import inline
+from gnunet.config.schema import Section, one_of
 from gnunet.errors import CheckpointError, ConfigError
 
 Point = tuple[tuple[str, str], ...]

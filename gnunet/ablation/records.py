@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from gnunet.checkpoint.jsonl import without_nan
 from gnunet.config import Config
 from gnunet.errors import CheckpointError
 from gnunet.evaluation.validation import summarize
 from gnunet.files import write_file
-from gnunet.training.metrics import without_nan
-from gnunet.untrusted import read_json
+from gnunet.safe_io import read_json
 
 FORMAT = 1
 LOSSES = {"validation_loss": "running", "validation_loss_precise": "precise", "validation_loss_batch": "batch"}

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from gnunet.ablation import worker
-from gnunet.ablation.cell import run_cell, run_folder
 from gnunet.ablation.plan import Cell
 from gnunet.ablation.progress import Display
 from gnunet.ablation.records import record_path
+from gnunet.ablation.trial import run_cell, run_folder
+from gnunet.distributed.signals import StopRequest
 from gnunet.errors import GnunetError
-from gnunet.training.stopping import StopRequest
 
 POLL = 0.5
 """Seconds between looks at what cells have done."""

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import torch
 
-from gnunet.ablation.cell import run_cell, run_folder
 from gnunet.ablation.cost import step_cost
 from gnunet.ablation.plan import Cell
-from gnunet.ablation.processes import fresh_start
+from gnunet.ablation.trial import fresh_start, run_cell, run_folder
 from gnunet.config import Config, from_yaml, to_yaml
+from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import GnunetError, print_error
-from gnunet.training.accelerator import make_accelerator
 from gnunet.training.session import build
 
 

@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ import numpy as np
 import PIL
 from filelock import FileLock
 
-from gnunet.config import DataConfig
-from gnunet.data import decode, select
-from gnunet.data.locate import open_source
-from gnunet.data.source import Source
+from gnunet.data import decode
+from gnunet.data.sources import columns, open_source
+from gnunet.data.sources.base import Source
 from gnunet.data.table import IMAGES_FILE, ImageTable, content_fingerprint, map_array, map_images
 from gnunet.errors import DataError
 from gnunet.files import sync
@@ -34,17 +34,32 @@ CHUNK_BYTES = 2**28
 REPORTED = 20  # broken images that are kept by name
 
 
-def load_images(config: DataConfig, channels: int, *, progress: Callable[[int, int], None] | None = None) -> ImageTable:
-    """The images that a configuration asks for, decoded to uint8 and mapped from disk.
+def load_images(
+    source: str,
+    *,
+    resolution: int,
+    channels: int,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    subset: Mapping[str, Any] | None = None,
+    on_error: str = "stop",
+    class_conditional: bool = False,
+    cache_dir: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageTable:
+    """The images of a source, decoded to uint8 and mapped from disk.
 
     The first call decodes; later ones, by any process, find the result in the cache folder
-    (data.cache_dir, else $GNUNET_CACHE, else gnunet in the user's cache folder), keyed by everything that
+    (cache_dir, else $GNUNET_CACHE, else gnunet in the user's cache folder), keyed by everything that
     decides the pixels. The cache appears whole, by one rename; processes that want the same one wait for the
     first. Files whose size or date changed, and a torn cache, are decoded anew.
 
     Args:
-        config: the `data` section.
+        source, split, image_column, label_column, subset, resolution, on_error: as the keys of `data`.
         channels: 1 (grey) or 3 (RGB).
+        class_conditional: labels are needed.
+        cache_dir: where decoded images are kept.
         progress: called with (images done, images in all) while decoding.
 
     Raises:
@@ -52,31 +67,34 @@ def load_images(config: DataConfig, channels: int, *, progress: Callable[[int, i
             data.on_error is skip), no usable image, labels wanted where there are none, or a cache folder
             that cannot be written.
     """
-    source = open_source(config.source, config.split)
+    opened = open_source(source, split)
+    pixels = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "subset": subset or {},
+        "resolution": resolution,
+        "channels": channels,
+    }
     key = {
         "version": decode.VERSION,
         "pillow": PIL.__version__,
-        "source": source.identity,
-        "split": config.split,
-        "image_column": config.image_column,
-        "label_column": config.label_column,
-        "subset": config.subset,
-        "resolution": config.resolution,
-        "channels": channels,
+        "source": opened.identity,
+        "split": split,
+        **pixels,
     }
     name = "images-" + hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    folder = cache_folder(config.cache_dir) / name
+    folder = cache_folder(cache_dir) / name
     try:
-        table = _open_or_build(folder, source, config, channels, progress)
+        table = _open_or_build(folder, on_error, partial(_build, opened, on_error, progress, **pixels))
     except OSError as error:
         raise DataError(
             f"the cache of decoded images cannot be written: {error}; set data.cache_dir or GNUNET_CACHE "
             "to a folder with space"
         ) from error
-    if config.class_conditional and table.labels is None:
+    if class_conditional and table.labels is None:
         raise DataError(
-            f"data.class_conditional is true, but no column of {source.name} is known to hold labels; set "
-            f"data.label_column to one of {', '.join(source.columns)}"
+            f"data.class_conditional is true, but no column of {opened.name} is known to hold labels; set "
+            f"data.label_column to one of {', '.join(opened.columns)}"
         )
     return table
 
@@ -88,31 +106,25 @@ def cache_folder(configured: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnunet"
 
 
-def _open_or_build(
-    folder: Path,
-    source: Source,
-    config: DataConfig,
-    channels: int,
-    progress: Callable[[int, int], None] | None,
-) -> ImageTable:
-    if table := _open_cache(folder, config.on_error):
+def _open_or_build(folder: Path, on_error: str, build: Callable[[Path], None]) -> ImageTable:
+    if table := _open_cache(folder, on_error):
         return table
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if table := _open_cache(folder, config.on_error):  # another process was faster
+        if table := _open_cache(folder, on_error):  # another process was faster
             return table
         for torn in folder.parent.glob(f"{folder.name}.tmp-*"):  # what a killed process left
             shutil.rmtree(torn, ignore_errors=True)
         building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
         try:
-            _build(building, source, config, channels, progress)
+            build(building)
             if folder.exists():
                 shutil.rmtree(folder)
             os.rename(building, folder)
             sync(folder.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-    if table := _open_cache(folder, config.on_error):
+    if table := _open_cache(folder, on_error):
         return table
     raise OSError(f"{folder} cannot be read back")
 
@@ -143,25 +155,30 @@ _HOW_TO_SKIP = "; mend or remove it, or set data.on_error to skip"
 
 
 def _build(
-    folder: Path,
     source: Source,
-    config: DataConfig,
-    channels: int,
+    on_error: str,
     progress: Callable[[int, int], None] | None,
+    folder: Path,
+    *,
+    image_column: str | None,
+    label_column: str | None,
+    subset: Mapping[str, Any],
+    resolution: int,
+    channels: int,
 ) -> None:
     """Decode a source into an existing folder."""
-    image_column = select.find_image_column(source, config.image_column)
-    rows = select.select_rows(source, config.subset)
+    images_in = columns.find_image_column(source, image_column)
+    rows = columns.select_rows(source, subset)
     labels, class_names = None, ()
-    if label_column := select.find_label_column(source, config.label_column):
+    if labels_in := columns.find_label_column(source, label_column):
         try:
-            labels, class_names = select.read_labels(source, label_column, rows)
+            labels, class_names = columns.read_labels(source, labels_in, rows)
         except DataError:
-            if config.label_column is not None:
+            if label_column is not None:
                 raise
-            log.info("the column %r of %s does not hold a label for each row", label_column, source.name)
+            log.info("the column %r of %s does not hold a label for each row", labels_in, source.name)
 
-    size = config.resolution
+    size = resolution
     good = np.ones(len(rows), bool)
     broken = []
     digest = hashlib.sha256()
@@ -169,10 +186,10 @@ def _build(
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), size, size, channels)}
         np.lib.format.write_array_header_1_0(file, header)
         start = file.tell()
-        for i, result in enumerate(_decode_all(source.cells(image_column, rows), size, channels)):
+        for i, result in enumerate(_decode_all(source.cells(images_in, rows), size, channels)):
             if isinstance(result, Exception):
                 message = f"{source.where(int(rows[i]))} cannot be decoded: {result}"
-                if config.on_error == "stop":
+                if on_error == "stop":
                     raise DataError(message + _HOW_TO_SKIP) from result
                 good[i] = False
                 broken.append(message)

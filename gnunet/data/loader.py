@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from gnunet.data.examples import TrainingExamples
+from gnunet.data.dataset import TrainingExamples
 from gnunet.errors import ConfigError
 
 

@@ -7,10 +7,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from gnunet.data.draws import Purpose, Stream
-from gnunet.data.examples import channels_last
+from gnunet.data.dataset import channels_last
 from gnunet.data.table import ImageTable
 from gnunet.errors import DataError
+from gnunet.random_streams import Purpose, Stream
 
 
 class ValidationBank:

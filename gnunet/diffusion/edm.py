@@ -8,28 +8,42 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
 
-from gnunet.config import EDMConfig
 from gnunet.diffusion.process import Level, Predict, Process, expand
 
 
 class EDM(Process):
     """x = x0 + sigma * noise; the network sees c_in * x and log(sigma) / 4, and its output F makes the
-    denoiser D = c_skip * x + c_out * F (Table 1)."""
+    denoiser D = c_skip * x + c_out * F (Table 1).
+
+    Args:
+        p_mean, p_std: mean and standard deviation of log sigma in training.
+        sigma_data: standard deviation of the images, whose values lie in [-1, 1].
+        sigma_min, sigma_max, rho: lowest and highest noise level, and curvature, of the sampling schedule.
+    """
 
     kind = "edm"
     samplers = ("heun", "euler", "dpm++")
     default_sampler = "heun"
 
-    def __init__(self, config: EDMConfig) -> None:
-        self.config = config
+    def __init__(
+        self,
+        p_mean: float = -1.2,
+        p_std: float = 1.2,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+    ) -> None:
+        self.p_mean, self.p_std, self.sigma_data = p_mean, p_std, sigma_data
+        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
     def level(self, u: Tensor) -> Level:
         """Levels of log sigma ~ N(p_mean, p_std^2)."""
-        return self._at((self.config.p_mean + self.config.p_std * torch.special.ndtri(u)).exp())
+        return self._at((self.p_mean + self.p_std * torch.special.ndtri(u)).exp())
 
     def level_at(self, log_snr: Tensor) -> Level:
         """Levels at `log_snr`, float64 (N,), with sigma clamped to [sigma_min, sigma_max]."""
-        return self._at((-log_snr / 2).exp().clamp(self.config.sigma_min, self.config.sigma_max))
+        return self._at((-log_snr / 2).exp().clamp(self.sigma_min, self.sigma_max))
 
     def _at(self, sigma: Tensor) -> Level:
         # The paper's weight lambda = 1 / c_out^2 of the error in D is a weight of 1 of the error in F.
@@ -37,15 +51,15 @@ class EDM(Process):
         return Level.from_float64(ones, sigma, sigma.log() / 4, ones)
 
     def network_input(self, x: Tensor, level: Level) -> Tensor:
-        return x * expand((level.sigma.square() + self.config.sigma_data**2).rsqrt())
+        return x * expand((level.sigma.square() + self.sigma_data**2).rsqrt())
 
     def target(self, images: Tensor, noise: Tensor, level: Level) -> Tensor:
         """(x0 - c_skip * x) / c_out, multiplied out: the difference would lose digits at small sigma."""
-        sigma, data = expand(level.sigma), self.config.sigma_data
+        sigma, data = expand(level.sigma), self.sigma_data
         return (images * (sigma / data) - data * noise) * (sigma.square() + data**2).rsqrt()
 
     def to_image(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
-        sigma, data = expand(level.sigma), self.config.sigma_data
+        sigma, data = expand(level.sigma), self.sigma_data
         total = sigma.square() + data**2
         return x * (data**2 / total) + output * (sigma * data * total.rsqrt())
 
@@ -67,16 +81,13 @@ class EDM(Process):
             level = self._at(torch.full((len(x),), sigma, dtype=torch.float64)).to(x.device)
             return self.to_image(predict(self.network_input(x, level), level.timestep), x, level)
 
-        config = self.config
-        return edm_heun(denoise, noise, edm_sigmas(steps, config.sigma_min, config.sigma_max, config.rho))
+        return edm_heun(denoise, noise, edm_sigmas(steps, self.sigma_min, self.sigma_max, self.rho))
 
     def export_scheduler(self) -> EDMEulerScheduler:
         """An EDMEulerScheduler; it scales the network's input and output as this process does."""
-        config = self.config
         return EDMEulerScheduler(
-            sigma_min=config.sigma_min, sigma_max=config.sigma_max, sigma_data=config.sigma_data,
-            rho=config.rho,
-        )  # fmt: skip
+            sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data, rho=self.rho
+        )
 
 
 def edm_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:

@@ -1,6 +1,7 @@
-"""A process from a config, or from the scheduler saved beside a diffusers model."""
+"""A process by name, or from the scheduler saved beside a diffusers model."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import (
@@ -11,7 +12,6 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
 )
 
-from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.diffusion.ddpm import DDPM, beta_options, make_schedule
 from gnunet.diffusion.edm import EDM
 from gnunet.diffusion.flow import Flow
@@ -22,17 +22,27 @@ LARGEST = 100_000
 """Bound of a scheduler's numbers and lists: it makes tables of as many entries as it has timesteps."""
 
 
-def make_process(config: DDPMConfig | EDMConfig | FlowConfig) -> Process:
-    """The process that the `diffusion` section of a config names."""
-    if isinstance(config, EDMConfig):
-        return EDM(config)
-    if isinstance(config, FlowConfig):
-        return Flow(config)
-    schedule = make_schedule(
-        config.num_train_timesteps, config.beta_schedule, config.beta_start, config.beta_end,
-        config.prediction_type,
-    )  # fmt: skip
-    return DDPM(schedule, config.min_snr_gamma)
+def make_process(kind: str, **settings: Any) -> Process:
+    """The process of a kind: `ddpm`, `edm` or `flow`.
+
+    Args:
+        settings: the arguments of `ddpm_process`, `EDM` or `Flow`.
+    """
+    processes: dict[str, Callable[..., Process]] = {"ddpm": ddpm_process, "edm": EDM, "flow": Flow}
+    return processes[kind](**settings)
+
+
+def ddpm_process(
+    num_train_timesteps: int = 1000,
+    beta_schedule: str = "linear",
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    prediction_type: str = "epsilon",
+    min_snr_gamma: float | None = None,
+) -> DDPM:
+    """DDPM over a `linear` or `cosine` schedule of betas, predicting `epsilon`, `v` or the `sample`."""
+    schedule = make_schedule(num_train_timesteps, beta_schedule, beta_start, beta_end, prediction_type)
+    return DDPM(schedule, min_snr_gamma)
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:
@@ -66,10 +76,10 @@ def process_from_scheduler(scheduler: Any) -> Process:
     if isinstance(scheduler, (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)):
         refuse_unless(config, name, prediction_type="epsilon", sigma_schedule="karras")
         keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
-        return EDM(EDMConfig(**{key: float(config[key]) for key in keys}))
+        return EDM(**{key: _positive(config, name, key) for key in keys})
     if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
         refuse_unless(config, name, use_dynamic_shifting=False, invert_sigmas=False)
-        return Flow(FlowConfig(shift=float(config.shift)), config.num_train_timesteps)
+        return Flow(shift=_positive(config, name, "shift"), num_train_timesteps=config.num_train_timesteps)
     if not hasattr(scheduler, "betas"):
         raise ConfigError(
             f"scheduler: {name} given; valid: schedulers over betas (DDPMScheduler, DDIMScheduler, ...), "
@@ -87,6 +97,13 @@ def process_from_scheduler(scheduler: Any) -> Process:
             clip_sample_range=config.get("clip_sample_range", 1.0), timestep_spacing="trailing",
         )
     )  # fmt: skip
+
+
+def _positive(config: Any, name: str, key: str) -> float:
+    value = float(config[key])
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{name}.{key}: {value!r} given; valid: a number above 0")
+    return value
 
 
 def refuse_unless(config: Any, name: str, **expected: Any) -> None:

@@ -7,7 +7,6 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
-from gnunet.config import FlowConfig
 from gnunet.diffusion.process import Level, Process, expand
 
 
@@ -15,7 +14,9 @@ class Flow(Process):
     """x_t = (1 - t) x0 + t noise; the network sees x_t and 1000 t, and predicts the velocity noise - x0.
 
     Args:
-        config: distribution of t in training, shift of the times in sampling.
+        t_distribution: of the time t in training: "logit_normal" or "uniform".
+        t_mean, t_std: of logit t, for logit_normal.
+        shift: of the sampling times towards noise.
         num_train_timesteps: the timestep at t = 1; diffusers' convention is 1000.
     """
 
@@ -23,15 +24,22 @@ class Flow(Process):
     samplers = ("euler", "heun")
     default_sampler = "euler"
 
-    def __init__(self, config: FlowConfig, num_train_timesteps: int = 1000) -> None:
-        self.config = config
+    def __init__(
+        self,
+        t_distribution: str = "logit_normal",
+        t_mean: float = 0.0,
+        t_std: float = 1.0,
+        shift: float = 1.0,
+        num_train_timesteps: int = 1000,
+    ) -> None:
+        self.t_distribution, self.t_mean, self.t_std, self.shift = t_distribution, t_mean, t_std, shift
         self.num_train_timesteps = num_train_timesteps
 
     def level(self, u: Tensor) -> Level:
         """Levels of t ~ U(0, 1), or of logit t ~ N(t_mean, t_std^2)."""
-        if self.config.t_distribution == "uniform":
+        if self.t_distribution == "uniform":
             return self._at(u)
-        return self._at((self.config.t_mean + self.config.t_std * torch.special.ndtri(u)).sigmoid())
+        return self._at((self.t_mean + self.t_std * torch.special.ndtri(u)).sigmoid())
 
     def level_at(self, log_snr: Tensor) -> Level:
         """Levels at `log_snr`, float64 (N,): t = 1 / (1 + exp(log_snr / 2)); every finite log-SNR has one."""
@@ -55,7 +63,7 @@ class Flow(Process):
         """
         sampler = self.check_sampler(sampler, steps)
         if sampler == "heun":
-            scheduler = FlowMatchHeunDiscreteScheduler(self.num_train_timesteps, shift=self.config.shift)
+            scheduler = FlowMatchHeunDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
             scheduler.set_timesteps(steps)
         else:
             scheduler = self.export_scheduler()
@@ -65,4 +73,4 @@ class Flow(Process):
 
     def export_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """A FlowMatchEulerDiscreteScheduler with this process' shift."""
-        return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.config.shift)
+        return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.shift)

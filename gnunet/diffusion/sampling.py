@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnunet.data.draws import Purpose, Stream
 from gnunet.diffusion.images import to_uint8
 from gnunet.diffusion.process import Predict, Process, run_network
 from gnunet.errors import ConfigError
+from gnunet.random_streams import Purpose, Stream
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnunet.evaluation.moments import Moments
-from gnunet.evaluation.threads import one_thread
+from gnunet.evaluation.batching import one_thread
+from gnunet.evaluation.running_covariance import Moments
 
 ROWS, COLUMNS = 256, 1024  # the tile in which all pairs are visited
 DUPLICATE = 1e-12  # squared distances below this share of the squared norms are rounding

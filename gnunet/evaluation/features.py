@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnunet.data.examples import channels_last
+from gnunet.data.dataset import channels_last
 from gnunet.errors import DataError
+from gnunet.evaluation.batching import one_thread, rounds
 from gnunet.evaluation.distances import spread
 from gnunet.evaluation.extractors import Extractor
-from gnunet.evaluation.moments import Moments
-from gnunet.evaluation.rounds import rounds
-from gnunet.evaluation.threads import one_thread
+from gnunet.evaluation.running_covariance import Moments
 
 BATCH = 16  # images in one forward pass: fixed, since bits depend on it; few, so that they fit a CPU's cache
 CHUNK = 128  # images that a process takes at a time, unless its source has batches of its own

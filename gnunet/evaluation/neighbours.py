@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.errors import DataError
+from gnunet.evaluation.batching import one_thread
 from gnunet.evaluation.distances import spread, squared_distances
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import Gather, alone, extract, stream_features
-from gnunet.evaluation.threads import one_thread
 
 PROBES = 512  # training images whose own neighbours say what is near
 NEAR = 0.05  # the share of training images that have a neighbour as near as the threshold

@@ -29,9 +29,9 @@ from gnunet.evaluation.features import (
     collect_statistics,
     statistics_device,
 )
-from gnunet.evaluation.moments import Moments
+from gnunet.evaluation.running_covariance import Moments
 from gnunet.files import write_file
-from gnunet.untrusted import Stored, stored_tensors
+from gnunet.safe_io import Stored, stored_tensors
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnunet.diffusion import Process, evaluation_mode, to_unit_range
 from gnunet.diffusion.process import expand, mean_square
-from gnunet.evaluation.rounds import rounds
+from gnunet.evaluation.batching import rounds
 
 if TYPE_CHECKING:
     from gnunet.data.validation import ValidationBank

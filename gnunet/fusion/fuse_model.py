@@ -12,7 +12,7 @@ from gnunet.ops import GroupNormSiLU
 from gnunet.ops.hooks import has_hooks
 
 from .modules import FusedGroupNorm, SiLUInNorm
-from .sites import Site, sites_of
+from .patterns import Site, sites_of
 
 if TYPE_CHECKING:
     from .resnet import FusedResnetBlock2D

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gnunet.norms import make_residual
 from gnunet.ops import checkpoint_inputs
 
-from .norm_plan import NormSite
+from .norm_sites import NormSite
 
 
 class Attention(nn.Module):

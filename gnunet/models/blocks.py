@@ -13,8 +13,8 @@ from gnunet.norms import make_conv, make_residual
 from gnunet.ops import checkpoint_inputs
 
 from .attention import Attention
-from .norm_plan import NormSite
-from .plan import BlockPlan
+from .block_specs import BlockPlan
+from .norm_sites import NormSite
 
 Norm = Callable[..., Tensor]
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from .norm_plan import plan_norms
+from .norm_sites import plan_norms
 
-if TYPE_CHECKING:
-    from .unet import UNet2D
+Network = TypeVar("Network", bound=nn.Module)
+"""UNet2D, which imports this file."""
 
 _MID_ATTENTION = "mid_block.attentions"
 _KINDS = ("group", "layer", "instance")
 """Of norm: those that group normalization of some count of groups is."""
 
 
-def from_diffusers(cls: type[UNet2D], model: UNet2DModel) -> UNet2D:
+def from_diffusers(cls: type[Network], model: UNet2DModel) -> Network:
     """A `cls` with a copy of the model's weights, in its dtype, device and mode.
 
     Raises:
@@ -28,7 +28,7 @@ def from_diffusers(cls: type[UNet2D], model: UNet2DModel) -> UNet2D:
     return _rebuild(cls, model, _settings(model, cls))
 
 
-def to_diffusers(model: UNet2D) -> UNet2DModel:
+def to_diffusers(model: nn.Module) -> UNet2DModel:
     """A UNet2DModel with a copy of the model's weights, in its dtype, device and mode.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any
 
 from gnunet.norms import NORMS
 
-from .norm_plan import NormSite
-from .plan import plan_blocks
+from .block_specs import plan_blocks
+from .norm_sites import NormSite
 
 
 def with_input_std(config: Mapping[str, Any], sites: Iterable[NormSite]) -> list[NormSite]:

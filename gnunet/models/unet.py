@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from gnunet.errors import CheckpointError
 from gnunet.norms import NORMS, set_noise_level
 from gnunet.ops import checkpoint_inputs
-from gnunet.untrusted import Stored
+from gnunet.safe_io import Stored
 
 from . import convert
 from .attention import Attention
+from .block_specs import plan_blocks
 from .blocks import BlockSettings, DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
-from .check import check, check_fits, read_folder
+from .config_check import check, check_fits, read_folder
 from .input_std import with_input_std
-from .norm_plan import plan_norms
-from .plan import plan_blocks
+from .norm_sites import plan_norms
 
 
 class UNet2D(ModelMixin, ConfigMixin):

@@ -5,8 +5,8 @@ from .group import valid_groups
 from .layer import NormLayer
 from .magnitude import force_weight_norm
 from .options import Option
-from .precise import precise_statistics
 from .running import running_buffers, set_noise_level
+from .update_bn_stats import precise_statistics
 
 __all__ = [
     "NORMS",

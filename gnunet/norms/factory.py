@@ -9,6 +9,9 @@ from torch import nn
 
 from .batch import BatchNorm, GhostBatchNorm, SyncBatchNorm
 from .batch_renorm import BatchRenorm
+from .channel_norm import LayerChannelNorm, RMSNorm
+from .concat_norm import SplitNorm
+from .dyt import Derf, DyT
 from .evonorm import EvoNormS0
 from .frn import FRN
 from .group import GroupNorm, GroupRMSNorm, InstanceNorm, LayerNorm
@@ -16,9 +19,6 @@ from .layer import CONVOLUTIONS, NormLayer
 from .magnitude import MagnitudePreserving, PixelNorm
 from .none import NoNorm
 from .options import first_problem
-from .pointwise import Derf, DyT
-from .position import LayerChannelNorm, RMSNorm
-from .split import SplitNorm
 from .switchable import SwitchableNorm
 from .weight_norm import WeightNorm
 from .weight_standardization import ScaledWS, WeightStandardization

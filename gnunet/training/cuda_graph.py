@@ -13,9 +13,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from gnunet.config import Config
-from gnunet.config_checks import cuda_graph_obstacle
+from gnunet.config.checks import cuda_graph_obstacle
+from gnunet.distributed import fsdp, zero
 from gnunet.errors import ConfigError
-from gnunet.training import sharding, zero
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def is_wanted(config: Config, accelerator: Accelerator) -> bool:
 def _obstacle(config: Config, accelerator: Accelerator) -> str | None:
     if accelerator.device.type not in DEVICES:
         return f"on a device of type {accelerator.device.type}"
-    if sharding.is_asked_for() and torch.distributed.is_initialized():
+    if fsdp.is_asked_for() and torch.distributed.is_initialized():
         return "with FSDP"
     if zero.is_launched():
         return "with DeepSpeed"

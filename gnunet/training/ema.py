@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gnunet.config import TrainConfig
+from gnunet.distributed.fsdp import local
 from gnunet.norms import running_buffers
-from gnunet.training.sharding import local
 
 Model = TypeVar("Model", bound=nn.Module)
 

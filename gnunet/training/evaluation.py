@@ -1,24 +1,30 @@
-"""Evaluation in training: metrics of the averaged weights' samples, and which checkpoint is the best."""
+"""Evaluation in training: metrics of the EMA weights' samples, which checkpoint is the best, grids of samples."""
 
+import io
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name
+from gnunet.checkpoint.trained_model import Sampleable
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
+from gnunet.diffusion import make_grid
+from gnunet.distributed.signals import StopRequest
 from gnunet.evaluation import Metric, check_reference, find_metrics, load_extractors, make_scorer
+from gnunet.evaluation.batching import one_thread, rounds
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
-from gnunet.evaluation.threads import one_thread
-from gnunet.training.checkpoint import TrainState
-from gnunet.training.loading import Sampleable
+from gnunet.files import write_file
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
-from gnunet.training.stopping import StopRequest
 
 
 def chosen_metrics(evaluate: EvaluateConfig) -> list[Metric]:
@@ -147,3 +153,30 @@ def note_best(state: TrainState, evaluate: EvaluateConfig, values: dict[str, Any
     if better:
         state.best = {"images": state.images, "metric": name, "value": value}
     return better
+
+
+def sample_grid(session: Session, check: Callable[[], None]) -> np.ndarray:
+    """Images 0 .. sampling.num_images - 1 of the averaged weights, uint8 (N, H, W, C), on every process.
+
+    The processes sample whole batches in turn. `check`: see `Sampleable.sample`.
+    """
+    model, accelerator = session.averaged, session.accelerator
+    settings, rank, world = model.sampling, accelerator.process_index, accelerator.num_processes
+    images = np.empty((settings.num_images, model.resolution, model.resolution, model.channels), dtype=np.uint8)
+    for batches in rounds(len(images), settings.batch_size, world):
+        mine = batches[rank] if rank < len(batches) else range(1)
+        padded = torch.zeros(settings.batch_size, *images.shape[1:], dtype=torch.uint8, device=accelerator.device)
+        padded[: len(mine)] = torch.from_numpy(model.sample(mine, accelerator, check=check))
+        gathered = accelerator.gather(padded).view(world, *padded.shape).cpu().numpy()
+        for batch, part in zip(batches, gathered, strict=False):
+            images[batch] = part[: len(batch)]
+    return images
+
+
+def save_grid(folder: Path, images: np.ndarray, images_seen: int) -> Path:
+    """Write images as the one PNG of what a run has sampled at so many images seen."""
+    path = folder / f"{checkpoint_name(images_seen)}.png"
+    png = io.BytesIO()
+    make_grid(images).save(png, format="PNG")
+    write_file(path, png.getvalue())
+    return path

@@ -13,23 +13,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from gnunet.checkpoint.trained_model import Sampleable
 from gnunet.config import Config, accumulation_steps, unet_kwargs
 from gnunet.data import TrainingExamples, ValidationBank, training_loader
-from gnunet.data.draws import Purpose, Stream
 from gnunet.diffusion import Process, make_process, to_unit_range
 from gnunet.diffusion.process import Level, expand
+from gnunet.distributed.fsdp import Sharding, lay_in_rows
+from gnunet.distributed.signals import StopRequest
+from gnunet.distributed.strategy import GraphedUpdate, ShardedUpdate, Update
+from gnunet.distributed.zero import ZeroUpdate, is_launched
 from gnunet.models import UNet2D
 from gnunet.norms import NORMS, force_weight_norm, precise_statistics, running_buffers
+from gnunet.random_streams import Purpose, Stream
 from gnunet.training import cuda_graph
 from gnunet.training.cuda_graph import Graphs
+from gnunet.training.data import load_run_data
 from gnunet.training.ema import EMA, ema_decay
-from gnunet.training.loading import Sampleable
-from gnunet.training.run_data import load_run_data
-from gnunet.training.schedule import learning_rate
-from gnunet.training.sharding import Sharding, lay_in_rows
-from gnunet.training.stopping import StopRequest
-from gnunet.training.update import GraphedUpdate, ShardedUpdate, Update
-from gnunet.training.zero import ZeroUpdate, is_launched
+from gnunet.training.lr_schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
         examples=examples, bank=run_data.bank(config.validation), data=data, unet=unet, ema=ema,
-        update=update, process=make_process(config.diffusion), sharding=sharding,
+        update=update, process=make_process(**config.diffusion.model_dump()), sharding=sharding,
         graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,
     )  # fmt: skip
 

@@ -13,12 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from gnunet.config import Config, to_yaml
-from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
-from gnunet.evaluation import validation_loss
-from gnunet.models import UNet2D
-from gnunet.training.accelerator import close, keep_freed_memory, make_accelerator
-from gnunet.training.checkpoint import (
+from gnunet.checkpoint.checkpoint import (
     TrainState,
     load_checkpoint,
     load_weights,
@@ -28,24 +23,30 @@ from gnunet.training.checkpoint import (
     rotate_checkpoints,
     save_checkpoint,
 )
+from gnunet.checkpoint.export import export_model, exported_images
+from gnunet.checkpoint.run_dir import RunFolder
+from gnunet.config import Config, to_yaml
+from gnunet.distributed.accelerator import close, keep_freed_memory, make_accelerator
+from gnunet.distributed.collectives import on_main
+from gnunet.distributed.fsdp import local
+from gnunet.distributed.signals import Stopped, StopRequest
+from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
+from gnunet.evaluation import validation_loss
+from gnunet.models import UNet2D
 from gnunet.training.evaluation import (
     check_enough_images,
     check_extractors,
     evaluate,
     note_best,
     processes_of,
+    sample_grid,
+    save_grid,
     shown_scores,
 )
-from gnunet.training.export import export_model, exported_images
+from gnunet.training.lr_schedule import learning_rate
 from gnunet.training.messages import NAMED_EXAMPLES, is_lost_process, lost_words, shown, skipped
 from gnunet.training.progress import Display
-from gnunet.training.run_folder import RunFolder
-from gnunet.training.samples import sample_grid, save_grid
-from gnunet.training.schedule import learning_rate
 from gnunet.training.session import Session, Step, build
-from gnunet.training.sharding import local
-from gnunet.training.stopping import Stopped, StopRequest
-from gnunet.training.together import on_main
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What the system says of a disk that is full or broken."""

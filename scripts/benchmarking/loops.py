@@ -16,10 +16,10 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
 
-from gnunet.config import Config, unet_kwargs
+from gnunet.checkpoint.jsonl import JsonLines
+from gnunet.config import Config, image_kwargs, unet_kwargs
 from gnunet.data import load_images
-from gnunet.training.accelerator import make_accelerator
-from gnunet.training.metrics import JsonLines
+from gnunet.distributed.accelerator import make_accelerator
 from gnunet.training.session import build, compile_network
 
 COMPILED = "_compiled"
@@ -74,7 +74,7 @@ def gnunet_loop(config: Config, folder: Path) -> Loop:
 
 def _diffusers_batches(config: Config) -> Iterator[Tensor]:
     """Batches as the script's loader makes them: a shuffled DataLoader over pictures, transformed one by one."""
-    table = load_images(config.data, config.model.in_channels)
+    table = load_images(**image_kwargs(config.data), channels=config.model.in_channels)
     pictures = [Image.fromarray(array) for array in np.asarray(table.images)]
 
     def transform(picture: Image.Image) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gnunet.ablation import environment
+from gnunet import environment
 
 ROOT = Path(__file__).parents[2]
 FAKE = "fake"

@@ -8,18 +8,18 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from gnunet.config import Config, DataConfig, EvaluateConfig
+from gnunet.checkpoint.trained_model import Sampleable, harmless_config
+from gnunet.config import Config, EvaluateConfig
 from gnunet.data import ImageTable, load_images
-from gnunet.data.folder import IMAGE_SUFFIXES
-from gnunet.data.source import visible_files
+from gnunet.data.sources.base import visible_files
+from gnunet.data.sources.folder import IMAGE_SUFFIXES
 from gnunet.errors import ConfigError, DataError
 from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import spread
 from gnunet.evaluation.features import CHUNK, Images
+from gnunet.training.data import load_run_data
 from gnunet.training.evaluation import sampled, settings_of
-from gnunet.training.loading import Sampleable, harmless_config
 from gnunet.training.progress import decoding_lines
-from gnunet.training.run_data import load_run_data
 
 LOOKED_AT = 1000
 """Files of a reference folder whose size is looked at."""
@@ -169,8 +169,9 @@ def open_reference(given: str | None, split: str, subject: Samples | Files, resi
         return reference
     if path.is_dir() and not resized:
         _check_sizes(path, subject)
-    config = DataConfig(source=given, split=split, resolution=subject.resolution)
-    table = load_images(config, subject.channels, progress=decoding_lines())
+    table = load_images(
+        given, split=split, resolution=subject.resolution, channels=subject.channels, progress=decoding_lines()
+    )
     return ReferenceImages(table, np.arange(len(table)), given, None)
 
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from gnunet.ablation.figures import draw_all, gap
+from gnunet.ablation.analysis.results import Results
+from gnunet.ablation.figures import draw_all, train_eval_gap
 from gnunet.ablation.figures.style import DIVERGED, MISSING, arm_styles
-from gnunet.ablation.results import Results
 from gnunet.norms import NORMS
 
 ALWAYS = [
@@ -209,8 +209,8 @@ class TestGap:
         )
         effects = {"a": 0.1, "b": "missing", "c": "diverged"}
         study = made_up(text, lambda cell: effects[dict(cell.point)["size"]] if cell.arm == "batch" else 0.0)
-        monkeypatch.setattr(gap, "finish", lambda figure, *_: figure)
-        left, right = gap.draw(Results(*study)).axes
+        monkeypatch.setattr(train_eval_gap, "finish", lambda figure, *_: figure)
+        left, right = train_eval_gap.draw(Results(*study)).axes
         assert [label.get_text() for label in left.get_yticklabels()] == ["batch: a", "batch: b", "batch: c"]
         for panel in (left, right):
             assert [patch.get_hatch() for patch in panel.patches] == [MISSING["hatch"], DIVERGED["hatch"]]

@@ -8,12 +8,12 @@ import torch
 
 from gnunet.ablation.cost import saved_mib, step_cost
 from gnunet.ablation.measure import bank_errors, bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds
+from gnunet.distributed.accelerator import make_accelerator
+from gnunet.distributed.signals import StopRequest
 from gnunet.evaluation.validation import errors_of, summarize
 from gnunet.norms import precise_statistics
 from gnunet.training import trainer
-from gnunet.training.accelerator import make_accelerator
 from gnunet.training.session import build
-from gnunet.training.stopping import StopRequest
 
 EXTRACTOR = """
 import torch

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from gnunet.ablation.expected import Expected, in_words
-from gnunet.ablation.laboratory import Laboratory
+from gnunet.ablation.eta import Expected, in_words
 from gnunet.ablation.plan import Cell, Plan
 from gnunet.ablation.runner import missing, slots
+from gnunet.ablation.study_runner import Laboratory
 from gnunet.config import Config, from_yaml
 from gnunet.errors import ConfigError
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnunet.config import DataConfig
 from gnunet.data import ImageTable
 
 
@@ -39,9 +38,9 @@ def write_images():
 
 @pytest.fixture
 def config():
-    """A DataConfig for small grey pictures."""
+    """Arguments of load_images for small grey pictures."""
 
-    def make(source, **keys) -> DataConfig:
-        return DataConfig(source=str(source), **{"resolution": 8, **keys})
+    def make(source, **keys) -> dict:
+        return {"source": str(source), "resolution": 8, **keys}
 
     return make

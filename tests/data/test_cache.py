@@ -41,7 +41,7 @@ def caches(folder: Path) -> list[Path]:
 
 
 def test_decodes_once(folder, config, decoded):
-    first, second = load_images(config(folder), 1), load_images(config(folder), 1)
+    first, second = load_images(**config(folder), channels=1), load_images(**config(folder), channels=1)
     assert len(decoded) == 3
     assert first.fingerprint == second.fingerprint
     np.testing.assert_array_equal(first.images, second.images)
@@ -49,32 +49,30 @@ def test_decodes_once(folder, config, decoded):
 
 
 def test_anything_that_decides_pixels_or_labels_decodes_anew(folder, config, own_cache, write_images):
-    fingerprints = {load_images(config(folder), 1).fingerprint}
+    fingerprints = {load_images(**config(folder), channels=1).fingerprint}
     for keys in ({"resolution": 4}, {"subset": {"label": "x"}}):
-        fingerprints.add(load_images(config(folder, **keys), 1).fingerprint)
-    fingerprints.add(load_images(config(folder), 3).fingerprint)
+        fingerprints.add(load_images(**config(folder, **keys), channels=1).fingerprint)
+    fingerprints.add(load_images(**config(folder), channels=3).fingerprint)
     write_images(folder, {"x/a.png": 9})
-    fingerprints.add(load_images(config(folder), 1).fingerprint)
+    fingerprints.add(load_images(**config(folder), channels=1).fingerprint)
     assert len(fingerprints) == len(caches(own_cache)) == 5
-    load_images(config(folder, flip=False, label_drop=0.5, num_workers=0, validation_images=1), 1)
-    assert len(caches(own_cache)) == 5
 
 
 def test_fingerprint_does_not_depend_on_where_the_data_lies(folder, config):
-    before = load_images(config(folder), 1).fingerprint
-    assert load_images(config(folder.rename(folder.parent / "moved")), 1).fingerprint == before
+    before = load_images(**config(folder), channels=1).fingerprint
+    assert load_images(**config(folder.rename(folder.parent / "moved")), channels=1).fingerprint == before
 
 
 @pytest.mark.parametrize("file", ["images.npy", "labels.npy", "table.json"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
 def test_torn_cache_is_rebuilt(folder, config, own_cache, decoded, file, damage):
-    whole = load_images(config(folder), 1)
+    whole = load_images(**config(folder), channels=1)
     torn = caches(own_cache)[0] / file
     content = torn.read_bytes()
     torn.unlink()  # not in place: the mapped table keeps the old file
     if damage != "missing":
         torn.write_bytes(content[: len(content) - 5 if damage == "truncated" else 0])
-    rebuilt = load_images(config(folder), 1)
+    rebuilt = load_images(**config(folder), channels=1)
     assert len(decoded) == 6
     assert rebuilt.fingerprint == whole.fingerprint
     np.testing.assert_array_equal(rebuilt.images, whole.images)
@@ -88,7 +86,7 @@ def test_torn_cache_is_rebuilt(folder, config, own_cache, decoded, file, damage)
 )
 def test_hostile_cache_is_rebuilt(folder, config, own_cache, decoded, tmp_path, little_memory, file, content):
     """Nothing in a cache is unpickled, and no memory taken for what a header only says."""
-    whole = load_images(config(folder), 1)
+    whole = load_images(**config(folder), channels=1)
     torn = caches(own_cache)[0] / file
     torn.unlink()
     evil = np.array([Marker(tmp_path / "marker")], object)
@@ -100,32 +98,32 @@ def test_hostile_cache_is_rebuilt(folder, config, own_cache, decoded, tmp_path, 
         else:
             np.lib.format.write_array_header_1_0(out, {"descr": "<i8", "fortran_order": False, **content})
     with little_memory():
-        rebuilt = load_images(config(folder), 1)
+        rebuilt = load_images(**config(folder), channels=1)
     assert len(decoded) == 6 and rebuilt.fingerprint == whole.fingerprint
     assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("text", ["[]", "[" * 100_000, '{"shape": 3}', '{"has_labels": true}', "{}"])
 def test_descriptions_of_a_cache_that_are_none(folder, config, own_cache, decoded, text):
-    load_images(config(folder), 1)
+    load_images(**config(folder), channels=1)
     (caches(own_cache)[0] / "table.json").write_text(text)
-    load_images(config(folder), 1)
+    load_images(**config(folder), channels=1)
     assert len(decoded) == 6
 
 
 def test_killed_decode_leaves_nothing_behind(folder, config, own_cache, monkeypatch):
-    def killed(*arguments):
+    def killed(*arguments, **keywords):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cache, "_build", killed)
     with pytest.raises(KeyboardInterrupt):
-        load_images(config(folder), 1)
+        load_images(**config(folder), channels=1)
     assert caches(own_cache) == []
     monkeypatch.undo()
     monkeypatch.setenv("GNUNET_CACHE", str(own_cache))
     name = next(own_cache.glob("*.lock")).name.removesuffix(".lock")
     (own_cache / f"{name}.tmp-left").mkdir()  # by a process that was killed outright
-    load_images(config(folder), 1)
+    load_images(**config(folder), channels=1)
     assert [path.name for path in caches(own_cache)] == [name]
 
 
@@ -133,8 +131,8 @@ def _load(start, results, config):
     start.wait()
     built = []
     build = cache._build
-    cache._build = lambda *arguments: built.append(1) or build(*arguments)
-    table = load_images(config, 1)
+    cache._build = lambda *arguments, **keywords: built.append(1) or build(*arguments, **keywords)
+    table = load_images(**config, channels=1)
     results.put((len(built), table.images[:, 0, 0, 0].tolist(), table.fingerprint))
 
 
@@ -164,19 +162,19 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
 def test_cache_that_cannot_be_written(folder, config, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written.*GNUNET_CACHE"):
-        load_images(config(folder, cache_dir=str(tmp_path / "file" / "cache")), 1)
+        load_images(**config(folder, cache_dir=str(tmp_path / "file" / "cache")), channels=1)
 
 
 def test_progress(folder, config):
     seen = []
-    load_images(config(folder), 1, progress=lambda done, total: seen.append((done, total)))
+    load_images(**config(folder), channels=1, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_broken_image_stops(folder, config, own_cache):
     (folder / "x" / "b.png").write_bytes((folder / "x" / "a.png").read_bytes()[:40])
     with pytest.raises(DataError, match="x/b.png cannot be decoded: .*data.on_error to skip"):
-        load_images(config(folder), 1)
+        load_images(**config(folder), channels=1)
     assert caches(own_cache) == []
 
 
@@ -184,29 +182,29 @@ def test_broken_image_is_left_out_and_counted(folder, config, caplog):
     (folder / "x" / "b.png").write_bytes(b"")
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
-            table = load_images(config(folder, on_error="skip"), 1)
+            table = load_images(**config(folder, on_error="skip"), channels=1)
         assert "left out 1 broken images" in caplog.text and "b.png" in caplog.text
         assert (table.skipped, len(table), table.labels.tolist()) == (1, 2, [0, 1])
         assert table.images[:, 0, 0, 0].tolist() == [1, 3]
         caplog.clear()
     with pytest.raises(DataError, match="b.png cannot be decoded"):
-        load_images(config(folder, on_error="stop"), 1)
+        load_images(**config(folder, on_error="stop"), channels=1)
 
 
 def test_broken_row_is_named(tmp_path, config):
     pq.write_table(pa.table({"image": [[[0] * 8] * 8, None]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="a.parquet row 1 cannot be decoded: no image"):
-        load_images(config(tmp_path), 1)
+        load_images(**config(tmp_path), channels=1)
 
 
 def test_nothing_usable(tmp_path, config):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"no image")
     with pytest.raises(DataError, match="no usable image; the first: .*a.png"):
-        load_images(config(tmp_path, on_error="skip"), 1)
+        load_images(**config(tmp_path, on_error="skip"), channels=1)
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has no row"):
-        load_images(config(tmp_path / "a.parquet"), 1)
+        load_images(**config(tmp_path / "a.parquet"), channels=1)
 
 
 def test_a_source_that_cannot_be_read_is_not_called_a_full_cache(folder, config, monkeypatch):
@@ -215,4 +213,4 @@ def test_a_source_that_cannot_be_read_is_not_called_a_full_cache(folder, config,
 
     monkeypatch.setattr("gnunet.data.cache.islice", fail)
     with pytest.raises(DataError, match="the data set cannot be read: .*a.png"):
-        load_images(config(folder), 1)
+        load_images(**config(folder), channels=1)

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 import gnunet
-from gnunet.config import DataConfig
-from gnunet.data import load_images, locate
+from gnunet.data import load_images, sources
 from gnunet.errors import DataError
 
 ROOT = Path(gnunet.__file__).parent.parent
@@ -86,8 +85,9 @@ def test_rebuilding_gives_the_same_rows(rows, script):
 
 
 def test_default_portraits():
-    config = DataConfig(subset={"subcategory": PORTRAITS}, label_column="skin_tone", class_conditional=True)
-    table = load_images(config, 3)
+    table = load_images(
+        "noto_emoji", resolution=32, channels=3, subset={"subcategory": PORTRAITS}, label_column="skin_tone"
+    )
     assert table.images.shape == (997, 32, 32, 3)
     assert table.class_names == TONES
     # Corners are the white that the images were flattened on.
@@ -95,12 +95,12 @@ def test_default_portraits():
 
 
 def test_category_is_the_label_of_the_whole_set():
-    table = load_images(DataConfig(resolution=8), 3)
+    table = load_images("noto_emoji", resolution=8, channels=3)
     assert (len(table), table.num_classes) == (3786, 10)
     assert np.bincount(table.labels)[table.class_names.index("People & Body")] == 2261
 
 
 def test_missing_file_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(locate.gnunet, "__file__", str(tmp_path / "gnunet" / "__init__.py"))
+    monkeypatch.setattr(sources.gnunet, "__file__", str(tmp_path / "gnunet" / "__init__.py"))
     with pytest.raises(DataError, match="Run from a clone"):
-        load_images(DataConfig(), 3)
+        load_images("noto_emoji", resolution=32, channels=3)

@@ -51,7 +51,7 @@ def reloaded(scheduler, folder):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_round_trip(config, tmp_path, gaussian_oracle):
-    process = make_process(config)
+    process = make_process(**config.model_dump())
     again = process_from_scheduler(reloaded(process.export_scheduler(), tmp_path))
     assert_same_levels(process, again)
     assert type(again) is type(process) and again.samplers == process.samplers
@@ -78,14 +78,16 @@ def test_other_schedulers_over_betas(cls, tmp_path):
     for schedule, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
         scheduler = cls(beta_start=1e-4, beta_end=0.02, beta_schedule=theirs, prediction_type="v_prediction")
         process = process_from_scheduler(reloaded(scheduler, tmp_path))
-        assert_same_levels(process, make_process(DDPMConfig(beta_schedule=schedule, prediction_type="v")))
+        assert_same_levels(
+            process, make_process(**DDPMConfig(beta_schedule=schedule, prediction_type="v").model_dump())
+        )
 
 
 def test_options_of_a_saved_sampler_do_not_leak_into_ours():
     saved = EulerDiscreteScheduler(
         beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True, timestep_spacing="leading", steps_offset=1
     )
-    ours, plain = process_from_scheduler(saved), make_process(DDPMConfig())
+    ours, plain = process_from_scheduler(saved), make_process(**DDPMConfig().model_dump())
     for sampler in plain.samplers:
         assert torch.equal(ours.scheduler(sampler, 7).timesteps, plain.scheduler(sampler, 7).timesteps)
         if hasattr(plain.scheduler(sampler, 7), "sigmas"):
@@ -95,9 +97,9 @@ def test_options_of_a_saved_sampler_do_not_leak_into_ours():
 def test_defaults_and_custom_betas():
     """google/ddpm-cifar10-32 spells out DDPM's; betas given as numbers have no name for the other classes."""
     cifar = DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type="fixed_large", clip_sample=True)
-    assert_same_levels(process_from_scheduler(cifar), make_process(DDPMConfig()))
+    assert_same_levels(process_from_scheduler(cifar), make_process(**DDPMConfig().model_dump()))
     assert process_from_scheduler(cifar).scheduler("ddpm", 10).variance_type == "fixed_large"
-    assert_same_levels(process_from_scheduler(DDPMScheduler()), make_process(DDPMConfig()))
+    assert_same_levels(process_from_scheduler(DDPMScheduler()), make_process(**DDPMConfig().model_dump()))
 
     betas = np.linspace(0.01, 0.3, 40) ** 1.5
     process = process_from_scheduler(DDPMScheduler(num_train_timesteps=40, trained_betas=betas.tolist()))
@@ -130,9 +132,9 @@ def test_zero_terminal_snr(gaussian_oracle):
 
 def test_edm_and_flow_options():
     edm = process_from_scheduler(EDMDPMSolverMultistepScheduler(sigma_data=0.8))
-    assert edm.kind == "edm" and edm.config.sigma_data == 0.8
+    assert edm.kind == "edm" and edm.sigma_data == 0.8
     flow = process_from_scheduler(FlowMatchEulerDiscreteScheduler(num_train_timesteps=500, shift=2.0))
-    assert flow.level(torch.tensor([0.5], dtype=torch.float64)).timestep == 250 and flow.config.shift == 2.0
+    assert flow.level(torch.tensor([0.5], dtype=torch.float64)).timestep == 250 and flow.shift == 2.0
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,7 @@ def test_what_schedulers_save_passes(scheduler, tmp_path):
 def test_exported_ddpm_scheduler_in_a_stock_loop(prediction_type, gaussian_oracle):
     """The loop of diffusers' DDPMPipeline gives what our "ddpm" gives, noise for noise."""
     config = DDPMConfig(num_train_timesteps=40, beta_end=0.3, prediction_type=prediction_type)
-    process, oracle = make_process(config), gaussian_oracle(config)
+    process, oracle = make_process(**config.model_dump()), gaussian_oracle(config)
     noise = torch.randn(3, 1, 8, 8)
     scheduler = process.export_scheduler()
     scheduler.set_timesteps(40)
@@ -205,7 +207,7 @@ def test_exported_ddpm_scheduler_in_a_stock_loop(prediction_type, gaussian_oracl
 
 def test_exported_edm_and_flow_schedulers_in_stock_loops(gaussian_oracle):
     noise = torch.randn(3, 1, 8, 8)
-    edm, oracle = make_process(EDMConfig()), gaussian_oracle(EDMConfig())
+    edm, oracle = make_process(**EDMConfig().model_dump()), gaussian_oracle(EDMConfig())
     scheduler = edm.export_scheduler()
     scheduler.set_timesteps(20)
     x = noise * scheduler.init_noise_sigma
@@ -213,7 +215,7 @@ def test_exported_edm_and_flow_schedulers_in_stock_loops(gaussian_oracle):
         x = scheduler.step(oracle(scheduler.scale_model_input(x, t), t.expand(3))[0], t, x).prev_sample
     assert torch.equal(x, edm.sample(lambda x, t: oracle(x, t)[0], noise, "euler", 20, []))
 
-    flow, oracle = make_process(FlowConfig(shift=3.0)), gaussian_oracle(FlowConfig())
+    flow, oracle = make_process(**FlowConfig(shift=3.0).model_dump()), gaussian_oracle(FlowConfig())
     scheduler = flow.export_scheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20))
     x = noise

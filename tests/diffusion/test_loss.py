@@ -34,7 +34,7 @@ def column(values):
 
 def losses(config, examples, network=None):
     images, noise, u = examples
-    process = make_process(config)
+    process = make_process(**config.model_dump())
     level = process.level(torch.from_numpy(u))
     loss = process.loss(network or Echo(), torch.from_numpy(images), torch.from_numpy(noise), level)
     assert loss.dtype == torch.float32 and loss.shape == (16,)
@@ -69,7 +69,7 @@ def test_min_snr_weighs_the_error_in_the_image_alike(gaussian_oracle, examples):
 def test_edm_loss(examples):
     config = EDMConfig(p_mean=-1.0, p_std=1.4, sigma_data=0.6)
     images, noise, _ = examples
-    level = make_process(config).level(torch.from_numpy(examples[2]))
+    level = make_process(**config.model_dump()).level(torch.from_numpy(examples[2]))
     sigma, data = column(level.sigma), 0.6
     x = images + sigma * noise
     c_skip = data**2 / (sigma**2 + data**2)
@@ -85,7 +85,7 @@ def test_edm_loss(examples):
 def test_flow_loss(distribution, examples):
     config = FlowConfig(t_distribution=distribution)
     images, noise, u = examples
-    level = make_process(config).level(torch.from_numpy(u))
+    level = make_process(**config.model_dump()).level(torch.from_numpy(u))
     t = column(level.timestep) / 1000
     x = (1 - t) * images + t * noise
     expected = ((0.3 * x - 0.1 - (noise - images)) ** 2).mean(axis=(1, 2, 3))
@@ -95,7 +95,7 @@ def test_flow_loss(distribution, examples):
 @pytest.mark.parametrize("config", PROCESSES, ids=repr)
 def test_the_perfect_network_gets_the_least_loss(config, gaussian_oracle):
     """For pixels of N(mean, s^2) the error left in x0 is s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
-    process, oracle = make_process(config), gaussian_oracle(config, mean=0.1, std=0.3)
+    process, oracle = make_process(**config.model_dump()), gaussian_oracle(config, mean=0.1, std=0.3)
     rng = np.random.default_rng(1)
     images = torch.from_numpy((0.1 + 0.3 * rng.standard_normal((64, 1, 48, 48))).astype(np.float32))
     noise = torch.from_numpy(rng.standard_normal(images.shape).astype(np.float32))
@@ -118,7 +118,7 @@ def test_the_perfect_network_gets_the_least_loss(config, gaussian_oracle):
 
 @pytest.mark.parametrize("config", PROCESSES, ids=repr)
 def test_network_call(config):
-    process, network = make_process(config), Echo()
+    process, network = make_process(**config.model_dump()), Echo()
     level = process.level(torch.tensor([0.2, 0.7], dtype=torch.float64))
     labels = torch.tensor([3, 1])
     images, noise = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
@@ -144,7 +144,7 @@ def test_only_the_network_runs_in_low_precision(config):
             return (self.output,)
 
     torch.manual_seed(0)
-    process, network = make_process(config), Pointwise()
+    process, network = make_process(**config.model_dump()), Pointwise()
     level = process.level(torch.tensor([0.001, 0.999], dtype=torch.float64))
     images, noise = torch.rand(2, 3, 8, 8) * 2 - 1, torch.randn(2, 3, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -160,7 +160,7 @@ def test_only_the_network_runs_in_low_precision(config):
 
 def test_edm_target_keeps_its_digits_at_low_noise():
     """(x0 - c_skip * x) / c_out as it stands would be off by 1e-2 here."""
-    process = make_process(EDMConfig())
+    process = make_process(**EDMConfig().model_dump())
     level = process.level_at(torch.full((4,), 12.0, dtype=torch.float64))
     images, noise = torch.rand(4, 1, 8, 8), torch.randn(4, 1, 8, 8)
     x0, n, sigma = images.double(), noise.double(), level.sigma.double()[:, None, None, None]

@@ -26,7 +26,7 @@ CONFIGS = [
     FlowConfig(),
     FlowConfig(shift=3.0),
 ]
-COMBINATIONS = [(config, sampler) for config in CONFIGS for sampler in make_process(config).samplers]
+COMBINATIONS = [(config, sampler) for config in CONFIGS for sampler in make_process(**config.model_dump()).samplers]
 
 
 def generators(count):
@@ -36,7 +36,7 @@ def generators(count):
 def sample(config, sampler, steps, oracle, count=16):
     noise = torch.randn(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     noise = (noise - noise.mean()) / noise.std()  # so that the tolerances need no room for chance
-    return make_process(config).sample(
+    return make_process(**config.model_dump()).sample(
         lambda x, timestep: oracle(x, timestep)[0], noise, sampler, steps, generators(count)
     )
 
@@ -65,7 +65,7 @@ def test_turns_noise_into_the_gaussian(config, sampler, gaussian_oracle):
 def test_error_falls_with_steps(config, gaussian_oracle):
     """By about the factor of a first-order method at least, for every sampler."""
     oracle = gaussian_oracle(config, std=0.25)
-    for sampler in make_process(config).samplers:
+    for sampler in make_process(**config.model_dump()).samplers:
         few, many = (abs(sample(config, sampler, steps, oracle).std() - 0.25) for steps in (25, 200))
         chance = 5e-3 if sampler == "ddpm" else 2e-3
         assert many < max(few / 4, chance), sampler
@@ -73,7 +73,7 @@ def test_error_falls_with_steps(config, gaussian_oracle):
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 def test_ancestral_sampling_over_all_timesteps(variance_type, gaussian_oracle):
-    schedule = make_process(DDPMConfig()).export_scheduler()
+    schedule = make_process(**DDPMConfig().model_dump()).export_scheduler()
     schedule = type(schedule).from_config(schedule.config, variance_type=variance_type)
     process, oracle = process_from_scheduler(schedule), gaussian_oracle(DDPMConfig(), std=0.25)
     images = process.sample(
@@ -89,21 +89,23 @@ def test_ddim_is_diffusers_ddim_where_steps_divide(steps, gaussian_oracle):
     config = DDPMConfig(prediction_type="v")
     oracle = gaussian_oracle(config, std=0.25)
     theirs = DDIMScheduler.from_config(
-        make_process(config).export_scheduler().config, clip_sample=False, timestep_spacing="trailing"
+        make_process(**config.model_dump()).export_scheduler().config, clip_sample=False, timestep_spacing="trailing"
     )
     theirs.set_timesteps(steps)
     start = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
     x = start
     for t in theirs.timesteps:
         x = theirs.step(oracle(x, t.float().expand(2))[0], t, x).prev_sample
-    ours = make_process(config).sample(lambda x, timestep: oracle(x, timestep)[0], start, "ddim", steps, generators(2))
+    ours = make_process(**config.model_dump()).sample(
+        lambda x, timestep: oracle(x, timestep)[0], start, "ddim", steps, generators(2)
+    )
     torch.testing.assert_close(ours, x, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "euler", "heun"])
 def test_ddpm_timesteps_fall_from_the_top_for_every_step_count(sampler, schedule):
-    process = make_process(DDPMConfig(num_train_timesteps=130, beta_schedule=schedule))
+    process = make_process(**DDPMConfig(num_train_timesteps=130, beta_schedule=schedule).model_dump())
     top = 129 if sampler == "ddpm" or schedule == "linear" else 128
     for steps in range(1, 131):
         timesteps = list(dict.fromkeys(process.scheduler(sampler, steps).timesteps.int().tolist()))
@@ -127,18 +129,18 @@ def test_estimates_are_clipped_in_ddpm_only(gaussian_oracle):
 
 
 def test_defaults_and_errors():
-    assert make_process(DDPMConfig()).check_sampler(None, 50) == "ddim"
-    assert make_process(EDMConfig()).check_sampler(None, 50) == "heun"
-    assert make_process(FlowConfig()).check_sampler(None, 50) == "euler"
+    assert make_process(**DDPMConfig().model_dump()).check_sampler(None, 50) == "ddim"
+    assert make_process(**EDMConfig().model_dump()).check_sampler(None, 50) == "heun"
+    assert make_process(**FlowConfig().model_dump()).check_sampler(None, 50) == "euler"
     with pytest.raises(ConfigError, match=r"edm has no sampler 'ddim'; valid: heun, euler, dpm\+\+"):
-        make_process(EDMConfig()).check_sampler("ddim", 50)
+        make_process(**EDMConfig().model_dump()).check_sampler("ddim", 50)
     with pytest.raises(ConfigError, match="steps: 101 given; valid: at most 100"):
-        make_process(DDPMConfig(num_train_timesteps=100)).check_sampler(None, 101)
+        make_process(**DDPMConfig(num_train_timesteps=100).model_dump()).check_sampler(None, 101)
     with pytest.raises(ConfigError, match="steps: 0 given; valid: 1 or more"):
-        make_process(FlowConfig()).check_sampler("heun", 0)
+        make_process(**FlowConfig().model_dump()).check_sampler("heun", 0)
     with pytest.raises(ConfigError, match="flow has no sampler 'dpm"):
-        make_process(FlowConfig()).scheduler("dpm++", 10)
-    assert make_process(EDMConfig()).check_sampler("heun", 5000) == "heun"
+        make_process(**FlowConfig().model_dump()).scheduler("dpm++", 10)
+    assert make_process(**EDMConfig().model_dump()).check_sampler("heun", 5000) == "heun"
 
 
 def test_edm_sigmas():

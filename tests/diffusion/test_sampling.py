@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # wi
 SAMPLERS = [
     (config, sampler)
     for config in (DDPMConfig(), EDMConfig(), FlowConfig())
-    for sampler in make_process(config).samplers
+    for sampler in make_process(**config.model_dump()).samplers
 ]
 NULL = 3
 
@@ -45,7 +45,9 @@ class TinyNet(nn.Module):
 
 def draw(indices, config=None, network=None, **changes):
     options = {"resolution": 8, "channels": 3, "seed": 5, "steps": 4, "batch_size": 4} | changes
-    return sample_images(network or TinyNet(), make_process(config or FlowConfig()), indices=indices, **options)
+    return sample_images(
+        network or TinyNet(), make_process(**(config or FlowConfig()).model_dump()), indices=indices, **options
+    )
 
 
 @pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
@@ -67,7 +69,7 @@ def test_the_seed_changes_every_image(config, sampler):
 
 def test_ancestral_noise_is_the_images_own():
     """From one starting noise, the ancestral sampler's paths differ from the deterministic one's."""
-    process, zero = make_process(DDPMConfig()), lambda x, timestep: torch.zeros_like(x)
+    process, zero = make_process(**DDPMConfig().model_dump()), lambda x, timestep: torch.zeros_like(x)
     noise = torch.zeros(2, 1, 8, 8)
     generators = [torch.Generator().manual_seed(i) for i in (1, 2)]
     images = process.sample(zero, noise, "ddpm", 10, generators)

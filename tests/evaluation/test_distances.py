@@ -12,7 +12,7 @@ from gnunet.evaluation.distances import (
     precision_recall,
     spread,
 )
-from gnunet.evaluation.moments import Moments
+from gnunet.evaluation.running_covariance import Moments
 
 
 def draw(count, features=12, *, seed=0, shift=0.0, scale=1.0):

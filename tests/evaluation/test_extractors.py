@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from gnunet.config import DataConfig
 from gnunet.data import load_images
 from gnunet.errors import ConfigError
 from gnunet.evaluation.distances import spread
@@ -56,7 +55,7 @@ class TestEfficientNetLite0:
         assert efficientnet.preprocessing == Preprocessing(size=112, mean=(127.0,) * 3, std=(128.0,) * 3)
 
     def test_features_know_a_mirrored_emoji_again(self, efficientnet, tmp_path):
-        table = load_images(DataConfig(source="noto_emoji", resolution=32, cache_dir=str(tmp_path)), 3)
+        table = load_images("noto_emoji", resolution=32, channels=3, cache_dir=str(tmp_path))
         images = table.images[spread(len(table), 200)]
         features = extract(efficientnet, images)
         assert features.shape == (200, 1280) and features.dtype == torch.float32

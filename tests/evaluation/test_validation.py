@@ -11,7 +11,7 @@ from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.data.validation import ValidationBank
 from gnunet.diffusion import make_process
 from gnunet.evaluation import validation_loss
-from gnunet.evaluation.rounds import rounds
+from gnunet.evaluation.batching import rounds
 from gnunet.evaluation.validation import summarize
 
 CONFIGS = [
@@ -60,7 +60,7 @@ class TinyNet(nn.Module):
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_against_brute_force(config):
     """v and its estimate written out, example by example in float64, on the image rescaled to unit power."""
-    process, network, bank = make_process(config), TinyNet().eval(), make_bank()
+    process, network, bank = make_process(**config.model_dump()), TinyNet().eval(), make_bank()
     errors = []
     for i in range(len(bank)):
         batch = bank.batch([i])
@@ -107,7 +107,7 @@ def test_one_denoiser_has_one_loss_in_every_process():
 
     bank, results = make_bank(), []
     for config in (EDMConfig(), FlowConfig()):  # DDPM's levels are near the bank's, not equal
-        process = make_process(config)
+        process = make_process(**config.model_dump())
         network = Constant(process)
         errors = []
         for i in range(len(bank)):
@@ -137,7 +137,7 @@ class OneOf:
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_ranks_share_the_work_and_agree(config, world_size):
-    process, bank = make_process(config), make_bank()
+    process, bank = make_process(**config.model_dump()), make_bank()
     alone = validation_loss(TinyNet(), process, bank, batch_size=12)
     parts, sizes = [], []
 
@@ -161,7 +161,7 @@ def test_ranks_share_the_work_and_agree(config, world_size):
 
 
 def test_labels_go_to_networks_with_classes_only():
-    process, bank = make_process(FlowConfig()), make_bank(labels=True)
+    process, bank = make_process(**FlowConfig().model_dump()), make_bank(labels=True)
     with_classes = validation_loss(TinyNet(classes=True), process, bank)
     assert with_classes.mean != validation_loss(TinyNet(), process, bank).mean
 
@@ -169,7 +169,7 @@ def test_labels_go_to_networks_with_classes_only():
 def test_modes_are_put_back():
     network = TinyNet()
     network.norm.eval()
-    validation_loss(network, make_process(FlowConfig()), make_bank())
+    validation_loss(network, make_process(**FlowConfig().model_dump()), make_bank())
     assert network.training and network.conv.training and not network.norm.training
 
 
@@ -178,7 +178,7 @@ def test_a_perfect_network_is_close_to_nothing():
         def forward(self, sample, timestep, class_labels=None, return_dict=True):
             return (self.answer,)
 
-    bank, network, process = make_bank(num_examples=5), Perfect(), make_process(FlowConfig())
+    bank, network, process = make_bank(num_examples=5), Perfect(), make_process(**FlowConfig().model_dump())
     batch = bank.batch(range(5))
     network.answer = batch["noise"] - (batch["images"].float() / 127.5 - 1)
     assert validation_loss(network, process, bank).mean < 1e-6

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import torch
-from gnunet.cli import parse
+from gnunet.config.cli import parse
 from gnunet.config import unet_kwargs
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D

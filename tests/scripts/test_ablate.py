@@ -20,12 +20,12 @@ import yaml
 
 import ablate as script
 from gnunet.ablation import worker
-from gnunet.ablation.expected import Expected
-from gnunet.ablation.laboratory import Laboratory
+from gnunet.ablation.eta import Expected
 from gnunet.ablation.plan import Plan
 from gnunet.ablation.progress import Display
 from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import Outcome, missing, run_together
+from gnunet.ablation.study_runner import Laboratory
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "ablate.py"

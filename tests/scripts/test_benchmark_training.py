@@ -9,10 +9,10 @@ from accelerate import Accelerator
 
 import benchmark_training
 from benchmarking import loops, overhead
+from gnunet.checkpoint.jsonl import JsonLines
 from gnunet.data import TrainingExamples
 from gnunet.diffusion.flow import Flow
 from gnunet.training.ema import EMA
-from gnunet.training.metrics import JsonLines
 
 EAGER, ALL = ("gnunet", "diffusers"), loops.SIDES
 FLAGS = ("--diffusion.kind", "ddpm", "--data.class_conditional", "false", "--train.images", "1e6")

@@ -14,8 +14,8 @@ from PIL import Image
 
 import evaluate as evaluate_script
 import sample
-from gnunet.training import launch
-from gnunet.untrusted import YAML_BYTES
+from gnunet.distributed import launch
+from gnunet.safe_io import YAML_BYTES
 
 
 class Coarse(torch.nn.Module):

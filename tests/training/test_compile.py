@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnunet.cli import parse
 from gnunet.config import Config, unet_kwargs
+from gnunet.config.cli import parse
 from gnunet.data import Purpose, generator
 from gnunet.diffusion import make_process
+from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 from gnunet.training import fit
-from gnunet.training.accelerator import make_accelerator
 from gnunet.training.session import build, compile_network
 
 SIZES = ("in_channels", "out_channels", "norm_eps", "num_class_embeds")
@@ -53,7 +53,7 @@ def kinds() -> list[Path]:
 def network(file: Path) -> tuple[UNet2D, Callable[[], dict[str, torch.Tensor]]]:
     """The tiny network, and what finds its gradients on a fixed batch."""
     config, keys = tiny_network(file)
-    process = make_process(config.diffusion)
+    process = make_process(**config.diffusion.model_dump())
     torch.manual_seed(0)
     unet = UNet2D(**keys).train()
     draws = generator(0, Purpose.NOISE, 0)

@@ -10,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError, DivergenceError
 from gnunet.training import cuda_graph, fit
-from gnunet.training.accelerator import make_accelerator
 from gnunet.training.session import Session, build
 
 ON, OFF = ["--train.cuda_graph", "auto"], ["--train.cuda_graph", "false"]

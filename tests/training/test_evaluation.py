@@ -6,14 +6,14 @@ import signal
 import pytest
 import torch
 
+from gnunet.checkpoint.checkpoint import TrainState, list_checkpoints
+from gnunet.checkpoint.trained_model import find_checkpoint, is_sampleable, open_sampleable
 from gnunet.config import EvaluateConfig
+from gnunet.distributed.signals import StopRequest
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import evaluation, fit, progress, trainer
-from gnunet.training.checkpoint import TrainState, list_checkpoints
 from gnunet.training.evaluation import note_best
-from gnunet.training.loading import find_checkpoint, is_sampleable, open_sampleable
 from gnunet.training.session import Session
-from gnunet.training.stopping import StopRequest
 
 EXTRACTOR = """
 import torch

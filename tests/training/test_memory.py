@@ -10,7 +10,7 @@ import torch
 PROGRAM = """
 from resource import RUSAGE_SELF, getrusage
 import torch
-from gnunet.training.accelerator import keep_freed_memory
+from gnunet.distributed.accelerator import keep_freed_memory
 
 def page_faults():
     for _ in range(10):

@@ -11,10 +11,10 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 
+from gnunet.checkpoint.checkpoint import list_checkpoints, read_state
+from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import DivergenceError
 from gnunet.training import fit, messages, trainer
-from gnunet.training.accelerator import make_accelerator
-from gnunet.training.checkpoint import list_checkpoints, read_state
 from gnunet.training.session import Session, build
 
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gnunet.checkpoint.trained_model import open_sampleable
 from gnunet.diffusion.process import expand
+from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError
 from gnunet.norms import precise_statistics
 from gnunet.training import fit
-from gnunet.training.accelerator import make_accelerator
-from gnunet.training.loading import open_sampleable
 from gnunet.training.session import Session, build
 
 FINAL = "checkpoints/000000064"

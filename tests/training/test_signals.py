@@ -12,8 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gnunet.training import checkpoint, fit, launch, stopping
-from gnunet.training.checkpoint import list_checkpoints, newest_checkpoint
+from gnunet.checkpoint import checkpoint
+from gnunet.checkpoint.checkpoint import list_checkpoints, newest_checkpoint
+from gnunet.distributed import launch
+from gnunet.distributed import signals as stopping
+from gnunet.training import fit
 from gnunet.training.session import Session
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from gnunet.checkpoint import trained_model as loading
+from gnunet.checkpoint.checkpoint import newest_checkpoint, read_state
 from gnunet.evaluation import validation
-from gnunet.training import fit, loading
-from gnunet.training.checkpoint import newest_checkpoint, read_state
+from gnunet.training import fit
 
 EXACT = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
 

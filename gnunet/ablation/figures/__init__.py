@@ -1,20 +1,20 @@
 """The figures of a study's report, one file for each family."""
 
+from gnunet.ablation.analysis.metrics import sample_metrics
+from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.figures import (
     axis_plot,
     costs,
     curves,
     forest,
-    gap,
     heat_map,
     magnitudes,
     pareto,
     samples,
+    train_eval_gap,
     tuning,
 )
 from gnunet.ablation.figures.style import Picture, arm_styles, look
-from gnunet.ablation.metrics import sample_metrics
-from gnunet.ablation.results import Results
 
 __all__ = ["Picture", "draw_all"]
 
@@ -32,7 +32,7 @@ def draw_all(results: Results) -> list[Picture]:
             *curves.draw(results, styles),
             pareto.draw(results, styles),
             costs.draw(results, styles),
-            gap.draw(results),
+            train_eval_gap.draw(results),
             *magnitudes.draw(results),
             tuning.draw(results),
             samples.draw(results),

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.results import Results
+from gnunet.ablation.analysis.statistics import Interval, student_interval
 from gnunet.ablation.figures.scales import dodge, loss_axis, places, relative_axis, study_axis
 from gnunet.ablation.figures.style import ArmStyle, Picture, finish, legend_rows, new_figure, put_legend
-from gnunet.ablation.metrics import metric_named
 from gnunet.ablation.plan import Point
-from gnunet.ablation.results import Results
-from gnunet.ablation.statistics import Interval, student_interval
 
 
 @dataclass(frozen=True)

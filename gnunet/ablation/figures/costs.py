@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.figures.style import GREY, MISSING, ROW, ArmStyle, Picture, finish, new_figure, rows_axis
-from gnunet.ablation.metrics import metric_named
-from gnunet.ablation.results import Results
 
 _PANELS = ("images_per_second", "norm_share", "saved_mib", "peak_memory_mib")
 

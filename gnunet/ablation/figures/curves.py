@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.scales import loss_axis, relative_axis
 from gnunet.ablation.figures.style import LIGHT, MISSING, ArmStyle, Picture, finish, legend_rows, new_figure, put_legend
-from gnunet.ablation.results import Condition, Results
 
 _TOGETHER = 8
 """Arms that one panel has room for; more get a panel each."""

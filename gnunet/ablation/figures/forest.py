@@ -4,13 +4,13 @@ import math
 
 from matplotlib.axes import Axes
 
+from gnunet.ablation.analysis.formatting import Described, describe, is_clear
+from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.results import Results
+from gnunet.ablation.analysis.statistics import Difference
 from gnunet.ablation.figures.rows import contrast_rows
 from gnunet.ablation.figures.scales import relative_axis
 from gnunet.ablation.figures.style import DIVERGED, GREY, LIGHT, MISSING, ROW, ArmStyle, Picture, finish, new_figure
-from gnunet.ablation.metrics import metric_named
-from gnunet.ablation.results import Results
-from gnunet.ablation.statistics import Difference
-from gnunet.ablation.words import Described, describe, is_clear
 
 _COLUMNS = ((0.22, "right"), (0.28, "left"), (1.0, "right"))
 """Of the table beside the panel: where each column is, as a share of its width, and how it is aligned."""

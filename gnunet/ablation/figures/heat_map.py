@@ -5,10 +5,10 @@ import math
 import numpy as np
 from matplotlib.patches import Rectangle
 
+from gnunet.ablation.analysis.formatting import is_clear, percent, percent_tick
+from gnunet.ablation.analysis.results import Contrast, Results
 from gnunet.ablation.figures.rows import Row, contrast_rows
 from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, finish, new_figure
-from gnunet.ablation.results import Contrast, Results
-from gnunet.ablation.words import is_clear, percent, percent_tick
 
 _SHOWN = 0.8
 """Share of the differences that the colours reach over; the few beyond them have the colours at the ends."""

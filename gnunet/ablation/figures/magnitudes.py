@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
+from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, finish, new_figure, rows_axis
-from gnunet.ablation.results import Condition, Results
 
 Reader = Callable[[Mapping[str, Any]], Sequence[float | None]]
 """Takes one quantity, a number for each bin, from a record's magnitudes."""

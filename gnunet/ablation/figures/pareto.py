@@ -9,10 +9,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
+from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.scales import loss_axis
 from gnunet.ablation.figures.style import GREY, ArmStyle, Picture, finish, legend_rows, new_figure, put_legend
-from gnunet.ablation.metrics import metric_named
-from gnunet.ablation.results import Condition, Results
 
 _COSTS = {"images_per_second": -1.0, "saved_mib": 1.0, "peak_memory_mib": 1.0}
 """What is on the x axes, and 1 where low is good."""

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from gnunet.ablation.results import Contrast, Results
-from gnunet.ablation.statistics import Difference
+from gnunet.ablation.analysis.results import Contrast, Results
+from gnunet.ablation.analysis.statistics import Difference
 
 
 @dataclass(frozen=True)

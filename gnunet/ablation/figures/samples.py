@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.style import DIVERGED, MISSING, Picture, finish, new_figure
-from gnunet.ablation.results import Condition, Results
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 
 _TILES, _WIDTH, _HEIGHT = 10, 800, 72

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis as DrawnAxis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from gnunet.ablation.analysis.formatting import percent_tick
 from gnunet.ablation.study import Axis
-from gnunet.ablation.words import percent_tick
 
 _LINEAR_TO = 0.1
 """Beyond this share a wide axis of relative differences is logarithmic."""

@@ -5,10 +5,10 @@ import math
 import numpy as np
 from matplotlib.patches import Rectangle
 
+from gnunet.ablation.analysis.formatting import percent_tick
+from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, finish, new_figure, rows_axis
-from gnunet.ablation.metrics import metric_named
-from gnunet.ablation.results import Results
-from gnunet.ablation.words import percent_tick
 
 _WORST = 0.2
 """Difference to a row's best at which the colours end."""

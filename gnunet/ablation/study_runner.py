@@ -1,0 +1,185 @@
+"""A study from its file to its records."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gnunet.ablation import worker
+from gnunet.ablation.eta import Expected, in_words
+from gnunet.ablation.plan import Plan, budget_of, check_records, make_plan
+from gnunet.ablation.progress import Display, show_plan
+from gnunet.ablation.records import read_records
+from gnunet.ablation.runner import Failure, SideBySide, missing, run_together, slots
+from gnunet.ablation.study import Study, load_study
+from gnunet.ablation.trial import launched_together
+from gnunet.checkpoint.run_lock import RunLock
+from gnunet.distributed import fsdp, zero
+from gnunet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A study at a budget, and the folder that its records are in."""
+
+    study: Study
+    path: Path
+    budget: str | None
+    folder: Path
+    only: Sequence[str] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, path: Path, *, budget: str | None, folder: Path | None, only: Sequence[str], flags: Mapping[str, Any]
+    ) -> "Laboratory":
+        """Read a study.
+
+        Args:
+            path: its file.
+            budget: None is its first, if it has any.
+            folder: where its records are and go to; None is runs/ablations/STUDY, with the budget if it has any.
+            only: the arms to look at; empty is all.
+            flags: of the configuration, as a nested mapping.
+
+        Raises:
+            ConfigError: see `load_study` and `budget_of`.
+        """
+        study = load_study(path)
+        budget = budget_of(study, budget)
+        name = path.stem if budget is None else f"{path.stem}-{budget}"
+        return cls(study, path, budget, folder or Path("runs/ablations") / name, only, flags)
+
+    def plan(self, *, processes: int | None = None) -> tuple[Plan, dict[str, dict[str, Any]]]:
+        """The cells as far as they are known by now, and the records that there are.
+
+        Args:
+            processes: what cells will run on; None where none will.
+
+        Raises:
+            ConfigError: see `make_plan`. CheckpointError: see `read_records` and `check_records`.
+        """
+        records = read_records(self.folder)
+        plan = make_plan(self.study, self.path, budget=self.budget, only=self.only, flags=self.flags, records=records)
+        check_records([*plan.tuning_cells, *plan.cells], records, self.folder, processes=processes)
+        return plan, records
+
+    def run(self, jobs: int | None, *, dry_run: bool = False) -> int:
+        """Print the plan and how long it will take, and run the cells that have no record.
+
+        Args:
+            jobs: cells at a time, see `gnunet.ablation.runner.slots`; a launch of several processes runs one.
+            dry_run: print only.
+
+        Returns:
+            0 when all have a record, 1 when some ended in an error, 128 + signal number when a signal came.
+
+        Raises:
+            ConfigError, CheckpointError: see `plan`; another runner is at work in the folder; or a launch for FSDP or
+                DeepSpeed.
+        """
+        if fsdp.is_asked_for() or zero.is_asked_for():
+            raise ConfigError("accelerate launch: given FSDP or DeepSpeed for an ablation; valid: one process or DDP")
+        plan, records = self.plan(processes=int(os.environ.get("WORLD_SIZE", "1")))
+        expected = Expected(plan, records)
+        if launched_together():
+            places, context = [None], None
+        else:
+            places, context = slots(jobs), worker.context()
+            if expected.source is None:
+                expected.probed = self._probe(plan, context, places[0])
+        if _is_main():
+            show_plan(self.study, plan, records)
+            _say(self._expectation(plan, expected, len(places)))
+        if dry_run:
+            return 0
+        with self._alone():
+            return self._run(expected, places, context)
+
+    def _run(self, expected: Expected, places: list[str | None], context: ForkServerContext | None) -> int:
+        """Run what has no record: first what tunes, then what is reported."""
+        failures: list[Failure] = []
+        for stage in ("tuning_cells", "cells"):
+            plan, _ = self.plan()
+            if not (cells := missing(getattr(plan, stage), self.folder)):
+                continue
+            display = Display(cells, self.folder, expected, at_a_time=len(places), enabled=_is_main())
+            if context is None:
+                outcome = run_together(cells, self.folder, display)
+            else:
+                outcome = SideBySide(context, self.folder, places, display).run(cells)
+            failures += outcome.failures
+            if outcome.signum is not None:
+                _say("stopped; the same command goes on")
+                return 128 + outcome.signum
+        for failure in failures:
+            _say(f"failed: {failure.cell.title}: {failure.reason}" + (f" ({failure.log})" if failure.log else ""))
+        if plan.waiting:
+            _say(f"not run: the cells to report at {len(plan.waiting)} points, whose tuning is not complete")
+        return 1 if failures else 0
+
+    def _probe(self, plan: Plan, context: ForkServerContext, place: str | None) -> float | None:
+        """Seconds for an image of the baseline, or of another arm where that is not looked at."""
+        cells = [*plan.cells, *plan.tuning_cells]
+        cell = next((cell for cell in cells if cell.arm == self.study.baseline), cells[0])
+        with tempfile.TemporaryDirectory() as folder:
+            return worker.probe(context, worker.Task.of(cell, Path(folder), place))
+
+    def _expectation(self, plan: Plan, expected: Expected, at_a_time: int) -> str:
+        """How long it will take, in words."""
+        cells = missing([*plan.tuning_cells, *plan.cells], self.folder)
+        for arm, point in plan.waiting:  # a cell to report takes as long as one that tunes
+            like = next(cell for cell in plan.tuning_cells if (cell.arm, cell.point) == (arm, point))
+            cells += [like] * len(self.study.seeds)
+        seconds = expected.seconds(cells, at_a_time)
+        if not cells:
+            return "nothing to run"
+        if seconds is None:
+            return "expected time: not known before the first cell is done"
+        return f"expected time: {in_words(seconds)}, {at_a_time} cells at a time, {expected.source}"
+
+    def report(self) -> Path:
+        """Write the report of the records that there are; returns its path.
+
+        Raises:
+            ConfigError, CheckpointError: see `plan`; or a package of the extra `ablation` is not installed.
+        """
+        try:
+            from gnunet.ablation.analysis.report import write_report
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"--report: needs {error.name}; pip install -e '.[ablation]'") from None
+        plan, records = self.plan()
+        return write_report(self.study, plan, records, self.folder, name=self.path.stem, budget=self.budget)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other runners out of the folder inside."""
+        if not _is_main():
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(self.folder)
+        try:
+            lock.acquire()
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("run_dir", "--folder")) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _is_main() -> bool:
+    """Whether this is the process of a launch that speaks and writes for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(text: str) -> None:
+    if _is_main():
+        Console(highlight=False, soft_wrap=True).print(text, markup=False)

@@ -1,0 +1,194 @@
+"""One cell: train it, measure it, write its record. The same however often it is killed on the way."""
+
+import functools
+import itertools
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
+
+from gnunet.ablation.cost import StepCost, saved_mib, step_cost
+from gnunet.ablation.history import read_lines, times, training_history
+from gnunet.ablation.measure import bank_errors, bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds
+from gnunet.ablation.records import FORMAT, write_record
+from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name, load_checkpoint, newest_checkpoint
+from gnunet.config import Config
+from gnunet.distributed.accelerator import close, make_accelerator
+from gnunet.environment import environment
+from gnunet.errors import DivergenceError
+from gnunet.files import write_file
+from gnunet.training import fit
+from gnunet.training.session import Session, build
+
+_NUMBERS = itertools.count()
+"""Of the process groups that this process has joined."""
+ELSEWHERE = {"run_dir": True, "data": {"cache_dir"}}
+"""Keys that a record leaves out: they say where files are."""
+UNMEASURED: dict[str, Any] = {
+    "nearest": None,
+    "magnitudes": None,
+    "errors": {"running": None, "precise": None, "batch": None},
+    "saved_mib": None,
+}
+"""What a cell that diverged has of `_measured`."""
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    """The run of a cell, in a study's folder."""
+    return folder / "cells" / name
+
+
+def samples_path(folder: Path, name: str) -> Path:
+    """The grid of a cell's last samples, in a study's folder."""
+    return folder / "samples" / f"{name}.png"
+
+
+def run_cell(name: str, config: Config, folder: Path) -> int:
+    """Train a cell, going on from its newest checkpoint if there is one, measure it, and write its record.
+
+    A cell that diverges is a result, and has a record too. On several processes all of them call this.
+
+    Args:
+        name: the cell's.
+        config: the cell's, with `run_folder` as run_dir.
+        folder: the study's.
+
+    Returns:
+        0 when the record is written, 128 + signal number when a signal stopped the training.
+
+    Raises:
+        GnunetError: see `gnunet.training.fit`.
+    """
+    start = time.perf_counter()
+    fresh_start()
+    diverged: DivergenceError | None = None
+    try:
+        if status := fit(config):
+            return status
+    except DivergenceError as error:
+        print(f"diverged: {error}")
+        diverged = error.with_traceback(None)  # which would keep the run's networks
+    peak = _resident_mib()
+
+    fresh_start()
+    session = build(config, make_accelerator(config))
+    run = Path(config.run_dir)
+    history = training_history(run)
+    if diverged is None:
+        state = _load(session, run)
+        finite = history["validation"][-1]["validation_loss"] is not None
+        ended = {
+            "outcome": "complete" if finite else "diverged",
+            "diverged_at": None,
+            "images": state.images,
+            "nonfinite_steps": state.nonfinite,
+        }
+        grid = run / "samples" / f"{checkpoint_name(state.images)}.png"
+    else:
+        at = diverged.images
+        ended = {"outcome": "diverged", "diverged_at": at, "images": at, "nonfinite_steps": diverged.nonfinite}
+        grid = None
+    measured = _measured(session) if ended["outcome"] == "complete" else UNMEASURED
+    cost = step_cost(session) if ended["outcome"] == "complete" else None  # last, since it goes on training
+    record = {
+        "format": FORMAT,
+        "cell": name,
+        "config": config.model_dump(exclude=ELSEWHERE),
+        "seed": config.seed,
+        **ended,
+        **_network(session),
+        **history,
+        **measured,
+        "environment": environment(session.accelerator),
+        "times": {
+            **times(run),
+            "peak_memory_mib": _peak_memory_mib(run, session, cost, peak),
+            "norm_share": None if cost is None else cost.norm_share,
+            "cell_seconds": round(time.perf_counter() - start, 3),
+        },
+    }
+    if session.accelerator.is_main_process:
+        if grid is not None:
+            samples_path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            write_file(samples_path(folder, name), grid.read_bytes())
+        write_record(folder, record)
+    accelerator = session.accelerator
+    accelerator.wait_for_everyone()
+    del session
+    close(accelerator)
+    return 0
+
+
+def _load(session: Session, run: Path) -> TrainState:
+    """Give a session the weights of its run's newest checkpoint."""
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    return load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.update.adamw)
+
+
+def _network(session: Session) -> dict[str, Any]:
+    """What is known of a cell's network and bank without training it."""
+    bank = session.bank
+    return {
+        "parameters": sum(parameter.numel() for parameter in session.unet.parameters()),
+        "norm_kinds": norm_kinds(session.unet),
+        "batch_dependent": is_batch_dependent(session.unet),
+        "bank": {"fingerprint": bank.fingerprint, "log_snr_edges": bin_edges(session), "bins": bank.bins.tolist()},
+    }
+
+
+def _measured(session: Session) -> dict[str, Any]:
+    """What is measured of the final weights."""
+    return {
+        # Before the errors, which leave the average with other running statistics.
+        "nearest": nearest(session),
+        "magnitudes": magnitudes(session),
+        "errors": bank_errors(session),
+        "saved_mib": saved_mib(session),
+    }
+
+
+def _peak_memory_mib(run: Path, session: Session, cost: StepCost | None, resident: float) -> float:
+    """Of a GPU, what a step needs, weights and optimizer included; of a CPU, what the process has needed."""
+    logged = [line["memory_mib"] for line in read_lines(run / "timing.jsonl")]
+    if session.accelerator.device.type == "cpu":
+        return max([resident, *logged])
+    return cost.peak_memory_mib if cost is not None and cost.peak_memory_mib is not None else max(logged, default=0.0)
+
+
+def _resident_mib() -> float:
+    """The most memory that this process has had so far."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def launched_together() -> bool:
+    """Whether a launcher (accelerate launch, torchrun) has started this process as one of several."""
+    return "WORLD_SIZE" in os.environ
+
+
+def fresh_start() -> None:
+    """Make the next run of this process as if it were the first: forget what the one before has left in Accelerate
+    and in torch, and join the other processes of the launch anew, whose group ends with a run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    torch.use_deterministic_algorithms(False)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if launched_together():
+        store, rank, world_size = _meeting_point()
+        on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
+        # Under a name of its own, since the store remembers the addresses of earlier groups.
+        store = dist.PrefixStore(f"run-{next(_NUMBERS)}", store)
+        dist.init_process_group("gloo" if on_cpus else "nccl", store=store, rank=rank, world_size=world_size)
+
+
+@functools.cache
+def _meeting_point() -> tuple[dist.Store, int, int]:
+    """Where the processes of a launch find each other, the rank of this one and their number."""
+    return next(iter(dist.rendezvous("env://")))

@@ -1,0 +1,37 @@
+"""The options that scripts share which sample from a model."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from gnunet.checkpoint.trained_model import WEIGHTS, Sampleable, open_sampleable
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides the samples; values left out are the run's own."""
+    parser.add_argument("--weights", choices=WEIGHTS, default="ema", help="averaged or raw (default ema)")
+    parser.add_argument("--seed", type=int, help="seed of the images (default: the run's)")
+    parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
+    parser.add_argument("--steps", type=positive, help="sampling steps")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
+    parser.add_argument("--batch_size", type=positive, help="images sampled together on each process")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+
+
+def open_with_options(path: Path, arguments: argparse.Namespace) -> Sampleable:
+    """The model at `path`, with the settings that the options ask for.
+
+    Raises:
+        CheckpointError: see `open_sampleable`.
+    """
+    model = open_sampleable(path, arguments.weights)
+    given = {name: getattr(arguments, name) for name in ("sampler", "steps", "guidance", "batch_size")}
+    settings = model.sampling.model_copy(update={name: value for name, value in given.items() if value is not None})
+    return replace(model, sampling=settings, seed=model.seed if arguments.seed is None else arguments.seed)
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value

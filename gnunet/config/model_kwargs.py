@@ -1,0 +1,56 @@
+"""A configuration as the keywords that the lower rooms take."""
+
+from typing import Any
+
+from gnunet.config.norms import SECTIONS
+from gnunet.config.sections import Config, DataConfig, DDPMConfig, EDMConfig, FlowConfig
+
+
+def image_kwargs(data: DataConfig) -> dict[str, Any]:
+    """The arguments of `gnunet.data.load_images` for a section, but for the channels."""
+    keys = (
+        "source", "split", "image_column", "label_column", "subset", "resolution", "class_conditional", "on_error",
+        "cache_dir",
+    )  # fmt: skip
+    return {key: getattr(data, key) for key in keys}
+
+
+def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
+    """The arguments of `gnunet.models.UNet2D` for a configuration.
+
+    Args:
+        config: the whole tree.
+        num_classes: number of classes in the data; None or 0 where it trains without labels. One more
+            embedding, the last, stands for a dropped label where data.label_drop is above 0.
+    """
+    model = config.model
+    return {
+        **model.model_dump(exclude={"norm", "recompute", "gradient_checkpointing"}),
+        "sample_size": config.data.resolution,
+        "out_channels": model.in_channels,
+        "num_class_embeds": num_classes + (config.data.label_drop > 0) if num_classes else None,
+        # UNet2DModel's own keys for the norm, and the groups of overrides that do not say how many.
+        "norm_num_groups": getattr(model.norm, "groups", None) or SECTIONS["group"]().groups,
+        "norm_eps": getattr(model.norm, "eps", 1e-5),
+        "norm": _norm_kwargs(config),
+    }
+
+
+def _norm_kwargs(config: Config) -> dict[str, Any]:
+    """model.norm as UNet2D takes it: the edges of noise_bins are timesteps there."""
+    norm = config.model.norm.model_dump()
+    for keys in (norm, *norm["overrides"].values()):
+        if (bins := keys.pop("noise_bins", 1)) > 1:
+            keys["noise_edges"] = _noise_edges(config.diffusion, bins)
+    return norm
+
+
+def _noise_edges(diffusion: DDPMConfig | EDMConfig | FlowConfig, bins: int) -> list[float]:
+    """The timesteps between ranges of the noise level that are equally frequent in training."""
+    # Imported here because they import diffusers, which a mistyped flag need not wait for.
+    import torch
+
+    from gnunet.diffusion import make_process
+
+    shares = torch.arange(1, bins, dtype=torch.float64) / bins
+    return sorted(set(make_process(**diffusion.model_dump()).level(shares).timestep.double().tolist()))

@@ -1,0 +1,89 @@
+"""The draws of a run's examples, and the rows that are held out of training."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gnunet.errors import DataError
+from gnunet.random_streams import Purpose, Stream, generator
+
+
+def row_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
+    """The order in which an epoch visits the rows: a permutation of 0..num_rows-1, int64 (num_rows,)."""
+    return generator(seed, Purpose.ROW, epoch).permutation(num_rows)
+
+
+def split_rows(num_rows: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the rows held out of training; the choice does not depend on a run's seed.
+
+    Returns:
+        (training rows, validation rows), both ascending int64; the second is empty for 0 validation images.
+
+    Raises:
+        DataError: nothing would be left to train on.
+    """
+    if validation_images >= num_rows:
+        raise DataError(
+            f"data.validation_images is {validation_images}, but the data has {num_rows} images: "
+            f"nothing would be left to train on; valid are 0 to {num_rows - 1}"
+        )
+    order = generator(0, Purpose.HOLDOUT, 0).permutation(num_rows)
+    return np.sort(order[validation_images:]), np.sort(order[:validation_images])
+
+
+class ExampleDraws(NamedTuple):
+    """What chance decides for a list of examples, apart from their noise; arrays of one length."""
+
+    rows: np.ndarray  # int64, 0..num_rows-1
+    flip: np.ndarray  # bool, true with probability 1/2
+    level: np.ndarray  # float64 in (0, 1), to be mapped to a noise level by its quantile function
+    drop: np.ndarray  # bool, true with probability label_drop
+
+
+class Draws:
+    """The draws of a run's examples; example k is a pure function of (seed, k) and num_rows.
+
+    Each epoch of num_rows examples visits every row once, in an order of its own.
+
+    Args:
+        seed: the run's seed, 0 to 2**64 - 1.
+        num_rows: rows to train on.
+        label_drop: probability with which an example's label is dropped.
+    """
+
+    def __init__(self, seed: int, num_rows: int, *, label_drop: float = 0.0):
+        self.seed = seed
+        self.num_rows = num_rows
+        self.label_drop = label_drop
+        self._example = Stream(seed, Purpose.EXAMPLE)
+        self._noise = Stream(seed, Purpose.NOISE)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def examples(self, indices: Sequence[int]) -> ExampleDraws:
+        """Rows, flips, levels and label drops of the examples with these indices."""
+        raw = np.empty((len(indices), 3), np.uint64)
+        rows = np.empty(len(indices), np.int64)
+        for i, index in enumerate(indices):
+            raw[i] = self._example.raw(index, 3)
+            epoch, position = divmod(index, self.num_rows)
+            rows[i] = self._order(epoch)[position]
+        return ExampleDraws(
+            rows=rows,
+            # 52 bits and a half: exact in a double, never 0 or 1, where quantile functions are infinite.
+            level=((raw[:, 0] >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52,
+            flip=(raw[:, 1] >> np.uint64(63)).astype(bool),
+            drop=(raw[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.label_drop,
+        )
+
+    def fill_noise(self, indices: Sequence[int], out: np.ndarray) -> None:
+        """Write the examples' standard normal noise to `out`, C-contiguous float32 (b, H, W, C)."""
+        for index, noise in zip(indices, out, strict=True):
+            self._noise.at(index).standard_normal(dtype=np.float32, out=noise)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            # A batch touches at most the epoch before; older orders would only hold memory.
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = row_order(self.seed, epoch, self.num_rows)
+        return self._orders[epoch]

@@ -1,0 +1,99 @@
+"""The Accelerator of a run or of a program: devices, precision, trackers, how processes work together."""
+
+import ctypes
+import logging
+import os
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
+
+from gnunet.config import Config
+from gnunet.distributed import fsdp, zero
+from gnunet.distributed.launch import REFUSAL
+from gnunet.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """On a CPU, have glibc keep the memory that this process frees.
+
+    Otherwise it may return activations to the system and map them anew, page by page, in every step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or torch.accelerator.is_available():
+        return
+    # Older glibc takes 32 MiB at most; and any threshold that is set stops it from raising the other by itself.
+    if mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25):
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The Accelerator of a run: precision, trackers, processes; deterministic algorithms where they are asked for.
+
+    Raises:
+        ConfigError: a precision, tracker or kind of launch that is not to be had here.
+    """
+    train = config.train
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not train.deterministic
+    fsdp.check_options(config)
+    zero.check_options(config)
+    accelerator = open_accelerator(
+        train.mixed_precision,
+        log_with=train.trackers or None,
+        project_config=ProjectConfiguration(project_dir=config.run_dir, logging_dir=config.run_dir),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout)),
+        ],
+    )
+    missing = set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise ConfigError(f"train.trackers: {names} is not installed; pip install it, or leave it out")
+    return accelerator
+
+
+def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any) -> Accelerator:
+    """An Accelerator on the machine's accelerators, or on its CPUs where it has none or `cpu` says so.
+
+    Raises:
+        ConfigError: a precision or an option that Accelerate refuses, or a kind of launch that gnunet lacks.
+    """
+    # Told that it is on CPUs, since launched CPU processes would not know each other otherwise.
+    cpu = cpu or not torch.accelerator.is_available()
+    if cpu and mixed_precision == "fp16":
+        raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, bf16")
+    try:
+        with zero.hidden():
+            accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
+    except ValueError as error:
+        raise ConfigError(f"train.mixed_precision, train.trackers: refused by Accelerate: {error}") from None
+    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
+        raise ConfigError(REFUSAL)
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("gnunet").setLevel(level)
+    return accelerator
+
+
+def close(accelerator: Accelerator) -> None:
+    """End trackers and the process group, once nothing but the accelerator holds a network that it has prepared.
+
+    Where DDP were the last to hold the process group, it would wait for the group's threads and keep the interpreter
+    from them that they may need to end (seen in torch 2.13, once in some ten runs).
+    """
+    accelerator.free_memory()
+    accelerator.end_training()

@@ -1,0 +1,58 @@
+"""Where a cell ran: what its last digits and its times may depend on."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+PACKAGES = ("torch", "triton", "diffusers", "accelerate", "numpy")
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Commit, device, processes, threads of each, and versions; None for what is not there."""
+    return {
+        "commit": commit(),
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person names it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if device.type == "cpu" and cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or device.type
+
+
+def commit() -> str | None:
+    """GIT_COMMIT, else the checkout's commit, with `-dirty` where files differ from it; None where there is neither.
+
+    A machine that a copy of the tree was sent to may know a commit, but not this one.
+    """
+    if given := os.environ.get("GIT_COMMIT"):
+        return given
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
+        return found.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package; None where there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,39 @@
+"""The images of a run: those it trains on, those it holds out, and the bank that it validates on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gnunet.config import Config, ValidationConfig, image_kwargs
+from gnunet.data import ImageTable, ValidationBank, load_images, split_rows
+from gnunet.training.progress import decoding_lines
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A table of images and how its rows are split."""
+
+    table: ImageTable
+    train_rows: np.ndarray
+    """int64, ascending."""
+    validation_rows: np.ndarray
+    """int64, ascending; empty where none are held out."""
+
+    def bank(self, validation: ValidationConfig) -> ValidationBank:
+        """The bank of the validation loss, over training images where none are held out."""
+        return ValidationBank(
+            self.table, self.validation_rows if len(self.validation_rows) else self.train_rows,
+            num_examples=validation.num_examples, num_bins=validation.num_bins,
+            log_snr_min=validation.log_snr_min, log_snr_max=validation.log_snr_max,
+        )  # fmt: skip
+
+
+def load_run_data(config: Config) -> RunData:
+    """The images that a configuration trains and validates on.
+
+    Raises:
+        DataError: see `load_images` and `split_rows`.
+    """
+    # One process fills the cache, the others wait for it.
+    table = load_images(**image_kwargs(config.data), channels=config.model.in_channels, progress=decoding_lines())
+    return RunData(table, *split_rows(len(table.images), config.data.validation_images))

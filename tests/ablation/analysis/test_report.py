@@ -1,0 +1,175 @@
+import importlib.util
+import re
+
+import pytest
+
+from gnunet.ablation.analysis.report import write_report
+from gnunet.errors import ConfigError
+
+
+def worse(cell):
+    """b is 10% worse than a at size 1, where one of its cells diverged; at size 2 one of its cells is missing."""
+    if cell.arm == "a":
+        return 0.0
+    size = dict(cell.point)["size"]
+    if cell.seed == 1:
+        return "diverged" if size == "1" else "missing"
+    return 0.1
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Reports of words and numbers, which are written in no time."""
+    monkeypatch.setattr("gnunet.ablation.figures.draw_all", lambda results: [])
+
+
+@pytest.fixture
+def report(made_up, without_figures):
+    """`report(text, effect, change)`: the Markdown of a made-up study whose records `change` was called with."""
+
+    def write(text, effect, change=lambda records: None):
+        study, plan, records, folder = made_up(text, effect)
+        change(list(records.values()))
+        write_report(study, plan, records, folder, name="made_up", budget=None)
+        return (folder / "report.md").read_text()
+
+    return write
+
+
+def rows(markdown, heading):
+    """The cells of the rows of the table below a heading."""
+    section = markdown.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+
+
+class TestFiles:
+    def test_are_whole_and_the_same_again(self, made_up, small_study):
+        study, plan, records, folder = made_up(small_study, worse)
+        stale = folder / "figures" / "of_an_earlier_report.png"
+        stale.parent.mkdir()
+        stale.touch()
+        path = write_report(study, plan, records, folder, name="made_up", budget="tiny")
+        assert path == folder / "report.html"
+        files = sorted(folder.glob("report.*")) + sorted((folder / "figures").iterdir())
+        before = [file.read_bytes() for file in files]
+        assert stale not in files
+
+        write_report(study, plan, dict(reversed(records.items())), folder, name="made_up", budget="tiny")
+        assert [file.read_bytes() for file in files] == before
+
+        page, markdown = path.read_text(), (folder / "report.md").read_text()
+        shown = set(re.findall(r"\]\((figures/[^)]+)\)", markdown))
+        assert shown == {f"figures/{file.name}" for file in files if file.parent.name == "figures"}
+        assert {"figures/axis_size_validation_loss.svg", "figures/samples.png", "figures/pareto.svg"} <= shown
+        # One file: pictures are in the page, and nothing is loaded.
+        assert page.count("<svg") == sum(name.endswith(".svg") for name in shown)
+        links = re.findall(r'(?:src|href)="([^"]*)', page)
+        assert links and all(link.startswith(("#", "data:")) for link in links)
+        assert "budget <code>tiny</code>" in page
+        ids = re.findall(r' id="([^"]+)"', page)
+        assert len(ids) == len(set(ids))
+        assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', page)) <= set(ids)
+
+    def test_what_users_write_is_text(self, made_up, small_study, without_figures):
+        study, plan, records, folder = made_up(small_study, worse)
+        page = write_report(study, plan, records, folder, name="made_up", budget=None).read_text()
+        assert "<h1>Two &lt;arms&gt;</h1>" in page and "b is &lt;worse&gt; | here" in page
+        assert "b is &lt;worse> \\| here" in (folder / "report.md").read_text()
+
+
+class TestErrors:
+    def test_no_records(self, made_up, small_study, tmp_path):
+        study, plan, _, folder = made_up(small_study, worse)
+        with pytest.raises(ConfigError, match="no record of a cell of made_up"):
+            write_report(study, plan, {}, folder, name="made_up", budget=None)
+        assert not (tmp_path / "report.md").exists()
+
+    @pytest.mark.parametrize("absent", ["matplotlib", "scipy"])
+    def test_a_missing_package(self, made_up, small_study, monkeypatch, absent):
+        study, plan, records, folder = made_up(small_study, worse)
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else find(name))
+        with pytest.raises(ConfigError, match=rf'needs {absent}; valid: after pip install -e "\.\[ablation\]"'):
+            write_report(study, plan, records, folder, name="made_up", budget=None)
+
+
+class TestTables:
+    def test_verdicts(self, report, small_study):
+        first, second = rows(report(small_study, worse), "Verdicts")
+        assert first[:4] == [
+            "b is &lt;worse> \\| here",
+            "A & B",
+            "**not enough evidence**",
+            "b: 1 higher than a by over 1%",
+        ]
+        assert first[4] == "" and re.fullmatch(r"\+\d+\.\d+% to ∞, 1 diverged", first[5])
+        assert first[6:] == ["2", "supported"]
+        assert second[:4] == ["", "", "", "b: 2 the same as a within 1%"]
+        assert second[6:] == ["1", "not enough evidence"]
+
+    def test_means(self, report, small_study):
+        means = rows(report(small_study, worse), "Means")
+        assert [row[0] for row in means] == ["a", "b: 1", "b: 2"]
+        assert [row[1] for row in means][:2] == ["base", ""] and means[2][1].startswith("+")
+        assert [row[4] for row in means] == ["2 of 2", "1 of 2", "1 of 2"]
+        assert all(len(row) == len(means[0]) and float(row[5]) > 0 for row in means)
+
+    def test_arms_without_axes_are_sorted_by_loss(self, kinds_study, without_figures, tmp_path):
+        study, plan, records, _ = kinds_study
+        write_report(study, plan, records, tmp_path, name="kinds", budget="h100")
+        means = rows((tmp_path / "report.md").read_text(), "Means")
+        losses = [float(row[5]) for row in means[:-1]]
+        assert len(means) == 21 and losses == sorted(losses)
+        assert means[-1][:5] == ["pixel", "", "missing", "", "0 of 3"] and set(means[-1][5:]) == {""}
+
+    def test_cells(self, report, small_study):
+        cells = rows(report(small_study, worse), "Cells")
+        assert [row[0] for row in cells] == ["a", "b: 1", "b: 2"]
+        assert cells[1][2] == "*diverged at 1,000*" and cells[2][2] == "*missing*"
+        assert all(re.fullmatch(r"0\.\d{4}", cell) for cell in (*cells[0][1:], cells[1][1], cells[2][1]))
+
+    def test_tuning(self, batch_study, without_figures, tmp_path):
+        study, plan, records, _ = batch_study
+        page = write_report(study, plan, records, tmp_path, name="batch", budget=None).read_text()
+        markdown = (tmp_path / "report.md").read_text()
+        chosen = dict(rows(markdown, "Tuning"))
+        assert chosen["group"] == "0.001" and chosen["batch_renorm: 64"] == "*not finished*"
+        assert rows(markdown, "Cells")[-1] == ["batch_renorm: 64", *["*waits for tuning*"] * 3]
+        assert page.count('class="number state-missing"') == 7 + 1 and page.count('state-diverged"') == 4
+        assert "57 cells, 46 complete, 4 diverged, 7 missing; 3 seeds" in markdown
+
+    def test_setting_and_environment(self, report, small_study):
+        markdown = report(small_study, worse, lambda records: records[0].update(parameters=77))
+        assert ["torch", "2.13.0"] in rows(markdown, "Environment")
+        setting = dict(rows(markdown, "Setting"))
+        assert setting["train.images"] == "2000" and setting["data.resolution"] == "16"
+        assert setting["parameters"] == "123456 (4), 77 (1)"
+
+
+class TestWarnings:
+    def test_none_where_all_is_well(self, report, small_study):
+        assert "\n>" not in report(small_study, lambda cell: 0.1)
+
+    @pytest.mark.parametrize(
+        ("change", "warning"),
+        [
+            (lambda records: records[0]["environment"].update(commit="f" * 40), "more than one commit"),
+            (lambda records: records[1]["environment"].update(device="another"), "more than one device: times cannot"),
+            (lambda records: records[1]["environment"].update(torch="2.14.0"), "more than one torch"),
+            (lambda records: [r["environment"].update(commit="0-dirty") for r in records], "differ from their commit"),
+            (lambda records: records[2]["bank"].update(fingerprint="0"), "2 validation banks"),
+            (lambda records: records[0].update(nonfinite_steps=3), "1 complete cells skipped steps"),
+        ],
+    )
+    def test_of_records_that_differ(self, report, small_study, change, warning):
+        assert warning in report(small_study, lambda cell: 0.1, change)
+
+    def test_of_one_seed(self, report, small_study):
+        assert "One seed says nothing" in report(small_study.replace("seeds: [0, 1]", "seeds: [3]"), lambda cell: 0.1)
+
+    def test_of_a_choice_at_the_end_of_the_values(self, report, small_study):
+        text = small_study + "tuning: {key: train.learning_rate, values: [1e-3, 2e-3, 3e-3], seeds: [9]}\n"
+        best = {"a": 0.002, "b": 0.003}
+        markdown = report(text, lambda cell: abs(float(cell.tuned) - best[cell.arm]) * 100 if cell.tuned else 0.0)
+        assert "a better one may lie beyond: b: 1, b: 2." in markdown

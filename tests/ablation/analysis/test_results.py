@@ -1,0 +1,168 @@
+import math
+
+import numpy as np
+import pytest
+
+from gnunet.ablation.analysis.formatting import describe, percent
+from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.results import Condition, Results
+
+TWO_AXES = """
+title: Two axes
+question: Which?
+base: {data.resolution: 16, train.images: 2000, sampling.num_images: 6}
+seeds: [0, 1]
+baseline: a
+arms:
+  a: {set: {}, axes: [size]}
+  b: {train.weight_decay: 0.1}
+  c: {set: {train.weight_decay: 0.2}, axes: []}
+axes:
+  size: {label: how large, scale: log, values: {1: {train.adam_beta1: 0.8}, 2: {train.adam_beta1: 0.85}}}
+  way: {label: the way, values: {up: {train.adam_eps: 1e-7}, down: {train.adam_eps: 1e-6}}}
+"""
+
+
+@pytest.fixture
+def crossed(made_up):
+    return Results(*made_up(TWO_AXES, lambda cell: {"a": 0.0, "b": 0.1, "c": 0.2}[cell.arm]))
+
+
+@pytest.fixture(scope="module")
+def kinds(kinds_study):
+    return Results(*kinds_study)
+
+
+@pytest.fixture(scope="module")
+def batches(batch_study):
+    return Results(*batch_study)
+
+
+class TestPlaces:
+    def test_conditions_and_their_names(self, crossed):
+        labels = [crossed.label(condition) for condition in crossed.conditions]
+        assert labels == [
+            "a: size 1", "a: size 2",
+            "b: size 1, way up", "b: size 1, way down", "b: size 2, way up", "b: size 2, way down",
+            "c",
+        ]  # fmt: skip
+        assert crossed.place((("size", "1"), ("way", "up"))) == "how large: 1; the way: up"
+
+    def test_the_base_arm_stands_at_the_same_point(self, crossed):
+        pairs = [(c.point, crossed.label(c.left), crossed.label(c.right)) for c in crossed.contrasts]
+        assert len(pairs) == 4 + 2  # b at every point; c, which crosses nothing, at each of the base's
+        assert ((("size", "2"), ("way", "up")), "b: size 2, way up", "a: size 2") in pairs
+        assert ((("size", "2"),), "c", "a: size 2") in pairs
+
+    def test_points_are_the_whole_ones(self, crossed):
+        assert crossed.points == [(("size", s), ("way", w)) for s in "12" for w in ("up", "down")]
+
+    def test_with_one_axis_its_name_is_left_out(self, batches):
+        assert batches.label(Condition("batch", (("batch", "32"),))) == "batch: 32"
+
+
+class TestOutcomes:
+    def test_the_loss_is_that_of_the_errors(self, kinds):
+        outcome = kinds.outcomes(Condition("rms", ()), "validation_loss")[1]
+        errors = np.array(kinds.record(Condition("rms", ()), 1)["errors"]["running"])
+        assert outcome.value == pytest.approx(errors.reshape(-1, 8).mean())  # 8 bins of equal size, in turn
+        assert outcome.resampled.mean() == pytest.approx(outcome.value, rel=0.01)
+
+    def test_a_bin_has_its_own_examples(self, kinds):
+        outcome = kinds.outcomes(Condition("rms", ()), "validation_loss", 3)[0]
+        errors = np.array(kinds.record(Condition("rms", ()), 0)["errors"]["running"])
+        assert outcome.value == pytest.approx(errors[3::8].mean())
+
+    def test_batch_statistics_of_a_norm_that_has_none_are_the_same(self, kinds):
+        losses = ("validation_loss", "validation_loss_precise", "validation_loss_batch")
+        group, batch = ([kinds.mean(Condition(arm, ()), name) for name in losses] for arm in ("group", "batch"))
+        assert group[0] == group[1] == group[2]
+        assert batch[0] > batch[1] > batch[2]
+
+    def test_diverged_is_worst_and_says_nothing_of_costs(self, kinds):
+        none = Condition("none", ())
+        assert kinds.states(none) == ["diverged", "diverged", "complete"]
+        assert [o.value for o in kinds.outcomes(none, "validation_loss").values()][:2] == [math.inf, math.inf]
+        assert [o.value for o in kinds.outcomes(none, "recall_dinov2").values()] == [-math.inf, -math.inf]
+        assert list(kinds.outcomes(none, "images_per_second")) == [2]
+        assert math.isfinite(kinds.mean(none, "validation_loss"))
+
+    def test_missing_is_left_out(self, kinds):
+        assert kinds.outcomes(Condition("pixel", ()), "validation_loss") == {}
+        assert math.isnan(kinds.mean(Condition("pixel", ()), "validation_loss"))
+        assert list(kinds.outcomes(Condition("derf", ()), "kid_efficientnet_lite0")) == [0]
+
+    def test_an_error_that_is_not_finite_is_worst(self, made_up, small_study):
+        study, plan, records, folder = made_up(small_study, lambda cell: 0.0)
+        name = plan.cells[0].name
+        records[name]["errors"]["running"][5] = None
+        outcome = Results(study, plan, records, folder).outcomes(Condition("a", ()), "validation_loss")[0]
+        assert outcome.value == math.inf
+
+    def test_cells_on_another_bank_are_paired_by_seed(self, made_up, small_study):
+        study, plan, records, folder = made_up(small_study, lambda cell: 0.1 * (cell.arm == "b"))
+        for cell in plan.cells:
+            if cell.arm == "b":
+                records[cell.name]["bank"]["fingerprint"] = "another"
+        results = Results(study, plan, records, folder)
+        difference = results.compare(results.at("b", [("size", "1")]), results.at("a", []), "validation_loss")
+        assert difference.pairs == 2 and difference.bootstrap is None
+
+    def test_tuning(self, batches):
+        tried = batches.tried()
+        batch = tried[Condition("batch", (("batch", "2"),))]
+        assert list(batch) == ["0.0005", "0.001", "0.002", "0.004"]
+        assert batch["0.004"] == math.inf and batch["0.001"] == min(batch.values())
+        assert set(tried[Condition("batch_renorm", (("batch", "64"),))].values()) == {None}
+
+
+class TestVerdicts:
+    def test_of_hypotheses(self, kinds, batches):
+        assert [kinds.judge(hypothesis)[0] for hypothesis in kinds.study.hypotheses][0] == "supported"
+        verdict, judged = batches.judge(batches.study.hypotheses[0])
+        assert verdict == "supported"
+        assert [batches.label(one.left) for one in judged] == ["batch: 2", "batch: 4"]
+        assert judged[0].difference.above == 1 and judged[1].difference.pairs == 3
+
+    def test_one_seed_has_no_verdict(self, made_up, small_study):
+        results = Results(*made_up(small_study.replace("seeds: [0, 1]", "seeds: [4]"), lambda c: float(c.arm == "b")))
+        verdict, judged = results.judge(results.study.hypotheses[0])
+        assert verdict == "not enough evidence" and judged[0].difference.interval.low > 0.5
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("value", "words"),
+        [(0.01234, "+1.23%"), (-0.0999, "−9.99%"), (0.1, "+10.0%"), (2.5, "+250%"), (math.inf, "∞"), (-math.inf, "−∞")],
+    )
+    def test_percent(self, value, words):
+        assert percent(value) == words
+
+    @pytest.mark.parametrize(
+        ("arm", "mean", "interval", "pairs"),
+        [("pixel", "", "missing", ""), ("group", "0", "identical", "3")],
+    )
+    def test_of_a_difference(self, kinds, arm, mean, interval, pairs):
+        described = describe(kinds.compare(Condition(arm, ()), Condition("group", ()), "validation_loss"))
+        assert (described.mean, described.interval, described.pairs) == (mean, interval, pairs)
+
+    def test_of_a_divergence(self, kinds, batches):
+        described = describe(kinds.compare(Condition("none", ()), Condition("group", ()), "validation_loss"))
+        assert described.mean == "" and described.interval.endswith("to ∞, 2 diverged")
+        all_lost = batches.compare(batches.at("batch", [("batch", "1")]), Condition("group", ()), "validation_loss")
+        assert describe(all_lost).interval == "3 of 3 diverged"
+
+    @pytest.mark.parametrize(
+        ("name", "label", "worst"),
+        [
+            ("validation_loss", "validation loss (squared error of v)", math.inf),
+            ("kid_dinov2", "KID, dinov2", math.inf),
+            ("fid", "FID", math.inf),
+            ("recall_mine", "recall, mine", -math.inf),
+            ("images_per_second", "training speed (images/s)", None),
+            ("saved_mib", "kept for backward (MiB)", None),
+        ],
+    )
+    def test_of_metrics(self, name, label, worst):
+        metric = metric_named(name)
+        assert (metric.label, metric.worst) == (label, worst)

@@ -1,0 +1,157 @@
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gnunet.checkpoint.checkpoint import (
+    FILES,
+    TrainState,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    rotate_checkpoints,
+    save_checkpoint,
+)
+from gnunet.errors import CheckpointError
+
+
+def network() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    return model.to(memory_format=torch.channels_last)
+
+
+def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(2):
+        model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def save(folder, images, model=None, optimizer=None):
+    if model is None:
+        model, optimizer = trained()
+    state = TrainState(images=images, loss_sum=0.1 + 0.2, scaler={"scale": 2.0**16})
+    return save_checkpoint(
+        folder, model=model, ema=copy.deepcopy(model), optimizer=optimizer, state=state, config_text="seed: 0\n"
+    )
+
+
+def test_round_trip_is_exact(tmp_path):
+    model, optimizer = trained()
+    path = save(tmp_path, 24, model, optimizer)
+    assert sorted(p.name for p in path.iterdir()) == sorted([*FILES, "manifest.json"])
+
+    torch.manual_seed(1)
+    other, ema = network(), network()
+    again = torch.optim.AdamW(other.parameters(), fused=True)
+    state = load_checkpoint(path, model=other, ema=ema, optimizer=again)
+    assert state == TrainState(images=24, loss_sum=0.1 + 0.2, scaler={"scale": 2.0**16})
+    for a, b, c in zip(
+        model.state_dict().values(), other.state_dict().values(), ema.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    assert other[0].weight.is_contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 5, 5)
+    for net, opt in ((model, optimizer), (other, again)):
+        opt.zero_grad()
+        net(x).square().mean().backward()
+        opt.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, caplog, name, damage):
+    older, newer = save(tmp_path, 8), save(tmp_path, 16)
+    file = newer / name
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        file.unlink()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    assert newest_checkpoint(tmp_path) == older
+    assert str(newer) in caplog.text and name in caplog.text
+
+
+def test_no_silent_restart_when_all_are_damaged(tmp_path):
+    for images in (8, 16):
+        (save(tmp_path, images) / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint is left(.|\n)*model.safetensors is missing"):
+        newest_checkpoint(tmp_path)
+
+
+def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_half_written_folders_are_not_checkpoints(tmp_path):
+    save(tmp_path, 8)
+    (tmp_path / ".000000016.tmp").mkdir()
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["000000008"]
+
+
+def test_rotation_keeps_the_newest_by_number(tmp_path):
+    for images in (8, 1_000_000_000, 16):
+        save(tmp_path, images)
+    rotate_checkpoints(tmp_path, 2, newest=1_000_000_000)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["000000016", "1000000000"]
+
+
+def test_rotation_never_counts_a_damaged_later_checkpoint_among_those_kept(tmp_path):
+    for images in (8, 16, 24):
+        save(tmp_path, images)
+    (tmp_path / "000000024" / "state.json").unlink()  # so the run went on from 16, and is now at 20
+    save(tmp_path, 20)
+    rotate_checkpoints(tmp_path, 1, newest=20)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["000000020"]
+
+
+def test_another_models_weights_are_refused(tmp_path):
+    path = save(tmp_path, 8)
+    other = nn.Linear(3, 3)
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        load_checkpoint(path, model=other, ema=other, optimizer=torch.optim.AdamW(other.parameters()))
+
+
+def test_another_format_is_refused(tmp_path):
+    path = save(tmp_path, 8)
+    state = json.loads((path / "state.json").read_text()) | {"format": 99}
+    (path / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((path / "manifest.json").read_text())
+    from gnunet.checkpoint.checkpoint import _digest
+
+    manifest["state.json"] = _digest(path / "state.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="format 99"):
+        newest_checkpoint(tmp_path)
+
+
+def test_saving_the_same_images_again_replaces(tmp_path):
+    model, optimizer = trained()
+    save(tmp_path, 8, model, optimizer)
+    with torch.no_grad():
+        model[0].bias.fill_(7.0)
+    path = save(tmp_path, 8, model, optimizer)
+    other = network()
+    load_checkpoint(path, model=other, ema=network(), optimizer=torch.optim.AdamW(other.parameters()))
+    assert torch.equal(other[0].bias, torch.full((4,), 7.0))
+
+
+def test_nothing_on_the_load_path_reads_pickles(tmp_path):
+    path = save(tmp_path, 8)
+    torch.save({"x": torch.ones(1)}, path / "model.safetensors")
+    model = network()
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        load_checkpoint(path, model=model, ema=model, optimizer=torch.optim.AdamW(model.parameters()))
+    save_file({"unknown": torch.ones(1)}, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="another model"):
+        load_checkpoint(path, model=model, ema=model, optimizer=torch.optim.AdamW(model.parameters()))

@@ -1,0 +1,83 @@
+"""A run whose disk fills up: what is said, what is left, and how it goes on when there is room."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from gnunet.checkpoint.checkpoint import check_whole, list_checkpoints
+from gnunet.config import Config
+from gnunet.errors import run_program
+from gnunet.training import fit
+
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+"""From <sched.h>: mounts, and users and groups, of one's own."""
+
+
+def train_in_a_small_folder(config: Config, kib: int, folder: Path) -> int:
+    """Train in folder/run, a file system of its own, and once more in another process after it has grown.
+
+    `left` and `ended` are what is there after each, `first.out` and `second.out` what they print. Returns the first's
+    exit status, or 77 where nobody but root may mount anything.
+    """
+    (folder / "run").mkdir()
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0:
+        return 77
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder / "run")]
+    if subprocess.run(mount).returncode != 0:
+        return 77
+    status = in_a_process(partial(fit, config), folder / "first.out")
+    shutil.copytree(folder / "run", folder / "left")
+    subprocess.run(["mount", "-o", "remount,size=64m", str(folder / "run")], check=True)
+    assert in_a_process(partial(fit, config), folder / "second.out") == 0, (folder / "second.out").read_text()
+    shutil.copytree(folder / "run", folder / "ended")
+    return status
+
+
+def in_a_process(program: Callable[[], int], output: Path) -> int:
+    """The exit status of a program in a copy of this process, which prints into a file."""
+    if (child := os.fork()) == 0:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.dup2(file, sys.stdout.fileno())
+        os.dup2(file, sys.stderr.fileno())
+        status = 1
+        try:
+            status = run_program(program)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize(("every", "room"), [("8", 0.5), ("8", 3.5), ("0", 24), ("0", 32)], ids=str)
+def test_a_full_disk_loses_nothing(tiny, start_ranks, tmp_path, every, room):
+    """Full in the first or a later checkpoint or, where there are none yet, in a log or a grid after so many KiB."""
+    more = ["--train.log_every=8", "--train.sample_every=8", f"--train.checkpoint_every={every}"]
+    more += ["--train.keep_checkpoints=9"]
+    fit(tiny("whole", *more))
+    checkpoint = sum(path.stat().st_size for path in (tmp_path / "whole/checkpoints/000000064").iterdir()) / 1024
+    room = int(room * (checkpoint if every == "8" else 1))
+    (tmp_path / "small").mkdir()
+    process = start_ranks(1, partial(train_in_a_small_folder, tiny("small/run", *more), room, tmp_path / "small"))
+    (status,) = process.ended()
+    if status == 77:
+        pytest.skip("a small file system cannot be mounted here")
+    assert status == 2, process.said
+    said = (tmp_path / "small/first.out").read_text()
+    assert "Traceback" not in said and "cannot be written" in said and "No space left" in said, said
+    for path in list_checkpoints(tmp_path / "small/left/checkpoints"):
+        check_whole(path)
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        ended, whole = (tmp_path / run / "checkpoints/000000064" / name for run in ("small/ended", "whole"))
+        assert ended.read_bytes() == whole.read_bytes()
+    assert (tmp_path / "small/ended/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()

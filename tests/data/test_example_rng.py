@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gnunet.data.example_rng import Draws, row_order, split_rows
+from gnunet.errors import ConfigError, DataError
+from gnunet.random_streams import Purpose, Stream, generator
+
+
+@given(st.integers(0, 2**64 - 1), st.sampled_from(Purpose), st.integers(0, 2**64 - 1))
+@settings(max_examples=50, deadline=None)
+def test_stream_starts_anew_at_every_index(seed, purpose, index):
+    stream = Stream(seed, purpose)
+    stream.at(7).standard_normal(5, dtype=np.float32)  # leaves half a word and a part-used block behind
+    again = stream.at(index).standard_normal(9, dtype=np.float32)
+    np.testing.assert_array_equal(again, generator(seed, purpose, index).standard_normal(9, dtype=np.float32))
+
+
+def test_streams_are_fixed_for_ever():
+    # Other numbers here mean that a run resumed from an older checkpoint sees other examples.
+    assert Stream(5, Purpose.EXAMPLE).raw(3, 2).tolist() == [9963805479923663375, 424213220758705450]
+    np.testing.assert_array_equal(
+        Stream(5, Purpose.EXAMPLE).raw(3, 8),
+        np.random.Philox(key=[5, Purpose.EXAMPLE], counter=[0, 0, 0, 3]).random_raw(8),
+    )
+
+
+def test_streams_never_overlap():
+    # Index i is counter i * 2**192 and up: even 10**6 blocks end far below the next index's first.
+    bits = np.random.Philox(key=[0, 1], counter=[0, 0, 0, 3])
+    bits.advance(10**6)
+    assert bits.state["state"]["counter"].tolist() == [10**6, 0, 0, 3]
+    seen = set()
+    for seed in (0, 1):
+        for purpose in Purpose:
+            for index in (0, 1, 2, 2**63):
+                seen.update(Stream(seed, purpose).raw(index, 100).tolist())
+    assert len(seen) == 2 * len(Purpose) * 4 * 100
+
+
+def test_neighbouring_streams_are_uncorrelated():
+    noise = np.stack([generator(0, Purpose.NOISE, i).standard_normal(4096) for i in range(20)])
+    correlation = np.corrcoef(noise) - np.eye(20)
+    assert np.abs(correlation).max() < 5 / 64
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seed_out_of_range(seed):
+    with pytest.raises(ConfigError, match="valid are 0 to 2"):
+        generator(seed, Purpose.NOISE, 0)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(1, 40), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_each_epoch_visits_each_row_once(seed, num_rows, epoch):
+    indices = range(epoch * num_rows, (epoch + 1) * num_rows)
+    rows = Draws(seed, num_rows).examples(indices).rows
+    assert sorted(rows) == list(range(num_rows))
+    np.testing.assert_array_equal(rows, row_order(seed, epoch, num_rows))
+
+
+def test_epochs_differ_in_order():
+    assert not np.array_equal(row_order(0, 0, 50), row_order(0, 1, 50))
+
+
+def test_examples_do_not_depend_on_the_list_they_are_in():
+    indices = [40, 3, 3, 99, 0, 41]
+    together = Draws(1, 10, label_drop=0.5).examples(indices)
+    alone = [Draws(1, 10, label_drop=0.5).examples([k]) for k in indices]
+    for field in range(len(together)):
+        np.testing.assert_array_equal(together[field], np.concatenate([a[field] for a in alone]))
+
+
+def test_frequencies():
+    draws = Draws(3, 100, label_drop=0.1).examples(range(20_000))
+    assert abs(draws.flip.mean() - 0.5) < 0.015
+    assert abs(draws.drop.mean() - 0.1) < 0.01
+    assert abs(draws.level.mean() - 0.5) < 0.01
+    assert abs(np.histogram(draws.level, 10, (0, 1))[0] - 2000).max() < 250
+    assert np.abs(np.corrcoef([draws.flip, draws.drop, draws.level]) - np.eye(3)).max() < 0.04
+    assert not Draws(3, 100, label_drop=0.0).examples(range(1000)).drop.any()
+
+
+@pytest.mark.parametrize("word", [0, 2**64 - 1])
+def test_level_is_strictly_between_0_and_1(word, monkeypatch):
+    monkeypatch.setattr(Stream, "raw", lambda self, index, count: np.full(count, word, np.uint64))
+    assert 0 < Draws(0, 1).examples([0]).level[0] < 1
+
+
+def test_noise_is_standard_normal():
+    noise = np.empty((50, 16, 16, 3), np.float32)
+    Draws(0, 9).fill_noise(range(50), noise)
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
+    assert len(np.unique(noise[:, 0, 0, 0])) == 50
+
+
+def test_split_rows():
+    train, validation = split_rows(100, 10)
+    assert sorted([*train, *validation]) == list(range(100))
+    assert len(validation) == 10
+    assert (np.diff(train) > 0).all() and (np.diff(validation) > 0).all()
+    np.testing.assert_array_equal(split_rows(100, 10)[1], validation)
+    assert len(split_rows(100, 0)[1]) == 0
+    with pytest.raises(DataError, match="nothing would be left.*0 to 99"):
+        split_rows(100, 100)

@@ -1,0 +1,409 @@
+"""Runs that FSDP2 or DeepSpeed splits over processes: DDP's numbers, and checkpoints in parts that any launch goes on
+from."""
+
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gnunet.ablation.study_runner import Laboratory
+from gnunet.checkpoint import checkpoint as checkpoints
+from gnunet.checkpoint.checkpoint import files_of, newest_checkpoint, stored
+from gnunet.checkpoint.sharded_tensors import KINDS, WHOLE, Part, StoredTensors, file_name
+from gnunet.checkpoint.trained_model import open_sampleable
+from gnunet.config import unet_kwargs
+from gnunet.distributed import fsdp as sharding
+from gnunet.distributed import zero
+from gnunet.distributed.launch import asked_for
+from gnunet.errors import CheckpointError, ConfigError
+from gnunet.models import UNet2D
+from gnunet.training.session import Session
+
+FLAGS = ["--train.sample_every", "0", "--train.validate_every", "32", "--train.log_every", "8"]
+LAUNCHES = {
+    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+    "zero": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "ddp": {},
+}
+"""What `accelerate launch` tells its processes by configs/accelerate/fsdp2.yaml, zero2.yaml and ddp.yaml."""
+SPLIT = ["fsdp", "zero"]
+
+
+def launched(rank: int, kind: str, stop_at: int | None = None) -> None:
+    """Launch as a kind, and ask for the run to stop behind the step from `stop_at` images."""
+    os.environ.update(LAUNCHES[kind])
+    step = Session.step
+
+    def stopped(self, batches, images_seen, *, stop):
+        return step(self, batches, images_seen, stop=images_seen == stop_at or stop)
+
+    Session.step = stopped
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_curve(run: Path, other: Path) -> None:
+    """To the rounding of sums in another order, which 8 steps of these runs raise to less than 1e-5."""
+    for line, theirs in zip(lines(run), lines(other), strict=True):
+        assert line.keys() == theirs.keys()
+        for name in line.keys() & {"loss", "grad_norm", "validation_loss"}:
+            assert math.isclose(line[name], theirs[name], rel_tol=1e-5), (line, theirs)
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / "000000064"
+
+
+def final(run: Path, parts: int) -> dict[str, bytes]:
+    names = [name for name in files_of(parts) if name != "config.yaml"]  # which names the run's folder
+    return {name: (last(run) / name).read_bytes() for name in names} | {
+        "metrics.jsonl": (run / "metrics.jsonl").read_bytes()
+    }
+
+
+def joined(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
+    files = [load_file(file) for file in stored(checkpoint, kind).files]
+    rows = {name: [file[name] for file in files if name in file] for name in {**files[0], **files[-1]}}
+    return {name: torch.cat(parts) if parts[0].dim() else parts[0] for name, parts in rows.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "other"), [("fsdp", "zero"), ("zero", "fsdp")])
+def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, tmp_path, kind, other):
+    run_ranks(2, tiny("whole", *FLAGS))
+    run_ranks(2, tiny("sharded", *FLAGS), launched, kind)
+    assert_same_curve(tmp_path / "sharded", tmp_path / "whole")
+
+    # No file holds a model, and together they hold it once.
+    sizes = {name: (last(tmp_path / "whole") / f"{name}.safetensors").stat().st_size for name in KINDS}
+    for name, size in sizes.items():
+        for number in range(2):
+            part = last(tmp_path / "sharded") / file_name(name, Part(number, 2))
+            assert part.stat().st_size < 0.6 * size
+    for name in ("model", "ema"):
+        whole = load_file(last(tmp_path / "whole") / f"{name}.safetensors")
+        parts = joined(last(tmp_path / "sharded"), name)
+        assert whole.keys() == parts.keys()
+        for key, value in whole.items():
+            # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
+            torch.testing.assert_close(parts[key], value, rtol=0, atol=1e-4)
+
+    # Stopped at 32 images and gone on as anything else; the checkpoint of one moves on to the next.
+    run_ranks(2, tiny("moved", *FLAGS), launched, kind, 24, status=143)
+    for name, world, how in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("four", 4, other), ("two", 2, kind)):
+        shutil.copytree(tmp_path / "moved", tmp_path / name)
+        said = run_ranks(world, tiny(name, *FLAGS), launched, how)[0]
+        assert "resuming" in said and "000000032" in said
+        assert_same_curve(tmp_path / name, tmp_path / "whole")
+        assert (last(tmp_path / name) / file_name("model", Part(0, 1 if how == "ddp" else world))).is_file()
+        assert open_sampleable(tmp_path / name / "model").network.config.sample_size == 16
+    assert final(tmp_path / "two", 2) == final(tmp_path / "sharded", 2)
+    for name in [*files_of(2), "manifest.json"]:
+        for damage in (Path.unlink, cut, flip):
+            whole = (file := last(tmp_path / "two") / name).read_bytes()
+            damage(file)
+            assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000048", (name, damage)
+            file.write_bytes(whole)
+    assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000064"
+    run_ranks(4, tiny("back", *FLAGS), launched, kind, 16, status=143)
+    run_ranks(1, tiny("back", *FLAGS), launched, "ddp", 32, status=143)
+    run_ranks(2, tiny("back", *FLAGS), launched, kind)
+    assert_same_curve(tmp_path / "back", tmp_path / "whole")
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def in_bf16(rank: int, kind: str) -> None:
+    """A launch of one process, and an error where a convolution does not compute in bf16."""
+    launched(rank, kind)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    step = Session.step
+
+    def watched(self, batches, images_seen, *, stop):
+        def check(module, arguments, output):
+            assert output.dtype == torch.bfloat16
+
+        hook = self.unet.mid_block.resnets[0].conv1.register_forward_hook(check)
+        result = step(self, batches, images_seen, stop=stop)
+        hook.remove()
+        return result
+
+    Session.step = watched
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+def test_one_launched_process_in_bf16(tiny, run_ranks, tmp_path, kind):
+    run_ranks(1, tiny("run", *FLAGS, "--train.images", "16", "--train.mixed_precision", "bf16"), in_bf16, kind)
+    checkpoint = newest_checkpoint(tmp_path / "run/checkpoints")
+    weights, average = joined(checkpoint, "model"), joined(checkpoint, "ema")
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    torch.manual_seed(0)
+    assert any(not torch.equal(value, weights[name]) for name, value in average.items())
+    initial = UNet2D(**unet_kwargs(tiny("run"), 2)).state_dict()
+    assert all(not torch.equal(value, initial[name]) for name, value in average.items() if "conv" in name)
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+def test_ablations_are_refused(monkeypatch, tmp_path, kind):
+    for name, value in LAUNCHES[kind].items():
+        monkeypatch.setenv(name, value)
+    study = Path(__file__).parents[2] / "configs/ablations/smoke.yaml"
+    with pytest.raises(ConfigError, match="given FSDP or DeepSpeed for an ablation; valid: one process or DDP"):
+        Laboratory.open(study, budget=None, folder=tmp_path, only=[], flags={}).run(1, dry_run=True)
+
+
+def test_more_parts_than_a_launch_has_processes_are_not_looked_for(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({f"model-{i}": {} for i in range(5000)}))
+    with pytest.raises(CheckpointError, match="manifest.json names 5000 parts; valid: at most 4096"):
+        stored(tmp_path, "model")
+    with pytest.raises(CheckpointError, match="manifest.json is missing or damaged"):
+        checkpoints.check_whole(tmp_path)
+
+
+VARIANTS = {
+    "accumulation, bf16": (
+        "--train.micro_batch_size", "2", "--train.mixed_precision", "bf16",
+    ),
+    "gradient checkpointing, magnitudes brought back to 1, nothing clipped": (
+        "--model.gradient_checkpointing", "true", "--model.norm.kind", "magnitude_preserving",
+        "--train.max_grad_norm", "null",
+    ),
+    "running statistics estimated anew, single numbers as parameters": (
+        "--model.norm.kind", "sync_batch", "--train.precise_batches", "3",
+        "--model.norm.overrides", "{decoder: {kind: derf}, middle: {kind: scaled_ws}}",
+    ),
+    "norms made again in backward, classifier-free guidance in the grid, metrics of samples": (
+        "--model.recompute", "norm", "--data.label_drop", "0.5", "--sampling.guidance", "2",
+        "--evaluate.every", "0", "--evaluate.num_images", "6", "--evaluate.metrics", "[kid_efficientnet_lite0]",
+    ),
+}  # fmt: skip
+
+
+def kept_whole(rank: int) -> None:
+    """FSDP that keeps weights whole from forward to backward."""
+    launched(rank, "fsdp")
+    os.environ["FSDP_RESHARD_AFTER_FORWARD"] = "false"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(tiny, run_ranks, tmp_path, variant):
+    flags = [*FLAGS, "--train.images", "32", *VARIANTS[variant]]
+    run_ranks(2, tiny("whole", *flags))
+    run_ranks(2, tiny("zero", *flags), launched, "zero")
+    run_ranks(2, tiny("fsdp", *flags), *((kept_whole,) if "bf16" in flags else (launched, "fsdp")))
+    rel = 1e-2 if "bf16" in flags else 1e-4
+    whole = newest_checkpoint(tmp_path / "whole/checkpoints")
+    for run in SPLIT:
+        for line, theirs in zip(lines(tmp_path / run), lines(tmp_path / "whole"), strict=True):
+            assert all(
+                math.isclose(line[name], theirs[name], rel_tol=rel) for name in line.keys() & {"loss", "grad_norm"}
+            )
+        average = joined(newest_checkpoint(tmp_path / run / "checkpoints"), "ema")
+        for name, value in joined(whole, "ema").items():
+            # Biases in front of a norm have gradients of rounding errors, which make steps of the learning rate, 1e-3.
+            torch.testing.assert_close(average[name], value, rtol=0, atol=4e-3)
+
+
+def spoil(rank: int, kind: str, what: str) -> None:
+    """Once make an image of one process not a number, or its losses infinite, or only its gradients not numbers."""
+    launched(rank, kind)
+    on_device = Session.on_device
+
+    def spoilt(self, batch):
+        images, *others = on_device(self, batch)
+        if 20 not in batch["index"].tolist():
+            return images, *others
+        if what == "image":
+            return images * math.nan, *others
+        loss, own = self.process.loss, self.process.__dict__
+
+        def spoilt_loss(*given):
+            del own["loss"]
+            losses = loss(*given)
+            if what == "losses":
+                return losses + math.inf
+            losses.register_hook(lambda gradient: gradient * math.nan)
+            return losses
+
+        own["loss"] = spoilt_loss
+        return images, *others
+
+    Session.on_device = spoilt
+
+
+@pytest.mark.parametrize("what", ["image", "losses", "gradients"])
+def test_what_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path, what):
+    for kind in LAUNCHES:
+        run_ranks(2, tiny(kind, *FLAGS, "--train.images", "48"), spoil, kind, what)
+        found = [line for line in lines(tmp_path / kind) if "loss" in line]
+        assert [line["images"] for line in found] == [8, 16, 32, 40, 48]  # a step without a loss has no line
+        assert [line["nonfinite"] for line in found] == [0, 0, 1, 1, 1]
+        assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in found)
+    for kind in SPLIT:
+        assert_same_curve(tmp_path / kind, tmp_path / "ddp")
+
+
+def refuse_the_disk(rank: int, kind: str) -> None:
+    """The second process cannot write its weights at 48 images."""
+    launched(rank, kind)
+    write = checkpoints.write_tensors
+
+    def full(file, tensors, part):
+        if rank == 1 and "000000048" in str(file):
+            raise OSError(28, "No space left on device")
+        write(file, tensors, part)
+
+    checkpoints.write_tensors = full
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+def test_one_process_that_cannot_write_stops_all_and_leaves_the_last_checkpoint(
+    tiny, start_ranks, run_ranks, tmp_path, kind
+):
+    ranks = start_ranks(2, tiny("run", *FLAGS), refuse_the_disk, kind)
+    assert ranks.ended() == [2, 2]
+    for said in ranks.said:
+        assert "the checkpoint at 48 images cannot be written ([Errno 28] No space left on device)" in said
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000024"]
+    assert "resuming" in run_ranks(2, tiny("run", *FLAGS), launched, kind)[0]
+
+
+def hang(rank: int) -> None:
+    """The second process stops for good in the step from 32 images."""
+    launched(rank, "zero")
+    step = Session.step
+
+    def stopping(self, batches, images_seen, *, stop):
+        if (rank, images_seen) == (1, 32):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return step(self, batches, images_seen, stop=stop)
+
+    Session.step = stopping
+
+
+def test_deepspeeds_own_group_waits_no_longer_than_the_others(tiny, start_ranks, tmp_path):
+    """For a process that hangs; its default is half an hour."""
+    ranks = start_ranks(2, tiny("run", *FLAGS, "--train.timeout", "20"), hang)
+    ranks[0].join(300)
+    assert ranks[0].exitcode == 2, ranks.said[0]
+    assert "another process of this run has ended or does not answer (Timed out waiting 20000ms" in ranks.said[0]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """Two files of one kind, of 3 and 2 rows."""
+    rows = torch.arange(10.0).view(5, 2)
+    contents = [{"a": rows[:3].clone(), "b": torch.ones(())}, {"a": rows[3:].clone()}]
+    files = [tmp_path / file_name("model", Part(number, 2)) for number in range(2)]
+    for file, content in zip(files, contents, strict=True):
+        checkpoints.write_tensors(file, content, WHOLE)
+    return files
+
+
+def test_rows_of_several_files_are_read_as_one_tensor(parts):
+    into = {"a": torch.zeros(5, 2), "b": torch.zeros(())}
+    found = StoredTensors(parts)
+    found.check(into)
+    found.read(into)
+    assert torch.equal(into["a"], torch.arange(10.0).view(5, 2)) and into["b"] == 1
+
+
+@pytest.mark.parametrize("rows", [torch.ones(2, 3), torch.ones(()), torch.ones(2, 2, dtype=torch.int64)])
+def test_rows_that_do_not_go_together_are_refused(parts, rows):
+    checkpoints.write_tensors(parts[1], {"a": rows}, WHOLE)
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: a is .*; rows before it are F32"):
+        StoredTensors(parts)
+
+
+def test_too_few_rows_are_refused(parts):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002.safetensors: belongs to another model: a is"):
+        StoredTensors(parts[:1]).check({"a": torch.zeros(5, 2), "b": torch.zeros(())})
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment", "flags", "message"),
+    [
+        ("fsdp", {"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "given 1; valid: 2"),
+        ("fsdp", {"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: given true; valid: false"),
+        ("fsdp", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "valid: false, and model.gradient_checkpointing"),
+        ("fsdp", {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "refused by Accelerate"),
+        ("fsdp", {}, ["--train.compile", "true"], "train.compile: given true with FSDP; valid: false"),
+        ("fsdp", {}, ["--train.mixed_precision", "fp16"], "given fp16 with FSDP; valid: no or bf16"),
+        ("zero", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, [], "zero_stage: given 3; valid: 2"),
+        (
+            "zero", {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, [],
+            "offload_optimizer_device: given cpu; valid: none",
+        ),
+        ("zero", {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "a.json"}, [], "_config_file: given a.json; valid: none"),
+        ("zero", {}, ["--train.compile", "true"], "train.compile: given true with DeepSpeed; valid: false"),
+        ("zero", {}, ["--train.mixed_precision", "fp16"], "given fp16 with DeepSpeed; valid: no or bf16"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_a_launch_is_refused(monkeypatch, tiny, kind, environment, flags, message):
+    for name, value in {**LAUNCHES[kind], **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        {"fsdp": sharding, "zero": zero}[kind].check_options(tiny("run", *flags))
+
+
+@pytest.mark.parametrize("found", ["none", "0.18.9"])
+def test_the_deepspeed_that_is_installed_is_named(monkeypatch, tiny, found):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: found != "none")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+    with pytest.raises(ConfigError, match=f"given DeepSpeed {found}; valid: 0.19.8 or later, pip install"):
+        zero.check_options(tiny("run"))
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "kind", "told"),
+    [
+        ("--config_file fsdp2.yaml", 8, "fsdp", {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "True"}),
+        ("--num_processes 3 --use_fsdp --fsdp_version 2", 3, "fsdp", {"FSDP_VERSION": "2"}),
+        (
+            "--config_file fsdp2.yaml --fsdp_reshard_after_forward false", 8, "fsdp",
+            {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
+        ),
+        ("--num_processes 2 --config_file zero2.yaml", 2, "zero", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+        ("--num_processes 2 --use_deepspeed --zero_stage 2", 2, "zero", {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+        ("--config_file ddp.yaml", 8, "ddp", {}),
+        ("--num_processes 2", 2, "ddp", {}),
+    ],
+)  # fmt: skip
+def test_processes_on_cpus_are_told_what_those_on_gpus_are(monkeypatch, tiny, words, processes, kind, told):
+    monkeypatch.chdir(Path(__file__).parents[2] / "configs/accelerate")
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: f"accelerate launch --cpu {words} train.py".split())
+    number, environment = asked_for(psutil.Process())
+    assert number == processes and told.items() <= environment.items()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (sharding.is_asked_for(), zero.is_asked_for()) == (kind == "fsdp", kind == "zero")
+    if "use_fsdp" not in words:  # whose other options are by default those of FSDP1
+        sharding.check_options(tiny("run"))
+        zero.check_options(tiny("run"))
+
+
+def test_megatron_is_refused(monkeypatch):
+    words = "accelerate launch --cpu --use_megatron_lm train.py"
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: words.split())
+    with pytest.raises(ConfigError, match="Megatron-LM is not supported; valid: one process, DDP, FSDP2 .*zero2.yaml"):
+        asked_for(psutil.Process())

@@ -1,0 +1,236 @@
+"""train.py and scripts/sample.py as their users start them: plain, under accelerate launch, and stopped by signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+import sample
+import train
+from gnunet.distributed.launch import run_as_processes
+from gnunet.training import fit
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 600
+"""How long a process may take that takes some: machines that run tests are busy."""
+
+
+def start(*command: str, cwd: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def run(*command: str, cwd: Path) -> str:
+    process = start(*command, cwd=cwd)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, f"{out}\n{err}"
+    return out + err
+
+
+def launched(processes: int, script: str, *flags: str, cwd: Path) -> str:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    return run(*launcher, str(ROOT / script), *flags, cwd=cwd)
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capfd) -> Callable[..., str]:
+    """`program(main, *flags, status=0)`: run a script's `main` in this process and folder; gives what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_main(main: Callable[[list[str]], int], *flags: str, status: int = 0) -> str:
+        found = main(list(flags))
+        output = "".join(capfd.readouterr())
+        assert found == status, output
+        return output
+
+    return run_main
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def wait_until(reached: Callable[[], object], is_alive: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not reached():
+        assert is_alive() and time.monotonic() < end
+        time.sleep(0.05)
+
+
+STEPS20 = ["--train.images", "160", "--train.log_every", "8", "--train.checkpoint_every", "0"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tiny, tiny_flags, tmp_path):
+    """The same examples (the losses agree), the same validation, the same image in every place."""
+    assert fit(tiny("one", *STEPS20)) == 0
+    launched(2, "train.py", *tiny_flags("two", *STEPS20), cwd=tmp_path)
+    assert len(losses(tmp_path / "one")) == 20
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    pictures = [np.asarray(Image.open(tmp_path / n / "samples/000000160.png"), dtype=int) for n in ("one", "two")]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+
+
+def test_running_statistics_are_those_of_all_processes(tiny, run_ranks, tmp_path):
+    """Each process has seen other images; what one of them writes is what all of them go on from."""
+    config = tiny("run", "--model.norm.kind", "batch")
+    run_ranks(2, config)
+    final = tmp_path / "run/checkpoints/000000064"
+    before = {path.name: path.read_bytes() for path in final.iterdir()}
+    final.rename(tmp_path / "away")
+    assert "resuming" in run_ranks(2, config)[0]
+    assert {path.name: path.read_bytes() for path in final.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_two_processes_sample_what_one_does(finished, program, tmp_path):
+    arguments = [str(finished), "--num_images", "10", "--batch_size", "2", "--out"]
+    program(sample.main, *arguments, "one")
+    launched(2, "scripts/sample.py", *arguments, "two", cwd=tmp_path)
+    for i in range(10):
+        name = f"{i:06d}.png"
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_two_processes_evaluate_as_one_does(tiny, run_ranks, tmp_path):
+    flags = ["--evaluate.every", "32", "--evaluate.num_images", "10", "--evaluate.keep_best", "kid_efficientnet_lite0"]
+    assert fit(tiny("one", *flags)) == 0
+    run_ranks(2, tiny("two", *flags))
+
+    def scores(folder: Path) -> list[dict]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if "evaluation_num_images" in line]
+
+    one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
+    assert [line["images"] for line in one] == [line["images"] for line in two] == [32, 64]
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs.keys() == ours.keys()
+        assert theirs["fd_efficientnet_lite0"] == pytest.approx(ours["fd_efficientnet_lite0"], rel=1e-2)
+    best = [json.loads((tmp_path / name / "checkpoints/best").read_text()) for name in ("one", "two")]
+    assert best[0]["checkpoint"] == best[1]["checkpoint"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_breaks_off_an_evaluation_on_two_processes(tiny_flags, tmp_path):
+    """Within a batch of samples; what belongs to that number of images is left to the resumed run."""
+    flags = tiny_flags("run", "--evaluate.every", "32", "--evaluate.num_images", "100000", "--train.log_every", "8")
+    process = start(
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(ROOT / "train.py"),
+        *flags, cwd=tmp_path,
+    )  # fmt: skip
+    wait_until(lambda: list((tmp_path / "cache").glob("reference-*.safetensors")), lambda: process.poll() is None)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert "stopped at 32 images, checkpoint written; the same command resumes the run" in out, err
+    assert (tmp_path / "run/checkpoints/000000032/manifest.json").is_file()
+    assert losses(tmp_path / "run") and "32," not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def become_processes(program: Path, status: str) -> int:
+    """As a program does that nobody has launched."""
+    sys.argv = [str(program), status]
+    return run_as_processes(2)
+
+
+def test_without_a_launcher_a_program_can_become_several_processes(start_ranks, tmp_path, monkeypatch):
+    """Each with one thread; the status of the first to fail is the program's."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'], flush=True)\n"
+        "sys.exit(int(sys.argv[1]) if os.environ['RANK'] == '1' else 0)\n"
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    first = start_ranks(1, partial(become_processes, program, "7"))
+    assert first.ended() == [7], first.said
+    assert "rank 1 of 2 1" in first.said[0]
+    for joined in ("LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_CPU"):
+        with monkeypatch.context() as patch:
+            patch.setenv(joined, "1")
+            assert run_as_processes(2) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_in_a_checkpoint_and_says_how_to_resume(tiny_flags, start_ranks, tmp_path, number):
+    flags = tiny_flags("run", "--train.images", "100000", "--train.sample_every", "0", "--data.num_workers", "1")
+    processes = start_ranks(1, partial(train.main, flags))
+    log = tmp_path / "run/metrics.jsonl"
+    wait_until(lambda: log.exists() and len(losses(tmp_path / "run")) >= 2, processes[0].is_alive)
+    os.killpg(processes[0].pid, number)  # as a terminal does: the loader's processes get it too
+    assert processes.ended() == [128 + number], processes.said
+    assert "the same command resumes" in processes.said[0] and "Traceback" not in processes.said[0]
+    newest = max(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"stopped at {int(newest)} images" in processes.said[0]
+
+
+def test_plain_output_is_lines_of_text(tiny_flags, tmp_path):
+    out = run(sys.executable, str(ROOT / "train.py"), *tiny_flags("run"), cwd=tmp_path)
+    (line,) = [text for text in out.splitlines() if text.startswith("images 32/64") and "loss" in text and "lr" in text]
+    assert "images/s" in line and "MiB" in line and "left" in line
+    assert "\x1b" not in out
+
+
+def test_user_errors_are_one_message_and_status_2(tiny_flags, program):
+    out = program(train.main, *tiny_flags("run", "--train.learning_rat", "1"), status=2)
+    assert "train.learning_rate" in out and "Traceback" not in out
+    out = program(train.main, "--data.source", "/nowhere/at/all", status=2)
+    assert "/nowhere/at/all" in out and "Traceback" not in out
+
+
+def test_sample_py_gives_the_training_grids_images(finished, program, tmp_path):
+    grid = np.asarray(Image.open(finished / "samples/000000064.png"))
+    program(sample.main, str(finished), "--num_images", "6", "--out", "same")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "same/grid.png")), grid)
+    checkpoint = str(finished / "checkpoints/000000064")
+    program(sample.main, checkpoint, "--num_images", "5", "--batch_size", "5", "--out", "other")
+    exported = str(finished / "model")
+    program(sample.main, exported, "--num_images", "5", "--batch_size", "4", "--steps", "4", "--out", "model")
+    for i in range(5):
+        files = [tmp_path / folder / f"{i:06d}.png" for folder in ("same", "other", "model")]
+        images = [np.asarray(Image.open(file), int) for file in files]
+        assert np.abs(images[0] - images[1]).max() <= 1  # 1e-4 in [-1, 1] moves a rounding by one at most
+        assert np.array_equal(images[0], images[2])
+
+
+def test_sample_py_classes_guidance_seeds_and_errors(finished, program, tmp_path):
+    def sampled(out: str, *flags: str, status: int = 0) -> str:
+        return program(sample.main, str(finished), "--num_images", "2", "--out", out, *flags, status=status)
+
+    def image(out: str, i: int = 0) -> np.ndarray:
+        return np.asarray(Image.open(tmp_path / out / f"{i:06d}.png"))
+
+    sampled("dark", "--classes", "dark")
+    sampled("light", "--classes", "light")
+    sampled("number", "--classes", "1")
+    sampled("turns", "--classes", "light", "dark")
+    assert not np.array_equal(image("dark"), image("light"))
+    assert np.array_equal(image("light"), image("number"))
+    assert np.array_equal(image("turns", 0), image("light", 0)) and np.array_equal(image("turns", 1), image("dark", 1))
+    sampled("guided", "--classes", "dark", "--guidance", "3")
+    assert not np.array_equal(image("guided"), image("dark"))
+    sampled("seed", "--classes", "dark", "--seed", "7")
+    assert not np.array_equal(image("seed"), image("dark"))
+    assert "'grey'" in (out := sampled("x", "--classes", "grey", status=2)) and "dark, light" in out
+    assert "heun" in sampled("x", "--sampler", "nosuch", status=2)
+    assert "run/none" in program(sample.main, str(finished / "none"), status=2)
+
+
+def test_a_checkpoint_holds_only_safetensors_json_and_yaml(finished):
+    checkpoint = finished / "checkpoints/000000064"
+    assert {p.suffix for p in checkpoint.iterdir()} == {".safetensors", ".json", ".yaml"}
+    assert load_file(checkpoint / "ema.safetensors")["conv_in.weight"].shape == (8, 3, 3, 3)

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from gnunet.evaluation.running_covariance import Moments
+
+
+def moments_of(rows, *, block):
+    moments = Moments.empty(rows.shape[1])
+    for part in rows.split(block):
+        moments.update(part)
+    return moments
+
+
+def rows(count=100, features=7, offset=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(features, features, generator=generator)
+    return torch.randn(count, features, generator=generator) @ mixing + offset
+
+
+@pytest.mark.parametrize("block", [1, 8, 33, 100])
+def test_agree_with_torch(block):
+    x = rows()
+    moments = moments_of(x, block=block)
+    assert moments.count == 100
+    torch.testing.assert_close(moments.mean, x.double().mean(dim=0), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(moments.covariance, torch.cov(x.double().T), rtol=1e-12, atol=1e-12)
+
+
+def test_large_mean_does_not_cancel():
+    x = rows(offset=1e7).double()  # squares of 1e14 leave the sum of squares two digits
+    moments = moments_of(x, block=8)
+    torch.testing.assert_close(moments.covariance, torch.cov(x.T), rtol=1e-7, atol=1e-7)
+
+
+def test_bits_do_not_depend_on_threads():
+    x = rows(300, 200)
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(moments_of(x, block=64))
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert torch.equal(found[0].mean, other.mean) and torch.equal(found[0].scatter, other.scatter)
+
+
+def test_bad_rows():
+    moments = Moments.empty(3)
+    with pytest.raises(ValueError, match=r"\(2, 4\); valid is \(n > 0, 3\)"):
+        moments.update(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"shape \(0, 3\)"):
+        moments.update(torch.zeros(0, 3))
+    moments.update(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="at least 2 images; 1 given"):
+        moments.covariance  # noqa: B018
