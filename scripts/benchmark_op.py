@@ -60,7 +60,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--check_first", type=int, metavar="N", help="check every case in N processes, then time them")
     parser.add_argument("--check_only", action="store_true", help="time nothing")
     parser.add_argument("--max_elements", type=int, help="shrink larger shapes; default on a CPU 65536")
-    parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-operator.json to")
+    parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-RECORD.json to")
+    parser.add_argument("--record", default="operator", help="what the record is called (default operator)")
     parser.add_argument("--chart", nargs=2, type=Path, metavar=("RECORD", "PNG"), help="only draw a record's chart")
     arguments = parser.parse_args(argv)
     is_cpu = arguments.device == "cpu"
@@ -85,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     todo = arguments.cases
-    path = None if arguments.out is None else record_path(arguments.out, device, "operator")
+    path = None if arguments.out is None else record_path(arguments.out, device, arguments.record)
     benchmark = Benchmark(device, arguments.peers, arguments.backend, arguments.seconds_per_case)
     record = {
         **origin(device, "triton", "apex", "liger_kernel"),
@@ -101,7 +102,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         record.update(
             total_seconds=rounded(time.monotonic() - start),
             geometric_means=geometric_means(cases, arguments.peers),
-            targets=targets(cases, len(todo)) if device.type == "cuda" else [],
+            targets=targets(cases, len(todo), arguments.peers) if device.type == "cuda" else [],
             not_run=[case.label for case in todo if case.label not in done or not is_timed(done[case.label])],
             cases=cases,
         )
@@ -173,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = measure(arguments)
     print_summary(record)
     if arguments.out:
-        print(f"record: {record_path(arguments.out, torch.device(arguments.device), 'operator')}")
+        print(f"record: {record_path(arguments.out, torch.device(arguments.device), arguments.record)}")
     if not all(map(is_right, record["cases"])):
         sys.exit("the operator failed or is wrong: see above")
 

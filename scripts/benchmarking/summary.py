@@ -1,7 +1,7 @@
 """What benchmark_op.py reports: shares of the copy bandwidth, ratios, their geometric means, targets; table, chart."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,13 @@ def geometric_means(cases: list[dict[str, Any]], peers: Iterable[str]) -> dict[s
     return means
 
 
-def targets(cases: list[dict[str, Any]], planned: int) -> list[dict[str, Any]]:
+def targets(cases: list[dict[str, Any]], planned: int, peers: Sequence[str]) -> list[dict[str, Any]]:
     """What was aimed at on a GPU, with the number of cases that count and the one that decides.
 
     Args:
         cases: those that were checked, some of them timed.
         planned: how many are to be. Until all of them are timed, a target is missed or open.
+        peers: what the operator is compared with.
     """
     wrong = [case["label"] for case in cases if not is_right(case)]
     timed = [case for case in cases if is_timed(case)]
@@ -113,11 +114,13 @@ def targets(cases: list[dict[str, Any]], planned: int) -> list[dict[str, Any]]:
         add_least(f"{direction}: share of the copy bandwidth", shares, least)
     channels_last = [case for case in timed if case["layout"] == "channels_last"]
     for direction in MINIMUM_TENSORS:
-        compiled = ratios(timed, "compile", direction)
-        add_least(f"{direction}: ratio to torch.compile", compiled, 1.0)
-        add_mean(f"{direction}: ratio to torch.compile", compiled, _COMPILE_TARGET)
-        eager = ratios(channels_last, "eager_channels_last", direction)
-        add_mean(f"{direction}: ratio to eager channels_last", eager, _EAGER_TARGET)
+        if "compile" in peers:
+            compiled = ratios(timed, "compile", direction)
+            add_least(f"{direction}: ratio to torch.compile", compiled, 1.0)
+            add_mean(f"{direction}: ratio to torch.compile", compiled, _COMPILE_TARGET)
+        if "eager_channels_last" in peers:
+            eager = ratios(channels_last, "eager_channels_last", direction)
+            add_mean(f"{direction}: ratio to eager channels_last", eager, _EAGER_TARGET)
     return found
 
 

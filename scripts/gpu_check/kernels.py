@@ -1,15 +1,14 @@
-"""An archive of compiled kernels for another machine: gnunet's in CUDA C++, Triton's, and torch.compile's graphs, which
-contain their own."""
+"""An archive of gnunet's compiled kernels, in CUDA C++ and in Triton, for another machine.
+
+What torch.compile makes is not in it: its cache tells the fake device from a real one, and compiles anew.
+"""
 
 import io
 import json
-import pickle
 import tarfile
 from pathlib import Path
 
 CUDA, TRITON, INDUCTOR = "cuda", "triton", "inductor"
-GRAPHS, AOT_AUTOGRAD = "fxgraph", "aotautograd"
-"""Folders of inductor's cache: compiled graphs, and the forward and backward graphs that AOTAutograd has traced."""
 NEEDED = {".cubin", ".json", ".so"}
 """Suffixes of a kernel's files that are loaded; its intermediate representations are not."""
 
@@ -22,11 +21,8 @@ def environment(caches: Path) -> dict[str, str]:
 
 def pack(caches: Path, archive: Path) -> None:
     """Write an archive from which a machine with the same GPU and the same versions loads everything in the caches."""
-    kernels = [path for path in files(caches / TRITON) if path.suffix in NEEDED and not is_in_graph(path)]
-    kernels += files(caches / CUDA)
-    graphs, traced = (files(caches / INDUCTOR / name) for name in (GRAPHS, AOT_AUTOGRAD))
-    contents = {path: path.read_bytes() for path in kernels + traced}
-    contents |= {path: without_text(path.read_bytes()) for path in graphs}
+    kernels = [path for path in files(caches / TRITON) if path.suffix in NEEDED and not is_inductors(path)]
+    contents = {path: path.read_bytes() for path in kernels + files(caches / CUDA)}
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_suffix(".partial")
     with tarfile.open(partial, "w:xz", preset=6) as tar:
@@ -41,17 +37,9 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def is_in_graph(path: Path) -> bool:
-    """Whether a file belongs to a kernel that inductor has generated, which its graph contains as well."""
+def is_inductors(path: Path) -> bool:
+    """Whether a file belongs to a kernel that inductor has generated."""
     return path.name.removeprefix("__grp__").startswith("triton_")
-
-
-def without_text(graph: bytes) -> bytes:
-    """Strip a cached graph (torch 2.11) of its kernels' intermediate representations: a quarter remains."""
-    loaded = pickle.loads(graph)  # which this machine has just written
-    for kernel in getattr(getattr(loaded, "_triton_bundle", None), "kernel_artifacts", ()):
-        kernel.artifacts[:] = [file for file in kernel.artifacts if Path(file.filename).suffix in NEEDED]
-    return pickle.dumps(loaded)
 
 
 def unpack(archive: Path, caches: Path) -> None:
@@ -65,9 +53,7 @@ def unpack(archive: Path, caches: Path) -> None:
         group.write_text(json.dumps({"child_paths": there}))
 
 
-def count(caches: Path) -> dict[str, int]:
-    """How many kernels in the caches were compiled on this machine, and how many graphs there are."""
-    return {
-        "kernels": len([path for path in files(caches / TRITON) if path.suffix == ".ttir"]) + len(files(caches / CUDA)),
-        "graphs": len(files(caches / INDUCTOR / GRAPHS)),
-    }
+def count(caches: Path) -> int:
+    """How many of gnunet's kernels in the caches were compiled on this machine, and of those in CUDA C++ all."""
+    compiled = [path for path in files(caches / TRITON) if path.suffix == ".ttir" and not is_inductors(path)]
+    return len(compiled) + len(files(caches / CUDA))

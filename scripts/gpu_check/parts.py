@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from benchmarking.peers import PEERS
+
 FULL_SECONDS = 590
 MARK = "GNUNET_GPU_CHECK"
 """An environment variable of every process that a part starts; its value is the process of the check."""
@@ -57,28 +59,32 @@ def parts(folder: Path, *, small: bool = False, fake: bool = False, compiling: b
     short = ["--rounds", "2", "--block", "1"]
     rounds = short if compiling else ["--rounds", "10"]
     timing = ["--check_only"] if compiling else ["--seconds_per_case", "1", "--time_limit", "{limit}"]
-    operator = ["scripts/benchmark_op.py", *out, *timing, "--check_first", str(min(8, os.cpu_count() or 1))]
+    operator = ["scripts/benchmark_op.py", *out, *timing]
+    first = ["--check_first", str(min(8, os.cpu_count() or 1)), "--peers", *(p for p in PEERS if p != "compile")]
     training = ["scripts/benchmark_training.py", *out]
+    both = ["--sides", "gnunet", "diffusers"]
     operator_tests = ["-m", "gpu and not slow", "tests/ops/kernels"]
     trainer_tests = ["-m", "gpu", "tests/training/test_on_gpu.py"]
     if small:
         some = "cuda_graphs or inductor or tiling or opcheck or (alone_as_in_a_batch and shape1-)"
-        sides = ["--sides", "gnunet", "diffusers"]
         return [
             _tests("tests", 120, folder, 1, fake, [*operator_tests, "-k", some]),
             _tests("trainer", 80, folder, 1, fake, [*trainer_tests, "-k", "fsdp or cuda_graphs"]),
-            Part("operator", 200, [[*operator, "--shapes", "ddpm_cifar10/512@4"]], ("operator",), ONE_COMPILER),
-            Part("training", 150, [[*training, "--cases", "small", *short, *sides]], ("training",)),
+            Part("operator", 200, [[*operator, *first, "--shapes", "ddpm_cifar10/512@4"]], ("operator",), ONE_COMPILER),
+            Part("training", 150, [[*training, "--cases", "small", *short, *both]], ("training",)),
         ]
     overhead = ["--cases", "small", "--sides", "gnunet", "--record", "overhead"]
     against = ["--cases", "cifar10", "--precision", "bf16", "--batch_sizes", "8", "128"]
-    return [
-        _tests("tests", 115, folder, 8, fake, operator_tests),
+    found = [
+        _tests("tests", 90, folder, 12, fake, operator_tests),
         _tests("trainer", 75, folder, 4, fake, trainer_tests),
-        Part("operator", 200, [operator], ("operator",), ONE_COMPILER),
-        Part("overhead", 30, [[*training, *rounds, *overhead]], ("overhead",)),
-        Part("training", 130, [[*training, *rounds, *against]], ("training",)),
+        Part("operator", 150, [[*operator, *first]], ("operator",), ONE_COMPILER),
+        Part("training", 80, [[*training, *rounds, *against, *both]], ("training",)),
+        Part("overhead", 60, [[*training, *rounds, *overhead]], ("overhead",)),
     ]
+    # torch.compile takes 10 s a case: the cases for which there is time.
+    compiled = [*operator, "--peers", "compile", "--record", "operator-compiled"]
+    return found if compiling else [*found, Part("compiled", 100, [compiled], ("operator-compiled",))]
 
 
 def _tests(name: str, seconds: float, folder: Path, workers: int, fake: bool, arguments: list[str]) -> Part:
