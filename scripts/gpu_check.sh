@@ -21,7 +21,7 @@ max_bytes=$((64 * 2 ** 20)) # of tree, wheels and kernels together
 # other shapes, whose kernels are not compiled. Requirements of these packages are listed too, since --no-deps, which
 # leaves the image's torch alone, fetches none.
 wheels=(diffusers importlib-metadata lazy-importer datasets dill multiprocess tyro docstring-parser typeguard pydantic
-    pydantic-core annotated-types typing-inspection typing-extensions hjson hypothesis liger-kernel)
+    pydantic-core annotated-types typing-inspection typing-extensions hypothesis liger-kernel)
 
 usage() {
     echo "usage: bash scripts/gpu_check.sh FOLDER [--only PART ...] [--seconds 590] |" \
@@ -38,8 +38,6 @@ download_wheels() {
     constraints="$(mktemp)"
     # pip would evaluate the markers for the Python that runs it.
     sed '/python_version < "3.11"/d; s/;.*//' scripts/constraints.txt >"$constraints"
-    # DeepSpeed is published as source; a wheel of it is pure Python.
-    "$python" -m pip wheel --quiet --no-deps --constraint "$constraints" --wheel-dir wheels deepspeed
     "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
         --constraint "$constraints" --dest wheels "${wheels[@]}"

@@ -20,7 +20,7 @@ from gnunet.ablation.runner import Failure, SideBySide, missing, run_together, s
 from gnunet.ablation.study import Study, load_study
 from gnunet.ablation.trial import launched_together
 from gnunet.checkpoint.run_lock import RunLock
-from gnunet.distributed import fsdp, zero
+from gnunet.distributed import fsdp
 from gnunet.errors import ConfigError
 
 
@@ -81,11 +81,10 @@ class Laboratory:
             0 when all have a record, 1 when some ended in an error, 128 + signal number when a signal came.
 
         Raises:
-            ConfigError, CheckpointError: see `plan`; another runner is at work in the folder; or a launch for FSDP or
-                DeepSpeed.
+            ConfigError, CheckpointError: see `plan`; another runner is at work in the folder; or a launch for FSDP.
         """
-        if fsdp.is_asked_for() or zero.is_asked_for():
-            raise ConfigError("accelerate launch: given FSDP or DeepSpeed for an ablation; valid: one process or DDP")
+        if fsdp.is_asked_for():
+            raise ConfigError("accelerate launch: given FSDP for an ablation; valid: one process or DDP")
         plan, records = self.plan(processes=int(os.environ.get("WORLD_SIZE", "1")))
         expected = Expected(plan, records)
         if launched_together():

@@ -28,14 +28,14 @@ from torch import nn
 
 from gnunet.checkpoint.sharded_tensors import KINDS, WHOLE, Part, StoredTensors, file_name, file_names, write_tensors
 from gnunet.distributed.collectives import on_all, on_main
-from gnunet.distributed.zero import MOMENTS, PartitionedAdamW
 from gnunet.errors import CheckpointError
 from gnunet.files import new_folder, remove_folder, sync, write_file
 from gnunet.safe_io import read_json
 
 logger = logging.getLogger(__name__)
 
-AnyAdamW = torch.optim.AdamW | PartitionedAdamW
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Of AdamW's state, what has a parameter's shape."""
 FORMAT = 1
 BEST = "best"
 MOST_PARTS = 4096
@@ -94,7 +94,7 @@ def _digest(path: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    folder: Path, *, model: nn.Module, ema: nn.Module, optimizer: AnyAdamW, state: TrainState,
+    folder: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.AdamW, state: TrainState,
     config_text: str, accelerator: Accelerator | None = None,
 ) -> Path:  # fmt: skip
     """Write the checkpoint of `state.images` under `folder` (checkpoints/) and return its path.
@@ -141,7 +141,7 @@ def save_checkpoint(
     return path
 
 
-def _moments(optimizer: AnyAdamW, model: nn.Module) -> dict[str, torch.Tensor]:
+def _moments(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[str, torch.Tensor]:
     names = [name for name, _ in model.named_parameters()]
     state = optimizer.state_dict()["state"]
     return {f"{names[index]}/{key}": value for index, entries in state.items() for key, value in entries.items()}
@@ -294,7 +294,7 @@ def load_weights(path: Path, kind: str, module: nn.Module) -> None:
     weights.read(wanted)
 
 
-def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: AnyAdamW) -> TrainState:
+def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.AdamW) -> TrainState:
     """Load the checkpoint at `path` into the three, in place, and return its TrainState.
 
     Where they are split over processes, each process reads its rows, whatever launch has written them.
@@ -304,7 +304,7 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
     """
     state = read_state(path)
     parameters = dict(model.named_parameters())
-    moments, wanted = stored(path, "optimizer"), _empty_moments(optimizer, parameters)
+    moments, wanted = stored(path, "optimizer"), _empty_moments(parameters)
     # Steps that have all been skipped have left moments of no parameter.
     kept = {name.rpartition("/")[0] for name in moments.found}
     wanted = {name: tensor for name, tensor in wanted.items() if name.rpartition("/")[0] in kept}
@@ -324,10 +324,9 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
     return state
 
 
-def _empty_moments(optimizer: AnyAdamW, parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+def _empty_moments(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Room for AdamW's state, in the parameters' memory formats: fused AdamW walks through both in memory's order."""
-    empty_like = optimizer.empty_like if isinstance(optimizer, PartitionedAdamW) else torch.empty_like
     moments = {f"{name}/step": torch.zeros(()) for name in parameters}
     for name, parameter in parameters.items():
-        moments |= {f"{name}/{moment}": empty_like(parameter) for moment in MOMENTS}
+        moments |= {f"{name}/{moment}": torch.empty_like(parameter) for moment in MOMENTS}
     return moments

@@ -259,7 +259,7 @@ class TrainConfig(Section):
     cuda_graph: Annotated[bool | Literal["auto"], InWords("auto, true or false")] = "auto"
     """Replay the training step as CUDA graphs, so that a GPU does not wait for Python where networks and batches are
     small: the same numbers, and a step's memory is kept for it. auto: on CUDA, by one process or DDP, unless the step
-    cannot be captured; not with fp16, gradient_checkpointing, FSDP, DeepSpeed, sync_batch norms over several processes,
+    cannot be captured; not with fp16, gradient_checkpointing, FSDP, sync_batch norms over several processes,
     or train.compile reduce-overhead and max-autotune."""
     deterministic: bool = False
     """Ask torch for deterministic algorithms (a CPU run is deterministic without it)."""

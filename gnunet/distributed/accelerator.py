@@ -14,10 +14,11 @@ from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    str_to_bool,
 )
 
 from gnunet.config import Config
-from gnunet.distributed import fsdp, zero
+from gnunet.distributed import fsdp
 from gnunet.distributed.launch import REFUSAL
 from gnunet.errors import ConfigError
 
@@ -49,7 +50,6 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not train.deterministic
     fsdp.check_options(config)
-    zero.check_options(config)
     accelerator = open_accelerator(
         train.mixed_precision,
         log_with=train.trackers or None,
@@ -76,9 +76,10 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
     cpu = cpu or not torch.accelerator.is_available()
     if cpu and mixed_precision == "fp16":
         raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, bf16")
+    if str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
+        raise ConfigError(REFUSAL)
     try:
-        with zero.hidden():
-            accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
     except ValueError as error:
         raise ConfigError(f"train.mixed_precision, train.trackers: refused by Accelerate: {error}") from None
     if accelerator.distributed_type == DistributedType.MEGATRON_LM:

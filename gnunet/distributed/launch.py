@@ -18,14 +18,13 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from gnunet.distributed import zero
 from gnunet.errors import ConfigError
 
 JOINED = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Environment variables of a process that torchrun or MPI started."""
 REFUSAL = (
-    "accelerate launch: Megatron-LM is not supported; valid: one process, DDP, FSDP2 (configs/accelerate/fsdp2.yaml) "
-    "or DeepSpeed's ZeRO-2 (zero2.yaml)"
+    "accelerate launch: DeepSpeed and Megatron-LM are not supported; valid: one process, DDP or FSDP2 "
+    "(configs/accelerate/fsdp2.yaml; zero2.yaml splits what ZeRO-2 does)"
 )
 PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>: the signal that a process gets when its parent dies."""
@@ -120,7 +119,7 @@ def asked_for(launcher: psutil.Process | None) -> tuple[int, dict[str, str]]:
     """What the command line of `accelerate launch`, or the config file it names, asks for.
 
     Returns:
-        The number of processes, and the environment in which it tells processes on GPUs of FSDP or DeepSpeed.
+        The number of processes, and the environment in which it tells processes on GPUs of FSDP.
 
     Raises:
         ConfigError: a kind of launch that gnunet lacks.
@@ -138,15 +137,11 @@ def asked_for(launcher: psutil.Process | None) -> tuple[int, dict[str, str]]:
             deepspeed = config.distributed_type == DistributedType.DEEPSPEED
             megatron = config.distributed_type == DistributedType.MEGATRON_LM
         of_file = {f"fsdp_{key.removeprefix('fsdp_')}": value for key, value in config.fsdp_config.items()}
-        of_file |= config.deepspeed_config
         told |= {key: value for key, value in of_file.items() if key not in getattr(options, "nondefault", ())}
-    if megatron:
+    if deepspeed or megatron:
         raise ConfigError(REFUSAL)
     told = {key: str(value) for key, value in told.items() if value is not None}
     if fsdp:
         of_fsdp = {key.upper(): value for key, value in told.items() if key.startswith("fsdp_")}
         return processes or 1, {"ACCELERATE_USE_FSDP": "true", **of_fsdp}
-    if deepspeed:
-        of_zero = {zero.OPTIONS[key][0]: value for key, value in told.items() if key in zero.OPTIONS}
-        return processes or 1, {zero.ASKED: "true", **of_zero}
     return processes or 1, {}

@@ -1,8 +1,7 @@
 """How the losses of a step change the weights: backward, the norm and clipping of gradients, the optimizer.
 
 One class for each kind of launch: `Update` by Accelerate, for one process and for DDP, and `GraphedUpdate` in its place
-where steps are replayed as CUDA graphs; `ShardedUpdate` by torch's FSDP2; and `gnunet.distributed.zero.ZeroUpdate` by
-DeepSpeed.
+where steps are replayed as CUDA graphs; and `ShardedUpdate` by torch's FSDP2.
 """
 
 import warnings
@@ -71,9 +70,6 @@ class Update:
         """Of all parameters; rounded to float32, which is what a CUDA graph can read."""
         for group in self.adamw.param_groups:
             group["lr"] = float(np.float32(value))
-
-    def take_over_weights(self) -> None:
-        """Go on from the network's weights, which something else than a step has changed."""
 
 
 class GraphedUpdate(Update):

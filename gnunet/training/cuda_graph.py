@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gnunet.config import Config
 from gnunet.config.checks import cuda_graph_obstacle
-from gnunet.distributed import fsdp, zero
+from gnunet.distributed import fsdp
 from gnunet.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,6 @@ def _obstacle(config: Config, accelerator: Accelerator) -> str | None:
         return f"on a device of type {accelerator.device.type}"
     if fsdp.is_asked_for() and torch.distributed.is_initialized():
         return "with FSDP"
-    if zero.is_launched():
-        return "with DeepSpeed"
     norm = config.model.norm
     kinds = {norm.kind, *(keys.get("kind") for keys in norm.overrides.values())}
     if "sync_batch" in kinds and accelerator.num_processes > 1:  # a collective in the forward pass

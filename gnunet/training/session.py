@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from gnunet.config import Config, accumulation_steps, unet_kwargs
 from gnunet.data import TrainingExamples, ValidationBank, training_loader
 from gnunet.diffusion import Process, make_process, to_unit_range
 from gnunet.diffusion.process import Level, expand
-from gnunet.distributed.fsdp import Sharding, lay_in_rows
+from gnunet.distributed.fsdp import Sharding
 from gnunet.distributed.signals import StopRequest
 from gnunet.distributed.strategy import GraphedUpdate, ShardedUpdate, Update
-from gnunet.distributed.zero import ZeroUpdate, is_launched
 from gnunet.models import UNet2D
 from gnunet.norms import NORMS, force_weight_norm, precise_statistics, running_buffers
 from gnunet.random_streams import Purpose, Stream
@@ -192,7 +190,6 @@ class Session:
         if result.finite:
             update.step(rate)
             force_weight_norm(self.unet)
-            update.take_over_weights()
             self.ema.update(decay)
         else:
             update.skip()
@@ -297,18 +294,13 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     sharding = Sharding.of_launch(accelerator)
     if sharding is None:
         unet.to(device)  # else layer by layer
-    if by_zero := is_launched():
-        lay_in_rows(unet)
     ema = EMA(unet, shard=sharding and sharding.shard, running_statistics=not train.precise_batches)
     adamw = torch.optim.AdamW(
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
-    if by_zero:
-        update = ZeroUpdate(unet, adamw, accelerator, timeout=timedelta(seconds=train.timeout))
-    else:
-        kind = GraphedUpdate if is_graphed else Update if sharding is None else ShardedUpdate
-        update = kind(unet, adamw, accelerator)
+    kind = GraphedUpdate if is_graphed else Update if sharding is None else ShardedUpdate
+    update = kind(unet, adamw, accelerator)
     if train.compile:
         compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(
