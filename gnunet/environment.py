@@ -1,4 +1,4 @@
-"""Where a cell ran: what its last digits and its times may depend on."""
+"""Where a program runs: what its last digits and its times may depend on."""
 
 import importlib.metadata
 import os

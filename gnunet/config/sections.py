@@ -1,7 +1,7 @@
 """The whole configuration tree: typed, validated, one place for every default.
 
-Each section is a frozen pydantic model; the string under a key is its help text. Nothing is built from a
-tree that has not passed `Config`'s checks. Reading files and flags into a tree is `gnunet.config.cli`'s work.
+Each section is a frozen pydantic model; the string under a key is its help text. What does not go together is found
+where a tree is loaded, by `load_config`; `Config(...)` by itself does not look for it.
 All lengths of training are counted in images seen, never in steps.
 """
 

@@ -50,7 +50,7 @@ class Level:
 
 
 class Process(ABC):
-    """A diffusion process: see `DDPM`, `EDM` and `Flow`, and `make_process` to get one from a config."""
+    """A diffusion process: see `DDPM`, `EDM` and `Flow`, and `make_process` to get one by name."""
 
     kind: ClassVar[str]
     samplers: tuple[str, ...]

@@ -26,8 +26,8 @@ def chosen(monkeypatch, caplog):
         monkeypatch.setattr(module, "unsupported_reason", lambda name, x: MISSING[name] if name in missing else None)
         monkeypatch.setattr(cuda_launch, "gpu_of", lambda device: gpu)
         with FakeTensorMode():
-            x = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
-            x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            x = torch.empty(shape, device="cuda", dtype=torch.bfloat16, memory_format=layout)
         args = NormArgs(x, num_groups, None, None, 1e-5, None, None, None, True, True)
         return module._auto_backend(args), caplog.text
 

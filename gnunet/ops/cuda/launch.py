@@ -60,7 +60,7 @@ _CLUSTERS = 9
 _LARGE_CLUSTER, _CLUSTER_THREADS = 16, 512
 """Thread blocks of a cluster that some GPUs have a place for, others not, and their threads."""
 CHANNELS_AT_ONCE, _SAMPLES_AT_ONCE = 32, 16
-"""Of a thread block that adds up the sums of samples."""
+"""Of a thread block that adds up the sums of samples; group_norm_silu.cu has the same numbers."""
 _MAX_PLANNED = 4096
 
 
@@ -146,7 +146,7 @@ def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool
     numbers = (
         *types, shape.channels_last, args.silu, args.center, shape.channels, shape.num_groups, tiling.width,
         tiling.vector, tiling.lanes, tiling.rows, tiling.fold, tiling.threads, tiling.ranks,
-        tiling.limited(gpu_of(x.device)), tiling.thread_sums, tiling.fits, need_x,
+        tiling.limited(gpu_of(x.device), any(types[3:])), tiling.thread_sums, tiling.fits, need_x,
         need_weight or need_bias or need_add or need_scale or need_shift, need_add,
     )  # fmt: skip
     strides = (0 if t is None else t.stride(0) for t in (args.add, args.scale, args.shift))
@@ -159,9 +159,16 @@ def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool
 
 def _affine_launch(launch: Launch) -> Launch:
     """What adds up the sums that a backward launch leaves for each sample."""
-    of_sums = {"WEIGHT_TYPE", "BIAS_TYPE", "CHANNELS"}  # all others are 1, so that there is one kernel for all tilings
-    constants = tuple(n if name in of_sums else 1 for name, n in zip(_CONSTANTS, launch.constants, strict=True))
-    channels = constants[_CONSTANTS.index("CHANNELS")]
+    channels = launch.constants[_CONSTANTS.index("CHANNELS")]
+    of_sums = {
+        "WEIGHT_TYPE",
+        "BIAS_TYPE",
+        "CHANNELS",
+    }  # the others are the same for all tilings, so that it has one kernel
+    constants = tuple(
+        n if name in of_sums else channels if name == "NUM_GROUPS" else 1
+        for name, n in zip(_CONSTANTS, launch.constants, strict=True)
+    )
     threads = CHANNELS_AT_ONCE * _SAMPLES_AT_ONCE
     blocks = -(-channels // CHANNELS_AT_ONCE)
     return Launch("affine", constants, blocks, threads, 1, 8 * threads, None, launch.values)

@@ -34,7 +34,8 @@ _MIN_THREADS, _MIN_THREADS_OF_ROWS, _MAX_THREADS, _LIMIT_THREADS = 64, 128, 512,
 """Of a thread block; the second with channels last, if a thread then has _LEAST_VECTORS."""
 _LEAST_VECTORS = 4
 _REGISTERS, _FORWARD_REGISTERS, _BACKWARD_REGISTERS = 65536, 60, 64
-"""Of a multiprocessor, and the fewest that a thread is limited to."""
+"""Of a multiprocessor, and about the fewest that a thread is limited to."""
+_TABLE_REGISTERS = 48
 _RESIDENT, _RESIDENT_OF_CLUSTERS = 32, 8
 """Thread blocks that a multiprocessor has at most."""
 PORTABLE_RANKS = 8
@@ -92,9 +93,10 @@ class Tiling:
         most = _RESIDENT_OF_CLUSTERS if self.ranks > 1 else _RESIDENT
         return max(1, min(most, (gpu.shared_bytes + 1024) // (self.shared_bytes + 1024)))
 
-    def limited(self, gpu: Gpu) -> int:
-        """The same, as far as threads have the registers that they need."""
+    def limited(self, gpu: Gpu, has_tables: bool) -> int:
+        """The same, as far as threads have the registers that they need, more where tables are given."""
         registers = _BACKWARD_REGISTERS if len(self.held) > 1 else _FORWARD_REGISTERS
+        registers += _TABLE_REGISTERS if has_tables else 0
         return max(1, min(self.resident(gpu), _REGISTERS // (self.threads * registers)))
 
 

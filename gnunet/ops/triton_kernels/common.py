@@ -20,7 +20,7 @@ import triton.language as tl
 
 _OF_BATCH = ("stats_stride", "sums_stride", "partial_stride", "means_stride", "combined_stride", "rows")
 """Arguments that depend on the batch size. Triton would compile other kernels for a 1 or a multiple of 16, which might
-add in another order."""
+add in another order; torch.compile does."""
 
 
 def jit(kernel: Callable[..., Any]) -> Any:

@@ -54,7 +54,7 @@ def test_no_spills_and_wide_loads(inspect_kernels, arch, dtype, center, some):
                 width = tiling.vector * dtype.itemsize
                 assert width == (2 * dtype.itemsize if name == "odd sizes" and layout == "channels_last" else
                                  dtype.itemsize if name == "odd sizes" else 16), of  # fmt: skip
-                assert width == 2 or code.loads[f"copy {width}"] == len(tiling.held), of
+                assert width == 2 or code.loads[f"copy {width}"] >= len(tiling.held), of
                 assert code.stores[str(width)] >= 1, of
 
 

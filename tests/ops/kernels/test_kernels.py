@@ -214,8 +214,7 @@ def test_gradients_of_parameters_over_many_samples_and_several_times(make_case, 
     leaves = list(case.tensors.values())
     with tiled(how) as backend:
         y = case.run(backend)
-        # Samples are done in another order each time.
-        results = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for _ in range(12)]
+        results = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for _ in range(3)]
     exact = case.double()
     expected = torch.autograd.grad(exact.run("reference"), list(exact.tensors.values()), dy.double())
     for first, *others, formula in zip(*results, expected, strict=True):
