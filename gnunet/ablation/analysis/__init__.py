@@ -1,0 +1,1 @@
+"""From a study's records to its report; nothing here trains."""
