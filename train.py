@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gnunet.config.cli import parse
-from gnunet.errors import run_program
+from gnunet.errors import run_cli
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "noto_portraits32.yaml"
 
@@ -17,12 +17,12 @@ def main(argv: list[str]) -> int:
 
     def train() -> int:
         config = parse(argv, default_config=DEFAULT_CONFIG)
-        from gnunet.training import fit, spread_over_cpus  # takes seconds, which --help need not wait for
+        from gnunet.training import fit, spawn_cpu_processes  # takes seconds, which --help need not wait for
 
-        spread_over_cpus()
+        spawn_cpu_processes()
         return fit(config)
 
-    return run_program(train)
+    return run_cli(train)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class DivergenceError(TrainingError):
         """Steps skipped in all."""
 
 
-def run_program(program: Callable[[], int | None]) -> int:
+def run_cli(program: Callable[[], int | None]) -> int:
     """Run the work of a command-line program.
 
     Returns:

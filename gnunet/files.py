@@ -26,7 +26,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
-def remove_folder(path: Path) -> None:
+def atomic_rmtree(path: Path) -> None:
     """Remove a folder so that a crash midway leaves no half folder under its name."""
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
@@ -35,7 +35,7 @@ def remove_folder(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """A folder to fill that takes the name `path`, replacing what is there, once it is whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

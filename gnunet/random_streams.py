@@ -16,7 +16,7 @@ import numpy as np
 from gnunet.errors import ConfigError
 
 
-class Purpose(IntEnum):
+class StreamKey(IntEnum):
     """What a stream is for: the second half of its key. A number, once given, never changes its meaning."""
 
     ROW = 1  # index: epoch
@@ -45,7 +45,7 @@ class Stream:
         ConfigError: the seed is out of range.
     """
 
-    def __init__(self, seed: int, purpose: Purpose):
+    def __init__(self, seed: int, purpose: StreamKey):
         if not 0 <= seed < 2**64:
             raise ConfigError(f"seed is {seed}; valid are 0 to 2**64 - 1")
         self._bits = np.random.Philox(key=np.array([seed, purpose], np.uint64))
@@ -64,6 +64,6 @@ class Stream:
         return self._bits.random_raw(count)
 
 
-def generator(seed: int, purpose: Purpose, index: int) -> np.random.Generator:
+def generator(seed: int, purpose: StreamKey, index: int) -> np.random.Generator:
     """A new generator at the start of one stream; see `Stream`, which is faster for many indices."""
     return Stream(seed, purpose).at(index)

@@ -111,7 +111,7 @@ def check_yaml(text: str, where: str) -> None:
         return
 
 
-def stored_tensors(path: Path) -> dict[str, Stored]:
+def read_safetensors_header(path: Path) -> dict[str, Stored]:
     """What the header of a safetensors file declares, by name; the library checks it against the file's size.
 
     No tensor is read.

@@ -15,11 +15,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from gnunet.ablation.study_runner import Laboratory
+from gnunet.ablation.study_runner import StudyRunner
 from gnunet.commands.options import positive
 from gnunet.config.cli import parse_flags
-from gnunet.errors import run_program
-from gnunet.training import spread_over_cpus
+from gnunet.errors import run_cli
+from gnunet.training import spawn_cpu_processes
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -61,17 +61,17 @@ def main(argv: list[str]) -> int:
     arguments, flags = parse_arguments(argv)
 
     def ablate() -> int:
-        laboratory = Laboratory.open(
+        laboratory = StudyRunner.open(
             arguments.study, budget=arguments.budget, folder=arguments.folder, only=arguments.only,
             flags=parse_flags(flags),
         )  # fmt: skip
         if arguments.report:
             print(laboratory.report())
             return 0
-        spread_over_cpus()
+        spawn_cpu_processes()
         return laboratory.run(arguments.jobs, dry_run=arguments.dry_run)
 
-    return run_program(ablate)
+    return run_cli(ablate)
 
 
 if __name__ == "__main__":

@@ -28,26 +28,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evaluating import report
 from evaluating.subjects import Files, ReferenceImages, Samples, open_reference
-from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, is_sampleable, open_sampleable
+from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, is_model_path, load_trained_model
 from gnunet.commands.options import add_sampling_options, open_with_options, positive
 from gnunet.data.cache import cache_folder
 from gnunet.distributed.accelerator import open_accelerator
-from gnunet.distributed.launch import run_as_processes, spread_over_cpus
-from gnunet.errors import CheckpointError, ConfigError, DataError, run_program
+from gnunet.distributed.launch import run_as_processes, spawn_cpu_processes
+from gnunet.errors import CheckpointError, ConfigError, DataError, run_cli
 from gnunet.evaluation import (
     ImageFiles,
     Metric,
     Scorer,
     check_reference,
     draw_neighbours,
-    find_metrics,
+    get_metrics,
     load_extractors,
     make_scorer,
     nearest_images,
-    small_sample_notes,
+    sample_size_warnings,
     validation_loss,
 )
-from gnunet.evaluation.batching import one_thread
+from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
 from gnunet.training.data import load_run_data
@@ -112,13 +112,13 @@ class Evaluation:
         self.sources = {**defaults.extractors, **dict(arguments.extractors)}
         self.weights = {**defaults.weights, **dict(arguments.extractor_weights)}
         names = list(dict.fromkeys(arguments.metrics or defaults.metrics))
-        self.metrics: list[Metric] = find_metrics(names, [*EXTRACTORS, *self.sources])
+        self.metrics: list[Metric] = get_metrics(names, [*EXTRACTORS, *self.sources])
         load_extractors(self.metrics, sources=self.sources, weights=self.weights)
         self.num_images = self.subject.number(arguments.num_images, arguments.repeat)
         for metric in self.metrics:
-            if self.num_images < metric.least_images:
+            if self.num_images < metric.min_images:
                 raise ConfigError(
-                    f"--num_images: {self.num_images} given; valid: at least {metric.least_images}, which "
+                    f"--num_images: {self.num_images} given; valid: at least {metric.min_images}, which "
                     f"{metric.name} needs"
                 )
         self.about = self.subject.about(arguments.repeat)
@@ -182,7 +182,7 @@ class Evaluation:
             "reference": self.reference.about,
             "extractors": {name: extractor.identity for name, extractor in scorer.extractors.items()},
             "metrics": report.summarize(self.metrics, repeats),
-            "notes": small_sample_notes(self.metrics, self.num_images, len(self.reference.rows), scorer.num_features),
+            "notes": sample_size_warnings(self.metrics, self.num_images, len(self.reference.rows), scorer.num_features),
             "versions": report.versions(accelerator.device),
         }
 
@@ -208,7 +208,7 @@ class Evaluation:
 def open_subject(arguments: argparse.Namespace) -> Samples | Files:
     """What the source is."""
     source = arguments.source.expanduser()
-    if is_sampleable(source):
+    if is_model_path(source):
         if arguments.resolution is not None:
             raise ConfigError("--resolution: for a folder of images; a model samples at its own")
         return Samples(open_with_options(source, arguments))
@@ -243,7 +243,7 @@ def run_validation(arguments: argparse.Namespace) -> None:
     """The validation loss by noise level, of averaged and raw weights on the run's own bank."""
     if find_checkpoint(source := arguments.source.expanduser()) is None:
         raise CheckpointError(f"{source}: --validation_loss needs a run or a checkpoint, which know their data")
-    models = {weights: open_sampleable(source, weights) for weights in WEIGHTS}
+    models = {weights: load_trained_model(source, weights) for weights in WEIGHTS}
     model = models["ema"]
     data = load_run_data(model.config)
     if data.table.fingerprint != model.fingerprint:
@@ -254,7 +254,7 @@ def run_validation(arguments: argparse.Namespace) -> None:
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
     results = {}
     for name, each in models.items():
-        with one_thread():  # the bits depend on the number of threads, and that on the launch
+        with single_threaded():  # the bits depend on the number of threads, and that on the launch
             result = validation_loss(
                 each.network.to(accelerator.device), each.process, bank, device=accelerator.device,
                 batch_size=settings.batch_size, autocast=accelerator.autocast, **processes_of(accelerator),
@@ -306,11 +306,11 @@ def processes_for(arguments: argparse.Namespace, images_in_a_repeat: int) -> int
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure what the command line asks for, in several processes where that is faster; returns the exit status."""
     if arguments.validation_loss:
-        spread_over_cpus()
+        spawn_cpu_processes()
         run_validation(arguments)
         return 0
     evaluation = Evaluation(arguments)
-    spread_over_cpus()
+    spawn_cpu_processes()
     if (status := run_as_processes(processes_for(arguments, evaluation.num_images))) is not None:
         return status
     evaluation.run()
@@ -320,7 +320,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def main(argv: list[str]) -> int:
     """Returns the exit status."""
     arguments = parse_arguments(argv)
-    return run_program(lambda: evaluate(arguments))
+    return run_cli(lambda: evaluate(arguments))
 
 
 if __name__ == "__main__":

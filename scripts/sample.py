@@ -18,13 +18,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gnunet.checkpoint.trained_model import Sampleable
+from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import add_sampling_options, open_with_options, positive
 from gnunet.diffusion import make_grid
 from gnunet.distributed.accelerator import open_accelerator
-from gnunet.errors import ConfigError, run_program
-from gnunet.evaluation.batching import share_of
-from gnunet.training import spread_over_cpus
+from gnunet.errors import ConfigError, run_cli
+from gnunet.evaluation.batching import indices_for_rank
+from gnunet.training import spawn_cpu_processes
 
 GRID_IMAGES = 256
 """The grid shows at most so many images."""
@@ -45,7 +45,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def labels_of(indices: list[int], model: Sampleable, classes: list[str] | None) -> np.ndarray | None:
+def labels_of(indices: list[int], model: TrainedModel, classes: list[str] | None) -> np.ndarray | None:
     """Class label of each image, the given classes in turn; None where none are given.
 
     Raises:
@@ -69,7 +69,7 @@ def labels_of(indices: list[int], model: Sampleable, classes: list[str] | None) 
 
 def sample(arguments: argparse.Namespace) -> None:
     """Sample this process's share of the images, write them, and on the main process the grid."""
-    spread_over_cpus()
+    spawn_cpu_processes()
     model = open_with_options(arguments.source, arguments)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
     batch_size = model.sampling.batch_size
@@ -81,7 +81,7 @@ def sample(arguments: argparse.Namespace) -> None:
     model.network.to(accelerator.device)
 
     indices = range(arguments.num_images)
-    mine = share_of(indices, batch_size, accelerator.process_index, accelerator.num_processes)
+    mine = indices_for_rank(indices, batch_size, accelerator.process_index, accelerator.num_processes)
     progress = Progress(
         TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(), disable=not accelerator.is_main_process,
@@ -115,7 +115,7 @@ def sample(arguments: argparse.Namespace) -> None:
 def main(argv: list[str]) -> int:
     """Returns the exit status."""
     arguments = parse_arguments(argv)
-    return run_program(lambda: sample(arguments))
+    return run_cli(lambda: sample(arguments))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rich.table import Table
 from gnunet.ablation.history import read_lines
 from gnunet.config import Config, to_yaml
 from gnunet.config.cli import parse
-from gnunet.errors import TrainingError, run_program
+from gnunet.errors import TrainingError, run_cli
 
 ROOT = Path(__file__).parents[1]
 ENDLESS = "1e12"
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(table(samples))
         return 0
 
-    return run_program(run)
+    return run_cli(run)
 
 
 if __name__ == "__main__":

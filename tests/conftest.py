@@ -33,7 +33,7 @@ if not torch.cuda.is_available():
 
 from gnunet.config import Config  # noqa: E402
 from gnunet.config.cli import parse  # noqa: E402
-from gnunet.errors import run_program  # noqa: E402
+from gnunet.errors import run_cli  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 server = multiprocessing.get_context("forkserver")
@@ -201,7 +201,7 @@ def work_as_rank(
     if isinstance(work, Config):
         from gnunet.training import fit
 
-        status = run_program(lambda: fit(work))
+        status = run_cli(lambda: fit(work))
     else:
         status = work()
     sys.stdout.flush()

@@ -1,6 +1,6 @@
 import pytest
 
-from gnunet.files import new_folder, remove_folder, write_file
+from gnunet.files import atomic_directory, atomic_rmtree, write_file
 
 
 def names(folder):
@@ -15,7 +15,7 @@ def test_write_file_replaces_whole_and_leaves_nothing_else(tmp_path):
 
 
 def test_new_folder_appears_only_when_whole(tmp_path):
-    with new_folder(tmp_path / "x") as temporary:
+    with atomic_directory(tmp_path / "x") as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "file").write_text("content")
         assert not (tmp_path / "x").exists()
@@ -24,9 +24,9 @@ def test_new_folder_appears_only_when_whole(tmp_path):
 
 
 def test_new_folder_that_fails_leaves_the_old_one(tmp_path):
-    with new_folder(tmp_path / "x") as temporary:
+    with atomic_directory(tmp_path / "x") as temporary:
         (temporary / "file").write_text("old")
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "x") as temporary:
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "x") as temporary:
         (temporary / "file").write_text("new")
         raise RuntimeError
     assert (tmp_path / "x" / "file").read_text() == "old"
@@ -38,9 +38,9 @@ def test_leftovers_of_a_crash_are_in_nobodys_way(tmp_path):
     (tmp_path / ".x.tmp" / "stale").write_text("stale")
     (tmp_path / ".x.removed").mkdir()
     for content in ("old", "new"):
-        with new_folder(tmp_path / "x") as temporary:
+        with atomic_directory(tmp_path / "x") as temporary:
             (temporary / "file").write_text(content)
     assert names(tmp_path / "x") == ["file"]
     assert (tmp_path / "x" / "file").read_text() == "new"
-    remove_folder(tmp_path / "x")
+    atomic_rmtree(tmp_path / "x")
     assert names(tmp_path) == []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gnunet.evaluation import load_extractors, nearest_images
-from gnunet.evaluation.validation import errors_of, validation_errors
+from gnunet.evaluation.validation import per_example_errors, validation_errors
 from gnunet.models import UNet2D
 from gnunet.models.norm_sites import plan_norms
 from gnunet.norms import NORMS, NormLayer
@@ -82,7 +82,7 @@ def _by_batch(session: Session) -> list[float]:
     with torch.no_grad():
         for start in range(size * accelerator.process_index, len(padded), whole):
             indices = padded[start : start + size]
-            found = errors_of(
+            found = per_example_errors(
                 network, session.process, bank, indices, device=accelerator.device, autocast=accelerator.autocast
             )
             new = max(min(len(bank) - start, size), 0)
@@ -164,7 +164,7 @@ def _backward(session: Session, network: UNet2D, indices: np.ndarray) -> None:
     """Add the gradient of the mean error of v of some of the bank's examples to the network's gradients."""
     accelerator, size = session.accelerator, session.config.validation.batch_size
     for start in range(0, len(indices), size):
-        errors = errors_of(
+        errors = per_example_errors(
             network, session.process, session.bank, indices[start : start + size], device=accelerator.device,
             autocast=accelerator.autocast,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from gnunet.ablation.study import Study
 from gnunet.config import Config, load_config
-from gnunet.config.merge import Layer, inline, read_mapping
+from gnunet.config.merge import Layer, inline, load_yaml
 from gnunet.config.schema import find, section_types
 from gnunet.errors import ConfigError
 
@@ -107,4 +107,4 @@ def _read(path: Path, where: str) -> Layer:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"{where}: {path}: {reason}; valid: a configuration file, relative to the study") from None
-    return Layer(path.name, read_mapping(text, path.name))
+    return Layer(path.name, load_yaml(text, path.name))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gnunet.checkpoint.jsonl import without_nan
+from gnunet.checkpoint.jsonl import nan_to_null
 from gnunet.config import Config
 from gnunet.errors import CheckpointError
 from gnunet.evaluation.validation import summarize
@@ -53,7 +53,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write a record, whole or not at all, a line for each key; numbers that are not finite become null."""
     path = record_path(folder, record["cell"])
-    lines = [f" {json.dumps(key)}: {json.dumps(without_nan(value), allow_nan=False)}" for key, value in record.items()]
+    lines = [f" {json.dumps(key)}: {json.dumps(nan_to_null(value), allow_nan=False)}" for key, value in record.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path

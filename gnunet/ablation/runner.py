@@ -16,7 +16,7 @@ from gnunet.ablation.plan import Cell
 from gnunet.ablation.progress import Display
 from gnunet.ablation.records import record_path
 from gnunet.ablation.trial import run_cell, run_folder
-from gnunet.distributed.signals import StopRequest
+from gnunet.distributed.signals import StopSignal
 from gnunet.errors import GnunetError
 
 POLL = 0.5
@@ -71,7 +71,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class SideBySide:
+class ParallelRunner:
     """Runs each cell in a process of its own, as many at a time as there are slots."""
 
     def __init__(self, context: ForkServerContext, folder: Path, slots: Sequence[str | None], display: Display):
@@ -83,7 +83,7 @@ class SideBySide:
         """Run cells to their records. On SIGINT or SIGTERM they write checkpoints and end."""
         waiting, failures, told = list(cells), [], False
         try:
-            with StopRequest() as stop, self.display:
+            with StopSignal() as stop, self.display:
                 while self.running or (waiting and stop.signum is None):
                     if stop.signum is not None and not told:
                         self.display.message("stopping: the cells at work write their checkpoints")

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from gnunet.config import Config, Text
-from gnunet.config.merge import Layer, Tree, inline, read_mapping, resolve
-from gnunet.config.schema import InvalidConfig, InWords, Problem, Section, find, one_of
+from gnunet.config.merge import Layer, Tree, inline, load_yaml, resolve
+from gnunet.config.schema import InvalidConfig, Problem, Section, ValidValues, find, one_of
 from gnunet.errors import ConfigError
 
 
@@ -35,19 +35,19 @@ def _empty(value: Any) -> Any:
 
 
 Overrides = Annotated[
-    dict[str, Any], BeforeValidator(_empty), InWords("a mapping from keys of the configuration to values")
+    dict[str, Any], BeforeValidator(_empty), ValidValues("a mapping from keys of the configuration to values")
 ]
 Selector = Annotated[
     dict[str, str],
     BeforeValidator(lambda value: {k: label(v) for k, v in value.items()} if isinstance(value, Mapping) else value),
     Field(min_length=1),
-    InWords("cells by arm and axis values, such as {arm: batch, batch: 2}"),
+    ValidValues("cells by arm and axis values, such as {arm: batch, batch: 2}"),
 ]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 def _by_label(what: str, inner: Any) -> Any:
-    return Annotated[dict[str, inner], BeforeValidator(_labelled), Field(min_length=1), InWords(what)]
+    return Annotated[dict[str, inner], BeforeValidator(_labelled), Field(min_length=1), ValidValues(what)]
 
 
 class Arm(Section):
@@ -141,7 +141,7 @@ class Study(Section):
     """What the report is called."""
     question: Text
     """What the study asks, in a sentence or two."""
-    config: Annotated[list[Text], BeforeValidator(_one_or_more), InWords("a file or a list of files")] = []
+    config: Annotated[list[Text], BeforeValidator(_one_or_more), ValidValues("a file or a list of files")] = []
     """Configuration files that every cell starts from, relative to the study file; later ones win."""
     base: Overrides = {}
     """What every cell changes in them; nested or dotted keys."""
@@ -154,7 +154,7 @@ class Study(Section):
     """The arm that the others are compared with."""
     arms: _by_label("a mapping from names to overrides, or to {set: overrides, axes: [axis, ...]}", Arm)
     """What is compared."""
-    axes: Annotated[dict[str, Axis], BeforeValidator(_labelled), InWords("a mapping from names to axes")] = {}
+    axes: Annotated[dict[str, Axis], BeforeValidator(_labelled), ValidValues("a mapping from names to axes")] = {}
     """What is varied."""
     tuning: Tuning | None = None
     """A search of one key's value for every arm at every point; null is none."""
@@ -232,7 +232,7 @@ def load_study(path: Path) -> Study:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: {reason}; valid: a study file, such as configs/ablations/smoke.yaml") from None
-    values = read_mapping(text, path.name)
+    values = load_yaml(text, path.name)
     # Each part by itself first, so that a message names the arm, axis or hypothesis that it is about.
     parts = _Parts()
     for key, section in (("arms", Arm), ("axes", Axis)):

@@ -16,16 +16,16 @@ from gnunet.ablation.eta import Expected, in_words
 from gnunet.ablation.plan import Plan, budget_of, check_records, make_plan
 from gnunet.ablation.progress import Display, show_plan
 from gnunet.ablation.records import read_records
-from gnunet.ablation.runner import Failure, SideBySide, missing, run_together, slots
+from gnunet.ablation.runner import Failure, ParallelRunner, missing, run_together, slots
 from gnunet.ablation.study import Study, load_study
-from gnunet.ablation.trial import launched_together
+from gnunet.ablation.trial import is_distributed_launch
 from gnunet.checkpoint.run_lock import RunLock
 from gnunet.distributed import fsdp
 from gnunet.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Laboratory:
+class StudyRunner:
     """A study at a budget, and the folder that its records are in."""
 
     study: Study
@@ -38,7 +38,7 @@ class Laboratory:
     @classmethod
     def open(
         cls, path: Path, *, budget: str | None, folder: Path | None, only: Sequence[str], flags: Mapping[str, Any]
-    ) -> "Laboratory":
+    ) -> "StudyRunner":
         """Read a study.
 
         Args:
@@ -83,11 +83,11 @@ class Laboratory:
         Raises:
             ConfigError, CheckpointError: see `plan`; another runner is at work in the folder; or a launch for FSDP.
         """
-        if fsdp.is_asked_for():
+        if fsdp.is_requested():
             raise ConfigError("accelerate launch: given FSDP for an ablation; valid: one process or DDP")
         plan, records = self.plan(processes=int(os.environ.get("WORLD_SIZE", "1")))
         expected = Expected(plan, records)
-        if launched_together():
+        if is_distributed_launch():
             places, context = [None], None
         else:
             places, context = slots(jobs), worker.context()
@@ -112,7 +112,7 @@ class Laboratory:
             if context is None:
                 outcome = run_together(cells, self.folder, display)
             else:
-                outcome = SideBySide(context, self.folder, places, display).run(cells)
+                outcome = ParallelRunner(context, self.folder, places, display).run(cells)
             failures += outcome.failures
             if outcome.signum is not None:
                 _say("stopped; the same command goes on")

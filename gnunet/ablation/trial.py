@@ -66,7 +66,7 @@ def run_cell(name: str, config: Config, folder: Path) -> int:
         GnunetError: see `gnunet.training.fit`.
     """
     start = time.perf_counter()
-    fresh_start()
+    reset_process_state()
     diverged: DivergenceError | None = None
     try:
         if status := fit(config):
@@ -76,7 +76,7 @@ def run_cell(name: str, config: Config, folder: Path) -> int:
         diverged = error.with_traceback(None)  # which would keep the run's networks
     peak = _resident_mib()
 
-    fresh_start()
+    reset_process_state()
     session = build(config, make_accelerator(config))
     run = Path(config.run_dir)
     history = training_history(run)
@@ -167,12 +167,12 @@ def _resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def launched_together() -> bool:
+def is_distributed_launch() -> bool:
     """Whether a launcher (accelerate launch, torchrun) has started this process as one of several."""
     return "WORLD_SIZE" in os.environ
 
 
-def fresh_start() -> None:
+def reset_process_state() -> None:
     """Make the next run of this process as if it were the first: forget what the one before has left in Accelerate
     and in torch, and join the other processes of the launch anew, whose group ends with a run."""
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -180,7 +180,7 @@ def fresh_start() -> None:
     torch.use_deterministic_algorithms(False)
     if dist.is_initialized():
         dist.destroy_process_group()
-    if launched_together():
+    if is_distributed_launch():
         store, rank, world_size = _meeting_point()
         on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
         # Under a name of its own, since the store remembers the addresses of earlier groups.

@@ -18,7 +18,7 @@ import torch
 
 from gnunet.ablation.cost import step_cost
 from gnunet.ablation.plan import Cell
-from gnunet.ablation.trial import fresh_start, run_cell, run_folder
+from gnunet.ablation.trial import reset_process_state, run_cell, run_folder
 from gnunet.config import Config, from_yaml, to_yaml
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import GnunetError, print_error
@@ -102,7 +102,7 @@ def probe(context: ForkServerContext, task: Task) -> float | None:
 
 def _probe(task: Task, connection: Connection) -> None:
     _settle(task)
-    fresh_start()
+    reset_process_state()
     config = task.config
     cost = step_cost(build(config, make_accelerator(config)))
     connection.send(cost.seconds / config.train.batch_size)

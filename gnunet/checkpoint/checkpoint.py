@@ -26,10 +26,18 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gnunet.checkpoint.sharded_tensors import KINDS, WHOLE, Part, StoredTensors, file_name, file_names, write_tensors
+from gnunet.checkpoint.sharded_tensors import (
+    KINDS,
+    WHOLE,
+    Part,
+    ShardedTensorReader,
+    file_name,
+    file_names,
+    write_tensors,
+)
 from gnunet.distributed.collectives import on_all, on_main
 from gnunet.errors import CheckpointError
-from gnunet.files import new_folder, remove_folder, sync, write_file
+from gnunet.files import atomic_directory, atomic_rmtree, sync, write_file
 from gnunet.safe_io import read_json
 
 logger = logging.getLogger(__name__)
@@ -38,7 +46,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Of AdamW's state, what has a parameter's shape."""
 FORMAT = 1
 BEST = "best"
-MOST_PARTS = 4096
+MAX_SHARDS = 4096
 """Processes that may have written a checkpoint together; a stranger's cannot name more files to be read."""
 
 
@@ -125,12 +133,12 @@ def save_checkpoint(
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
     if accelerator is None:
-        with new_folder(path) as temporary:
+        with atomic_directory(path) as temporary:
             complete(temporary, write_part(temporary, WHOLE))
         return path
     with ExitStack() as stack:
         part = Part(accelerator.process_index, accelerator.num_processes)
-        temporary = on_main(accelerator, lambda: stack.enter_context(new_folder(path)))
+        temporary = on_main(accelerator, lambda: stack.enter_context(atomic_directory(path)))
         written = on_all(accelerator, lambda: write_part(temporary, part))
 
         def finish() -> None:
@@ -167,10 +175,10 @@ def rotate_checkpoints(folder: Path, keep: int, newest: int, best: int | None = 
     whole = [path for path in paths if int(path.name) <= newest]
     for path in set(paths) - set(whole[-keep:]):
         if int(path.name) != best:
-            remove_folder(path)
+            atomic_rmtree(path)
 
 
-def mark_best(folder: Path, best: dict[str, Any]) -> None:
+def write_best_pointer(folder: Path, best: dict[str, Any]) -> None:
     """Let `folder`/best name the checkpoint of `TrainState.best`; without such a checkpoint it is removed.
 
     Called after that checkpoint is written and before its predecessor is removed, so that what is named exists.
@@ -193,7 +201,7 @@ def best_checkpoint(pointer: Path) -> Path:
     return pointer.parent / name
 
 
-def check_whole(path: Path) -> None:
+def verify_checkpoint(path: Path) -> None:
     """Raise CheckpointError, naming the file, unless the checkpoint at `path` is whole and of our format.
 
     A file may be a link, as in a download's cache: what counts is that its content is the manifest's.
@@ -224,7 +232,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     problems = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            check_whole(path)
+            verify_checkpoint(path)
         except CheckpointError as error:
             logger.warning("%s: using the one before", error)
             problems.append(str(error))
@@ -266,21 +274,21 @@ def _parts(manifest: Collection[str]) -> int:
     """How many processes wrote the tensors of the checkpoint with these files, if it is whole.
 
     Raises:
-        CheckpointError: more than MOST_PARTS.
+        CheckpointError: more than MAX_SHARDS.
     """
     parts = sum(name.startswith("model-") for name in manifest)
-    if parts > MOST_PARTS:
-        raise CheckpointError(f"manifest.json names {parts} parts; valid: at most {MOST_PARTS}")
+    if parts > MAX_SHARDS:
+        raise CheckpointError(f"manifest.json names {parts} parts; valid: at most {MAX_SHARDS}")
     return max(1, parts)
 
 
-def stored(path: Path, kind: str) -> StoredTensors:
+def stored(path: Path, kind: str) -> ShardedTensorReader:
     """What the checkpoint at `path` holds of a kind of tensors, one of KINDS.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    return StoredTensors([path / name for name in file_names(kind, _parts(read_json(path / "manifest.json")))])
+    return ShardedTensorReader([path / name for name in file_names(kind, _parts(read_json(path / "manifest.json")))])
 
 
 def load_weights(path: Path, kind: str, module: nn.Module) -> None:

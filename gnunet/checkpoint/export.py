@@ -13,7 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 
 from gnunet.diffusion import Process
 from gnunet.errors import CheckpointError
-from gnunet.files import new_folder
+from gnunet.files import atomic_directory
 from gnunet.models import UNet2D
 from gnunet.safe_io import read_json
 
@@ -25,7 +25,7 @@ def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, da
     except ValueError:
         unet = ema  # a normalization that UNet2DModel does not have: loads with gnunet.models.UNet2D
     scheduler = process.export_scheduler()
-    with new_folder(folder) as temporary:
+    with atomic_directory(folder) as temporary:
         if isinstance(scheduler, DDPMScheduler) and not isinstance(unet, UNet2D):
             DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
         else:

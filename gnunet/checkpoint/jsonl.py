@@ -10,7 +10,7 @@ from gnunet.errors import CheckpointError
 from gnunet.files import write_file
 
 
-class JsonLines:
+class JsonlLogger:
     """An append-only file of JSON objects that each have an `images` key."""
 
     def __init__(self, path: Path) -> None:
@@ -37,7 +37,7 @@ class JsonLines:
     def write(self, values: dict[str, Any]) -> None:
         """Append one line; a crash of this process cannot lose it."""
         with self.path.open("a") as file:
-            file.write(json.dumps(without_nan(values), allow_nan=False) + "\n")
+            file.write(json.dumps(nan_to_null(values), allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """Flush the lines to disk, so that a crash of the machine cannot lose them."""
@@ -46,10 +46,10 @@ class JsonLines:
                 os.fsync(file.fileno())
 
 
-def without_nan(value: Any) -> Any:
+def nan_to_null(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
+        return {key: nan_to_null(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [without_nan(item) for item in value]
+        return [nan_to_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

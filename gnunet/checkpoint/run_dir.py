@@ -3,14 +3,14 @@
 import shutil
 from pathlib import Path
 
-from gnunet.checkpoint.jsonl import JsonLines
+from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.checkpoint.run_lock import RunLock
 from gnunet.config import Config, differences, from_yaml, to_yaml
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.files import write_file
 from gnunet.safe_io import YAML_BYTES, read_text
 
-MAY_CHANGE = (
+KEYS_ALLOWED_TO_CHANGE = (
     "run_dir", "data.num_workers", "data.cache_dir", "model.recompute", "train.micro_batch_size",
     "train.cuda_graph", "train.keep_checkpoints", "train.max_nonfinite", "train.timeout", "train.trackers",
 )  # fmt: skip
@@ -26,8 +26,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.model = self.path / "model"
-        self.metrics = JsonLines(self.path / "metrics.jsonl")
-        self.timing = JsonLines(self.path / "timing.jsonl")
+        self.metrics = JsonlLogger(self.path / "metrics.jsonl")
+        self.timing = JsonlLogger(self.path / "timing.jsonl")
         self.lock = RunLock(self.path)
 
     def check(self, config: Config) -> None:
@@ -50,7 +50,7 @@ class RunFolder:
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
         found = from_yaml(read_text(self.config_file, YAML_BYTES), str(self.config_file))
-        changed = [line for line in differences(found, config) if line.split(":")[0] not in MAY_CHANGE]
+        changed = [line for line in differences(found, config) if line.split(":")[0] not in KEYS_ALLOWED_TO_CHANGE]
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration; these keys differ (run folder -> now):\n  "

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from gnunet.distributed.fsdp import first_row, local, rows_of
 from gnunet.errors import CheckpointError
-from gnunet.safe_io import Stored, misfit, stored_tensors
+from gnunet.safe_io import Stored, misfit, read_safetensors_header
 
 KINDS = ("model", "ema", "optimizer")
 
@@ -57,7 +57,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], part: Part) -> None
     save_file(mine, file)
 
 
-class StoredTensors:
+class ShardedTensorReader:
     """Tensors that lie in one or several files, by the files' headers; nothing else has been read.
 
     Raises:
@@ -69,7 +69,7 @@ class StoredTensors:
         self.found: dict[str, Stored] = {}
         """Dtype and shape of each tensor, all its rows together."""
         for file in files:
-            for name, part in stored_tensors(file).items():
+            for name, part in read_safetensors_header(file).items():
                 before = self.found.get(name)
                 if before is None:
                     self.found[name] = part

@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from gnunet.checkpoint.checkpoint import (
     BEST,
     best_checkpoint,
-    check_whole,
     load_weights,
     newest_checkpoint,
     read_state,
     stored,
+    verify_checkpoint,
 )
 from gnunet.config import Config, SamplingConfig, from_yaml, unet_kwargs
 from gnunet.diffusion import Process, make_process, process_from_scheduler, sample_images, sample_labels
@@ -34,7 +34,7 @@ WEIGHTS = {"ema": "ema", "raw": "model"}
 
 
 @dataclass
-class Sampleable:
+class TrainedModel:
     """A network and what sampling from it needs."""
 
     network: UNet2D
@@ -52,13 +52,13 @@ class Sampleable:
     class_counts: list[int] | None
     """Training images of each class; None where the network is not class-conditional."""
     config: Config | None = None
-    """The run's configuration, without what of a stranger's would run code or write (see `harmless_config`); None for a
+    """The run's configuration, without what of a stranger's would run code or write (see `sanitize_config`); None for a
     diffusers folder."""
     fingerprint: str | None = None
     """Of the data that the run trained on; None for a diffusers folder."""
 
     @classmethod
-    def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "Sampleable":
+    def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "TrainedModel":
         """A network of the run of `config`, whose checkpoints remember `data` (see `TrainState.data`)."""
         return cls(
             network=network, process=make_process(**config.diffusion.model_dump()), resolution=config.data.resolution,
@@ -102,13 +102,13 @@ class Sampleable:
         )  # fmt: skip
 
 
-def is_sampleable(path: Path) -> bool:
-    """Whether `open_sampleable` would take what lies at `path`, damaged or not."""
+def is_model_path(path: Path) -> bool:
+    """Whether `load_trained_model` would take what lies at `path`, damaged or not."""
     marks = ("checkpoints", "manifest.json", "unet/config.json", "config.json")
     return _is_best(path) or any((path / mark).exists() for mark in marks)
 
 
-def open_sampleable(path: Path, weights: str = "ema") -> Sampleable:
+def load_trained_model(path: Path, weights: str = "ema") -> TrainedModel:
     """Open a run's folder (its newest whole checkpoint), a checkpoint, or a diffusers folder.
 
     It may be a stranger's: weights are read from safetensors and settings from JSON and YAML, nothing is unpickled,
@@ -147,7 +147,7 @@ def find_checkpoint(path: Path) -> Path | None:
         path = best_checkpoint(path)
     elif not (path / "manifest.json").is_file():
         return None
-    check_whole(path)
+    verify_checkpoint(path)
     return path
 
 
@@ -155,9 +155,9 @@ def _is_best(path: Path) -> bool:
     return path.name == BEST and path.is_file()
 
 
-def _open_checkpoint(path: Path, weights: str) -> Sampleable:
+def _open_checkpoint(path: Path, weights: str) -> TrainedModel:
     file = path / "config.yaml"
-    config = harmless_config(file)
+    config = sanitize_config(file)
     state = read_state(path)
     classes = _classes(state.data, path / "state.json")
     if not isinstance(state.data.get("fingerprint"), str):
@@ -173,10 +173,10 @@ def _open_checkpoint(path: Path, weights: str) -> Sampleable:
     load_weights(path, WEIGHTS[weights], network)
     run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)
     name = f"{run}-{path.name}" + ("" if weights == "ema" else f"-{weights}")
-    return Sampleable.of_run(network.eval(), config, {**state.data, **classes}, name)
+    return TrainedModel.of_run(network.eval(), config, {**state.data, **classes}, name)
 
 
-def harmless_config(file: Path) -> Config:
+def sanitize_config(file: Path) -> Config:
     """A run's configuration, which may be a stranger's, without what evaluating it would run, unpickle, or write to.
 
     Dropped are extractors of one's own (TorchScript and classes are code), files of extractors' weights other than
@@ -219,7 +219,7 @@ def _classes(about: Mapping[str, Any], file: Path) -> dict[str, Any]:
 _ABSENT = object()
 
 
-def _open_diffusers(path: Path) -> Sampleable:
+def _open_diffusers(path: Path) -> TrainedModel:
     unet_folder = path / "unet" if (path / "unet").is_dir() else path
     try:
         network = UNet2D.from_pretrained(unet_folder, use_safetensors=True).eval()
@@ -237,7 +237,7 @@ def _open_diffusers(path: Path) -> Sampleable:
         classes = {"class_names": [str(i) for i in range(embeddings)], "class_counts": [1] * embeddings}
     if not isinstance(resolution := network.config.sample_size, int):
         raise CheckpointError(f"{unet_folder / 'config.json'}: sample_size {resolution}; valid: one whole number")
-    return Sampleable(
+    return TrainedModel(
         network=network,
         process=_process(path),
         resolution=resolution,

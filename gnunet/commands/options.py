@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from gnunet.checkpoint.trained_model import WEIGHTS, Sampleable, open_sampleable
+from gnunet.checkpoint.trained_model import WEIGHTS, TrainedModel, load_trained_model
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -18,13 +18,13 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
 
 
-def open_with_options(path: Path, arguments: argparse.Namespace) -> Sampleable:
+def open_with_options(path: Path, arguments: argparse.Namespace) -> TrainedModel:
     """The model at `path`, with the settings that the options ask for.
 
     Raises:
-        CheckpointError: see `open_sampleable`.
+        CheckpointError: see `load_trained_model`.
     """
-    model = open_sampleable(path, arguments.weights)
+    model = load_trained_model(path, arguments.weights)
     given = {name: getattr(arguments, name) for name in ("sampler", "steps", "guidance", "batch_size")}
     settings = model.sampling.model_copy(update={name: value for name, value in given.items() if value is not None})
     return replace(model, sampling=settings, seed=model.seed if arguments.seed is None else arguments.seed)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from gnunet.config.merge import inline
 from gnunet.config.model_kwargs import unet_kwargs
-from gnunet.config.norms import KEYS, MOST_BINS
+from gnunet.config.norms import KEYS, MAX_NOISE_BINS
 from gnunet.config.schema import Problem, one_of
 from gnunet.config.sections import SAMPLERS, Config, TrainConfig
 from gnunet.errors import ConfigError
@@ -101,12 +101,12 @@ def _norm(config: Config) -> Iterator[Problem]:
     if found:
         return
     # Imported here because they import diffusers, which a mistyped flag need not wait for.
-    from gnunet.models import check_config, unrepeatable_norms
+    from gnunet.models import check_config, norms_without_checkpointing
 
     arguments = unet_kwargs(config, None)
     if error := check_config(arguments):
         yield Problem("model.norm", f"given {inline(config.model.norm.model_dump())}", error)
-    elif config.model.gradient_checkpointing and (sites := unrepeatable_norms(arguments)):
+    elif config.model.gradient_checkpointing and (sites := norms_without_checkpointing(arguments)):
         valid = (
             f"false with the norms of {_some(sites)}, whose forward pass in training cannot be run again in backward"
         )
@@ -122,9 +122,9 @@ def _overrides(config: Config) -> Iterator[Problem]:
                 yield Problem(path, "unknown key", f"valid keys: {', '.join(valid)}")
         # The model checks a region's keys, but never sees this one.
         bins = keys.get("noise_bins", 1)
-        if type(bins) is not int or not 1 <= bins <= MOST_BINS:
+        if type(bins) is not int or not 1 <= bins <= MAX_NOISE_BINS:
             given = f"noise_bins {repr(bins)[:100]} in {region}"
-            yield Problem.of("model.norm.overrides", given, f"a whole number, at least 1 and at most {MOST_BINS}")
+            yield Problem.of("model.norm.overrides", given, f"a whole number, at least 1 and at most {MAX_NOISE_BINS}")
 
 
 def _groups(config: Config) -> Iterator[Problem]:
@@ -219,7 +219,7 @@ def _validation(config: Config) -> Iterator[Problem]:
 
 def _evaluate(config: Config) -> Iterator[Problem]:
     # Imported here because it imports torch; see `_groups`.
-    from gnunet.evaluation import EXTRACTORS, find_metrics
+    from gnunet.evaluation import EXTRACTORS, get_metrics
 
     evaluate = config.evaluate
     for name in evaluate.extractors:
@@ -231,13 +231,13 @@ def _evaluate(config: Config) -> Iterator[Problem]:
         if name not in known:
             yield Problem.of("evaluate.weights", name, one_of(known))
     try:
-        metrics = find_metrics(evaluate.metrics, known)
+        metrics = get_metrics(evaluate.metrics, known)
     except ConfigError as error:
         yield Problem("evaluate.metrics", f"given {', '.join(evaluate.metrics)}", str(error))
         return
     for metric in metrics:
-        if evaluate.num_images < metric.least_images:
-            valid = f"at least {metric.least_images}, which {metric.name} needs"
+        if evaluate.num_images < metric.min_images:
+            valid = f"at least {metric.min_images}, which {metric.name} needs"
             yield Problem.of("evaluate.num_images", str(evaluate.num_images), valid)
     names = ["validation_loss", *([] if evaluate.every is None else evaluate.metrics)]
     if evaluate.keep_best not in (None, *names):

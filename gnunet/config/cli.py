@@ -17,7 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from gnunet.config import Config, to_yaml
 from gnunet.config.load import load_config
-from gnunet.config.merge import Layer, Unreadable, inline, read_mapping, read_value
+from gnunet.config.merge import Layer, UnparsedValue, inline, load_yaml, read_value
 from gnunet.config.schema import (
     Section,
     accepts,
@@ -189,7 +189,7 @@ def _read_words(annotation: Any, words: list[str]) -> Any:
             return words[0] if is_text else read_value(words[0])
     except yaml.YAMLError:
         pass
-    return Unreadable(" ".join(words))
+    return UnparsedValue(" ".join(words))
 
 
 def _add_unknown(values: dict[str, Any], strays: list[str]) -> None:
@@ -210,25 +210,25 @@ def _add_unknown(values: dict[str, Any], strays: list[str]) -> None:
         else:
             lost.append(word)
     if lost:
-        raise ConfigError("\n".join(f"{word}: not a flag ({_FLAGS}); {_mend_word(word)}" for word in lost))
+        raise ConfigError("\n".join(f"{word}: not a flag ({_FLAGS}); {_suggest_flag(word)}" for word in lost))
     for path_, words in unknown.items():
-        _put_unknown(values, path_, " ".join(words))
+        _insert_unknown_key(values, path_, " ".join(words))
 
 
-def _put_unknown(values: dict[str, Any], path: tuple[str, ...], text: str) -> None:
+def _insert_unknown_key(values: dict[str, Any], path: tuple[str, ...], text: str) -> None:
     """Set a value below the sections that exist; the rest of the path is shown as given."""
     for depth, name in enumerate(path, start=1):
         field = find(Config, path[:depth])
         if depth == len(path) or field is None or not section_types(field.annotation):
             rest = ".".join(path[depth:])
-            values[name] = Unreadable(f"{rest} {text}".strip())
+            values[name] = UnparsedValue(f"{rest} {text}".strip())
             return
         values = values.setdefault(name, {})
-        if isinstance(values, Unreadable):
+        if isinstance(values, UnparsedValue):
             return  # already to be refused
 
 
-def _mend_word(word: str) -> str:
+def _suggest_flag(word: str) -> str:
     """Say what a word that belongs to no flag may have been meant to be."""
     if word.endswith((".yaml", ".yml")):
         return f"did you mean --config {word}?"
@@ -251,7 +251,7 @@ def _read_file(path: Path, shipped: Path) -> Layer:
         raise ConfigError(
             f"--config: given {where}: {reason}; {guess}{shipped.name}/ has {', '.join(names) or 'none'}"
         ) from None
-    return Layer(where, read_mapping(text, where))
+    return Layer(where, load_yaml(text, where))
 
 
 def _shown(path: Path) -> str:

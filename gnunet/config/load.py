@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gnunet.config.checks import problems
-from gnunet.config.merge import Layer, inline, read_mapping, resolve, write_mapping
+from gnunet.config.merge import Layer, dump_yaml, inline, load_yaml, resolve
 from gnunet.config.schema import Section
 from gnunet.config.sections import Config
 from gnunet.safe_io import check_yaml
@@ -21,7 +21,7 @@ def load_config(layers: Sequence[Layer]) -> Config:
 
 def to_yaml(config: Config) -> str:
     """Write the whole tree, defaults included, as YAML that `from_yaml` and `--config` read back equal."""
-    return write_mapping(config.model_dump())
+    return dump_yaml(config.model_dump())
 
 
 def from_yaml(text: str, where: str) -> Config:
@@ -31,7 +31,7 @@ def from_yaml(text: str, where: str) -> Config:
     never writes, are refused.
     """
     check_yaml(text, where)
-    return load_config([Layer(where, read_mapping(text, where))])
+    return load_config([Layer(where, load_yaml(text, where))])
 
 
 def differences(a: Config, b: Config) -> list[str]:

@@ -95,13 +95,13 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnparsedValue:
     """A value from the command line that is not one YAML value; the tree refuses it as any wrong value."""
 
     text: str
 
 
-_Dumper.add_representer(Unreadable, lambda dumper, value: dumper.represent_str(value.text))
+_Dumper.add_representer(UnparsedValue, lambda dumper, value: dumper.represent_str(value.text))
 
 
 def read_value(text: str) -> Any:
@@ -112,7 +112,7 @@ def read_value(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from None
 
 
-def read_mapping(text: str, where: str) -> dict[str, Any]:
+def load_yaml(text: str, where: str) -> dict[str, Any]:
     """Read the text of a configuration file; raises ConfigError naming `where` and the line."""
     try:
         values = read_value(text)
@@ -128,14 +128,14 @@ def read_mapping(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def write_mapping(values: Mapping[str, Any]) -> str:
-    """Write nested mappings as YAML that `read_mapping` reads back unchanged."""
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Write nested mappings as YAML that `load_yaml` reads back unchanged."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def inline(value: Any) -> str:
     """Write a value on one line as it would stand in a configuration file, cut where it is long."""
-    if isinstance(value, Unreadable):
+    if isinstance(value, UnparsedValue):
         return value.text or "nothing"
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
     text = " ".join(text.removesuffix("...\n").split())
@@ -187,7 +187,7 @@ class _Merged:
 
     def _merge(self, sections: list[type[Section]], old: dict, new: dict, path: Path, where: str) -> None:
         for section in sections:
-            for stale in section.superseded(old, new):
+            for stale in section.keys_to_reset(old, new):
                 self._drop(old, path, stale)
         for name, value in ((str(key), value) for key, value in new.items()):
             owners = fields_of(sections).get(name)
@@ -232,7 +232,7 @@ def _problems(root: type[Section], values: dict[str, Any], error: ValidationErro
         path, parents, field_ = _locate(root, detail["loc"])
         key, given = ".".join(path), inline(_value_at(values, path))
         if field_ is None:
-            yield Problem(key, "unknown key", _mend_unknown(root, path, parents, values))
+            yield Problem(key, "unknown key", _suggest_key(root, path, parents, values))
         elif inner := section_types(field_.annotation):
             if detail["type"].startswith("union_tag") and isinstance(_value_at(values, path), dict):
                 kinds = [kind for section in inner for kind in kinds_of(section)]
@@ -270,7 +270,7 @@ def _value_at(values: Any, path: Path) -> Any:
     return values
 
 
-def _mend_unknown(root: type[Section], path: Path, parents: list[type[Section]], values: Any) -> str:
+def _suggest_key(root: type[Section], path: Path, parents: list[type[Section]], values: Any) -> str:
     """Say what a key that does not exist may have been meant to be, and which keys exist beside it."""
     *above, name = path
     beside = fields_of(parents)

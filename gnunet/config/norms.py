@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from gnunet.config.schema import InWords, Path, Section
+from gnunet.config.schema import Path, Section, ValidValues
 from gnunet.norms import NORMS, NormLayer, Option
 
 DERIVED = ("noise_edges", "input_std")
@@ -23,7 +23,7 @@ class NormConfig(Section):
     model_config = ConfigDict(use_attribute_docstrings=False)
 
     @classmethod
-    def superseded(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
+    def keys_to_reset(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
         """Let groups take the place of an earlier file's channels_per_group, and the other way round."""
         for given, stale in (("groups", "channels_per_group"), ("channels_per_group", "groups")):
             if later.get(given) is not None and stale in earlier:
@@ -31,7 +31,7 @@ class NormConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_groups_give_way(cls, data: Any) -> Any:
+    def _groups_xor_channels_per_group(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("channels_per_group") is not None:
             return {"groups": None, **data}
         return data
@@ -47,18 +47,18 @@ def _heights_as_text(value: Any) -> Any:
 Overrides = Annotated[
     dict[str, dict[str, Any]],
     BeforeValidator(_heights_as_text),
-    InWords("a mapping from regions to keys of model.norm, such as {decoder: {kind: none}}"),
+    ValidValues("a mapping from regions to keys of model.norm, such as {decoder: {kind: none}}"),
 ]
-MOST_BINS = 1000
+MAX_NOISE_BINS = 1000
 NOISE_BINS = (
-    Annotated[int, Field(ge=1, le=MOST_BINS)],
+    Annotated[int, Field(ge=1, le=MAX_NOISE_BINS)],
     Field(
         1,
         description="Sets of running statistics, for as many ranges of the noise level, equally frequent in "
         "training; training itself does not change.",
     ),
 )
-OF_ALL_KINDS: dict[str, Any] = {
+COMMON_FIELDS: dict[str, Any] = {
     "overrides": (
         Overrides,
         Field(
@@ -83,7 +83,7 @@ def _section(kind: str, norm: type[NormLayer]) -> type[NormConfig]:
         keys["noise_bins"] = NOISE_BINS
     summary = (inspect.getdoc(norm) or kind).split("\n\n")[0]
     name, summary = f"{norm.__name__}Config", " ".join(summary.split())
-    return create_model(name, __base__=NormConfig, __doc__=summary, __module__=__name__, **keys, **OF_ALL_KINDS)
+    return create_model(name, __base__=NormConfig, __doc__=summary, __module__=__name__, **keys, **COMMON_FIELDS)
 
 
 def _key(option: Option) -> tuple[Any, Any]:
@@ -94,7 +94,7 @@ def _key(option: Option) -> tuple[Any, Any]:
             raise ValueError(option.words)
         return value
 
-    annotation = Annotated[option.type, AfterValidator(check), InWords(option.words)]
+    annotation = Annotated[option.type, AfterValidator(check), ValidValues(option.words)]
     return annotation, Field(option.default, description=option.help)
 
 

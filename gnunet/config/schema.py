@@ -28,14 +28,14 @@ class Section(BaseModel):
     """What to use instead of a key that users know from elsewhere and that this section lacks."""
 
     @classmethod
-    def superseded(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
+    def keys_to_reset(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
         """Yield the keys given in earlier layers, as paths below this section, that a later layer's keys
         put out of force. A change of `kind` needs no mention here."""
         yield from ()
 
 
 @dataclass(frozen=True)
-class InWords:
+class ValidValues:
     """Annotates a type with what it takes, in words, where spelling it out would not be readable."""
 
     words: str
@@ -123,7 +123,7 @@ def describe(annotation: Any, metadata: Sequence[Any] = (), plural: bool = False
     """Say in words what values an annotation takes, bounds included."""
     annotation, metadata = _unwrap(annotation, metadata)
     for item in metadata:
-        if isinstance(item, InWords):
+        if isinstance(item, ValidValues):
             return item.words
     if _is_union(annotation):
         arms = [arm for arm in get_args(annotation) if arm is not type(None)]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from gnunet.config.norms import SECTIONS, AnyNormConfig
-from gnunet.config.schema import InWords, Path, Section
+from gnunet.config.schema import Path, Section, ValidValues
 
 SAMPLERS = {
     "ddpm": ("ddim", "ddpm", "dpm++", "euler", "heun"),
@@ -46,13 +46,13 @@ Batch = Annotated[Positive, Field(le=2**16)]
 Levels = Annotated[
     list[Width],
     Field(min_length=1, max_length=14),  # 8192 pixels halve 13 times
-    InWords("a list of one or more whole numbers, each at least 1 and at most 65536; 14 of them at most"),
+    ValidValues("a list of one or more whole numbers, each at least 1 and at most 65536; 14 of them at most"),
 ]
 Subset = Annotated[
     dict[str, str | int | bool | list[str | int | bool]],
-    InWords("a mapping from columns to a value or a list of values, such as {column: [value, value]}"),
+    ValidValues("a mapping from columns to a value or a list of values, such as {column: [value, value]}"),
 ]
-Files = Annotated[dict[str, Text], InWords("a mapping from extractors to files, such as {inception: FILE}")]
+Files = Annotated[dict[str, Text], ValidValues("a mapping from extractors to files, such as {inception: FILE}")]
 
 
 class DataConfig(Section):
@@ -253,10 +253,10 @@ class TrainConfig(Section):
     """Type of the network's arithmetic; loss, noise, statistics, averages and optimizer stay fp32."""
     compile: Annotated[
         bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
-        InWords("true, false, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs"),
+        ValidValues("true, false, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs"),
     ] = False
     """torch.compile the U-Net in one of inductor's modes; true is default."""
-    cuda_graph: Annotated[bool | Literal["auto"], InWords("auto, true or false")] = "auto"
+    cuda_graph: Annotated[bool | Literal["auto"], ValidValues("auto, true or false")] = "auto"
     """Replay the training step as CUDA graphs, so that a GPU does not wait for Python where networks and batches are
     small: the same numbers, and a step's memory is kept for it. auto: on CUDA, by one process or DDP, unless the step
     cannot be captured; not with fp16, gradient_checkpointing, FSDP, sync_batch norms over several processes,
@@ -354,7 +354,7 @@ class Config(Section):
     """Evaluation in training, and the defaults of scripts/evaluate.py."""
 
     @classmethod
-    def superseded(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
+    def keys_to_reset(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
         """Forget an earlier file's sampler or guidance where a later layer's process or data lacks it."""
         sampling = earlier.get("sampling")
         if not isinstance(sampling, dict):

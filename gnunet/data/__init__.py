@@ -1,19 +1,19 @@
 """Data: which image, noise level, noise, flip and label belong to example k of a run."""
 
 from gnunet.data.cache import load_images
-from gnunet.data.dataset import TrainingExamples
-from gnunet.data.example_rng import Draws, ExampleDraws, row_order, split_rows
+from gnunet.data.dataset import TrainingDataset
+from gnunet.data.example_rng import Draws, ExampleRandomness, row_order, split_rows
 from gnunet.data.loader import MicroBatchSampler, training_loader
-from gnunet.data.table import ImageTable
-from gnunet.data.validation import ValidationBank
+from gnunet.data.table import DecodedImages
+from gnunet.data.validation import ValidationSet
 
 __all__ = [
     "Draws",
-    "ExampleDraws",
-    "ImageTable",
+    "ExampleRandomness",
+    "DecodedImages",
     "MicroBatchSampler",
-    "TrainingExamples",
-    "ValidationBank",
+    "TrainingDataset",
+    "ValidationSet",
     "load_images",
     "row_order",
     "split_rows",

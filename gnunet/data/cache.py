@@ -20,7 +20,7 @@ from filelock import FileLock
 from gnunet.data import decode
 from gnunet.data.sources import columns, open_source
 from gnunet.data.sources.base import Source
-from gnunet.data.table import IMAGES_FILE, ImageTable, content_fingerprint, map_array, map_images
+from gnunet.data.table import IMAGES_FILE, DecodedImages, content_fingerprint, map_array, map_images
 from gnunet.errors import DataError
 from gnunet.files import sync
 
@@ -47,7 +47,7 @@ def load_images(
     class_conditional: bool = False,
     cache_dir: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> ImageTable:
+) -> DecodedImages:
     """The images of a source, decoded to uint8 and mapped from disk.
 
     The first call decodes; later ones, by any process, find the result in the cache folder
@@ -106,7 +106,7 @@ def cache_folder(configured: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnunet"
 
 
-def _open_or_build(folder: Path, on_error: str, build: Callable[[Path], None]) -> ImageTable:
+def _open_or_build(folder: Path, on_error: str, build: Callable[[Path], None]) -> DecodedImages:
     if table := _open_cache(folder, on_error):
         return table
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def _open_or_build(folder: Path, on_error: str, build: Callable[[Path], None]) -
     raise OSError(f"{folder} cannot be read back")
 
 
-def _open_cache(folder: Path, on_error: str) -> ImageTable | None:
+def _open_cache(folder: Path, on_error: str) -> DecodedImages | None:
     """Map a cache; None where it is absent or torn. DataError where it left out images that may not be."""
     try:
         about = json.loads((folder / TABLE_FILE).read_text())
@@ -140,7 +140,9 @@ def _open_cache(folder: Path, on_error: str) -> ImageTable | None:
             return None
         if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
             return None
-        table = ImageTable(images, labels, tuple(about["class_names"]), about["fingerprint"], about["skipped"], folder)
+        table = DecodedImages(
+            images, labels, tuple(about["class_names"]), about["fingerprint"], about["skipped"], folder
+        )
         broken = about["broken"]
     except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -7,11 +7,11 @@ import torch
 from torch.utils.data import Dataset
 
 from gnunet.data.example_rng import Draws
-from gnunet.data.table import ImageTable
+from gnunet.data.table import DecodedImages
 from gnunet.errors import DataError
 
 
-class TrainingExamples(Dataset):
+class TrainingDataset(Dataset):
     """Example k of a run, for any k >= 0: a pure function of (seed, k), the table and the rows.
 
     Args:
@@ -32,7 +32,7 @@ class TrainingExamples(Dataset):
 
     def __init__(
         self,
-        table: ImageTable,
+        table: DecodedImages,
         rows: np.ndarray,
         *,
         seed: int,

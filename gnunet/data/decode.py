@@ -21,7 +21,7 @@ LARGE = 2**24
 
 Image.init()
 _formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillows have no AVIF
-_one_large = threading.Lock()
+_large_image_lock = threading.Lock()
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
@@ -51,7 +51,7 @@ def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
         for width, height in (image.size, tile):
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS} pixels")
-        with _one_large if image.width * image.height > LARGE else nullcontext():
+        with _large_image_lock if image.width * image.height > LARGE else nullcontext():
             pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
             pixels = resize_and_crop(pixels, resolution)
     return np.asarray(pixels).reshape(resolution, resolution, channels)

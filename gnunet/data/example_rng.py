@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from gnunet.errors import DataError
-from gnunet.random_streams import Purpose, Stream, generator
+from gnunet.random_streams import Stream, StreamKey, generator
 
 
 def row_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     """The order in which an epoch visits the rows: a permutation of 0..num_rows-1, int64 (num_rows,)."""
-    return generator(seed, Purpose.ROW, epoch).permutation(num_rows)
+    return generator(seed, StreamKey.ROW, epoch).permutation(num_rows)
 
 
 def split_rows(num_rows: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,11 +28,11 @@ def split_rows(num_rows: int, validation_images: int) -> tuple[np.ndarray, np.nd
             f"data.validation_images is {validation_images}, but the data has {num_rows} images: "
             f"nothing would be left to train on; valid are 0 to {num_rows - 1}"
         )
-    order = generator(0, Purpose.HOLDOUT, 0).permutation(num_rows)
+    order = generator(0, StreamKey.HOLDOUT, 0).permutation(num_rows)
     return np.sort(order[validation_images:]), np.sort(order[:validation_images])
 
 
-class ExampleDraws(NamedTuple):
+class ExampleRandomness(NamedTuple):
     """What chance decides for a list of examples, apart from their noise; arrays of one length."""
 
     rows: np.ndarray  # int64, 0..num_rows-1
@@ -56,11 +56,11 @@ class Draws:
         self.seed = seed
         self.num_rows = num_rows
         self.label_drop = label_drop
-        self._example = Stream(seed, Purpose.EXAMPLE)
-        self._noise = Stream(seed, Purpose.NOISE)
+        self._example = Stream(seed, StreamKey.EXAMPLE)
+        self._noise = Stream(seed, StreamKey.NOISE)
         self._orders: dict[int, np.ndarray] = {}
 
-    def examples(self, indices: Sequence[int]) -> ExampleDraws:
+    def examples(self, indices: Sequence[int]) -> ExampleRandomness:
         """Rows, flips, levels and label drops of the examples with these indices."""
         raw = np.empty((len(indices), 3), np.uint64)
         rows = np.empty(len(indices), np.int64)
@@ -68,7 +68,7 @@ class Draws:
             raw[i] = self._example.raw(index, 3)
             epoch, position = divmod(index, self.num_rows)
             rows[i] = self._order(epoch)[position]
-        return ExampleDraws(
+        return ExampleRandomness(
             rows=rows,
             # 52 bits and a half: exact in a double, never 0 or 1, where quantile functions are infinite.
             level=((raw[:, 0] >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from gnunet.data.dataset import TrainingExamples
+from gnunet.data.dataset import TrainingDataset
 from gnunet.errors import ConfigError
 
 
@@ -58,7 +58,7 @@ class MicroBatchSampler(Sampler[list[int]]):
 
 
 def training_loader(
-    examples: TrainingExamples,
+    examples: TrainingDataset,
     *,
     first: int,
     last: int,
@@ -69,7 +69,7 @@ def training_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A loader of one rank's micro-batches, each as `TrainingExamples.__getitems__` gives it.
+    """A loader of one rank's micro-batches, each as `TrainingDataset.__getitems__` gives it.
 
     Its bytes do not depend on num_workers. It keeps no state: to resume, make another with a later `first`.
     Arguments as `MicroBatchSampler`'s; raises what that raises.
@@ -92,7 +92,7 @@ def training_loader(
     )
 
 
-class _Parcel:
+class SharedMemoryBatch:
     """A batch that leaves its process as one block of shared memory and arrives as a plain dict of tensors.
 
     torch hands over each tensor's memory through a connection of its own, which for the few images of a
@@ -120,17 +120,17 @@ def _open_parcel(block: torch.Tensor, layout: list[tuple]) -> dict[str, torch.Te
     }
 
 
-def _collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | _Parcel:
+def _collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | SharedMemoryBatch:
     """Examples come collated already; in a worker they are wrapped for the way."""
-    return _Parcel(batch) if get_worker_info() else batch
+    return SharedMemoryBatch(batch) if get_worker_info() else batch
 
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    _leave_signals_to_parent()
+    _ignore_signals_in_worker()
 
 
-def _leave_signals_to_parent() -> None:
+def _ignore_signals_in_worker() -> None:
     """Survive SIGINT and SIGTERM sent to the whole process group, so that the trainer can end in good order.
 
     SIGTERM from the parent itself still ends the process: that is how Python stops its children at exit, and

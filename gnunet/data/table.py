@@ -13,7 +13,7 @@ IMAGES_FILE = "images.npy"
 
 
 @dataclass(frozen=True)
-class ImageTable:
+class DecodedImages:
     """Decoded images of one size, usually mapped from the cache that `load_images` writes.
 
     A table that lies on disk travels to loader processes as its path, not as its pixels.
@@ -35,7 +35,7 @@ class ImageTable:
     @classmethod
     def from_arrays(
         cls, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
-    ) -> "ImageTable":
+    ) -> "DecodedImages":
         """A table in memory.
 
         Args:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from gnunet.data.dataset import channels_last
-from gnunet.data.table import ImageTable
+from gnunet.data.table import DecodedImages
 from gnunet.errors import DataError
-from gnunet.random_streams import Purpose, Stream
+from gnunet.random_streams import Stream, StreamKey
 
 
-class ValidationBank:
+class ValidationSet:
     """Example i, for i in 0..num_examples-1: an image, a log-SNR in one of equal bins, and its noise.
 
     Image rows[i % n] meets bin (i + i // n) % num_bins (of more rows than examples, num_examples are taken,
@@ -38,7 +38,7 @@ class ValidationBank:
 
     def __init__(
         self,
-        table: ImageTable,
+        table: DecodedImages,
         rows: np.ndarray,
         *,
         num_examples: int,
@@ -55,7 +55,7 @@ class ValidationBank:
         places = index % len(rows) if len(rows) <= num_examples else index * len(rows) // num_examples
         self.rows = np.asarray(rows, np.int64)[places]
         self.bins = (index + index // len(rows)) % num_bins
-        self._stream = Stream(0, Purpose.VALIDATION)
+        self._stream = Stream(0, StreamKey.VALIDATION)
         place = np.empty(num_examples)
         for b in range(num_bins):
             members = np.flatnonzero(self.bins == b)

@@ -70,7 +70,7 @@ class DDPM(Process):
         t = (u * self.num_train_timesteps).long()
         return self._at(t.clamp(max=self.num_train_timesteps - 1))  # u * T may round up to T
 
-    def level_at(self, log_snr: Tensor) -> Level:
+    def from_log_snr(self, log_snr: Tensor) -> Level:
         """Levels of the timesteps whose log-SNR is nearest to `log_snr`, float64 (N,)."""
         return self._at((self._log_snr - log_snr[:, None]).abs().argmin(dim=1))
 
@@ -84,7 +84,7 @@ class DDPM(Process):
             return images
         return expand(level.alpha) * noise - expand(level.sigma) * images
 
-    def to_image(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+    def predict_x0(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
         alpha, sigma = expand(level.alpha), expand(level.sigma)
         if self.prediction_type == "epsilon":
             return (x - sigma * output) / alpha
@@ -98,7 +98,7 @@ class DDPM(Process):
         (diffusers clips it in some schedulers only, and DDIM's goes on with the unclipped estimate's noise.)
         """
         level = self._at(timestep.long().expand(len(output))).to(output.device)
-        return self.to_image(output, model_input, level).clamp(-self._clip, self._clip)
+        return self.predict_x0(output, model_input, level).clamp(-self._clip, self._clip)
 
     def check_sampler(self, sampler: str | None, steps: int) -> str:
         name = super().check_sampler(sampler, steps)

@@ -41,7 +41,7 @@ class EDM(Process):
         """Levels of log sigma ~ N(p_mean, p_std^2)."""
         return self._at((self.p_mean + self.p_std * torch.special.ndtri(u)).exp())
 
-    def level_at(self, log_snr: Tensor) -> Level:
+    def from_log_snr(self, log_snr: Tensor) -> Level:
         """Levels at `log_snr`, float64 (N,), with sigma clamped to [sigma_min, sigma_max]."""
         return self._at((-log_snr / 2).exp().clamp(self.sigma_min, self.sigma_max))
 
@@ -58,7 +58,7 @@ class EDM(Process):
         sigma, data = expand(level.sigma), self.sigma_data
         return (images * (sigma / data) - data * noise) * (sigma.square() + data**2).rsqrt()
 
-    def to_image(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+    def predict_x0(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
         sigma, data = expand(level.sigma), self.sigma_data
         total = sigma.square() + data**2
         return x * (data**2 / total) + output * (sigma * data * total.rsqrt())
@@ -79,7 +79,7 @@ class EDM(Process):
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             level = self._at(torch.full((len(x),), sigma, dtype=torch.float64)).to(x.device)
-            return self.to_image(predict(self.network_input(x, level), level.timestep), x, level)
+            return self.predict_x0(predict(self.network_input(x, level), level.timestep), x, level)
 
         return edm_heun(denoise, noise, edm_sigmas(steps, self.sigma_min, self.sigma_max, self.rho))
 

@@ -74,11 +74,11 @@ def process_from_scheduler(scheduler: Any) -> Process:
     config = scheduler.config
     name = type(scheduler).__name__
     if isinstance(scheduler, (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)):
-        refuse_unless(config, name, prediction_type="epsilon", sigma_schedule="karras")
+        require_config(config, name, prediction_type="epsilon", sigma_schedule="karras")
         keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
         return EDM(**{key: _positive(config, name, key) for key in keys})
     if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
-        refuse_unless(config, name, use_dynamic_shifting=False, invert_sigmas=False)
+        require_config(config, name, use_dynamic_shifting=False, invert_sigmas=False)
         return Flow(shift=_positive(config, name, "shift"), num_train_timesteps=config.num_train_timesteps)
     if not hasattr(scheduler, "betas"):
         raise ConfigError(
@@ -88,7 +88,7 @@ def process_from_scheduler(scheduler: Any) -> Process:
         )
     if isinstance(scheduler, DDPMScheduler):
         return DDPM(scheduler)
-    refuse_unless(config, name, use_flow_sigmas=False, timestep_type="discrete")
+    require_config(config, name, use_flow_sigmas=False, timestep_type="discrete")
     return DDPM(
         DDPMScheduler(
             **beta_options(scheduler), prediction_type=config.prediction_type,
@@ -106,7 +106,7 @@ def _positive(config: Any, name: str, key: str) -> float:
     return value
 
 
-def refuse_unless(config: Any, name: str, **expected: Any) -> None:
+def require_config(config: Any, name: str, **expected: Any) -> None:
     """Raise ConfigError where a scheduler's config has another value under a key than the one supported."""
     for key, value in expected.items():
         if config.get(key, value) != value:

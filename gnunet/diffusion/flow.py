@@ -41,7 +41,7 @@ class Flow(Process):
             return self._at(u)
         return self._at((self.t_mean + self.t_std * torch.special.ndtri(u)).sigmoid())
 
-    def level_at(self, log_snr: Tensor) -> Level:
+    def from_log_snr(self, log_snr: Tensor) -> Level:
         """Levels at `log_snr`, float64 (N,): t = 1 / (1 + exp(log_snr / 2)); every finite log-SNR has one."""
         return self._at((-log_snr / 2).sigmoid())
 
@@ -51,7 +51,7 @@ class Flow(Process):
     def target(self, images: Tensor, noise: Tensor, level: Level) -> Tensor:
         return noise - images
 
-    def to_image(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+    def predict_x0(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
         """x - t * velocity (alpha and sigma sum to 1)."""
         return x - expand(level.sigma) * output
 

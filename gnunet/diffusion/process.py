@@ -65,7 +65,7 @@ class Process(ABC):
         """
 
     @abstractmethod
-    def level_at(self, log_snr: Tensor) -> Level:
+    def from_log_snr(self, log_snr: Tensor) -> Level:
         """The process' levels nearest to `log_snr`, float64 (N,), on the host."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Process(ABC):
         """What the network should output, fp32 (N, C, H, W)."""
 
     @abstractmethod
-    def to_image(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+    def predict_x0(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
         """The estimate of x0 that a network output at `x` stands for, fp32 (N, C, H, W)."""
 
     @abstractmethod
@@ -109,13 +109,13 @@ class Process(ABC):
             labels: (N,) int64, or None for a network without classes.
         """
         x = expand(level.alpha) * images + expand(level.sigma) * noise
-        output = run_network(network, self.network_input(x, level), level.timestep, labels)
+        output = call_model(network, self.network_input(x, level), level.timestep, labels)
         return level.weight * mean_square(output - self.target(images, noise, level))
 
     def denoise(self, network: nn.Module, x: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
         """The network's estimate of x0 given x = alpha * x0 + sigma * noise; all fp32 (N, C, H, W)."""
-        output = run_network(network, self.network_input(x, level), level.timestep, labels)
-        return self.to_image(output, x, level)
+        output = call_model(network, self.network_input(x, level), level.timestep, labels)
+        return self.predict_x0(output, x, level)
 
     def sample(
         self, predict: Predict, noise: Tensor, sampler: str, steps: int, generators: Sequence[torch.Generator]
@@ -164,7 +164,7 @@ class Process(ABC):
         return name
 
 
-def run_network(network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
+def call_model(network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
     """The network's output, fp32 (N, C, H, W)."""
     return network(x, timestep, class_labels=labels, return_dict=False)[0].float()
 

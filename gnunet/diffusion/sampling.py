@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gnunet.diffusion.images import to_uint8
-from gnunet.diffusion.process import Predict, Process, run_network
+from gnunet.diffusion.process import Predict, Process, call_model
 from gnunet.errors import ConfigError
-from gnunet.random_streams import Purpose, Stream
+from gnunet.random_streams import Stream, StreamKey
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def sample_images(
         )
     wanted = np.asarray(indices, dtype=np.int64)
     all_labels = None if labels is None else np.asarray(labels, dtype=np.int64)
-    starts = Stream(seed, Purpose.SAMPLE_NOISE)
+    starts = Stream(seed, StreamKey.SAMPLE_NOISE)
     result = np.empty((len(wanted), resolution, resolution, channels), dtype=np.uint8)
     broken = 0
     # One algorithm for every process that samples, whatever a trainer has chosen for its own speed.
@@ -119,7 +119,7 @@ def sample_labels(indices: Sequence[int], seed: int, class_counts: Sequence[int]
         int64 (len(indices),); a class without examples is never drawn.
     """
     last = np.cumsum(class_counts)
-    draws = Stream(seed, Purpose.SAMPLE_LABEL)
+    draws = Stream(seed, StreamKey.SAMPLE_LABEL)
     picks = [draws.at(i).integers(last[-1]) for i in indices]
     return np.searchsorted(last, picks, side="right").astype(np.int64)
 
@@ -137,13 +137,13 @@ def guided(
     def plain(x: Tensor, timestep: Tensor) -> Tensor:
         check()
         with autocast():
-            return run_network(network, x, timestep, labels)
+            return call_model(network, x, timestep, labels)
 
     def both(x: Tensor, timestep: Tensor) -> Tensor:
         check()
         all_labels = torch.cat([labels, torch.full_like(labels, null_label)])
         with autocast():
-            output = run_network(network, torch.cat([x, x]), torch.cat([timestep, timestep]), all_labels)
+            output = call_model(network, torch.cat([x, x]), torch.cat([timestep, timestep]), all_labels)
         conditional, unconditional = output.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
@@ -152,7 +152,7 @@ def guided(
 
 def step_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
     """One host generator per image, for the noise that a stochastic sampler adds on its way."""
-    seeds = Stream(seed, Purpose.SAMPLE_STEPS)
+    seeds = Stream(seed, StreamKey.SAMPLE_STEPS)
     return [torch.Generator().manual_seed(int(seeds.raw(i, 1)[0] >> np.uint64(1))) for i in indices]
 
 

@@ -22,14 +22,14 @@ from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 
 
-def is_asked_for() -> bool:
+def is_requested() -> bool:
     """Whether this process was launched for FSDP."""
     return bool(str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")))
 
 
 def check_options(config: Config) -> None:
     """Refuse, by a ConfigError, a launch for FSDP that does not go with a configuration or with this package."""
-    if not is_asked_for():
+    if not is_requested():
         return
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
         raise ConfigError(f"fsdp_version: given {version}; valid: 2")
@@ -69,7 +69,7 @@ class Sharding:
     @classmethod
     def of_launch(cls, accelerator: Accelerator) -> "Sharding | None":
         """What this process was launched for; None where it is not FSDP, or no launcher has started it."""
-        if not is_asked_for() or not torch.distributed.is_initialized():
+        if not is_requested() or not torch.distributed.is_initialized():
             return None
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         return cls(mesh, bool(FullyShardedDataParallelPlugin().reshard_after_forward))
@@ -80,9 +80,9 @@ class Sharding:
         Layers that hold most of the parameters are fetched and let go one by one, in forward and backward.
 
         Raises:
-            ConfigError: see `lay_in_rows`.
+            ConfigError: see `make_params_contiguous`.
         """
-        lay_in_rows(network)
+        make_params_contiguous(network)
         trains = any(parameter.requires_grad for parameter in network.parameters())
         # An average has no backward pass to be let go of after.
         reshard = self.reshard_after_forward or not trains
@@ -91,7 +91,7 @@ class Sharding:
         fully_shard(network, mesh=self.mesh, reshard_after_forward=not trains)
 
 
-def lay_in_rows(network: nn.Module) -> None:
+def make_params_contiguous(network: nn.Module) -> None:
     """Let the weights of a network that is to be split lie row by row, which those in channels_last do not.
 
     Raises:

@@ -1,7 +1,7 @@
 """Several processes on CPUs, by `accelerate launch --cpu --num_processes N` or without a launcher.
 
 Accelerate leaves several CPU processes to MPI and, where none is used, silently starts one (seen in 1.15). A
-program that calls `spread_over_cpus` first becomes the N processes it was asked to be.
+program that calls `spawn_cpu_processes` first becomes the N processes it was asked to be.
 """
 
 import ctypes
@@ -32,13 +32,13 @@ SECONDS_TO_STOP = 300
 """How long processes that were signalled have to write their checkpoint before they are killed."""
 
 
-def spread_over_cpus() -> None:
+def spawn_cpu_processes() -> None:
     """Start this program as several processes where `accelerate launch --cpu` asked for them; else do nothing.
 
-    The process that has started them ends by SystemExit. Whatever the launch, see `stop_with_launcher`.
+    The process that has started them ends by SystemExit. Whatever the launch, see `die_with_parent`.
     """
     launcher = psutil.Process().parent()
-    stop_with_launcher(launcher)
+    die_with_parent(launcher)
     lone = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
     if not lone or any(name in os.environ for name in JOINED):
         return
@@ -85,7 +85,7 @@ def start_processes(count: int) -> int:
     return 0
 
 
-def stop_with_launcher(launcher: psutil.Process | None) -> None:
+def die_with_parent(launcher: psutil.Process | None) -> None:
     """Get SIGTERM when the launcher that started this process dies (Linux); under anything else do nothing.
 
     `accelerate launch` passes no signal on to the one process that it starts, which would train on without it.

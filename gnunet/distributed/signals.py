@@ -15,7 +15,7 @@ class Stopped(Exception):
     """Some process was asked to stop; raised on every process at the same place."""
 
 
-class StopRequest:
+class StopSignal:
     """Context in which the first SIGINT or SIGTERM is noted for the training loop, and a second one kills.
 
     `signum` is None, and the object false, until a stop has been asked for.
@@ -36,7 +36,7 @@ class StopRequest:
         if accelerator.gather(asked).any():
             raise Stopped
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "StopSignal":
         self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 

@@ -1,7 +1,7 @@
 """How the losses of a step change the weights: backward, the norm and clipping of gradients, the optimizer.
 
-One class for each kind of launch: `Update` by Accelerate, for one process and for DDP, and `GraphedUpdate` in its place
-where steps are replayed as CUDA graphs; and `ShardedUpdate` by torch's FSDP2.
+One class for each kind of launch: `DDPStrategy` by Accelerate, for one process and for DDP, `CudaGraphStrategy` in its
+place where steps are replayed as CUDA graphs, and `FSDPStrategy` by torch's FSDP2.
 """
 
 import warnings
@@ -19,10 +19,10 @@ from gnunet.distributed import fsdp
 from gnunet.models import UNet2D
 
 
-class Update:
+class DDPStrategy:
     """Of a network that each process has all of."""
 
-    in_parts = False
+    state_is_sharded = False
     """Whether processes have parts of the optimizer's state, which they then write together."""
 
     def __init__(self, unet: UNet2D, adamw: torch.optim.AdamW, accelerator: Accelerator) -> None:
@@ -63,7 +63,7 @@ class Update:
     def skip(self) -> None:
         """Let go of gradients that are not finite; weights and optimizer stay as they are."""
         if self.accelerator.scaler is not None:
-            lower_scale(self.accelerator.scaler)
+            back_off_scale(self.accelerator.scaler)
         self.optimizer.zero_grad()
 
     def set_learning_rate(self, value: float) -> None:
@@ -72,9 +72,9 @@ class Update:
             group["lr"] = float(np.float32(value))
 
 
-class GraphedUpdate(Update):
-    """`Update` by functions that can be captured in CUDA graphs: nothing is decided on the host, and no collective runs
-    within them. Gradients are averaged by one all-reduce instead of DDP, which cannot be captured in parts."""
+class CudaGraphStrategy(DDPStrategy):
+    """`DDPStrategy` by functions that can be captured in CUDA graphs: nothing is decided on the host, and no collective
+    runs within them. Gradients are averaged by one all-reduce instead of DDP, which cannot be captured in parts."""
 
     def _prepare(self) -> None:
         self.network = self.accelerator.prepare_model(self.unet, device_placement=False, evaluation_mode=True)
@@ -128,10 +128,10 @@ class GraphedUpdate(Update):
                 group.update(options)
 
 
-class ShardedUpdate(Update):
+class FSDPStrategy(DDPStrategy):
     """Of a network that `Sharding.shard` has split."""
 
-    in_parts = True
+    state_is_sharded = True
 
     def _prepare(self) -> None:
         # For its autocast alone, which evaluation_mode leaves; Accelerate would shard on its own otherwise.
@@ -143,11 +143,11 @@ class ShardedUpdate(Update):
         return nullcontext()
 
     def clip(self, max_norm: float) -> Tensor:
-        """See `Update.clip`."""
+        """See `DDPStrategy.clip`."""
         return fsdp.clip_gradients(self.unet, max_norm)
 
 
-def lower_scale(scaler: torch.amp.GradScaler) -> None:
+def back_off_scale(scaler: torch.amp.GradScaler) -> None:
     """What GradScaler does when it skips a step; it would decide by the gradients of this process alone."""
     scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
     scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 0})

@@ -3,7 +3,7 @@
 from gnunet.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
 from gnunet.evaluation.features import FeatureStatistics, collect_statistics
 from gnunet.evaluation.image_files import ImageFiles
-from gnunet.evaluation.metrics import Metric, compute_metrics, find_metrics, metric_table, small_sample_notes
+from gnunet.evaluation.metrics import Metric, compute_metrics, get_metrics, metric_table, sample_size_warnings
 from gnunet.evaluation.neighbours import Neighbours, draw_neighbours, nearest_images
 from gnunet.evaluation.reference import Reference, reference_statistics
 from gnunet.evaluation.scoring import Scorer, check_reference, load_extractors, make_scorer
@@ -23,13 +23,13 @@ __all__ = [
     "collect_statistics",
     "compute_metrics",
     "draw_neighbours",
-    "find_metrics",
+    "get_metrics",
     "load_extractor",
     "load_extractors",
     "make_scorer",
     "metric_table",
     "nearest_images",
     "reference_statistics",
-    "small_sample_notes",
+    "sample_size_warnings",
     "validation_loss",
 ]

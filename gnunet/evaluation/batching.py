@@ -17,13 +17,13 @@ def rounds(count: int, size: int, world_size: int) -> Iterator[list[range]]:
         yield [range(start, min(start + size, count)) for start in starts]
 
 
-def share_of(indices: range, batch_size: int, rank: int, world: int) -> list[int]:
+def indices_for_rank(indices: range, batch_size: int, rank: int, world: int) -> list[int]:
     """The image indices that `rank` samples: whole batches of consecutive indices, dealt out in turn."""
     return [i for i in indices if i // batch_size % world == rank]
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
     """Run torch's CPU operators in one thread inside; the number of threads is put back after.
 
     Convolutions, matrix products and factorizations split their sums by the number of threads, and a launch of

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnunet.evaluation.batching import one_thread
+from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.running_covariance import Moments
 
 ROWS, COLUMNS = 256, 1024  # the tile in which all pairs are visited
@@ -31,7 +31,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if len(a.mean) != len(b.mean):
         raise ValueError(f"{len(a.mean)} features against {len(b.mean)}; valid are equal numbers")
-    with one_thread():
+    with single_threaded():
         shift = (a.mean.cpu() - b.mean.cpu()).square().sum()
         spread_a, spread_b = a.covariance.cpu(), b.covariance.cpu()
         overlap = torch.linalg.svdvals(_factor(spread_a).T @ _factor(spread_b)).sum()
@@ -86,7 +86,7 @@ def kernel_distance(features: Tensor, reference: Tensor, *, reference_sums: Tens
             f"a kernel distance between {tuple(features.shape)} and {tuple(reference.shape)} features; valid are "
             "at least 3 images on either side and equal numbers of features"
         )
-    with one_thread():
+    with single_threaded():
         x = kernel_sums(features)
         y = kernel_sums(reference) if reference_sums is None else reference_sums
         across, down = _kernel_sums(features, reference, skip_diagonal=n == m)
@@ -106,7 +106,7 @@ def kernel_distance(features: Tensor, reference: Tensor, *, reference_sums: Tens
 
 def kernel_sums(features: Tensor) -> Tensor:
     """Each row's sum of kernels with all other rows: (n, D) -> float64 (n,)."""
-    with one_thread():
+    with single_threaded():
         return _kernel_sums(features, features, skip_diagonal=True)[0]
 
 
@@ -149,7 +149,7 @@ def precision_recall(features: Tensor, reference: Tensor, *, neighbours: int = 3
             f"precision and recall between {tuple(features.shape)} and {tuple(reference.shape)} features; valid "
             f"are more than {neighbours} images on either side and equal numbers of features"
         )
-    with one_thread():
+    with single_threaded():
         x, y = features[spread(len(features), count)], reference[spread(len(reference), count)]
         radius_x, radius_y = _radii(x, neighbours), _radii(y, neighbours)
         in_y, in_x = [], torch.zeros(count, dtype=torch.bool, device=x.device)

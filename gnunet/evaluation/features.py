@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gnunet.data.dataset import channels_last
 from gnunet.errors import DataError
-from gnunet.evaluation.batching import one_thread, rounds
+from gnunet.evaluation.batching import rounds, single_threaded
 from gnunet.evaluation.distances import spread
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.running_covariance import Moments
@@ -58,7 +58,7 @@ def extract(extractor: Extractor, images: np.ndarray) -> Tensor:
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images have shape {images.shape}; valid is (N > 0, H, W, 1 or 3)")
     batches = channels_last(np.array(images)).split(BATCH)
-    with one_thread():
+    with single_threaded():
         features = torch.cat([extractor(batch) for batch in batches])
     return features.to(statistics_device(extractor))
 

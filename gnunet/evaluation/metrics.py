@@ -31,7 +31,7 @@ class Metric:
         return self.statistic in ("precision", "recall")
 
     @property
-    def least_images(self) -> int:
+    def min_images(self) -> int:
         """Images that it needs on either side."""
         return STATISTICS[self.statistic]
 
@@ -47,7 +47,7 @@ def metric_table(extractors: Iterable[str] = EXTRACTORS) -> dict[str, Metric]:
     return metrics
 
 
-def find_metrics(names: Sequence[str], extractors: Iterable[str] = EXTRACTORS) -> list[Metric]:
+def get_metrics(names: Sequence[str], extractors: Iterable[str] = EXTRACTORS) -> list[Metric]:
     """The metrics with these names.
 
     Args:
@@ -96,7 +96,7 @@ def compute_metrics(
     return values
 
 
-def small_sample_notes(
+def sample_size_warnings(
     metrics: Sequence[Metric], num_images: int, num_reference: int, num_features: Mapping[str, int]
 ) -> list[str]:
     """What a reader must know of Frechet distances at these numbers; empty where they are like published ones.

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.errors import DataError
-from gnunet.evaluation.batching import one_thread
+from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.distances import spread, squared_distances
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import Gather, alone, extract, stream_features
@@ -80,7 +80,7 @@ def nearest_images(
         lambda chunk: images[rows[chunk.start : chunk.stop]], len(rows), [extractor],
         rank=rank, world_size=world_size, gather=gather, progress=progress,
     ):  # fmt: skip
-        with one_thread():
+        with single_threaded():
             squared = torch.cat([block for _, block in squared_distances(queries, features)])
             candidates = torch.arange(indices.start, indices.stop, device=queries.device)
             squared.masked_fill_(own[:, None] == candidates, torch.inf)  # nobody is his own neighbour

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gnunet.data.table import ImageTable
+from gnunet.data.table import DecodedImages
 from gnunet.errors import CheckpointError, DataError
 from gnunet.evaluation.distances import kernel_sums
 from gnunet.evaluation.extractors import Extractor
@@ -31,7 +31,7 @@ from gnunet.evaluation.features import (
 )
 from gnunet.evaluation.running_covariance import Moments
 from gnunet.files import write_file
-from gnunet.safe_io import Stored, stored_tensors
+from gnunet.safe_io import Stored, read_safetensors_header
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Reference:
         return Reference(FeatureStatistics(moved, self.statistics.kept.to(device)), self.kernel_sums.to(device))
 
 
-def describe(table: ImageTable, rows: np.ndarray, extractor: Extractor) -> dict[str, Any]:
+def describe(table: DecodedImages, rows: np.ndarray, extractor: Extractor) -> dict[str, Any]:
     """JSON of exactly what decides reference statistics: pixels, their number and order, and the extractor."""
     return {
         "version": VERSION,
@@ -69,7 +69,7 @@ def describe(table: ImageTable, rows: np.ndarray, extractor: Extractor) -> dict[
 
 
 def reference_statistics(
-    table: ImageTable,
+    table: DecodedImages,
     rows: np.ndarray,
     extractor: Extractor,
     folder: Path,
@@ -121,7 +121,7 @@ def load_reference(path: Path, about: dict[str, Any]) -> Reference | None:
         DataError: the file holds statistics of something else than `about`; names what differs.
     """
     try:
-        found = stored_tensors(path)
+        found = read_safetensors_header(path)
         with safe_open(path, framework="pt") as file:
             stored = json.loads(file.metadata()["about"])
             _check_same(stored, json.loads(_json(about)), path)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gnunet.evaluation.batching import one_thread
+from gnunet.evaluation.batching import single_threaded
 
 
 class Moments:
@@ -37,7 +37,7 @@ class Moments:
         """Fold in the rows of `features`, floating point (n, D) with n at least 1, on the moments' device."""
         if features.ndim != 2 or features.shape[1] != len(self.mean) or len(features) == 0:
             raise ValueError(f"features have shape {tuple(features.shape)}; valid is (n > 0, {len(self.mean)})")
-        with one_thread():
+        with single_threaded():
             rows = features.double()
             mean = rows.mean(dim=0)
             rows = rows - mean

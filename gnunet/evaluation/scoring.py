@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gnunet.data.table import ImageTable
+from gnunet.data.table import DecodedImages
 from gnunet.errors import DataError
 from gnunet.evaluation.extractors import Extractor, load_extractor
 from gnunet.evaluation.features import CHUNK, Gather, Images, alone, collect_statistics
@@ -77,7 +77,7 @@ class Scorer:
 def make_scorer(
     metrics: Sequence[Metric],
     extractors: Mapping[str, Extractor],
-    table: ImageTable,
+    table: DecodedImages,
     rows: np.ndarray,
     folder: Path,
     *,
@@ -109,5 +109,5 @@ def make_scorer(
 def check_reference(metrics: Sequence[Metric], num_images: int) -> None:
     """Refuse, by a DataError, fewer reference images than metrics need."""
     for metric in metrics:
-        if num_images < metric.least_images:
-            raise DataError(f"{metric.name} needs at least {metric.least_images} reference images; given {num_images}")
+        if num_images < metric.min_images:
+            raise DataError(f"{metric.name} needs at least {metric.min_images} reference images; given {num_images}")

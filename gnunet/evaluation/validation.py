@@ -15,7 +15,7 @@ from gnunet.diffusion.process import expand, mean_square
 from gnunet.evaluation.batching import rounds
 
 if TYPE_CHECKING:
-    from gnunet.data.validation import ValidationBank
+    from gnunet.data.validation import ValidationSet
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ValidationResult:
     """Standard error of each bin's mean; None where it has fewer than two examples."""
 
 
-def validation_loss(network: nn.Module, process: Process, bank: "ValidationBank", **settings: Any) -> ValidationResult:
+def validation_loss(network: nn.Module, process: Process, bank: "ValidationSet", **settings: Any) -> ValidationResult:
     """The error of the network's denoiser over the bank, the same for any number of processes.
 
     What is measured is the error of v = alpha * noise - sigma * x0, with the noised image rescaled to
@@ -49,7 +49,7 @@ def validation_loss(network: nn.Module, process: Process, bank: "ValidationBank"
 def validation_errors(
     network: nn.Module,
     process: Process,
-    bank: "ValidationBank",
+    bank: "ValidationSet",
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 64,
@@ -78,7 +78,7 @@ def validation_errors(
     with evaluation_mode(network):
         for batches in rounds(len(bank), batch_size, world_size):
             mine = batches[rank] if rank < len(batches) else None
-            found = errors_of(network, process, bank, mine or batches[0], device=device, autocast=autocast)
+            found = per_example_errors(network, process, bank, mine or batches[0], device=device, autocast=autocast)
             if mine:
                 errors[mine.start : mine.stop] = found
             progress(batches[-1].stop)
@@ -86,10 +86,10 @@ def validation_errors(
     return gather(errors).reshape(world_size, len(bank)).double().sum(dim=0).cpu().numpy()
 
 
-def errors_of(
+def per_example_errors(
     network: nn.Module,
     process: Process,
-    bank: "ValidationBank",
+    bank: "ValidationSet",
     indices: Sequence[int],
     *,
     device: torch.device | str,
@@ -98,7 +98,7 @@ def errors_of(
     """The errors of some of the bank's examples as one batch, fp32 (len(indices),), in the network's own mode."""
     batch = bank.batch(indices)
     images = to_unit_range(batch["images"].to(device))
-    level = process.level_at(batch["log_snr"]).to(device)
+    level = process.from_log_snr(batch["log_snr"]).to(device)
     x = expand(level.alpha) * images + expand(level.sigma) * batch["noise"].to(device)
     labels = batch["labels"].to(device) if has_classes(network) else None
     with autocast():

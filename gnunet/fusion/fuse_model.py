@@ -11,7 +11,7 @@ from torch import nn
 from gnunet.ops import GroupNormSiLU
 from gnunet.ops.hooks import has_hooks
 
-from .modules import FusedGroupNorm, SiLUInNorm
+from .modules import FusedAwaySiLU, FusedGroupNorm
 from .patterns import Site, sites_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def unfuse(model: nn.Module) -> int:
         if unfused_class := getattr(type(owner), "unfused_class", None):
             _change_class(owner, unfused_class)
         for name, child in owner._modules.items():
-            if isinstance(child, SiLUInNorm):
+            if isinstance(child, FusedAwaySiLU):
                 setattr(owner, name, child.original)
             elif isinstance(child, FusedGroupNorm):
                 _change_class(child, nn.GroupNorm)

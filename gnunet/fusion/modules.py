@@ -22,7 +22,7 @@ class FusedGroupNorm(nn.GroupNorm):
         return group_norm_silu(input, groups, self.weight, self.bias, eps, add=add, scale=scale, shift=shift)
 
 
-class SiLUInNorm(nn.Module):
+class FusedAwaySiLU(nn.Module):
     """In the place of a SiLU which the norm before it now applies; `original` is that SiLU."""
 
     def __init__(self, original: nn.Module) -> None:
@@ -34,7 +34,7 @@ class SiLUInNorm(nn.Module):
         return x
 
 
-class SiLUOfTimeEmbedding(SiLUInNorm):
+class SiLUOfTimeEmbedding(FusedAwaySiLU):
     """The same in a block that also activates its time embedding by it: (N, C), or (N, frames, C) in videos."""
 
     def forward(self, x: Tensor) -> Tensor:

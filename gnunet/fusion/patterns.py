@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .modules import SiLUInNorm, SiLUOfTimeEmbedding
+from .modules import FusedAwaySiLU, SiLUOfTimeEmbedding
 
 
 class Site(NamedTuple):
@@ -20,7 +20,7 @@ class Site(NamedTuple):
 
     activation: str
     norms: tuple[str, ...]
-    stand_in: type[SiLUInNorm] | None = SiLUInNorm
+    stand_in: type[FusedAwaySiLU] | None = FusedAwaySiLU
     """What takes the activation's place; None where the module's own class changes instead."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class BlockPlan:
+class BlockSpec:
     """One block: its path in the model and the channels of its layers.
 
     level: how often the resolution has been halved in front of its layers. resnets: (in_channels, out_channels) of
@@ -28,7 +28,7 @@ class BlockPlan:
         return self.resnets[-1][1]
 
 
-def plan_blocks(config: Mapping[str, Any]) -> list[BlockPlan]:
+def block_specs(config: Mapping[str, Any]) -> list[BlockSpec]:
     """The blocks, in the order in which they run. config has all of UNet2D's keys."""
     channels, layers = list(config["block_out_channels"]), config["layers_per_block"]
     last = len(channels) - 1
@@ -40,11 +40,11 @@ def plan_blocks(config: Mapping[str, Any]) -> list[BlockPlan]:
         attentions = layers if kind.startswith("Attn") else 0
         # As in diffusers, only blocks with attention can resample by a resnet.
         resample = None if i == last else config["downsample_type"] if attentions else "conv"
-        blocks.append(BlockPlan(f"down_blocks.{i}", i, resnets, (0,) * layers, attentions, resample))
+        blocks.append(BlockSpec(f"down_blocks.{i}", i, resnets, (0,) * layers, attentions, resample))
 
     if config["mid_block_type"] is not None:
         width = channels[-1]
-        blocks.append(BlockPlan("mid_block", last, ((width, width),) * 2, (0, 0), int(config["add_attention"]), None))
+        blocks.append(BlockSpec("mid_block", last, ((width, width),) * 2, (0, 0), int(config["add_attention"]), None))
 
     channels.reverse()
     for i, (kind, out) in enumerate(zip(config["up_block_types"], channels, strict=True)):
@@ -53,5 +53,5 @@ def plan_blocks(config: Mapping[str, Any]) -> list[BlockPlan]:
         resnets = tuple(((before if j == 0 else out) + skip, out) for j, skip in enumerate(skips))
         attentions = layers + 1 if kind.startswith("Attn") else 0
         resample = None if i == last else config["upsample_type"] if attentions else "conv"
-        blocks.append(BlockPlan(f"up_blocks.{i}", last - i, resnets, skips, attentions, resample))
+        blocks.append(BlockSpec(f"up_blocks.{i}", last - i, resnets, skips, attentions, resample))
     return blocks

@@ -13,7 +13,7 @@ from gnunet.norms import make_conv, make_residual
 from gnunet.ops import checkpoint_inputs
 
 from .attention import Attention
-from .block_specs import BlockPlan
+from .block_specs import BlockSpec
 from .norm_sites import NormSite
 
 Norm = Callable[..., Tensor]
@@ -146,9 +146,9 @@ def _nearest(x: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
-    """The layers of a BlockPlan; enable_gradient_checkpointing of diffusers' ModelMixin sets the flag."""
+    """The layers of a BlockSpec; enable_gradient_checkpointing of diffusers' ModelMixin sets the flag."""
 
-    def __init__(self, plan: BlockPlan, settings: BlockSettings, rescale: float = 1.0) -> None:
+    def __init__(self, plan: BlockSpec, settings: BlockSettings, rescale: float = 1.0) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         self.resnets = nn.ModuleList(
@@ -169,7 +169,7 @@ class _Block(nn.Module):
 class DownBlock(_Block):
     """diffusers' DownBlock2D, or AttnDownBlock2D where the plan has attention."""
 
-    def __init__(self, plan: BlockPlan, settings: BlockSettings) -> None:
+    def __init__(self, plan: BlockSpec, settings: BlockSettings) -> None:
         super().__init__(plan, settings)
         width, path = plan.out_channels, f"{plan.path}.downsamplers.0"
         self.downsamplers = nn.ModuleList()
@@ -206,7 +206,7 @@ class MidBlock(_Block):
 class UpBlock(_Block):
     """diffusers' UpBlock2D, or AttnUpBlock2D where the plan has attention."""
 
-    def __init__(self, plan: BlockPlan, settings: BlockSettings) -> None:
+    def __init__(self, plan: BlockSpec, settings: BlockSettings) -> None:
         super().__init__(plan, settings)
         width, path = plan.out_channels, f"{plan.path}.upsamplers.0"
         self.upsamplers = nn.ModuleList()

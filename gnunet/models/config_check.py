@@ -12,9 +12,9 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from gnunet.errors import CheckpointError
-from gnunet.safe_io import Stored, misfit, read_json, stored_tensors
+from gnunet.safe_io import Stored, misfit, read_json, read_safetensors_header
 
-from .block_specs import plan_blocks
+from .block_specs import block_specs
 from .norm_sites import check_norms
 
 DOWN_BLOCK_TYPES = ("DownBlock2D", "AttnDownBlock2D")
@@ -118,7 +118,7 @@ def check(config: Mapping[str, Any]) -> str | None:
             )
     if config["time_embedding_type"] == "learned" and config["num_train_timesteps"] is None:
         return "time_embedding_type learned needs num_train_timesteps"
-    narrowest = min((b.out_channels for b in plan_blocks(config) if b.attentions), default=None)
+    narrowest = min((b.out_channels for b in block_specs(config) if b.attentions), default=None)
     head_dim = config["attention_head_dim"]
     if head_dim is not None and narrowest is not None and not 1 <= head_dim <= narrowest:
         return f"attention_head_dim must be 1 to {narrowest}, the channels with attention; got {head_dim}"
@@ -175,7 +175,7 @@ def read_folder(folder: Path, variant: str | None = None) -> tuple[dict[str, Any
     config = read_json(folder / "config.json")
     if config.get("quantization_config") is not None:
         raise CheckpointError(f"{folder / 'config.json'}: quantized weights; valid: floating-point ones")
-    return config, {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
+    return config, {name: tensor for file in files for name, tensor in read_safetensors_header(file).items()}
 
 
 def _shards(index: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gnunet.norms import NORMS
 
-from .block_specs import plan_blocks
+from .block_specs import block_specs
 from .norm_sites import NormSite
 
 
@@ -31,7 +31,7 @@ def _block_input_stds(config: Mapping[str, Any], norms: Mapping[str, Mapping[str
     """
     variance, stds = 1.0, {}
     skips = [variance]
-    for block in plan_blocks(config):
+    for block in block_specs(config):
         downwards = block.path.startswith("down")
         rescale = config["mid_block_scale_factor"] if block.path == "mid_block" else 1
         layers = [[f"resnets.{j}.norm1"] for j in range(len(block.resnets))]

@@ -11,7 +11,7 @@ from torch import nn
 
 from gnunet.norms import check_norm, make_norm, make_split_norm, valid_groups
 
-from .block_specs import BlockPlan, plan_blocks
+from .block_specs import BlockSpec, block_specs
 
 MODEL_KEYS = ("overrides", "split_skip")
 """Keys of a model's norm config that are no layer's: see UNet2D."""
@@ -119,7 +119,7 @@ def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], t
     """Path, parts, if all concatenations were split, and regions, the most particular last, of every site."""
     # As in diffusers: without a group count of its own the middle block's attention has no norm in these models.
     mid_norm = config["attn_norm_num_groups"] is not None or config["resnet_time_scale_shift"] == "default"
-    for block in plan_blocks(config):
+    for block in block_specs(config):
         regions = (*_resolution(config, block.level), _REGIONS[block.path.split(".")[0]])
         for j, ((width_in, width_out), skip) in enumerate(zip(block.resnets, block.skips, strict=True)):
             yield f"{block.path}.resnets.{j}.norm1", (width_in - skip, skip) if skip else (width_in,), regions
@@ -135,7 +135,7 @@ def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], t
 
 
 def _resampler_places(
-    block: BlockPlan, regions: tuple[str, ...]
+    block: BlockSpec, regions: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...]]]:
     path = f"{block.path}.{'downsamplers' if block.path.startswith('down') else 'upsamplers'}.0"
     if block.resample == "resnet":

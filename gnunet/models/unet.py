@@ -24,7 +24,7 @@ from gnunet.safe_io import Stored
 
 from . import convert
 from .attention import Attention
-from .block_specs import plan_blocks
+from .block_specs import block_specs
 from .blocks import BlockSettings, DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
 from .config_check import check, check_fits, read_folder
 from .input_std import with_input_std
@@ -118,7 +118,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.down_blocks = nn.ModuleList()
         self.mid_block = None
         self.up_blocks = nn.ModuleList()
-        for plan in plan_blocks(config):
+        for plan in block_specs(config):
             if plan.path == "mid_block":
                 self.mid_block = MidBlock(plan, settings, mid_block_scale_factor)
             elif plan.path.startswith("down_blocks"):
@@ -217,7 +217,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a norm whose forward pass in training cannot be run again in backward.
         """
-        if paths := unrepeatable_norms(self.config):
+        if paths := norms_without_checkpointing(self.config):
             raise ValueError(
                 "gradient checkpointing runs layers again in backward, when the running statistics that some norms "
                 f"normalize by in training are others; the model has such norms in {convert.some(paths)}"
@@ -283,7 +283,7 @@ def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [layer for site in plan_norms({**_defaults(), **config}) for layer in site.layers]
 
 
-def unrepeatable_norms(config: Mapping[str, Any]) -> list[str]:
+def norms_without_checkpointing(config: Mapping[str, Any]) -> list[str]:
     """Paths of the norm layers of UNet2D(**config) whose forward pass in training cannot be run again in backward."""
     sites = plan_norms({**_defaults(), **config})
     return [site.path for site in sites if site.parts and not NORMS[site.norm["kind"]].repeatable]

@@ -6,7 +6,7 @@ from .layer import NormLayer
 from .magnitude import force_weight_norm
 from .options import Option
 from .running import running_buffers, set_noise_level
-from .update_bn_stats import precise_statistics
+from .update_bn_stats import update_bn_stats
 
 __all__ = [
     "NORMS",
@@ -18,7 +18,7 @@ __all__ = [
     "make_norm",
     "make_residual",
     "make_split_norm",
-    "precise_statistics",
+    "update_bn_stats",
     "running_buffers",
     "set_noise_level",
     "valid_groups",

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from .moments import Moments, standardized
 from .options import Option, is_count
-from .running import RunningNorm
+from .running import RunningStatsNorm
 
 
-class BatchNorm(RunningNorm):
+class BatchNorm(RunningStatsNorm):
     """(u - mean) / sqrt(var + eps) of each channel over all samples and positions of the batch.
 
-    Ioffe and Szegedy, Batch Normalization (arXiv:1502.03167); see RunningNorm for evaluation.
+    Ioffe and Szegedy, Batch Normalization (arXiv:1502.03167); see RunningStatsNorm for evaluation.
     """
 
     def batches(self, samples: Moments) -> Moments:
@@ -42,7 +42,7 @@ class SyncBatchNorm(BatchNorm):
             return own
         row = torch.cat(own, dim=1)
         rank, processes = dist.get_rank(), dist.get_world_size()
-        table = _SumOfProcesses.apply(F.pad(row, (0, 0, rank, processes - 1 - rank)))
+        table = AllReduceSum.apply(F.pad(row, (0, 0, rank, processes - 1 - rank)))
         return Moments(*table.split([t.shape[1] for t in own], dim=1)).joined(processes)
 
 
@@ -75,7 +75,7 @@ class GhostBatchNorm(BatchNorm):
         return standardized(u, mean, variance, self.eps)
 
 
-class _SumOfProcesses(torch.autograd.Function):
+class AllReduceSum(torch.autograd.Function):
     """The sum of a tensor over all processes. The gradient is that of the sum of all their losses."""
 
     @staticmethod
@@ -86,5 +86,5 @@ class _SumOfProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total: Tensor = _SumOfProcesses.apply(grad)
+        total: Tensor = AllReduceSum.apply(grad)
         return total

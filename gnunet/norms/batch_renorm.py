@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .batch import BatchNorm
-from .layer import over_positions
+from .layer import append_dims
 from .moments import standardized
 from .options import Option, is_number
-from .running import is_run_again_for_backward
+from .running import in_checkpoint_recompute
 
 
 class BatchRenorm(BatchNorm):
@@ -61,7 +61,7 @@ class BatchRenorm(BatchNorm):
     def normalize(self, u: Tensor) -> Tensor:
         if not self.training or self.estimate is not None:
             return super().normalize(u)
-        if is_run_again_for_backward():
+        if in_checkpoint_recompute():
             raise RuntimeError("batch_renorm cannot be used with gradient checkpointing: its statistics have moved on")
         batch = self.batches(self.samples(u))
         mean, variance = self.running(u)
@@ -71,7 +71,7 @@ class BatchRenorm(BatchNorm):
             self.eps, self.r_max, self.d_max, self.renorm_warmup,
         )  # fmt: skip
         self.track(batch)
-        return standardized(u, batch.mean, batch.variance, self.eps) * over_positions(r, u) + over_positions(d, u)
+        return standardized(u, batch.mean, batch.variance, self.eps) * append_dims(r, u) + append_dims(d, u)
 
 
 def _correction(

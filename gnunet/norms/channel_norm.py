@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layer import ConditionedNorm
+from .layer import NormAct
 
 
-class _PositionNorm(ConditionedNorm):
+class _PositionNorm(NormAct):
     local = True
 
     def __init__(self, num_channels: int, *, eps: float, activation: str | None = "silu") -> None:

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .layer import ConditionedNorm
+from .layer import NormAct
 from .options import Option
 
 
-class DyT(ConditionedNorm):
+class DyT(NormAct):
     """tanh(alpha * u), alpha one number for the layer, at first 0.5.
 
     Zhu et al., Transformers without Normalization (arXiv:2503.10622).

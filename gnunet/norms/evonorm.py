@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .group import GroupedNorm
-from .layer import over_positions
+from .layer import append_dims
 
 
 class EvoNormS0(GroupedNorm):
@@ -24,7 +24,7 @@ class EvoNormS0(GroupedNorm):
     def normalize(self, u: Tensor) -> Tensor:
         grouped = self.grouped(u)
         variance = grouped.var(tuple(range(2, grouped.dim())), correction=0, keepdim=True)
-        numerator = u if self.gate is None else u * torch.sigmoid(over_positions(self.gate, u) * u)
+        numerator = u if self.gate is None else u * torch.sigmoid(append_dims(self.gate, u) * u)
         return (self.grouped(numerator) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
 
     def activate(self, w: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .layer import ConditionedNorm, over_positions, spatial_dims
+from .layer import NormAct, append_dims, spatial_dims
 
 
-class FRN(ConditionedNorm):
+class FRN(NormAct):
     """u / sqrt(mean(u^2) + eps) over the positions of each channel, and a learned threshold as activation.
 
     The thresholded linear unit max(w, threshold[c]) takes SiLU's place wherever the layer has an activation;
@@ -25,4 +25,4 @@ class FRN(ConditionedNorm):
         return u * torch.rsqrt(u.square().mean(spatial_dims(u), keepdim=True) + self.eps)
 
     def activate(self, w: Tensor) -> Tensor:
-        return w if self.threshold is None else torch.maximum(w, over_positions(self.threshold, w))
+        return w if self.threshold is None else torch.maximum(w, append_dims(self.threshold, w))

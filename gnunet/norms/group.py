@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gnunet.ops import GroupNormSiLU, backend_names
 
-from .layer import ConditionedNorm, NormLayer
+from .layer import NormAct, NormLayer
 from .options import EPS, Option, is_count
 
 BACKEND = Option(
@@ -118,7 +118,7 @@ class GroupRMSNorm(GroupNorm):
         super().__init__(num_groups, num_channels, eps, center=False, **settings)
 
 
-class GroupedNorm(_Grouped, ConditionedNorm):
+class GroupedNorm(_Grouped, NormAct):
     """A base of layers in torch operations with statistics over groups of channels and all positions."""
 
     def __init__(self, num_channels: int, *, groups: int, eps: float, activation: str | None = "silu") -> None:

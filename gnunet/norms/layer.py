@@ -85,7 +85,7 @@ class NormLayer(ABC):
         return Sum()
 
 
-class ConditionedNorm(NormLayer, nn.Module):
+class NormAct(NormLayer, nn.Module):
     """The conditioning and the activation around `normalize`, which is all that most kinds have to write.
 
         u = x + add[n, c] ;  v = normalize(u) * weight[c] + bias[c] ;  w = v * (1 + scale[n, c]) + shift[n, c]
@@ -140,19 +140,19 @@ class ConditionedNorm(NormLayer, nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             u = (x if x.dim() > 2 else x.unsqueeze(2)).to(_statistics_dtype(x))
             if add is not None:
-                u = u + over_positions(add, u)
+                u = u + append_dims(add, u)
             y = self.activate(self._conditioned(self.normalize(u), scale, shift)).to(x.dtype)
         return y if x.dim() > 2 else y.squeeze(2)
 
     def _conditioned(self, v: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         """v * gain + offset, with the parameters and the tables in one gain and one offset."""
-        gain, offset = (None if p is None else over_positions(p, v) for p in (self.weight, self.bias))
+        gain, offset = (None if p is None else append_dims(p, v) for p in (self.weight, self.bias))
         if scale is not None:
-            growth = 1 + over_positions(scale, v)
+            growth = 1 + append_dims(scale, v)
             gain = growth if gain is None else gain * growth
             offset = None if offset is None else offset * growth
         if shift is not None:
-            table = over_positions(shift, v)
+            table = append_dims(shift, v)
             offset = table if offset is None else offset + table
         if gain is None:
             return v if offset is None else v + offset
@@ -163,7 +163,7 @@ class ConditionedNorm(NormLayer, nn.Module):
         return ", ".join([str(self.num_channels), *settings, f"activation={self.activation!r}"])
 
 
-def over_positions(table: Tensor, u: Tensor) -> Tensor:
+def append_dims(table: Tensor, u: Tensor) -> Tensor:
     """(C,) or (N, C), also where N or C is 1, in u's dtype, to be broadcast over u, (N, C, *spatial)."""
     return table.to(u.dtype).reshape(*table.shape, *(1,) * (u.dim() - 2))
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import ReparametrizedConv, filter_dims
-from .layer import ConditionedNorm
+from .layer import NormAct
 from .options import EPS, Option, is_number
 
 _SILU_MAGNITUDE = 0.59646921112
@@ -60,7 +60,7 @@ def force_weight_norm(model: nn.Module, where: Tensor | None = None) -> None:
             module.force_weight_norm(where)
 
 
-class MagnitudePreservingSum(nn.Module):
+class MPAdd(nn.Module):
     """((1 - t) * x + t * h) / sqrt((1 - t)^2 + t^2): of unit magnitude where x and h are, and uncorrelated."""
 
     def __init__(self, t: float) -> None:
@@ -75,10 +75,10 @@ class MagnitudePreservingSum(nn.Module):
         return f"t={self.t}"
 
 
-class MagnitudePreserving(ConditionedNorm):
+class MagnitudePreserving(NormAct):
     """No normalization of activations: SiLU scaled to keep a unit magnitude, between `MagnitudePreservingConv`s.
 
-    Residual blocks end in `MagnitudePreservingSum`, at t = residual_balance.
+    Residual blocks end in `MPAdd`, at t = residual_balance.
     """
 
     local = True
@@ -99,7 +99,7 @@ class MagnitudePreserving(ConditionedNorm):
 
     @classmethod
     def residual(cls, config: Mapping[str, Any]) -> nn.Module:
-        return MagnitudePreservingSum(config["residual_balance"])
+        return MPAdd(config["residual_balance"])
 
     def normalize(self, u: Tensor) -> Tensor:
         return u

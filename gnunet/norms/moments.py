@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .layer import over_positions, spatial_dims
+from .layer import append_dims, spatial_dims
 
 
 class Moments(NamedTuple):
@@ -46,4 +46,4 @@ class Moments(NamedTuple):
 
 def standardized(u: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     """(u - mean) / sqrt(variance + eps); u: (N, C, *spatial), the others (N or 1, C or 1)."""
-    return (u - over_positions(mean, u)) * over_positions(torch.rsqrt(variance + eps), u)
+    return (u - append_dims(mean, u)) * append_dims(torch.rsqrt(variance + eps), u)

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .layer import ConditionedNorm
+from .layer import NormAct
 from .options import Option
 
 
-class NoNorm(ConditionedNorm):
+class NoNorm(NormAct):
     """The conditioning and the activation of a norm layer without the normalization, and without parameters.
 
     y = act((x + add) * (1 + scale) + shift). There is no weight or bias: the convolution before it has both.

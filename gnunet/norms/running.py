@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .layer import ConditionedNorm
+from .layer import NormAct
 from .moments import Moments
 from .options import EPS, MOMENTUM, NOISE_EDGES, Option
 
 
-class RunningNorm(ConditionedNorm):
+class RunningStatsNorm(NormAct):
     """A base of layers that normalize by their batch in training and by running statistics in evaluation.
 
     Buffers `running_mean`, `running_var` (unbiased) and `num_batches_tracked` are those of nn.BatchNorm2d, and
@@ -26,7 +26,7 @@ class RunningNorm(ConditionedNorm):
     normalized by. The levels come from `set_noise_level`, which a network calls first in its forward pass.
 
     Weight averages (EMA) should average the buffers as they do the weights, or better have them estimated
-    anew: see `gnunet.norms.precise_statistics`.
+    anew: see `gnunet.norms.update_bn_stats`.
     """
 
     batch_dependent = True
@@ -74,7 +74,7 @@ class RunningNorm(ConditionedNorm):
     @torch.no_grad()
     def track(self, batches: Moments) -> None:
         """Take the statistics of normalization batches, S of them, into the buffers or the estimate."""
-        if is_run_again_for_backward():
+        if in_checkpoint_recompute():
             return
         finite = (batches.mean.isfinite() & batches.variance.isfinite()).all(1, keepdim=True)
         present = ((batches.noise > 0) & finite).to(batches.mean.dtype).T.unsqueeze(2)  # (K, S, 1)
@@ -101,7 +101,9 @@ class RunningNorm(ConditionedNorm):
 
 def running_buffers(model: nn.Module) -> list[Tensor]:
     """The buffers in which the layers of a model gather statistics in training."""
-    return [buffer for layer in model.modules() if isinstance(layer, RunningNorm) for buffer in layer.buffers(False)]
+    return [
+        buffer for layer in model.modules() if isinstance(layer, RunningStatsNorm) for buffer in layer.buffers(False)
+    ]
 
 
 class Estimate:
@@ -126,7 +128,7 @@ class Estimate:
             self.variance += share * (variance - self.variance + (1 - share) * step.square())
 
 
-def is_run_again_for_backward() -> bool:
+def in_checkpoint_recompute() -> bool:
     """Whether this is torch.utils.checkpoint's second run of a forward pass."""
     # It happens within a backward pass, which is where autograd has a task at work.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
@@ -142,7 +144,7 @@ def set_noise_level(model: nn.Module, timestep: Tensor) -> None:
     """
     bins: dict[tuple[float, ...], Tensor] = {}
     for layer in model.modules():
-        if isinstance(layer, RunningNorm) and layer.noise_edges:
+        if isinstance(layer, RunningStatsNorm) and layer.noise_edges:
             if layer.noise_edges not in bins:
                 # By comparisons with plain numbers: edges in a buffer would be rounded with a model in half precision.
                 reached = [(timestep >= edge).long() for edge in layer.noise_edges]

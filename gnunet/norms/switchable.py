@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .moments import standardized
-from .running import RunningNorm
+from .running import RunningStatsNorm
 
 
-class SwitchableNorm(RunningNorm):
+class SwitchableNorm(RunningStatsNorm):
     """(u - mean) / sqrt(var + eps) with learned mixtures of instance, layer and batch statistics.
 
     The weights of the three, in this order, are softmax(mean_logits) for the means and

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .running import Estimate, RunningNorm
+from .running import Estimate, RunningStatsNorm
 
 
 @torch.no_grad()
-def precise_statistics(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> int:
+def update_bn_stats(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> int:
     """Replace the running statistics of a model's layers by those of its present weights on given batches.
 
     In training they lag behind the weights, and in a weight average they are another model's. These are
@@ -33,7 +33,7 @@ def precise_statistics(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> 
     Raises:
         ValueError: no batches. After this and after any error of the model, the statistics are the old ones.
     """
-    layers = [module for module in model.modules() if isinstance(module, RunningNorm)]
+    layers = [module for module in model.modules() if isinstance(module, RunningStatsNorm)]
     if not layers:
         return 0
     modes = [(module, module.training) for module in model.modules()]
@@ -48,7 +48,7 @@ def precise_statistics(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> 
             model(*batch)
             number += 1
         if number == 0:
-            raise ValueError("precise_statistics got no batches")
+            raise ValueError("update_bn_stats got no batches")
         for layer in layers:
             assert layer.estimate is not None
             for buffer, value in (

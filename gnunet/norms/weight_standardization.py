@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .conv import ReparametrizedConv, filter_dims, per_filter
 from .group import GroupNorm
-from .layer import ConditionedNorm
+from .layer import NormAct
 from .options import Option, is_number
 
 _LEAST_VARIANCE = 1e-4
@@ -69,7 +69,7 @@ class ScaledResidual(nn.Module):
         return f"scale={self.scale}"
 
 
-class ScaledWS(ConditionedNorm):
+class ScaledWS(NormAct):
     """No statistics: u / input_std, and SiLU scaled to keep a unit variance, between `ScaledStandardizedConv`s.
 
     Brock et al., Characterizing Signal Propagation to Close the Performance Gap in Unnormalized ResNets

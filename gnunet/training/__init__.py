@@ -1,6 +1,6 @@
 """Training: the loop, checkpoints, the moving average, progress."""
 
-from gnunet.distributed.launch import spread_over_cpus
+from gnunet.distributed.launch import spawn_cpu_processes
 from gnunet.training.trainer import fit
 
-__all__ = ["fit", "spread_over_cpus"]
+__all__ = ["fit", "spawn_cpu_processes"]

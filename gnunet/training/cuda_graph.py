@@ -41,7 +41,7 @@ def is_wanted(config: Config, accelerator: Accelerator) -> bool:
 def _obstacle(config: Config, accelerator: Accelerator) -> str | None:
     if accelerator.device.type not in DEVICES:
         return f"on a device of type {accelerator.device.type}"
-    if fsdp.is_asked_for() and torch.distributed.is_initialized():
+    if fsdp.is_requested() and torch.distributed.is_initialized():
         return "with FSDP"
     norm = config.model.norm
     kinds = {norm.kind, *(keys.get("kind") for keys in norm.overrides.values())}

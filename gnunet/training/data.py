@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gnunet.config import Config, ValidationConfig, image_kwargs
-from gnunet.data import ImageTable, ValidationBank, load_images, split_rows
+from gnunet.data import DecodedImages, ValidationSet, load_images, split_rows
 from gnunet.training.progress import decoding_lines
 
 
@@ -13,15 +13,15 @@ from gnunet.training.progress import decoding_lines
 class RunData:
     """A table of images and how its rows are split."""
 
-    table: ImageTable
+    table: DecodedImages
     train_rows: np.ndarray
     """int64, ascending."""
     validation_rows: np.ndarray
     """int64, ascending; empty where none are held out."""
 
-    def bank(self, validation: ValidationConfig) -> ValidationBank:
+    def bank(self, validation: ValidationConfig) -> ValidationSet:
         """The bank of the validation loss, over training images where none are held out."""
-        return ValidationBank(
+        return ValidationSet(
             self.table, self.validation_rows if len(self.validation_rows) else self.train_rows,
             num_examples=validation.num_examples, num_bins=validation.num_bins,
             log_snr_min=validation.log_snr_min, log_snr_max=validation.log_snr_max,

@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name
-from gnunet.checkpoint.trained_model import Sampleable
+from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
 from gnunet.diffusion import make_grid
-from gnunet.distributed.signals import StopRequest
-from gnunet.evaluation import Metric, check_reference, find_metrics, load_extractors, make_scorer
-from gnunet.evaluation.batching import one_thread, rounds
+from gnunet.distributed.signals import StopSignal
+from gnunet.evaluation import Metric, check_reference, get_metrics, load_extractors, make_scorer
+from gnunet.evaluation.batching import rounds, single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
 from gnunet.files import write_file
@@ -29,7 +29,7 @@ from gnunet.training.session import Session
 
 def chosen_metrics(evaluate: EvaluateConfig) -> list[Metric]:
     """The metrics that a configuration names."""
-    return find_metrics(list(dict.fromkeys(evaluate.metrics)), [*EXTRACTORS, *evaluate.extractors])
+    return get_metrics(list(dict.fromkeys(evaluate.metrics)), [*EXTRACTORS, *evaluate.extractors])
 
 
 def check_extractors(evaluate: EvaluateConfig) -> None:
@@ -51,20 +51,20 @@ def processes_of(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def sampled(model: Sampleable, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
-    """The images of a model as something to measure: image i is sample.py's. `check`: see `Sampleable.sample`.
+def sampled(model: TrainedModel, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
+    """The images of a model as something to measure: image i is sample.py's. `check`: see `TrainedModel.sample`.
 
     On a CPU in one thread, since the bits depend on the number of threads, and that on the launch.
     """
 
     def images(indices: range) -> Any:
-        with one_thread():
+        with single_threaded():
             return model.sample(indices, accelerator, check=check)
 
     return images
 
 
-def settings_of(model: Sampleable) -> dict[str, Any]:
+def settings_of(model: TrainedModel) -> dict[str, Any]:
     """What decides the samples of a model besides its weights and their number, as records name it."""
     sampling = model.sampling
     return {
@@ -76,7 +76,7 @@ def settings_of(model: Sampleable) -> dict[str, Any]:
     }
 
 
-def evaluate(session: Session, images_seen: int, *, stop: StopRequest, display: Display) -> dict[str, Any]:
+def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: Display) -> dict[str, Any]:
     """Measure the averaged weights' samples against the training images, all processes together.
 
     Each process samples whole batches in turn; after each round of batches the processes exchange features.
@@ -158,7 +158,7 @@ def note_best(state: TrainState, evaluate: EvaluateConfig, values: dict[str, Any
 def sample_grid(session: Session, check: Callable[[], None]) -> np.ndarray:
     """Images 0 .. sampling.num_images - 1 of the averaged weights, uint8 (N, H, W, C), on every process.
 
-    The processes sample whole batches in turn. `check`: see `Sampleable.sample`.
+    The processes sample whole batches in turn. `check`: see `TrainedModel.sample`.
     """
     model, accelerator = session.averaged, session.accelerator
     settings, rank, world = model.sampling, accelerator.process_index, accelerator.num_processes

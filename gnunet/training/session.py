@@ -12,17 +12,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from gnunet.checkpoint.trained_model import Sampleable
+from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import Config, accumulation_steps, unet_kwargs
-from gnunet.data import TrainingExamples, ValidationBank, training_loader
+from gnunet.data import TrainingDataset, ValidationSet, training_loader
 from gnunet.diffusion import Process, make_process, to_unit_range
 from gnunet.diffusion.process import Level, expand
 from gnunet.distributed.fsdp import Sharding
-from gnunet.distributed.signals import StopRequest
-from gnunet.distributed.strategy import GraphedUpdate, ShardedUpdate, Update
+from gnunet.distributed.signals import StopSignal
+from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
 from gnunet.models import UNet2D
-from gnunet.norms import NORMS, force_weight_norm, precise_statistics, running_buffers
-from gnunet.random_streams import Purpose, Stream
+from gnunet.norms import NORMS, force_weight_norm, running_buffers, update_bn_stats
+from gnunet.random_streams import Stream, StreamKey
 from gnunet.training import cuda_graph
 from gnunet.training.cuda_graph import Graphs
 from gnunet.training.data import load_run_data
@@ -67,13 +67,13 @@ class Session:
     accelerator: Accelerator
     micro_batch_size: int
     accumulation: int
-    examples: TrainingExamples
-    bank: ValidationBank
+    examples: TrainingDataset
+    bank: ValidationSet
     data: dict[str, Any]
     """What a checkpoint remembers of the data: fingerprint, class names, training images of each class."""
     unet: UNet2D
     ema: EMA
-    update: Update
+    update: DDPStrategy
     process: Process
     sharding: Sharding | None = None
     """How network and average are split over the processes; None where each has all of them."""
@@ -99,9 +99,9 @@ class Session:
         return {"micro_batch_size": self.micro_batch_size, **processes}
 
     @property
-    def averaged(self) -> Sampleable:
+    def averaged(self) -> TrainedModel:
         """The averaged weights, to sample from."""
-        return Sampleable.of_run(self.averaged_network, self.config, self.data, Path(self.config.run_dir).name)
+        return TrainedModel.of_run(self.averaged_network, self.config, self.data, Path(self.config.run_dir).name)
 
     @property
     def averaged_network(self) -> UNet2D:
@@ -114,7 +114,7 @@ class Session:
     def estimate_statistics(self, count: int) -> None:
         """Give the average running statistics of its own weights on so many micro-batches."""
         with self.accelerator.autocast():
-            precise_statistics(self.ema.model, self.statistics_batches(count))
+            update_bn_stats(self.ema.model, self.statistics_batches(count))
 
     def statistics_batches(self, count: int) -> Iterator[tuple[Tensor, ...]]:
         """What the network is called with for the first micro-batches of a run of one process, which are the same at
@@ -146,7 +146,7 @@ class Session:
         """Whether a step's result should be waited for when the next one is queued, so that the device has work."""
         return self.graphs is not None and self.accelerator.device.type == "cuda"
 
-    def step(self, batches: Iterator[dict[str, Tensor]], images_seen: int, *, stop: bool | StopRequest) -> Step:
+    def step(self, batches: Iterator[dict[str, Tensor]], images_seen: int, *, stop: bool | StopSignal) -> Step:
         """One optimizer step: forward and backward over this process's share of a batch, update, average.
 
         Args:
@@ -161,7 +161,7 @@ class Session:
         for part in range(self.accumulation):
             batch = next(batches)
             if self.config.model.dropout:
-                masks = Stream(self.config.seed, Purpose.DROPOUT).raw(int(batch["index"][0]), 1)
+                masks = Stream(self.config.seed, StreamKey.DROPOUT).raw(int(batch["index"][0]), 1)
                 torch.manual_seed(int(masks[0]) >> 1)
             images, noise, level, labels = self.on_device(batch)
             given = [images, noise, *vars(level).values(), *([] if labels is None else [labels])]
@@ -269,7 +269,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
 
     run_data = load_run_data(config)
     table, train_rows = run_data.table, run_data.train_rows
-    examples = TrainingExamples(
+    examples = TrainingDataset(
         table, train_rows, seed=config.seed, flip=config.data.flip, label_drop=config.data.label_drop,
         class_conditional=config.data.class_conditional,
     )  # fmt: skip
@@ -299,7 +299,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
-    kind = GraphedUpdate if is_graphed else Update if sharding is None else ShardedUpdate
+    kind = CudaGraphStrategy if is_graphed else DDPStrategy if sharding is None else FSDPStrategy
     update = kind(unet, adamw, accelerator)
     if train.compile:
         compile_network(unet, device, "default" if train.compile is True else train.compile)

@@ -17,11 +17,11 @@ from gnunet.checkpoint.checkpoint import (
     TrainState,
     load_checkpoint,
     load_weights,
-    mark_best,
     newest_checkpoint,
     read_state,
     rotate_checkpoints,
     save_checkpoint,
+    write_best_pointer,
 )
 from gnunet.checkpoint.export import export_model, exported_images
 from gnunet.checkpoint.run_dir import RunFolder
@@ -29,7 +29,7 @@ from gnunet.config import Config, to_yaml
 from gnunet.distributed.accelerator import close, keep_freed_memory, make_accelerator
 from gnunet.distributed.collectives import on_main
 from gnunet.distributed.fsdp import local
-from gnunet.distributed.signals import Stopped, StopRequest
+from gnunet.distributed.signals import Stopped, StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
 from gnunet.evaluation import validation_loss
 from gnunet.models import UNet2D
@@ -107,7 +107,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
         run.timing.rewind(state.reported)
         if checkpoint is not None:
             # What the run had still to do when it ended just behind its checkpoint.
-            settle_checkpoints(run, config, state)
+            prune_checkpoints(run, config, state)
             if exported_images(run.model) != state.images:
                 export(session, run, state, checkpoint)
     if train.trackers:
@@ -115,7 +115,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
 
     total = session.total_images
     batches = session.batches(state.images)
-    stop = StopRequest()
+    stop = StopSignal()
     display = Display(images=state.images, total=total, run_dir=config.run_dir, enabled=accelerator.is_main_process)
     unread: deque[tuple[int, Step]] = deque()  # steps whose results are not read yet, and the images seen behind each
     seconds, timed_images = 0.0, 0  # of the steps since the last log line
@@ -242,7 +242,7 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
         )
 
 
-def end_stopped(session: Session, run: RunFolder, state: TrainState, stop: StopRequest, display: Display) -> int:
+def end_stopped(session: Session, run: RunFolder, state: TrainState, stop: StopSignal, display: Display) -> int:
     """Write the checkpoint of a run that was asked to stop; returns the exit status, on every process the same."""
     save(session, run, state, with_model=False)  # launchers kill soon after they signal
     display.message(f"stopped at {state.images} images, checkpoint written; the same command resumes the run")
@@ -265,7 +265,7 @@ def is_anything_due(config: Config, state: TrainState, total: int) -> bool:
     return any(is_due(interval, state, state.images >= total) for interval in every)
 
 
-def validate(session: Session, images: int, stop: StopRequest) -> dict[str, Any]:
+def validate(session: Session, images: int, stop: StopSignal) -> dict[str, Any]:
     """The line of metrics.jsonl with the validation loss of the averaged weights.
 
     Raises:
@@ -302,7 +302,7 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
     )  # fmt: skip
     try:
         on_main(accelerator, run.metrics.sync)
-        checkpoint = write(accelerator=accelerator) if session.update.in_parts else on_main(accelerator, write)
+        checkpoint = write(accelerator=accelerator) if session.update.state_is_sharded else on_main(accelerator, write)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
@@ -310,7 +310,7 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
         ) from None
 
     def follow() -> None:
-        settle_checkpoints(run, session.config, state)
+        prune_checkpoints(run, session.config, state)
         if with_model:
             export(session, run, state, checkpoint)
 
@@ -334,9 +334,9 @@ def check_finite(session: Session, state: TrainState) -> None:
         )
 
 
-def settle_checkpoints(run: RunFolder, config: Config, state: TrainState) -> None:
+def prune_checkpoints(run: RunFolder, config: Config, state: TrainState) -> None:
     """Name the best checkpoint and remove those that are no longer kept, behind the one of `state`."""
-    mark_best(run.checkpoints, state.best)
+    write_best_pointer(run.checkpoints, state.best)
     best = state.best.get("images")
     rotate_checkpoints(run.checkpoints, config.train.keep_checkpoints, newest=state.images, best=best)
 

@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
 
-from gnunet.checkpoint.jsonl import JsonLines
+from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.config import Config, image_kwargs, unet_kwargs
 from gnunet.data import load_images
 from gnunet.distributed.accelerator import make_accelerator
@@ -54,7 +54,7 @@ class Loop:
 def gnunet_loop(config: Config, folder: Path) -> Loop:
     """gnunet's network and loop."""
     session = build(config, make_accelerator(config))
-    batches, log = session.batches(0), JsonLines(folder / "metrics.jsonl")
+    batches, log = session.batches(0), JsonlLogger(folder / "metrics.jsonl")
     seen, window, unread = 0, 0.0, deque()
 
     def step() -> None:
@@ -107,7 +107,7 @@ def diffusers_loop(config: Config, folder: Path) -> Loop:
     lr_scheduler = get_scheduler("constant", optimizer)
     ema.to(accelerator.device)
     dtype = DTYPES[config.train.mixed_precision]
-    batches, log, seen = _diffusers_batches(config), JsonLines(folder / "metrics.jsonl"), 0
+    batches, log, seen = _diffusers_batches(config), JsonlLogger(folder / "metrics.jsonl"), 0
 
     def step() -> None:
         nonlocal seen

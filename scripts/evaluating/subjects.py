@@ -8,9 +8,9 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from gnunet.checkpoint.trained_model import Sampleable, harmless_config
+from gnunet.checkpoint.trained_model import TrainedModel, sanitize_config
 from gnunet.config import Config, EvaluateConfig
-from gnunet.data import ImageTable, load_images
+from gnunet.data import DecodedImages, load_images
 from gnunet.data.sources.base import visible_files
 from gnunet.data.sources.folder import IMAGE_SUFFIXES
 from gnunet.errors import ConfigError, DataError
@@ -29,7 +29,7 @@ LOOKED_AT = 1000
 class Samples:
     """Samples of a model: images 0..n-1 of as many seeds as there are repeats."""
 
-    model: Sampleable
+    model: TrainedModel
 
     @property
     def name(self) -> str:
@@ -112,7 +112,7 @@ class Files:
 class ReferenceImages:
     """The images that a subject is compared with."""
 
-    table: ImageTable
+    table: DecodedImages
     rows: np.ndarray
     name: str
     cache_dir: str | None
@@ -159,7 +159,7 @@ def open_reference(given: str | None, split: str, subject: Samples | Files, resi
         return reference
     path = Path(given).expanduser()
     if (path / "config.yaml").is_file():
-        reference = _images_of(harmless_config(path / "config.yaml"), given)
+        reference = _images_of(sanitize_config(path / "config.yaml"), given)
         theirs = reference.table.images.shape[1:]
         if theirs != (subject.resolution, subject.resolution, subject.channels):
             raise DataError(

@@ -9,9 +9,9 @@ import torch
 from gnunet.ablation.cost import saved_mib, step_cost
 from gnunet.ablation.measure import bank_errors, bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds
 from gnunet.distributed.accelerator import make_accelerator
-from gnunet.distributed.signals import StopRequest
-from gnunet.evaluation.validation import errors_of, summarize
-from gnunet.norms import precise_statistics
+from gnunet.distributed.signals import StopSignal
+from gnunet.evaluation.validation import per_example_errors, summarize
+from gnunet.norms import update_bn_stats
 from gnunet.training import trainer
 from gnunet.training.session import build
 
@@ -43,7 +43,7 @@ def session(tiny):
 def plain_errors(session, network, indices) -> torch.Tensor:
     with torch.no_grad():
         accelerator = session.accelerator
-        return errors_of(
+        return per_example_errors(
             network, session.process, session.bank, indices, device="cpu", autocast=accelerator.autocast
         )  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_errors_are_those_of_the_validation_loss(session):
     trained = session()
     errors = bank_errors(trained)
     found = summarize(np.array(errors["running"]), trained.bank.bins, trained.bank.num_bins)
-    assert found.mean == pytest.approx(trainer.validate(trained, 16, StopRequest())["validation_loss"], rel=1e-6)
+    assert found.mean == pytest.approx(trainer.validate(trained, 16, StopSignal())["validation_loss"], rel=1e-6)
     assert errors["precise"] is errors["batch"] is None  # they would be the same
 
 
@@ -84,7 +84,7 @@ class TestOfNormsThatDependOnTheBatch:
         trained = session("batch")
         network = copy.deepcopy(trained.ema.model)
         errors = bank_errors(trained)
-        assert precise_statistics(network, trained.statistics_batches(16)) == 16  # which have 64 images and more
+        assert update_bn_stats(network, trained.statistics_batches(16)) == 16  # which have 64 images and more
         assert errors["precise"] == pytest.approx(plain_errors(trained, network.eval(), range(16)), rel=1e-5)
         assert errors["precise"] != errors["running"]
 
@@ -108,7 +108,7 @@ class TestMagnitudes:
         for b in range(4):
             indices = np.flatnonzero(trained.bank.bins == b)
             with torch.enable_grad():
-                errors = errors_of(
+                errors = per_example_errors(
                     network, trained.process, trained.bank, indices, device="cpu",
                     autocast=trained.accelerator.autocast,
                 )  # fmt: skip

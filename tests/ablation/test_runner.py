@@ -12,7 +12,7 @@ import yaml
 from gnunet.ablation.eta import Expected, in_words
 from gnunet.ablation.plan import Cell, Plan
 from gnunet.ablation.runner import missing, slots
-from gnunet.ablation.study_runner import Laboratory
+from gnunet.ablation.study_runner import StudyRunner
 from gnunet.config import Config, from_yaml
 from gnunet.errors import ConfigError
 
@@ -22,12 +22,12 @@ def laboratory(tiny_flags, tmp_path):
     """Opens a study of tiny runs with the given keys."""
     _, file, _, source, _, cache, *_ = tiny_flags("unused")
 
-    def open_study(only=(), **keys) -> Laboratory:
+    def open_study(only=(), **keys) -> StudyRunner:
         base = {"data.source": source, "data.cache_dir": cache, "train.max_nonfinite": 1, **keys.pop("base", {})}
         study = {"title": "T", "question": "Q", "config": file, "baseline": "group", "base": base, **keys}
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(study, sort_keys=False))
-        return Laboratory.open(path, budget=None, folder=tmp_path / "study", only=only, flags={})
+        return StudyRunner.open(path, budget=None, folder=tmp_path / "study", only=only, flags={})
 
     return open_study
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gnunet.checkpoint.checkpoint import check_whole, list_checkpoints
+from gnunet.checkpoint.checkpoint import list_checkpoints, verify_checkpoint
 from gnunet.config import Config
-from gnunet.errors import run_program
+from gnunet.errors import run_cli
 from gnunet.training import fit
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -52,7 +52,7 @@ def in_a_process(program: Callable[[], int], output: Path) -> int:
         os.dup2(file, sys.stderr.fileno())
         status = 1
         try:
-            status = run_program(program)
+            status = run_cli(program)
         finally:
             sys.stdout.flush()
             os._exit(status)
@@ -76,7 +76,7 @@ def test_a_full_disk_loses_nothing(tiny, start_ranks, tmp_path, every, room):
     said = (tmp_path / "small/first.out").read_text()
     assert "Traceback" not in said and "cannot be written" in said and "No space left" in said, said
     for path in list_checkpoints(tmp_path / "small/left/checkpoints"):
-        check_whole(path)
+        verify_checkpoint(path)
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         ended, whole = (tmp_path / run / "checkpoints/000000064" / name for run in ("small/ended", "whole"))
         assert ended.read_bytes() == whole.read_bytes()

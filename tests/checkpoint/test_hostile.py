@@ -26,7 +26,7 @@ from gnunet.checkpoint.checkpoint import (
     save_checkpoint,
 )
 from gnunet.checkpoint.export import export_model
-from gnunet.checkpoint.trained_model import open_sampleable
+from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.config import Config, from_yaml, to_yaml, unet_kwargs
 from gnunet.diffusion import make_process
 from gnunet.errors import CheckpointError, GnunetError
@@ -46,9 +46,9 @@ SPARE = 2**30
 
 @pytest.fixture
 def assert_refused(little_memory: Callable[..., AbstractContextManager[None]]) -> Callable[..., None]:
-    """`assert_refused(path, *words, opened=open_sampleable)`: by an error with these words, without taking memory."""
+    """`assert_refused(path, *words, opened=load_trained_model)`: by an error with these words, in little memory."""
 
-    def check(path: Path, *words: str, opened: Callable[[Path], Any] = open_sampleable) -> None:
+    def check(path: Path, *words: str, opened: Callable[[Path], Any] = load_trained_model) -> None:
         with little_memory(SPARE), pytest.raises(GnunetError) as caught:
             opened(path)
         text = str(caught.value)
@@ -153,7 +153,7 @@ def test_no_pickle_is_read_under_a_name_of_a_checkpoint(assert_refused, checkpoi
         )
     else:
         file = best if name == "../best" else checkpoint
-        assert_refused(file, Path(name).name, opened=lambda path: open_sampleable(path, weights))
+        assert_refused(file, Path(name).name, opened=lambda path: load_trained_model(path, weights))
     assert not (tmp_path / "marker").exists()
 
 
@@ -176,8 +176,8 @@ def test_no_pickle_is_read_beside_what_is_whole(assert_refused, checkpoint, expo
                 (checkpoint / f"{stem}{suffix}").write_bytes(content)
             for folder in (exported, exported / "unet", exported / "scheduler"):
                 (folder / f"diffusion_pytorch_model{suffix}").write_bytes(content)
-        open_sampleable(checkpoint)
-        open_sampleable(exported)
+        load_trained_model(checkpoint)
+        load_trained_model(exported)
     (exported / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     assert_refused(exported, "diffusion_pytorch_model.safetensors")
     with pytest.raises(OSError, match="safetensors"):
@@ -195,13 +195,13 @@ def test_a_checkpoint_names_no_code_to_run_and_no_folder_to_write_to(checkpoint,
     )  # fmt: skip
     (checkpoint / "config.yaml").write_text(to_yaml(config))
     seal(checkpoint)
-    found = open_sampleable(checkpoint).config
+    found = load_trained_model(checkpoint).config
     assert found.evaluate.extractors == {} and found.evaluate.weights == {"dinov2": "weights.safetensors"}
     assert found.data.cache_dir is None and "evaluate.extractors" in caplog.text
     cache = tmp_path / "elsewhere" / "images-0"
     cache.mkdir(parents=True)
     (cache / "table.json").touch()
-    assert open_sampleable(checkpoint).config.data.cache_dir == str(tmp_path / "elsewhere")
+    assert load_trained_model(checkpoint).config.data.cache_dir == str(tmp_path / "elsewhere")
 
 
 # Paths.
@@ -213,7 +213,7 @@ def test_best_names_a_checkpoint_beside_it(assert_refused, checkpoint, name):
     best.write_text(json.dumps({"checkpoint": name}))
     assert_refused(best, str(best), "a checkpoint beside it")
     best.write_text(json.dumps({"checkpoint": checkpoint.name}))
-    assert open_sampleable(best).name == "default-000000008"
+    assert load_trained_model(best).name == "default-000000008"
 
 
 def test_folders_that_are_named_by_no_number_are_no_checkpoints(checkpoint):
@@ -237,13 +237,13 @@ def test_shards_lie_beside_their_index_and_are_safetensors(assert_refused, expor
 
 
 def test_shards_that_belong_together_load(exported):
-    plain = open_sampleable(exported).network.state_dict()
+    plain = load_trained_model(exported).network.state_dict()
     shutil.rmtree(exported / "unet")
     network = UNet2D(**unet_kwargs(config_of(), 2))
     network.load_state_dict(plain)
     network.save_pretrained(exported / "unet", max_shard_size="20KB")
     assert len(list((exported / "unet").glob("*-of-*.safetensors"))) > 1
-    found = open_sampleable(exported).network.state_dict()
+    found = load_trained_model(exported).network.state_dict()
     assert all(torch.equal(found[name], value) for name, value in plain.items())
 
 
@@ -252,7 +252,7 @@ def test_links_are_followed_to_files_alone(assert_refused, checkpoint, tmp_path)
     for name in FILES:
         shutil.move(checkpoint / name, tmp_path / name)
         (checkpoint / name).symlink_to(tmp_path / name)
-    open_sampleable(checkpoint)
+    load_trained_model(checkpoint)
     for name in (*FILES, "manifest.json"):
         (checkpoint / name).unlink()
         (checkpoint / name).symlink_to("/dev/zero")
@@ -383,13 +383,13 @@ def test_yaml_that_grows(assert_refused, checkpoint, text, words):
     seal(checkpoint)
     assert_refused(checkpoint, "config.yaml")
     with pytest.raises(GnunetError, match=words):
-        open_sampleable(checkpoint)
+        load_trained_model(checkpoint)
 
 
 def test_a_name_with_control_characters_is_made_printable(checkpoint):
     (checkpoint / "config.yaml").write_text(to_yaml(config_of(run_dir="runs/a\x1b[2Jb\n")))
     seal(checkpoint)
-    assert open_sampleable(checkpoint).name == "a_[2Jb_-000000008"
+    assert load_trained_model(checkpoint).name == "a_[2Jb_-000000008"
 
 
 STATES = {
@@ -541,7 +541,7 @@ def test_what_nobody_touched_opens(little_memory, whole):
     weights = load_file(whole / "checkpoints" / "000000008" / "ema.safetensors")
     for path in (whole, whole / "checkpoints" / "000000008"):
         with little_memory(SPARE):
-            found = open_sampleable(path)
+            found = load_trained_model(path)
         assert all(torch.equal(found.network.state_dict()[name], value) for name, value in weights.items())
         assert found.class_counts == [1, 2] and found.null_label == 2 and found.resolution == 16
-    assert open_sampleable(whole / "model").class_names == ["a", "b"]
+    assert load_trained_model(whole / "model").class_names == ["a", "b"]

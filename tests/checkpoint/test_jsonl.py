@@ -1,24 +1,24 @@
 import json
 import math
 
-from gnunet.checkpoint.jsonl import JsonLines
+from gnunet.checkpoint.jsonl import JsonlLogger
 
 
 def test_writes_one_object_a_line(tmp_path):
-    log = JsonLines(tmp_path / "m.jsonl")
+    log = JsonlLogger(tmp_path / "m.jsonl")
     log.write({"images": 8, "loss": 0.1})
     log.write({"images": 16, "loss": 0.25})
     assert [json.loads(line)["loss"] for line in log.path.read_text().splitlines()] == [0.1, 0.25]
 
 
 def test_values_that_json_lacks_become_null(tmp_path):
-    log = JsonLines(tmp_path / "m.jsonl")
+    log = JsonlLogger(tmp_path / "m.jsonl")
     log.write({"images": 8, "loss": math.nan, "bins": [1.0, math.inf, None]})
     assert log.path.read_text() == '{"images": 8, "loss": null, "bins": [1.0, null, null]}\n'
 
 
 def test_rewind_drops_later_lines_and_a_torn_one(tmp_path):
-    log = JsonLines(tmp_path / "m.jsonl")
+    log = JsonlLogger(tmp_path / "m.jsonl")
     for images in (8, 16, 16, 24):
         log.write({"images": images})
     with log.path.open("a") as file:
@@ -30,5 +30,5 @@ def test_rewind_drops_later_lines_and_a_torn_one(tmp_path):
 
 
 def test_rewind_of_nothing(tmp_path):
-    JsonLines(tmp_path / "m.jsonl").rewind(0)
+    JsonlLogger(tmp_path / "m.jsonl").rewind(0)
     assert not (tmp_path / "m.jsonl").exists()

@@ -15,7 +15,7 @@ LEAKS = (
     "Traceback",
     "validation error",
     "<class",
-    "Unreadable",
+    "UnparsedValue",
     "Options",
     "tagged-union",
 )

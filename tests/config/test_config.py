@@ -21,7 +21,7 @@ from gnunet.config import (
     unet_kwargs,
 )
 from gnunet.config.checks import SAMPLERS
-from gnunet.config.merge import Layer, read_mapping
+from gnunet.config.merge import Layer, load_yaml
 from gnunet.config.norms import SECTIONS
 from gnunet.config.schema import describe_field, section_types, walk
 from gnunet.diffusion import make_process
@@ -381,4 +381,4 @@ def test_a_tree_survives_yaml(config: Config) -> None:
     assert again == config
     assert to_yaml(again) == text
     assert differences(again, config) == []
-    assert read_mapping(text, "x").keys() == yaml.safe_load(text).keys()
+    assert load_yaml(text, "x").keys() == yaml.safe_load(text).keys()

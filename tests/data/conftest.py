@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnunet.data import ImageTable
+from gnunet.data import DecodedImages
 
 
 @pytest.fixture(autouse=True)
@@ -16,10 +16,10 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
-def table() -> ImageTable:
+def table() -> DecodedImages:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
-    return ImageTable.from_arrays(images, rng.integers(0, 5, 23), tuple("abcde"))
+    return DecodedImages.from_arrays(images, rng.integers(0, 5, 23), tuple("abcde"))
 
 
 @pytest.fixture

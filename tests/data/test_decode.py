@@ -295,10 +295,12 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch):
     monkeypatch.setattr(decode, "LARGE", 63)
     held = []
     original = decode.flatten
-    monkeypatch.setattr(decode, "flatten", lambda image: held.append(decode._one_large.locked()) or original(image))
+    monkeypatch.setattr(
+        decode, "flatten", lambda image: held.append(decode._large_image_lock.locked()) or original(image)
+    )
     for size in (8, 7, 8):
         decode_image(Image.new("L", (size, size)), 4, 1)
-    assert held == [True, False, True] and not decode._one_large.locked()
+    assert held == [True, False, True] and not decode._large_image_lock.locked()
 
 
 def test_no_resampling_where_the_shorter_side_fits():

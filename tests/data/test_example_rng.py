@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from gnunet.data.example_rng import Draws, row_order, split_rows
 from gnunet.errors import ConfigError, DataError
-from gnunet.random_streams import Purpose, Stream, generator
+from gnunet.random_streams import Stream, StreamKey, generator
 
 
-@given(st.integers(0, 2**64 - 1), st.sampled_from(Purpose), st.integers(0, 2**64 - 1))
+@given(st.integers(0, 2**64 - 1), st.sampled_from(StreamKey), st.integers(0, 2**64 - 1))
 @settings(max_examples=50, deadline=None)
 def test_stream_starts_anew_at_every_index(seed, purpose, index):
     stream = Stream(seed, purpose)
@@ -19,10 +19,10 @@ def test_stream_starts_anew_at_every_index(seed, purpose, index):
 
 def test_streams_are_fixed_for_ever():
     # Other numbers here mean that a run resumed from an older checkpoint sees other examples.
-    assert Stream(5, Purpose.EXAMPLE).raw(3, 2).tolist() == [9963805479923663375, 424213220758705450]
+    assert Stream(5, StreamKey.EXAMPLE).raw(3, 2).tolist() == [9963805479923663375, 424213220758705450]
     np.testing.assert_array_equal(
-        Stream(5, Purpose.EXAMPLE).raw(3, 8),
-        np.random.Philox(key=[5, Purpose.EXAMPLE], counter=[0, 0, 0, 3]).random_raw(8),
+        Stream(5, StreamKey.EXAMPLE).raw(3, 8),
+        np.random.Philox(key=[5, StreamKey.EXAMPLE], counter=[0, 0, 0, 3]).random_raw(8),
     )
 
 
@@ -33,14 +33,14 @@ def test_streams_never_overlap():
     assert bits.state["state"]["counter"].tolist() == [10**6, 0, 0, 3]
     seen = set()
     for seed in (0, 1):
-        for purpose in Purpose:
+        for purpose in StreamKey:
             for index in (0, 1, 2, 2**63):
                 seen.update(Stream(seed, purpose).raw(index, 100).tolist())
-    assert len(seen) == 2 * len(Purpose) * 4 * 100
+    assert len(seen) == 2 * len(StreamKey) * 4 * 100
 
 
 def test_neighbouring_streams_are_uncorrelated():
-    noise = np.stack([generator(0, Purpose.NOISE, i).standard_normal(4096) for i in range(20)])
+    noise = np.stack([generator(0, StreamKey.NOISE, i).standard_normal(4096) for i in range(20)])
     correlation = np.corrcoef(noise) - np.eye(20)
     assert np.abs(correlation).max() < 5 / 64
 
@@ -48,7 +48,7 @@ def test_neighbouring_streams_are_uncorrelated():
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seed_out_of_range(seed):
     with pytest.raises(ConfigError, match="valid are 0 to 2"):
-        generator(seed, Purpose.NOISE, 0)
+        generator(seed, StreamKey.NOISE, 0)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(1, 40), st.integers(0, 10**6))

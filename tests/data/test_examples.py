@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from gnunet.data import ImageTable, TrainingExamples, ValidationBank
+from gnunet.data import DecodedImages, TrainingDataset, ValidationSet
 from gnunet.errors import DataError
 
 
 def make(table, rows=None, **keys):
     rows = np.arange(len(table)) if rows is None else rows
-    return TrainingExamples(table, rows, **{"seed": 3, "flip": True, **keys})
+    return TrainingDataset(table, rows, **{"seed": 3, "flip": True, **keys})
 
 
 def test_shapes_types_and_strides(table):
@@ -59,22 +59,22 @@ def test_what_cannot_be(table):
     with pytest.raises(DataError, match="no images to train on"):
         make(table, np.array([], int))
     with pytest.raises(DataError, match="no labels"):
-        make(ImageTable.from_arrays(table.images), class_conditional=True)
+        make(DecodedImages.from_arrays(table.images), class_conditional=True)
     with pytest.raises(DataError, match="uint8"):
-        ImageTable.from_arrays(table.images.astype(np.float32))
+        DecodedImages.from_arrays(table.images.astype(np.float32))
     with pytest.raises(DataError, match="valid is one of 0..1"):
-        ImageTable.from_arrays(table.images, np.full(23, 2), ("a", "b"))
+        DecodedImages.from_arrays(table.images, np.full(23, 2), ("a", "b"))
 
 
 def test_fingerprint_says_pixels_labels_and_names(table):
-    same = ImageTable.from_arrays(table.images.copy(), table.labels, table.class_names)
+    same = DecodedImages.from_arrays(table.images.copy(), table.labels, table.class_names)
     changed = table.images.copy()
     changed[22, 7, 7, 2] ^= 1
     others = [
-        ImageTable.from_arrays(changed, table.labels, table.class_names),
-        ImageTable.from_arrays(table.images, table.labels, tuple("abcdX")),
-        ImageTable.from_arrays(table.images, 4 - table.labels, table.class_names),
-        ImageTable.from_arrays(table.images),
+        DecodedImages.from_arrays(changed, table.labels, table.class_names),
+        DecodedImages.from_arrays(table.images, table.labels, tuple("abcdX")),
+        DecodedImages.from_arrays(table.images, 4 - table.labels, table.class_names),
+        DecodedImages.from_arrays(table.images),
     ]
     assert same.fingerprint == table.fingerprint
     assert len({other.fingerprint for other in others} | {table.fingerprint}) == 5
@@ -89,7 +89,7 @@ def test_examples_travel_to_other_processes(table):
 
 def bank(table, rows, **keys):
     sizes = {"num_examples": 64, "num_bins": 4, "log_snr_min": -8.0, "log_snr_max": 8.0}
-    return ValidationBank(table, rows, **{**sizes, **keys})
+    return ValidationSet(table, rows, **{**sizes, **keys})
 
 
 def test_validation_bank(table):
@@ -123,7 +123,7 @@ def test_validation_fingerprint(table):
         bank(table, rows, num_examples=65),
         bank(table, rows, num_bins=8),
         bank(table, rows, log_snr_max=9.0),
-        bank(ImageTable.from_arrays(table.images), rows),
+        bank(DecodedImages.from_arrays(table.images), rows),
     ]
     assert fingerprint not in {other.fingerprint for other in others}
     with pytest.raises(DataError, match="no images to validate on"):

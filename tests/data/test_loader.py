@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import gnunet
-from gnunet.data import MicroBatchSampler, TrainingExamples, training_loader
+from gnunet.data import MicroBatchSampler, TrainingDataset, training_loader
 from gnunet.errors import ConfigError
 
 
 @pytest.fixture
 def examples(table):
-    return TrainingExamples(table, np.arange(23), seed=11, flip=True, label_drop=0.2, class_conditional=True)
+    return TrainingDataset(table, np.arange(23), seed=11, flip=True, label_drop=0.2, class_conditional=True)
 
 
 def load(examples, *, first=0, last=48, batch_size=16, micro_batch_size=None, world_size=1, num_workers=0):
@@ -83,7 +83,7 @@ def test_sizes_that_do_not_divide():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_batches_from_workers_keep_types_and_strides(table, channels):
     table = type(table).from_arrays(table.images[..., :channels])
-    examples = TrainingExamples(table, np.arange(23), seed=0, flip=True)
+    examples = TrainingDataset(table, np.arange(23), seed=0, flip=True)
     sizes = {"first": 0, "last": 6, "batch_size": 6, "micro_batch_size": 6}
     here, there = (next(iter(training_loader(examples, **sizes, num_workers=n))) for n in (0, 1))
     assert type(there) is dict and set(here) == set(there)
@@ -95,13 +95,13 @@ def test_batches_from_workers_keep_types_and_strides(table, channels):
 GROUP = """
 import os, signal, subprocess, sys
 import numpy as np
-from gnunet.data import ImageTable, TrainingExamples, training_loader
+from gnunet.data import DecodedImages, TrainingDataset, training_loader
 
 caught = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: caught.append(number))
-table = ImageTable.from_arrays(np.zeros((9, 8, 8, 3), np.uint8))
-examples = TrainingExamples(table, np.arange(9), seed=0, flip=True)
+table = DecodedImages.from_arrays(np.zeros((9, 8, 8, 3), np.uint8))
+examples = TrainingDataset(table, np.arange(9), seed=0, flip=True)
 loader = training_loader(
     examples, first=0, last=400, batch_size=4, micro_batch_size=4, num_workers=2
 )

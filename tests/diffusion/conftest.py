@@ -74,7 +74,7 @@ def cumulative_alphas_fixture():
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def single_threaded():
     """Thousands of tiny operations: threads would only wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -82,19 +82,19 @@ def test_a_level_depends_on_its_own_u_alone(config):
 def test_level_at_finds_the_log_snr(log_snr):
     at = torch.tensor([log_snr], dtype=torch.float64)
     for config in (EDMConfig(), FlowConfig()):
-        assert make_process(**config.model_dump()).level_at(at).log_snr.item() == pytest.approx(log_snr, abs=1e-5)
+        assert make_process(**config.model_dump()).from_log_snr(at).log_snr.item() == pytest.approx(log_snr, abs=1e-5)
     for schedule in ("linear", "cosine"):
         process = make_process(**DDPMConfig(beta_schedule=schedule).model_dump())
-        found, every = process.level_at(at), process.level(GRID)
+        found, every = process.from_log_snr(at), process.level(GRID)
         nearest = (every.log_snr.double() - log_snr).abs().min()
         assert (found.log_snr.double() - log_snr).abs() <= nearest + 1e-6
 
 
 def test_level_at_stays_in_range():
     beyond = torch.tensor([-100.0, 100.0], dtype=torch.float64)
-    edm = make_process(**EDMConfig().model_dump()).level_at(beyond)
+    edm = make_process(**EDMConfig().model_dump()).from_log_snr(beyond)
     torch.testing.assert_close(edm.sigma, torch.tensor([80.0, 0.002]))
-    assert make_process(**DDPMConfig().model_dump()).level_at(beyond).timestep.tolist() == [999, 0]
+    assert make_process(**DDPMConfig().model_dump()).from_log_snr(beyond).timestep.tolist() == [999, 0]
 
 
 def test_min_snr_weights_of_each_prediction_type(cumulative_alphas):

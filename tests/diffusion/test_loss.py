@@ -161,7 +161,7 @@ def test_only_the_network_runs_in_low_precision(config):
 def test_edm_target_keeps_its_digits_at_low_noise():
     """(x0 - c_skip * x) / c_out as it stands would be off by 1e-2 here."""
     process = make_process(**EDMConfig().model_dump())
-    level = process.level_at(torch.full((4,), 12.0, dtype=torch.float64))
+    level = process.from_log_snr(torch.full((4,), 12.0, dtype=torch.float64))
     images, noise = torch.rand(4, 1, 8, 8), torch.randn(4, 1, 8, 8)
     x0, n, sigma = images.double(), noise.double(), level.sigma.double()[:, None, None, None]
     c_skip, c_out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt()

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gnunet.ablation.study_runner import Laboratory
+from gnunet.ablation.study_runner import StudyRunner
 from gnunet.checkpoint import checkpoint as checkpoints
 from gnunet.checkpoint.checkpoint import files_of, newest_checkpoint, stored
-from gnunet.checkpoint.sharded_tensors import KINDS, WHOLE, Part, StoredTensors, file_name
-from gnunet.checkpoint.trained_model import open_sampleable
+from gnunet.checkpoint.sharded_tensors import KINDS, WHOLE, Part, ShardedTensorReader, file_name
+from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.config import unet_kwargs
 from gnunet.distributed import fsdp as sharding
 from gnunet.distributed.accelerator import open_accelerator
@@ -104,7 +104,7 @@ def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, t
         assert "resuming" in said and "000000032" in said
         assert_same_curve(tmp_path / name, tmp_path / "whole")
         assert (last(tmp_path / name) / file_name("model", Part(0, 1 if how == "ddp" else world))).is_file()
-        assert open_sampleable(tmp_path / name / "model").network.config.sample_size == 16
+        assert load_trained_model(tmp_path / name / "model").network.config.sample_size == 16
     assert final(tmp_path / "two", 2) == final(tmp_path / "sharded", 2)
     for name in [*files_of(2), "manifest.json"]:
         for damage in (Path.unlink, cut, flip):
@@ -165,7 +165,7 @@ def test_ablations_are_refused(monkeypatch, tmp_path, kind):
         monkeypatch.setenv(name, value)
     study = Path(__file__).parents[2] / "configs/ablations/smoke.yaml"
     with pytest.raises(ConfigError, match="given FSDP for an ablation; valid: one process or DDP"):
-        Laboratory.open(study, budget=None, folder=tmp_path, only=[], flags={}).run(1, dry_run=True)
+        StudyRunner.open(study, budget=None, folder=tmp_path, only=[], flags={}).run(1, dry_run=True)
 
 
 def test_more_parts_than_a_launch_has_processes_are_not_looked_for(tmp_path):
@@ -173,7 +173,7 @@ def test_more_parts_than_a_launch_has_processes_are_not_looked_for(tmp_path):
     with pytest.raises(CheckpointError, match="manifest.json names 5000 parts; valid: at most 4096"):
         stored(tmp_path, "model")
     with pytest.raises(CheckpointError, match="manifest.json is missing or damaged"):
-        checkpoints.check_whole(tmp_path)
+        checkpoints.verify_checkpoint(tmp_path)
 
 
 VARIANTS = {
@@ -292,7 +292,7 @@ def parts(tmp_path: Path) -> list[Path]:
 
 def test_rows_of_several_files_are_read_as_one_tensor(parts):
     into = {"a": torch.zeros(5, 2), "b": torch.zeros(())}
-    found = StoredTensors(parts)
+    found = ShardedTensorReader(parts)
     found.check(into)
     found.read(into)
     assert torch.equal(into["a"], torch.arange(10.0).view(5, 2)) and into["b"] == 1
@@ -302,12 +302,12 @@ def test_rows_of_several_files_are_read_as_one_tensor(parts):
 def test_rows_that_do_not_go_together_are_refused(parts, rows):
     checkpoints.write_tensors(parts[1], {"a": rows}, WHOLE)
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: a is .*; rows before it are F32"):
-        StoredTensors(parts)
+        ShardedTensorReader(parts)
 
 
 def test_too_few_rows_are_refused(parts):
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002.safetensors: belongs to another model: a is"):
-        StoredTensors(parts[:1]).check({"a": torch.zeros(5, 2), "b": torch.zeros(())})
+        ShardedTensorReader(parts[:1]).check({"a": torch.zeros(5, 2), "b": torch.zeros(())})
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_processes_on_cpus_are_told_what_those_on_gpus_are(monkeypatch, tiny, wo
     assert number == processes and told.items() <= environment.items()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert sharding.is_asked_for() == (kind == "fsdp")
+    assert sharding.is_requested() == (kind == "fsdp")
     if "use_fsdp" not in words:  # whose other options are by default those of FSDP1
         sharding.check_options(tiny("run"))
 

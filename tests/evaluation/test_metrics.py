@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from gnunet.data import ImageTable
+from gnunet.data import DecodedImages
 from gnunet.errors import ConfigError
 from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from gnunet.evaluation.features import collect_statistics
-from gnunet.evaluation.metrics import compute_metrics, find_metrics, metric_table
+from gnunet.evaluation.metrics import compute_metrics, get_metrics, metric_table
 from gnunet.evaluation.reference import reference_statistics
 
 
@@ -17,7 +17,7 @@ def test_names():
         "fd_mine", "kid_mine", "precision_mine", "recall_mine",
     ]  # fmt: skip
     assert all(metric.name == name for name, metric in table.items())
-    kid, recall = find_metrics(["kid", "recall_dinov2"])
+    kid, recall = get_metrics(["kid", "recall_dinov2"])
     assert (kid.extractor, kid.statistic, kid.higher_is_better) == ("inception", "kid", False)
     assert (recall.extractor, recall.statistic, recall.higher_is_better) == ("dinov2", "recall", True)
 
@@ -27,9 +27,9 @@ def test_names():
 )
 def test_unknown_names(name, meant):
     with pytest.raises(ConfigError, match=f"no metric '{name}'; did you mean {meant}\\? valid are fid, kid, "):
-        find_metrics(["fid", name])
+        get_metrics(["fid", name])
     with pytest.raises(ConfigError, match="no metric 'zzz'; valid are"):
-        find_metrics(["zzz"])
+        get_metrics(["zzz"])
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def statistics(extractor_of, noise_images, tmp_path):
     """Statistics of copies of a table under noise of some strength, and the table's own."""
     images = noise_images(60) // 4 + 96
     pixels = extractor_of(lambda x: (x.flatten(1).float() / 128 - 1).square())  # noise moves their mean
-    reference = reference_statistics(ImageTable.from_arrays(images), np.arange(60), pixels, tmp_path)
+    reference = reference_statistics(DecodedImages.from_arrays(images), np.arange(60), pixels, tmp_path)
     noise = np.random.default_rng(1).standard_normal(images.shape)
 
     def noised(strength):
@@ -51,7 +51,7 @@ def statistics(extractor_of, noise_images, tmp_path):
 def test_values(statistics):
     noised, reference = statistics
     ours, theirs = noised(20), reference.statistics
-    metrics = find_metrics(["kid_pixels", "recall_pixels", "fd_pixels", "precision_pixels"], ["pixels"])
+    metrics = get_metrics(["kid_pixels", "recall_pixels", "fd_pixels", "precision_pixels"], ["pixels"])
     values = compute_metrics(metrics, {"pixels": ours}, {"pixels": reference})
     kid = kernel_distance(ours.kept, theirs.kept)
     precision, recall = precision_recall(ours.kept, theirs.kept)
@@ -69,7 +69,7 @@ def test_values(statistics):
 
 def test_images_against_themselves_and_their_noised_copies(statistics):
     noised, reference = statistics
-    metrics = find_metrics(["fd_pixels", "kid_pixels", "precision_pixels", "recall_pixels"], ["pixels"])
+    metrics = get_metrics(["fd_pixels", "kid_pixels", "precision_pixels", "recall_pixels"], ["pixels"])
     found = [
         compute_metrics(metrics, {"pixels": noised(strength)}, {"pixels": reference}) for strength in (0, 20, 40, 80)
     ]

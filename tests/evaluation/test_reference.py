@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gnunet.data import ImageTable
+from gnunet.data import DecodedImages
 from gnunet.errors import DataError
 from gnunet.evaluation import features
 from gnunet.evaluation.distances import kernel_sums
@@ -20,7 +20,7 @@ ROWS = np.arange(2, 30)
 
 @pytest.fixture
 def table(noise_images):
-    return ImageTable.from_arrays(noise_images(30))
+    return DecodedImages.from_arrays(noise_images(30))
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_whatever_decides_the_statistics_is_in_the_name(table, extractor_of, noi
         return len(list(tmp_path.glob("*.safetensors")))
 
     assert compute(table, ROWS) == 1
-    assert compute(ImageTable.from_arrays(table.images.copy()), ROWS.tolist()) == 1
-    assert compute(ImageTable.from_arrays(noise_images(30, seed=1)), ROWS) == 2
-    assert compute(ImageTable.from_arrays(noise_images(30, size=8)), ROWS) == 3
+    assert compute(DecodedImages.from_arrays(table.images.copy()), ROWS.tolist()) == 1
+    assert compute(DecodedImages.from_arrays(noise_images(30, seed=1)), ROWS) == 2
+    assert compute(DecodedImages.from_arrays(noise_images(30, size=8)), ROWS) == 3
     assert compute(table, ROWS[:-1]) == 4
     assert compute(table, ROWS[::-1].copy()) == 5
     assert compute(table, ROWS, "other weights") == 6

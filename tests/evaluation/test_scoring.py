@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from gnunet.data import ImageTable
+from gnunet.data import DecodedImages
 from gnunet.errors import ConfigError, DataError
-from gnunet.evaluation import compute_metrics, find_metrics, load_extractors, make_scorer, small_sample_notes
+from gnunet.evaluation import compute_metrics, get_metrics, load_extractors, make_scorer, sample_size_warnings
 from gnunet.evaluation.features import collect_statistics
 from gnunet.evaluation.reference import reference_statistics
 
@@ -13,8 +13,8 @@ NAMES = ["fd_pixels", "kid_pixels", "precision_pixels"]
 
 def test_names_to_numbers(pixels, noise_images, tmp_path, launch):
     """What the parts give one by one, on every process of any launch."""
-    table, images = ImageTable.from_arrays(noise_images(30)), noise_images(25, seed=1) // 2
-    metrics = find_metrics(NAMES, ["pixels"])
+    table, images = DecodedImages.from_arrays(noise_images(30)), noise_images(25, seed=1) // 2
+    metrics = get_metrics(NAMES, ["pixels"])
     [statistics] = collect_statistics(lambda r: images[r.start : r.stop], 25, [pixels], chunk=4)
     reference = reference_statistics(table, ROWS, pixels, tmp_path)
     expected = compute_metrics(metrics, {"pixels": statistics}, {"pixels": reference})
@@ -30,17 +30,17 @@ def test_names_to_numbers(pixels, noise_images, tmp_path, launch):
 
 
 def test_extractors_that_metrics_need(tmp_path):
-    metrics = find_metrics(["kid_efficientnet_lite0", "fd_efficientnet_lite0"])
+    metrics = get_metrics(["kid_efficientnet_lite0", "fd_efficientnet_lite0"])
     assert list(load_extractors(metrics, sources={}, weights={})) == ["efficientnet_lite0"]
     with pytest.raises(ConfigError, match="no file of weights .*absent"):
         load_extractors(metrics, sources={}, weights={"efficientnet_lite0": str(tmp_path / "absent")})
     with pytest.raises(ConfigError, match="extractor own: '.*' is neither an existing TorchScript file"):
-        load_extractors(find_metrics(["fd_own"], ["own"]), sources={"own": str(tmp_path / "absent")}, weights={})
+        load_extractors(get_metrics(["fd_own"], ["own"]), sources={"own": str(tmp_path / "absent")}, weights={})
 
 
 @pytest.mark.parametrize(("name", "needed"), [("fd_pixels", 2), ("kid_pixels", 3), ("recall_pixels", 4)])
 def test_too_few_reference_images(pixels, noise_images, tmp_path, name, needed):
-    table, metrics = ImageTable.from_arrays(noise_images(5)), find_metrics([name], ["pixels"])
+    table, metrics = DecodedImages.from_arrays(noise_images(5)), get_metrics([name], ["pixels"])
     with pytest.raises(DataError, match=f"{name} needs at least {needed} reference images; given {needed - 1}"):
         make_scorer(metrics, {"pixels": pixels}, table, np.arange(needed - 1), tmp_path)
     scorer = make_scorer(metrics, {"pixels": pixels}, table, np.arange(needed), tmp_path)
@@ -50,11 +50,11 @@ def test_too_few_reference_images(pixels, noise_images, tmp_path, name, needed):
 
 
 def test_notes_on_small_samples():
-    metrics = find_metrics(["fid", "kid", "fd_dinov2", "precision_dinov2"])
+    metrics = get_metrics(["fid", "kid", "fd_dinov2", "precision_dinov2"])
     features = {"inception": 2048, "dinov2": 1024}
-    few, between = small_sample_notes(metrics, 1500, 60_000, features)
+    few, between = sample_size_warnings(metrics, 1500, 60_000, features)
     assert "fid of 1500 images against 60000 is biased upwards" in few
     assert "fewer images than the 2048 features prefer kid" in few
     assert "fd_dinov2 of 1500 images" in between and "prefer" not in between
-    assert small_sample_notes(metrics, 50_000, 1000, features)[1].endswith("prefer kid_dinov2")
-    assert small_sample_notes(metrics, 50_000, 50_000, features) == []
+    assert sample_size_warnings(metrics, 50_000, 1000, features)[1].endswith("prefer kid_dinov2")
+    assert sample_size_warnings(metrics, 50_000, 50_000, features) == []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
-from gnunet.data.validation import ValidationBank
+from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import make_process
 from gnunet.evaluation import validation_loss
 from gnunet.evaluation.batching import rounds
@@ -33,7 +33,7 @@ class Table:
 
 
 def make_bank(num_examples=50, num_bins=5, **options):
-    return ValidationBank(
+    return ValidationSet(
         Table(**options), np.arange(12), num_examples=num_examples, num_bins=num_bins,
         log_snr_min=-6.0, log_snr_max=6.0,
     )  # fmt: skip
@@ -64,7 +64,7 @@ def test_against_brute_force(config):
     errors = []
     for i in range(len(bank)):
         batch = bank.batch([i])
-        level = process.level_at(batch["log_snr"])
+        level = process.from_log_snr(batch["log_snr"])
         image = batch["images"].double() / 127.5 - 1
         noise, a, s = batch["noise"].double(), level.alpha.double(), level.sigma.double()
         x = a * image + s * noise
@@ -96,13 +96,13 @@ def test_one_denoiser_has_one_loss_in_every_process():
             self.process = process
 
         def forward(self, sample, timestep, class_labels=None, return_dict=True):
-            level = self.process.level_at(self.log_snr)
+            level = self.process.from_log_snr(self.log_snr)
             x = sample
             if self.process.kind == "edm":
                 x = sample * (level.sigma[:, None, None, None] ** 2 + 0.25).sqrt()
             # The output is affine in the estimate: solve for the output that gives the answer.
-            zero = self.process.to_image(torch.zeros_like(x), x, level)
-            one = self.process.to_image(torch.ones_like(x), x, level)
+            zero = self.process.predict_x0(torch.zeros_like(x), x, level)
+            one = self.process.predict_x0(torch.ones_like(x), x, level)
             return ((answer - zero) / (one - zero),)
 
     bank, results = make_bank(), []

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gnunet.norms import NORMS, make_norm, precise_statistics, set_noise_level
+from gnunet.norms import NORMS, make_norm, set_noise_level, update_bn_stats
 
 KINDS = [kind for kind, norm in NORMS.items() if norm.has_state]
 EDGES = (1.0, 5.0)
@@ -115,7 +115,7 @@ class TestNoiseLevels:
             torch.testing.assert_close(compiled(x, timestep), model(x, timestep))
         torch.testing.assert_close(compiled.state_dict(), model.state_dict())
         for either in (model, compiled):
-            precise_statistics(either, [(x, timestep), (x + 1, timestep)])
+            update_bn_stats(either, [(x, timestep), (x + 1, timestep)])
         torch.testing.assert_close(compiled.state_dict(), model.state_dict())
         assert model.norm.num_batches_tracked.tolist() == [2, 1, 1]
 
@@ -134,7 +134,7 @@ class TestPreciseStatistics:
         layer = make(kind, ghost_size=2)
         batches = [draw(4, 12, 3, 5, seed=seed, mean=seed) for seed in range(3)]
         layer(batches[0])
-        assert precise_statistics(layer, ((x,) for x in batches)) == 3
+        assert update_bn_stats(layer, ((x,) for x in batches)) == 3
         mean, variance = moments(torch.cat(batches))
         torch.testing.assert_close(layer.running_mean, mean)
         torch.testing.assert_close(layer.running_var, variance)
@@ -155,7 +155,7 @@ class TestPreciseStatistics:
 
         low, high = (draw(4, 12, 3, 5, seed=seed, mean=seed) for seed in range(2))
         batches = [(low, torch.zeros(4)), (high, torch.full((4,), 9.0)), (low, torch.zeros(4))]
-        precise_statistics(Model(), batches)
+        update_bn_stats(Model(), batches)
         for level, x in ((0, low), (2, high)):
             torch.testing.assert_close((layer.running_mean[level], layer.running_var[level]), moments(x))
         assert (layer.running_mean[1] == 7.0).all() and (layer.running_var[1] == 1.0).all()
@@ -165,7 +165,7 @@ class TestPreciseStatistics:
         model = nn.Sequential(make("batch"), nn.Dropout(0.5), make("batch")).eval()
         model[0].train()
         x = draw(4, 12, 3, 5, mean=3.0)
-        precise_statistics(model, [(x,)])
+        update_bn_stats(model, [(x,)])
         assert [module.training for module in model] == [True, False, False]
         torch.testing.assert_close(model[2].running_mean, torch.zeros(12).double())
         first = make("batch")(x)
@@ -176,12 +176,12 @@ class TestPreciseStatistics:
         layer(draw(4, 12, 3))
         before = copy.deepcopy(layer.state_dict())
         with pytest.raises(ValueError, match="no batches"):
-            precise_statistics(layer, [])
+            update_bn_stats(layer, [])
         with pytest.raises(AttributeError):
-            precise_statistics(layer, [(draw(4, 12, 3),), (None,)])
+            update_bn_stats(layer, [(draw(4, 12, 3),), (None,)])
         torch.testing.assert_close(layer.state_dict(), before)
         layer(draw(4, 12, 3))
         assert layer.num_batches_tracked == 2
 
     def test_of_a_model_without_any_asks_for_nothing(self):
-        assert precise_statistics(make("group", groups=4), []) == 0
+        assert update_bn_stats(make("group", groups=4), []) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from gnunet.norms import make_norm, precise_statistics, set_noise_level
+from gnunet.norms import make_norm, set_noise_level, update_bn_stats
 
 PROCESSES = 2
 
@@ -24,7 +24,7 @@ def work(folder: Path) -> int:
         layer.load_state_dict(data["state"])
         set_noise_level(layer, data["timestep"][part])
         if name == "precise":
-            precise_statistics(layer, [(data["x"][part],)])
+            update_bn_stats(layer, [(data["x"][part],)])
         else:
             if name == "compiled":
                 layer.compile(fullgraph=True, backend="aot_eager")
@@ -62,6 +62,6 @@ def test_two_processes_with_batches_of_different_sizes(draw, run_ranks, tmp_path
 
     precise = fresh()
     set_noise_level(precise, timestep)
-    precise_statistics(precise, [(x.detach(),)])
+    update_bn_stats(precise, [(x.detach(),)])
     for result in (first, second):
         torch.testing.assert_close(result["precise"]["state"], precise.state_dict())

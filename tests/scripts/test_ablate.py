@@ -25,7 +25,7 @@ from gnunet.ablation.plan import Plan
 from gnunet.ablation.progress import Display
 from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import Outcome, missing, run_together
-from gnunet.ablation.study_runner import Laboratory
+from gnunet.ablation.study_runner import StudyRunner
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "ablate.py"
@@ -165,7 +165,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner
     process.join()
     assert process.exitcode == 0
 
-    laboratory = Laboratory.open(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
+    laboratory = StudyRunner.open(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
     cells = missing(laboratory.plan()[0].cells, laboratory.folder)
     display = Display(cells, laboratory.folder, Expected(Plan(), {}), at_a_time=1, enabled=False)
     threads = torch.get_num_threads()

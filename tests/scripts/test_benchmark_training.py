@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 import benchmark_training
 from benchmarking import loops, overhead
-from gnunet.checkpoint.jsonl import JsonLines
-from gnunet.data import TrainingExamples
+from gnunet.checkpoint.jsonl import JsonlLogger
+from gnunet.data import TrainingDataset
 from gnunet.diffusion.flow import Flow
 from gnunet.training.ema import EMA
 
@@ -184,9 +184,9 @@ def test_own_work_is_all_but_the_networks(tiny, tmp_path, monkeypatch):
     taking(60, Flow, "loss")
     taking(30, Accelerator, "backward")
     taking(7, torch.optim.AdamW, "step")
-    taking(1, TrainingExamples, "__getitems__")
+    taking(1, TrainingDataset, "__getitems__")
     taking(2, EMA, "update")
-    taking(5, JsonLines, "write")  # to metrics.jsonl and to timing.jsonl, every other step
+    taking(5, JsonlLogger, "write")  # to metrics.jsonl and to timing.jsonl, every other step
     config = tiny("run", "--train.log_every", "16")
     found = overhead.own_work(config, tmp_path, steps=10)
     assert found == {"step_seconds": 100, "overhead_share": 0.08, "loader_examples_per_second": 7}

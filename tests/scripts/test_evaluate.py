@@ -304,7 +304,7 @@ def test_a_plain_start_takes_the_cores(evaluate, finished, coarse, monkeypatch):
     assert started == [2, 3]
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     noise = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), np.uint8)
-    sample = "gnunet.training.evaluation.Sampleable.sample"
+    sample = "gnunet.training.evaluation.TrainedModel.sample"
     monkeypatch.setattr(sample, lambda self, indices, *_, **__: noise[: len(indices)])
     evaluate(finished, "--num_images", 300, *coarse)
     assert len(started) == 2

@@ -8,11 +8,11 @@ import torch
 
 from gnunet.config import Config, unet_kwargs
 from gnunet.config.cli import parse
-from gnunet.data import Purpose, generator
 from gnunet.diffusion import make_process
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
+from gnunet.random_streams import StreamKey, generator
 from gnunet.training import fit
 from gnunet.training.session import build, compile_network
 
@@ -56,7 +56,7 @@ def network(file: Path) -> tuple[UNet2D, Callable[[], dict[str, torch.Tensor]]]:
     process = make_process(**config.diffusion.model_dump())
     torch.manual_seed(0)
     unet = UNet2D(**keys).train()
-    draws = generator(0, Purpose.NOISE, 0)
+    draws = generator(0, StreamKey.NOISE, 0)
     shape = (8, config.model.in_channels, 16, 16)
     images, noise = (torch.from_numpy(draws.standard_normal(shape)).float() for _ in range(2))
     level = process.level(torch.linspace(0.1, 0.9, 8, dtype=torch.float64))

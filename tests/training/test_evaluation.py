@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gnunet.checkpoint.checkpoint import TrainState, list_checkpoints
-from gnunet.checkpoint.trained_model import find_checkpoint, is_sampleable, open_sampleable
+from gnunet.checkpoint.trained_model import find_checkpoint, is_model_path, load_trained_model
 from gnunet.config import EvaluateConfig
-from gnunet.distributed.signals import StopRequest
+from gnunet.distributed.signals import StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import evaluation, fit, progress, trainer
 from gnunet.training.evaluation import note_best
@@ -87,9 +87,9 @@ def test_the_numbers_are_those_of_sampling_the_checkpoint(evaluated, tmp_path):
     config = evaluated("run")
     fit(config)
     session = trainer.build(config, trainer.make_accelerator(config))
-    open_weights = open_sampleable(tmp_path / "run").network.state_dict()
+    open_weights = load_trained_model(tmp_path / "run").network.state_dict()
     session.ema.model.load_state_dict(open_weights)
-    again = evaluation.evaluate(session, 64, stop=StopRequest(), display=quiet())
+    again = evaluation.evaluate(session, 64, stop=StopSignal(), display=quiet())
     assert again == evaluations(tmp_path / "run")[-1]
 
 
@@ -172,9 +172,9 @@ class TestBest:
         assert json.loads((folder / "best").read_text()) == {
             "checkpoint": "000000056", "images": 56, "metric": "validation_loss", "value": 0.5,
         }  # fmt: skip
-        assert is_sampleable(folder / "best") and find_checkpoint(folder / "best") == folder / "000000056"
-        assert open_sampleable(folder / "best").name == "run-000000056"
-        assert open_sampleable(tmp_path / "run").name == "run-000000064"
+        assert is_model_path(folder / "best") and find_checkpoint(folder / "best") == folder / "000000056"
+        assert load_trained_model(folder / "best").name == "run-000000056"
+        assert load_trained_model(tmp_path / "run").name == "run-000000064"
 
     @pytest.mark.parametrize("seen", [24, 32, 56])
     def test_survives_resuming_which_goes_on_from_the_newest(self, tiny, tmp_path, monkeypatch, seen, capsys):
@@ -224,17 +224,17 @@ class TestBest:
         folder = tmp_path / "run" / "checkpoints"
         (folder / "000000056").rename(tmp_path / "elsewhere")
         with pytest.raises(CheckpointError, match="000000056: manifest.json is missing"):
-            open_sampleable(folder / "best")
+            load_trained_model(folder / "best")
         fit(tiny("run", *self.flags()))
         assert not (folder / "best").exists()
         (folder / "best").write_text("{")
         with pytest.raises(CheckpointError, match="names no checkpoint"):
-            open_sampleable(folder / "best")
+            load_trained_model(folder / "best")
 
 
 def test_weights_as_they_train_can_be_opened(finished):
-    averaged, raw = open_sampleable(finished), open_sampleable(finished, "raw")
+    averaged, raw = load_trained_model(finished), load_trained_model(finished, "raw")
     assert (averaged.name, raw.name) == ("run-000000064", "run-000000064-raw")
     assert not torch.equal(averaged.network.conv_in.weight, raw.network.conv_in.weight)
     with pytest.raises(CheckpointError, match="one kind of weights; valid: ema"):
-        open_sampleable(finished / "model", "raw")
+        load_trained_model(finished / "model", "raw")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gnunet.checkpoint.trained_model import open_sampleable
+from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.diffusion.process import expand
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError
-from gnunet.norms import precise_statistics
+from gnunet.norms import update_bn_stats
 from gnunet.training import fit
 from gnunet.training.session import Session, build
 
@@ -75,7 +75,7 @@ def test_the_average_of_two_processes_has_running_statistics(tiny, run_ranks, tm
 def test_the_export_is_the_average(tiny, tmp_path, kind):
     """Also of norms that UNet2DModel lacks, with their buffers."""
     fit(tiny("run", *norm(kind)))
-    exported, checkpoint = (open_sampleable(tmp_path / "run" / name) for name in ("model", FINAL))
+    exported, checkpoint = (load_trained_model(tmp_path / "run" / name) for name in ("model", FINAL))
     ours, theirs = (dict(model.network.state_dict()) for model in (exported, checkpoint))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -92,7 +92,7 @@ def test_statistics_are_averaged_with_the_weights(tiny, tmp_path):
 def test_precise_statistics_are_those_of_the_average(tiny, tmp_path):
     config = tiny("run", *norm("batch"), "--train.precise_batches", "3")
     fit(config)
-    model = open_sampleable(tmp_path / "run" / FINAL).network
+    model = load_trained_model(tmp_path / "run" / FINAL).network
     written = {name: value.clone() for name, value in model.named_buffers() if "running_" in name}
     session = build(config, make_accelerator(config))
     calls = []
@@ -102,7 +102,7 @@ def test_precise_statistics_are_those_of_the_average(tiny, tmp_path):
         images = batch["images"].float() / 127.5 - 1
         x = expand(level.alpha) * images + expand(level.sigma) * batch["noise"]
         calls.append((session.process.network_input(x, level), level.timestep, batch["labels"]))
-    assert precise_statistics(model, calls) == 3
+    assert update_bn_stats(model, calls) == 3
     for name, value in model.named_buffers():
         if "running_" in name:
             torch.testing.assert_close(written[name], value, rtol=1e-4, atol=1e-5)

@@ -132,7 +132,7 @@ def test_kill_9_of_one_of_two_processes(launched, tmp_path):
 
 def test_a_process_without_a_launcher_is_left_alone():
     """A trainer that a shell started in the background outlives it."""
-    launch.stop_with_launcher(psutil.Process().parent())
+    launch.die_with_parent(psutil.Process().parent())
     number = ctypes.c_int(-1)
     assert ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(number)) == 0
     assert number.value == 0
@@ -162,7 +162,7 @@ def test_a_launcher_that_has_died_stops_the_process_at_once(monkeypatch):
     monkeypatch.setattr(launch, "is_launcher", lambda process: True)
     monkeypatch.setattr(launch.ctypes, "CDLL", lambda name: type("Library", (), {"prctl": lambda *numbers: 0}))
     monkeypatch.setattr(signal, "raise_signal", received.append)
-    launch.stop_with_launcher(psutil.Process())  # not the parent
+    launch.die_with_parent(psutil.Process())  # not the parent
     assert received == [signal.SIGTERM]
 
 

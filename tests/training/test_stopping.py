@@ -15,7 +15,7 @@ EXACT = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state
 
 def signal_in(rank: int, what: str, folder: Path, signalled: int) -> None:
     """SIGTERM to one process in the first batch of the first validation or grid; count the batches and steps begun."""
-    module, name = {"validation": (validation, "errors_of"), "sampling": (loading, "sample_images")}[what]
+    module, name = {"validation": (validation, "per_example_errors"), "sampling": (loading, "sample_images")}[what]
     work, begun = getattr(module, name), folder / f"begun-{rank}"
 
     def struck(*arguments, **settings):

@@ -22,7 +22,7 @@ from gnunet.ablation.plan import Plan
 from gnunet.ablation.records import LOSSES, NEAREST
 from gnunet.ablation.study import Hypothesis, Study
 from gnunet.errors import ConfigError
-from gnunet.files import new_folder, write_file
+from gnunet.files import atomic_directory, write_file
 
 if TYPE_CHECKING:
     from gnunet.ablation.figures import Picture
@@ -70,7 +70,7 @@ def write_report(
         raise ConfigError(f"{folder / 'records'}: has no record of a cell of {name}; valid: after a run of the study")
     pictures = draw_all(results)
     content = _content(results, name, budget, pictures)
-    with new_folder(folder / "figures") as figures:
+    with atomic_directory(folder / "figures") as figures:
         for picture in pictures:
             (figures / f"{picture.name}.png").write_bytes(picture.png)
             if picture.svg is not None:

@@ -97,7 +97,7 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     """Read a file of weights: .safetensors, or torch's own format without code in it.
 
     The file is one that the user names: torch's format has no code here, but its tensors may grow as they are
-    unpacked, without bound. Strangers' configurations name safetensors alone (see `harmless_config`).
+    unpacked, without bound. Strangers' configurations name safetensors alone (see `sanitize_config`).
 
     Raises:
         ConfigError: the file is missing, broken, or holds more than weights.
@@ -146,7 +146,7 @@ def find_weights(name: str, given: str | Path | None, url: str) -> Path:
     return path
 
 
-def load_strictly(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def load_state_dict_strict(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Load weights whose keys and shapes are exactly the network's, for inference; ConfigError otherwise."""
     try:
         network.load_state_dict(state)

@@ -10,7 +10,7 @@ from gnunet.evaluation.extractors.base import (
     Extractor,
     Preprocessing,
     find_weights,
-    load_strictly,
+    load_state_dict_strict,
     read_weights,
     weights_digest,
 )
@@ -30,7 +30,7 @@ def load_dinov2(weights: str | Path | None, device: torch.device) -> Extractor:
     """
     state = read_weights(find_weights("dinov2", weights, URL), "dinov2")
     network = VisionTransformer(width=1024, depth=24, heads=16, patch=14, grid=37)
-    load_strictly(network, state, "dinov2")
+    load_state_dict_strict(network, state, "dinov2")
     return Extractor(
         name="dinov2",
         network=network.to(device),

@@ -11,7 +11,7 @@ from gnunet.errors import ConfigError
 from gnunet.evaluation.extractors.base import (
     Extractor,
     Preprocessing,
-    load_strictly,
+    load_state_dict_strict,
     read_weights,
     weights_digest,
 )
@@ -42,7 +42,7 @@ def load_efficientnet_lite0(weights: str | Path | None, device: torch.device) ->
     state = read_weights(Path(weights).expanduser(), "efficientnet_lite0")
     features = {key: tensor for key, tensor in state.items() if not key.startswith("_fc.")}  # without classifier
     network = EfficientNetLite0()
-    load_strictly(network, features, "efficientnet_lite0")
+    load_state_dict_strict(network, features, "efficientnet_lite0")
     return Extractor(
         name="efficientnet_lite0",
         network=network.to(device).to(memory_format=torch.channels_last),

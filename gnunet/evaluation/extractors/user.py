@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gnunet.errors import ConfigError
-from gnunet.evaluation.extractors.base import Extractor, load_strictly, read_weights, weights_digest
+from gnunet.evaluation.extractors.base import Extractor, load_state_dict_strict, read_weights, weights_digest
 
 
 def load_user_extractor(name: str, source: str, weights: str | Path | None, device: torch.device) -> Extractor:
@@ -70,7 +70,7 @@ def _from_class(name: str, source: str, weights: str | Path | None, device: torc
         raise ConfigError(f"extractor {name}: {source} is no subclass of torch.nn.Module")
     network = network_class()
     state = network.state_dict() if weights is None else read_weights(Path(weights).expanduser(), name)
-    load_strictly(network, state, name)
+    load_state_dict_strict(network, state, name)
     code = hashlib.sha256(Path(inspect.getfile(network_class)).read_bytes()).hexdigest()
     return Extractor(
         name=name,
