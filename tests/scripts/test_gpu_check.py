@@ -162,8 +162,12 @@ time.sleep({seconds_at_work})
         if at_its_start:  # before the program is waited for
             start = threading.Thread.start
             monkeypatch.setattr(threading.Thread, "start", lambda thread: (start(thread), time.sleep(5)))
-        with pytest.raises(KeyboardInterrupt):
-            run(part, 60, os.environ, interrupted)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background ignore it
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run(part, 60, os.environ, interrupted)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert is_gone(pids[0])
 
     def test_only_its_own_processes_are_ended(self):
