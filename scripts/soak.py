@@ -24,12 +24,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarking.record import ROOT
 from gnunet.ablation.history import read_lines
 from gnunet.config import Config, to_yaml
 from gnunet.config.cli import parse
 from gnunet.errors import TrainingError, run_cli
 
-ROOT = Path(__file__).parents[1]
 ENDLESS = "1e12"
 """Images that no run reaches."""
 SAMPLES = 360
@@ -51,11 +51,14 @@ def sample(process: psutil.Process, run: Path) -> dict[str, float]:
                 raise
             continue
         found = {name: value + number for (name, value), number in zip(found.items(), numbers, strict=True)}
-    files = [path for path in run.rglob("*") if path.relative_to(run).parts[0] not in GROWS]
     sizes = []
-    for path in files:
-        with suppress(OSError):  # removed meanwhile
-            sizes.append(path.stat().st_size)
+    for parent, folders, files in os.walk(run):  # which passes over folders that are gone
+        if parent == str(run):
+            folders[:] = [name for name in folders if name not in GROWS]
+            files = [name for name in files if name not in GROWS]
+        for name in files:
+            with suppress(OSError):
+                sizes.append(os.path.getsize(os.path.join(parent, name)))
     images = read_lines(run / "timing.jsonl")[-1]["images"]
     return {**found, "run folder, MiB": sum(sizes) / 2**20, "files in it": len(sizes), "images": images}
 

@@ -14,6 +14,15 @@ def test_quantities_early_and_late():
     assert rows[-1] == ("CPU time of an image, ms", "2.00", "2.00")
 
 
+def test_files_are_counted_without_folders_and_what_grows(tmp_path):
+    for name in ("checkpoints/8/model", "config.yaml", "samples/8.png", "metrics.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(2**19))
+    (tmp_path / "timing.jsonl").write_text(json.dumps({"images": 8}) + "\n")
+    found = soak.sample(psutil.Process(), tmp_path)
+    assert (found["files in it"], found["run folder, MiB"], found["images"]) == (2, 1.0, 8)
+
+
 @pytest.mark.slow
 def test_a_run_is_watched_and_stopped(capsys):
     assert soak.main(["--minutes", "0.1", "--evaluate.every", "null"]) == 0
