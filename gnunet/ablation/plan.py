@@ -11,9 +11,9 @@ from typing import Any
 
 from gnunet.ablation.overrides import StudyLayers
 from gnunet.ablation.records import metric_names, rank, record_path
-from gnunet.ablation.study import Study, lines_of, refuse
+from gnunet.ablation.study import Study
 from gnunet.config import Config
-from gnunet.config.merge import inline
+from gnunet.config.merge import inline, lines_of, refuse
 from gnunet.config.schema import Section, one_of
 from gnunet.errors import CheckpointError, ConfigError
 

@@ -5,14 +5,14 @@ configuration is judged by `gnunet.ablation.plan`.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from gnunet.config import Config, Text
-from gnunet.config.merge import Layer, Tree, inline, load_yaml, resolve
+from gnunet.config.merge import Layer, Tree, inline, lines_of, load_yaml, refuse, resolve
 from gnunet.config.schema import InvalidConfig, Problem, Section, ValidValues, find, one_of
 from gnunet.errors import ConfigError
 
@@ -287,18 +287,3 @@ class _Parts:
                 return None
             values = {**values, "comparisons": comparisons}
         return self.resolve(Hypothesis, values, where)
-
-
-def lines_of(error: ConfigError) -> list[str]:
-    """The lines of an error of `gnunet.config.merge.resolve`, one for each problem."""
-    first, *rest = str(error).splitlines()  # of several problems, the first line says only how many
-    return [line.removeprefix("- ") for line in rest] or [first]
-
-
-def refuse(lines: Iterable[str], where: str) -> None:
-    """Raise a ConfigError that has every line once, if there are any; `where` names what they are about."""
-    lines = list(dict.fromkeys(lines))
-    if len(lines) > 1:
-        lines = [f"{len(lines)} problems in {where}:", *(f"- {line}" for line in lines)]
-    if lines:
-        raise ConfigError("\n".join(lines))

@@ -153,20 +153,31 @@ def resolve(
     Raises:
         ConfigError: one line for each problem: the key's full path, what was given and where, and what is valid.
     """
-    merged = _Merged(root)
+    merged, tree = _Merged(root), None
     for layer in layers:
         merged.add(layer)
     try:
         tree = root.model_validate(merged.values)
-        problems = list(check(tree))
-        if not problems:
-            return tree
+        problems = check(tree)
     except ValidationError as error:
-        problems = list(dict.fromkeys(_problems(root, merged.values, error)))
-    lines = [f"{p.path}: {p.what} ({merged.where(p.path)}); {p.mend}" for p in problems]
+        problems = list(_problems(root, merged.values, error))
+    refuse((f"{p.path}: {p.what} ({merged.where(p.path)}); {p.mend}" for p in problems), "the configuration")
+    return tree
+
+
+def lines_of(error: ConfigError) -> list[str]:
+    """The lines of an error of `resolve`, one for each problem."""
+    first, *rest = str(error).splitlines()  # of several problems, the first line says only how many
+    return [line.removeprefix("- ") for line in rest] or [first]
+
+
+def refuse(lines: Iterable[str], where: str) -> None:
+    """Raise a ConfigError that has every line once, if there are any; `where` names what they are about."""
+    lines = list(dict.fromkeys(lines))
     if len(lines) > 1:
-        lines = [f"{len(lines)} problems in the configuration:", *(f"- {line}" for line in lines)]
-    raise ConfigError("\n".join(lines)) from None
+        lines = [f"{len(lines)} problems in {where}:", *(f"- {line}" for line in lines)]
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 @dataclass

@@ -33,6 +33,11 @@ class NormArgs(NamedTuple):
         """Of what is computed, whatever x and the others are given in."""
         return torch.float64 if self.x.dtype == torch.float64 else torch.float32
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether add, scale or shift is given."""
+        return any(t is not None for t in (self.add, self.scale, self.shift))
+
     def needed(self, needs: Sequence[bool], dx: Tensor | None, *others: Tensor | None) -> list[Tensor]:
         """The gradients that are needed, all but dx in the shapes and dtypes of what they are of."""
         tensors = zip(self.tensors[1:], others, needs[1:], strict=True)

@@ -6,9 +6,10 @@ import ctypes
 from functools import cache
 from typing import Any
 
+from .tiling import PORTABLE_RANKS
+
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _NON_PORTABLE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-_PORTABLE_RANKS = 8
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 _CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 
@@ -54,7 +55,7 @@ def load(device: int, cubin: bytes, name: str, shared_bytes: int, ranks: int) ->
     _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
     _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
     _check(_driver().cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED, shared_bytes))
-    if ranks > _PORTABLE_RANKS:
+    if ranks > PORTABLE_RANKS:
         _check(_driver().cuFuncSetAttribute(function, _NON_PORTABLE_CLUSTERS, 1))
     return function
 

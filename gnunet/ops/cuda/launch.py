@@ -146,7 +146,7 @@ def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool
     numbers = (
         *types, shape.channels_last, args.silu, args.center, shape.channels, shape.num_groups, tiling.width,
         tiling.vector, tiling.lanes, tiling.rows, tiling.fold, tiling.threads, tiling.ranks,
-        tiling.limited(gpu_of(x.device), any(types[3:])), tiling.thread_sums, tiling.fits, need_x,
+        tiling.limited(gpu_of(x.device), args.has_tables), tiling.thread_sums, tiling.fits, need_x,
         need_weight or need_bias or need_add or need_scale or need_shift, need_add,
     )  # fmt: skip
     strides = (0 if t is None else t.stride(0) for t in (args.add, args.scale, args.shift))
@@ -160,11 +160,8 @@ def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool
 def _affine_launch(launch: Launch) -> Launch:
     """What adds up the sums that a backward launch leaves for each sample."""
     channels = launch.constants[_CONSTANTS.index("CHANNELS")]
-    of_sums = {
-        "WEIGHT_TYPE",
-        "BIAS_TYPE",
-        "CHANNELS",
-    }  # the others are the same for all tilings, so that it has one kernel
+    # The others are the same for all tilings, so that it has one kernel.
+    of_sums = ("WEIGHT_TYPE", "BIAS_TYPE", "CHANNELS")
     constants = tuple(
         n if name in of_sums else channels if name == "NUM_GROUPS" else 1
         for name, n in zip(_CONSTANTS, launch.constants, strict=True)

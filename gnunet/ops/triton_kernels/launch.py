@@ -126,10 +126,6 @@ def _is_nvidia(x: Tensor) -> bool:
     return x.is_cuda and not (torch.version.hip or IS_INTERPRETED)
 
 
-def _has_tables(args: NormArgs) -> bool:
-    return any(t is not None for t in (args.add, args.scale, args.shift))
-
-
 def _is_wide(args: NormArgs, values: dict[str, Any]) -> bool:
     """Whether a thread needs a register for each element of x, or for its address."""
     return args.x.element_size() > 2 or (not values["CHANNELS_LAST"] and values["ALIGN_S"] == 1)
@@ -137,7 +133,7 @@ def _is_wide(args: NormArgs, values: dict[str, Any]) -> bool:
 
 def _is_plain(args: NormArgs, values: dict[str, Any]) -> bool:
     """Whether a thread needs no registers for tables, masks of positions and 32-bit tensors."""
-    return bool(values["EVEN_S"]) and not _has_tables(args) and args.x.element_size() == 2
+    return bool(values["EVEN_S"]) and not args.has_tables and args.x.element_size() == 2
 
 
 def _options_of_splits(args: NormArgs, num_warps: int, values: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
@@ -164,7 +160,7 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
     """Buffers: sums of channels, sums of groups, what is taken off their gradients, and the first of all splits."""
     need_x, need_weight, need_bias, need_add, need_scale, need_shift = needs
     need_tables, need_affine = need_add or need_scale or need_shift, need_weight or need_bias
-    tiling, values = _tiling(args, "backward of tables" if _has_tables(args) else "backward")
+    tiling, values = _tiling(args, "backward of tables" if args.has_tables else "backward")
     samples, channels, groups = len(args.x), values["C"], args.num_groups
     blocks = samples * tiling.group_blocks
     much, little = _options_of_splits(args, tiling.num_warps, values)
