@@ -1,5 +1,8 @@
 """scripts/soak.py watches a run and says what it takes early and late."""
 
+import json
+
+import psutil
 import pytest
 
 import soak
