@@ -1,10 +1,10 @@
 """Run a study of normalizations, or any other study of configurations, and write its report.
 
-python scripts/ablate.py configs/ablations/kinds.yaml --dry_run          # the plan, and how long it will take
-python scripts/ablate.py configs/ablations/kinds.yaml --budget cpu       # run what has no record yet
-python scripts/ablate.py configs/ablations/kinds.yaml --budget cpu --report
-accelerate launch scripts/ablate.py STUDY.yaml                           # one cell at a time, on all processes
-python scripts/ablate.py STUDY.yaml --train.images 64                    # flags of the configuration, for every cell
+gnunet ablate configs/ablations/kinds.yaml --dry_run          # the plan, and how long it will take
+gnunet ablate configs/ablations/kinds.yaml --budget cpu       # run what has no record yet
+gnunet ablate configs/ablations/kinds.yaml --budget cpu --report
+accelerate launch -m gnunet ablate STUDY.yaml                           # one cell at a time, on all processes
+gnunet ablate STUDY.yaml --train.images 64                    # flags of the configuration, for every cell
 
 A study crosses arms with axes and seeds; each combination is a cell, a training run of its own. Its record is in
 FOLDER/records, written when it is trained and measured. The same command goes on where an earlier one was stopped or
@@ -12,7 +12,6 @@ killed. A cell that diverges is a result. --report needs the study file and FOLD
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from gnunet.ablation.study_runner import StudyRunner
@@ -25,7 +24,10 @@ from gnunet.training import spawn_cpu_processes
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command line, and what it says of the configuration."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="gnunet ablate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("study", metavar="STUDY", type=Path, help="study file, such as configs/ablations/smoke.yaml")
     parser.add_argument("--budget", metavar="NAME", help="one of the study's budgets (default: its first)")
@@ -72,7 +74,3 @@ def main(argv: list[str]) -> int:
         return laboratory.run(arguments.jobs, dry_run=arguments.dry_run)
 
     return run_cli(ablate)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,13 @@
 """Measure a model's samples, or a folder of images, against reference images.
 
-python scripts/evaluate.py runs/NAME --num_images 2048                  # against the images it trained on
-python scripts/evaluate.py runs/NAME --num_images 2048 --repeat 5       # mean and spread over seeds
-python scripts/evaluate.py FOLDER --reference DATA                      # no model: images against images
-python scripts/evaluate.py runs/NAME --validation_loss                  # by noise level, averaged and raw weights
-accelerate launch scripts/evaluate.py runs/NAME --num_images 50000 --metrics fid --batch_size 256
+gnunet evaluate runs/NAME --num_images 2048                  # against the images it trained on
+gnunet evaluate runs/NAME --num_images 2048 --repeat 5       # mean and spread over seeds
+gnunet evaluate FOLDER --reference DATA                      # no model: images against images
+gnunet evaluate runs/NAME --validation_loss                  # by noise level, averaged and raw weights
+accelerate launch -m gnunet evaluate runs/NAME --num_images 50000 --metrics fid --batch_size 256
 
 The source is a run (its newest checkpoint), a checkpoint, RUN/checkpoints/best, a diffusers folder, or a folder of
-images. Image i of a model is the one that scripts/sample.py writes. A folder's images must be squares of one size,
+images. Image i of a model is the one that `gnunet sample` writes. A folder's images must be squares of one size,
 all grey or all in colour, unless --resolution prepares them as training images are; its grid.png is left out.
 
 1, 2 and 4 processes print the same digits, so where there is no GPU the work is spread over the cores. An evaluation
@@ -16,7 +16,6 @@ that was killed is started again by the same command; statistics of the referenc
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from evaluating import report
-from evaluating.subjects import Files, ReferenceImages, Samples, open_reference
 from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, is_model_path, load_trained_model
+from gnunet.commands.evaluate_inputs import Files, ReferenceImages, Samples, open_reference
 from gnunet.commands.options import add_sampling_options, open_with_options, positive
 from gnunet.data.cache import cache_folder
 from gnunet.distributed.accelerator import open_accelerator
@@ -44,6 +42,7 @@ from gnunet.evaluation import (
     load_extractors,
     make_scorer,
     nearest_images,
+    report,
     sample_size_warnings,
     validation_loss,
 )
@@ -66,7 +65,10 @@ NEAREST_DRAWN = 32
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The command line; values left out are the run's own."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="gnunet evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("source", type=Path, help="run, checkpoint, diffusers folder or folder of images")
     parser.add_argument("--metrics", nargs="+", help="fid, kid, or fd_, kid_, precision_, recall_ and an extractor")
@@ -321,7 +323,3 @@ def main(argv: list[str]) -> int:
     """Returns the exit status."""
     arguments = parse_arguments(argv)
     return run_cli(lambda: evaluate(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Sample images from a run, a checkpoint or a diffusers folder.
 
-python scripts/sample.py runs/NAME --num_images 64 --seed 0
-accelerate launch scripts/sample.py runs/NAME --num_images 50000 --batch_size 256
+gnunet sample runs/NAME --num_images 64 --seed 0
+accelerate launch -m gnunet sample runs/NAME --num_images 50000 --batch_size 256
 
 Image i depends on the checkpoint, the sampler's settings, the seed and i alone, however many images are asked
 for and however many processes share the work; the first images of a run's own seed are its training grid's.
@@ -9,7 +9,6 @@ Whole batches are sampled, so a last short batch takes as long as a full one.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -33,7 +32,10 @@ GRID_IMAGES = 256
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The command line; values left out are the run's own."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="gnunet sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("source", type=Path, help="run folder, checkpoint folder or diffusers folder")
     parser.add_argument("--num_images", type=positive, default=16, help="images 0 .. N-1 (default 16)")
@@ -116,7 +118,3 @@ def main(argv: list[str]) -> int:
     """Returns the exit status."""
     arguments = parse_arguments(argv)
     return run_cli(lambda: sample(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

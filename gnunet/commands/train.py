@@ -1,19 +1,15 @@
-"""Train a diffusion U-Net.
+"""Train a diffusion U-Net: gnunet train [--config FILE ...] [--section.key VALUE ...]"""
 
-accelerate launch train.py [--config FILE ...] [--section.key VALUE ...]
-"""
-
-import sys
 from pathlib import Path
 
 from gnunet.config.cli import parse
 from gnunet.errors import run_cli
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "noto_portraits32.yaml"
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "noto_portraits32.yaml"
 
 
 def main(argv: list[str]) -> int:
-    """Train as the command line says; returns the exit status."""
+    """Returns the exit status."""
 
     def train() -> int:
         config = parse(argv, default_config=DEFAULT_CONFIG)
@@ -23,7 +19,3 @@ def main(argv: list[str]) -> int:
         return fit(config)
 
     return run_cli(train)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -75,8 +75,10 @@ def start_processes(count: int) -> int:
         min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         run_id="gnunet", max_restarts=0,
     )  # fmt: skip
+    spec = sys.modules["__main__"].__spec__
+    program = ["-m", "gnunet"] if spec is not None and spec.name == "gnunet.__main__" else sys.argv[:1]
     try:
-        elastic_launch(launch, sys.executable)(*sys.argv)
+        elastic_launch(launch, sys.executable)(*program, *sys.argv[1:])
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gnunet.errors import ConfigError
-from gnunet.evaluation import Metric, Neighbours, ValidationResult
+from gnunet.evaluation.metrics import Metric
+from gnunet.evaluation.neighbours import Neighbours
+from gnunet.evaluation.validation import ValidationResult
 from gnunet.files import write_file
 
 

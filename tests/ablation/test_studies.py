@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-import ablate
 from gnunet.ablation.plan import make_plan
 from gnunet.ablation.records import read_records
 from gnunet.ablation.study import load_study
+from gnunet.commands import ablate
 from gnunet.norms import NORMS
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""scripts/ablate.py as its users run it: plans, refusals, kill -9 and going on, several processes."""
+"""`gnunet ablate` as its users run it: plans, refusals, kill -9 and going on, several processes."""
 
 import glob
 import json
@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 
-import ablate as script
 from gnunet.ablation import worker
 from gnunet.ablation.eta import Expected
 from gnunet.ablation.plan import Plan
@@ -26,6 +25,7 @@ from gnunet.ablation.progress import Display
 from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import Outcome, missing, run_together
 from gnunet.ablation.study_runner import StudyRunner
+from gnunet.commands import ablate as script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "ablate.py"

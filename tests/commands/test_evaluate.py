@@ -1,4 +1,4 @@
-"""scripts/evaluate.py as its users run it: models, folders, launches, interruptions, and what it refuses."""
+"""`gnunet evaluate` as its users run it: models, folders, launches, interruptions, and what it refuses."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate as evaluate_script
-import sample
+from gnunet.commands import evaluate as evaluate_script
+from gnunet.commands import sample
 from gnunet.distributed import launch
 from gnunet.safe_io import YAML_BYTES
 
@@ -172,7 +172,7 @@ class TestFolders:
 
 class TestModels:
     def test_is_what_its_samples_folder_gives(self, evaluate, finished, coarse, tmp_path):
-        """Image i is sample.py's: a run and the folder of its samples measure the same."""
+        """Image i is `gnunet sample`'s: a run and the folder of its samples measure the same."""
         out, record = evaluate(finished, "--num_images", 10, *coarse)
         assert record["images"] == {
             "resolution": 16, "channels": 3, "sampler": "euler", "steps": 4, "guidance": 1.0, "batch_size": 4,

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-import sample
-import train
+from gnunet.commands import sample, train
 from gnunet.distributed.launch import run_as_processes
 from gnunet.training import fit
 
