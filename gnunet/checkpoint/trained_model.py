@@ -97,7 +97,7 @@ class TrainedModel:
         return sample_images(
             self.network, self.process, indices=indices, resolution=self.resolution, channels=self.channels,
             seed=self.seed, sampler=settings.sampler, steps=settings.steps, batch_size=settings.batch_size,
-            guidance=settings.guidance, labels=labels, null_label=self.null_label, device=accelerator.device,
+            guidance_scale=settings.guidance, labels=labels, null_label=self.null_label, device=accelerator.device,
             autocast=accelerator.autocast, check=check,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from gnunet.config.merge import inline
 from gnunet.config.model_kwargs import unet_kwargs
 from gnunet.config.norms import KEYS, MAX_NOISE_BINS
 from gnunet.config.schema import Problem, one_of
-from gnunet.config.sections import SAMPLERS, Config, TrainConfig
+from gnunet.config.sections import Config, TrainConfig
 from gnunet.errors import ConfigError
 
 
@@ -196,8 +196,10 @@ def _train(config: Config) -> Iterator[Problem]:
 
 
 def _sampling(config: Config) -> Iterator[Problem]:
+    from gnunet.diffusion import PROCESSES  # imports diffusers, which takes seconds
+
     sampling, diffusion = config.sampling, config.diffusion
-    samplers = SAMPLERS[diffusion.kind]
+    samplers = PROCESSES[diffusion.kind].samplers
     if sampling.sampler not in (None, *samplers):
         valid = f"{one_of(samplers)} with diffusion.kind {diffusion.kind}, or null"
         yield Problem.of("sampling.sampler", sampling.sampler, valid)

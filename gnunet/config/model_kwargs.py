@@ -53,4 +53,4 @@ def _noise_edges(diffusion: DDPMConfig | EDMConfig | FlowConfig, bins: int) -> l
     from gnunet.diffusion import make_process
 
     shares = torch.arange(1, bins, dtype=torch.float64) / bins
-    return sorted(set(make_process(**diffusion.model_dump()).level(shares).timestep.double().tolist()))
+    return sorted(set(make_process(**diffusion.model_dump()).noise_level(shares).timestep.double().tolist()))

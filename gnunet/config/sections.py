@@ -13,13 +13,6 @@ from pydantic import BeforeValidator, Field
 from gnunet.config.norms import SECTIONS, AnyNormConfig
 from gnunet.config.schema import Path, Section, ValidValues
 
-SAMPLERS = {
-    "ddpm": ("ddim", "ddpm", "dpm++", "euler", "heun"),
-    "edm": ("heun", "euler", "dpm++"),
-    "flow": ("euler", "heun"),
-}
-"""The samplers of each diffusion.kind, the default first."""
-
 
 def _whole(value: Any) -> Any:
     """Let a float that is a whole number stand for it, so that `images: 1e6` means what it says."""
@@ -360,8 +353,11 @@ class Config(Section):
         if not isinstance(sampling, dict):
             return
         diffusion, data = (later.get(name) or {} for name in ("diffusion", "data"))
-        samplers = isinstance(diffusion, dict) and SAMPLERS.get(str(diffusion.get("kind")))
-        if samplers and sampling.get("sampler") not in (None, *samplers):
-            yield ("sampling", "sampler")
+        if isinstance(diffusion, dict) and sampling.get("sampler") and diffusion.get("kind"):
+            from gnunet.diffusion import PROCESSES  # imports diffusers, which takes seconds
+
+            process = PROCESSES.get(str(diffusion["kind"]))
+            if process and sampling["sampler"] not in process.samplers:
+                yield ("sampling", "sampler")
         if isinstance(data, dict) and data.get("class_conditional") is False and "guidance" in sampling:
             yield ("sampling", "guidance")

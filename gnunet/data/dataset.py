@@ -58,7 +58,7 @@ class TrainingDataset(Dataset):
         Returns:
             images: uint8 (b, C, H, W), channels_last strides.
             noise: float32 (b, C, H, W), channels_last strides; standard normal.
-            level: float64 (b,) in (0, 1), to be mapped to a noise level.
+            u: float64 (b,) in (0, 1), which `Process.noise_level` maps to noise levels.
             index: int64 (b,), the indices.
             labels: int64 (b,), null_label where dropped; only if class_conditional.
         """
@@ -72,7 +72,7 @@ class TrainingDataset(Dataset):
         batch = {
             "images": channels_last(images),
             "noise": channels_last(noise),
-            "level": torch.from_numpy(draws.level),
+            "u": torch.from_numpy(draws.u),
             "index": torch.tensor(indices, dtype=torch.int64),
         }
         if self.class_conditional:

@@ -37,7 +37,7 @@ class ExampleRandomness(NamedTuple):
 
     rows: np.ndarray  # int64, 0..num_rows-1
     flip: np.ndarray  # bool, true with probability 1/2
-    level: np.ndarray  # float64 in (0, 1), to be mapped to a noise level by its quantile function
+    u: np.ndarray  # float64 in (0, 1), which `Process.noise_level` maps to noise levels
     drop: np.ndarray  # bool, true with probability label_drop
 
 
@@ -61,7 +61,7 @@ class Draws:
         self._orders: dict[int, np.ndarray] = {}
 
     def examples(self, indices: Sequence[int]) -> ExampleRandomness:
-        """Rows, flips, levels and label drops of the examples with these indices."""
+        """Rows, flips, noise levels (u) and label drops of the examples with these indices."""
         raw = np.empty((len(indices), 3), np.uint64)
         rows = np.empty(len(indices), np.int64)
         for i, index in enumerate(indices):
@@ -71,7 +71,7 @@ class Draws:
         return ExampleRandomness(
             rows=rows,
             # 52 bits and a half: exact in a double, never 0 or 1, where quantile functions are infinite.
-            level=((raw[:, 0] >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52,
+            u=((raw[:, 0] >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52,
             flip=(raw[:, 1] >> np.uint64(63)).astype(bool),
             drop=(raw[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.label_drop,
         )

@@ -2,19 +2,20 @@
 
 from gnunet.diffusion.ddpm import DDPM
 from gnunet.diffusion.edm import EDM
-from gnunet.diffusion.factory import make_process, process_from_scheduler
+from gnunet.diffusion.factory import PROCESSES, make_process, process_from_scheduler
 from gnunet.diffusion.flow import Flow
 from gnunet.diffusion.images import make_grid, to_uint8, to_unit_range
-from gnunet.diffusion.process import Level, Process
-from gnunet.diffusion.sampling import evaluation_mode, sample_images, sample_labels
+from gnunet.diffusion.process import NoiseLevel, Process
+from gnunet.diffusion.sampling import eval_mode, sample_images, sample_labels
 
 __all__ = [
     "DDPM",
     "EDM",
+    "PROCESSES",
     "Flow",
-    "Level",
+    "NoiseLevel",
     "Process",
-    "evaluation_mode",
+    "eval_mode",
     "make_grid",
     "make_process",
     "process_from_scheduler",

@@ -8,22 +8,21 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
 
-from gnunet.diffusion.process import Level, Predict, Process, expand
+from gnunet.diffusion.process import ModelFn, NoiseLevel, Process, append_dims
 
 
 class EDM(Process):
-    """x = x0 + sigma * noise; the network sees c_in * x and log(sigma) / 4, and its output F makes the
+    """x = x0 + sigma * noise; the network sees c_in * x and log(sigma) / 4, and its output F gives the
     denoiser D = c_skip * x + c_out * F (Table 1).
 
     Args:
         p_mean, p_std: mean and standard deviation of log sigma in training.
         sigma_data: standard deviation of the images, whose values lie in [-1, 1].
-        sigma_min, sigma_max, rho: lowest and highest noise level, and curvature, of the sampling schedule.
+        sigma_min, sigma_max, rho: lowest and highest sigma of the sampling schedule, and its curvature.
     """
 
     kind = "edm"
     samplers = ("heun", "euler", "dpm++")
-    default_sampler = "heun"
 
     def __init__(
         self,
@@ -37,61 +36,61 @@ class EDM(Process):
         self.p_mean, self.p_std, self.sigma_data = p_mean, p_std, sigma_data
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
-    def level(self, u: Tensor) -> Level:
-        """Levels of log sigma ~ N(p_mean, p_std^2)."""
-        return self._at((self.p_mean + self.p_std * torch.special.ndtri(u)).exp())
+    def noise_level(self, u: Tensor) -> NoiseLevel:
+        """The noise levels of log sigma ~ N(p_mean, p_std^2)."""
+        return self._from_sigma((self.p_mean + self.p_std * torch.special.ndtri(u)).exp())
 
-    def from_log_snr(self, log_snr: Tensor) -> Level:
-        """Levels at `log_snr`, float64 (N,), with sigma clamped to [sigma_min, sigma_max]."""
-        return self._at((-log_snr / 2).exp().clamp(self.sigma_min, self.sigma_max))
+    def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
+        """The noise levels at `log_snr`, float64 (N,), with sigma clamped to [sigma_min, sigma_max]."""
+        return self._from_sigma((-log_snr / 2).exp().clamp(self.sigma_min, self.sigma_max))
 
-    def _at(self, sigma: Tensor) -> Level:
+    def _from_sigma(self, sigma: Tensor) -> NoiseLevel:
         # The paper's weight lambda = 1 / c_out^2 of the error in D is a weight of 1 of the error in F.
         ones = torch.ones_like(sigma)
-        return Level.from_float64(ones, sigma, sigma.log() / 4, ones)
+        return NoiseLevel.from_float64(ones, sigma, sigma.log() / 4, ones)
 
-    def network_input(self, x: Tensor, level: Level) -> Tensor:
-        return x * expand((level.sigma.square() + self.sigma_data**2).rsqrt())
+    def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        return x * append_dims((level.sigma.square() + self.sigma_data**2).rsqrt())
 
-    def target(self, images: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """(x0 - c_skip * x) / c_out, multiplied out: the difference would lose digits at small sigma."""
-        sigma, data = expand(level.sigma), self.sigma_data
+    def target(self, images: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        # (x0 - c_skip * x) / c_out, multiplied out: the difference would cancel at small sigma.
+        sigma, data = append_dims(level.sigma), self.sigma_data
         return (images * (sigma / data) - data * noise) * (sigma.square() + data**2).rsqrt()
 
-    def predict_x0(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
-        sigma, data = expand(level.sigma), self.sigma_data
+    def predict_x0(self, output: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
+        sigma, data = append_dims(level.sigma), self.sigma_data
         total = sigma.square() + data**2
         return x * (data**2 / total) + output * (sigma * data * total.rsqrt())
 
     def scheduler(self, sampler: str, steps: int) -> Any:
         """EDMEulerScheduler (euler) or EDMDPMSolverMultistepScheduler (dpm++); heun needs no scheduler."""
-        sampler = self.check_sampler(sampler, steps)
+        sampler = self.resolve_sampler(sampler, steps)
         cls = EDMDPMSolverMultistepScheduler if sampler == "dpm++" else EDMEulerScheduler
         scheduler = cls.from_config(self.export_scheduler().config)
         scheduler.set_timesteps(steps)
         return scheduler
 
-    def sample(
-        self, predict: Predict, noise: Tensor, sampler: str, steps: int, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        if self.check_sampler(sampler, steps) != "heun":
-            return super().sample(predict, noise, sampler, steps, generators)
-
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            level = self._at(torch.full((len(x),), sigma, dtype=torch.float64)).to(x.device)
-            return self.predict_x0(predict(self.network_input(x, level), level.timestep), x, level)
-
-        return edm_heun(denoise, noise, edm_sigmas(steps, self.sigma_min, self.sigma_max, self.rho))
-
     def export_scheduler(self) -> EDMEulerScheduler:
-        """An EDMEulerScheduler; it scales the network's input and output as this process does."""
+        # It scales the network's input and output as this process does.
         return EDMEulerScheduler(
             sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data, rho=self.rho
         )
 
+    def sample(
+        self, model_fn: ModelFn, noise: Tensor, sampler: str, steps: int, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        if self.resolve_sampler(sampler, steps) != "heun":
+            return super().sample(model_fn, noise, sampler, steps, generators)
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            level = self._from_sigma(torch.full((len(x),), sigma, dtype=torch.float64)).to(x.device)
+            return self.predict_x0(model_fn(self.network_input(x, level), level.timestep), x, level)
+
+        return edm_heun(denoise, noise, edm_sigmas(steps, self.sigma_min, self.sigma_max, self.rho))
+
 
 def edm_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """The noise levels of `steps` sampling steps, from sigma_max down to 0: steps + 1 of them (Eq. 5)."""
+    """The steps + 1 values of sigma from sigma_max to sigma_min, then 0 (Eq. 5)."""
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [(high + i / max(steps - 1, 1) * (low - high)) ** rho for i in range(steps)] + [0.0]
 
@@ -102,17 +101,17 @@ def edm_heun(denoise: Callable[[Tensor, float], Tensor], noise: Tensor, sigmas: 
     Args:
         denoise: D, from x (N, C, H, W) and one sigma to an estimate of x0.
         noise: (N, C, H, W), standard normal.
-        sigmas: falling, the last one 0.
+        sigmas: decreasing, the last one 0.
 
     Returns:
         (N, C, H, W) at the last sigma, after 2 * steps - 1 calls of `denoise`.
     """
     x = noise * sigmas[0]
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
         slope = (x - denoise(x, sigma)) / sigma
-        euler = x + (following - sigma) * slope
-        if following > 0:  # the slope is not defined at 0, so that the last step is Euler's
-            slope = (slope + (euler - denoise(euler, following)) / following) / 2
-            euler = x + (following - sigma) * slope
-        x = euler
+        x_next = x + (next_sigma - sigma) * slope
+        if next_sigma > 0:  # the slope is not defined at 0, so the last step is Euler's
+            slope = (slope + (x_next - denoise(x_next, next_sigma)) / next_sigma) / 2
+            x_next = x + (next_sigma - sigma) * slope
+        x = x_next
     return x

@@ -1,7 +1,7 @@
-"""A process by name, or from the scheduler saved beside a diffusers model."""
+"""A process by name, or from the scheduler saved with a diffusers model."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import (
@@ -12,58 +12,42 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
 )
 
-from gnunet.diffusion.ddpm import DDPM, beta_options, make_schedule
+from gnunet.diffusion.ddpm import DDPM, beta_options
 from gnunet.diffusion.edm import EDM
 from gnunet.diffusion.flow import Flow
 from gnunet.diffusion.process import Process
 from gnunet.errors import ConfigError
 
-LARGEST = 100_000
-"""Bound of a scheduler's numbers and lists: it makes tables of as many entries as it has timesteps."""
+PROCESSES: dict[str, type[Process]] = {"ddpm": DDPM, "edm": EDM, "flow": Flow}
+
+MAX_CONFIG_VALUE = 100_000
+"""Largest number and longest list in a scheduler's config: it builds tables of that many entries."""
 
 
 def make_process(kind: str, **settings: Any) -> Process:
-    """The process of a kind: `ddpm`, `edm` or `flow`.
-
-    Args:
-        settings: the arguments of `ddpm_process`, `EDM` or `Flow`.
-    """
-    processes: dict[str, Callable[..., Process]] = {"ddpm": ddpm_process, "edm": EDM, "flow": Flow}
-    return processes[kind](**settings)
-
-
-def ddpm_process(
-    num_train_timesteps: int = 1000,
-    beta_schedule: str = "linear",
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
-    prediction_type: str = "epsilon",
-    min_snr_gamma: float | None = None,
-) -> DDPM:
-    """DDPM over a `linear` or `cosine` schedule of betas, predicting `epsilon`, `v` or the `sample`."""
-    schedule = make_schedule(num_train_timesteps, beta_schedule, beta_start, beta_end, prediction_type)
-    return DDPM(schedule, min_snr_gamma)
+    """A process of PROCESSES by its name; `settings` are the arguments of its class."""
+    return PROCESSES[kind](**settings)
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:
-    """Refuse a scheduler's config, as JSON has it, that could make building the scheduler take without bound.
+    """Check that an untrusted scheduler config, as read from JSON, cannot make its scheduler take unbounded memory.
 
     Raises:
-        ConfigError: a number beyond LARGEST, a longer list, or a nested value; names the key.
+        ConfigError: a number above MAX_CONFIG_VALUE, a longer list, or a nested value; names the key.
     """
     for key, value in config.items():
-        if isinstance(value, list) and len(value) > LARGEST:
-            raise ConfigError(f"{key[:100]}: a list of {len(value)}; valid: at most {LARGEST} numbers")
+        if isinstance(value, list) and len(value) > MAX_CONFIG_VALUE:
+            raise ConfigError(f"{key[:100]}: a list of {len(value)}; valid: at most {MAX_CONFIG_VALUE} numbers")
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, (list, dict)) or (isinstance(item, str) and len(item) > 1000):
-                raise ConfigError(f"{key[:100]}: {repr(item)[:100]}; valid: a number, a word or a list of these")
-            # Some classes save no bound of lambda as minus infinity.
-            if isinstance(item, (int, float)) and not abs(item) <= LARGEST and key != "lambda_min_clipped":
-                raise ConfigError(f"{key[:100]}: {repr(item)[:100]} given; valid: a number, at most {LARGEST}")
+                raise ConfigError(f"{key[:100]}: {repr(item)[:100]}; valid: a number, a string or a list of these")
+            # Some classes save a missing bound of lambda as minus infinity.
+            if isinstance(item, (int, float)) and not abs(item) <= MAX_CONFIG_VALUE and key != "lambda_min_clipped":
+                raise ConfigError(f"{key[:100]}: {repr(item)[:100]} given; valid: at most {MAX_CONFIG_VALUE}")
 
 
 def process_from_scheduler(scheduler: Any) -> Process:
-    """The process that a diffusers scheduler samples from; what concerns training only takes its default.
+    """The process that a diffusers scheduler samples from; settings of training alone keep their defaults.
 
     Args:
         scheduler: an EDM or flow-match scheduler, or one over betas (DDPM, DDIM, DPM-Solver, Euler, ...).
@@ -87,10 +71,10 @@ def process_from_scheduler(scheduler: Any) -> Process:
             "FlowMatchHeunDiscreteScheduler"
         )
     if isinstance(scheduler, DDPMScheduler):
-        return DDPM(scheduler)
+        return DDPM(schedule=scheduler)
     require_config(config, name, use_flow_sigmas=False, timestep_type="discrete")
     return DDPM(
-        DDPMScheduler(
+        schedule=DDPMScheduler(
             **beta_options(scheduler), prediction_type=config.prediction_type,
             variance_type=config.get("variance_type") or "fixed_small",
             clip_sample=config.get("clip_sample", True),
@@ -107,7 +91,7 @@ def _positive(config: Any, name: str, key: str) -> float:
 
 
 def require_config(config: Any, name: str, **expected: Any) -> None:
-    """Raise ConfigError where a scheduler's config has another value under a key than the one supported."""
+    """Raise ConfigError where a key of a scheduler's config has another value than the supported one."""
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise ConfigError(f"{name}.{key}: {config[key]!r} given; valid: {value!r}")

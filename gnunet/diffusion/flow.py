@@ -7,22 +7,21 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
-from gnunet.diffusion.process import Level, Process, expand
+from gnunet.diffusion.process import NoiseLevel, Process, append_dims
 
 
 class Flow(Process):
     """x_t = (1 - t) x0 + t noise; the network sees x_t and 1000 t, and predicts the velocity noise - x0.
 
     Args:
-        t_distribution: of the time t in training: "logit_normal" or "uniform".
-        t_mean, t_std: of logit t, for logit_normal.
-        shift: of the sampling times towards noise.
+        t_distribution: distribution of the time t in training: "logit_normal" or "uniform".
+        t_mean, t_std: mean and standard deviation of logit t, for logit_normal.
+        shift: shift of the sampling times towards noise.
         num_train_timesteps: the timestep at t = 1; diffusers' convention is 1000.
     """
 
     kind = "flow"
     samplers = ("euler", "heun")
-    default_sampler = "euler"
 
     def __init__(
         self,
@@ -35,42 +34,39 @@ class Flow(Process):
         self.t_distribution, self.t_mean, self.t_std, self.shift = t_distribution, t_mean, t_std, shift
         self.num_train_timesteps = num_train_timesteps
 
-    def level(self, u: Tensor) -> Level:
-        """Levels of t ~ U(0, 1), or of logit t ~ N(t_mean, t_std^2)."""
+    def noise_level(self, u: Tensor) -> NoiseLevel:
+        """The noise levels of t ~ U(0, 1), or of logit t ~ N(t_mean, t_std^2)."""
         if self.t_distribution == "uniform":
-            return self._at(u)
-        return self._at((self.t_mean + self.t_std * torch.special.ndtri(u)).sigmoid())
+            return self._from_t(u)
+        return self._from_t((self.t_mean + self.t_std * torch.special.ndtri(u)).sigmoid())
 
-    def from_log_snr(self, log_snr: Tensor) -> Level:
-        """Levels at `log_snr`, float64 (N,): t = 1 / (1 + exp(log_snr / 2)); every finite log-SNR has one."""
-        return self._at((-log_snr / 2).sigmoid())
+    def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
+        """The noise levels at `log_snr`, float64 (N,): t = 1 / (1 + exp(log_snr / 2))."""
+        return self._from_t((-log_snr / 2).sigmoid())
 
-    def _at(self, t: Tensor) -> Level:
-        return Level.from_float64(1 - t, t, t * self.num_train_timesteps, torch.ones_like(t))
+    def _from_t(self, t: Tensor) -> NoiseLevel:
+        return NoiseLevel.from_float64(1 - t, t, t * self.num_train_timesteps, torch.ones_like(t))
 
-    def target(self, images: Tensor, noise: Tensor, level: Level) -> Tensor:
+    def target(self, images: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         return noise - images
 
-    def predict_x0(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
-        """x - t * velocity (alpha and sigma sum to 1)."""
-        return x - expand(level.sigma) * output
+    def predict_x0(self, output: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
+        return x - append_dims(level.sigma) * output  # x - t * velocity
 
     def scheduler(self, sampler: str, steps: int) -> Any:
         """FlowMatchEulerDiscreteScheduler (euler) or FlowMatchHeunDiscreteScheduler (heun).
 
-        The times are even, then shifted. euler's are 1, 1 - 1/steps, ..., 1/steps, 0. heun's are diffusers'
-        own: steps - 1 steps to the smallest time, 1/1000 before shifts, and one step of Euler's from there.
+        The times are evenly spaced, then shifted. euler's are 1, 1 - 1/steps, ..., 1/steps, 0. heun's are
+        diffusers' own: steps - 1 steps to the smallest time, 1/1000 before shifts, then one step of Euler's.
         """
-        sampler = self.check_sampler(sampler, steps)
-        if sampler == "heun":
+        if self.resolve_sampler(sampler, steps) == "heun":
             scheduler = FlowMatchHeunDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
             scheduler.set_timesteps(steps)
         else:
             scheduler = self.export_scheduler()
-            # Left to itself it spends its last step between 1/1000, shifted twice, and 0.
+            # By default its last step goes from 1/1000, shifted twice, to 0.
             scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
         return scheduler
 
     def export_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        """A FlowMatchEulerDiscreteScheduler with this process' shift."""
         return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.shift)

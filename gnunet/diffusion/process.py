@@ -1,8 +1,8 @@
-"""What every diffusion process offers: noise levels, the training loss, the denoiser, sampling.
+"""What a diffusion process is: noise levels, noising, the training loss, the denoiser and sampling.
 
-All of them noise an image the same way, x = alpha * x0 + sigma * noise, and differ in where the levels lie,
-in what the network sees and predicts, and in how its error is weighted. A subclass states those and no more.
-Noising, target, loss and sampling state are fp32 whatever the precision inside the network.
+Every process noises an image as x = alpha * x0 + sigma * noise. Processes differ in how noise levels are
+distributed, in what the network sees and predicts, and in how its error is weighted; a subclass defines only
+that. Noise, target, loss and sampler state are fp32 whatever the precision inside the network.
 """
 
 import inspect
@@ -16,124 +16,127 @@ from torch import Tensor, nn
 
 from gnunet.errors import ConfigError
 
-Predict = Callable[[Tensor, Tensor], Tensor]
+ModelFn = Callable[[Tensor, Tensor], Tensor]
 """(network input (N, C, H, W), timestep (N,)) -> network output (N, C, H, W), all fp32."""
 
 
 @dataclass(frozen=True)
-class Level:
-    """Noise levels of N examples; every field is an fp32 tensor of shape (N,)."""
+class NoiseLevel:
+    """The noise levels of N examples; every field is an fp32 tensor of shape (N,)."""
 
     alpha: Tensor
     """Factor of the image in x = alpha * x0 + sigma * noise."""
     sigma: Tensor
     """Factor of the noise."""
     timestep: Tensor
-    """What the network's `timestep` argument takes."""
+    """The network's `timestep` argument."""
     weight: Tensor
     """Weight of the network's mean squared error in the loss."""
     log_snr: Tensor
     """log(alpha^2 / sigma^2)."""
 
     @classmethod
-    def from_float64(cls, alpha: Tensor, sigma: Tensor, timestep: Tensor, weight: Tensor) -> "Level":
-        """Round float64 tensors of shape (N,) to a level, with the log-SNR that they imply."""
+    def from_float64(cls, alpha: Tensor, sigma: Tensor, timestep: Tensor, weight: Tensor) -> "NoiseLevel":
+        """Round float64 tensors of shape (N,) to fp32, after computing log_snr from them."""
         log_snr = 2 * (alpha.log() - sigma.log())
         return cls(alpha.float(), sigma.float(), timestep.float(), weight.float(), log_snr.float())
 
-    def to(self, device: torch.device | str) -> "Level":
-        """The same levels on another device."""
-        return Level(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+    def to(self, device: torch.device | str) -> "NoiseLevel":
+        """Move to a device."""
+        return NoiseLevel(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
     def __len__(self) -> int:
         return len(self.alpha)
 
 
 class Process(ABC):
-    """A diffusion process: see `DDPM`, `EDM` and `Flow`, and `make_process` to get one by name."""
+    """A diffusion process: `DDPM`, `EDM` or `Flow`; `make_process` makes one by name."""
 
     kind: ClassVar[str]
     samplers: tuple[str, ...]
-    """Names of the samplers it has."""
-    default_sampler: ClassVar[str]
+    """Names of its samplers, the default first."""
 
     @abstractmethod
-    def level(self, u: Tensor) -> Level:
-        """Levels of training: `u`, float64 (N,) uniform in (0, 1), through the inverse of their distribution.
+    def noise_level(self, u: Tensor) -> NoiseLevel:
+        """Map `u`, float64 (N,) uniform in (0, 1), to training noise levels by their inverse distribution function.
 
-        Computed on the host in float64, so that an example's level is the same whatever device trains on it.
+        Computed on the host in float64, so that an example's level is the same on every device.
         """
 
     @abstractmethod
-    def from_log_snr(self, log_snr: Tensor) -> Level:
-        """The process' levels nearest to `log_snr`, float64 (N,), on the host."""
+    def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
+        """The noise levels of the process nearest to `log_snr`, float64 (N,) on the host."""
+
+    def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """What the network sees of the noisy images `x`, fp32 (N, C, H, W)."""
+        return x
 
     @abstractmethod
-    def target(self, images: Tensor, noise: Tensor, level: Level) -> Tensor:
+    def target(self, images: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         """What the network should output, fp32 (N, C, H, W)."""
 
     @abstractmethod
-    def predict_x0(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
-        """The estimate of x0 that a network output at `x` stands for, fp32 (N, C, H, W)."""
+    def predict_x0(self, output: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
+        """Convert the network's output at `x` to an estimate of x0, fp32 (N, C, H, W)."""
 
-    @abstractmethod
-    def scheduler(self, sampler: str, steps: int) -> Any:
-        """A fresh diffusers scheduler with its timesteps set, on the host; `to_scheduler` makes its input.
-
-        Raises:
-            ConfigError: the process has no such sampler, or the sampler cannot take so many steps.
-        """
-
-    @abstractmethod
-    def export_scheduler(self) -> Any:
-        """The diffusers scheduler to save beside an exported model, which `process_from_scheduler` reads."""
-
-    def network_input(self, x: Tensor, level: Level) -> Tensor:
-        """What the network sees of `x`, fp32 (N, C, H, W)."""
-        return x
-
-    def to_scheduler(self, output: Tensor, model_input: Tensor, timestep: Tensor) -> Tensor:
-        """What `scheduler`'s step expects, from the network's output at the scheduler's scaled input."""
-        return output
+    def add_noise(self, images: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        """The noisy images alpha * images + sigma * noise, fp32 (N, C, H, W)."""
+        return append_dims(level.alpha) * images + append_dims(level.sigma) * noise
 
     def loss(
-        self, network: nn.Module, images: Tensor, noise: Tensor, level: Level, labels: Tensor | None = None
+        self, network: nn.Module, images: Tensor, noise: Tensor, level: NoiseLevel, labels: Tensor | None = None
     ) -> Tensor:
         """Each example's weighted loss, fp32 (N,), averaged over channels and pixels.
 
         Args:
             network: called as network(x, timestep, class_labels=labels, return_dict=False)[0].
-            images: (N, C, H, W) fp32 in [-1, 1].
-            noise: (N, C, H, W) fp32, standard normal.
-            level: from `level`, on the images' device.
-            labels: (N,) int64, or None for a network without classes.
+            images: fp32 (N, C, H, W) in [-1, 1].
+            noise: fp32 (N, C, H, W), standard normal.
+            level: from `noise_level`, on the images' device.
+            labels: int64 (N,), or None for a network without classes.
         """
-        x = expand(level.alpha) * images + expand(level.sigma) * noise
+        x = self.add_noise(images, noise, level)
         output = call_model(network, self.network_input(x, level), level.timestep, labels)
-        return level.weight * mean_square(output - self.target(images, noise, level))
+        return level.weight * per_sample_mse(output, self.target(images, noise, level))
 
-    def denoise(self, network: nn.Module, x: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
-        """The network's estimate of x0 given x = alpha * x0 + sigma * noise; all fp32 (N, C, H, W)."""
+    def denoise(self, network: nn.Module, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
+        """The network's estimate of x0 from noisy images `x`, fp32 (N, C, H, W)."""
         output = call_model(network, self.network_input(x, level), level.timestep, labels)
         return self.predict_x0(output, x, level)
 
+    @abstractmethod
+    def scheduler(self, sampler: str, steps: int) -> Any:
+        """A new diffusers scheduler with its timesteps set; its `step` takes what `to_scheduler` returns.
+
+        Raises:
+            ConfigError: the process has no such sampler, or the sampler cannot take that many steps.
+        """
+
+    def to_scheduler(self, output: Tensor, model_input: Tensor, timestep: Tensor) -> Tensor:
+        """Convert the network's output at the scheduler's scaled input to what the scheduler's `step` expects."""
+        return output
+
+    @abstractmethod
+    def export_scheduler(self) -> Any:
+        """The diffusers scheduler saved with an exported model; `process_from_scheduler` reads it."""
+
     def sample(
-        self, predict: Predict, noise: Tensor, sampler: str, steps: int, generators: Sequence[torch.Generator]
+        self, model_fn: ModelFn, noise: Tensor, sampler: str, steps: int, generators: Sequence[torch.Generator]
     ) -> Tensor:
         """Turn noise into images.
 
         Args:
-            predict: the network, guided if need be.
-            noise: (N, C, H, W) fp32, standard normal.
+            model_fn: the network, with classifier-free guidance where wanted.
+            noise: fp32 (N, C, H, W), standard normal.
             sampler: one of `samplers`.
             steps: sampling steps.
             generators: one host generator per image, for the noise that a stochastic sampler adds.
 
         Returns:
-            (N, C, H, W) fp32, nominally in [-1, 1].
+            fp32 (N, C, H, W), nominally in [-1, 1].
 
         Raises:
-            ConfigError: the process has no such sampler, or the sampler cannot take so many steps.
+            ConfigError: the process has no such sampler, or the sampler cannot take that many steps.
         """
         scheduler = self.scheduler(sampler, steps)
         # Not every diffusers scheduler scales its input or its noise, or takes generators.
@@ -143,25 +146,22 @@ class Process(ABC):
         x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         for timestep in scheduler.timesteps:
             model_input = scale_input(x, timestep)
-            output = predict(model_input, timestep.float().expand(len(x)).to(x.device))
+            output = model_fn(model_input, timestep.float().expand(len(x)).to(x.device))
             output = self.to_scheduler(output, model_input, timestep)
             x = scheduler.step(output, timestep, x, return_dict=False, **options)[0]
         return x
 
-    def check_sampler(self, sampler: str | None, steps: int) -> str:
-        """The name of the sampler to use: `sampler`, or `default_sampler` for None.
+    def resolve_sampler(self, sampler: str | None, steps: int) -> str:
+        """Check a sampler and its number of steps; None means the default sampler.
 
         Raises:
-            ConfigError: the process has no such sampler, or the sampler cannot take so many steps.
+            ConfigError: the process has no such sampler, or the sampler cannot take that many steps.
         """
-        name = self.default_sampler if sampler is None else sampler
-        if name not in self.samplers:
-            raise ConfigError(
-                f"sampling.sampler: {self.kind} has no sampler {name!r}; valid: {', '.join(self.samplers)}"
-            )
+        if sampler is not None and sampler not in self.samplers:
+            raise ConfigError(f"sampling.sampler: {sampler!r} given; valid: {', '.join(self.samplers)} ({self.kind})")
         if steps < 1:
             raise ConfigError(f"sampling.steps: {steps} given; valid: 1 or more")
-        return name
+        return sampler or self.samplers[0]
 
 
 def call_model(network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
@@ -169,11 +169,11 @@ def call_model(network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor |
     return network(x, timestep, class_labels=labels, return_dict=False)[0].float()
 
 
-def expand(values: Tensor) -> Tensor:
+def append_dims(values: Tensor) -> Tensor:
     """(N,) -> (N, 1, 1, 1)."""
     return values[:, None, None, None]
 
 
-def mean_square(x: Tensor) -> Tensor:
-    """Mean of the squares over each example, (N, C, H, W) -> (N,)."""
-    return x.square().mean(dim=(1, 2, 3))
+def per_sample_mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each example, (N, C, H, W) -> (N,)."""
+    return (output - target).square().mean(dim=(1, 2, 3))

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnunet.diffusion import Process, evaluation_mode, to_unit_range
-from gnunet.diffusion.process import expand, mean_square
+from gnunet.diffusion import Process, eval_mode, to_unit_range
+from gnunet.diffusion.process import per_sample_mse
 from gnunet.evaluation.batching import rounds
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def validation_errors(
         progress: called after each round of batches with the number of examples done so far.
     """
     errors = torch.zeros(len(bank), dtype=torch.float32, device=device)
-    with evaluation_mode(network):
+    with eval_mode(network):
         for batches in rounds(len(bank), batch_size, world_size):
             mine = batches[rank] if rank < len(batches) else None
             found = per_example_errors(network, process, bank, mine or batches[0], device=device, autocast=autocast)
@@ -99,11 +99,11 @@ def per_example_errors(
     batch = bank.batch(indices)
     images = to_unit_range(batch["images"].to(device))
     level = process.from_log_snr(batch["log_snr"]).to(device)
-    x = expand(level.alpha) * images + expand(level.sigma) * batch["noise"].to(device)
+    x = process.add_noise(images, batch["noise"].to(device), level)
     labels = batch["labels"].to(device) if has_classes(network) else None
     with autocast():
         estimate = process.denoise(network, x, level, labels)
-    return mean_square(estimate - images) * (1 + level.log_snr.exp())
+    return per_sample_mse(estimate, images) * (1 + level.log_snr.exp())
 
 
 def summarize(errors: np.ndarray, bins: np.ndarray, num_bins: int) -> ValidationResult:

@@ -68,7 +68,7 @@ def settings_of(model: TrainedModel) -> dict[str, Any]:
     """What decides the samples of a model besides its weights and their number, as records name it."""
     sampling = model.sampling
     return {
-        "sampler": model.process.check_sampler(sampling.sampler, sampling.steps),
+        "sampler": model.process.resolve_sampler(sampling.sampler, sampling.steps),
         "steps": sampling.steps,
         "guidance": sampling.guidance,
         "batch_size": sampling.batch_size,

@@ -15,8 +15,7 @@ from torch import Tensor
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import Config, accumulation_steps, unet_kwargs
 from gnunet.data import TrainingDataset, ValidationSet, training_loader
-from gnunet.diffusion import Process, make_process, to_unit_range
-from gnunet.diffusion.process import Level, expand
+from gnunet.diffusion import NoiseLevel, Process, make_process, to_unit_range
 from gnunet.distributed.fsdp import Sharding
 from gnunet.distributed.signals import StopSignal
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
@@ -126,7 +125,7 @@ class Session:
         )  # fmt: skip
         for batch in batches:
             images, noise, level, labels = self.on_device(batch)
-            x = expand(level.alpha) * images + expand(level.sigma) * noise
+            x = self.process.add_noise(images, noise, level)
             call = (self.process.network_input(x, level), level.timestep)
             yield call if labels is None else (*call, labels)
 
@@ -204,10 +203,10 @@ class Session:
         """Forward and backward of a micro-batch; its losses, (N,).
 
         Args:
-            rest: the fields of its Level, and labels where it has them.
+            rest: the fields of its NoiseLevel, and labels where it has them.
         """
-        count = len(fields(Level))
-        level, labels = Level(*rest[:count]), rest[count] if len(rest) > count else None
+        count = len(fields(NoiseLevel))
+        level, labels = NoiseLevel(*rest[:count]), rest[count] if len(rest) > count else None
         losses = self.process.loss(self.update.network, images, noise, level, labels)
         # Gradients are averaged over processes: what remains is the mean over the global batch.
         self.update.backward(losses.sum() * (self.accelerator.num_processes / self.config.train.batch_size))
@@ -236,10 +235,10 @@ class Session:
         marked = [torch.where(losses.isfinite(), -1, indices.to(device)) for indices, losses in seen]
         return tuple(sorted(index for index in self.accelerator.gather(torch.cat(marked)).tolist() if index >= 0))
 
-    def on_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Level, Tensor | None]:
+    def on_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None]:
         """A micro-batch's images in [-1, 1], noise, levels, and labels where it has them."""
         device = self.accelerator.device
-        level = self.process.level(batch["level"]).to(device)
+        level = self.process.noise_level(batch["u"]).to(device)
         images = to_unit_range(batch["images"].to(device, non_blocking=True))
         noise = batch["noise"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None

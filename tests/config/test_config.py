@@ -20,11 +20,10 @@ from gnunet.config import (
     to_yaml,
     unet_kwargs,
 )
-from gnunet.config.checks import SAMPLERS
 from gnunet.config.merge import Layer, load_yaml
 from gnunet.config.norms import SECTIONS
 from gnunet.config.schema import describe_field, section_types, walk
-from gnunet.diffusion import make_process
+from gnunet.diffusion import PROCESSES, make_process
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D, norm_sites
 from gnunet.norms import NORMS
@@ -300,22 +299,15 @@ def test_norms_differ_by_region() -> None:
     assert from_yaml(to_yaml(config), "again") == config
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("kind", PROCESSES)
 def test_noise_bins_are_equally_frequent(kind: str) -> None:
     config = build(diffusion={"kind": kind}, model={"norm": {"kind": "batch", "noise_bins": 4}})
     edges = unet_kwargs(config, None)["norm"]["noise_edges"]
     uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    timesteps = make_process(**config.diffusion.model_dump()).level(uniform).timestep.double()
+    timesteps = make_process(**config.diffusion.model_dump()).noise_level(uniform).timestep.double()
     shares = torch.bincount(torch.bucketize(timesteps, torch.tensor(edges), right=True), minlength=4) / 10_000
     assert len(edges) == 3
     assert (shares - 0.25).abs().max() < 0.002
-
-
-@pytest.mark.parametrize("kind", SAMPLERS)
-def test_samplers_are_those_of_the_process(kind: str) -> None:
-    process = make_process(**(build(diffusion={"kind": kind}).diffusion).model_dump())
-    assert set(SAMPLERS[kind]) == set(process.samplers)
-    assert SAMPLERS[kind][0] == process.default_sampler
 
 
 def values_of(annotation: Any, metadata: tuple = ()) -> st.SearchStrategy:
@@ -355,7 +347,7 @@ def trees(draw: st.DrawFn) -> Config:
     """A valid tree that differs from the defaults in kinds and a few keys."""
     norm = draw(st.sampled_from(list(SECTIONS)))
     raw: dict[str, Any] = {
-        "diffusion": {"kind": draw(st.sampled_from(sorted(SAMPLERS)))},
+        "diffusion": {"kind": draw(st.sampled_from(sorted(PROCESSES)))},
         "model": {"norm": {"kind": norm}},
     }
     leaves = [leaf for leaf in LEAVES if leaf[0][:2] != ("model", "norm") or leaf[0][2] in SECTIONS[norm].model_fields]

@@ -76,16 +76,16 @@ def test_frequencies():
     draws = Draws(3, 100, label_drop=0.1).examples(range(20_000))
     assert abs(draws.flip.mean() - 0.5) < 0.015
     assert abs(draws.drop.mean() - 0.1) < 0.01
-    assert abs(draws.level.mean() - 0.5) < 0.01
-    assert abs(np.histogram(draws.level, 10, (0, 1))[0] - 2000).max() < 250
-    assert np.abs(np.corrcoef([draws.flip, draws.drop, draws.level]) - np.eye(3)).max() < 0.04
+    assert abs(draws.u.mean() - 0.5) < 0.01
+    assert abs(np.histogram(draws.u, 10, (0, 1))[0] - 2000).max() < 250
+    assert np.abs(np.corrcoef([draws.flip, draws.drop, draws.u]) - np.eye(3)).max() < 0.04
     assert not Draws(3, 100, label_drop=0.0).examples(range(1000)).drop.any()
 
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1])
-def test_level_is_strictly_between_0_and_1(word, monkeypatch):
+def test_u_is_strictly_between_0_and_1(word, monkeypatch):
     monkeypatch.setattr(Stream, "raw", lambda self, index, count: np.full(count, word, np.uint64))
-    assert 0 < Draws(0, 1).examples([0]).level[0] < 1
+    assert 0 < Draws(0, 1).examples([0]).u[0] < 1
 
 
 def test_noise_is_standard_normal():

@@ -16,7 +16,7 @@ def make(table, rows=None, **keys):
 def test_shapes_types_and_strides(table):
     batch = make(table, class_conditional=True, label_drop=0.1).__getitems__([5, 6, 30])
     assert batch["images"].dtype == torch.uint8 and batch["noise"].dtype == torch.float32
-    assert batch["level"].dtype == torch.float64
+    assert batch["u"].dtype == torch.float64
     assert batch["labels"].dtype == batch["index"].dtype == torch.int64
     for name in ("images", "noise"):
         assert batch[name].shape == (3, 3, 8, 8)

@@ -37,7 +37,7 @@ U = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
 
 def assert_same_levels(one, other):
     for name in ("alpha", "sigma", "timestep", "weight", "log_snr"):
-        assert torch.equal(getattr(one.level(U), name), getattr(other.level(U), name)), name
+        assert torch.equal(getattr(one.noise_level(U), name), getattr(other.noise_level(U), name)), name
 
 
 def generators(count):
@@ -103,7 +103,7 @@ def test_defaults_and_custom_betas():
 
     betas = np.linspace(0.01, 0.3, 40) ** 1.5
     process = process_from_scheduler(DDPMScheduler(num_train_timesteps=40, trained_betas=betas.tolist()))
-    level = process.level((torch.arange(40, dtype=torch.float64) + 0.5) / 40)
+    level = process.noise_level((torch.arange(40, dtype=torch.float64) + 0.5) / 40)
     np.testing.assert_allclose(level.alpha.square().numpy(), np.cumprod(1 - betas), rtol=1e-5)
     for sampler in process.samplers:
         scheduler = process.scheduler(sampler, 5)
@@ -116,12 +116,12 @@ def test_zero_terminal_snr(gaussian_oracle):
     process = process_from_scheduler(
         DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
     )
-    last = process.level(U[-1:] + 1 / 128 - 1e-6)
+    last = process.noise_level(U[-1:] + 1 / 128 - 1e-6)
     assert last.timestep == 999 and last.alpha == 0 and last.sigma == 1 and last.log_snr == -torch.inf
-    assert process.samplers == ("ddpm", "ddim", "dpm++", "euler")
+    assert process.samplers == ("ddim", "ddpm", "dpm++", "euler")
 
     def predict(x, timestep):  # the v of a point mass at 0.5
-        level = process.level((timestep.double() + 0.5) / 1000)
+        level = process.noise_level((timestep.double() + 0.5) / 1000)
         alpha, sigma = level.alpha[:, None, None, None], level.sigma[:, None, None, None]
         return alpha * (x - alpha * 0.5) / sigma - sigma * 0.5
 
@@ -134,7 +134,7 @@ def test_edm_and_flow_options():
     edm = process_from_scheduler(EDMDPMSolverMultistepScheduler(sigma_data=0.8))
     assert edm.kind == "edm" and edm.sigma_data == 0.8
     flow = process_from_scheduler(FlowMatchEulerDiscreteScheduler(num_train_timesteps=500, shift=2.0))
-    assert flow.level(torch.tensor([0.5], dtype=torch.float64)).timestep == 250 and flow.shift == 2.0
+    assert flow.noise_level(torch.tensor([0.5], dtype=torch.float64)).timestep == 250 and flow.shift == 2.0
 
 
 @pytest.mark.parametrize(

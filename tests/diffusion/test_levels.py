@@ -25,7 +25,7 @@ FIELDS = ("alpha", "sigma", "timestep", "weight", "log_snr")
 
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_levels_are_monotone_consistent_fp32(config):
-    level = make_process(**config.model_dump()).level(GRID)
+    level = make_process(**config.model_dump()).noise_level(GRID)
     for name in FIELDS:
         values = getattr(level, name)
         assert values.dtype == torch.float32 and values.shape == (10_000,) and values.isfinite().all(), name
@@ -38,7 +38,7 @@ def test_levels_are_monotone_consistent_fp32(config):
 
 def test_ddpm_takes_every_timestep_equally_often(cumulative_alphas):
     config = DDPMConfig()
-    level = make_process(**config.model_dump()).level(GRID)
+    level = make_process(**config.model_dump()).noise_level(GRID)
     assert torch.equal(level.timestep, torch.arange(1000).repeat_interleave(10).float())
     abar = cumulative_alphas(config)
     np.testing.assert_allclose(level.alpha[::10].numpy(), np.sqrt(abar), rtol=1e-4)
@@ -47,23 +47,25 @@ def test_ddpm_takes_every_timestep_equally_often(cumulative_alphas):
 
 def test_ddpm_never_steps_past_the_last_timestep():
     top = torch.tensor([1 - 2.0**-53], dtype=torch.float64)  # times 1000 this rounds to 1000
-    assert make_process(**DDPMConfig().model_dump()).level(top).timestep == 999
+    assert make_process(**DDPMConfig().model_dump()).noise_level(top).timestep == 999
 
 
 def test_edm_sigma_is_log_normal():
-    level = make_process(**EDMConfig(p_mean=-0.5, p_std=0.8).model_dump()).level(GRID)
+    level = make_process(**EDMConfig(p_mean=-0.5, p_std=0.8).model_dump()).noise_level(GRID)
     log_sigma = level.sigma.double().log()
     assert log_sigma.mean() == pytest.approx(-0.5, abs=1e-5)
     assert log_sigma.std() == pytest.approx(0.8, rel=1e-3)
     torch.testing.assert_close(level.timestep.double(), log_sigma / 4, rtol=1e-5, atol=1e-6)
-    one_sigma = make_process(**EDMConfig().model_dump()).level(torch.tensor([0.841344746068543], dtype=torch.float64))
+    one_sigma = make_process(**EDMConfig().model_dump()).noise_level(
+        torch.tensor([0.841344746068543], dtype=torch.float64)
+    )
     assert one_sigma.sigma.item() == pytest.approx(math.exp(-1.2 + 1.2), rel=1e-6)
 
 
 def test_flow_times():
-    uniform = make_process(**FlowConfig(t_distribution="uniform").model_dump()).level(GRID)
+    uniform = make_process(**FlowConfig(t_distribution="uniform").model_dump()).noise_level(GRID)
     torch.testing.assert_close(uniform.timestep, (1000 * GRID).float())
-    normal = make_process(**FlowConfig(t_mean=0.5, t_std=0.7).model_dump()).level(GRID)
+    normal = make_process(**FlowConfig(t_mean=0.5, t_std=0.7).model_dump()).noise_level(GRID)
     logit = normal.sigma.double().logit()
     assert logit.mean() == pytest.approx(0.5, abs=1e-4) and logit.std() == pytest.approx(0.7, rel=1e-3)
     torch.testing.assert_close(normal.alpha + normal.sigma, torch.ones(10_000))
@@ -72,7 +74,7 @@ def test_flow_times():
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_a_level_depends_on_its_own_u_alone(config):
     process = make_process(**config.model_dump())
-    whole, part = process.level(GRID), process.level(GRID[123:131])
+    whole, part = process.noise_level(GRID), process.noise_level(GRID[123:131])
     for name in FIELDS:
         assert torch.equal(getattr(whole, name)[123:131], getattr(part, name))
 
@@ -85,7 +87,7 @@ def test_level_at_finds_the_log_snr(log_snr):
         assert make_process(**config.model_dump()).from_log_snr(at).log_snr.item() == pytest.approx(log_snr, abs=1e-5)
     for schedule in ("linear", "cosine"):
         process = make_process(**DDPMConfig(beta_schedule=schedule).model_dump())
-        found, every = process.from_log_snr(at), process.level(GRID)
+        found, every = process.from_log_snr(at), process.noise_level(GRID)
         nearest = (every.log_snr.double() - log_snr).abs().min()
         assert (found.log_snr.double() - log_snr).abs() <= nearest + 1e-6
 
@@ -108,7 +110,7 @@ def test_min_snr_weights_of_each_prediction_type(cumulative_alphas):
     }
     for prediction_type, weight in formulas.items():
         config = DDPMConfig(beta_schedule="cosine", prediction_type=prediction_type, min_snr_gamma=5.0)
-        level = make_process(**config.model_dump()).level(GRID[::10] + 1e-5)
+        level = make_process(**config.model_dump()).noise_level(GRID[::10] + 1e-5)
         np.testing.assert_allclose(level.weight.numpy(), weight, rtol=2e-3)
         plain = make_process(**config.model_copy(update={"min_snr_gamma": None}).model_dump())
-        assert (plain.level(GRID).weight == 1).all()
+        assert (plain.noise_level(GRID).weight == 1).all()

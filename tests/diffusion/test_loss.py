@@ -35,7 +35,7 @@ def column(values):
 def losses(config, examples, network=None):
     images, noise, u = examples
     process = make_process(**config.model_dump())
-    level = process.level(torch.from_numpy(u))
+    level = process.noise_level(torch.from_numpy(u))
     loss = process.loss(network or Echo(), torch.from_numpy(images), torch.from_numpy(noise), level)
     assert loss.dtype == torch.float32 and loss.shape == (16,)
     return loss.numpy()
@@ -69,7 +69,7 @@ def test_min_snr_weighs_the_error_in_the_image_alike(gaussian_oracle, examples):
 def test_edm_loss(examples):
     config = EDMConfig(p_mean=-1.0, p_std=1.4, sigma_data=0.6)
     images, noise, _ = examples
-    level = make_process(**config.model_dump()).level(torch.from_numpy(examples[2]))
+    level = make_process(**config.model_dump()).noise_level(torch.from_numpy(examples[2]))
     sigma, data = column(level.sigma), 0.6
     x = images + sigma * noise
     c_skip = data**2 / (sigma**2 + data**2)
@@ -85,7 +85,7 @@ def test_edm_loss(examples):
 def test_flow_loss(distribution, examples):
     config = FlowConfig(t_distribution=distribution)
     images, noise, u = examples
-    level = make_process(**config.model_dump()).level(torch.from_numpy(u))
+    level = make_process(**config.model_dump()).noise_level(torch.from_numpy(u))
     t = column(level.timestep) / 1000
     x = (1 - t) * images + t * noise
     expected = ((0.3 * x - 0.1 - (noise - images)) ** 2).mean(axis=(1, 2, 3))
@@ -99,7 +99,7 @@ def test_the_perfect_network_gets_the_least_loss(config, gaussian_oracle):
     rng = np.random.default_rng(1)
     images = torch.from_numpy((0.1 + 0.3 * rng.standard_normal((64, 1, 48, 48))).astype(np.float32))
     noise = torch.from_numpy(rng.standard_normal(images.shape).astype(np.float32))
-    level = process.level((torch.arange(64, dtype=torch.float64) + 0.5) / 64)
+    level = process.noise_level((torch.arange(64, dtype=torch.float64) + 0.5) / 64)
     a, s = level.alpha.double(), level.sigma.double()
     left = 0.09 * s**2 / (a**2 * 0.09 + s**2)
 
@@ -119,7 +119,7 @@ def test_the_perfect_network_gets_the_least_loss(config, gaussian_oracle):
 @pytest.mark.parametrize("config", PROCESSES, ids=repr)
 def test_network_call(config):
     process, network = make_process(**config.model_dump()), Echo()
-    level = process.level(torch.tensor([0.2, 0.7], dtype=torch.float64))
+    level = process.noise_level(torch.tensor([0.2, 0.7], dtype=torch.float64))
     labels = torch.tensor([3, 1])
     images, noise = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
     process.loss(network, images, noise, level, labels)
@@ -145,7 +145,7 @@ def test_only_the_network_runs_in_low_precision(config):
 
     torch.manual_seed(0)
     process, network = make_process(**config.model_dump()), Pointwise()
-    level = process.level(torch.tensor([0.001, 0.999], dtype=torch.float64))
+    level = process.noise_level(torch.tensor([0.001, 0.999], dtype=torch.float64))
     images, noise = torch.rand(2, 3, 8, 8) * 2 - 1, torch.randn(2, 3, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = process.loss(network, images, noise, level)

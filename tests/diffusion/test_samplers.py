@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
-from gnunet.diffusion import make_process, process_from_scheduler
+from gnunet.diffusion import PROCESSES, make_process, process_from_scheduler
 from gnunet.diffusion.edm import edm_heun, edm_sigmas
 from gnunet.errors import ConfigError
 
@@ -128,19 +128,27 @@ def test_estimates_are_clipped_in_ddpm_only(gaussian_oracle):
         torch.testing.assert_close(images, torch.full_like(images, expected), rtol=0, atol=1e-4)
 
 
-def test_defaults_and_errors():
-    assert make_process(**DDPMConfig().model_dump()).check_sampler(None, 50) == "ddim"
-    assert make_process(**EDMConfig().model_dump()).check_sampler(None, 50) == "heun"
-    assert make_process(**FlowConfig().model_dump()).check_sampler(None, 50) == "euler"
-    with pytest.raises(ConfigError, match=r"edm has no sampler 'ddim'; valid: heun, euler, dpm\+\+"):
-        make_process(**EDMConfig().model_dump()).check_sampler("ddim", 50)
-    with pytest.raises(ConfigError, match="steps: 101 given; valid: at most 100"):
-        make_process(**DDPMConfig(num_train_timesteps=100).model_dump()).check_sampler(None, 101)
-    with pytest.raises(ConfigError, match="steps: 0 given; valid: 1 or more"):
-        make_process(**FlowConfig().model_dump()).check_sampler("heun", 0)
-    with pytest.raises(ConfigError, match="flow has no sampler 'dpm"):
-        make_process(**FlowConfig().model_dump()).scheduler("dpm++", 10)
-    assert make_process(**EDMConfig().model_dump()).check_sampler("heun", 5000) == "heun"
+def test_default_samplers():
+    defaults = {kind: process().resolve_sampler(None, 50) for kind, process in PROCESSES.items()}
+    assert defaults == {"ddpm": "ddim", "edm": "heun", "flow": "euler"}
+    assert make_process("edm").resolve_sampler("heun", 5000) == "heun"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler", "steps", "key"),
+    [
+        ("edm", "ddim", 50, "sampling.sampler"),
+        ("flow", "dpm++", 50, "sampling.sampler"),
+        ("ddpm", None, 1001, "sampling.steps"),
+        ("flow", "heun", 0, "sampling.steps"),
+    ],
+)
+def test_samplers_and_steps_that_a_process_lacks(kind, sampler, steps, key):
+    with pytest.raises(ConfigError, match=key):
+        make_process(kind).resolve_sampler(sampler, steps)
+    if sampler is not None:
+        with pytest.raises(ConfigError, match=key):
+            make_process(kind).scheduler(sampler, steps)
 
 
 def test_edm_sigmas():

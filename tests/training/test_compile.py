@@ -59,7 +59,7 @@ def network(file: Path) -> tuple[UNet2D, Callable[[], dict[str, torch.Tensor]]]:
     draws = generator(0, StreamKey.NOISE, 0)
     shape = (8, config.model.in_channels, 16, 16)
     images, noise = (torch.from_numpy(draws.standard_normal(shape)).float() for _ in range(2))
-    level = process.level(torch.linspace(0.1, 0.9, 8, dtype=torch.float64))
+    level = process.noise_level(torch.linspace(0.1, 0.9, 8, dtype=torch.float64))
     labels = torch.arange(8) % 3 if config.data.class_conditional else None
 
     def gradients() -> dict[str, torch.Tensor]:

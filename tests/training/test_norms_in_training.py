@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from gnunet.checkpoint.trained_model import load_trained_model
-from gnunet.diffusion.process import expand
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError
 from gnunet.norms import update_bn_stats
@@ -98,9 +97,9 @@ def test_precise_statistics_are_those_of_the_average(tiny, tmp_path):
     calls = []
     for i in range(3):
         batch = session.examples.__getitems__(list(range(8 * i, 8 * i + 8)))
-        level = session.process.level(batch["level"])
+        level = session.process.noise_level(batch["u"])
         images = batch["images"].float() / 127.5 - 1
-        x = expand(level.alpha) * images + expand(level.sigma) * batch["noise"]
+        x = session.process.add_noise(images, batch["noise"], level)
         calls.append((session.process.network_input(x, level), level.timestep, batch["labels"]))
     assert update_bn_stats(model, calls) == 3
     for name, value in model.named_buffers():
