@@ -17,7 +17,7 @@ FLOORS = [  # from the top; rooms of a floor do not import one another
     ["evaluation"],
     ["models", "diffusion", "data"],
     ["norms", "fusion", "random_streams", "safe_io"],
-    ["ops", "errors", "files", "environment"],
+    ["ops", "errors", "files", "environment", "processes"],
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 ROOT = Path(gnunet.__file__).parent

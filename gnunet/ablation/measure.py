@@ -18,7 +18,8 @@ from gnunet.evaluation.validation import per_example_errors, validation_errors
 from gnunet.models import UNet2D
 from gnunet.models.norm_sites import plan_norms
 from gnunet.norms import NORMS, NormLayer
-from gnunet.training.evaluation import chosen_metrics, processes_of, sampled
+from gnunet.processes import Processes
+from gnunet.training.evaluation import chosen_metrics, sampled
 from gnunet.training.session import Session
 
 REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
@@ -62,7 +63,8 @@ def _by_running(session: Session) -> list[float]:
     accelerator = session.accelerator
     errors = validation_errors(
         session.ema.model, session.process, session.bank, device=accelerator.device,
-        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, **processes_of(accelerator),
+        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast,
+        processes=Processes.of(accelerator),
     )  # fmt: skip
     return rounded(errors)
 
@@ -187,7 +189,9 @@ def nearest(session: Session) -> dict[str, Any] | None:
     )
     [(name, extractor)] = extractors.items()
     samples = sampled(session.averaged, accelerator)(range(min(settings.num_images, NEAREST_OF)))
-    found = nearest_images(samples, examples.table.images, examples.rows, extractor, k=1, **processes_of(accelerator))
+    found = nearest_images(
+        samples, examples.table.images, examples.rows, extractor, k=1, processes=Processes.of(accelerator)
+    )
     return {
         "extractor": name,
         "num_images": len(samples),

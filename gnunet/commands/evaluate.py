@@ -49,8 +49,8 @@ from gnunet.evaluation import (
 from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
+from gnunet.processes import Processes
 from gnunet.training.data import load_run_data
-from gnunet.training.evaluation import processes_of
 
 IMAGES_PER_PROCESS = 128
 """Where nobody says how many processes to take, another one is started for so many images."""
@@ -140,7 +140,7 @@ class Evaluation:
         accelerator = open_accelerator(precision, cpu=arguments.cpu)
         if isinstance(subject, Samples):
             subject.model.network.to(accelerator.device)
-        processes = processes_of(accelerator)
+        processes = Processes.of(accelerator)
         extractors = load_extractors(
             self.metrics, sources=self.sources, weights=self.weights, device=accelerator.device
         )
@@ -148,7 +148,7 @@ class Evaluation:
         with progress_bar(accelerator) as bar:
             scorer = make_scorer(
                 self.metrics, extractors, reference.table, reference.rows, cache_folder(reference.cache_dir),
-                **processes, progress=stage(bar, "reference", len(reference.rows)),
+                processes=processes, progress=stage(bar, "reference", len(reference.rows)),
             )  # fmt: skip
             repeats = []
             for repeat in range(arguments.repeat):
@@ -158,7 +158,7 @@ class Evaluation:
                 what = "images" if arguments.repeat == 1 else f"images, {repeat + 1} of {arguments.repeat}"
                 repeats.append(
                     scorer.score(
-                        images, self.num_images, chunk=subject.chunk, **processes,
+                        images, self.num_images, chunk=subject.chunk, processes=processes,
                         progress=stage(bar, what, self.num_images),
                     )
                 )  # fmt: skip
@@ -196,7 +196,7 @@ class Evaluation:
         name, extractor = next(iter(scorer.extractors.items()))
         samples = kept.together(accelerator)
         found = nearest_images(
-            samples, table.images, rows, extractor, k=self.arguments.nearest, **processes_of(accelerator),
+            samples, table.images, rows, extractor, k=self.arguments.nearest, processes=Processes.of(accelerator),
             progress=progress,
         )  # fmt: skip
         if accelerator.is_main_process:
@@ -259,7 +259,7 @@ def run_validation(arguments: argparse.Namespace) -> None:
         with single_threaded():  # the bits depend on the number of threads, and that on the launch
             result = validation_loss(
                 each.network.to(accelerator.device), each.process, bank, device=accelerator.device,
-                batch_size=settings.batch_size, autocast=accelerator.autocast, **processes_of(accelerator),
+                batch_size=settings.batch_size, autocast=accelerator.autocast, processes=Processes.of(accelerator),
             )  # fmt: skip
         results[name] = report.validation_record(result)
     edges = np.linspace(settings.log_snr_min, settings.log_snr_max, settings.num_bins + 1).tolist()

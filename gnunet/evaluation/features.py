@@ -13,6 +13,7 @@ from gnunet.evaluation.batching import rounds, single_threaded
 from gnunet.evaluation.distances import spread
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.running_covariance import Moments
+from gnunet.processes import SINGLE_PROCESS, Processes
 
 BATCH = 16  # images in one forward pass: fixed, since bits depend on it; few, so that they fit a CPU's cache
 CHUNK = 128  # images that a process takes at a time, unless its source has batches of its own
@@ -20,13 +21,6 @@ KEPT = 10_000  # images whose features are kept for kernel distance, precision a
 
 Images = Callable[[range], np.ndarray]
 """Gives the images with these indices, uint8 (len, H, W, C) with C 1 or 3."""
-Gather = Callable[[Tensor], Tensor]
-"""Concatenates every process's tensor along the first dimension, on every process."""
-
-
-def alone(tensor: Tensor) -> Tensor:
-    """`gather` of a launch of one process."""
-    return tensor
 
 
 @dataclass(frozen=True)
@@ -74,9 +68,7 @@ def stream_features(
     extractors: Sequence[Extractor],
     *,
     chunk: int = CHUNK,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Gather = alone,
+    processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[range, list[Tensor]]]:
     """The features of images 0..num_images-1, in order, on every process.
@@ -91,9 +83,7 @@ def stream_features(
         num_images: at least 1.
         extractors: run on the same images.
         chunk: images in a chunk; a sampler's batch size, so that none is computed twice. Never the launch's.
-        rank: number of this process.
-        world_size: number of processes.
-        gather: concatenates every rank's tensor along the first dimension, on every rank.
+        processes: those that share the work; all of them call this.
         progress: called after each round with the number of images done so far.
 
     Yields:
@@ -104,15 +94,15 @@ def stream_features(
     """
     if num_images < 1:
         raise DataError("there are no images to evaluate")
-    for chunks in rounds(num_images, chunk, world_size):
+    for chunks in rounds(num_images, chunk, processes.world_size):
         # A process without a chunk must know the number of features, as the others do.
-        pixels = images(chunks[rank] if rank < len(chunks) else range(1))
+        pixels = images(chunks[processes.rank] if processes.rank < len(chunks) else range(1))
         gathered = []
         for extractor in extractors:
             features = extract(extractor, pixels)
             padded = features.new_zeros(chunk, features.shape[1])
             padded[: len(features)] = features
-            gathered.append(gather(padded).view(world_size, chunk, -1))
+            gathered.append(processes.gather(padded).view(processes.world_size, chunk, -1))
         for r, indices in enumerate(chunks):
             yield indices, [features[r, : len(indices)] for features in gathered]
         if progress is not None:
@@ -125,9 +115,7 @@ def collect_statistics(
     extractors: Sequence[Extractor],
     *,
     chunk: int = CHUNK,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Gather = alone,
+    processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> list[FeatureStatistics]:
     """Statistics of images 0..num_images-1 for each extractor, the same on every process and in every launch.
@@ -138,7 +126,7 @@ def collect_statistics(
     moments: list[Moments] = []
     kept: list[Tensor] = []
     for indices, blocks in stream_features(
-        images, num_images, extractors, chunk=chunk, rank=rank, world_size=world_size, gather=gather, progress=progress
+        images, num_images, extractors, chunk=chunk, processes=processes, progress=progress
     ):
         if not moments:
             moments = [Moments.empty(block.shape[1], block.device) for block in blocks]

@@ -12,7 +12,8 @@ from gnunet.errors import DataError
 from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.distances import spread, squared_distances
 from gnunet.evaluation.extractors import Extractor
-from gnunet.evaluation.features import Gather, alone, extract, stream_features
+from gnunet.evaluation.features import extract, stream_features
+from gnunet.processes import SINGLE_PROCESS, Processes
 
 PROBES = 512  # training images whose own neighbours say what is near
 NEAR = 0.05  # the share of training images that have a neighbour as near as the threshold
@@ -45,9 +46,7 @@ def nearest_images(
     extractor: Extractor,
     *,
     k: int = 4,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Gather = alone,
+    processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Neighbours:
     """Find the training images nearest to samples, exactly, in memory that does not grow with their number.
@@ -61,7 +60,7 @@ def nearest_images(
         rows: int (m,), the rows of `images` that were trained on, m more than k.
         extractor: gives the features.
         k: neighbours of each sample.
-        rank, world_size, gather, progress: see `stream_features`.
+        processes, progress: see `stream_features`.
 
     Raises:
         DataError: not more training images than k, or no sample.
@@ -78,7 +77,7 @@ def nearest_images(
     places = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
     for indices, [features] in stream_features(
         lambda chunk: images[rows[chunk.start : chunk.stop]], len(rows), [extractor],
-        rank=rank, world_size=world_size, gather=gather, progress=progress,
+        processes=processes, progress=progress,
     ):  # fmt: skip
         with single_threaded():
             squared = torch.cat([block for _, block in squared_distances(queries, features)])

@@ -24,13 +24,12 @@ from gnunet.evaluation.features import (
     CHUNK,
     KEPT,
     FeatureStatistics,
-    Gather,
-    alone,
     collect_statistics,
     statistics_device,
 )
 from gnunet.evaluation.running_covariance import Moments
 from gnunet.files import write_file
+from gnunet.processes import SINGLE_PROCESS, Processes
 from gnunet.safe_io import Stored, read_safetensors_header
 
 log = logging.getLogger(__name__)
@@ -74,9 +73,7 @@ def reference_statistics(
     extractor: Extractor,
     folder: Path,
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Gather = alone,
+    processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
     """The statistics of a table's rows, from the cache or computed by all processes together.
@@ -90,7 +87,7 @@ def reference_statistics(
         rows: int (n,), the table's rows to compare with.
         extractor: gives the features.
         folder: the caches' folder, `gnunet.data.cache.cache_folder`.
-        rank, world_size, gather, progress: see `stream_features`.
+        processes, progress: see `stream_features`.
 
     Raises:
         DataError: no rows, or the cache's file is of other statistics than its name says.
@@ -99,12 +96,12 @@ def reference_statistics(
     path = folder / f"reference-{hashlib.sha256(_json(about).encode()).hexdigest()[:24]}.safetensors"
     found = load_reference(path, about)
     # All or none: where one process sees the file and another not yet, one would wait for the other for ever.
-    seen = gather(torch.tensor([found is not None], dtype=torch.int64, device=extractor.device))
+    seen = processes.gather(torch.tensor([found is not None], dtype=torch.int64, device=extractor.device))
     if found is not None and bool(seen.all()):
         return found.to(statistics_device(extractor))
     [statistics] = collect_statistics(
         lambda indices: table.images[rows[indices.start : indices.stop]], len(rows), [extractor],
-        rank=rank, world_size=world_size, gather=gather, progress=progress,
+        processes=processes, progress=progress,
     )  # fmt: skip
     reference = Reference(statistics, kernel_sums(statistics.kept))
     if found is None:

@@ -10,9 +10,10 @@ import torch
 from gnunet.data.table import DecodedImages
 from gnunet.errors import DataError
 from gnunet.evaluation.extractors import Extractor, load_extractor
-from gnunet.evaluation.features import CHUNK, Gather, Images, alone, collect_statistics
+from gnunet.evaluation.features import CHUNK, Images, collect_statistics
 from gnunet.evaluation.metrics import Metric, compute_metrics
 from gnunet.evaluation.reference import Reference, reference_statistics
+from gnunet.processes import SINGLE_PROCESS, Processes
 
 
 def load_extractors(
@@ -58,9 +59,7 @@ class Scorer:
         num_images: int,
         *,
         chunk: int = CHUNK,
-        rank: int = 0,
-        world_size: int = 1,
-        gather: Gather = alone,
+        processes: Processes = SINGLE_PROCESS,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, float]:
         """The metrics of images 0..num_images-1, the same on every process; see `compute_metrics`.
@@ -69,7 +68,7 @@ class Scorer:
         """
         statistics = collect_statistics(
             images, num_images, list(self.extractors.values()),
-            chunk=chunk, rank=rank, world_size=world_size, gather=gather, progress=progress,
+            chunk=chunk, processes=processes, progress=progress,
         )  # fmt: skip
         return compute_metrics(self.metrics, dict(zip(self.extractors, statistics, strict=True)), self.references)
 
@@ -81,9 +80,7 @@ def make_scorer(
     rows: np.ndarray,
     folder: Path,
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Gather = alone,
+    processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Scorer:
     """What measures images against the rows of a table.
@@ -91,16 +88,14 @@ def make_scorer(
     Args:
         metrics: what to compute.
         extractors: the ones that the metrics need.
-        table, rows, folder, rank, world_size, gather, progress: see `reference_statistics`.
+        table, rows, folder, processes, progress: see `reference_statistics`.
 
     Raises:
         DataError: too few rows; see `reference_statistics`.
     """
     check_reference(metrics, len(rows))
     references = {
-        name: reference_statistics(
-            table, rows, extractor, folder, rank=rank, world_size=world_size, gather=gather, progress=progress
-        )
+        name: reference_statistics(table, rows, extractor, folder, processes=processes, progress=progress)
         for name, extractor in extractors.items()
     }
     return Scorer(metrics, extractors, references)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gnunet.diffusion import Process, eval_mode, to_unit_range
 from gnunet.diffusion.process import per_sample_mse
 from gnunet.evaluation.batching import rounds
+from gnunet.processes import SINGLE_PROCESS, Processes
 
 if TYPE_CHECKING:
     from gnunet.data.validation import ValidationSet
@@ -54,9 +55,7 @@ def validation_errors(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """The errors that `validation_loss` takes the mean of, float64 (n,) in the bank's order, on every process.
@@ -69,21 +68,19 @@ def validation_errors(
         device: where the network is.
         batch_size: images in one forward pass.
         autocast: makes the context that the network runs in.
-        rank: number of this process.
-        world_size: number of processes.
-        gather: concatenates every rank's tensor along the first dimension, on every rank.
+        processes: those that share the work; all of them call this.
         progress: called after each round of batches with the number of examples done so far.
     """
     errors = torch.zeros(len(bank), dtype=torch.float32, device=device)
     with eval_mode(network):
-        for batches in rounds(len(bank), batch_size, world_size):
-            mine = batches[rank] if rank < len(batches) else None
+        for batches in rounds(len(bank), batch_size, processes.world_size):
+            mine = batches[processes.rank] if processes.rank < len(batches) else None
             found = per_example_errors(network, process, bank, mine or batches[0], device=device, autocast=autocast)
             if mine:
                 errors[mine.start : mine.stop] = found
             progress(batches[-1].stop)
     # Each example is zero on all ranks but one, so that the sum over ranks is exact.
-    return gather(errors).reshape(world_size, len(bank)).double().sum(dim=0).cpu().numpy()
+    return processes.gather(errors).reshape(processes.world_size, len(bank)).double().sum(dim=0).cpu().numpy()
 
 
 def per_example_errors(

@@ -23,6 +23,7 @@ from gnunet.evaluation.batching import rounds, single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
 from gnunet.files import write_file
+from gnunet.processes import Processes
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
@@ -40,15 +41,6 @@ def check_extractors(evaluate: EvaluateConfig) -> None:
     """
     if evaluate.every is not None:
         load_extractors(chosen_metrics(evaluate), sources=evaluate.extractors, weights=evaluate.weights)
-
-
-def processes_of(accelerator: Accelerator) -> dict[str, Any]:
-    """`rank`, `world_size` and `gather`, as functions of gnunet.evaluation take them."""
-    return {
-        "rank": accelerator.process_index,
-        "world_size": accelerator.num_processes,
-        "gather": accelerator.gather,
-    }
 
 
 def sampled(model: TrainedModel, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
@@ -92,7 +84,7 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     """
     config, accelerator = session.config, session.accelerator
     settings, model, rows = config.evaluate, session.averaged, session.examples.rows
-    processes = processes_of(accelerator)
+    processes = Processes.of(accelerator)
 
     def progress_of(what: str, total: int) -> Callable[[int], None]:
         def progress(done: int) -> None:
@@ -106,12 +98,12 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
         metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
     )
     scorer = make_scorer(
-        metrics, extractors, session.examples.table, rows, cache_folder(config.data.cache_dir), **processes,
+        metrics, extractors, session.examples.table, rows, cache_folder(config.data.cache_dir), processes=processes,
         progress=progress_of("evaluating: training images", len(rows)),
     )  # fmt: skip
     values = scorer.score(
         sampled(model, accelerator, partial(stop.check, accelerator)), settings.num_images,
-        chunk=model.sampling.batch_size, **processes,
+        chunk=model.sampling.batch_size, processes=processes,
         progress=progress_of("evaluating: samples", settings.num_images),
     )  # fmt: skip
     about = {

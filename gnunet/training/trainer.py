@@ -33,12 +33,12 @@ from gnunet.distributed.signals import Stopped, StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
 from gnunet.evaluation import validation_loss
 from gnunet.models import UNet2D
+from gnunet.processes import Processes
 from gnunet.training.evaluation import (
     check_enough_images,
     check_extractors,
     evaluate,
     note_best,
-    processes_of,
     sample_grid,
     save_grid,
     shown_scores,
@@ -274,7 +274,8 @@ def validate(session: Session, images: int, stop: StopSignal) -> dict[str, Any]:
     accelerator = session.accelerator
     result = validation_loss(
         session.averaged_network, session.process, session.bank, device=accelerator.device,
-        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, **processes_of(accelerator),
+        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, 
+        processes=Processes.of(accelerator),
         progress=lambda done: stop.check(accelerator),
     )  # fmt: skip
     return {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gnunet.evaluation.extractors import Extractor, Preprocessing, load_extractor
+from gnunet.processes import Processes
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def noise_images() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def launch() -> Callable:
-    """Runs function(rank, world_size, gather) in threads, as the processes of a launch; gives every result."""
+    """Runs function(processes) in threads, as the processes of a launch; gives every result."""
 
     def run(world_size: int, function: Callable) -> list:
         barrier = threading.Barrier(world_size, timeout=600)
@@ -64,7 +65,7 @@ def launch() -> Callable:
 
         def work(rank: int) -> None:
             try:
-                results[rank] = function(rank, world_size, gather_of(rank))
+                results[rank] = function(Processes(rank, world_size, gather_of(rank)))
             except BaseException as error:
                 errors.append(error)
                 barrier.abort()

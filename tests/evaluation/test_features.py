@@ -36,14 +36,12 @@ def test_every_launch_gives_the_same_bits(efficientnet, noise_images, launch, ch
     [alone] = collect_statistics(source(images), 45, [efficientnet], chunk=chunk)
     asked = []
 
-    def work(rank, world_size, gather):
+    def work(processes):
         def taken(indices):
-            asked.append((rank, indices))
+            asked.append((processes.rank, indices))
             return images[indices.start : indices.stop]
 
-        return collect_statistics(
-            taken, 45, [efficientnet], chunk=chunk, rank=rank, world_size=world_size, gather=gather
-        )
+        return collect_statistics(taken, 45, [efficientnet], chunk=chunk, processes=processes)
 
     for world_size in (2, 3, 4):
         asked.clear()
@@ -95,11 +93,11 @@ def test_memory_does_not_grow_with_the_number(pixels, noise_images, monkeypatch)
 def test_progress(pixels, noise_images, launch):
     seen = []
 
-    def work(rank, world_size, gather):
+    def work(processes):
         done = []
         seen.append(done)
         stream = stream_features(
-            source(noise_images(20)), 20, [pixels], chunk=3, rank=rank, world_size=world_size, gather=gather,
+            source(noise_images(20)), 20, [pixels], chunk=3, processes=processes,
             progress=done.append,
         )  # fmt: skip
         return [list(indices) for indices, _ in stream]

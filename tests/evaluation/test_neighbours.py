@@ -49,8 +49,8 @@ def test_every_launch_gives_the_same(efficientnet, noise_images, launch, monkeyp
     images, samples, rows = noise_images(150, size=8), noise_images(3, seed=1, size=8), np.arange(5, 145)
     alone = nearest_images(samples, images, rows, efficientnet, k=2)
 
-    def work(rank, world_size, gather):
-        return nearest_images(samples, images, rows, efficientnet, k=2, rank=rank, world_size=world_size, gather=gather)
+    def work(processes):
+        return nearest_images(samples, images, rows, efficientnet, k=2, processes=processes)
 
     for found in launch(2, work):
         np.testing.assert_array_equal(found.rows, alone.rows)

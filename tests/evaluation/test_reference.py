@@ -163,9 +163,9 @@ def test_processes_agree_whatever_each_has_cached(table, counted, tmp_path, laun
         path.unlink()
     counted.seen.clear()
 
-    def work(rank, world_size, gather):
-        folder = tmp_path / str(rank)
-        return reference_statistics(table, ROWS, counted, folder, rank=rank, world_size=world_size, gather=gather)
+    def work(processes):
+        folder = tmp_path / str(processes.rank)
+        return reference_statistics(table, ROWS, counted, folder, processes=processes)
 
     assert all(equal(found, alone) for found in launch(3, work))
     assert bool(counted.seen) == (cached != "everywhere")

@@ -19,11 +19,11 @@ def test_names_to_numbers(pixels, noise_images, tmp_path, launch):
     reference = reference_statistics(table, ROWS, pixels, tmp_path)
     expected = compute_metrics(metrics, {"pixels": statistics}, {"pixels": reference})
 
-    def work(rank, world_size, gather):
-        processes = {"rank": rank, "world_size": world_size, "gather": gather}
-        scorer = make_scorer(metrics, {"pixels": pixels}, table, ROWS, tmp_path / str(world_size), **processes)
+    def work(processes):
+        folder = tmp_path / str(processes.world_size)
+        scorer = make_scorer(metrics, {"pixels": pixels}, table, ROWS, folder, processes=processes)
         assert scorer.num_features == {"pixels": 48}
-        return scorer.score(lambda r: images[r.start : r.stop], 25, chunk=4, **processes)
+        return scorer.score(lambda r: images[r.start : r.stop], 25, chunk=4, processes=processes)
 
     for world_size in (1, 2, 4):
         assert all(found == expected for found in launch(world_size, work))

@@ -13,6 +13,7 @@ from gnunet.diffusion import make_process
 from gnunet.evaluation import validation_loss
 from gnunet.evaluation.batching import rounds
 from gnunet.evaluation.validation import summarize
+from gnunet.processes import Processes
 
 CONFIGS = [
     DDPMConfig(),
@@ -147,16 +148,14 @@ def test_ranks_share_the_work_and_agree(config, world_size):
 
     for rank in range(world_size):
         network = TinyNet()
-        validation_loss(network, process, bank, batch_size=12, rank=rank, world_size=world_size, gather=keep)
+        validation_loss(network, process, bank, batch_size=12, processes=Processes(rank, world_size, keep))
         sizes += network.sizes
     *_, last = rounds(50, 12, world_size)
     kept_in_step = [len(last[0])] * (world_size - len(last))
     assert sorted(sizes) == sorted([2, 12, 12, 12, 12, *kept_in_step])
     for rank in range(world_size):
-        result = validation_loss(
-            TinyNet(), process, bank, batch_size=12, rank=rank, world_size=world_size,
-            gather=lambda tensor: torch.cat(parts),
-        )  # fmt: skip
+        processes = Processes(rank, world_size, lambda tensor: torch.cat(parts))
+        result = validation_loss(TinyNet(), process, bank, batch_size=12, processes=processes)
         assert result == alone
 
 
