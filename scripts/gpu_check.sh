@@ -48,7 +48,7 @@ download_wheels() {
 # Makes and enters an environment with the versions of a device machine and a CUDA that computes nothing.
 enter_fake_machine() {
     local venv="$PWD/.venv-gpu_check" wanted libraries
-    wanted="$(sha256sum scripts/gpu_check/machine.txt scripts/gpu_check/fake_cuda.*)"
+    wanted="$(sha256sum scripts/benchmarks/gpu_check/machine.txt scripts/benchmarks/gpu_check/fake_cuda.*)"
     if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
         echo "installing into $venv (a minute or two the first time)"
         if python3.12 --version >/dev/null 2>&1; then
@@ -57,8 +57,8 @@ enter_fake_machine() {
             PYENV_VERSION="$(pyenv latest 3.12)" python3.12 -m venv --clear "$venv"
         fi
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
-            -r scripts/gpu_check/machine.txt
-        "$venv/bin/python" scripts/gpu_check/fake_cuda.py >/dev/null
+            -r scripts/benchmarks/gpu_check/machine.txt
+        "$venv/bin/python" scripts/benchmarks/gpu_check/fake_cuda.py >/dev/null
         printf '%s' "$wanted" >"$venv/installed"
     fi
     python="$venv/bin/python"
@@ -77,7 +77,7 @@ check() { # FOLDER [OPTION ...], as gpu_check/__main__.py takes them
     unset TRITON_INTERPRET GNUNET_EMULATE_CUDA PYTHONDONTWRITEBYTECODE
     # Else torch.cuda.is_available() initializes CUDA, which then cannot be used in forked processes.
     export PYTORCH_NVML_BASED_CUDA_CHECK=1
-    export PYTHONPATH="$PWD:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}"
+    export PYTHONPATH="$PWD:$PWD/scripts/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
     if compgen -G "wheels/*.whl" >/dev/null; then
         site="$(mktemp -d)"
         trap 'rm -rf "$site"' EXIT

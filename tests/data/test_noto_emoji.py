@@ -26,7 +26,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("build", ROOT / "scripts" / "build_noto_emoji.py")
+    spec = importlib.util.spec_from_file_location("build", ROOT / "assets/noto_emoji/build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that are not here, as scripts/inspect_kernels.py does."""
+"""The Triton kernels compiled for GPUs that are not here, as scripts/benchmarks/inspect_kernels.py does."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[3] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts/benchmarks"
 PROGRAM = """
 import sys
 import inspect_kernels
@@ -26,7 +26,7 @@ ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def run(command: list, cache: Path) -> str:
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent)])
+    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parents[1])])
     return subprocess.run(command, check=True, env=os.environ | environment, stdout=subprocess.PIPE, text=True).stdout
 
 

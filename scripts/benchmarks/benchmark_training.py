@@ -1,6 +1,6 @@
 """Compare gnunet's training loop with diffusers' UNet2DModel driven as its train_unconditional.py drives it.
 
-python scripts/benchmark_training.py [--cases small cifar10] [--rounds 30] [--out assets/benchmarks]
+python scripts/benchmarks/benchmark_training.py [--cases small cifar10] [--rounds 30] [--out assets/benchmarks]
 
 All sides train the same architecture on the same images with DDPM's noise prediction, AdamW, gradient clipping and a
 moving average, in one process, in alternating blocks of steps whose order changes from round to round. A side's loop
@@ -28,11 +28,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarking.loops import COMPILED, GRADIENT_TOLERANCE, SIDES, Loop, compile_loop, make_loop
-from benchmarking.overhead import own_work
-from benchmarking.program import run
-from benchmarking.record import ROOT, failure, origin, record_path, rounded, target, verdict, write
-from benchmarking.timing import alternate_repeats
+from common.loops import COMPILED, GRADIENT_TOLERANCE, SIDES, Loop, compile_loop, make_loop
+from common.overhead import own_work
+from common.program import run
+from common.record import ROOT, failure, origin, record_path, rounded, target, verdict, write
+from common.timing import alternate_repeats
 from gnunet.config import Config
 from gnunet.config.cli import parse
 from gnunet.errors import GnunetError

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarking.record import FAKE, ROOT, origin
+from common.record import FAKE, ROOT, origin
 
 from . import kernels
 from .claims import NOT_REACHED, PASSED, Claim, claims, of_packages, table

@@ -8,7 +8,7 @@ import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarking.shapes import Case
+from common.shapes import Case
 from gnunet.ops import group_norm_silu
 
 EPS = 1e-5

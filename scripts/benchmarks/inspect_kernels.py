@@ -1,6 +1,6 @@
 """Compile the operator's kernels for GPUs that are not here, and read from the machine code what they need.
 
-    python scripts/inspect_kernels.py [--backend cuda triton] [--arch 80 90 100] [--output resources.json]
+    python scripts/benchmarks/inspect_kernels.py [--backend cuda triton] [--arch 80 90 100] [--output resources.json]
 
 Every launch of forward and backward on the shapes below is compiled as it would be on such a GPU. Printed for each
 kernel: registers a thread, bytes of stack and of spills, and the widths in bytes of the loads from and stores to global
@@ -22,8 +22,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarking import cuda_code, triton_code
-from benchmarking.sass import KernelCode
+from common import cuda_code, triton_code
+from common.sass import KernelCode
 from gnunet.ops.arguments import NormArgs
 
 BACKENDS: dict[str, Any] = {"triton": triton_code, "cuda": cuda_code}

@@ -1,10 +1,10 @@
 """Microseconds of the host that a call of the operator takes on a GPU, layer by layer, beside PyTorch's two operators.
 
-    python scripts/benchmark_host_time.py [--rounds 40] [--out assets/benchmarks]
+    python scripts/benchmarks/benchmark_host_time.py [--rounds 40] [--out assets/benchmarks]
 
 The device's work is not waited for: with few images per GPU a step is bound by the host, and this is its part in each
 norm. CPU time of the process, with one thread, the least of `rounds` blocks; the sides alternate. It also runs on the
-device that computes nothing (scripts/gpu_check/fake_cuda.py), where a launch by the driver costs nothing: PyTorch has
+device that computes nothing (gpu_check/fake_cuda.py), where a launch by the driver costs nothing: PyTorch has
 4 of them forward, the Triton kernels one or two, those in CUDA C++ one. gnunet is the backend "auto".
 """
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarking.record import origin, record_path
+from common.record import origin, record_path
 from gnunet.ops import group_norm_silu
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.cuda import launch as cuda_launch
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write DATE-DEVICE-host-time.json to")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        parser.error("needs a GPU, or the one of scripts/gpu_check/fake_cuda.py")
+        parser.error("needs a GPU, or the one of scripts/benchmarks/gpu_check/fake_cuda.py")
     torch.set_num_threads(1)
     device = torch.device("cuda", torch.cuda.current_device())
     table = Table("microseconds", *(f"{name}: gnunet, Triton / PyTorch" for name in (*BARS, "forward of training")))

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarking.record import rounded, target, verdict
-from benchmarking.shapes import Case
+from common.record import rounded, target, verdict
+from common.shapes import Case
 
 OURS, COPY, RMS_NORM = "gnunet", "copy", "rms_norm"
 MINIMUM_TENSORS = {"forward": 2, "backward": 3, "both": 5}

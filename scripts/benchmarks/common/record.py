@@ -10,7 +10,7 @@ import torch
 
 from gnunet import environment
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FAKE = "fake"
 """What the name of a device begins with that computes nothing."""
 

@@ -1,10 +1,10 @@
 """Train for an hour at a tiny size and see whether memory, file descriptors, files or the time of a step grow.
 
-python scripts/soak.py [--minutes 60] [--section.key VALUE ...]
-python scripts/soak.py --minutes 600 --config configs/cifar10.yaml      # another run, as train.py takes it
+python scripts/benchmarks/soak.py [--minutes 60] [--section.key VALUE ...]
+python scripts/benchmarks/soak.py --minutes 600 --config configs/cifar10.yaml      # another run, as train.py takes it
 
 train.py runs as a separate process on the embedded images and is watched from outside. By default it is so small and
-busy (scripts/soak.yaml) that an hour repeats logs, validation, grids, evaluation and checkpoints hundreds of times. The
+busy (soak.yaml) that an hour repeats logs, validation, grids, evaluation and checkpoints hundreds of times. The
 table has the medians of the second quarter of the time, the first being warm-up, and of the last one.
 """
 
@@ -24,7 +24,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarking.record import ROOT
+from common.record import ROOT
 from gnunet.ablation.history import read_lines
 from gnunet.config import Config, to_yaml
 from gnunet.config.cli import parse

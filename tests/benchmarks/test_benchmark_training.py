@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 import benchmark_training
-from benchmarking import loops, overhead
+from common import loops, overhead
 from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.data import TrainingDataset
 from gnunet.diffusion.flow import Flow

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import benchmark_op
-from benchmarking import case as case_module
-from benchmarking import peers, shapes, summary, timing
+from common import case as case_module
+from common import peers, shapes, summary, timing
 
 TINY = ["--device", "cpu", "--max_elements", "4096", "--seconds_per_case", "0.001"]
 
@@ -69,7 +69,7 @@ def test_every_case_is_checked_before_the_first_is_timed(run):
 
 BREAKING = """
 import os
-from benchmarking.case import Benchmark
+from common.case import Benchmark
 
 def check_case(device, peers, backend, case):
     if "512@4" in case.name:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarking.peers import PEERS
+from common.peers import PEERS
 
 FULL_SECONDS = 590
 MARK = "GNUNET_GPU_CHECK"
@@ -59,9 +59,9 @@ def parts(folder: Path, *, small: bool = False, fake: bool = False, compiling: b
     short = ["--rounds", "2", "--block", "1"]
     rounds = short if compiling else ["--rounds", "10"]
     timing = ["--check_only"] if compiling else ["--seconds_per_case", "1", "--time_limit", "{limit}"]
-    operator = ["scripts/benchmark_op.py", *out, *timing]
+    operator = ["scripts/benchmarks/benchmark_op.py", *out, *timing]
     first = ["--check_first", str(min(8, os.cpu_count() or 1)), "--peers", *(p for p in PEERS if p != "compile")]
-    training = ["scripts/benchmark_training.py", *out]
+    training = ["scripts/benchmarks/benchmark_training.py", *out]
     both = ["--sides", "gnunet", "diffusers"]
     operator_tests = ["-m", "gpu and not slow", "tests/ops/kernels"]
     trainer_tests = ["-m", "gpu", "tests/training/test_on_gpu.py"]

@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from benchmarking.sass import KernelCode
+from common.sass import KernelCode
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.cuda import compiler
 from gnunet.ops.cuda import launch as op

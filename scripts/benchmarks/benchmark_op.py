@@ -1,7 +1,7 @@
 """Compare the fused GroupNorm+SiLU operator with PyTorch's eager and compiled ones, Apex's and Liger's.
 
-python scripts/benchmark_op.py [--shapes sd15 vae512/256@512] [--dtypes bfloat16] [--out assets/benchmarks]
-python scripts/benchmark_op.py --chart RECORD.json CHART.png
+python scripts/benchmarks/benchmark_op.py [--shapes sd15 vae512/256@512] [--dtypes bfloat16] [--out assets/benchmarks]
+python scripts/benchmarks/benchmark_op.py --chart RECORD.json CHART.png
 
 Every contender is first compared with float64; one that is wrong is reported and not timed. The others are timed in
 one process, in rounds whose order turns around: forward without gradients, backward (of x, weight and bias) alone,
@@ -30,13 +30,13 @@ from typing import Any
 import torch
 import torch._inductor.config
 
-from benchmarking.case import Benchmark
-from benchmarking.peers import PEERS
-from benchmarking.program import run
-from benchmarking.record import origin, record_path, rounded, write
-from benchmarking.shapes import LAYOUTS, SHAPES, Case, cases
-from benchmarking.summary import OURS, draw_chart, geometric_means, is_right, is_timed, print_summary, targets
-from benchmarking.timing import ROUNDS
+from common.case import Benchmark
+from common.peers import PEERS
+from common.program import run
+from common.record import origin, record_path, rounded, write
+from common.shapes import LAYOUTS, SHAPES, Case, cases
+from common.summary import OURS, draw_chart, geometric_means, is_right, is_timed, print_summary, targets
+from common.timing import ROUNDS
 from gnunet.ops import backend_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarking.sass import KernelCode
+from common.sass import KernelCode
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.triton_kernels import launch as op
 

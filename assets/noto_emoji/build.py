@@ -1,6 +1,6 @@
 """Rebuild the embedded data set, assets/noto_emoji/noto_emoji.parquet, byte for byte from its source.
 
-    python scripts/build_noto_emoji.py [TGZ] [--check]
+    python assets/noto_emoji/build.py [TGZ] [--check]
 
 TGZ is the npm package emoji-datasource-google 16.0.0 as `npm pack` writes it; without it, `npm pack` is run.
 With --check nothing is written: the result is compared with the committed file. The bytes depend on the
@@ -24,7 +24,7 @@ from PIL import Image, features
 
 PACKAGE = "emoji-datasource-google@16.0.0"
 PACKAGE_SHA256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
-PARQUET = Path(__file__).resolve().parent.parent / "assets" / "noto_emoji" / "noto_emoji.parquet"
+PARQUET = Path(__file__).resolve().parent / "noto_emoji.parquet"
 PARQUET_SHA256 = "4b26d7062d6691c6211815589db2f813c77ac2f291ed92a0ba11a914cb03ecbd"
 VERSIONS = {"pillow": "13.0.0", "libwebp": "1.6.0", "pyarrow": "26.0.1"}
 

@@ -258,7 +258,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 """)
         command = [sys.executable, str(tmp_path / "run.py"), "-p", "gpu_check.progress", "--progress", "../tests.jsonl"]
         command += ["-p", "no:cacheprovider", *workers]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts/benchmarks")}
         subprocess.run(command, cwd=tmp_path / "in", env=environment, stdout=subprocess.DEVNULL)
         found = claims(tmp_path, [Part("tests", 1, [])])
         assert {claim.what: (claim.value, claim.verdict) for claim in found} == {

@@ -1,4 +1,4 @@
-"""scripts/soak.py watches a run and says what it takes early and late."""
+"""scripts/benchmarks/soak.py watches a run and says what it takes early and late."""
 
 import json
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarking.peers import PEERS, Contender, Unavailable, errors, exact, gnunet, is_right
-from benchmarking.record import failure, rounded
-from benchmarking.shapes import Case
-from benchmarking.summary import COPY, MINIMUM_TENSORS, OURS, RMS_NORM, fits_one_pass, minimum_bytes, timing
-from benchmarking.timing import Call, Timed, alternate, copy_bandwidth, launch_seconds, sets_needed, timed
+from common.peers import PEERS, Contender, Unavailable, errors, exact, gnunet, is_right
+from common.record import failure, rounded
+from common.shapes import Case
+from common.summary import COPY, MINIMUM_TENSORS, OURS, RMS_NORM, fits_one_pass, minimum_bytes, timing
+from common.timing import Call, Timed, alternate, copy_bandwidth, launch_seconds, sets_needed, timed
 
 _LAUNCH_BOUND = 8 * 2**20  # bytes of a tensor below which Python may take longer than the GPU
 _ROW = 4096  # elements of a row of the yardstick's norm at most
