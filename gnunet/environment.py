@@ -4,25 +4,49 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from torch import Tensor
 
 PACKAGES = ("torch", "triton", "diffusers", "accelerate", "numpy")
 
 
-def environment(accelerator: Accelerator) -> dict[str, Any]:
+def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
     """Commit, device, processes, threads of each, and versions; None for what is not there."""
     return {
         "commit": commit(),
-        "device": device_name(accelerator.device),
-        "processes": accelerator.num_processes,
+        "device": device_name(device),
+        "processes": num_processes,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
     }
+
+
+def num_cpus() -> int:
+    """Number of CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def activation_bytes(forward: Callable[[], Any], exclude: Iterable[Tensor] = ()) -> int:
+    """Bytes that calling `forward` saves for the backward pass.
+
+    Each storage counts once; those of `exclude`, usually the parameters, do not count.
+    """
+    excluded = {tensor.untyped_storage()._cdata for tensor in exclude}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage  # kept alive, so that no other storage gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for key, storage in storages.items() if key not in excluded)
 
 
 def device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@ keeps its traceback.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class GnunetError(Exception):
@@ -38,6 +38,18 @@ class DivergenceError(TrainingError):
         """Images seen, those of the last step included."""
         self.nonfinite = nonfinite
         """Steps skipped in all."""
+
+
+def truncate(value: object, length: int = 100) -> str:
+    """`str(value)`, cut to `length` characters."""
+    text = str(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def first_few(names: Sequence[object], count: int = 3) -> str:
+    """The first `count` names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(truncate, names[:count])) + more
 
 
 def run_cli(program: Callable[[], int | None]) -> int:

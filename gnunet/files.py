@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Flush a file's or a folder's contents to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -16,14 +16,14 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` at once: a reader sees the old file or the new one, never a part."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
-    sync(temporary)
+    fsync_path(temporary)
     os.replace(temporary, path)
-    sync(path.parent)
+    fsync_path(path.parent)
 
 
 def atomic_rmtree(path: Path) -> None:
@@ -46,12 +46,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for entry in temporary.rglob("*"):
-        sync(entry)
-    sync(temporary)
+        fsync_path(entry)
+    fsync_path(temporary)
     old = path.with_name(f".{path.name}.removed")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         os.replace(path, old)
     os.replace(temporary, path)
-    sync(path.parent)
+    fsync_path(path.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -6,7 +6,6 @@ not looked at before.
 
 import json
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from gnunet.errors import CheckpointError, ConfigError
+from gnunet.errors import CheckpointError, ConfigError, first_few, truncate
 
 JSON_BYTES = 2**24
 """Enough for the names of some hundred thousand classes; once parsed it takes up to about 40 times as much."""
@@ -30,7 +29,7 @@ YAML_SCALAR = 2048
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
-class Stored(NamedTuple):
+class TensorSpec(NamedTuple):
     """A tensor as a safetensors header declares it."""
 
     dtype: str
@@ -111,7 +110,7 @@ def check_yaml(text: str, where: str) -> None:
         return
 
 
-def read_safetensors_header(path: Path) -> dict[str, Stored]:
+def read_safetensors_header(path: Path) -> dict[str, TensorSpec]:
     """What the header of a safetensors file declares, by name; the library checks it against the file's size.
 
     No tensor is read.
@@ -128,29 +127,19 @@ def read_safetensors_header(path: Path) -> dict[str, Stored]:
             raise CheckpointError(f"{path}: a header of {length} bytes; valid: at most {HEADER_BYTES}")
         with safe_open(path, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            return {name: Stored(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            return {name: TensorSpec(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (OSError, SafetensorError, OverflowError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
 
 
-def misfit(stored: Mapping[str, Stored], wanted: Mapping[str, torch.Tensor]) -> str | None:
+def describe_mismatch(stored: Mapping[str, TensorSpec], wanted: Mapping[str, torch.Tensor]) -> str | None:
     """How stored tensors differ from those wanted in names, shapes, or floating point or not; None where not."""
     if missing := [name for name in wanted if name not in stored]:
-        return f"lacks {_some(missing)}"
+        return f"lacks {first_few(missing)}"
     if unknown := [name for name in stored if name not in wanted]:
-        return f"has {_some(unknown)}, which the model does not"
+        return f"has {first_few(unknown)}, which the model does not"
     for name, tensor in wanted.items():
         dtype, shape = stored[name]
         if shape != tensor.shape or (dtype in _FLOATS) != tensor.is_floating_point():
-            return f"{_short(name)} is {dtype} {_short(shape)}; valid: {tensor.dtype} {tuple(tensor.shape)}"
+            return f"{truncate(name)} is {dtype} {truncate(shape)}; valid: {tensor.dtype} {tuple(tensor.shape)}"
     return None
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(_short(name) for name in islice(names, 3)) + more
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,6 +1,6 @@
 import pytest
 
-from gnunet.files import atomic_directory, atomic_rmtree, write_file
+from gnunet.files import atomic_directory, atomic_rmtree, atomic_write
 
 
 def names(folder):
@@ -8,8 +8,8 @@ def names(folder):
 
 
 def test_write_file_replaces_whole_and_leaves_nothing_else(tmp_path):
-    write_file(tmp_path / "a", "one")
-    write_file(tmp_path / "a", b"two")
+    atomic_write(tmp_path / "a", "one")
+    atomic_write(tmp_path / "a", b"two")
     assert (tmp_path / "a").read_text() == "two"
     assert names(tmp_path) == ["a"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnunet.environment import activation_bytes
 from gnunet.models.norm_sites import plan_norms
 from gnunet.training.cuda_graph import WARM_UP
 from gnunet.training.session import Session
@@ -20,20 +21,8 @@ GPU_CALLS = 10
 
 
 def saved_mib(session: Session) -> float:
-    """What a forward pass of one micro-batch keeps for backward, in MiB: storages counted once, weights left out."""
-    weights = {p.untyped_storage()._cdata for p in session.unet.parameters()}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage  # kept, so that none is taken for another
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = _losses(session)
-    total = sum(storage.nbytes() for key, storage in storages.items() if key not in weights)
-    del losses
-    return total / 2**20
+    """What a forward pass of one micro-batch keeps for backward, in MiB, weights left out."""
+    return activation_bytes(lambda: _losses(session), session.unet.parameters()) / 2**20
 
 
 def _losses(session: Session) -> Tensor:

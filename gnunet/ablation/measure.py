@@ -19,7 +19,7 @@ from gnunet.models import UNet2D
 from gnunet.models.norm_sites import plan_norms
 from gnunet.norms import NORMS, NormLayer
 from gnunet.processes import Processes
-from gnunet.training.evaluation import chosen_metrics, sampled
+from gnunet.training.evaluation import chosen_metrics, sample_fn
 from gnunet.training.session import Session
 
 REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
@@ -188,7 +188,7 @@ def nearest(session: Session) -> dict[str, Any] | None:
         metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
     )
     [(name, extractor)] = extractors.items()
-    samples = sampled(session.averaged, accelerator)(range(min(settings.num_images, NEAREST_OF)))
+    samples = sample_fn(session.ema_model, accelerator)(range(min(settings.num_images, NEAREST_OF)))
     found = nearest_images(
         samples, examples.table.images, examples.rows, extractor, k=1, processes=Processes.of(accelerator)
     )

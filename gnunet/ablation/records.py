@@ -15,7 +15,7 @@ from gnunet.checkpoint.jsonl import nan_to_null
 from gnunet.config import Config
 from gnunet.errors import CheckpointError
 from gnunet.evaluation.validation import summarize
-from gnunet.files import write_file
+from gnunet.files import atomic_write
 from gnunet.safe_io import read_json
 
 FORMAT = 1
@@ -55,7 +55,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     path = record_path(folder, record["cell"])
     lines = [f" {json.dumps(key)}: {json.dumps(nan_to_null(value), allow_nan=False)}" for key, value in record.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    atomic_write(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path
 
 

@@ -17,6 +17,7 @@ from gnunet.ablation.progress import Display
 from gnunet.ablation.records import record_path
 from gnunet.ablation.trial import run_cell, run_folder
 from gnunet.distributed.signals import StopSignal
+from gnunet.environment import num_cpus
 from gnunet.errors import GnunetError
 
 POLL = 0.5
@@ -58,17 +59,13 @@ def slots(jobs: int | None) -> list[str | None]:
     """
     gpus = _visible_gpus()
     if jobs is None:
-        jobs = len(gpus) or (1 if torch.accelerator.is_available() else _cores())
+        jobs = len(gpus) or (1 if torch.accelerator.is_available() else num_cpus())
     return [gpus[slot % len(gpus)] if gpus else None for slot in range(jobs)]
 
 
 def _visible_gpus() -> list[str]:
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return names or [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ParallelRunner:

@@ -22,7 +22,7 @@ from gnunet.config import Config
 from gnunet.distributed.accelerator import close, make_accelerator
 from gnunet.environment import environment
 from gnunet.errors import DivergenceError
-from gnunet.files import write_file
+from gnunet.files import atomic_write
 from gnunet.training import fit
 from gnunet.training.session import Session, build
 
@@ -105,7 +105,7 @@ def run_cell(name: str, config: Config, folder: Path) -> int:
         **_network(session),
         **history,
         **measured,
-        "environment": environment(session.accelerator),
+        "environment": environment(session.accelerator.device, session.accelerator.num_processes),
         "times": {
             **times(run),
             "peak_memory_mib": _peak_memory_mib(run, session, cost, peak),
@@ -116,7 +116,7 @@ def run_cell(name: str, config: Config, folder: Path) -> int:
     if session.accelerator.is_main_process:
         if grid is not None:
             samples_path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(samples_path(folder, name), grid.read_bytes())
+            atomic_write(samples_path(folder, name), grid.read_bytes())
         write_record(folder, record)
     accelerator = session.accelerator
     accelerator.wait_for_everyone()

@@ -27,17 +27,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from gnunet.checkpoint.sharded_tensors import (
-    KINDS,
-    WHOLE,
-    Part,
+    TENSOR_FILES,
+    UNSHARDED,
     ShardedTensorReader,
+    ShardId,
     file_name,
     file_names,
     write_tensors,
 )
 from gnunet.distributed.collectives import on_all, on_main
 from gnunet.errors import CheckpointError
-from gnunet.files import atomic_directory, atomic_rmtree, sync, write_file
+from gnunet.files import atomic_directory, atomic_rmtree, atomic_write, fsync_path
 from gnunet.safe_io import read_json
 
 logger = logging.getLogger(__name__)
@@ -50,12 +50,12 @@ MAX_SHARDS = 4096
 """Processes that may have written a checkpoint together; a stranger's cannot name more files to be read."""
 
 
-def files_of(parts: int) -> list[str]:
+def checkpoint_files(parts: int) -> list[str]:
     """The files of a checkpoint, besides the manifest, that so many processes wrote the tensors of."""
-    return [*(name for kind in KINDS for name in file_names(kind, parts)), "state.json", "config.yaml"]
+    return [*(name for kind in TENSOR_FILES for name in file_names(kind, parts)), "state.json", "config.yaml"]
 
 
-FILES = files_of(1)
+FILES = checkpoint_files(1)
 
 
 @dataclass
@@ -117,12 +117,12 @@ def save_checkpoint(
     path = folder / checkpoint_name(state.images)
     tensors = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": _moments(optimizer, model)}
 
-    def write_part(temporary: Path, part: Part) -> dict[str, dict[str, Any]]:
+    def write_part(temporary: Path, part: ShardId) -> dict[str, dict[str, Any]]:
         written = {}
-        for kind in KINDS:
+        for kind in TENSOR_FILES:
             file = temporary / file_name(kind, part)
             write_tensors(file, tensors[kind], part)
-            sync(file)
+            fsync_path(file)
             written[file.name] = _digest(file)
         return written
 
@@ -134,10 +134,10 @@ def save_checkpoint(
 
     if accelerator is None:
         with atomic_directory(path) as temporary:
-            complete(temporary, write_part(temporary, WHOLE))
+            complete(temporary, write_part(temporary, UNSHARDED))
         return path
     with ExitStack() as stack:
-        part = Part(accelerator.process_index, accelerator.num_processes)
+        part = ShardId(accelerator.process_index, accelerator.num_processes)
         temporary = on_main(accelerator, lambda: stack.enter_context(atomic_directory(path)))
         written = on_all(accelerator, lambda: write_part(temporary, part))
 
@@ -185,7 +185,7 @@ def write_best_pointer(folder: Path, best: dict[str, Any]) -> None:
     """
     pointer = folder / BEST
     if best and (folder / (name := checkpoint_name(best["images"]))).is_dir():
-        write_file(pointer, json.dumps({"checkpoint": name, **best}) + "\n")
+        atomic_write(pointer, json.dumps({"checkpoint": name, **best}) + "\n")
     else:
         pointer.unlink(missing_ok=True)
 
@@ -208,7 +208,7 @@ def verify_checkpoint(path: Path) -> None:
     """
     try:
         manifest = read_json(path / "manifest.json")
-        expected = {name: manifest[name] for name in files_of(_parts(manifest))}
+        expected = {name: manifest[name] for name in checkpoint_files(_parts(manifest))}
     except (CheckpointError, KeyError):
         raise CheckpointError(f"{path}: manifest.json is missing or damaged") from None
     for name, digest in expected.items():
@@ -283,7 +283,7 @@ def _parts(manifest: Collection[str]) -> int:
 
 
 def stored(path: Path, kind: str) -> ShardedTensorReader:
-    """What the checkpoint at `path` holds of a kind of tensors, one of KINDS.
+    """What the checkpoint at `path` holds of a kind of tensors, one of TENSOR_FILES.
 
     Raises:
         CheckpointError: a file is missing or damaged.

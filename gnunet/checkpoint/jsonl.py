@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gnunet.errors import CheckpointError
-from gnunet.files import write_file
+from gnunet.files import atomic_write
 
 
 class JsonlLogger:
@@ -16,7 +16,7 @@ class JsonlLogger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def rewind(self, images: int) -> None:
+    def truncate_after(self, images: int) -> None:
         """Drop a torn last line and every line after `images`: a resumed run writes those again."""
         if not self.path.exists():
             return
@@ -32,7 +32,7 @@ class JsonlLogger:
                 raise CheckpointError(f"{self.path}, line {number}: is no line of a log ({error})") from None
             kept.append(line)
         if (rewound := "".join(kept)) != text:
-            write_file(self.path, rewound)
+            atomic_write(self.path, rewound)
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line; a crash of this process cannot lose it."""

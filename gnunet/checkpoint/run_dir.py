@@ -7,7 +7,7 @@ from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.checkpoint.run_lock import RunLock
 from gnunet.config import Config, differences, from_yaml, to_yaml
 from gnunet.errors import CheckpointError, ConfigError
-from gnunet.files import write_file
+from gnunet.files import atomic_write
 from gnunet.safe_io import YAML_BYTES, read_text
 
 KEYS_ALLOWED_TO_CHANGE = (
@@ -17,7 +17,7 @@ KEYS_ALLOWED_TO_CHANGE = (
 """Keys that may differ when a run is resumed: they say where and how fast, not what is computed."""
 
 
-class RunFolder:
+class RunDir:
     """Paths and logs of the run in `config.run_dir`."""
 
     def __init__(self, config: Config) -> None:
@@ -72,7 +72,7 @@ class RunFolder:
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             if not self.config_file.exists():
-                write_file(self.config_file, to_yaml(config))
+                atomic_write(self.config_file, to_yaml(config))
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
         for folder in (self.path, self.checkpoints, self.samples):

@@ -18,41 +18,45 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from gnunet.distributed.fsdp import first_row, local, rows_of
+from gnunet.distributed.fsdp import shard_of, shard_offset, to_local
 from gnunet.errors import CheckpointError
-from gnunet.safe_io import Stored, misfit, read_safetensors_header
+from gnunet.safe_io import TensorSpec, describe_mismatch, read_safetensors_header
 
-KINDS = ("model", "ema", "optimizer")
+TENSOR_FILES = ("model", "ema", "optimizer")
 
 
-class Part(NamedTuple):
+class ShardId(NamedTuple):
     """The rows of one process, of those that write together."""
 
-    number: int
-    of: int
+    rank: int
+    world_size: int
 
 
-WHOLE = Part(0, 1)
+UNSHARDED = ShardId(0, 1)
 
 
-def file_name(kind: str, part: Part) -> str:
+def file_name(kind: str, part: ShardId) -> str:
     """The file that holds a part of the tensors of a kind."""
-    return f"{kind}.safetensors" if part.of == 1 else f"{kind}-{part.number + 1:05d}-of-{part.of:05d}.safetensors"
+    return (
+        f"{kind}.safetensors"
+        if part.world_size == 1
+        else f"{kind}-{part.rank + 1:05d}-of-{part.world_size:05d}.safetensors"
+    )
 
 
 def file_names(kind: str, parts: int) -> list[str]:
     """The files that hold all tensors of a kind, in the order of their rows."""
-    return [file_name(kind, Part(number, parts)) for number in range(parts)]
+    return [file_name(kind, ShardId(number, parts)) for number in range(parts)]
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], part: Part) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], part: ShardId) -> None:
     """Write one process's rows of `tensors`, and if it is the first those that have no dimensions."""
     mine = {}
     for name, tensor in tensors.items():
-        rows = local(tensor)
+        rows = to_local(tensor)
         if not isinstance(tensor, DTensor) and tensor.dim():
-            rows = rows_of(rows, *part)
-        if part.number == 0 or (tensor.dim() and rows.numel()):
+            rows = shard_of(rows, *part)
+        if part.rank == 0 or (tensor.dim() and rows.numel()):
             mine[name] = rows.contiguous()
     save_file(mine, file)
 
@@ -66,7 +70,7 @@ class ShardedTensorReader:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
-        self.found: dict[str, Stored] = {}
+        self.found: dict[str, TensorSpec] = {}
         """Dtype and shape of each tensor, all its rows together."""
         for file in files:
             for name, part in read_safetensors_header(file).items():
@@ -74,14 +78,14 @@ class ShardedTensorReader:
                 if before is None:
                     self.found[name] = part
                 elif before.shape and part.shape and (before.dtype, before.shape[1:]) == (part.dtype, part.shape[1:]):
-                    self.found[name] = Stored(part.dtype, (before.shape[0] + part.shape[0], *part.shape[1:]))
+                    self.found[name] = TensorSpec(part.dtype, (before.shape[0] + part.shape[0], *part.shape[1:]))
                 else:
                     shown = (f"{dtype} {str(shape)[:100]}" for dtype, shape in (part, before))
                     raise CheckpointError(f"{file}: {name[:100]} is {next(shown)}; rows before it are {next(shown)}")
 
     def check(self, wanted: Mapping[str, Tensor]) -> None:
         """Raise CheckpointError unless they are the `wanted` ones in names and shapes; those may be on `meta`."""
-        if difference := misfit(self.found, wanted):
+        if difference := describe_mismatch(self.found, wanted):
             raise CheckpointError(f"{self.files[0]}: belongs to another model: {difference}")
 
     @torch.no_grad()
@@ -92,7 +96,7 @@ class ShardedTensorReader:
             try:
                 with safe_open(file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118
-                        target, first = local(into[name]), first_row(into[name])
+                        target, first = to_local(into[name]), shard_offset(into[name])
                         if not target.dim():
                             target.copy_(opened.get_tensor(name))
                             continue

@@ -15,7 +15,6 @@ that was killed is started again by the same command; statistics of the referenc
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from gnunet.commands.options import add_sampling_options, open_with_options, pos
 from gnunet.data.cache import cache_folder
 from gnunet.distributed.accelerator import open_accelerator
 from gnunet.distributed.launch import run_as_processes, spawn_cpu_processes
+from gnunet.environment import num_cpus
 from gnunet.errors import CheckpointError, ConfigError, DataError, run_cli
 from gnunet.evaluation import (
     ImageFiles,
@@ -301,8 +301,7 @@ def processes_for(arguments: argparse.Namespace, images_in_a_repeat: int) -> int
     """How many processes to take where nobody says."""
     if torch.accelerator.is_available() and not arguments.cpu:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, PROCESSES, images_in_a_repeat * arguments.repeat // IMAGES_PER_PROCESS))
+    return max(1, min(num_cpus(), PROCESSES, images_in_a_repeat * arguments.repeat // IMAGES_PER_PROCESS))
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import spread
 from gnunet.evaluation.features import CHUNK, Images
 from gnunet.training.data import load_run_data
-from gnunet.training.evaluation import sampled, settings_of
+from gnunet.training.evaluation import sample_fn, sampling_metadata
 from gnunet.training.progress import decoding_lines
 
 LOOKED_AT = 1000
@@ -59,13 +59,13 @@ class Samples:
 
     def about(self, repeats: int) -> dict[str, Any]:
         """What decides the images besides the weights and their number."""
-        settings = settings_of(self.model)
+        settings = sampling_metadata(self.model)
         seed = settings.pop("seed")
         return {**settings, "seeds": [seed + repeat for repeat in range(repeats)]}
 
     def images(self, repeat: int, repeats: int, num_images: int, accelerator: Accelerator) -> Images:
         """The images of a repeat; the network is on the accelerator's device."""
-        return sampled(replace(self.model, seed=self.model.seed + repeat), accelerator)
+        return sample_fn(replace(self.model, seed=self.model.seed + repeat), accelerator)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gnunet.config.model_kwargs import unet_kwargs
 from gnunet.config.norms import KEYS, MAX_NOISE_BINS
 from gnunet.config.schema import Problem, one_of
 from gnunet.config.sections import Config, TrainConfig
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, first_few
 
 
 def problems(config: Config) -> list[Problem]:
@@ -107,9 +107,7 @@ def _norm(config: Config) -> Iterator[Problem]:
     if error := check_config(arguments):
         yield Problem("model.norm", f"given {inline(config.model.norm.model_dump())}", error)
     elif config.model.gradient_checkpointing and (sites := norms_without_checkpointing(arguments)):
-        valid = (
-            f"false with the norms of {_some(sites)}, whose forward pass in training cannot be run again in backward"
-        )
+        valid = f"false with the norms of {first_few(sites)}, whose training forward pass cannot be recomputed"
         yield Problem.of("model.gradient_checkpointing", "true", valid)
 
 
@@ -156,19 +154,13 @@ def _divides(path: str, number: int, sites: Sequence[tuple[str, int]]) -> Iterat
         if channels % number:
             failing.setdefault(channels, []).append(layer)
     if failing:
-        layers = "; ".join(f"the {channels} channels of {_some(names)}" for channels, names in failing.items())
+        layers = "; ".join(f"the {channels} channels of {first_few(names)}" for channels, names in failing.items())
         valid = one_of(_divisors(math.gcd(*(channels for _, channels in sites))))
         yield Problem.of(
             path,
             str(number),
             f"{valid}, which divide every layer's channels; {number} does not divide {layers}",
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _diffusion(config: Config) -> Iterator[Problem]:

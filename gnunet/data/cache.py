@@ -21,8 +21,9 @@ from gnunet.data import decode
 from gnunet.data.sources import columns, open_source
 from gnunet.data.sources.base import Source
 from gnunet.data.table import IMAGES_FILE, DecodedImages, content_fingerprint, map_array, map_images
+from gnunet.environment import num_cpus
 from gnunet.errors import DataError
-from gnunet.files import sync
+from gnunet.files import fsync_path
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def _open_or_build(folder: Path, on_error: str, build: Callable[[Path], None]) -
             if folder.exists():
                 shutil.rmtree(folder)
             os.rename(building, folder)
-            sync(folder.parent)
+            fsync_path(folder.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     if table := _open_cache(folder, on_error):
@@ -222,7 +223,7 @@ def _build(
     }
     (folder / TABLE_FILE).write_text(json.dumps(about, indent=1))
     for path in [*folder.iterdir(), folder]:
-        sync(path)
+        fsync_path(path)
 
 
 def _decode_all(cells: Iterator[Any], resolution: int, channels: int) -> Iterator[np.ndarray | Exception]:
@@ -234,7 +235,7 @@ def _decode_all(cells: Iterator[Any], resolution: int, channels: int) -> Iterato
         except Exception as error:  # image decoders raise every kind for broken files
             return error
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         while chunk := _read(cells):
             yield from pool.map(attempt, chunk)
 

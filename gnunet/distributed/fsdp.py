@@ -103,18 +103,18 @@ def make_params_contiguous(network: nn.Module) -> None:
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
-def rows_of(whole: Tensor, number: int, of: int) -> Tensor:
-    """The rows that process `number` of `of` has of a tensor, as FSDP2 cuts it; a view, which may have none."""
-    chunks = whole.chunk(of)
-    return chunks[number] if number < len(chunks) else whole[:0]
+def shard_of(tensor: Tensor, rank: int, world_size: int) -> Tensor:
+    """The rows of a full tensor that FSDP2 assigns to a rank: a view, which may be empty."""
+    chunks = tensor.chunk(world_size)
+    return chunks[rank] if rank < len(chunks) else tensor[:0]
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """The rows of a tensor that this process has, as they lie in memory; all of one that is not sharded."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def first_row(tensor: Tensor) -> int:
+def shard_offset(tensor: Tensor) -> int:
     """The number of the first row that this process has of a tensor, which may lie behind its last."""
     if not isinstance(tensor, DTensor):
         return 0

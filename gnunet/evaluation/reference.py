@@ -28,9 +28,9 @@ from gnunet.evaluation.features import (
     statistics_device,
 )
 from gnunet.evaluation.running_covariance import Moments
-from gnunet.files import write_file
+from gnunet.files import atomic_write
 from gnunet.processes import SINGLE_PROCESS, Processes
-from gnunet.safe_io import Stored, read_safetensors_header
+from gnunet.safe_io import TensorSpec, read_safetensors_header
 
 log = logging.getLogger(__name__)
 
@@ -146,14 +146,14 @@ def _check_same(stored: Any, wanted: dict[str, Any], path: Path) -> None:
         raise DataError(f"{path} holds statistics of other images or features ({'; '.join(differing)}); remove it")
 
 
-def _layout(about: dict[str, Any], num_features: int) -> dict[str, Stored]:
+def _layout(about: dict[str, Any], num_features: int) -> dict[str, TensorSpec]:
     """What a file of such statistics holds, by name."""
     kept = min(about["num_images"], about["arithmetic"]["kept"])
     return {
-        "mean": Stored("F64", (num_features,)),
-        "scatter": Stored("F64", (num_features, num_features)),
-        "kept": Stored("F32", (kept, num_features)),
-        "kernel_sums": Stored("F64", (kept,)),
+        "mean": TensorSpec("F64", (num_features,)),
+        "scatter": TensorSpec("F64", (num_features, num_features)),
+        "kept": TensorSpec("F32", (kept, num_features)),
+        "kernel_sums": TensorSpec("F64", (kept,)),
     }
 
 
@@ -171,7 +171,7 @@ def _keep(reference: Reference, path: Path, about: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if load_reference(path, about) is None:
-                write_file(path, content)
+                atomic_write(path, content)
     except OSError as error:
         log.warning("the statistics of the reference images cannot be kept in %s: %s", path.parent, error)
 

@@ -12,17 +12,17 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from gnunet.environment import device_name
 from gnunet.errors import ConfigError
 from gnunet.evaluation.metrics import Metric
 from gnunet.evaluation.neighbours import Neighbours
 from gnunet.evaluation.validation import ValidationResult
-from gnunet.files import write_file
+from gnunet.files import atomic_write
 
 
 def versions(device: torch.device) -> dict[str, str]:
     """What the last digits may depend on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"torch": torch.__version__, "device": name}
+    return {"torch": torch.__version__, "device": device_name(device)}
 
 
 def summarize(metrics: Sequence[Metric], repeats: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
@@ -137,14 +137,14 @@ def open_folder(given: Path | None, name: str) -> Path:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write JSON, whole or not at all."""
-    write_file(path, json.dumps(record, indent=1) + "\n")
+    atomic_write(path, json.dumps(record, indent=1) + "\n")
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Write a PNG, whole or not at all."""
     png = io.BytesIO()
     picture.save(png, format="PNG")
-    write_file(path, png.getvalue())
+    atomic_write(path, png.getvalue())
 
 
 def show(*parts: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from gnunet.errors import CheckpointError
-from gnunet.safe_io import Stored, misfit, read_json, read_safetensors_header
+from gnunet.safe_io import TensorSpec, describe_mismatch, read_json, read_safetensors_header
 
 from .block_specs import block_specs
 from .norm_sites import check_norms
@@ -125,7 +125,7 @@ def check(config: Mapping[str, Any]) -> str | None:
     return check_norms(config)
 
 
-def check_fits(build: type[ModelMixin], config: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
+def check_fits(build: type[ModelMixin], config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
     """Refuse a config whose model does not have exactly the tensors that are stored, before any memory is taken.
 
     Args:
@@ -149,11 +149,11 @@ def check_fits(build: type[ModelMixin], config: Mapping[str, Any], stored: Mappi
         raise CheckpointError(f"no U-Net has this config: {str(error)[:1000]}") from None
     found = OrderedDict(stored)
     model._fix_state_dict_keys_on_load(found)  # diffusers' old names of attention's weights
-    if difference := misfit(found, model.state_dict()):
+    if difference := describe_mismatch(found, model.state_dict()):
         raise CheckpointError(f"the weights are not those of its config: {difference}")
 
 
-def read_folder(folder: Path, variant: str | None = None) -> tuple[dict[str, Any], dict[str, Stored]] | None:
+def read_folder(folder: Path, variant: str | None = None) -> tuple[dict[str, Any], dict[str, TensorSpec]] | None:
     """The config and the headers of the weights in a model's folder, as diffusers saves it; no weight is read.
 
     Returns:

@@ -9,6 +9,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
+from gnunet.errors import first_few
+
 from .norm_sites import plan_norms
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -40,10 +42,12 @@ def to_diffusers(model: nn.Module) -> UNet2DModel:
     if other:
         kind = other[0].norm["kind"]
         paths = [site.path for site in other if site.norm["kind"] == kind]
-        raise ValueError(f"UNet2DModel has no norm of kind {kind!r}, which is in {some(paths)}")
+        raise ValueError(f"UNet2DModel has no norm of kind {kind!r}, which is in {first_few(paths)}")
     split = [site.path for site in sites if len(site.parts) > 1]
     if split:
-        raise ValueError(f"UNet2DModel cannot normalize a skip connection apart, as split_skip does in {some(split)}")
+        raise ValueError(
+            f"UNet2DModel cannot normalize a skip connection apart, as split_skip does in {first_few(split)}"
+        )
     norms = {site.path: model.get_submodule(site.path) for site in sites}
     kinds = ", ".join(sorted({repr(site.norm["kind"]) for site in sites}))
     mid_attention = {norm.num_groups for name, norm in norms.items() if name.startswith(_MID_ATTENTION)}
@@ -51,7 +55,8 @@ def to_diffusers(model: nn.Module) -> UNet2DModel:
     for values, words in ((groups, "group count"), ({norm.eps for norm in norms.values()}, "eps")):
         if len(values) > 1:
             raise ValueError(
-                f"UNet2DModel has one {words} for all norms; kind {kinds} has {sorted(values)} in {some(list(norms))}"
+                f"UNet2DModel has one {words} for all norms; "
+                f"kind {kinds} has {sorted(values)} in {first_few(list(norms))}"
             )
     settings = _settings(model, UNet2DModel)
     settings["norm_num_groups"] = groups.pop()
@@ -76,8 +81,3 @@ def _rebuild(target: type, model: nn.Module, settings: dict[str, Any]) -> Any:
     if target is not UNet2DModel:
         new.to(memory_format=torch.channels_last)
     return new.train(model.training)
-
-
-def some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -17,10 +17,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from gnunet.errors import CheckpointError
+from gnunet.errors import CheckpointError, first_few
 from gnunet.norms import NORMS, set_noise_level
 from gnunet.ops import checkpoint_inputs
-from gnunet.safe_io import Stored
+from gnunet.safe_io import TensorSpec
 
 from . import convert
 from .attention import Attention
@@ -220,7 +220,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         if paths := norms_without_checkpointing(self.config):
             raise ValueError(
                 "gradient checkpointing runs layers again in backward, when the running statistics that some norms "
-                f"normalize by in training are others; the model has such norms in {convert.some(paths)}"
+                f"normalize by in training are others; the model has such norms in {first_few(paths)}"
             )
         super().enable_gradient_checkpointing(*args, **kwargs)
 
@@ -245,7 +245,7 @@ class UNet2D(ModelMixin, ConfigMixin):
 
     @classmethod
     def _check_folder(
-        cls, folder: Path, stored: dict[str, Any], weights: dict[str, Stored], given: dict[str, Any]
+        cls, folder: Path, stored: dict[str, Any], weights: dict[str, TensorSpec], given: dict[str, Any]
     ) -> None:
         try:
             # What diffusers itself would build from this file.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnunet.config import TrainConfig
-from gnunet.distributed.fsdp import local
+from gnunet.distributed.fsdp import to_local
 from gnunet.norms import running_buffers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -67,7 +67,7 @@ class EMA:
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """Move the average towards the followed model: average = decay * average + (1 - decay) * weights."""
-        averaged, followed = zip(*((local(mine), local(theirs)) for mine, theirs in self._averaged), strict=True)
+        averaged, followed = zip(*((to_local(mine), to_local(theirs)) for mine, theirs in self._averaged), strict=True)
         torch._foreach_lerp_(averaged, followed, 1.0 - decay)
         for mine, theirs in self._copied:
             mine.copy_(theirs)

@@ -22,7 +22,7 @@ from gnunet.evaluation import Metric, check_reference, get_metrics, load_extract
 from gnunet.evaluation.batching import rounds, single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
-from gnunet.files import write_file
+from gnunet.files import atomic_write
 from gnunet.processes import Processes
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
@@ -43,7 +43,7 @@ def check_extractors(evaluate: EvaluateConfig) -> None:
         load_extractors(chosen_metrics(evaluate), sources=evaluate.extractors, weights=evaluate.weights)
 
 
-def sampled(model: TrainedModel, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
+def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
     """The images of a model as something to measure: image i is sample.py's. `check`: see `TrainedModel.sample`.
 
     On a CPU in one thread, since the bits depend on the number of threads, and that on the launch.
@@ -56,7 +56,7 @@ def sampled(model: TrainedModel, accelerator: Accelerator, check: Callable[[], N
     return images
 
 
-def settings_of(model: TrainedModel) -> dict[str, Any]:
+def sampling_metadata(model: TrainedModel) -> dict[str, Any]:
     """What decides the samples of a model besides its weights and their number, as records name it."""
     sampling = model.sampling
     return {
@@ -83,7 +83,7 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
         Stopped: a stop was asked for meanwhile.
     """
     config, accelerator = session.config, session.accelerator
-    settings, model, rows = config.evaluate, session.averaged, session.examples.rows
+    settings, model, rows = config.evaluate, session.ema_model, session.examples.rows
     processes = Processes.of(accelerator)
 
     def progress_of(what: str, total: int) -> Callable[[int], None]:
@@ -102,13 +102,13 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
         progress=progress_of("evaluating: training images", len(rows)),
     )  # fmt: skip
     values = scorer.score(
-        sampled(model, accelerator, partial(stop.check, accelerator)), settings.num_images,
+        sample_fn(model, accelerator, partial(stop.check, accelerator)), settings.num_images,
         chunk=model.sampling.batch_size, processes=processes,
         progress=progress_of("evaluating: samples", settings.num_images),
     )  # fmt: skip
     about = {
         "num_images": settings.num_images,
-        **settings_of(model),
+        **sampling_metadata(model),
         "reference": session.examples.table.fingerprint[:16],
         "reference_images": len(rows),
     }
@@ -130,7 +130,7 @@ def shown_scores(values: dict[str, Any], metrics: list[str]) -> dict[str, str]:
     return {**shown, "n": str(values["evaluation_num_images"])}
 
 
-def note_best(state: TrainState, evaluate: EvaluateConfig, values: dict[str, Any]) -> bool:
+def update_best(state: TrainState, evaluate: EvaluateConfig, values: dict[str, Any]) -> bool:
     """Note in `state` a value of evaluate.keep_best that is better than all before; says whether there was one.
 
     The main process decides, since processes on different devices may differ in the last digits.
@@ -152,7 +152,7 @@ def sample_grid(session: Session, check: Callable[[], None]) -> np.ndarray:
 
     The processes sample whole batches in turn. `check`: see `TrainedModel.sample`.
     """
-    model, accelerator = session.averaged, session.accelerator
+    model, accelerator = session.ema_model, session.accelerator
     settings, rank, world = model.sampling, accelerator.process_index, accelerator.num_processes
     images = np.empty((settings.num_images, model.resolution, model.resolution, model.channels), dtype=np.uint8)
     for batches in rounds(len(images), settings.batch_size, world):
@@ -170,5 +170,5 @@ def save_grid(folder: Path, images: np.ndarray, images_seen: int) -> Path:
     path = folder / f"{checkpoint_name(images_seen)}.png"
     png = io.BytesIO()
     make_grid(images).save(png, format="PNG")
-    write_file(path, png.getvalue())
+    atomic_write(path, png.getvalue())
     return path

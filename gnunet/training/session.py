@@ -98,12 +98,12 @@ class Session:
         return {"micro_batch_size": self.micro_batch_size, **processes}
 
     @property
-    def averaged(self) -> TrainedModel:
+    def ema_model(self) -> TrainedModel:
         """The averaged weights, to sample from."""
-        return TrainedModel.of_run(self.averaged_network, self.config, self.data, Path(self.config.run_dir).name)
+        return TrainedModel.of_run(self.ema_network, self.config, self.data, Path(self.config.run_dir).name)
 
     @property
-    def averaged_network(self) -> UNet2D:
+    def ema_network(self) -> UNet2D:
         """The averaged weights, with running statistics that are theirs."""
         if (count := self.config.train.precise_batches) and not self.precise:
             self.estimate_statistics(count)

@@ -24,11 +24,11 @@ from gnunet.checkpoint.checkpoint import (
     write_best_pointer,
 )
 from gnunet.checkpoint.export import export_model, exported_images
-from gnunet.checkpoint.run_dir import RunFolder
+from gnunet.checkpoint.run_dir import RunDir
 from gnunet.config import Config, to_yaml
 from gnunet.distributed.accelerator import close, keep_freed_memory, make_accelerator
 from gnunet.distributed.collectives import on_main
-from gnunet.distributed.fsdp import local
+from gnunet.distributed.fsdp import to_local
 from gnunet.distributed.signals import Stopped, StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
 from gnunet.evaluation import validation_loss
@@ -38,10 +38,10 @@ from gnunet.training.evaluation import (
     check_enough_images,
     check_extractors,
     evaluate,
-    note_best,
     sample_grid,
     save_grid,
     shown_scores,
+    update_best,
 )
 from gnunet.training.lr_schedule import learning_rate
 from gnunet.training.messages import NAMED_EXAMPLES, is_lost_process, lost_words, shown, skipped
@@ -64,7 +64,7 @@ def fit(config: Config) -> int:
     keep_freed_memory()
     # The run's folder is checked before anything is built, and written only once everything is.
     accelerator = make_accelerator(config)
-    run = RunFolder(config)
+    run = RunDir(config)
     run.check(config)
     try:
         status = train_in(run, config, accelerator)
@@ -88,7 +88,7 @@ def fit(config: Config) -> int:
         run.lock.release()
 
 
-def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
+def train_in(run: RunDir, config: Config, accelerator: Accelerator) -> int:
     """`fit`, in a folder that may hold the run of this configuration."""
     train = config.train
     check_extractors(config.evaluate)
@@ -103,8 +103,8 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
             accelerator.scaler.load_state_dict(state.scaler)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        run.metrics.rewind(state.reported)
-        run.timing.rewind(state.reported)
+        run.metrics.truncate_after(state.reported)
+        run.timing.truncate_after(state.reported)
         if checkpoint is not None:
             # What the run had still to do when it ended just behind its checkpoint.
             prune_checkpoints(run, config, state)
@@ -164,7 +164,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
                 if accelerator.is_main_process:
                     run.metrics.write(validation)
                 accelerator.log({"validation_loss": validation["validation_loss"]}, step=state.images)
-                checkpoint_due |= note_best(state, config.evaluate, validation)
+                checkpoint_due |= update_best(state, config.evaluate, validation)
                 mean, error = validation["validation_loss"], validation["validation_loss_standard_error"]
                 display.report(state.images, {"validation loss": f"{mean:.5f} (standard error {error:.5f})"})
             if grid is not None and accelerator.is_main_process:
@@ -174,7 +174,7 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator) -> int:
                 if accelerator.is_main_process:
                     run.metrics.write(scores)
                 accelerator.log({key: scores[key] for key in scores if key != "images"}, step=state.images)
-                checkpoint_due |= note_best(state, config.evaluate, scores)
+                checkpoint_due |= update_best(state, config.evaluate, scores)
                 display.report(state.images, shown_scores(scores, config.evaluate.metrics))
             state.reported = state.images
             if checkpoint_due:
@@ -242,7 +242,7 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
         )
 
 
-def end_stopped(session: Session, run: RunFolder, state: TrainState, stop: StopSignal, display: Display) -> int:
+def end_stopped(session: Session, run: RunDir, state: TrainState, stop: StopSignal, display: Display) -> int:
     """Write the checkpoint of a run that was asked to stop; returns the exit status, on every process the same."""
     save(session, run, state, with_model=False)  # launchers kill soon after they signal
     display.message(f"stopped at {state.images} images, checkpoint written; the same command resumes the run")
@@ -273,7 +273,7 @@ def validate(session: Session, images: int, stop: StopSignal) -> dict[str, Any]:
     """
     accelerator = session.accelerator
     result = validation_loss(
-        session.averaged_network, session.process, session.bank, device=accelerator.device,
+        session.ema_network, session.process, session.bank, device=accelerator.device,
         batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, 
         processes=Processes.of(accelerator),
         progress=lambda done: stop.check(accelerator),
@@ -287,7 +287,7 @@ def validate(session: Session, images: int, stop: StopSignal) -> dict[str, Any]:
     }
 
 
-def save(session: Session, run: RunFolder, state: TrainState, *, with_model: bool = True) -> None:
+def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool = True) -> None:
     """Write a checkpoint, and the exported model.
 
     Raises, on every process:
@@ -298,7 +298,7 @@ def save(session: Session, run: RunFolder, state: TrainState, *, with_model: boo
     accelerator = session.accelerator
     state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
     write = partial(
-        save_checkpoint, run.checkpoints, model=session.unet, ema=session.averaged_network,
+        save_checkpoint, run.checkpoints, model=session.unet, ema=session.ema_network,
         optimizer=session.update.adamw, state=state, config_text=to_yaml(session.config),
     )  # fmt: skip
     try:
@@ -325,7 +325,7 @@ def check_finite(session: Session, state: TrainState) -> None:
     """
     accelerator = session.accelerator
     tensors = [*session.unet.parameters(), *session.ema.model.parameters()]
-    broken = ~torch.stack([local(tensor).isfinite().all() for tensor in tensors]).all()
+    broken = ~torch.stack([to_local(tensor).isfinite().all() for tensor in tensors]).all()
     if ranks := accelerator.gather(broken.view(1)).nonzero().flatten().tolist():
         raise DivergenceError(
             f"weights are not finite at {state.images} images (processes: {', '.join(map(str, ranks))}); no checkpoint "
@@ -335,14 +335,14 @@ def check_finite(session: Session, state: TrainState) -> None:
         )
 
 
-def prune_checkpoints(run: RunFolder, config: Config, state: TrainState) -> None:
+def prune_checkpoints(run: RunDir, config: Config, state: TrainState) -> None:
     """Name the best checkpoint and remove those that are no longer kept, behind the one of `state`."""
     write_best_pointer(run.checkpoints, state.best)
     best = state.best.get("images")
     rotate_checkpoints(run.checkpoints, config.train.keep_checkpoints, newest=state.images, best=best)
 
 
-def export(session: Session, run: RunFolder, state: TrainState, checkpoint: Path) -> None:
+def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -> None:
     """Write the averaged weights to the run's model/; those of a sharded run are read from its checkpoint."""
     ema = session.ema.model
     if session.sharding is not None:

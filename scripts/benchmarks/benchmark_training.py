@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from common.loops import COMPILED, GRADIENT_TOLERANCE, SIDES, Loop, compile_loop, make_loop
 from common.overhead import own_work
@@ -35,6 +34,7 @@ from common.record import ROOT, failure, origin, record_path, rounded, target, v
 from common.timing import alternate_repeats
 from gnunet.config import Config
 from gnunet.config.cli import parse
+from gnunet.environment import activation_bytes
 from gnunet.errors import GnunetError
 
 CASES = {
@@ -65,22 +65,6 @@ WARM_UP_STEPS = 2
 """Behind the steps whose memory is looked at, which come before one is captured in a CUDA graph."""
 
 
-def saved_bytes(network: nn.Module, step: Callable[[], None]) -> int:
-    """Bytes one step keeps for backward: every storage once, parameters left out."""
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(storage.nbytes() for storage in storages.values())
-
-
 def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
     """The most memory that one step holds beyond what was allocated before it."""
     if device.type == "cuda":
@@ -108,7 +92,7 @@ def prepare(side: str, config: Config, folder: Path) -> tuple[Loop | None, dict[
                 return None, result | {"status": "wrong"}
         loop.step()
         with torch.compiler.set_stance("fail_on_recompile"):
-            result["saved_for_backward_mib"] = rounded(saved_bytes(loop.network, loop.step) / 2**20)
+            result["saved_for_backward_mib"] = rounded(activation_bytes(loop.step, loop.network.parameters()) / 2**20)
             result["peak_of_a_step_mib"] = rounded(peak_bytes(loop.step, loop.device) / 2**20)
             loop.seconds(WARM_UP_STEPS)
     except Exception as problem:  # whatever befalls one, the others are measured

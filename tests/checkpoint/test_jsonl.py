@@ -23,12 +23,12 @@ def test_rewind_drops_later_lines_and_a_torn_one(tmp_path):
         log.write({"images": images})
     with log.path.open("a") as file:
         file.write('{"images": 3')
-    log.rewind(16)
+    log.truncate_after(16)
     assert [json.loads(line)["images"] for line in log.path.read_text().splitlines()] == [8, 16, 16]
-    log.rewind(0)
+    log.truncate_after(0)
     assert log.path.read_text() == ""
 
 
 def test_rewind_of_nothing(tmp_path):
-    JsonlLogger(tmp_path / "m.jsonl").rewind(0)
+    JsonlLogger(tmp_path / "m.jsonl").truncate_after(0)
     assert not (tmp_path / "m.jsonl").exists()

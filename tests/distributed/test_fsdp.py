@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.checkpoint import checkpoint as checkpoints
-from gnunet.checkpoint.checkpoint import files_of, newest_checkpoint, stored
-from gnunet.checkpoint.sharded_tensors import KINDS, WHOLE, Part, ShardedTensorReader, file_name
+from gnunet.checkpoint.checkpoint import checkpoint_files, newest_checkpoint, stored
+from gnunet.checkpoint.sharded_tensors import TENSOR_FILES, UNSHARDED, ShardedTensorReader, ShardId, file_name
 from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.config import unet_kwargs
 from gnunet.distributed import fsdp as sharding
@@ -63,7 +63,7 @@ def last(run: Path) -> Path:
 
 
 def final(run: Path, parts: int) -> dict[str, bytes]:
-    names = [name for name in files_of(parts) if name != "config.yaml"]  # which names the run's folder
+    names = [name for name in checkpoint_files(parts) if name != "config.yaml"]  # which names the run's folder
     return {name: (last(run) / name).read_bytes() for name in names} | {
         "metrics.jsonl": (run / "metrics.jsonl").read_bytes()
     }
@@ -83,10 +83,10 @@ def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, t
     assert_same_curve(tmp_path / "sharded", tmp_path / "whole")
 
     # No file holds a model, and together they hold it once.
-    sizes = {name: (last(tmp_path / "whole") / f"{name}.safetensors").stat().st_size for name in KINDS}
+    sizes = {name: (last(tmp_path / "whole") / f"{name}.safetensors").stat().st_size for name in TENSOR_FILES}
     for name, size in sizes.items():
         for number in range(2):
-            part = last(tmp_path / "sharded") / file_name(name, Part(number, 2))
+            part = last(tmp_path / "sharded") / file_name(name, ShardId(number, 2))
             assert part.stat().st_size < 0.6 * size
     for name in ("model", "ema"):
         whole = load_file(last(tmp_path / "whole") / f"{name}.safetensors")
@@ -103,10 +103,10 @@ def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, t
         said = run_ranks(world, tiny(name, *FLAGS), launched, how)[0]
         assert "resuming" in said and "000000032" in said
         assert_same_curve(tmp_path / name, tmp_path / "whole")
-        assert (last(tmp_path / name) / file_name("model", Part(0, 1 if how == "ddp" else world))).is_file()
+        assert (last(tmp_path / name) / file_name("model", ShardId(0, 1 if how == "ddp" else world))).is_file()
         assert load_trained_model(tmp_path / name / "model").network.config.sample_size == 16
     assert final(tmp_path / "two", 2) == final(tmp_path / "sharded", 2)
-    for name in [*files_of(2), "manifest.json"]:
+    for name in [*checkpoint_files(2), "manifest.json"]:
         for damage in (Path.unlink, cut, flip):
             whole = (file := last(tmp_path / "two") / name).read_bytes()
             damage(file)
@@ -284,9 +284,9 @@ def parts(tmp_path: Path) -> list[Path]:
     """Two files of one kind, of 3 and 2 rows."""
     rows = torch.arange(10.0).view(5, 2)
     contents = [{"a": rows[:3].clone(), "b": torch.ones(())}, {"a": rows[3:].clone()}]
-    files = [tmp_path / file_name("model", Part(number, 2)) for number in range(2)]
+    files = [tmp_path / file_name("model", ShardId(number, 2)) for number in range(2)]
     for file, content in zip(files, contents, strict=True):
-        checkpoints.write_tensors(file, content, WHOLE)
+        checkpoints.write_tensors(file, content, UNSHARDED)
     return files
 
 
@@ -300,7 +300,7 @@ def test_rows_of_several_files_are_read_as_one_tensor(parts):
 
 @pytest.mark.parametrize("rows", [torch.ones(2, 3), torch.ones(()), torch.ones(2, 2, dtype=torch.int64)])
 def test_rows_that_do_not_go_together_are_refused(parts, rows):
-    checkpoints.write_tensors(parts[1], {"a": rows}, WHOLE)
+    checkpoints.write_tensors(parts[1], {"a": rows}, UNSHARDED)
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: a is .*; rows before it are F32"):
         ShardedTensorReader(parts)
 

@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from gnunet.environment import activation_bytes
 from gnunet.models import UNet2D
 
 MIB = 2**20
@@ -24,20 +25,8 @@ DEFAULT64 = {"sample_size": 64}
 
 
 def saved_bytes(model, *args):
-    """Bytes that a forward pass keeps for backward: storages counted once, parameters left out."""
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    storages = {}
-
-    def pack(t):
-        storage = t.untyped_storage()
-        storages[storage._cdata] = storage  # kept, so that none is taken for another
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = model(*args).sample
-    total = sum(storage.nbytes() for key, storage in storages.items() if key not in parameters)
-    del output
-    return total
+    """Bytes that a forward pass saves for the backward pass, without the parameters."""
+    return activation_bytes(lambda: model(*args), model.parameters())
 
 
 class OnCuda(TorchFunctionMode):

@@ -12,7 +12,7 @@ from gnunet.config import EvaluateConfig
 from gnunet.distributed.signals import StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import evaluation, fit, progress, trainer
-from gnunet.training.evaluation import note_best
+from gnunet.training.evaluation import update_best
 from gnunet.training.session import Session
 
 EXTRACTOR = """
@@ -215,8 +215,8 @@ class TestBest:
     def test_only_what_is_better_than_all_before(self, name, values, kept):
         settings = EvaluateConfig(metrics=["fd_x", "recall_x"], extractors={"x": "m:X"}, keep_best=name)
         state = TrainState()
-        assert [note_best(state, settings, {name: value}) for value in values] == kept
-        assert state.best["value"] == values[-1] and not note_best(state, settings, {"other": 0.0})
+        assert [update_best(state, settings, {name: value}) for value in values] == kept
+        assert state.best["value"] == values[-1] and not update_best(state, settings, {"other": 0.0})
 
     def test_without_its_checkpoint_there_is_no_pointer(self, tiny, tmp_path, monkeypatch):
         self.steered(monkeypatch, self.VALUES)

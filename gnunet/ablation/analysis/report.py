@@ -22,7 +22,7 @@ from gnunet.ablation.plan import Plan
 from gnunet.ablation.records import LOSSES, NEAREST
 from gnunet.ablation.study import Hypothesis, Study
 from gnunet.errors import ConfigError
-from gnunet.files import atomic_directory, write_file
+from gnunet.files import atomic_directory, atomic_write
 
 if TYPE_CHECKING:
     from gnunet.ablation.figures import Picture
@@ -81,7 +81,7 @@ def write_report(
     )  # fmt: skip
     templates.filters |= {"inline_svg": inline_svg, "inline_png": inline_png, "cell": markdown_cell}
     for file in ("report.md", "report.html"):
-        write_file(folder / file, templates.get_template(f"{file}.j2").render(content))
+        atomic_write(folder / file, templates.get_template(f"{file}.j2").render(content))
     return folder / "report.html"
 
 
