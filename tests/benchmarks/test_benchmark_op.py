@@ -1,6 +1,5 @@
 """The operator's benchmark runs on a CPU, refuses to time what is wrong, and its arithmetic is right."""
 
-import importlib
 import json
 import math
 
@@ -67,59 +66,6 @@ def test_every_case_is_checked_before_the_first_is_timed(run):
     assert len(record["cases"]) == 2 and record["not_run"] == [case["label"] for case in record["cases"]]
 
 
-BREAKING = """
-import os
-from common.case import Benchmark
-
-def check_case(device, peers, backend, case):
-    if "512@4" in case.name:
-        os._exit(1)
-    if "256@4" in case.name:
-        raise ArithmeticError("an illegal memory access")
-    return Benchmark(device, peers, backend, 0).run(case, with_times=False)
-"""
-
-
-def test_a_check_that_breaks_takes_no_other_case_with_it(run, monkeypatch, tmp_path):
-    """An exception or the death of a process is a case's own; the other cases are timed, before it."""
-    (tmp_path / "breaking.py").write_text(BREAKING)  # where the processes find it
-    monkeypatch.syspath_prepend(str(tmp_path))
-    names = ["ddpm_cifar10/512@4", "ddpm_cifar10/256@4", "adm64/768@8"]
-    monkeypatch.setattr(benchmark_op, "check_case", importlib.import_module("breaking").check_case)
-    record = run("--shapes", *names, "--check_first", "1", "--time_limit", "60")
-    assert record["not_run"] == []  # all are timed in the end
-    with pytest.raises(SystemExit, match="wrong"):
-        run("--shapes", *names, "--check_first", "1", "--time_limit", "1e-9")
-    (path,) = tmp_path.glob("*-cpu-operator.json")
-    ours = {case["label"].split("/n")[0]: case["results"]["gnunet"] for case in json.loads(path.read_text())["cases"]}
-    assert "forward" in ours["adm64/768@8"]
-    assert "BrokenProcessPool" in ours["ddpm_cifar10/512@4"]["status"]
-    assert "ArithmeticError" in ours["ddpm_cifar10/256@4"]["status"]
-
-
-def test_the_record_is_there_before_the_first_case(run, monkeypatch, tmp_path):
-    def killed(self, case, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(case_module.Benchmark, "run", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run("--shapes", "ddpm_cifar10/512@4")
-    (path,) = tmp_path.glob("*-cpu-operator.json")
-    assert json.loads(path.read_text())["not_run"] == ["ddpm_cifar10/512@4/n128 channels_last float32"]
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
-def test_yardsticks_move_the_bytes_of_the_case(layout, direction):
-    case = shapes.Case("tiny", (2, 12, 3, 5), layout, torch.float32)
-    inputs = case_module.make_inputs(case, {layout}, 1, torch.device("cpu"))
-    for calls in case_module.YARDSTICKS.values():
-        (call,) = calls(inputs, layout, direction)
-        result = call()
-        result = result[0] if isinstance(result, tuple) else result
-        assert result.numel() == case.numel and result.dtype == case.dtype
-
-
 def test_what_is_wrong_or_fails_is_not_timed(run, monkeypatch):
     def wrong(case):
         right = peers.PEERS["eager_contiguous"](case)
@@ -158,22 +104,6 @@ def test_refuses(capsys, monkeypatch):
     assert "torch sees no GPU" in capsys.readouterr().err
 
 
-def test_chart(run, tmp_path):
-    pytest.importorskip("matplotlib")
-    run("--shapes", "ddpm_cifar10/512@4")
-    (record,) = tmp_path.glob("*.json")
-    benchmark_op.main(["--chart", str(record), str(tmp_path / "chart.png")])
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_compiled_peer(run):
-    (case,) = run("--shapes", "ddpm_cifar10/512@4", "--peers", "compile")["cases"]
-    compiled = case["results"]["compile"]
-    assert compiled["status"] == "right" and compiled["first_calls_seconds"] > 0
-    # Backward runs again and again on one graph, after it has run once on another.
-    assert all(compiled[direction]["ratio"] > 0 for direction in ("forward", "backward", "both"))
-
-
 def test_exact_values_do_not_depend_on_how_many_groups_are_computed_at_once(monkeypatch):
     case = shapes.Case("tiny", (2, 12, 3, 5), num_groups=4)
     x, dy = (torch.randn(case.shape) for _ in range(2))
@@ -186,17 +116,6 @@ def test_exact_values_do_not_depend_on_how_many_groups_are_computed_at_once(monk
         torch.testing.assert_close(parts[name], value)
     assert peers.errors({"y": whole["y"] * 0.75}, {"y": whole["y"]}) == pytest.approx({"y": 0.25})
     assert not peers.is_right(case, {"y": math.nan})
-
-
-def test_names_of_shapes():
-    named = shapes.SHAPES
-    assert named["sd15/320@64/n8"] == (8, 320, 64, 64) and named["svd/320@14x72x128/n1"] == (1, 320, 14, 72, 128)
-    assert shapes.matching(["sd15/320@64", "sd15/320@64/n8"]) == [f"sd15/320@64/n{n}" for n in (1, 8, 32)]
-    assert len(shapes.matching(["adm64"])) == 14 and shapes.matching(["svd/320"]) == ["svd/320@14x72x128/n1"]
-    default = shapes.cases(None, None, [torch.bfloat16])
-    assert {case.layout for case in default} == {"channels_last", "contiguous"}
-    assert len({case.label for case in default}) == len(default)
-    assert all(shape[1] % shapes.NUM_GROUPS == 0 for shape in named.values())
 
 
 def test_sizes_of_a_case():
@@ -238,60 +157,3 @@ def test_numbers_of_a_direction():
     numbers = summary.timing([4e-6, 2e-6, 3e-6], [2e-6, 2e-6, 1e-6], floor_bytes=6, bandwidth=4e6)
     assert numbers["us"] == 3 and numbers["share"] == 0.5 and numbers["ratio"] == 2
     assert "ratio" not in summary.timing([1.0, 1.0], None, 1, 1.0)
-
-
-def test_targets():
-    def case(
-        label,
-        *,
-        tensor_bytes=10**8,
-        fits=True,
-        layout="channels_last",
-        share=0.9,
-        compiled=1.3,
-        eager=3.0,
-        status="right",
-    ):
-        directions = ("forward", "backward", "both")
-        ours = {"status": status, **{direction: {"share": share} for direction in directions}}
-        peers = {
-            name: {direction: {"ratio": ratio} for direction in directions}
-            for name, ratio in (("compile", compiled), ("eager_channels_last", eager))
-        }
-        return {
-            "label": label, "tensor_bytes": tensor_bytes, "layout": layout,
-            "fits_one_pass": {"forward": fits, "backward": fits}, "results": {"gnunet": ours, **peers},
-        }  # fmt: skip
-
-    def verdicts(*cases, planned=None):
-        found = summary.targets(cases, planned or len(cases), ["compile", "eager_channels_last"])
-        return {t["target"].split(", >=")[0]: (t["value"], t.get("at"), t["met"]) for t in found}
-
-    cases = [
-        case("a"),
-        case("b", share=0.8, compiled=1.3**3),
-        case("small", tensor_bytes=10**6, share=0.1, compiled=1 / 1.3),
-        case("two passes", fits=False, share=0.1),
-        case("contiguous", layout="contiguous", eager=0.1),
-    ]
-    found = verdicts(*cases)
-    assert found["cases of 5 that are right"] == (5, None, True)
-    assert found["forward: share of the copy bandwidth, least"] == (0.8, "b", False)
-    assert found["backward: share of the copy bandwidth, least"] == (0.8, "b", True)
-    assert found["both: ratio to torch.compile, least"] == (1 / 1.3, "small", False)
-    assert found["both: ratio to torch.compile, geometric mean"] == (1.3, None, True)
-    assert found["forward: ratio to eager channels_last, geometric mean"] == (3.0, None, True)
-    # What was not timed may still be the worst.
-    partial = verdicts(*cases, planned=6)
-    assert partial["cases of 6 that are right"] == (5, None, None)
-    assert partial["forward: share of the copy bandwidth, least"] == (0.8, "b", False)
-    assert partial["backward: share of the copy bandwidth, least"] == (0.8, "b", None)
-    assert partial["both: ratio to torch.compile, geometric mean"] == (1.3, None, None)
-    assert verdicts(*cases, case("wrong", status="wrong"), planned=9)["cases of 9 that are right"] == (
-        5,
-        "wrong",
-        False,
-    )
-    nothing = verdicts(planned=9)
-    assert nothing.pop("cases of 9 that are right") == (0, None, None)
-    assert set(nothing.values()) == {(None, None, None)}

@@ -81,27 +81,6 @@ def test_what_fails_or_has_wrong_gradients_is_not_timed(tiny, compiler):
     assert set(record["speed_ratio"]) == {"gnunet"} and set(record["speed_ratio"]["gnunet"]) == {"diffusers"}
 
 
-def test_a_side_that_compiles_at_every_step_is_not_timed(tiny, compiler, monkeypatch):
-    class Restless(torch.nn.Linear):
-        calls = ""
-
-        def forward(self, x):
-            self.calls += "x"  # what is compiled holds for one value of a string
-            return super().forward(x)
-
-    network = Restless(8, 8)
-
-    def step():
-        network(torch.ones(4, 8)).sum().backward()
-        network.zero_grad()
-
-    loop = loops.Loop(network, step, torch.device("cpu"))
-    monkeypatch.setitem(loops._LOOPS, "gnunet", lambda config, folder: loop)
-    compiler(traced)
-    *_, record = benchmark_training.compare(tiny("run", *FLAGS), ["gnunet_compiled"], rounds=2, block=1)
-    assert "recompile" in record["gnunet_compiled"]["status"]
-
-
 def test_gradient_error():
     large, small, noise = torch.full((4,), 10.0), torch.full((4,), 1e-2), torch.full((4,), 1e-9)
     error = loops.gradient_error
@@ -109,49 +88,6 @@ def test_gradient_error():
     assert error([large, small * 0, noise], [large, small, noise]) == pytest.approx(1)
     assert error([large * 1.25, small, noise], [large, small, noise]) == pytest.approx(0.25)
     assert math.isnan(error([large, small * math.nan, noise], [large, small, noise]))
-
-
-def test_targets():
-    def case(batch_size, ratios, name="cifar10"):
-        return {"case": name, "batch_size": batch_size, "gnunet": {}, "speed_ratio": {"gnunet": ratios}} | {
-            peer: {} for peer in benchmark_training.PEERS
-        }
-
-    sides = ("gnunet", *benchmark_training.PEERS)
-    found = benchmark_training.targets(
-        [
-            case(8, {"diffusers": 1.5, "diffusers_compiled": 0.9}),
-            case(128, {"diffusers": 1.3}),
-            case(16, {"diffusers": 9.0}),
-            case(8, {"diffusers": 9.0}, name="small"),
-        ],
-        sides,
-    )
-    assert [(one["target"], one["value"], one["met"]) for one in found] == [
-        ("gnunet over diffusers, batch 8, >= 1.3", 1.5, True),
-        ("gnunet over diffusers_compiled, batch 8, >= 1", 0.9, False),
-        ("gnunet over diffusers, batch 128, >= 1.3", 1.3, True),
-        ("gnunet over diffusers_compiled, batch 128, >= 1", None, None),
-    ]
-
-
-def test_own_targets():
-    def case(name, **own):
-        return {"case": name, "batch_size": 24, **own}
-
-    cases = [
-        case("cifar10", overhead_share=0.5, loader_examples_per_second=1.0),
-        case("small", overhead_share=0.03, loader_examples_per_second=9000.0),
-        case("small"),
-    ]
-    found = benchmark_training.own_targets(cases, EAGER)
-    assert [(one["target"], one["met"]) for one in found] == [
-        ("share of a step in forward, backward and optimizer, batch 24, >= 0.98", False),
-        ("examples/s of the loader alone, batch 24, >= 8000", True),
-        ("share of a step in forward, backward and optimizer, batch 24, >= 0.98", None),
-        ("examples/s of the loader alone, batch 24, >= 8000", None),
-    ]
-    assert benchmark_training.own_targets(cases, ["diffusers"]) == []
 
 
 def test_own_work_is_all_but_the_networks(tiny, tmp_path, monkeypatch):
@@ -194,61 +130,6 @@ def test_record_of_a_run(tiny_flags, tmp_path, monkeypatch, capsys):
     assert all(case["speed_ratio"]["gnunet"]["diffusers"] > 0 for case in record["cases"])
     assert all(0 < case["overhead_share"] < 1 for case in record["cases"])
     assert all(case["loader_examples_per_second"] > 0 for case in record["cases"])
-
-
-def test_a_run_that_is_killed_leaves_what_was_measured(tiny_flags, tmp_path, monkeypatch, compiler):
-    """The sides that are not compiled first, at each batch size, then the others."""
-
-    def killed(network):
-        raise KeyboardInterrupt
-
-    compiler(killed)
-    monkeypatch.setitem(benchmark_training.CASES, "cifar10", tiny_flags("run"))
-    arguments = ["--cases", "cifar10", "--batch_sizes", "2", "4", "--sides", *ALL, "--rounds", "2", "--block", "1"]
-    with pytest.raises(KeyboardInterrupt):
-        benchmark_training.main([*arguments, "--out", str(tmp_path / "out"), "--record", "other"])
-    (path,) = (tmp_path / "out").glob("*-other.json")
-    for case in json.loads(path.read_text())["cases"]:
-        assert case["speed_ratio"]["gnunet"]["diffusers"] > 0
-        assert all(case[side]["images_per_second"] > 0 for side in EAGER)
-
-
-def test_what_is_not_measured_again_stays():
-    case = {"gnunet": {"status": "right", "images_per_second": 2.0}, "speed_ratio": {"gnunet": {"diffusers": 1.5}}}
-    found = {"gnunet": {"status": "failed"}, "speed_ratio": {"gnunet": {}, "gnunet_compiled": {"diffusers": 2.0}}}
-    benchmark_training.merge(case, found)
-    assert case == {
-        "gnunet": {"status": "failed", "images_per_second": 2.0},
-        "speed_ratio": {"gnunet": {"diffusers": 1.5}, "gnunet_compiled": {"diffusers": 2.0}},
-    }
-
-
-def test_the_other_cases_are_measured_where_one_fails(tiny_flags, tmp_path, monkeypatch):
-    monkeypatch.setitem(benchmark_training.CASES, "cifar10", tiny_flags("run"))
-    real = benchmark_training.alternate_repeats
-    calls = iter([True, False])
-
-    def out_of_memory_once(*arguments):
-        if next(calls):
-            raise torch.OutOfMemoryError("no memory")
-        return real(*arguments)
-
-    monkeypatch.setattr(benchmark_training, "alternate_repeats", out_of_memory_once)
-    arguments = ["--cases", "cifar10", "--batch_sizes", "2", "4", "--sides", *EAGER, "--rounds", "2", "--block", "1"]
-    with pytest.raises(SystemExit, match="failed"):
-        benchmark_training.main([*arguments, "--out", str(tmp_path / "out")])
-    (path,) = (tmp_path / "out").iterdir()
-    failed, measured = json.loads(path.read_text())["cases"]
-    assert failed["failed"] == "failed: OutOfMemoryError: no memory"
-    assert measured["speed_ratio"]["gnunet"]["diffusers"] > 0
-
-
-def test_fails_where_gnunet_does(tiny_flags, monkeypatch, capsys):
-    monkeypatch.setitem(benchmark_training.CASES, "small", tiny_flags("run"))
-    monkeypatch.setitem(loops._LOOPS, "gnunet", lambda config, folder: 1 / 0)
-    with pytest.raises(SystemExit, match="gnunet's failed"):
-        benchmark_training.main(["--cases", "small", "--sides", *EAGER, "--rounds", "2", "--block", "1"])
-    assert "gnunet: failed: ZeroDivisionError" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
