@@ -25,7 +25,7 @@ class StreamKey(IntEnum):
     SAMPLE_NOISE = 4  # index: sampled image
     SAMPLE_STEPS = 5  # index: sampled image; the noise that stochastic samplers add on their way
     SAMPLE_LABEL = 6  # index: sampled image
-    VALIDATION = 7  # index: example of the validation bank
+    VALIDATION = 7  # index: example of the validation set
     HOLDOUT = 8  # index: 0
     DROPOUT = 9  # index: first example of a micro-batch
 

@@ -1,4 +1,4 @@
-"""What is measured of the weights of a run that is complete: its averaged weights, on the run's own bank.
+"""What is measured of the weights of a run that is complete: its averaged weights, on the run's own validation set.
 
 On several processes every one of them calls these functions, and gets the same results.
 """
@@ -44,7 +44,7 @@ def is_batch_dependent(network: UNet2D) -> bool:
 
 
 def bank_errors(session: Session) -> dict[str, list[float] | None]:
-    """The squared error of v of each example of the bank, as in the validation loss.
+    """The squared error of v of each example of the validation set, as in the validation loss.
 
     Returns:
         `running`: by running statistics, as in evaluation. `batch`: by the statistics of the batch at hand, as in
@@ -62,7 +62,7 @@ def bank_errors(session: Session) -> dict[str, list[float] | None]:
 def _by_running(session: Session) -> list[float]:
     accelerator = session.accelerator
     errors = validation_errors(
-        session.ema.model, session.process, session.bank, device=accelerator.device,
+        session.ema.model, session.process, session.val_set, device=accelerator.device,
         batch_size=session.config.validation.batch_size, autocast=accelerator.autocast,
         processes=Processes.of(accelerator),
     )  # fmt: skip
@@ -71,25 +71,25 @@ def _by_running(session: Session) -> list[float]:
 
 def _by_batch(session: Session) -> list[float]:
     """In batches as a step of training has them, which mix noise levels; the last is filled up with the first."""
-    bank, accelerator, size = session.bank, session.accelerator, session.micro_batch_size
+    val_set, accelerator, size = session.val_set, session.accelerator, session.micro_batch_size
     network = copy.deepcopy(session.ema.model).eval()  # training changes running statistics
     for module in network.modules():
         if isinstance(module, NormLayer) and module.batch_dependent:
             module.train()
-    # In the bank's order neighbours have neighbouring noise levels.
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(bank))
+    # In the validation set's order neighbours have neighbouring noise levels.
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(val_set))
     whole = size * accelerator.num_processes
-    padded = np.resize(order, math.ceil(len(bank) / whole) * whole)
-    errors = torch.zeros(len(bank), device=accelerator.device)
+    padded = np.resize(order, math.ceil(len(val_set) / whole) * whole)
+    errors = torch.zeros(len(val_set), device=accelerator.device)
     with torch.no_grad():
         for start in range(size * accelerator.process_index, len(padded), whole):
             indices = padded[start : start + size]
             found = per_example_errors(
-                network, session.process, bank, indices, device=accelerator.device, autocast=accelerator.autocast
+                network, session.process, val_set, indices, device=accelerator.device, autocast=accelerator.autocast
             )
-            new = max(min(len(bank) - start, size), 0)
+            new = max(min(len(val_set) - start, size), 0)
             errors[torch.from_numpy(indices[:new]).to(accelerator.device)] = found[:new]
-    every = accelerator.gather(errors).view(accelerator.num_processes, len(bank)).double().sum(dim=0)
+    every = accelerator.gather(errors).view(accelerator.num_processes, len(val_set)).double().sum(dim=0)
     return rounded(every.cpu().numpy())
 
 
@@ -100,14 +100,14 @@ def _estimate_statistics(session: Session) -> None:
 
 
 def magnitudes(session: Session) -> dict[str, Any]:
-    """Sizes of activations and gradients in the network by the bins of the bank's log-SNR, in eval mode.
+    """Sizes of activations and gradients in the network by the bins of the validation set's log-SNR, in eval mode.
 
     Returns:
         `log_snr`: the bins' centres. `activation_rms`, `activation_max`: of what the norm layers of each region of the
         network take; the root of the mean over layers of their mean square, and the largest magnitude.
         `gradient_norm`: of the gradient of the bin's mean error of v by all weights. None for an empty bin.
     """
-    bank, network = session.bank, copy.deepcopy(session.ema.model).eval().requires_grad_(True)
+    val_set, network = session.val_set, copy.deepcopy(session.ema.model).eval().requires_grad_(True)
     edges = bin_edges(session)
     found: dict[str, Any] = {
         "log_snr": [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)],
@@ -115,8 +115,8 @@ def magnitudes(session: Session) -> dict[str, Any]:
         "activation_max": {region: [] for region in REGIONS.values()},
         "gradient_norm": [],
     }
-    for b in range(bank.num_bins):
-        indices = np.flatnonzero(bank.bins == b)
+    for b in range(val_set.num_bins):
+        indices = np.flatnonzero(val_set.bins == b)
         network.zero_grad(set_to_none=True)
         with _watched(network) as layers:
             _backward(session, network, indices)
@@ -163,11 +163,11 @@ def _watched(network: UNet2D) -> Iterator[list[_Watched]]:
 
 
 def _backward(session: Session, network: UNet2D, indices: np.ndarray) -> None:
-    """Add the gradient of the mean error of v of some of the bank's examples to the network's gradients."""
+    """Add the gradient of the mean error of v of some of the validation set's examples to the network's gradients."""
     accelerator, size = session.accelerator, session.config.validation.batch_size
     for start in range(0, len(indices), size):
         errors = per_example_errors(
-            network, session.process, session.bank, indices[start : start + size], device=accelerator.device,
+            network, session.process, session.val_set, indices[start : start + size], device=accelerator.device,
             autocast=accelerator.autocast,
         )  # fmt: skip
         (errors.sum() / len(indices)).backward()
@@ -201,7 +201,7 @@ def nearest(session: Session) -> dict[str, Any] | None:
 
 
 def bin_edges(session: Session) -> list[float]:
-    """The ends of the bank's bins of log-SNR, one more than there are bins."""
+    """The ends of the validation set's bins of log-SNR, one more than there are bins."""
     settings = session.config.validation
     return np.linspace(settings.log_snr_min, settings.log_snr_max, settings.num_bins + 1).tolist()
 

@@ -132,13 +132,17 @@ def _load(session: Session, run: Path) -> TrainState:
 
 
 def _network(session: Session) -> dict[str, Any]:
-    """What is known of a cell's network and bank without training it."""
-    bank = session.bank
+    """What is known of a cell's network and validation set without training it."""
+    val_set = session.val_set
     return {
         "parameters": sum(parameter.numel() for parameter in session.unet.parameters()),
         "norm_kinds": norm_kinds(session.unet),
         "batch_dependent": is_batch_dependent(session.unet),
-        "bank": {"fingerprint": bank.fingerprint, "log_snr_edges": bin_edges(session), "bins": bank.bins.tolist()},
+        "bank": {
+            "fingerprint": val_set.fingerprint,
+            "log_snr_edges": bin_edges(session),
+            "bins": val_set.bins.tolist(),
+        },
     }
 
 

@@ -242,7 +242,7 @@ class Recorder:
 
 
 def run_validation(arguments: argparse.Namespace) -> None:
-    """The validation loss by noise level, of averaged and raw weights on the run's own bank."""
+    """The validation loss by noise level, of averaged and raw weights on the run's own validation set."""
     if find_checkpoint(source := arguments.source.expanduser()) is None:
         raise CheckpointError(f"{source}: --validation_loss needs a run or a checkpoint, which know their data")
     models = {weights: load_trained_model(source, weights) for weights in WEIGHTS}
@@ -251,14 +251,14 @@ def run_validation(arguments: argparse.Namespace) -> None:
     if data.table.fingerprint != model.fingerprint:
         raise DataError(f"{model.config.data.source}: these are not the images that {model.name} was trained on")
     settings = model.config.validation
-    bank = data.bank(settings)
+    val_set = data.val_set(settings)
     out = report.open_folder(arguments.out, model.name)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
     results = {}
     for name, each in models.items():
         with single_threaded():  # the bits depend on the number of threads, and that on the launch
             result = validation_loss(
-                each.network.to(accelerator.device), each.process, bank, device=accelerator.device,
+                each.network.to(accelerator.device), each.process, val_set, device=accelerator.device,
                 batch_size=settings.batch_size, autocast=accelerator.autocast, processes=Processes.of(accelerator),
             )  # fmt: skip
         results[name] = report.validation_record(result)
@@ -268,8 +268,8 @@ def run_validation(arguments: argparse.Namespace) -> None:
         "name": model.name,
         "source": str(arguments.source),
         "bank": {
-            "fingerprint": bank.fingerprint,
-            "num_examples": len(bank),
+            "fingerprint": val_set.fingerprint,
+            "num_examples": len(val_set),
             "source": f"{held_out} held-out images" if held_out else "training images",
             "bins": list(zip(edges, edges[1:], strict=False)),
         },

@@ -20,15 +20,19 @@ def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
 
     Args:
         config: the whole tree.
-        num_classes: number of classes in the data; None or 0 where it trains without labels. One more
-            embedding, the last, stands for a dropped label where data.label_drop is above 0.
+        num_classes: number of classes in the data; None or 0 where it trains without labels. There is one more
+            embedding, the last, for the null label where data.label_drop is above 0.
     """
-    model = config.model
+    model, num_embeddings = config.model, None
+    if num_classes:
+        from gnunet.data import null_label  # imports datasets, which takes seconds
+
+        num_embeddings = num_classes + (null_label(num_classes, config.data.label_drop) is not None)
     return {
         **model.model_dump(exclude={"norm", "recompute", "gradient_checkpointing"}),
         "sample_size": config.data.resolution,
         "out_channels": model.in_channels,
-        "num_class_embeds": num_classes + (config.data.label_drop > 0) if num_classes else None,
+        "num_class_embeds": num_embeddings,
         # UNet2DModel's own keys for the norm, and the groups of overrides that do not say how many.
         "norm_num_groups": getattr(model.norm, "groups", None) or SECTIONS["group"]().groups,
         "norm_eps": getattr(model.norm, "eps", 1e-5),

@@ -276,12 +276,12 @@ class TrainConfig(Section):
 
 
 class ValidationConfig(Section):
-    """The validation loss: a frozen bank of images, noise and noise levels."""
+    """The validation loss: a fixed set of images, noise and noise levels."""
 
     num_examples: Positive = 256
-    """Size of the bank; the images repeat where there are fewer, with other noise."""
+    """Size of the validation set; the images repeat where there are fewer, with other noise."""
     num_bins: Steps = 16
-    """Equal bins of log-SNR over which the bank is spread."""
+    """Equal bins of log-SNR over which the validation set is spread."""
     log_snr_min: float = -8.0
     """Lower end of the first bin."""
     log_snr_max: float = 8.0

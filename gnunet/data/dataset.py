@@ -1,33 +1,34 @@
-"""Training examples: the images of a table with the draws that belong to each index of the run."""
+"""The training data set: decoded images with the randomness of each example of the run."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gnunet.data.example_rng import Draws
+from gnunet.data.example_rng import ExampleRNG
 from gnunet.data.table import DecodedImages
 from gnunet.errors import DataError
 
 
 class TrainingDataset(Dataset):
-    """Example k of a run, for any k >= 0: a pure function of (seed, k), the table and the rows.
+    """Example k of a run, for any k >= 0: a pure function of (seed, k), the images and the rows.
 
     Args:
         table: the decoded images.
-        rows: int (n,), the table's rows to train on; each epoch of n examples visits each once.
+        rows: int (n,), the rows of the table to train on; each epoch of n examples visits each once.
         seed: the run's seed.
-        flip: mirror each example left to right with probability one half.
-        label_drop: probability with which an example's label becomes the null label.
-        class_conditional: give labels.
+        flip: mirror each example left to right with probability 1/2.
+        label_dropout: probability that an example's label is replaced by the null label.
+        class_conditional: return labels.
 
     Attributes:
-        num_classes: number of classes; 0 where not class_conditional.
-        null_label: the label that stands for "no class" (= num_classes).
+        num_classes: number of classes; 0 if not class_conditional.
+        null_label: see `null_label`.
 
     Raises:
-        DataError: no rows, or labels wanted where the table has none.
+        DataError: there are no rows, or no labels although class_conditional.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class TrainingDataset(Dataset):
         *,
         seed: int,
         flip: bool,
-        label_drop: float = 0.0,
+        label_dropout: float = 0.0,
         class_conditional: bool = False,
     ):
         if len(rows) == 0:
@@ -49,39 +50,61 @@ class TrainingDataset(Dataset):
         self.flip = flip
         self.class_conditional = class_conditional
         self.num_classes = table.num_classes if class_conditional else 0
-        self.null_label = self.num_classes
-        self._draws = Draws(seed, len(rows), label_drop=label_drop)
+        self.null_label = null_label(self.num_classes, label_dropout)
+        self._rng = ExampleRNG(seed, len(rows), label_dropout=label_dropout)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The collated examples with these indices.
 
         Returns:
-            images: uint8 (b, C, H, W), channels_last strides.
-            noise: float32 (b, C, H, W), channels_last strides; standard normal.
+            images: uint8 (b, C, H, W), channels_last.
+            noise: float32 (b, C, H, W), channels_last; standard normal.
             u: float64 (b,) in (0, 1), which `Process.noise_level` maps to noise levels.
             index: int64 (b,), the indices.
             labels: int64 (b,), null_label where dropped; only if class_conditional.
         """
-        draws = self._draws.examples(indices)
-        rows = self.rows[draws.rows]
+        random = self._rng.examples(indices)
+        rows = self.rows[random.rows]
         images = np.asarray(self.table.images[rows])
         if self.flip:
-            images[draws.flip] = images[draws.flip, :, ::-1]
+            images[random.flip] = images[random.flip, :, ::-1]
         noise = np.empty(images.shape, np.float32)
-        self._draws.fill_noise(indices, noise)
+        self._rng.fill_noise(indices, noise)
         batch = {
             "images": channels_last(images),
             "noise": channels_last(noise),
-            "u": torch.from_numpy(draws.u),
+            "u": torch.from_numpy(random.u),
             "index": torch.tensor(indices, dtype=torch.int64),
         }
         if self.class_conditional:
-            batch["labels"] = torch.from_numpy(np.where(draws.drop, self.null_label, self.table.labels[rows]))
+            labels = self.table.labels[rows]
+            if self.null_label is not None:
+                labels = np.where(random.drop, self.null_label, labels)
+            batch["labels"] = torch.from_numpy(labels)
         return batch
 
-    def rows_of(self, indices: Sequence[int]) -> list[int]:
-        """The table's rows, 0 for its first image, that the examples with these indices show."""
-        return self.rows[self._draws.examples(indices).rows].tolist()
+    def image_rows(self, indices: Sequence[int]) -> list[int]:
+        """The rows of the table that the examples with these indices show."""
+        return self.rows[self._rng.examples(indices).rows].tolist()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint records of the data: fingerprint, number of images, class names and counts."""
+        names = counts = None
+        if self.class_conditional:
+            names = list(self.table.class_names)
+            counts = np.bincount(self.table.labels[self.rows], minlength=self.num_classes).tolist()
+        return {
+            "fingerprint": self.table.fingerprint,
+            "num_images": len(self.rows),
+            "class_names": names,
+            "class_counts": counts,
+        }
+
+
+def null_label(num_classes: int, label_dropout: float) -> int | None:
+    """The label of an example whose class is dropped: one more than the last class; None if none are dropped."""
+    return num_classes if num_classes and label_dropout > 0 else None
 
 
 def channels_last(array: np.ndarray) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The draws of a run's examples, and the rows that are held out of training."""
+"""The randomness of a run's examples, and the rows that are held out of training."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,47 +15,47 @@ def row_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
 
 
 def split_rows(num_rows: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the rows held out of training; the choice does not depend on a run's seed.
+    """Choose the rows held out of training, independent of a run's seed.
 
     Returns:
         (training rows, validation rows), both ascending int64; the second is empty for 0 validation images.
 
     Raises:
-        DataError: nothing would be left to train on.
+        DataError: no rows would be left to train on.
     """
     if validation_images >= num_rows:
         raise DataError(
-            f"data.validation_images is {validation_images}, but the data has {num_rows} images: "
-            f"nothing would be left to train on; valid are 0 to {num_rows - 1}"
+            f"data.validation_images: {validation_images} given, for {num_rows} images in all; valid: 0 to "
+            f"{num_rows - 1}, so that images to train on are left"
         )
     order = generator(0, StreamKey.HOLDOUT, 0).permutation(num_rows)
     return np.sort(order[validation_images:]), np.sort(order[:validation_images])
 
 
 class ExampleRandomness(NamedTuple):
-    """What chance decides for a list of examples, apart from their noise; arrays of one length."""
+    """What is drawn for a list of examples apart from their noise; arrays of one length."""
 
     rows: np.ndarray  # int64, 0..num_rows-1
     flip: np.ndarray  # bool, true with probability 1/2
     u: np.ndarray  # float64 in (0, 1), which `Process.noise_level` maps to noise levels
-    drop: np.ndarray  # bool, true with probability label_drop
+    drop: np.ndarray  # bool, true with probability label_dropout
 
 
-class Draws:
-    """The draws of a run's examples; example k is a pure function of (seed, k) and num_rows.
+class ExampleRNG:
+    """Draws a run's examples; example k is a pure function of (seed, k) and num_rows.
 
-    Each epoch of num_rows examples visits every row once, in an order of its own.
+    Each epoch of num_rows examples visits every row once, in a different order.
 
     Args:
         seed: the run's seed, 0 to 2**64 - 1.
         num_rows: rows to train on.
-        label_drop: probability with which an example's label is dropped.
+        label_dropout: probability that an example's label is dropped.
     """
 
-    def __init__(self, seed: int, num_rows: int, *, label_drop: float = 0.0):
+    def __init__(self, seed: int, num_rows: int, *, label_dropout: float = 0.0):
         self.seed = seed
         self.num_rows = num_rows
-        self.label_drop = label_drop
+        self.label_dropout = label_dropout
         self._example = Stream(seed, StreamKey.EXAMPLE)
         self._noise = Stream(seed, StreamKey.NOISE)
         self._orders: dict[int, np.ndarray] = {}
@@ -73,7 +73,7 @@ class Draws:
             # 52 bits and a half: exact in a double, never 0 or 1, where quantile functions are infinite.
             u=((raw[:, 0] >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52,
             flip=(raw[:, 1] >> np.uint64(63)).astype(bool),
-            drop=(raw[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.label_drop,
+            drop=(raw[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.label_dropout,
         )
 
     def fill_noise(self, indices: Sequence[int], out: np.ndarray) -> None:
@@ -83,7 +83,7 @@ class Draws:
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
-            # A batch touches at most the epoch before; older orders would only hold memory.
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            # A batch spans two epochs at most.
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = row_order(self.seed, epoch, self.num_rows)
         return self._orders[epoch]

@@ -1,4 +1,4 @@
-"""The frozen bank of images, noise levels and noise on which the validation loss is computed."""
+"""The fixed set of images, noise levels and noise on which the validation loss is computed."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class ValidationSet:
     Args:
         table: the decoded images.
         rows: int (n,), the table's rows to validate on.
-        num_examples: size of the bank.
+        num_examples: size of the validation set.
         num_bins: equal bins of log-SNR.
         log_snr_min, log_snr_max: lower end of the first bin, upper end of the last.
 

@@ -100,23 +100,23 @@ def validation_record(result: ValidationResult) -> dict[str, Any]:
 
 
 def validation_report(record: Mapping[str, Any]) -> list[Any]:
-    """The bank, and a table with a line for each bin of log-SNR and a column for each kind of weights."""
-    bank = record["bank"]
+    """The validation set, and a table with a line for each bin of log-SNR and a column for each kind of weights."""
+    val_set = record["bank"]
     table = Table()
     table.add_column("log-SNR", justify="right")
     for name in record["weights"]:
         table.add_column(name, justify="right", no_wrap=True)
         table.add_column("standard error", justify="right", no_wrap=True)
     results = list(record["weights"].values())
-    for b, (low, high) in enumerate(bank["bins"]):
+    for b, (low, high) in enumerate(val_set["bins"]):
         cells = [(result["by_log_snr"][b], result["by_log_snr_standard_errors"][b]) for result in results]
         table.add_row(f"{low:g} to {high:g}", *(_number(value) for pair in cells for value in pair))
     table.add_section()
     means = [(result["validation_loss"], result["standard_error"]) for result in results]
     table.add_row("mean", *(_number(value) for pair in means for value in pair))
     return [
-        f"{record['name']}: squared error of v by log-SNR, to be compared on the same bank only\n"
-        f"bank {bank['fingerprint'][:16]}: {bank['num_examples']} examples of {bank['source']}",
+        f"{record['name']}: squared error of v by log-SNR, to be compared on the same validation set only\n"
+        f"validation set {val_set['fingerprint'][:16]}: {val_set['num_examples']} examples of {val_set['source']}",
         table,
     ]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Mean squared error of v over a validation bank, by bin of log-SNR and in all."""
+    """Mean squared error of v over a validation set, by bin of log-SNR and in all."""
 
     mean: float
     """Mean of the bins, empty ones left out; NaN where an error is not finite."""
@@ -33,24 +33,26 @@ class ValidationResult:
     """Standard error of each bin's mean; None where it has fewer than two examples."""
 
 
-def validation_loss(network: nn.Module, process: Process, bank: "ValidationSet", **settings: Any) -> ValidationResult:
-    """The error of the network's denoiser over the bank, the same for any number of processes.
+def validation_loss(
+    network: nn.Module, process: Process, val_set: "ValidationSet", **settings: Any
+) -> ValidationResult:
+    """The error of the network's denoiser over the validation set, the same for any number of processes.
 
     What is measured is the error of v = alpha * noise - sigma * x0, with the noised image rescaled to
     alpha^2 + sigma^2 = 1 (Salimans & Ho, 2022): every network's output can be turned into v. Since
     v_hat - v = -(x0_hat - x0) / sigma, its square is (1 + SNR) times that of the error in x0. Batches are
-    whole and dealt out to the ranks in turn, and sums are taken over the whole bank, in its order and in
+    distributed round-robin across ranks, and sums are taken over the whole set, in its order and in
     float64, so the result does not depend on who computed what.
 
     Args: see `validation_errors`.
     """
-    return summarize(validation_errors(network, process, bank, **settings), bank.bins, bank.num_bins)
+    return summarize(validation_errors(network, process, val_set, **settings), val_set.bins, val_set.num_bins)
 
 
 def validation_errors(
     network: nn.Module,
     process: Process,
-    bank: "ValidationSet",
+    val_set: "ValidationSet",
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 64,
@@ -58,42 +60,42 @@ def validation_errors(
     processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """The errors that `validation_loss` takes the mean of, float64 (n,) in the bank's order, on every process.
+    """The errors that `validation_loss` averages, float64 (n,) in the validation set's order, on every process.
 
     Args:
-        network: called as network(x, timestep, class_labels=labels, return_dict=False)[0]; it gets the bank's
+        network: called as network(x, timestep, class_labels=labels, return_dict=False)[0]; it gets the validation set's
             labels if it has a class embedding. Runs in eval mode, without gradients; its modes are put back.
         process: the one that the network was trained on.
-        bank: images, noise and log-SNR to validate on.
+        val_set: images, noise and log-SNR to validate on.
         device: where the network is.
         batch_size: images in one forward pass.
         autocast: makes the context that the network runs in.
         processes: those that share the work; all of them call this.
         progress: called after each round of batches with the number of examples done so far.
     """
-    errors = torch.zeros(len(bank), dtype=torch.float32, device=device)
+    errors = torch.zeros(len(val_set), dtype=torch.float32, device=device)
     with eval_mode(network):
-        for batches in rounds(len(bank), batch_size, processes.world_size):
+        for batches in rounds(len(val_set), batch_size, processes.world_size):
             mine = batches[processes.rank] if processes.rank < len(batches) else None
-            found = per_example_errors(network, process, bank, mine or batches[0], device=device, autocast=autocast)
+            found = per_example_errors(network, process, val_set, mine or batches[0], device=device, autocast=autocast)
             if mine:
                 errors[mine.start : mine.stop] = found
             progress(batches[-1].stop)
     # Each example is zero on all ranks but one, so that the sum over ranks is exact.
-    return processes.gather(errors).reshape(processes.world_size, len(bank)).double().sum(dim=0).cpu().numpy()
+    return processes.gather(errors).reshape(processes.world_size, len(val_set)).double().sum(dim=0).cpu().numpy()
 
 
 def per_example_errors(
     network: nn.Module,
     process: Process,
-    bank: "ValidationSet",
+    val_set: "ValidationSet",
     indices: Sequence[int],
     *,
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager],
 ) -> Tensor:
-    """The errors of some of the bank's examples as one batch, fp32 (len(indices),), in the network's own mode."""
-    batch = bank.batch(indices)
+    """The errors of some examples of the validation set as one batch, fp32 (len(indices),), in the network's mode."""
+    batch = val_set.batch(indices)
     images = to_unit_range(batch["images"].to(device))
     level = process.from_log_snr(batch["log_snr"]).to(device)
     x = process.add_noise(images, batch["noise"].to(device), level)

@@ -1,4 +1,4 @@
-"""The images of a run: those it trains on, those it holds out, and the bank that it validates on."""
+"""The images of a run: those it trains on, those it holds out, and its validation set."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class RunData:
     validation_rows: np.ndarray
     """int64, ascending; empty where none are held out."""
 
-    def bank(self, validation: ValidationConfig) -> ValidationSet:
-        """The bank of the validation loss, over training images where none are held out."""
+    def val_set(self, validation: ValidationConfig) -> ValidationSet:
+        """The validation set, over training images where none are held out."""
         return ValidationSet(
             self.table, self.validation_rows if len(self.validation_rows) else self.train_rows,
             num_examples=validation.num_examples, num_bins=validation.num_bins,

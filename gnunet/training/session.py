@@ -67,9 +67,9 @@ class Session:
     micro_batch_size: int
     accumulation: int
     examples: TrainingDataset
-    bank: ValidationSet
+    val_set: ValidationSet
     data: dict[str, Any]
-    """What a checkpoint remembers of the data: fingerprint, class names, training images of each class."""
+    """What a checkpoint records of the data, `TrainingDataset.metadata`."""
     unet: UNet2D
     ema: EMA
     update: DDPStrategy
@@ -269,24 +269,14 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     run_data = load_run_data(config)
     table, train_rows = run_data.table, run_data.train_rows
     examples = TrainingDataset(
-        table, train_rows, seed=config.seed, flip=config.data.flip, label_drop=config.data.label_drop,
+        table, train_rows, seed=config.seed, flip=config.data.flip, label_dropout=config.data.label_drop,
         class_conditional=config.data.class_conditional,
     )  # fmt: skip
-    counts = None
-    if config.data.class_conditional:
-        labels = torch.as_tensor(table.labels[train_rows])
-        counts = torch.bincount(labels, minlength=examples.num_classes).tolist()
-    data = {
-        "fingerprint": table.fingerprint,
-        "num_images": len(train_rows),
-        "class_names": None if counts is None else list(table.class_names),
-        "class_counts": counts,
-    }
 
     train, device = config.train, accelerator.device
     is_graphed = cuda_graph.is_wanted(config, accelerator)
     torch.manual_seed(config.seed)
-    unet = UNet2D(**unet_kwargs(config, None if counts is None else len(counts))).train()
+    unet = UNet2D(**unet_kwargs(config, examples.num_classes)).train()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.enable_recompute(config.model.recompute == "norm")
@@ -304,7 +294,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
         compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
-        examples=examples, bank=run_data.bank(config.validation), data=data, unet=unet, ema=ema,
+        examples=examples, val_set=run_data.val_set(config.validation), data=examples.metadata, unet=unet, ema=ema,
         update=update, process=make_process(**config.diffusion.model_dump()), sharding=sharding,
         graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,
     )  # fmt: skip

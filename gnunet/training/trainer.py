@@ -273,7 +273,7 @@ def validate(session: Session, images: int, stop: StopSignal) -> dict[str, Any]:
     """
     accelerator = session.accelerator
     result = validation_loss(
-        session.ema_network, session.process, session.bank, device=accelerator.device,
+        session.ema_network, session.process, session.val_set, device=accelerator.device,
         batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, 
         processes=Processes.of(accelerator),
         progress=lambda done: stop.check(accelerator),
@@ -283,7 +283,7 @@ def validate(session: Session, images: int, stop: StopSignal) -> dict[str, Any]:
         "validation_loss": result.mean,
         "validation_loss_standard_error": result.standard_error,
         "validation_loss_by_log_snr": result.bins,
-        "validation_bank": session.bank.fingerprint[:16],
+        "validation_bank": session.val_set.fingerprint[:16],
     }
 
 

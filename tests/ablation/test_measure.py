@@ -44,14 +44,14 @@ def plain_errors(session, network, indices) -> torch.Tensor:
     with torch.no_grad():
         accelerator = session.accelerator
         return per_example_errors(
-            network, session.process, session.bank, indices, device="cpu", autocast=accelerator.autocast
+            network, session.process, session.val_set, indices, device="cpu", autocast=accelerator.autocast
         )  # fmt: skip
 
 
 def test_errors_are_those_of_the_validation_loss(session):
     trained = session()
     errors = bank_errors(trained)
-    found = summarize(np.array(errors["running"]), trained.bank.bins, trained.bank.num_bins)
+    found = summarize(np.array(errors["running"]), trained.val_set.bins, trained.val_set.num_bins)
     assert found.mean == pytest.approx(trainer.validate(trained, 16, StopSignal())["validation_loss"], rel=1e-6)
     assert errors["precise"] is errors["batch"] is None  # they would be the same
 
@@ -59,7 +59,7 @@ def test_errors_are_those_of_the_validation_loss(session):
 class TestOfNormsThatDependOnTheBatch:
     @pytest.mark.parametrize(("batch_size", "size"), [(8, 8), (12, 6), (32, 32)])
     def test_by_the_batch_at_hand(self, session, batch_size, size):
-        """Of 16 examples: whole batches, a last one that is filled up, one that is larger than the bank."""
+        """Of 16 examples: whole batches, a last one that is filled up, one that is larger than the validation set."""
         flags = ["--train.batch_size", str(batch_size), "--train.micro_batch_size", str(size)]
         trained = session("batch", *flags, "--train.images", "64")
         before = copy.deepcopy(trained.ema.model.state_dict())
@@ -77,7 +77,7 @@ class TestOfNormsThatDependOnTheBatch:
 
     def test_batches_mix_noise_levels(self, session):
         order = np.random.Generator(np.random.Philox(0)).permutation(16)
-        bins = session("batch").bank.bins[order].reshape(4, 4)
+        bins = session("batch").val_set.bins[order].reshape(4, 4)
         assert min(len(set(batch)) for batch in bins) >= 2
 
     def test_by_precise_statistics(self, session):
@@ -106,10 +106,10 @@ class TestMagnitudes:
             layer = network.get_submodule(path)
             layer.register_forward_pre_hook(lambda _, args, path=path: seen.update({path: args[0]}))
         for b in range(4):
-            indices = np.flatnonzero(trained.bank.bins == b)
+            indices = np.flatnonzero(trained.val_set.bins == b)
             with torch.enable_grad():
                 errors = per_example_errors(
-                    network, trained.process, trained.bank, indices, device="cpu",
+                    network, trained.process, trained.val_set, indices, device="cpu",
                     autocast=trained.accelerator.autocast,
                 )  # fmt: skip
                 gradients = torch.autograd.grad(errors.mean(), list(network.parameters()), allow_unused=True)
@@ -128,7 +128,7 @@ class TestMagnitudes:
     def test_of_an_empty_bin_and_a_network_without_a_middle(self, session):
         flags = ["--validation.num_bins", "5", "--validation.num_examples", "5", "--model.mid_block_type", "null"]
         trained = session("group", *flags)
-        trained.bank.bins = np.array([0, 0, 1, 3, 4])
+        trained.val_set.bins = np.array([0, 0, 1, 3, 4])
         found = magnitudes(trained)
         assert found["gradient_norm"][2] is None and found["activation_rms"]["out"][2] is None
         assert found["activation_rms"]["middle"] == found["activation_max"]["middle"] == [None] * 5

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnunet.data.example_rng import Draws, row_order, split_rows
+from gnunet.data.example_rng import ExampleRNG, row_order, split_rows
 from gnunet.errors import ConfigError, DataError
 from gnunet.random_streams import Stream, StreamKey, generator
 
@@ -55,7 +55,7 @@ def test_seed_out_of_range(seed):
 @settings(max_examples=30, deadline=None)
 def test_each_epoch_visits_each_row_once(seed, num_rows, epoch):
     indices = range(epoch * num_rows, (epoch + 1) * num_rows)
-    rows = Draws(seed, num_rows).examples(indices).rows
+    rows = ExampleRNG(seed, num_rows).examples(indices).rows
     assert sorted(rows) == list(range(num_rows))
     np.testing.assert_array_equal(rows, row_order(seed, epoch, num_rows))
 
@@ -66,31 +66,31 @@ def test_epochs_differ_in_order():
 
 def test_examples_do_not_depend_on_the_list_they_are_in():
     indices = [40, 3, 3, 99, 0, 41]
-    together = Draws(1, 10, label_drop=0.5).examples(indices)
-    alone = [Draws(1, 10, label_drop=0.5).examples([k]) for k in indices]
+    together = ExampleRNG(1, 10, label_dropout=0.5).examples(indices)
+    alone = [ExampleRNG(1, 10, label_dropout=0.5).examples([k]) for k in indices]
     for field in range(len(together)):
         np.testing.assert_array_equal(together[field], np.concatenate([a[field] for a in alone]))
 
 
 def test_frequencies():
-    draws = Draws(3, 100, label_drop=0.1).examples(range(20_000))
+    draws = ExampleRNG(3, 100, label_dropout=0.1).examples(range(20_000))
     assert abs(draws.flip.mean() - 0.5) < 0.015
     assert abs(draws.drop.mean() - 0.1) < 0.01
     assert abs(draws.u.mean() - 0.5) < 0.01
     assert abs(np.histogram(draws.u, 10, (0, 1))[0] - 2000).max() < 250
     assert np.abs(np.corrcoef([draws.flip, draws.drop, draws.u]) - np.eye(3)).max() < 0.04
-    assert not Draws(3, 100, label_drop=0.0).examples(range(1000)).drop.any()
+    assert not ExampleRNG(3, 100, label_dropout=0.0).examples(range(1000)).drop.any()
 
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1])
 def test_u_is_strictly_between_0_and_1(word, monkeypatch):
     monkeypatch.setattr(Stream, "raw", lambda self, index, count: np.full(count, word, np.uint64))
-    assert 0 < Draws(0, 1).examples([0]).u[0] < 1
+    assert 0 < ExampleRNG(0, 1).examples([0]).u[0] < 1
 
 
 def test_noise_is_standard_normal():
     noise = np.empty((50, 16, 16, 3), np.float32)
-    Draws(0, 9).fill_noise(range(50), noise)
+    ExampleRNG(0, 9).fill_noise(range(50), noise)
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
     assert len(np.unique(noise[:, 0, 0, 0])) == 50
@@ -103,5 +103,5 @@ def test_split_rows():
     assert (np.diff(train) > 0).all() and (np.diff(validation) > 0).all()
     np.testing.assert_array_equal(split_rows(100, 10)[1], validation)
     assert len(split_rows(100, 0)[1]) == 0
-    with pytest.raises(DataError, match="nothing would be left.*0 to 99"):
+    with pytest.raises(DataError, match="data.validation_images.*0 to 99"):
         split_rows(100, 100)

@@ -14,7 +14,7 @@ def make(table, rows=None, **keys):
 
 
 def test_shapes_types_and_strides(table):
-    batch = make(table, class_conditional=True, label_drop=0.1).__getitems__([5, 6, 30])
+    batch = make(table, class_conditional=True, label_dropout=0.1).__getitems__([5, 6, 30])
     assert batch["images"].dtype == torch.uint8 and batch["noise"].dtype == torch.float32
     assert batch["u"].dtype == torch.float64
     assert batch["labels"].dtype == batch["index"].dtype == torch.int64
@@ -30,7 +30,7 @@ def test_pixels_and_flips(table):
     examples = make(table, rows)
     plain = make(table, rows, flip=False).__getitems__(range(30))
     flipped = examples.__getitems__(range(30))
-    draws = examples._draws.examples(range(30))
+    draws = examples._rng.examples(range(30))
     assert draws.flip.any() and not draws.flip.all()
     for i in range(30):
         original = torch.from_numpy(table.images[rows[draws.rows[i]]]).permute(2, 0, 1)
@@ -45,14 +45,14 @@ def test_only_the_given_rows_each_once_an_epoch(table):
     assert {image.tobytes() for image in images} == {table.images[row].tobytes() for row in rows}
 
 
-def test_label_drop_gives_the_null_label(table):
-    examples = make(table, label_drop=0.3, class_conditional=True)
+def test_label_dropout_gives_the_null_label(table):
+    examples = make(table, label_dropout=0.3, class_conditional=True)
     assert (examples.num_classes, examples.null_label) == (5, 5)
     labels = examples.__getitems__(range(4000))["labels"].numpy()
     kept = make(table, class_conditional=True).__getitems__(range(4000))["labels"].numpy()
     assert abs((labels == 5).mean() - 0.3) < 0.03
     assert (kept < 5).all() and (labels[labels != 5] == kept[labels != 5]).all()
-    np.testing.assert_array_equal(kept, table.labels[examples._draws.examples(range(4000)).rows])
+    np.testing.assert_array_equal(kept, table.labels[examples._rng.examples(range(4000)).rows])
 
 
 def test_what_cannot_be(table):
@@ -87,14 +87,14 @@ def test_examples_travel_to_other_processes(table):
         assert torch.equal(travelled.__getitems__([1, 50])[name], tensor)
 
 
-def bank(table, rows, **keys):
+def val_set(table, rows, **keys):
     sizes = {"num_examples": 64, "num_bins": 4, "log_snr_min": -8.0, "log_snr_max": 8.0}
     return ValidationSet(table, rows, **{**sizes, **keys})
 
 
 def test_validation_bank(table):
     rows = np.array([3, 8, 1, 20])
-    whole = bank(table, rows).batch(range(64))
+    whole = val_set(table, rows).batch(range(64))
     for i in range(64):
         image = torch.from_numpy(table.images[rows[i % 4]]).permute(2, 0, 1)
         assert torch.equal(whole["images"][i], image)
@@ -109,22 +109,22 @@ def test_validation_bank(table):
     assert len({(i % 4, int(whole["bin"][i])) for i in range(64)}) == 16
     assert abs(whole["noise"].mean()) < 0.05 and abs(whole["noise"].std() - 1) < 0.05
     assert whole["noise"].is_contiguous(memory_format=torch.channels_last)
-    part = bank(table, rows).batch([40, 7])
+    part = val_set(table, rows).batch([40, 7])
     for name, tensor in part.items():
         assert torch.equal(tensor, whole[name][[40, 7]])
 
 
 def test_validation_fingerprint(table):
     rows = np.arange(5)
-    fingerprint = bank(table, rows).fingerprint
-    assert bank(table, rows).fingerprint == fingerprint
+    fingerprint = val_set(table, rows).fingerprint
+    assert val_set(table, rows).fingerprint == fingerprint
     others = [
-        bank(table, rows + 1),
-        bank(table, rows, num_examples=65),
-        bank(table, rows, num_bins=8),
-        bank(table, rows, log_snr_max=9.0),
-        bank(DecodedImages.from_arrays(table.images), rows),
+        val_set(table, rows + 1),
+        val_set(table, rows, num_examples=65),
+        val_set(table, rows, num_bins=8),
+        val_set(table, rows, log_snr_max=9.0),
+        val_set(DecodedImages.from_arrays(table.images), rows),
     ]
     assert fingerprint not in {other.fingerprint for other in others}
     with pytest.raises(DataError, match="no images to validate on"):
-        bank(table, rows[:0])
+        val_set(table, rows[:0])

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import gnunet
-from gnunet.data import MicroBatchSampler, TrainingDataset, training_loader
+from gnunet.data import TrainingDataset, training_loader
+from gnunet.data.loader import MicroBatchSampler
 from gnunet.errors import ConfigError
 
 
 @pytest.fixture
 def examples(table):
-    return TrainingDataset(table, np.arange(23), seed=11, flip=True, label_drop=0.2, class_conditional=True)
+    return TrainingDataset(table, np.arange(23), seed=11, flip=True, label_dropout=0.2, class_conditional=True)
 
 
 def load(examples, *, first=0, last=48, batch_size=16, micro_batch_size=None, world_size=1, num_workers=0):

@@ -25,7 +25,7 @@ CONFIGS = [
 
 
 class Table:
-    """What the bank needs of an image table."""
+    """What the validation set needs of an image table."""
 
     def __init__(self, count=12, size=8, labels=False):
         rng = np.random.default_rng(0)
@@ -33,7 +33,7 @@ class Table:
         self.labels = rng.integers(0, 4, count) if labels else None
 
 
-def make_bank(num_examples=50, num_bins=5, **options):
+def make_val_set(num_examples=50, num_bins=5, **options):
     return ValidationSet(
         Table(**options), np.arange(12), num_examples=num_examples, num_bins=num_bins,
         log_snr_min=-6.0, log_snr_max=6.0,
@@ -61,10 +61,10 @@ class TinyNet(nn.Module):
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_against_brute_force(config):
     """v and its estimate written out, example by example in float64, on the image rescaled to unit power."""
-    process, network, bank = make_process(**config.model_dump()), TinyNet().eval(), make_bank()
+    process, network, val_set = make_process(**config.model_dump()), TinyNet().eval(), make_val_set()
     errors = []
-    for i in range(len(bank)):
-        batch = bank.batch([i])
+    for i in range(len(val_set)):
+        batch = val_set.batch([i])
         level = process.from_log_snr(batch["log_snr"])
         image = batch["images"].double() / 127.5 - 1
         noise, a, s = batch["noise"].double(), level.alpha.double(), level.sigma.double()
@@ -78,8 +78,8 @@ def test_against_brute_force(config):
         errors.append((v_hat - v).square().mean().item())
     errors = np.array(errors)
 
-    result = validation_loss(TinyNet(), process, bank, batch_size=16)
-    groups = [errors[bank.bins == b] for b in range(5)]
+    result = validation_loss(TinyNet(), process, val_set, batch_size=16)
+    groups = [errors[val_set.bins == b] for b in range(5)]
     assert result.bins == pytest.approx([group.mean() for group in groups], rel=1e-4)
     spreads = [group.std(ddof=1) / math.sqrt(len(group)) for group in groups]
     assert result.bin_standard_errors == pytest.approx(spreads, rel=1e-3)
@@ -106,40 +106,40 @@ def test_one_denoiser_has_one_loss_in_every_process():
             one = self.process.predict_x0(torch.ones_like(x), x, level)
             return ((answer - zero) / (one - zero),)
 
-    bank, results = make_bank(), []
-    for config in (EDMConfig(), FlowConfig()):  # DDPM's levels are near the bank's, not equal
+    val_set, results = make_val_set(), []
+    for config in (EDMConfig(), FlowConfig()):  # DDPM's levels are near the validation set's, not equal
         process = make_process(**config.model_dump())
         network = Constant(process)
         errors = []
-        for i in range(len(bank)):
-            network.log_snr = bank.batch([i])["log_snr"]
-            single = OneOf(bank, i)
+        for i in range(len(val_set)):
+            network.log_snr = val_set.batch([i])["log_snr"]
+            single = OneOf(val_set, i)
             errors.append(validation_loss(network, process, single, batch_size=1).mean)
         results.append(errors)
     np.testing.assert_allclose(results[0], results[1], rtol=1e-3)
-    images = np.concatenate([bank.batch([i])["images"].numpy() for i in range(len(bank))]) / 127.5 - 1
-    expected = (1 + np.exp(bank.log_snr)) * ((images - answer) ** 2).mean(axis=(1, 2, 3))
+    images = np.concatenate([val_set.batch([i])["images"].numpy() for i in range(len(val_set))]) / 127.5 - 1
+    expected = (1 + np.exp(val_set.log_snr)) * ((images - answer) ** 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(results[1], expected, rtol=1e-3)
 
 
 class OneOf:
-    """A bank of one example of another."""
+    """A validation set of one example of another."""
 
-    def __init__(self, bank, index):
-        self.bank, self.index, self.bins, self.num_bins = bank, index, bank.bins[[index]], bank.num_bins
+    def __init__(self, val_set, index):
+        self.val_set, self.index, self.bins, self.num_bins = val_set, index, val_set.bins[[index]], val_set.num_bins
 
     def __len__(self):
         return 1
 
     def batch(self, indices):
-        return self.bank.batch([self.index])
+        return self.val_set.batch([self.index])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 @pytest.mark.parametrize("world_size", [2, 3, 5])
 def test_ranks_share_the_work_and_agree(config, world_size):
-    process, bank = make_process(**config.model_dump()), make_bank()
-    alone = validation_loss(TinyNet(), process, bank, batch_size=12)
+    process, val_set = make_process(**config.model_dump()), make_val_set()
+    alone = validation_loss(TinyNet(), process, val_set, batch_size=12)
     parts, sizes = [], []
 
     def keep(tensor):
@@ -148,27 +148,27 @@ def test_ranks_share_the_work_and_agree(config, world_size):
 
     for rank in range(world_size):
         network = TinyNet()
-        validation_loss(network, process, bank, batch_size=12, processes=Processes(rank, world_size, keep))
+        validation_loss(network, process, val_set, batch_size=12, processes=Processes(rank, world_size, keep))
         sizes += network.sizes
     *_, last = rounds(50, 12, world_size)
     kept_in_step = [len(last[0])] * (world_size - len(last))
     assert sorted(sizes) == sorted([2, 12, 12, 12, 12, *kept_in_step])
     for rank in range(world_size):
         processes = Processes(rank, world_size, lambda tensor: torch.cat(parts))
-        result = validation_loss(TinyNet(), process, bank, batch_size=12, processes=processes)
+        result = validation_loss(TinyNet(), process, val_set, batch_size=12, processes=processes)
         assert result == alone
 
 
 def test_labels_go_to_networks_with_classes_only():
-    process, bank = make_process(**FlowConfig().model_dump()), make_bank(labels=True)
-    with_classes = validation_loss(TinyNet(classes=True), process, bank)
-    assert with_classes.mean != validation_loss(TinyNet(), process, bank).mean
+    process, val_set = make_process(**FlowConfig().model_dump()), make_val_set(labels=True)
+    with_classes = validation_loss(TinyNet(classes=True), process, val_set)
+    assert with_classes.mean != validation_loss(TinyNet(), process, val_set).mean
 
 
 def test_modes_are_put_back():
     network = TinyNet()
     network.norm.eval()
-    validation_loss(network, make_process(**FlowConfig().model_dump()), make_bank())
+    validation_loss(network, make_process(**FlowConfig().model_dump()), make_val_set())
     assert network.training and network.conv.training and not network.norm.training
 
 
@@ -177,10 +177,10 @@ def test_a_perfect_network_is_close_to_nothing():
         def forward(self, sample, timestep, class_labels=None, return_dict=True):
             return (self.answer,)
 
-    bank, network, process = make_bank(num_examples=5), Perfect(), make_process(**FlowConfig().model_dump())
-    batch = bank.batch(range(5))
+    val_set, network, process = make_val_set(num_examples=5), Perfect(), make_process(**FlowConfig().model_dump())
+    batch = val_set.batch(range(5))
     network.answer = batch["noise"] - (batch["images"].float() / 127.5 - 1)
-    assert validation_loss(network, process, bank).mean < 1e-6
+    assert validation_loss(network, process, val_set).mean < 1e-6
 
 
 def test_summary_of_thin_bins():

@@ -133,7 +133,7 @@ def test_many_examples_are_named_in_part(tiny, tmp_path, monkeypatch, capsys):
 
 def test_an_example_is_named_with_the_image_it_shows(tiny, tmp_path):
     session = build(tiny("run"), make_accelerator(tiny("run")))
-    rows = session.examples.rows_of([3, 21])
+    rows = session.examples.image_rows([3, 21])
     images = session.examples.__getitems__([3, 21])["images"]
     for row, image in zip(rows, images, strict=True):
         original = torch.from_numpy(session.examples.table.images[row].copy()).permute(2, 0, 1)
