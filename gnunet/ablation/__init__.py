@@ -1,1 +1,1 @@
-"""The normalization laboratory: studies of arms, points and seeds, and what they measured."""
+"""Ablation studies of variants, settings and seeds, and what they measured."""

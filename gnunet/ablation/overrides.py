@@ -10,7 +10,7 @@ from gnunet.config.merge import Layer, inline, load_yaml
 from gnunet.config.schema import find, section_types
 from gnunet.errors import ConfigError
 
-INSTEAD = {"seed": "seeds in the study", "run_dir": "--folder"}
+RESERVED_KEYS = {"seed": "seeds in the study", "run_dir": "--folder"}
 """Keys that overrides may not have, and what decides them."""
 
 Keys = tuple[str, ...]
@@ -37,16 +37,18 @@ class StudyLayers:
             )
         self.above = _checked(Layer("command line", dict(flags)), self._not_free)
 
-    def resolve(self, arm: str, point: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False) -> Config:
-        """The configuration of an arm at a point; `tuned` holds the value of the key under tuning, if any.
+    def resolve(
+        self, variant: str, setting: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False
+    ) -> Config:
+        """The configuration of a variant at a setting; `tuned` holds the value of the key under tuning, if any.
 
         tries: it is one that tuning tries.
 
         Raises:
             ConfigError: with one line for each problem.
         """
-        layers = [self._layer(f"arm {arm!r}", self.study.arms[arm].set, free=False)]
-        for axis, value in point:
+        layers = [self._layer(f"variant {variant!r}", self.study.variants[variant].set, free=False)]
+        for axis, value in setting:
             layers.append(self._layer(f"{axis} {value}", self.study.axes[axis].values[value], free=False))
         for value in tuned:
             more = self.study.tuning.set if tries else {}
@@ -55,12 +57,16 @@ class StudyLayers:
 
     def _layer(self, what: str, overrides: Mapping[str, Any], *, free: bool = True) -> Layer:
         where = f"{what} of {self.name}"
-        return _checked(Layer(where, nested(overrides, where)), INSTEAD if free else self._not_free)
+        return _checked(Layer(where, nested(overrides, where)), RESERVED_KEYS if free else self._not_free)
 
     @property
     def _not_free(self) -> dict[str, str]:
         """Keys that layers above the base may not have, and what decides them."""
-        return INSTEAD if self.study.tuning is None else {**INSTEAD, self.study.tuning.key: "tuning in the study"}
+        return (
+            RESERVED_KEYS
+            if self.study.tuning is None
+            else {**RESERVED_KEYS, self.study.tuning.key: "tuning in the study"}
+        )
 
 
 def nested(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is kept of a cell once it has run: one JSON file each, and the values that are read from it.
+"""What is kept of a trial once it has run: one JSON file each, and the values that are read from it.
 
 Everything in a record but `times` is the same however often the runner was killed on the way.
 """
@@ -28,12 +28,12 @@ HIGHER_IS_BETTER = ("images_per_second", "precision_", "recall_")
 
 
 def record_path(folder: Path, name: str) -> Path:
-    """The record of the cell with this name in a study's folder."""
+    """The record of the trial with this name in a study's folder."""
     return folder / "records" / f"{name}.json"
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records in a study's folder by the names of their cells.
+    """The records in a study's folder by the names of their trials.
 
     Raises:
         CheckpointError: one of them is damaged or of another format.
@@ -43,7 +43,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             record = read_json(path)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}: no record; remove it to run the cell again") from None
+            raise CheckpointError(f"{error}: no record; remove it to run the trial again") from None
         if (found := record.get("format")) != FORMAT:
             raise CheckpointError(f"{path}: record format {found}; this version reads format {FORMAT}")
         records[path.stem] = record
@@ -60,14 +60,14 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
 
 
 def metric_names(config: Config) -> list[str]:
-    """The metrics that `metric_value` finds in the records of cells with such a configuration."""
+    """The metrics that `metric_value` finds in the records of trials with such a configuration."""
     evaluate = config.evaluate
     scores = [] if evaluate.every is None else [*dict.fromkeys(evaluate.metrics), *NEAREST]
     return [*LOSSES, *scores, "saved_mib", *TIMES]
 
 
 def metric_value(record: Mapping[str, Any], name: str) -> float | None:
-    """A metric of a complete cell by its name (see `metric_names`); None where it was not measured.
+    """A metric of a complete trial by its name (see `metric_names`); None where it was not measured.
 
     The validation losses are means over the bins of log-SNR of the mean error in each. `precise` and `batch` are
     the plain one where no norm depends on the batch.
@@ -88,7 +88,7 @@ def metric_value(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def rank(record: Mapping[str, Any], name: str) -> float:
-    """A metric as something to minimize: infinite for a cell that diverged or did not measure it."""
+    """A metric as something to minimize: infinite for a trial that diverged or did not measure it."""
     value = metric_value(record, name)
     if value is None:
         return math.inf

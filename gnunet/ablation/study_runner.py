@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from gnunet.ablation import worker
-from gnunet.ablation.eta import Expected, in_words
+from gnunet.ablation.eta import TimeEstimate, format_duration
 from gnunet.ablation.plan import Plan, budget_of, check_records, make_plan
-from gnunet.ablation.progress import Display, show_plan
+from gnunet.ablation.progress import Display, print_plan
 from gnunet.ablation.records import read_records
-from gnunet.ablation.runner import Failure, ParallelRunner, missing, run_together, slots
+from gnunet.ablation.runner import Failure, ParallelRunner, pending_trials, run_in_process, slots
 from gnunet.ablation.study import Study, load_study
 from gnunet.ablation.trial import is_distributed_launch
 from gnunet.checkpoint.run_lock import RunLock
@@ -45,7 +45,7 @@ class StudyRunner:
             path: its file.
             budget: None is its first, if it has any.
             folder: where its records are and go to; None is runs/ablations/STUDY, with the budget if it has any.
-            only: the arms to look at; empty is all.
+            only: the variants to look at; empty is all.
             flags: of the configuration, as a nested mapping.
 
         Raises:
@@ -57,24 +57,24 @@ class StudyRunner:
         return cls(study, path, budget, folder or Path("runs/ablations") / name, only, flags)
 
     def plan(self, *, processes: int | None = None) -> tuple[Plan, dict[str, dict[str, Any]]]:
-        """The cells as far as they are known by now, and the records that there are.
+        """The trials as far as they are known by now, and the records that there are.
 
         Args:
-            processes: what cells will run on; None where none will.
+            processes: what trials will run on; None where none will.
 
         Raises:
             ConfigError: see `make_plan`. CheckpointError: see `read_records` and `check_records`.
         """
         records = read_records(self.folder)
         plan = make_plan(self.study, self.path, budget=self.budget, only=self.only, flags=self.flags, records=records)
-        check_records([*plan.tuning_cells, *plan.cells], records, self.folder, processes=processes)
+        check_records([*plan.tuning_trials, *plan.trials], records, self.folder, processes=processes)
         return plan, records
 
     def run(self, jobs: int | None, *, dry_run: bool = False) -> int:
-        """Print the plan and how long it will take, and run the cells that have no record.
+        """Print the plan and how long it will take, and run the trials that have no record.
 
         Args:
-            jobs: cells at a time, see `gnunet.ablation.runner.slots`; a launch of several processes runs one.
+            jobs: trials at a time, see `gnunet.ablation.runner.slots`; a launch of several processes runs one.
             dry_run: print only.
 
         Returns:
@@ -86,7 +86,7 @@ class StudyRunner:
         if fsdp.is_requested():
             raise ConfigError("accelerate launch: given FSDP for an ablation; valid: one process or DDP")
         plan, records = self.plan(processes=int(os.environ.get("WORLD_SIZE", "1")))
-        expected = Expected(plan, records)
+        expected = TimeEstimate(plan, records)
         if is_distributed_launch():
             places, context = [None], None
         else:
@@ -94,54 +94,54 @@ class StudyRunner:
             if expected.source is None:
                 expected.probed = self._probe(plan, context, places[0])
         if _is_main():
-            show_plan(self.study, plan, records)
+            print_plan(self.study, plan, records)
             _say(self._expectation(plan, expected, len(places)))
         if dry_run:
             return 0
         with self._alone():
             return self._run(expected, places, context)
 
-    def _run(self, expected: Expected, places: list[str | None], context: ForkServerContext | None) -> int:
+    def _run(self, expected: TimeEstimate, places: list[str | None], context: ForkServerContext | None) -> int:
         """Run what has no record: first what tunes, then what is reported."""
         failures: list[Failure] = []
-        for stage in ("tuning_cells", "cells"):
+        for stage in ("tuning_trials", "trials"):
             plan, _ = self.plan()
-            if not (cells := missing(getattr(plan, stage), self.folder)):
+            if not (trials := pending_trials(getattr(plan, stage), self.folder)):
                 continue
-            display = Display(cells, self.folder, expected, at_a_time=len(places), enabled=_is_main())
+            display = Display(trials, self.folder, expected, at_a_time=len(places), enabled=_is_main())
             if context is None:
-                outcome = run_together(cells, self.folder, display)
+                outcome = run_in_process(trials, self.folder, display)
             else:
-                outcome = ParallelRunner(context, self.folder, places, display).run(cells)
+                outcome = ParallelRunner(context, self.folder, places, display).run(trials)
             failures += outcome.failures
             if outcome.signum is not None:
                 _say("stopped; the same command goes on")
                 return 128 + outcome.signum
         for failure in failures:
-            _say(f"failed: {failure.cell.title}: {failure.reason}" + (f" ({failure.log})" if failure.log else ""))
-        if plan.waiting:
-            _say(f"not run: the cells to report at {len(plan.waiting)} points, whose tuning is not complete")
+            _say(f"failed: {failure.trial.title}: {failure.reason}" + (f" ({failure.log})" if failure.log else ""))
+        if plan.pending_tuning:
+            _say(f"not run: the trials to report at {len(plan.pending_tuning)} settings, whose tuning is not complete")
         return 1 if failures else 0
 
     def _probe(self, plan: Plan, context: ForkServerContext, place: str | None) -> float | None:
-        """Seconds for an image of the baseline, or of another arm where that is not looked at."""
-        cells = [*plan.cells, *plan.tuning_cells]
-        cell = next((cell for cell in cells if cell.arm == self.study.baseline), cells[0])
+        """Seconds for an image of the baseline, or of another variant where that is not looked at."""
+        trials = [*plan.trials, *plan.tuning_trials]
+        trial = next((trial for trial in trials if trial.variant == self.study.baseline), trials[0])
         with tempfile.TemporaryDirectory() as folder:
-            return worker.probe(context, worker.Task.of(cell, Path(folder), place))
+            return worker.probe(context, worker.Task.of(trial, Path(folder), place))
 
-    def _expectation(self, plan: Plan, expected: Expected, at_a_time: int) -> str:
+    def _expectation(self, plan: Plan, expected: TimeEstimate, at_a_time: int) -> str:
         """How long it will take, in words."""
-        cells = missing([*plan.tuning_cells, *plan.cells], self.folder)
-        for arm, point in plan.waiting:  # a cell to report takes as long as one that tunes
-            like = next(cell for cell in plan.tuning_cells if (cell.arm, cell.point) == (arm, point))
-            cells += [like] * len(self.study.seeds)
-        seconds = expected.seconds(cells, at_a_time)
-        if not cells:
+        trials = pending_trials([*plan.tuning_trials, *plan.trials], self.folder)
+        for variant, setting in plan.pending_tuning:  # a trial to report takes as long as one that tunes
+            like = next(trial for trial in plan.tuning_trials if (trial.variant, trial.setting) == (variant, setting))
+            trials += [like] * len(self.study.seeds)
+        seconds = expected.seconds(trials, at_a_time)
+        if not trials:
             return "nothing to run"
         if seconds is None:
-            return "expected time: not known before the first cell is done"
-        return f"expected time: {in_words(seconds)}, {at_a_time} cells at a time, {expected.source}"
+            return "expected time: not known before the first trial is done"
+        return f"expected time: {format_duration(seconds)}, {at_a_time} trials at a time, {expected.source}"
 
     def report(self) -> Path:
         """Write the report of the records that there are; returns its path.

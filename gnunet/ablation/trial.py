@@ -1,4 +1,4 @@
-"""One cell: train it, measure it, write its record. The same however often it is killed on the way."""
+"""One trial: train it, measure it, write its record. The same however often it is killed on the way."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ from gnunet.training.session import Session, build
 
 _NUMBERS = itertools.count()
 """Of the process groups that this process has joined."""
-ELSEWHERE = {"run_dir": True, "data": {"cache_dir"}}
+KEYS_NOT_RECORDED = {"run_dir": True, "data": {"cache_dir"}}
 """Keys that a record leaves out: they say where files are."""
 UNMEASURED: dict[str, Any] = {
     "nearest": None,
@@ -36,27 +36,27 @@ UNMEASURED: dict[str, Any] = {
     "errors": {"running": None, "precise": None, "batch": None},
     "saved_mib": None,
 }
-"""What a cell that diverged has of `_measured`."""
+"""What a trial that diverged has of `_measured`."""
 
 
 def run_folder(folder: Path, name: str) -> Path:
-    """The run of a cell, in a study's folder."""
-    return folder / "cells" / name
+    """The run of a trial, in a study's folder."""
+    return folder / "trials" / name
 
 
 def samples_path(folder: Path, name: str) -> Path:
-    """The grid of a cell's last samples, in a study's folder."""
+    """The grid of a trial's last samples, in a study's folder."""
     return folder / "samples" / f"{name}.png"
 
 
-def run_cell(name: str, config: Config, folder: Path) -> int:
-    """Train a cell, going on from its newest checkpoint if there is one, measure it, and write its record.
+def run_trial(name: str, config: Config, folder: Path) -> int:
+    """Train a trial, going on from its newest checkpoint if there is one, measure it, and write its record.
 
-    A cell that diverges is a result, and has a record too. On several processes all of them call this.
+    A trial that diverges is a result, and has a record too. On several processes all of them call this.
 
     Args:
-        name: the cell's.
-        config: the cell's, with `run_folder` as run_dir.
+        name: the trial's.
+        config: the trial's, with `run_folder` as run_dir.
         folder: the study's.
 
     Returns:
@@ -99,7 +99,7 @@ def run_cell(name: str, config: Config, folder: Path) -> int:
     record = {
         "format": FORMAT,
         "cell": name,
-        "config": config.model_dump(exclude=ELSEWHERE),
+        "config": config.model_dump(exclude=KEYS_NOT_RECORDED),
         "seed": config.seed,
         **ended,
         **_network(session),
@@ -132,7 +132,7 @@ def _load(session: Session, run: Path) -> TrainState:
 
 
 def _network(session: Session) -> dict[str, Any]:
-    """What is known of a cell's network and validation set without training it."""
+    """What is known of a trial\'s network and validation set without training it."""
     val_set = session.val_set
     return {
         "parameters": sum(parameter.numel() for parameter in session.unet.parameters()),

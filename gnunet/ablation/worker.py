@@ -1,4 +1,4 @@
-"""The process that one cell has to itself: its own memory, its own output, no life beyond its runner's.
+"""The process that one trial has to itself: its own memory, its own output, no life beyond its runner's.
 
 Processes come from a fork server that has done the imports, and so start at once.
 """
@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from gnunet.ablation.cost import step_cost
-from gnunet.ablation.plan import Cell
-from gnunet.ablation.trial import reset_process_state, run_cell, run_folder
+from gnunet.ablation.plan import Trial
+from gnunet.ablation.trial import reset_process_state, run_folder, run_trial
 from gnunet.config import Config, from_yaml, to_yaml
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import GnunetError, print_error
@@ -36,10 +36,10 @@ class Task:
     """The one GPU that it sees, as CUDA_VISIBLE_DEVICES names it; None on a machine without."""
 
     @classmethod
-    def of(cls, cell: Cell, folder: Path, gpu: str | None) -> "Task":
-        """A cell of the study in a folder."""
-        config = cell.config.model_copy(update={"run_dir": str(run_folder(folder, cell.name))})
-        return cls(cell.name, folder, to_yaml(config), gpu)
+    def of(cls, trial: Trial, folder: Path, gpu: str | None) -> "Task":
+        """A trial of the study in a folder."""
+        config = trial.config.model_copy(update={"run_dir": str(run_folder(folder, trial.name))})
+        return cls(trial.name, folder, to_yaml(config), gpu)
 
     @property
     def config(self) -> Config:
@@ -68,17 +68,17 @@ def context() -> ForkServerContext:
 
 
 def start(context: ForkServerContext, task: Task) -> ForkServerProcess:
-    """Run a cell in a process of its own; its exit status is `run_cell`'s, or 1 after an error."""
-    # Not a daemon: a cell may have processes of its own to load its data.
+    """Run a trial in a process of its own; its exit status is `run_trial`'s, or 1 after an error."""
+    # Not a daemon: a trial may have processes of its own to load its data.
     process = context.Process(target=_work, args=(task,), name=task.name, daemon=False)
     process.start()
     return process
 
 
 def _work(task: Task) -> None:
-    _settle(task)
+    _init_worker(task)
     try:
-        status = run_cell(task.name, task.config, task.folder)
+        status = run_trial(task.name, task.config, task.folder)
     except GnunetError as error:
         print_error(error)
         status = 1
@@ -86,7 +86,7 @@ def _work(task: Task) -> None:
 
 
 def probe(context: ForkServerContext, task: Task) -> float | None:
-    """Seconds for one image of training, from a few steps; None where they fail, as the cell itself then will."""
+    """Seconds for one image of training, from a few steps; None where they fail, as the trial itself then will."""
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_probe, args=(task, theirs), daemon=False)
     process.start()
@@ -101,18 +101,18 @@ def probe(context: ForkServerContext, task: Task) -> float | None:
 
 
 def _probe(task: Task, connection: Connection) -> None:
-    _settle(task)
+    _init_worker(task)
     reset_process_state()
     config = task.config
     cost = step_cost(build(config, make_accelerator(config)))
     connection.send(cost.seconds / config.train.batch_size)
 
 
-def _settle(task: Task) -> None:
+def _init_worker(task: Task) -> None:
     """Make this process one that works on a task."""
     os.setsid()  # a terminal's Ctrl-C is for the runner, which passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_runner, daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     task.log.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
@@ -125,6 +125,6 @@ def _settle(task: Task) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = task.gpu
 
 
-def _end_with_runner() -> None:
+def _die_with_parent() -> None:
     wait([multiprocessing.parent_process().sentinel])
     os.killpg(0, signal.SIGKILL)  # with the processes that load its data

@@ -1,14 +1,14 @@
-"""Run a study of normalizations, or any other study of configurations, and write its report.
+"""Run an ablation study, of normalization layers or of any other configurations, and write its report.
 
-gnunet ablate configs/ablations/kinds.yaml --dry_run          # the plan, and how long it will take
-gnunet ablate configs/ablations/kinds.yaml --budget cpu       # run what has no record yet
+gnunet ablate configs/ablations/kinds.yaml --dry_run          # print the plan and the expected time
+gnunet ablate configs/ablations/kinds.yaml --budget cpu       # run the trials without a record
 gnunet ablate configs/ablations/kinds.yaml --budget cpu --report
-accelerate launch -m gnunet ablate STUDY.yaml                           # one cell at a time, on all processes
-gnunet ablate STUDY.yaml --train.images 64                    # flags of the configuration, for every cell
+accelerate launch -m gnunet ablate STUDY.yaml                 # one trial at a time, on all processes
+gnunet ablate STUDY.yaml --train.images 64                    # flags of the configuration, for every trial
 
-A study crosses arms with axes and seeds; each combination is a cell, a training run of its own. Its record is in
-FOLDER/records, written when it is trained and measured. The same command goes on where an earlier one was stopped or
-killed. A cell that diverges is a result. --report needs the study file and FOLDER/records and FOLDER/samples alone.
+A study crosses variants with axes and seeds. Each combination is a trial: a training run whose record is written to
+FOLDER/records once it is trained and measured. After a stop or a kill the same command resumes. A trial that diverges
+is a result. --report reads only the study file, FOLDER/records and FOLDER/samples.
 """
 
 import argparse
@@ -31,18 +31,18 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("study", metavar="STUDY", type=Path, help="study file, such as configs/ablations/smoke.yaml")
     parser.add_argument("--budget", metavar="NAME", help="one of the study's budgets (default: its first)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="run these arms alone")
+    parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="run only these variants")
     parser.add_argument(
-        "--jobs", type=positive, metavar="N", help="cells at a time (default: one on each GPU, or on each core)"
+        "--jobs", type=positive, metavar="N", help="trials at a time (default: one for each GPU, or for each core)"
     )
-    parser.add_argument("--folder", type=Path, help="where records go (default: runs/ablations/STUDY[-BUDGET])")
+    parser.add_argument("--folder", type=Path, help="where records are written (default: runs/ablations/STUDY[-BUDGET])")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry_run", action="store_true", help="print the plan and the time it will take")
-    mode.add_argument("--report", action="store_true", help="write the report of the records that there are")
+    mode.add_argument("--dry_run", action="store_true", help="print the plan and the expected time")
+    mode.add_argument("--report", action="store_true", help="write the report of the existing records")
     own, flags = split_flags(argv)
     arguments = parser.parse_args(own)
     if arguments.report and arguments.only:
-        parser.error("--report is of all arms; leave --only out")
+        parser.error("--report covers all variants; leave out --only")
     return arguments, flags
 
 
@@ -63,14 +63,14 @@ def main(argv: list[str]) -> int:
     arguments, flags = parse_arguments(argv)
 
     def ablate() -> int:
-        laboratory = StudyRunner.open(
+        study_runner = StudyRunner.open(
             arguments.study, budget=arguments.budget, folder=arguments.folder, only=arguments.only,
             flags=parse_flags(flags),
         )  # fmt: skip
         if arguments.report:
-            print(laboratory.report())
+            print(study_runner.report())
             return 0
         spawn_cpu_processes()
-        return laboratory.run(arguments.jobs, dry_run=arguments.dry_run)
+        return study_runner.run(arguments.jobs, dry_run=arguments.dry_run)
 
     return run_cli(ablate)

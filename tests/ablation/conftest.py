@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnunet.ablation.plan import Cell, Plan, make_plan
+from gnunet.ablation.plan import Plan, Trial, make_plan
 from gnunet.ablation.study import Study, load_study
 from gnunet.norms import NORMS
 
@@ -26,8 +26,8 @@ base:
   train: {images: 2000, batch_size: 8}
   sampling: {num_images: 6}
 """
-# The arms of a made-up study differ in a key that says nothing of norms: what their records hold is made up too.
-ARMS = "\n".join(f"  {kind}: {{train.weight_decay: {i / 1000}}}" for i, kind in enumerate(KINDS))
+# The variants of a made-up study differ in a key that says nothing of norms: what their records hold is made up too.
+VARIANTS = "\n".join(f"  {kind}: {{train.weight_decay: {i / 1000}}}" for i, kind in enumerate(KINDS))
 KINDS_STUDY = f"""
 title: Every kind of normalization
 question: Which normalization layer gives the lowest denoising loss at a fixed number of images?
@@ -35,19 +35,19 @@ question: Which normalization layer gives the lowest denoising loss at a fixed n
 budgets: {{h100: {{train.images: 9000}}, cpu: {{}}}}
 seeds: [0, 1, 2]
 baseline: group
-arms:
-{ARMS}
+variants:
+{VARIANTS}
 hypotheses:
   - claim: Without normalization the loss is higher
     source: Wu & He (2018)
-    comparisons: [{{left: {{arm: none}}, expect: higher, right: {{arm: group}}}}]
+    comparisons: [{{left: {{variant: none}}, expect: higher, right: {{variant: group}}}}]
   - claim: Subtracting the mean is not needed
     margin: 0.02
-    comparisons: [{{left: {{arm: group_rms}}, expect: same, right: {{arm: group}}}}]
+    comparisons: [{{left: {{variant: group_rms}}, expect: same, right: {{variant: group}}}}]
   - claim: Position-wise and whole-image statistics train equally fast <b>& well</b> | or not
     metric: images_per_second
     margin: 0.05
-    comparisons: [{{left: {{arm: rms}}, expect: same, right: {{arm: layer}}}}]
+    comparisons: [{{left: {{variant: rms}}, expect: same, right: {{variant: layer}}}}]
 """
 BATCHES = "\n".join(f"      {2**i}: {{train.adam_beta1: {0.8 + i / 100}}}" for i in range(7))
 BATCH_STUDY = f"""
@@ -56,7 +56,7 @@ question: How does the loss depend on the number of images that batch statistics
 {BASE}
 seeds: [0, 1, 2]
 baseline: group
-arms:
+variants:
   group: {{set: {{train.weight_decay: 0.0}}, axes: []}}
   layer: {{set: {{train.weight_decay: 0.01}}, axes: []}}
   instance: {{set: {{train.weight_decay: 0.02}}, axes: []}}
@@ -76,84 +76,86 @@ hypotheses:
     source: Wu & He (2018), table 2
     margin: 0.01
     comparisons:
-      - {{left: {{arm: batch, batch: 2}}, expect: higher, right: {{arm: batch, batch: 32}}}}
-      - {{left: {{arm: batch, batch: 4}}, expect: higher, right: {{arm: batch, batch: 32}}}}
+      - {{left: {{variant: batch, batch: 2}}, expect: higher, right: {{variant: batch, batch: 32}}}}
+      - {{left: {{variant: batch, batch: 4}}, expect: higher, right: {{variant: batch, batch: 32}}}}
   - claim: Group normalization is no worse than batch normalization at 32 images
-    comparisons: [{{left: {{arm: batch, batch: 32}}, expect: lower, right: {{arm: group}}}}]
+    comparisons: [{{left: {{variant: batch, batch: 32}}, expect: lower, right: {{variant: group}}}}]
 """
 
 SMALL_STUDY = f"""
-title: Two <arms>
+title: Two <variants>
 question: Is b | c & d different?
 {BASE}
 seeds: [0, 1]
 baseline: a
-arms: {{a: {{set: {{}}, axes: []}}, b: {{train.weight_decay: 0.1}}}}
+variants: {{a: {{set: {{}}, axes: []}}, b: {{train.weight_decay: 0.1}}}}
 axes: {{size: {{label: how large, scale: log, values: {{1: {{train.adam_beta1: 0.8}}, 2: {{train.adam_beta1: 0.7}}}}}}}}
 hypotheses:
   - claim: b is <worse> | here
     source: A & B
     margin: 0.01
     comparisons:
-      - {{left: {{arm: b, size: 1}}, expect: higher, right: {{arm: a}}}}
-      - {{left: {{arm: b, size: 2}}, expect: same, right: {{arm: a}}}}
+      - {{left: {{variant: b, size: 1}}, expect: higher, right: {{variant: a}}}}
+      - {{left: {{variant: b, size: 2}}, expect: same, right: {{variant: a}}}}
 """
 
 Effect = float | str
-"""Relative difference of a cell's loss to the base arm's, or `diverged`, or `missing`."""
+"""Relative difference of a trial's loss to the baseline's, or `diverged`, or `missing`."""
 Made = tuple[Study, Plan, dict[str, dict[str, Any]], Path]
-"""A study, its plan, records by the cells' names, and the folder of its samples."""
+"""A study, its plan, records by the trials' names, and the folder of its samples."""
 
 
 @pytest.fixture
-def made_up(tmp_path: Path) -> Callable[[str, Callable[[Cell], Effect]], Made]:
+def made_up(tmp_path: Path) -> Callable[[str, Callable[[Trial], Effect]], Made]:
     """`made_up(text, effect)`: a study of this text, its plan, records with these effects, and their folder."""
     return lambda text, effect: make_up(tmp_path, text, effect)
 
 
 @pytest.fixture(scope="session")
 def kinds_study(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """21 arms without axes; `none` diverges at two seeds of three, `pixel` has not run, `derf` has run once."""
+    """21 variants without axes; `none` diverges at two seeds of three, `pixel` has not run, `derf` has run once."""
     return make_up(tmp_path_factory.mktemp("kinds"), KINDS_STUDY, kinds_effect)
 
 
 @pytest.fixture(scope="session")
 def batch_study(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Seven arms, of which two cross an axis of batches; diverged and missing cells, tuning in part unfinished."""
+    """Seven variants, of which two cross an axis of batches; diverged and missing trials, tuning in part unfinished."""
     return make_up(tmp_path_factory.mktemp("batch"), BATCH_STUDY, batch_effect)
 
 
 @pytest.fixture(scope="session")
 def small_study() -> str:
-    """The text of a study of two arms, `a`, the base, and `b` at two sizes, with two seeds."""
+    """The text of a study of two variants, `a`, the base, and `b` at two sizes, with two seeds."""
     return SMALL_STUDY
 
 
-def kinds_effect(cell: Cell) -> Effect:
-    if cell.arm == "pixel" or (cell.arm == "derf" and cell.seed > 0):
+def kinds_effect(trial: Trial) -> Effect:
+    if trial.variant == "pixel" or (trial.variant == "derf" and trial.seed > 0):
         return "missing"
-    if cell.arm == "none":
-        return "diverged" if cell.seed < 2 else 0.4
-    index = KINDS.index(cell.arm)
-    return 0.0 if cell.arm == "group" else 0.012 * (index * 7 % 11 - 4) + (0.1 if cell.arm == "instance" else 0)
+    if trial.variant == "none":
+        return "diverged" if trial.seed < 2 else 0.4
+    index = KINDS.index(trial.variant)
+    return (
+        0.0 if trial.variant == "group" else 0.012 * (index * 7 % 11 - 4) + (0.1 if trial.variant == "instance" else 0)
+    )
 
 
-def batch_effect(cell: Cell) -> Effect:
-    size = int(dict(cell.point).get("batch", 8))
-    if cell.tuned:
-        if cell.arm == "batch_renorm" and size == 64:
+def batch_effect(trial: Trial) -> Effect:
+    size = int(dict(trial.setting).get("batch", 8))
+    if trial.tuned:
+        if trial.variant == "batch_renorm" and size == 64:
             return "missing"
-        return "diverged" if float(cell.tuned) > 0.003 and size < 4 else abs(np.log2(float(cell.tuned) / 1e-3)) / 10
-    if cell.arm == "batch":
-        if size == 1 or (size == 2 and cell.seed == 1):
+        return "diverged" if float(trial.tuned) > 0.003 and size < 4 else abs(np.log2(float(trial.tuned) / 1e-3)) / 10
+    if trial.variant == "batch":
+        if size == 1 or (size == 2 and trial.seed == 1):
             return "diverged"
-        return "missing" if size == 16 and cell.seed == 2 else 0.6 / size - 0.02
-    if cell.arm == "batch_renorm":
+        return "missing" if size == 16 and trial.seed == 2 else 0.6 / size - 0.02
+    if trial.variant == "batch_renorm":
         return "missing" if size == 4 else 0.2 / size - 0.01
-    return {"group": 0.0, "layer": 0.012, "instance": 0.06, "rms": 0.02, "none": 0.3}[cell.arm]
+    return {"group": 0.0, "layer": 0.012, "instance": 0.06, "rms": 0.02, "none": 0.3}[trial.variant]
 
 
-def make_up(folder: Path, text: str, effect: Callable[[Cell], Effect]) -> Made:
+def make_up(folder: Path, text: str, effect: Callable[[Trial], Effect]) -> Made:
     path = folder / "study.yaml"
     path.write_text(text)
     study = load_study(path)
@@ -161,27 +163,27 @@ def make_up(folder: Path, text: str, effect: Callable[[Cell], Effect]) -> Made:
     (folder / "samples").mkdir(exist_ok=True)
     for _ in range(2):  # what tuning chooses is known once its records are there
         plan = make_plan(study, path, records=records)
-        for cell in [*plan.tuning_cells, *plan.cells]:
-            if cell.name not in records and (found := effect(cell)) != "missing":
-                records[cell.name] = make_record(cell, found)
-                if not cell.tuned and found != "diverged":
-                    draw_grid(folder / "samples" / f"{cell.name}.png", cell)
+        for trial in [*plan.tuning_trials, *plan.trials]:
+            if trial.name not in records and (found := effect(trial)) != "missing":
+                records[trial.name] = make_record(trial, found)
+                if not trial.tuned and found != "diverged":
+                    draw_grid(folder / "samples" / f"{trial.name}.png", trial)
     return study, plan, records, folder
 
 
-def make_record(cell: Cell, effect: Effect) -> dict[str, Any]:
-    """A record of a cell whose loss differs from the base arm's by `effect`."""
+def make_record(trial: Trial, effect: Effect) -> dict[str, Any]:
+    """A record of a trial whose loss differs from the baseline's by `effect`."""
     diverged = effect == "diverged"
     relative = 0.5 if diverged else float(effect)
-    own = np.random.default_rng(int(hashlib.sha256(cell.name.encode()).hexdigest()[:8], 16))
-    shared, retrained = np.random.default_rng(7), np.random.default_rng(cell.seed)
+    own = np.random.default_rng(int(hashlib.sha256(trial.name.encode()).hexdigest()[:8], 16))
+    shared, retrained = np.random.default_rng(7), np.random.default_rng(trial.seed)
     bins = np.arange(64) % 8
     profile = (0.9 - 0.1 * bins) * np.exp(0.4 * shared.standard_normal(64))
     tilt = 1 + relative * (1 + 0.5 * np.cos(bins))
     noise = 1 + 0.004 * retrained.standard_normal() + 0.004 * own.standard_normal()
     errors = profile * tilt * noise * np.exp(0.02 * own.standard_normal(64))
-    dependent = cell.arm in NORMS and NORMS[cell.arm].batch_dependent
-    images = cell.config.train.images
+    dependent = trial.variant in NORMS and NORMS[trial.variant].batch_dependent
+    images = trial.config.train.images
     speed = (60 - 20 * relative) * (1 + 0.02 * own.standard_normal())
     seen = [images * i // 4 for i in range(1, 5)] if not diverged else [images // 4, images // 2]
     falling = [1 + 1.5 * np.exp(-3 * at / images) - 1.5 * np.exp(-3) for at in seen]
@@ -190,15 +192,15 @@ def make_record(cell: Cell, effect: Effect) -> dict[str, Any]:
     rms = {name: (scale * (1 + 0.1 * np.arange(8)) * (1 + relative)).tolist() for name, scale in regions.items()}
     return {
         "format": 1,
-        "cell": cell.name,
-        "config": cell.config.model_dump(exclude={"run_dir": True, "data": {"cache_dir"}}),
-        "seed": cell.seed,
+        "cell": trial.name,
+        "config": trial.config.model_dump(exclude={"run_dir": True, "data": {"cache_dir"}}),
+        "seed": trial.seed,
         "outcome": "diverged" if diverged else "complete",
         "diverged_at": images // 2 if diverged else None,
         "images": seen[-1],
         "nonfinite_steps": 10 if diverged else 0,
         "parameters": 123_456,
-        "norm_kinds": [cell.arm],
+        "norm_kinds": [trial.variant],
         "batch_dependent": dependent,
         "curve": [
             {"images": at, "loss": 0.5 * f, "grad_norm": 1.0, "learning_rate": 1e-3}
@@ -225,7 +227,7 @@ def make_record(cell: Cell, effect: Effect) -> dict[str, Any]:
             "activation_max": {name: [8 * value for value in values] for name, values in rms.items()},
             "gradient_norm": (0.3 * (1 + relative) * np.exp(-0.2 * np.arange(8))).tolist(),
         },
-        "saved_mib": None if diverged else 40.0 + 3 * len(cell.arm),
+        "saved_mib": None if diverged else 40.0 + 3 * len(trial.variant),
         "environment": {
             "commit": "0123456789abcdef0123456789abcdef01234567", "device": "cpu (2 threads)", "processes": 1,
             "threads": 2, "python": "3.11.7", "torch": "2.13.0", "triton": None, "diffusers": "0.42.1",
@@ -234,16 +236,16 @@ def make_record(cell: Cell, effect: Effect) -> dict[str, Any]:
         "times": {
             "wall_seconds": seen[-1] / speed,
             "images_per_second": speed,
-            "peak_memory_mib": 900 + 10 * len(cell.arm) + own.standard_normal(),
-            "norm_share": None if diverged else 0.05 + 0.01 * len(cell.arm),
+            "peak_memory_mib": 900 + 10 * len(trial.variant) + own.standard_normal(),
+            "norm_share": None if diverged else 0.05 + 0.01 * len(trial.variant),
             "seconds_at": [[at, at / speed] for at in seen],
         },
     }  # fmt: skip
 
 
-def draw_grid(path: Path, cell: Cell) -> None:
+def draw_grid(path: Path, trial: Trial) -> None:
     """A grid of six 16 x 16 tiles of one colour each, in three columns."""
-    rng = np.random.default_rng(cell.seed)
+    rng = np.random.default_rng(trial.seed)
     canvas = np.full((2 * 18 - 2, 3 * 18 - 2, 3), 208, np.uint8)
     for i in range(6):
         top, left = i // 3 * 18, i % 3 * 18

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.figures import draw_all, train_eval_gap
-from gnunet.ablation.figures.style import DIVERGED, MISSING, arm_styles
+from gnunet.ablation.figures.style import DIVERGED, MISSING, variant_styles
 from gnunet.norms import NORMS
 
 ALWAYS = [
@@ -153,7 +153,7 @@ class TestHeatMap:
 
 
 class TestCurves:
-    def test_a_panel_for_each_arm_or_point(self, drawn, kinds_study):
+    def test_a_panel_for_each_variant_or_setting(self, drawn, kinds_study):
         study, pictures, figures = drawn
         figure = figures[list(pictures).index("loss_over_images")]
         panels = {panel.get_title(loc="left"): panel for panel in figure.axes if panel.get_visible()}
@@ -161,11 +161,11 @@ class TestCurves:
             assert list(panels) == [f"batch: {2**i}" for i in range(7)]
             return
         assert list(panels) == list(NORMS)
-        assert [arm for arm, panel in panels.items() if panel.patches] == ["pixel"]  # hatched
+        assert [variant for variant, panel in panels.items() if panel.patches] == ["pixel"]  # hatched
         results = Results(*kinds_study)
         records = results.records(results.at("layer", []))
         [line] = [line for line in panels["layer"].lines if line.get_color() == "#0072B2"]
-        losses = [[point["validation_loss"] for point in record["validation"]] for record in records]
+        losses = [[setting["validation_loss"] for setting in record["validation"]] for record in records]
         np.testing.assert_allclose(line.get_ydata(), np.mean(losses, axis=0))
         crosses = [line for line in panels["none"].lines if line.get_marker() == "x"]
         assert len(crosses) == 2
@@ -180,8 +180,8 @@ class TestPareto:
             panels, [("images_per_second", -1), ("saved_mib", 1), ("peak_memory_mib", 1)], strict=True
         ):
             means = [(sign * results.mean(c, cost), results.mean(c, "validation_loss")) for c in results.conditions]
-            points = {point for point in means if not np.isnan(point).any()}
-            front = sorted(p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points))
+            settings = {setting for setting in means if not np.isnan(setting).any()}
+            front = sorted(p for p in settings if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in settings))
             [line] = [line for line in panel.lines if line.get_color() == "0.45"]
             np.testing.assert_allclose(line.get_xdata(), [sign * x for x, _ in front])
             np.testing.assert_allclose(line.get_ydata(), [y for _, y in front])
@@ -208,8 +208,8 @@ class TestGap:
             "axes: {size: {label: size, values: {a: {}, b: {train.adam_beta1: 0.7}, c: {train.adam_beta1: 0.8}}}}\n"
         )
         effects = {"a": 0.1, "b": "missing", "c": "diverged"}
-        study = made_up(text, lambda cell: effects[dict(cell.point)["size"]] if cell.arm == "batch" else 0.0)
-        monkeypatch.setattr(train_eval_gap, "finish", lambda figure, *_: figure)
+        study = made_up(text, lambda trial: effects[dict(trial.setting)["size"]] if trial.variant == "batch" else 0.0)
+        monkeypatch.setattr(train_eval_gap, "render", lambda figure, *_: figure)
         left, right = train_eval_gap.draw(Results(*study)).axes
         assert [label.get_text() for label in left.get_yticklabels()] == ["batch: a", "batch: b", "batch: c"]
         for panel in (left, right):
@@ -220,12 +220,12 @@ class TestGap:
 
 class TestLittle:
     def test_where_everything_diverged(self, made_up, small_study):
-        names = [picture.name for picture in draw_all(Results(*made_up(small_study, lambda cell: "diverged")))]
+        names = [picture.name for picture in draw_all(Results(*made_up(small_study, lambda trial: "diverged")))]
         assert names == ["axis_size_validation_loss", "forest_validation_loss", "log_snr"]
 
-    def test_one_arm_with_one_seed_and_nothing_else_measured(self, made_up, small_study):
+    def test_one_variant_with_one_seed_and_nothing_else_measured(self, made_up, small_study):
         text = small_study.partition("seeds:")[0] + "seeds: [5]\nbaseline: a\narms: {a: {}}\n"
-        study, plan, records, folder = made_up(text, lambda cell: 0.0)
+        study, plan, records, folder = made_up(text, lambda trial: 0.0)
         [(name, record)] = records.items()
         times = {key: None for key in record["times"]} | {"seconds_at": []}
         bare = record | {"metrics": {}, "nearest": None, "magnitudes": None, "saved_mib": None, "times": times}
@@ -235,7 +235,7 @@ class TestLittle:
 
 
 class TestSamples:
-    def test_a_row_of_tiles_for_each_arm(self, drawn):
+    def test_a_row_of_tiles_for_each_variant(self, drawn):
         study, pictures, _ = drawn
         image = np.asarray(Image.open(io.BytesIO(pictures["samples"].png)).convert("RGB")).astype(int)
         rows = 21 if study == "kinds" else 19
@@ -246,9 +246,9 @@ class TestSamples:
 
 
 class TestStyles:
-    def test_every_arm_has_its_own(self):
-        arms = [f"arm {i}" for i in range(30)]
-        styles = arm_styles(arms, "arm 3")
+    def test_every_variant_has_its_own(self):
+        variants = [f"variant {i}" for i in range(30)]
+        styles = variant_styles(variants, "variant 3")
         assert len({(s.colour, s.marker, str(s.line)) for s in styles.values()}) == 30
-        assert styles["arm 3"].colour == "black"
-        assert arm_styles(arms[:10], "arm 3").items() <= styles.items()
+        assert styles["variant 3"].colour == "black"
+        assert variant_styles(variants[:10], "variant 3").items() <= styles.items()

@@ -1,4 +1,4 @@
-"""From a study to cells: points, layers, names, tuning, and messages that name the arm and the key."""
+"""From a study to trials: settings, layers, names, tuning, and messages that name the variant and the key."""
 
 import hashlib
 import math
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gnunet.ablation.overrides import nested
-from gnunet.ablation.plan import Cell, check_records, make_plan, points_of
+from gnunet.ablation.plan import Trial, check_records, make_plan, settings_of
 from gnunet.ablation.study import load_study
 from gnunet.config import Config
 from gnunet.errors import CheckpointError, ConfigError
@@ -21,7 +21,11 @@ BASE = {
     "model.up_block_types": ["UpBlock2D", "UpBlock2D"],
     "train": {"images": 64, "batch_size": 8},
 }
-ARMS = {"group": {}, "layer": {"model.norm.kind": "layer"}, "none": {"set": {"model.norm.kind": "none"}, "axes": []}}
+VARIANTS = {
+    "group": {},
+    "layer": {"model.norm.kind": "layer"},
+    "none": {"set": {"model.norm.kind": "none"}, "axes": []},
+}
 BATCH = {"label": "images", "values": {2: {"train.batch_size": 2}, 4: {"train.batch_size": 4}}}
 
 
@@ -30,7 +34,14 @@ def plan(tmp_path):
     """The plan of a study with the given keys."""
 
     def plan(*, options=None, **keys):
-        study = {"title": "T", "question": "Q", "base": BASE, "baseline": "group", "seeds": [0, 1], "arms": ARMS}
+        study = {
+            "title": "T",
+            "question": "Q",
+            "base": BASE,
+            "baseline": "group",
+            "seeds": [0, 1],
+            "variants": VARIANTS,
+        }
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump({**study, **keys}, sort_keys=False))
         return make_plan(load_study(path), path, **(options or {}))
@@ -44,17 +55,17 @@ def refusal(plan, **keys) -> str:
     return str(caught.value)
 
 
-def test_arms_cross_their_axes_and_seeds(plan):
+def test_variants_cross_their_axes_and_seeds(plan):
     size = {"label": "channels", "values": {"narrow": {"model.block_out_channels": [4, 8]}, "wide": {}}}
-    arms = {**ARMS, "layer": {"set": ARMS["layer"], "axes": ["size"]}}
-    cells = plan(axes={"batch": BATCH, "size": size}, arms=arms).cells
-    found = [(cell.arm, *(value for _, value in cell.point), cell.seed) for cell in cells]
+    variants = {**VARIANTS, "layer": {"set": VARIANTS["layer"], "axes": ["size"]}}
+    trials = plan(axes={"batch": BATCH, "size": size}, variants=variants).trials
+    found = [(trial.variant, *(value for _, value in trial.setting), trial.seed) for trial in trials]
     assert found == [
         *[("group", batch, width, seed) for batch in "24" for width in ("narrow", "wide") for seed in (0, 1)],
         *[("layer", width, seed) for width in ("narrow", "wide") for seed in (0, 1)],
         *[("none", 0), ("none", 1)],
     ]
-    first = cells[0]
+    first = trials[0]
     assert (first.config.train.batch_size, first.config.model.block_out_channels) == (2, [4, 8])
     assert first.config.seed == 0 and first.title == "group, batch 2, size narrow, seed 0"
 
@@ -62,22 +73,23 @@ def test_arms_cross_their_axes_and_seeds(plan):
 def test_later_layers_win(plan, tmp_path):
     (tmp_path / "file.yaml").write_text("train: {images: 1, warmup_images: 1, ema_half_life: 1, log_every: 1}\nseed: 9")
     base = {**BASE, "train": {"batch_size": 8, "warmup_images": 2, "ema_half_life": 2, "log_every": 2}}
-    arms = {"group": {"train.log_every": 4}}
+    variants = {"group": {"train.log_every": 4}}
     axis = {"label": "x", "values": {"a": {"train.keep_checkpoints": 5}}}
-    cell = plan(
-        config="file.yaml", base=base, budgets={"small": {"train.ema_half_life": 3, "train.log_every": 3}}, arms=arms,
+    trial = plan(
+        config="file.yaml", base=base, budgets={"small": {"train.ema_half_life": 3, "train.log_every": 3}},
+        variants=variants,
         axes={"x": axis}, options={"flags": {"train": {"keep_checkpoints": 7}}},
-    ).cells[1]  # fmt: skip
-    train = cell.config.train
+    ).trials[1]  # fmt: skip
+    train = trial.config.train
     assert (train.images, train.warmup_images, train.ema_half_life, train.log_every) == (1, 2, 3, 4)
-    assert train.keep_checkpoints == 7 and cell.config.seed == 1
+    assert train.keep_checkpoints == 7 and trial.config.seed == 1
 
 
 def test_budgets(plan):
     budgets = {"large": {"train.images": 1000}, "small": {"train.images": 10}}
 
     def images(**options) -> int:
-        return plan(budgets=budgets, options=options).cells[0].config.train.images
+        return plan(budgets=budgets, options=options).trials[0].config.train.images
 
     assert (images(), images(budget="small")) == (1000, 10)
     assert refusal(plan, budgets=budgets, options={"budget": "tiny"}) == "--budget: given tiny; valid: large, small"
@@ -86,82 +98,82 @@ def test_budgets(plan):
 
 def test_a_budget_may_be_a_file(plan, tmp_path):
     (tmp_path / "small.yaml").write_text("train: {images: 24}")
-    assert plan(budgets={"small": "small.yaml"}).cells[0].config.train.images == 24
+    assert plan(budgets={"small": "small.yaml"}).trials[0].config.train.images == 24
     assert "budget 'small' of study.yaml" in refusal(plan, budgets={"small": "none.yaml"})
 
 
-def test_only_some_arms(plan):
-    assert {cell.arm for cell in plan(options={"only": ["none", "layer"]}).cells} == {"none", "layer"}
+def test_only_some_variants(plan):
+    assert {trial.variant for trial in plan(options={"only": ["none", "layer"]}).trials} == {"none", "layer"}
     assert refusal(plan, options={"only": ["non"]}) == "--only: given non; valid: group, layer, none"
 
 
 class TestNames:
     def test_equal_configurations_share_a_name(self, plan):
-        arms = {"group": {}, "same": {"model.norm": {"kind": "group"}}, "other": {"train.batch_size": 4}}
-        cells = plan(arms=arms).cells
-        group, same, other = cells[::2]
+        variants = {"group": {}, "same": {"model.norm": {"kind": "group"}}, "other": {"train.batch_size": 4}}
+        trials = plan(variants=variants).trials
+        group, same, other = trials[::2]
         assert group.name == same.name != other.name
-        assert group.name != cells[1].name  # another seed
+        assert group.name != trials[1].name  # another seed
         assert len(group.name) == 12 and int(group.name, 16)
 
     def test_do_not_depend_on_where_and_how_fast(self, plan):
         flags = {"data": {"cache_dir": "/x", "num_workers": 5}, "train": {"trackers": ["wandb"]}}
-        assert plan(options={"flags": flags}).cells[0].name == plan().cells[0].name
-        cell = plan().cells[0]
-        moved = cell.config.model_copy(update={"run_dir": "elsewhere"})
-        assert Cell("other arm", (), 0, moved).name == cell.name
+        assert plan(options={"flags": flags}).trials[0].name == plan().trials[0].name
+        trial = plan().trials[0]
+        moved = trial.config.model_copy(update={"run_dir": "elsewhere"})
+        assert Trial("other variant", (), 0, moved).name == trial.name
 
     def test_do_not_depend_on_keys_at_their_default(self):
         """A key that gnunet gets later has a default, and must not orphan the records that there are."""
         text = '{"diffusion":{"kind":"ddpm"},"model":{"norm":{"kind":"group"}}}'
-        assert Cell("a", (), 0, Config()).name == hashlib.sha256(text.encode()).hexdigest()[:12]
+        assert Trial("a", (), 0, Config()).name == hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def test_kinds_at_their_defaults_differ(self, plan):
-        arms = {"group": {}, **{kind: {"diffusion.kind": kind} for kind in ("ddpm", "edm", "flow")}}
-        assert len({cell.name for cell in plan(arms=arms, seeds=[0]).cells}) == 3
+        variants = {"group": {}, **{kind: {"diffusion.kind": kind} for kind in ("ddpm", "edm", "flow")}}
+        assert len({trial.name for trial in plan(variants=variants, seeds=[0]).trials}) == 3
 
 
 class TestMessages:
-    def test_name_the_arm_the_axis_value_and_the_key(self, plan):
-        arms = {**ARMS, "layer": {"model.norm.kimd": "layer"}, "none": {"model.norm.kind": "non"}}
+    def test_name_the_variant_the_axis_value_and_the_key(self, plan):
+        variants = {**VARIANTS, "layer": {"model.norm.kimd": "layer"}, "none": {"model.norm.kind": "non"}}
         axes = {"batch": {"label": "x", "values": {2: {"train.batchsize": 2}, 4: {"train.images": "many"}}}}
-        text = refusal(plan, arms=arms, axes=axes)
+        text = refusal(plan, variants=variants, axes=axes)
         assert text.startswith("4 problems in study.yaml:")
-        assert "- model.norm.kimd: unknown key (arm 'layer' of study.yaml); did you mean model.norm.kind?" in text
-        assert "- model.norm.kind: given non (arm 'none' of study.yaml); valid: group, layer" in text
+        assert "- model.norm.kimd: unknown key (variant 'layer' of study.yaml); did you mean model.norm.kind?" in text
+        assert "- model.norm.kind: given non (variant 'none' of study.yaml); valid: group, layer" in text
         assert "- train.batchsize: unknown key (batch 2 of study.yaml); did you mean train.batch_size?" in text
         assert "- train.images: given many (batch 4 of study.yaml); valid: a whole number" in text
 
-    def test_of_every_arm_come_once_and_of_some_name_them(self, plan):
+    def test_of_every_variant_come_once_and_of_some_name_them(self, plan):
         assert refusal(plan, base={**BASE, "train.imags": 1}).count("\n") == 0
         axes = {"groups": {"label": "x", "values": {3: {"model.norm.groups": 3}}}}
         text = refusal(plan, axes=axes)
-        assert "model.norm.groups: given 3 (groups 3 of study.yaml)" in text and "[with arm 'group']" in text
-        assert "[with arm 'layer']" in text  # where the key does not exist
+        assert "model.norm.groups: given 3 (groups 3 of study.yaml)" in text and "[with variant 'group']" in text
+        assert "[with variant 'layer']" in text  # where the key does not exist
 
     def test_of_flags_and_files(self, plan):
         assert "train.imags: unknown key (command line)" in refusal(plan, options={"flags": {"train": {"imags": 1}}})
         assert "config none.yaml of study.yaml" in refusal(plan, config="none.yaml")
 
-    @pytest.mark.parametrize("where", ["base", "arm", "axis", "flags"])
+    @pytest.mark.parametrize("where", ["base", "variant", "axis", "flags"])
     def test_keys_that_the_study_decides_are_refused(self, plan, where):
         keys = {
             "base": {"base": {**BASE, "seed": 3}},
-            "arm": {"arms": {"group": {"run_dir": "x"}}},
+            "variant": {"variants": {"group": {"run_dir": "x"}}},
             "axis": {"axes": {"s": {"label": "x", "values": {1: {"seed": 1}}}}},
             "flags": {"options": {"flags": {"seed": 3}}},
         }[where]
         assert "valid: leave it to" in refusal(plan, **keys)
 
     def test_metrics_that_are_not_measured(self, plan):
-        comparison = {"left": {"arm": "group"}, "expect": "lower", "right": {"arm": "none"}}
+        comparison = {"left": {"variant": "group"}, "expect": "lower", "right": {"variant": "none"}}
         hypothesis = {"claim": "C", "metric": "kid_efficientnet_lite0", "comparisons": [comparison]}
         text = refusal(plan, hypotheses=[hypothesis])
         assert "metric: given kid_efficientnet_lite0 (hypothesis 'C'); valid: validation_loss, " in text
         evaluated = {**BASE, "evaluate.every": 0, "evaluate.metrics": ["kid_efficientnet_lite0"]}
-        assert plan(hypotheses=[hypothesis], base=evaluated).cells
+        assert plan(hypotheses=[hypothesis], base=evaluated).trials
         tuning = {**TestTuning.TUNING, "set": {"evaluate.every": None}}
-        assert plan(hypotheses=[hypothesis], base=evaluated, tuning=tuning).tuning_cells
+        assert plan(hypotheses=[hypothesis], base=evaluated, tuning=tuning).tuning_trials
         text = refusal(plan, base=evaluated, tuning={**tuning, "metric": "kid_efficientnet_lite0"})
         assert "metric: given kid_efficientnet_lite0 (tuning); valid: validation_loss, " in text
 
@@ -170,23 +182,23 @@ class TestTuning:
     TUNING = {"key": "train.learning_rate", "values": [1e-3, 2e-3, 4e-3], "seeds": [100, 101]}
 
     def losses(self, plan, losses: dict) -> dict:
-        """Records of the tuning cells: the validation loss of each arm at each value."""
+        """Records of the tuning trials: the validation loss of each variant at each value."""
         records = {}
-        for cell in plan.tuning_cells:
-            loss = losses[cell.arm][cell.tuned] + (0.1 if cell.seed == 101 else -0.1)
-            records[cell.name] = {
+        for trial in plan.tuning_trials:
+            loss = losses[trial.variant][trial.tuned] + (0.1 if trial.seed == 101 else -0.1)
+            records[trial.name] = {
                 "outcome": "complete" if math.isfinite(loss) else "diverged",
                 "errors": {"running": [loss, loss], "precise": None, "batch": None},
                 "bank": {"bins": [0, 1], "log_snr_edges": [-1.0, 0.0, 1.0]},
             }
         return records
 
-    def test_every_arm_at_every_point_tries_the_same(self, plan):
+    def test_every_variant_at_every_setting_tries_the_same(self, plan):
         first = plan(tuning=self.TUNING, axes={"batch": BATCH})
-        assert first.cells == [] and len(first.tuning_cells) == (2 + 2 + 1) * 3 * 2
-        assert len(first.waiting) == 5 and first.chosen == {}
-        assert {cell.config.train.learning_rate for cell in first.tuning_cells} == {1e-3, 2e-3, 4e-3}
-        assert first.tuning_cells[0].title == "group, batch 2, seed 100, trying 0.001"
+        assert first.trials == [] and len(first.tuning_trials) == (2 + 2 + 1) * 3 * 2
+        assert len(first.pending_tuning) == 5 and first.chosen == {}
+        assert {trial.config.train.learning_rate for trial in first.tuning_trials} == {1e-3, 2e-3, 4e-3}
+        assert first.tuning_trials[0].title == "group, batch 2, seed 100, trying 0.001"
 
     def test_the_best_mean_is_chosen(self, plan):
         losses = {
@@ -197,28 +209,31 @@ class TestTuning:
         records = self.losses(plan(tuning=self.TUNING), losses)
         second = plan(tuning=self.TUNING, options={"records": records})
         assert second.chosen == {("group", ()): "0.002", ("layer", ()): "0.001", ("none", ()): "0.004"}
-        assert [cell.config.train.learning_rate for cell in second.cells] == [2e-3, 2e-3, 1e-3, 1e-3, 4e-3, 4e-3]
-        assert {cell.seed for cell in second.cells} == {0, 1} and not second.waiting
+        assert [trial.config.train.learning_rate for trial in second.trials] == [2e-3, 2e-3, 1e-3, 1e-3, 4e-3, 4e-3]
+        assert {trial.seed for trial in second.trials} == {0, 1} and not second.pending_tuning
 
-    def test_an_arm_waits_for_all_its_tuning_cells(self, plan):
-        losses = {arm: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for arm in ARMS}
+    def test_an_variant_waits_for_all_its_tuning_trials(self, plan):
+        losses = {variant: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for variant in VARIANTS}
         first = plan(tuning=self.TUNING)
         records = self.losses(first, losses)
-        del records[next(cell.name for cell in first.tuning_cells if cell.arm == "layer")]
+        del records[next(trial.name for trial in first.tuning_trials if trial.variant == "layer")]
         second = plan(tuning=self.TUNING, options={"records": records})
-        assert second.waiting == [("layer", ())] and {cell.arm for cell in second.cells} == {"group", "none"}
+        assert second.pending_tuning == [("layer", ())] and {trial.variant for trial in second.trials} == {
+            "group",
+            "none",
+        }
 
-    def test_its_cells_may_have_keys_of_their_own(self, plan):
+    def test_its_trials_may_have_keys_of_their_own(self, plan):
         first = plan(tuning={**self.TUNING, "set": {"train.images": 8}})
-        assert {cell.config.train.images for cell in first.tuning_cells} == {8}
-        records = self.losses(first, {arm: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for arm in ARMS})
+        assert {trial.config.train.images for trial in first.tuning_trials} == {8}
+        records = self.losses(first, {variant: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for variant in VARIANTS})
         second = plan(tuning={**self.TUNING, "set": {"train.images": 8}}, options={"records": records})
-        assert {cell.config.train.images for cell in second.cells} == {64}
+        assert {trial.config.train.images for trial in second.trials} == {64}
 
     def test_nothing_else_may_set_the_key(self, plan):
-        arms = {"group": {"train.learning_rate": 1e-2}}
-        text = refusal(plan, tuning=self.TUNING, arms=arms)
-        assert "train.learning_rate: given 0.01 (arm 'group' of study.yaml); valid: leave it to tuning" in text
+        variants = {"group": {"train.learning_rate": 1e-2}}
+        text = refusal(plan, tuning=self.TUNING, variants=variants)
+        assert "train.learning_rate: given 0.01 (variant 'group' of study.yaml); valid: leave it to tuning" in text
         flags = {"flags": {"train": {"learning_rate": 1e-2}}}
         assert "(command line); valid: leave it to tuning" in refusal(plan, tuning=self.TUNING, options=flags)
 
@@ -228,27 +243,27 @@ class TestTuning:
 
 
 class TestRecords:
-    def record(self, cell, **changes) -> dict:
-        config = cell.config.model_dump(exclude={"run_dir": True, "data": {"cache_dir"}})
+    def record(self, trial, **changes) -> dict:
+        config = trial.config.model_dump(exclude={"run_dir": True, "data": {"cache_dir"}})
         return {"config": config, "batch_dependent": False, "environment": {"processes": 1}, **changes}
 
     def test_made_with_other_defaults_are_refused(self, plan, tmp_path):
-        cell = plan().cells[0]
-        record = self.record(cell)
-        check_records([cell], {cell.name: record}, tmp_path, processes=2)
+        trial = plan().trials[0]
+        record = self.record(trial)
+        check_records([trial], {trial.name: record}, tmp_path, processes=2)
         record["config"]["train"]["max_nonfinite"] = 3
         del record["config"]["train"]["precise_batches"]  # a key that was not there yet
         record["config"]["data"]["num_workers"] = 17  # says how fast, not what
-        with pytest.raises(CheckpointError, match=rf"{cell.name}.json: .* train.max_nonfinite 3, now 10; remove it"):
-            check_records([cell], {cell.name: record}, tmp_path)
+        with pytest.raises(CheckpointError, match=rf"{trial.name}.json: .* train.max_nonfinite 3, now 10; remove it"):
+            check_records([trial], {trial.name: record}, tmp_path)
 
     def test_of_other_batches_are_refused(self, plan, tmp_path):
-        cell = plan().cells[0]
-        record = self.record(cell, batch_dependent=True)
-        check_records([cell], {cell.name: record}, tmp_path, processes=1)
-        check_records([cell], {cell.name: record}, tmp_path)
+        trial = plan().trials[0]
+        record = self.record(trial, batch_dependent=True)
+        check_records([trial], {trial.name: record}, tmp_path, processes=1)
+        check_records([trial], {trial.name: record}, tmp_path)
         with pytest.raises(CheckpointError, match="made on 1 processes, now 2"):
-            check_records([cell], {cell.name: record}, tmp_path, processes=2)
+            check_records([trial], {trial.name: record}, tmp_path, processes=2)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
@@ -256,8 +271,8 @@ def test_shipped_studies_can_be_planned(path):
     study = load_study(path)
     for budget in study.budgets or [None]:
         plan = make_plan(study, path, budget=budget)
-        points = {(cell.arm, cell.point) for cell in [*plan.cells, *plan.tuning_cells]}
-        assert points == {(arm, point) for arm in study.arms for point in points_of(study, arm)}
+        settings = {(trial.variant, trial.setting) for trial in [*plan.trials, *plan.tuning_trials]}
+        assert settings == {(variant, setting) for variant in study.variants for setting in settings_of(study, variant)}
 
 
 class TestNested:

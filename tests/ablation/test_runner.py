@@ -1,4 +1,4 @@
-"""Running cells: side by side in processes of their own, with tuning, divergence and errors."""
+"""Running trials: side by side in processes of their own, with tuning, divergence and errors."""
 
 import json
 import os
@@ -9,16 +9,16 @@ import pytest
 import torch
 import yaml
 
-from gnunet.ablation.eta import Expected, in_words
-from gnunet.ablation.plan import Cell, Plan
-from gnunet.ablation.runner import missing, slots
+from gnunet.ablation.eta import TimeEstimate, format_duration
+from gnunet.ablation.plan import Plan, Trial
+from gnunet.ablation.runner import pending_trials, slots
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.config import Config, from_yaml
 from gnunet.errors import ConfigError
 
 
 @pytest.fixture
-def laboratory(tiny_flags, tmp_path):
+def study_runner(tiny_flags, tmp_path):
     """Opens a study of tiny runs with the given keys."""
     _, file, _, source, _, cache, *_ = tiny_flags("unused")
 
@@ -37,45 +37,49 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
-def test_tuning_divergence_errors_and_shared_cells(laboratory, tmp_path, capfd):
-    """One study with all of them: a rate that diverges, an arm that is another's double, one without its data."""
-    arms = {"group": {}, "double": {"model.norm.kind": "group"}, "broken": {"data.source": str(tmp_path / "nowhere")}}
-    keys = {"arms": arms, "tuning": {"key": "train.learning_rate", "values": [1e30, 1e-3], "seeds": [100]}}
-    study = laboratory(**keys)
+def test_tuning_divergence_errors_and_shared_trials(study_runner, tmp_path, capfd):
+    """One study with all of them: a rate that diverges, a variant that is another's double, one without its data."""
+    variants = {
+        "group": {},
+        "double": {"model.norm.kind": "group"},
+        "broken": {"data.source": str(tmp_path / "nowhere")},
+    }
+    keys = {"variants": variants, "tuning": {"key": "train.learning_rate", "values": [1e30, 1e-3], "seeds": [100]}}
+    study = study_runner(**keys)
     assert study.run(2) == 1
     out = capfd.readouterr().out
-    assert "6 cells, 2 of them shared: 0 done, 4 to run" in out
+    assert "6 trials, 2 of them shared: 0 done, 4 to run" in out
     assert "failed: broken, seed 100, trying 1.0e+30: error:" in out and str(tmp_path / "nowhere") in out
-    assert "not run: the cells to report at 1 points, whose tuning is not complete" in out
+    assert "not run: the trials to report at 1 settings, whose tuning is not complete" in out
 
     plan, records = study.plan()
-    assert len(records) == 3  # two that tune and one that is reported, each for both arms
-    assert plan.waiting == [("broken", ())] and plan.chosen == {("group", ()): "0.001", ("double", ()): "0.001"}
-    diverged, tuned = (records[cell.name] for cell in plan.tuning_cells[:2])
+    assert len(records) == 3  # two that tune and one that is reported, each for both variants
+    assert plan.pending_tuning == [("broken", ())] and plan.chosen == {("group", ()): "0.001", ("double", ()): "0.001"}
+    diverged, tuned = (records[trial.name] for trial in plan.tuning_trials[:2])
     assert (diverged["outcome"], diverged["diverged_at"], diverged["images"]) == ("diverged", 16, 16)
     assert diverged["nonfinite_steps"] == 1 and diverged["errors"]["running"] is None and diverged["saved_mib"] is None
     assert diverged["parameters"] == tuned["parameters"] and diverged["times"]["norm_share"] is None
     assert tuned["outcome"] == "complete" and tuned["config"]["train"]["learning_rate"] == 1e-3
 
-    record = records[plan.cells[0].name]
-    assert record["cell"] == plan.cells[0].name == plan.cells[1].name and record["seed"] == 0
+    record = records[plan.trials[0].name]
+    assert record["cell"] == plan.trials[0].name == plan.trials[1].name and record["seed"] == 0
     assert "run_dir" not in record["config"] and "cache_dir" not in record["config"]["data"]
-    assert Config.model_validate(record["config"]).train == plan.cells[0].config.train
+    assert Config.model_validate(record["config"]).train == plan.trials[0].config.train
     assert [line["images"] for line in record["curve"]] == [16, 32, 48, 64]
     assert record["environment"]["threads"] == 1 and record["times"]["peak_memory_mib"] > 10
-    run = tmp_path / "study" / "cells" / record["cell"]
+    run = tmp_path / "study" / "trials" / record["cell"]
     grid = (tmp_path / "study" / "samples" / f"{record['cell']}.png").read_bytes()
     assert grid == (run / "samples" / "000000064.png").read_bytes()
     assert "done: 64 images" in (run / "log.txt").read_text()
     assert from_yaml((run / "config.yaml").read_text(), "x").run_dir == str(run)
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "records").iterdir()}
-    assert laboratory(**keys, only=["group"]).run(1) == 0
+    assert study_runner(**keys, only=["group"]).run(1) == 0
     assert "nothing to run" in capfd.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "records").iterdir()}
 
 
-def test_a_folder_has_one_runner(laboratory, tmp_path):
+def test_a_folder_has_one_runner(study_runner, tmp_path):
     (tmp_path / "study").mkdir()
     hold = "import fcntl; file = open('.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
     other = subprocess.Popen(
@@ -84,22 +88,22 @@ def test_a_folder_has_one_runner(laboratory, tmp_path):
     try:
         other.stdout.readline()
         with pytest.raises(ConfigError, match="--folder: .*study is in use by .*; wait for it, or choose another --f"):
-            laboratory(arms={"group": {}}).run(1)
+            study_runner(variants={"group": {}}).run(1)
     finally:
         other.communicate(b"\n")
 
 
-def test_missing_cells_come_seed_by_seed(tmp_path):
+def test_missing_trials_come_seed_by_seed(tmp_path):
     configs = {
-        (arm, seed): Config(seed=seed, train=Config().train.model_copy(update={"images": images}))
-        for arm, images in (("a", 1), ("b", 2), ("same as a", 1))
+        (variant, seed): Config(seed=seed, train=Config().train.model_copy(update={"images": images}))
+        for variant, images in (("a", 1), ("b", 2), ("same as a", 1))
         for seed in (5, 3)
     }
-    cells = [Cell(arm, (), seed, config) for (arm, seed), config in configs.items()]
+    trials = [Trial(variant, (), seed, config) for (variant, seed), config in configs.items()]
     (tmp_path / "records").mkdir()
-    (tmp_path / "records" / f"{cells[2].name}.json").touch()
-    found = missing(cells, tmp_path)
-    assert [(cell.seed, cell.config.train.images) for cell in found] == [(5, 1), (3, 1), (3, 2)]
+    (tmp_path / "records" / f"{trials[2].name}.json").touch()
+    found = pending_trials(trials, tmp_path)
+    assert [(trial.seed, trial.config.train.images) for trial in found] == [(5, 1), (3, 1), (3, 2)]
 
 
 def test_slots(monkeypatch):
@@ -113,34 +117,34 @@ def test_slots(monkeypatch):
 
 
 class TestExpected:
-    def cell(self, arm: str, point=(), seed: int = 0, images: int = 100) -> Cell:
+    def trial(self, variant: str, setting=(), seed: int = 0, images: int = 100) -> Trial:
         train = Config().train.model_copy(update={"images": images})
-        return Cell(arm, point, seed, Config(seed=seed, run_dir=f"{arm}{point}", train=train))
+        return Trial(variant, setting, seed, Config(seed=seed, run_dir=f"{variant}{setting}", train=train))
 
     def record(self, seconds: float) -> dict:
         return {"images": 100, "times": {"cell_seconds": seconds, "wall_seconds": seconds / 2}}
 
-    def test_by_the_nearest_cells_that_are_done(self):
+    def test_by_the_nearest_trials_that_are_done(self):
         two, four = (("batch", "2"),), (("batch", "4"),)
-        expected = Expected(Plan(), {})
-        assert expected.seconds([self.cell("a")], 1) is None and expected.source is None
+        expected = TimeEstimate(Plan(), {})
+        assert expected.seconds([self.trial("a")], 1) is None and expected.source is None
         expected.probed = 0.5
-        assert expected.seconds([self.cell("a"), self.cell("b")], 1) == 100 and "probe" in expected.source
-        for cell, seconds in ((self.cell("a", two), 10), (self.cell("a", four), 30), (self.cell("b", two), 100)):
-            expected.note(cell, self.record(seconds))
-        assert expected.seconds([self.cell("a", two, images=200)], 1) == 20
-        assert expected.seconds([self.cell("a", (("batch", "8"),))], 1) == 20  # of the same arm
-        assert expected.seconds([self.cell("c")], 1) == 30  # of any
-        assert expected.seconds([self.cell("a", two)] * 4, 2) == 20
-        assert expected.seconds([self.cell("a", two)], 8) == 10 and expected.seconds([], 2) == 0
+        assert expected.seconds([self.trial("a"), self.trial("b")], 1) == 100 and "probe" in expected.source
+        for trial, seconds in ((self.trial("a", two), 10), (self.trial("a", four), 30), (self.trial("b", two), 100)):
+            expected.update(trial, self.record(seconds))
+        assert expected.seconds([self.trial("a", two, images=200)], 1) == 20
+        assert expected.seconds([self.trial("a", (("batch", "8"),))], 1) == 20  # of the same variant
+        assert expected.seconds([self.trial("c")], 1) == 30  # of any
+        assert expected.seconds([self.trial("a", two)] * 4, 2) == 20
+        assert expected.seconds([self.trial("a", two)], 8) == 10 and expected.seconds([], 2) == 0
 
-    def test_a_resumed_cell_counts_its_training_before(self):
-        expected = Expected(Plan(), {})
-        cell = self.cell("a")
-        expected.note(cell, json.loads('{"images": 100, "times": {"cell_seconds": 1, "wall_seconds": 50}}'))
-        assert expected.seconds([cell], 1) == 50
+    def test_a_resumed_trial_counts_its_training_before(self):
+        expected = TimeEstimate(Plan(), {})
+        trial = self.trial("a")
+        expected.update(trial, json.loads('{"images": 100, "times": {"cell_seconds": 1, "wall_seconds": 50}}'))
+        assert expected.seconds([trial], 1) == 50
 
     def test_in_words(self):
-        assert [in_words(seconds) for seconds in (3.4, 89, 600, 5000, 7200)] == [
+        assert [format_duration(seconds) for seconds in (3.4, 89, 600, 5000, 7200)] == [
             "3 s", "89 s", "10 min", "83 min", "2 h 0 min",
         ]  # fmt: skip

@@ -26,7 +26,7 @@ def test_a_study_resolves_at_every_size_and_says_what_it_tests(path):
     assert study.hypotheses and all(hypothesis.source for hypothesis in study.hypotheses)
     for budget in [None, *(study.budgets or {})]:
         plan = make_plan(study, path, budget=budget)
-        assert len({cell.arm for cell in plan.cells or plan.tuning_cells}) == len(study.arms)
+        assert len({trial.variant for trial in plan.trials or plan.tuning_trials}) == len(study.variants)
     command = next(line for line in path.read_text().splitlines() if "scripts/ablate.py" in line)
     assert f"configs/ablations/{path.name}" in command
 
@@ -34,7 +34,7 @@ def test_a_study_resolves_at_every_size_and_says_what_it_tests(path):
 @pytest.mark.parametrize("name", ["smoke", "kinds"])
 def test_it_has_every_kind(name):
     plan = make_plan(load_study(path := ROOT / "configs/ablations" / f"{name}.yaml"), path)
-    assert {cell.config.model.norm.kind for cell in plan.cells or plan.tuning_cells} == set(NORMS)
+    assert {trial.config.model.norm.kind for trial in plan.trials or plan.tuning_trials} == set(NORMS)
 
 
 @pytest.mark.slow

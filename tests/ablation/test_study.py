@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gnunet.ablation.study import Arm, load_study
+from gnunet.ablation.study import Variant, load_study
 from gnunet.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +15,7 @@ base: {train.images: 64}
 budgets: {large: {}, small: {train.images: 8}}
 seeds: [0, 1]
 baseline: group
-arms:
+variants:
   group: {model.norm.kind: group}
   none: {set: {model.norm.kind: none}, axes: []}
 axes:
@@ -27,7 +27,7 @@ tuning: {key: train.learning_rate, values: [1e-3, 2e-3], seeds: [100]}
 hypotheses:
   - claim: It helps
     comparisons:
-      - {left: {arm: group, batch: 2}, expect: lower, right: {arm: none}}
+      - {left: {variant: group, batch: 2}, expect: lower, right: {variant: none}}
 """
 
 
@@ -44,10 +44,10 @@ def load(tmp_path):
 
 def test_what_a_file_says(load):
     study = load()
-    assert study.arms["group"] == Arm(set={"model.norm.kind": "group"})  # an arm may be its overrides alone
+    assert study.variants["group"] == Variant(set={"model.norm.kind": "group"})  # a variant may be its overrides alone
     assert (study.axes_of("group"), study.axes_of("none")) == (["batch"], [])
     assert list(study.axes["batch"].values) == ["2", "0.5"]
-    assert study.hypotheses[0].comparisons[0].left == {"arm": "group", "batch": "2"}
+    assert study.hypotheses[0].comparisons[0].left == {"variant": "group", "batch": "2"}
     assert (study.hypotheses[0].metric, study.hypotheses[0].margin, study.tuning.metric) == (
         "validation_loss", 0.0, "validation_loss",
     )  # fmt: skip
@@ -62,12 +62,12 @@ def test_shipped_studies_load(path):
     ("old", "new", "message"),
     [
         ("title", "titel", "titel: unknown key (norms.yaml); did you mean title?"),
-        ("axes: []", "axis: []", "axis: unknown key (arm 'none' of norms.yaml); did you mean axes?"),
-        ("axes: []", "axes: [bach]", "arms: given axis bach in arm 'none' (norms.yaml); valid: batch"),
+        ("axes: []", "axis: []", "axis: unknown key (variant 'none' of norms.yaml); did you mean axes?"),
+        ("axes: []", "axes: [bach]", "variants: given axis bach in variant 'none' (norms.yaml); valid: batch"),
         ("label: images", "unit: images", "label: given null (axis 'batch' of norms.yaml); valid: text"),
         ("scale: log", "scale: lgo", "scale: given lgo (axis 'batch' of norms.yaml); valid: linear, log or category"),
         ("2: {train", "few: {train", "given few (axis 'batch' of norms.yaml); valid: numbers above 0 with scale log"),
-        ("{model.norm.kind: group}", "3", "set: given 3 (arm 'group' of norms.yaml); valid: a mapping from keys"),
+        ("{model.norm.kind: group}", "3", "set: given 3 (variant 'group' of norms.yaml); valid: a mapping from keys"),
         ("baseline: group", "baseline: grop", "baseline: given grop (norms.yaml); valid: group or none"),
         ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: given [0, 0] (norms.yaml); valid: each seed once"),
         ("seeds: [100]", "seeds: [1]", "tuning.seeds: given [1] (norms.yaml); valid: each seed once, none of the stud"),
@@ -76,8 +76,12 @@ def test_shipped_studies_load(path):
         ("expect: lower", "expect: same", "margin: given 0 (hypothesis 1 of norms.yaml); valid: a number above 0"),
         ("batch: 2}, ex", "batch: 3}, ex", "hypotheses: given batch: 3 on the left of 'It helps' (norms.yaml); valid"),
         (", batch: 2}, ex", "}, ex", "hypotheses: given no batch on the left of 'It helps' (norms.yaml); valid: batch"),
-        ("right: {arm: none}", "right: {arm: non}", "given arm non on the right of 'It helps' (norms.yaml); valid: a"),
-        ("{arm: none}", "{arm: none, batch: 2}", "valid: axes that arm 'none' crosses: none"),
+        (
+            "right: {variant: none}",
+            "right: {variant: non}",
+            "given variant non on the right of 'It helps' (norms.yaml); valid: v",
+        ),
+        ("{variant: none}", "{variant: none, batch: 2}", "valid: axes that variant 'none' crosses: none"),
         ("  - claim: It helps", "  - clam: It helps", "clam: unknown key (hypothesis 1 of norms.yaml); did you mean c"),
         ("title: Norms", "title: [", "norms.yaml, line 3: not valid YAML"),
     ],
@@ -87,6 +91,12 @@ def test_mistakes(load, old, new, message):
         load(old, new)
     assert message in str(caught.value)
     assert "Traceback" not in str(caught.value) and "pydantic" not in str(caught.value)
+
+
+def test_the_spelling_of_older_files_loads(tmp_path, load):
+    path = tmp_path / "older.yaml"
+    path.write_text(STUDY.replace("variants:", "arms:").replace("variant:", "arm:"))
+    assert load_study(path) == load()
 
 
 def test_mistakes_in_several_parts_are_all_reported(load):

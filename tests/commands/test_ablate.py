@@ -19,11 +19,11 @@ import torch
 import yaml
 
 from gnunet.ablation import worker
-from gnunet.ablation.eta import Expected
+from gnunet.ablation.eta import TimeEstimate
 from gnunet.ablation.plan import Plan
 from gnunet.ablation.progress import Display
 from gnunet.ablation.records import read_records
-from gnunet.ablation.runner import Outcome, missing, run_together
+from gnunet.ablation.runner import RunOutcome, pending_trials, run_in_process
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.commands import ablate as script
 
@@ -33,17 +33,17 @@ SCRIPT = ROOT / "scripts" / "ablate.py"
 
 @pytest.fixture
 def study(tiny_flags, tmp_path, monkeypatch):
-    """Writes study.yaml into the current folder: two arms of tiny runs on two seeds; more keys behind."""
+    """Writes study.yaml into the current folder: two variants of tiny runs on two seeds; more keys behind."""
     _, file, _, source, _, cache, *_ = tiny_flags("unused")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
     def write(**keys) -> Path:
         base = {"data.source": source, "data.cache_dir": cache, **keys.pop("base", {})}
-        arms = {"group": {"model.norm.groups": 4}, "batch": {"model.norm.kind": "batch"}}
+        variants = {"group": {"model.norm.groups": 4}, "batch": {"model.norm.kind": "batch"}}
         study = {"title": "T", "question": "Q", "config": file, "base": base, "baseline": "group", "seeds": [0, 1]}
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump({**study, "arms": arms, **keys}, sort_keys=False))
+        path.write_text(yaml.safe_dump({**study, "variants": variants, **keys}, sort_keys=False))
         return path
 
     return write
@@ -73,17 +73,17 @@ def start(*command: str) -> subprocess.Popen:
 def test_a_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
     study(budgets={"large": {"train.images": 100_000}, "small": {}})
     out = ablate("--budget", "small", "--dry_run", "--only", "batch", "--jobs", "2")
-    assert "2 cells: 0 done, 2 to run" in out and "group" not in out
-    assert "expected time: " in out and "2 cells at a time, by a probe of training alone" in out
+    assert "2 trials: 0 done, 2 to run" in out and "group" not in out
+    assert "expected time: " in out and "2 trials at a time, by a probe of training alone" in out
     assert not (tmp_path / "runs").exists()
 
 
 def test_mistakes_are_one_message_and_status_2(study, ablate, tmp_path):
-    study(arms={"group": {}, "batch": {"model.norm.kimd": "batch"}, "other": {"train.images": "many"}})
+    study(variants={"group": {}, "batch": {"model.norm.kimd": "batch"}, "other": {"train.images": "many"}})
     out = ablate(status=2)
     assert "error: 2 problems in study.yaml:" in out and "Traceback" not in out
-    assert "model.norm.kimd: unknown key (arm 'batch' of study.yaml); did you mean model.norm.kind?" in out
-    assert "train.images: given many (arm 'other' of study.yaml); valid: a whole number, at least 1" in out
+    assert "model.norm.kimd: unknown key (variant 'batch' of study.yaml); did you mean model.norm.kind?" in out
+    assert "train.images: given many (variant 'other' of study.yaml); valid: a whole number, at least 1" in out
     study()
     assert "train.imags: unknown key (command line)" in ablate("--train.imags", "64", status=2)
     assert "--only: given nobody; valid: group, batch" in ablate("--only", "nobody", status=2)
@@ -121,7 +121,7 @@ def wait_until(reached: Callable[[], object], seconds: float = 600) -> None:
 
 
 def at_work(folder: Path) -> list[psutil.Process]:
-    """The processes that have a file in a folder open, as cells have their logs."""
+    """The processes that have a file in a folder open, as trials have their logs."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -143,7 +143,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner, tmp_path):
-    """kill -9 while a cell trains, while one is measured, between cells; against cells that nobody disturbed."""
+    """kill -9 while a trial trains, while one is measured, between trials; against trials that nobody disturbed."""
     path, folder = study(base={"train.images": 120}), tmp_path / "runs" / "ablations" / "study"
 
     def unfinished() -> list[Path]:
@@ -160,28 +160,28 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner
         assert process.is_alive()
         process.kill()
         wait_until(lambda: not at_work(folder))
-        assert unfinished()  # its cells have ended with it
+        assert unfinished()  # its trials have ended with it
     process = runner()
     process.join()
     assert process.exitcode == 0
 
-    laboratory = StudyRunner.open(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
-    cells = missing(laboratory.plan()[0].cells, laboratory.folder)
-    display = Display(cells, laboratory.folder, Expected(Plan(), {}), at_a_time=1, enabled=False)
+    study_runner = StudyRunner.open(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
+    trials = pending_trials(study_runner.plan()[0].trials, study_runner.folder)
+    display = Display(trials, study_runner.folder, TimeEstimate(Plan(), {}), at_a_time=1, enabled=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert run_together(cells, laboratory.folder, display) == Outcome([])
+        assert run_in_process(trials, study_runner.folder, display) == RunOutcome([])
     finally:
         torch.set_num_threads(threads)
-    assert len(lasting(folder)) == 4 and lasting(folder) == lasting(laboratory.folder)
-    assert pictures(folder) == pictures(laboratory.folder)
+    assert len(lasting(folder)) == 4 and lasting(folder) == lasting(study_runner.folder)
+    assert pictures(folder) == pictures(study_runner.folder)
 
 
-def test_two_processes_run_cells_together(study, run_ranks, tmp_path):
+def test_two_processes_run_trials_together(study, run_ranks, tmp_path):
     study(seeds=[0])
     said = run_ranks(2, partial(script.main, ["study.yaml", "--train.images", "32"]))
-    assert [text.count("2 cells: 0 done, 2 to run") for text in said] == [1, 0]  # one process speaks
+    assert [text.count("2 trials: 0 done, 2 to run") for text in said] == [1, 0]  # one process speaks
     records = read_records(tmp_path / "runs" / "ablations" / "study").values()
     assert sorted(kind for record in records for kind in record["norm_kinds"]) == ["batch", "group"]
     for record in records:
@@ -193,14 +193,14 @@ def test_two_processes_run_cells_together(study, run_ranks, tmp_path):
 def test_a_signal_to_all_its_processes_stops_the_runner_in_good_order(study, tmp_path):
     study(base={"train.images": 100_000, "train.checkpoint_every": 0, "train.sample_every": 0})
     process = start(str(SCRIPT), "study.yaml", "--jobs", "1")
-    logs = f"{tmp_path}/runs/ablations/study/cells/*/metrics.jsonl"
+    logs = f"{tmp_path}/runs/ablations/study/trials/*/metrics.jsonl"
     wait_until(lambda: glob.glob(logs) or process.poll() is not None)
     assert process.poll() is None, process.communicate()
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM, out
-    assert "stopping: the cells at work write their checkpoints" in out and "Traceback" not in out
+    assert "stopping: the trials at work write their checkpoints" in out and "Traceback" not in out
     assert "stopped; the same command goes on" in out
-    (checkpoint,) = tmp_path.glob("runs/ablations/study/cells/*/checkpoints/*")
+    (checkpoint,) = tmp_path.glob("runs/ablations/study/trials/*/checkpoints/*")
     assert f"stopped at {int(checkpoint.name)} images" in (checkpoint.parents[1] / "log.txt").read_text()
     assert not at_work(tmp_path / "runs")

@@ -21,7 +21,7 @@ def describe(difference: Difference) -> Described:
     pairs, lost, interval = str(difference.pairs or ""), difference.diverged, difference.interval
     if difference.pairs == 0:
         return Described("", "both diverged" if lost else "missing", pairs)
-    if lost == difference.pairs + difference.lost:
+    if lost == difference.pairs + difference.both_diverged:
         return Described("", f"{lost} of {lost} diverged", pairs)
     if difference.relative is None:
         return Described("", "relative to 0", pairs)

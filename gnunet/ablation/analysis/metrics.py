@@ -29,7 +29,7 @@ _FAMILIES = {"fd": "Fréchet distance", "kid": "KID", "precision": "precision", 
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricInfo:
     """A metric by the name that a study file gives it."""
 
     title: str
@@ -37,7 +37,7 @@ class Metric:
     unit: str
     """Empty where there is none."""
     worst: float | None
-    """What a diverged cell has of it: infinity, or minus infinity where high is good; None where divergence says
+    """What a diverged trial has of it: infinity, or minus infinity where high is good; None where divergence says
     nothing of it, as of costs."""
 
     @property
@@ -51,15 +51,15 @@ class Metric:
         return self.title[0].upper() + self.title[1:]
 
 
-def metric_named(name: str) -> Metric:
+def metric_info(name: str) -> MetricInfo:
     """The metric of a name: a validation loss, a cost, `nearest_...`, or the name of a metric of samples."""
     family, _, extractor = name.partition("_")
     in_family = f"{_FAMILIES[family]}, {extractor}" if family in _FAMILIES else name
     title, unit = _NAMES.get(name, (in_family, ""))
     if name in COSTS:
-        return Metric(title, unit, None)
+        return MetricInfo(title, unit, None)
     high = name.startswith(HIGHER_IS_BETTER) or name == "nearest_distance_ratio"
-    return Metric(title, unit, -math.inf if high else math.inf)
+    return MetricInfo(title, unit, -math.inf if high else math.inf)
 
 
 def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:

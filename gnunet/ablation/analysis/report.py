@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from gnunet.ablation.analysis.formatting import describe
-from gnunet.ablation.analysis.metrics import metric_named, sample_metrics
-from gnunet.ablation.analysis.results import Condition, Judged, Results
+from gnunet.ablation.analysis.metrics import metric_info, sample_metrics
+from gnunet.ablation.analysis.results import ComparisonResult, Condition, Results
 from gnunet.ablation.analysis.statistics import RESAMPLES
 from gnunet.ablation.plan import Plan
 from gnunet.ablation.records import LOSSES, NEAREST
@@ -49,17 +49,17 @@ def write_report(
 
     Args:
         study: the study.
-        plan: its cells; those without a record are shown as missing.
-        records: by the cells' names.
-        folder: the study's, with samples/NAME.png of the cells.
+        plan: its trials; those without a record are shown as missing.
+        records: by the trials' names.
+        folder: the study's, with samples/NAME.png of the trials.
         name: the study's name.
-        budget: the budget that its cells were run at, if it has any.
+        budget: the budget that its trials were run at, if it has any.
 
     Returns:
         The path of report.html.
 
     Raises:
-        ConfigError: there is no record of any of the cells; or matplotlib or scipy is missing.
+        ConfigError: there is no record of any of the trials; or matplotlib or scipy is missing.
     """
     if absent := [package for package in ("matplotlib", "scipy") if importlib.util.find_spec(package) is None]:
         raise ConfigError(f'a report needs {" and ".join(absent)}; valid: after pip install -e ".[ablation]"')
@@ -67,7 +67,7 @@ def write_report(
 
     results = Results(study, plan, records, folder)
     if not results.found:
-        raise ConfigError(f"{folder / 'records'}: has no record of a cell of {name}; valid: after a run of the study")
+        raise ConfigError(f"{folder / 'records'}: has no record of a trial of {name}; valid: after a run of the study")
     pictures = draw_all(results)
     content = _content(results, name, budget, pictures)
     with atomic_directory(folder / "figures") as figures:
@@ -113,8 +113,8 @@ def _content(results: Results, name: str, budget: str | None, pictures: "list[Pi
         "planned": states.total(),
         "hypotheses": hypotheses,
         "summary": _summary(results),
-        "cells": [_cells(results, condition) for condition in results.conditions],
-        "waiting": [results.label(Condition(arm, point)) for arm, point in results.plan.waiting],
+        "trials": [_trials(results, condition) for condition in results.conditions],
+        "pending": [results.label(Condition(variant, setting)) for variant, setting in results.plan.pending_tuning],
         "chosen": [(results.label(Condition(*where)), value) for where, value in results.plan.chosen.items()],
         "pictures": pictures,
         "setting": _setting(results),
@@ -144,7 +144,7 @@ def _hypothesis(results: Results, hypothesis: Hypothesis) -> dict[str, Any]:
     }
 
 
-def _expected(results: Results, hypothesis: Hypothesis, judged: Judged) -> str:
+def _expected(results: Results, hypothesis: Hypothesis, judged: ComparisonResult) -> str:
     """A comparison in words; its metric is named where it is not the validation loss."""
     left, right = results.label(judged.left), results.label(judged.right)
     margin = f"{100 * hypothesis.margin:g}%"
@@ -153,11 +153,11 @@ def _expected(results: Results, hypothesis: Hypothesis, judged: Judged) -> str:
     else:
         words = f"{left} {judged.expect} than {right}" + (f" by over {margin}" if hypothesis.margin else "")
     is_loss = hypothesis.metric == "validation_loss"
-    return words if is_loss else f"{metric_named(hypothesis.metric).title}: {words}"
+    return words if is_loss else f"{metric_info(hypothesis.metric).title}: {words}"
 
 
 def _summary(results: Results) -> dict[str, Any]:
-    """A table of the conditions' means: of arms without axes from the lowest loss on, else in the study's order."""
+    """A table of the conditions' means: of variants without axes from the lowest loss on, else in the study's order."""
     nearest = NEAREST if any(record["nearest"] for record in results.found) else ()
     costs = ("images_per_second", "saved_mib", "peak_memory_mib")
     metrics = ["validation_loss", *sample_metrics(results.found), *nearest, *costs]
@@ -171,8 +171,8 @@ def _summary(results: Results) -> dict[str, Any]:
         rows.append(
             {
                 "label": results.label(condition),
-                "is_base": condition.arm == results.study.baseline,
-                # Where the base arm alone crosses an axis there are several, for the forest plot to show.
+                "is_base": condition.variant == results.study.baseline,
+                # Where the baseline alone crosses an axis there are several, for the forest plot to show.
                 "found": describe(results.compare(condition, *against, "validation_loss"))
                 if len(against) == 1
                 else None,
@@ -180,13 +180,13 @@ def _summary(results: Results) -> dict[str, Any]:
                 "means": [_number(results.mean(condition, metric)) for metric in metrics],
             }
         )
-    titles = [metric_named(metric).title if metric in LOSSES else metric_named(metric).label for metric in metrics]
+    titles = [metric_info(metric).title if metric in LOSSES else metric_info(metric).label for metric in metrics]
     return {"metrics": titles, "rows": rows}
 
 
-def _cells(results: Results, condition: Condition) -> dict[str, Any]:
-    """Every cell of a condition: its state, and the loss, where it diverged, or why there is neither."""
-    cells = []
+def _trials(results: Results, condition: Condition) -> dict[str, Any]:
+    """Every trial of a condition: its state, and the loss, where it diverged, or why there is neither."""
+    trials = []
     for seed in results.study.seeds:
         record, state = results.record(condition, seed), results.state(condition, seed)
         if record is None:
@@ -194,10 +194,10 @@ def _cells(results: Results, condition: Condition) -> dict[str, Any]:
         elif state == "diverged":
             text = f"diverged at {record['diverged_at'] or record['images']:,}"
         else:
-            outcome = results.outcomes(condition, "validation_loss").get(seed)
-            text = _number(outcome.value) if outcome else "no loss"
-        cells.append({"state": state, "text": text, "name": results.name(condition, seed)})
-    return {"label": results.label(condition), "cells": cells}
+            score = results.scores(condition, "validation_loss").get(seed)
+            text = _number(score.value) if score else "no loss"
+        trials.append({"state": state, "text": text, "name": results.name(condition, seed)})
+    return {"label": results.label(condition), "trials": trials}
 
 
 def _setting(results: Results) -> list[Counted]:
@@ -240,12 +240,12 @@ def _warnings(results: Results) -> list[str]:
         )
     skipped = sum(record["nonfinite_steps"] > 0 and record["outcome"] == "complete" for record in results.found)
     if skipped:
-        warnings.append(f"{skipped} complete cells skipped steps whose loss or gradient was not finite.")
+        warnings.append(f"{skipped} complete trials skipped steps whose loss or gradient was not finite.")
     if len(results.study.seeds) == 1:
         warnings.append("One seed says nothing of how far retraining moves a result: there is no verdict.")
-    tried = results.tried()
+    tried = results.tuning_scores()
     values = list(next(iter(tried.values()), {}))
-    chosen = [c for c in tried if results.plan.chosen.get((c.arm, c.point)) in (values[0], values[-1])]
+    chosen = [c for c in tried if results.plan.chosen.get((c.variant, c.setting)) in (values[0], values[-1])]
     if chosen and len(values) > 1:
         labels = ", ".join(results.label(condition) for condition in chosen)
         warnings.append(

@@ -1,4 +1,4 @@
-"""A study's records as its report reads them: by arm, point on the axes, and seed."""
+"""A study's records as its report reads them: by variant, setting on the axes, and seed."""
 
 import itertools
 import math
@@ -10,18 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gnunet.ablation.analysis.metrics import errors_in, metric_named
+from gnunet.ablation.analysis.metrics import errors_in, metric_info
 from gnunet.ablation.analysis.statistics import (
     Bank,
     Difference,
     Expectation,
-    Outcome,
+    Score,
     Verdict,
     judge,
     judge_all,
     paired_difference,
 )
-from gnunet.ablation.plan import Plan, Point, points_of
+from gnunet.ablation.plan import Plan, Setting, settings_of
 from gnunet.ablation.records import LOSSES, metric_value, rank
 from gnunet.ablation.study import Hypothesis, Study
 from gnunet.norms import NORMS
@@ -31,23 +31,23 @@ State = Literal["complete", "diverged", "missing"]
 
 @dataclass(frozen=True)
 class Condition:
-    """What is repeated over the seeds: an arm, at a point of the axes that it crosses."""
+    """What is repeated over the seeds: a variant, at a setting of the axes that it crosses."""
 
-    arm: str
-    point: Point
+    variant: str
+    setting: Setting
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """An arm against the base arm at a point of the axes that either crosses."""
+    """A variant against the baseline at a setting of the axes that either crosses."""
 
-    point: Point
+    setting: Setting
     left: Condition
     right: Condition
 
 
 @dataclass(frozen=True)
-class Judged:
+class ComparisonResult:
     """A comparison of a hypothesis, with what the records say of it."""
 
     left: Condition
@@ -62,53 +62,57 @@ class Results:
 
     Args:
         study: the study.
-        plan: its cells; a cell without a record is missing.
-        records: by the cells' names.
+        plan: its trials; a trial without a record is missing.
+        records: by the trials' names.
         folder: where `samples/NAME.png` are.
     """
 
     def __init__(self, study: Study, plan: Plan, records: Mapping[str, Mapping[str, Any]], folder: Path):
         self.study, self.plan, self.folder = study, plan, folder
         self._records = records
-        self._names = {(Condition(cell.arm, cell.point), cell.seed): cell.name for cell in plan.cells}
-        self._outcomes: dict[tuple[str, str, int | None], Outcome | None] = {}
+        self._names = {(Condition(trial.variant, trial.setting), trial.seed): trial.name for trial in plan.trials}
+        self._scores: dict[tuple[str, str, int | None], Score | None] = {}
         self._banks: dict[tuple[int, ...], Bank] = {}
 
     @cached_property
     def conditions(self) -> list[Condition]:
-        """Every arm at every point of the axes that it crosses, in the study's order."""
-        return [Condition(arm, point) for arm in self.study.arms for point in points_of(self.study, arm)]
+        """Every variant at every setting of the axes that it crosses, in the study's order."""
+        return [
+            Condition(variant, setting)
+            for variant in self.study.variants
+            for setting in settings_of(self.study, variant)
+        ]
 
     @cached_property
-    def points(self) -> list[Point]:
-        """The points that conditions are at, those left out that are a part of another."""
-        every = list(dict.fromkeys(condition.point for condition in self.conditions))
-        return [point for point in every if not any(set(point) < set(other) for other in every)]
+    def settings(self) -> list[Setting]:
+        """The settings that conditions are at, those left out that are a part of another."""
+        every = list(dict.fromkeys(condition.setting for condition in self.conditions))
+        return [setting for setting in every if not any(set(setting) < set(other) for other in every)]
 
     @cached_property
     def contrasts(self) -> list[Contrast]:
-        """Every arm but the base against the base, at every point of the axes that one of the two crosses."""
+        """Every variant but the base against the base, at every setting of the axes that one of the two crosses."""
         base = self.study.baseline
         return [
-            Contrast(point, self.at(arm, point), self.at(base, point))
-            for arm in self.study.arms
-            if arm != base
-            for point in self._points([*self.study.axes_of(arm), *self.study.axes_of(base)])
+            Contrast(setting, self.at(variant, setting), self.at(base, setting))
+            for variant in self.study.variants
+            if variant != base
+            for setting in self._settings([*self.study.axes_of(variant), *self.study.axes_of(base)])
         ]
 
     @cached_property
     def found(self) -> list[Mapping[str, Any]]:
-        """The records of the plan's cells that have one, each once; those of tuning are not among them."""
+        """The records of the plan's trials that have one, each once; those of tuning are not among them."""
         names = dict.fromkeys(self._names.values())
         return [self._records[name] for name in names if name in self._records]
 
-    def tried(self) -> dict[Condition, dict[str, float | None]]:
+    def tuning_scores(self) -> dict[Condition, dict[str, float | None]]:
         """What tuning found for each condition and value: the mean of its metric over the tuning seeds, lower better;
-        infinite where a cell diverged, None where one is missing."""
+        infinite where a trial diverged, None where one is missing."""
         found: dict[Condition, dict[str, list[float]]] = {}
-        for cell in self.plan.tuning_cells:
-            ranks = found.setdefault(Condition(cell.arm, cell.point), {}).setdefault(cell.tuned, [])
-            if (record := self._records.get(cell.name)) is not None:
+        for trial in self.plan.tuning_trials:
+            ranks = found.setdefault(Condition(trial.variant, trial.setting), {}).setdefault(trial.tuned, [])
+            if (record := self._records.get(trial.name)) is not None:
                 ranks.append(rank(record, self.study.tuning.metric))
         seeds = len(self.study.tuning.seeds) if self.study.tuning else 0
         return {
@@ -118,28 +122,30 @@ class Results:
             for condition, row in found.items()
         }
 
-    def at(self, arm: str, point: Sequence[tuple[str, str]]) -> Condition:
-        """An arm at a point, of which the axes that it does not cross are left out."""
-        where = dict(point)
-        return Condition(arm, tuple((axis, where[axis]) for axis in self.study.axes_of(arm) if axis in where))
+    def at(self, variant: str, setting: Sequence[tuple[str, str]]) -> Condition:
+        """A variant at a setting, of which the axes that it does not cross are left out."""
+        where = dict(setting)
+        return Condition(variant, tuple((axis, where[axis]) for axis in self.study.axes_of(variant) if axis in where))
 
     def label(self, condition: Condition) -> str:
         """A condition in words: `batch: 2`, or `batch: batch 2, conditioning additive` where there are more axes."""
-        if not condition.point:
-            return condition.arm
+        if not condition.setting:
+            return condition.variant
         only = len(self.study.axes) == 1
-        return f"{condition.arm}: " + ", ".join(value if only else f"{axis} {value}" for axis, value in condition.point)
+        return f"{condition.variant}: " + ", ".join(
+            value if only else f"{axis} {value}" for axis, value in condition.setting
+        )
 
-    def place(self, point: Point) -> str:
-        """A point in words, by the axes' titles; empty for none."""
-        return "; ".join(f"{self.study.axes[axis].label}: {value}" for axis, value in point)
+    def place(self, setting: Setting) -> str:
+        """A setting in words, by the axes' titles; empty for none."""
+        return "; ".join(f"{self.study.axes[axis].label}: {value}" for axis, value in setting)
 
     def name(self, condition: Condition, seed: int) -> str | None:
-        """The name of a cell; None where it waits for its tuning."""
+        """The name of a trial; None where it waits for its tuning."""
         return self._names.get((condition, seed))
 
     def record(self, condition: Condition, seed: int) -> Mapping[str, Any] | None:
-        """The record of a cell, if there is one."""
+        """The record of a trial, if there is one."""
         return self._records.get(self.name(condition, seed))
 
     def records(self, condition: Condition) -> list[Mapping[str, Any]]:
@@ -148,89 +154,89 @@ class Results:
         return [record for record in found if record]
 
     def state(self, condition: Condition, seed: int) -> State:
-        """Whether a cell is there, and trained to its end."""
+        """Whether a trial is there, and trained to its end."""
         record = self.record(condition, seed)
         return record["outcome"] if record else "missing"
 
     def states(self, condition: Condition) -> list[State]:
-        """The state of each of a condition's cells."""
+        """The state of each of a condition's trials."""
         return [self.state(condition, seed) for seed in self.study.seeds]
 
-    def outcomes(self, condition: Condition, metric: str, bin_: int | None = None) -> dict[int, Outcome]:
-        """What a condition's cells have of a metric, by seed; missing cells and values are left out.
+    def scores(self, condition: Condition, metric: str, bin_: int | None = None) -> dict[int, Score]:
+        """What a condition's trials have of a metric, by seed; missing trials and values are left out.
 
         Args:
-            condition: which cells.
+            condition: which trials.
             metric: its name.
             bin_: of a loss only the examples in this bin.
         """
         found = {}
         for seed in self.study.seeds:
             record = self.record(condition, seed)
-            outcome = self._outcome(record, metric, bin_) if record else None
-            if outcome is not None:
-                found[seed] = outcome
+            score = self._score(record, metric, bin_) if record else None
+            if score is not None:
+                found[seed] = score
         return found
 
     def mean(self, condition: Condition, metric: str) -> float:
         """The mean of a metric over the seeds that have a finite one; NaN where none has."""
-        values = [outcome.value for outcome in self.outcomes(condition, metric).values()]
+        values = [score.value for score in self.scores(condition, metric).values()]
         finite = [value for value in values if math.isfinite(value)]
         return sum(finite) / len(finite) if finite else math.nan
 
     def diverged(self, condition: Condition) -> int:
-        """How many of a condition's cells diverged."""
+        """How many of a condition's trials diverged."""
         return self.states(condition).count("diverged")
 
     def is_batch_dependent(self, condition: Condition) -> bool:
         """Whether norms of a condition depend on the batch: as its records say, or without one its configuration."""
         if records := self.records(condition):
             return any(record["batch_dependent"] for record in records)
-        cells = [*self.plan.cells, *self.plan.tuning_cells]
-        norms = [cell.config.model.norm for cell in cells if Condition(cell.arm, cell.point) == condition]
+        trials = [*self.plan.trials, *self.plan.tuning_trials]
+        norms = [trial.config.model.norm for trial in trials if Condition(trial.variant, trial.setting) == condition]
         kinds = {part.get("kind", norm.kind) for norm in norms for part in ({}, *norm.overrides.values())}
         return any(NORMS[kind].batch_dependent for kind in kinds)
 
     def compare(
         self, left: Condition, right: Condition, metric: str, bin_: int | None = None, *, to: str | None = None
     ) -> Difference:
-        """The paired difference of two conditions; arguments as in `outcomes`.
+        """The paired difference of two conditions; arguments as in `scores`.
 
         Args:
             to: right's metric where it is another than left's.
         """
-        return paired_difference(self.outcomes(left, metric, bin_), self.outcomes(right, to or metric, bin_))
+        return paired_difference(self.scores(left, metric, bin_), self.scores(right, to or metric, bin_))
 
-    def judge(self, hypothesis: Hypothesis) -> tuple[Verdict, list[Judged]]:
+    def judge(self, hypothesis: Hypothesis) -> tuple[Verdict, list[ComparisonResult]]:
         """The verdict on a hypothesis, and on each of its comparisons."""
         judged = []
         for comparison in hypothesis.comparisons:
             sides = (comparison.left, comparison.right)
-            left, right = (self.at(side["arm"], list(side.items())) for side in sides)
+            left, right = (self.at(side["variant"], list(side.items())) for side in sides)
             difference = self.compare(left, right, hypothesis.metric)
             verdict = judge(difference, comparison.expect, hypothesis.margin)
-            judged.append(Judged(left, comparison.expect, right, difference, verdict))
+            judged.append(ComparisonResult(left, comparison.expect, right, difference, verdict))
         return judge_all(one.verdict for one in judged), judged
 
-    def _points(self, axes: Sequence[str]) -> list[Point]:
+    def _settings(self, axes: Sequence[str]) -> list[Setting]:
         """Every combination of the axes' values, in the study's order."""
         crossed = [axis for axis in self.study.axes if axis in axes]
         values = [[(axis, value) for value in self.study.axes[axis].values] for axis in crossed]
         return list(itertools.product(*values))
 
-    def _outcome(self, record: Mapping[str, Any], metric: str, bin_: int | None) -> Outcome | None:
+    def _score(self, record: Mapping[str, Any], metric: str, bin_: int | None) -> Score | None:
         key = (record["cell"], metric, bin_)
-        if key not in self._outcomes:
-            self._outcomes[key] = self._read(record, metric, bin_)
-        return self._outcomes[key]
+        if key not in self._scores:
+            self._scores[key] = self._read(record, metric, bin_)
+        return self._scores[key]
 
-    def _read(self, record: Mapping[str, Any], metric: str, bin_: int | None) -> Outcome | None:
-        worst = metric_named(metric).worst
+    def _read(self, record: Mapping[str, Any], metric: str, bin_: int | None) -> Score | None:
+        worst = metric_info(metric).worst
         if record["outcome"] == "diverged":
-            return None if worst is None else Outcome(worst)
+            return None if worst is None else Score(worst)
         if metric not in LOSSES:
             value = metric_value(record, metric)
-            return None if value is None else Outcome(float(value))
+            return None if value is None else Score(float(value))
         errors = errors_in(record, metric)
         if errors is None:
             return None
@@ -240,6 +246,6 @@ class Results:
         if len(errors) == 0:
             return None
         if not np.isfinite(errors).all():
-            return Outcome(worst)
+            return Score(worst)
         bank = self._banks.setdefault(tuple(bins.tolist()), Bank(bins))
-        return Outcome(bank.loss(errors), bank.resampled(errors), record["bank"]["fingerprint"])
+        return Score(bank.loss(errors), bank.resampled(errors), record["bank"]["fingerprint"])

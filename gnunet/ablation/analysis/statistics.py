@@ -1,13 +1,13 @@
 """Paired differences between two sides of a comparison, their intervals, and verdicts on what was expected.
 
-Two cells with the same seed saw the same images, noise and noise levels, and were scored on the same bank, so their
+Two trials with the same seed saw the same images, noise and noise levels, and were scored on the same bank, so their
 difference is taken seed by seed, and example by example where the metric is a mean over the bank. There are two
 intervals, each of 95%:
 
 - Student's t over the seeds' differences. It knows how far retraining moves the result, but not that the bank is
   one draw of examples; at two or three seeds it is wide, as it should be.
 - A bootstrap in two levels: seeds are drawn with replacement, and so are the bank's examples within their bins of
-  log-SNR, the same draw for every cell (Efron & Tibshirani, 1993; percentiles). It knows about the examples, but at
+  log-SNR, the same draw for every trial (Efron & Tibshirani, 1993; percentiles). It knows about the examples, but at
   few seeds it is too narrow.
 
 The interval that figures show and verdicts use reaches over both. One seed says nothing of retraining: there is a
@@ -74,11 +74,11 @@ class Bank:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What one cell has of a metric."""
+class Score:
+    """What one trial has of a metric."""
 
     value: float
-    """Infinite where the cell diverged: worse than any number (`-inf` where high is good)."""
+    """Infinite where the trial diverged: worse than any number (`-inf` where high is good)."""
     resampled: np.ndarray | None = None
     """The value on each of the bank's resamples, (RESAMPLES,); None where the metric is not a mean over a bank."""
     bank: str = ""
@@ -108,13 +108,13 @@ class Difference:
     """Pairs in which left is infinitely above right: one of them diverged."""
     below: int = 0
     """Pairs in which left is infinitely below right."""
-    lost: int = 0
+    both_diverged: int = 0
     """Pairs in which both diverged; not among `pairs`."""
 
     @property
     def diverged(self) -> int:
         """Pairs of which at least one side diverged."""
-        return self.above + self.below + self.lost
+        return self.above + self.below + self.both_diverged
 
     @property
     def interval(self) -> Interval | None:
@@ -128,8 +128,8 @@ class Difference:
         return Interval(-math.inf if self.below else low, math.inf if self.above else high)
 
 
-def paired_difference(left: Mapping[int, Outcome], right: Mapping[int, Outcome]) -> Difference:
-    """The difference of two sides whose outcomes are given by seed; seeds that only one side has are left out."""
+def paired_difference(left: Mapping[int, Score], right: Mapping[int, Score]) -> Difference:
+    """The difference of two sides whose scores are given by seed; seeds that only one side has are left out."""
     pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
     finite = [(a, b) for a, b in pairs if math.isfinite(a.value) and math.isfinite(b.value)]
     above = sum(a.value - b.value == math.inf for a, b in pairs)
@@ -148,7 +148,8 @@ def paired_difference(left: Mapping[int, Outcome], right: Mapping[int, Outcome])
         relative = math.nan if above and below else math.inf if above else -math.inf
     return Difference(
         pairs=len(finite) + above + below, relative=relative, by_seed=by_seed,
-        student=student, bootstrap=bootstrap, above=above, below=below, lost=len(pairs) - len(finite) - above - below,
+        student=student, bootstrap=bootstrap, above=above, below=below,
+        both_diverged=len(pairs) - len(finite) - above - below,
     )  # fmt: skip
 
 
@@ -173,7 +174,7 @@ def judge(difference: Difference, expect: Expectation, margin: float = 0.0) -> V
         margin: share of right's mean.
     """
     interval = difference.interval
-    if difference.pairs + difference.lost == 0:
+    if difference.pairs + difference.both_diverged == 0:
         return "missing"
     if difference.pairs < ENOUGH_PAIRS or interval is None:
         return "not enough evidence"
@@ -193,7 +194,7 @@ def judge_all(verdicts: Iterable[Verdict]) -> Verdict:
     return next(verdict for verdict in order if verdict in found)
 
 
-def _bootstrap_interval(pairs: Sequence[tuple[Outcome, Outcome]]) -> Interval | None:
+def _bootstrap_interval(pairs: Sequence[tuple[Score, Score]]) -> Interval | None:
     if any(side.resampled is None for pair in pairs for side in pair):
         return None
     if len({side.bank for pair in pairs for side in pair}) > 1:

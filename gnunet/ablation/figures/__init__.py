@@ -14,7 +14,7 @@ from gnunet.ablation.figures import (
     train_eval_gap,
     tuning,
 )
-from gnunet.ablation.figures.style import Picture, arm_styles, look
+from gnunet.ablation.figures.style import Picture, figure_style, variant_styles
 
 __all__ = ["Picture", "draw_all"]
 
@@ -22,9 +22,9 @@ __all__ = ["Picture", "draw_all"]
 def draw_all(results: Results) -> list[Picture]:
     """Every figure that a study's records allow, in the order of the report."""
     study = results.study
-    styles = arm_styles(list(study.arms), study.baseline)
+    styles = variant_styles(list(study.variants), study.baseline)
     metrics = ["validation_loss", *sample_metrics(results.found)]
-    with look():
+    with figure_style():
         drawn = [
             *(axis_plot.draw(results, styles, axis, metric) for axis in study.axes for metric in metrics),
             *(forest.draw(results, styles, metric) for metric in metrics),

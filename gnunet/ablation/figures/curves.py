@@ -1,4 +1,4 @@
-"""The validation loss over training: against images seen, against time, and as the difference to the base arm."""
+"""The validation loss over training: against images seen, against time, and as the difference to the baseline."""
 
 import itertools
 import math
@@ -14,7 +14,16 @@ from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.scales import loss_axis, relative_axis
-from gnunet.ablation.figures.style import LIGHT, MISSING, ArmStyle, Picture, finish, legend_rows, new_figure, put_legend
+from gnunet.ablation.figures.style import (
+    LIGHT,
+    MISSING,
+    Picture,
+    VariantStyle,
+    legend_rows,
+    new_figure,
+    put_legend,
+    render,
+)
 
 _TOGETHER = 8
 """Arms that one panel has room for; more get a panel each."""
@@ -27,7 +36,7 @@ _CAPTIONS = {
 
 @dataclass(frozen=True)
 class _Curve:
-    """One cell's: x and y, float64 (n,)."""
+    """One trial's: x and y, float64 (n,)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -37,7 +46,7 @@ class _Curve:
 Reader = Callable[[Condition, int], _Curve | None]
 
 
-def draw(results: Results, styles: dict[str, ArmStyle]) -> list[Picture]:
+def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture]:
     """Three figures; none where no record has a validation loss."""
     readers = {
         "loss_over_images": (_over_images(results), "images seen", "Validation loss over images"),
@@ -55,10 +64,10 @@ def draw(results: Results, styles: dict[str, ArmStyle]) -> list[Picture]:
         y_label = f"difference to {results.study.baseline}" if relative else "validation loss"
         panels = _Panels(results, styles, read, relative)
         if panels.apart:
-            caption += f" Grey: the other arms; black: {results.study.baseline}. Hatched: missing."
+            caption += f" Grey: the other variants; black: {results.study.baseline}. Hatched: missing."
         figure = panels.draw(x_label, y_label)
         if figure:
-            pictures.append(finish(figure, name, title, caption))
+            pictures.append(render(figure, name, title, caption))
     return pictures
 
 
@@ -67,32 +76,36 @@ class _Panels:
     """The panels of one figure."""
 
     results: Results
-    styles: dict[str, ArmStyle]
+    styles: dict[str, VariantStyle]
     read: Reader
     relative: bool
 
     @property
-    def arms(self) -> list[str]:
-        """The arms that have curves."""
+    def variants(self) -> list[str]:
+        """The variants that have curves."""
         study = self.results.study
-        return [arm for arm in study.arms if not (self.relative and arm == study.baseline)]
+        return [variant for variant in study.variants if not (self.relative and variant == study.baseline)]
 
     @property
     def apart(self) -> bool:
-        """Whether each arm has a panel."""
-        return len(self.results.points) == 1 and len(self.arms) > _TOGETHER
+        """Whether each variant has a panel."""
+        return len(self.results.settings) == 1 and len(self.variants) > _TOGETHER
 
     def draw(self, x_label: str, y_label: str) -> Figure | None:
-        """A panel for each point of the axes or, of many arms without axes, for each arm; None without curves."""
-        arms, points = self.arms, self.results.points
+        """A panel for each setting of the axes or, of many variants without axes, for each; None without curves."""
+        variants, settings = self.variants, self.results.settings
         curves = {condition: self._curves(condition) for condition in self.results.conditions}
         values = [curve.y for found in curves.values() for curve in found if not curve.diverged]
         if not values:
             return None
-        titles = arms if self.apart else [", ".join(f"{axis}: {value}" for axis, value in point) for point in points]
+        titles = (
+            variants
+            if self.apart
+            else [", ".join(f"{axis}: {value}" for axis, value in setting) for setting in settings]
+        )
         columns = min(_COLUMNS, len(titles))
         rows = math.ceil(len(titles) / columns)
-        above = 0.3 + (0.0 if self.apart else 0.2 * legend_rows(len(arms)))  # inches: titles, legend
+        above = 0.3 + (0.0 if self.apart else 0.2 * legend_rows(len(variants)))  # inches: titles, legend
         height = (1.6 if rows > 1 else 3.2) * rows + 0.3 + above
         figure = new_figure(height, layout="none")  # constrained layout takes seconds for so many panels
         figure.subplots_adjust(
@@ -102,13 +115,13 @@ class _Panels:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         panels = list(grid.flat)
         if self.apart:
-            self._draw_apart(panels, {arm: curves[Condition(arm, points[0])] for arm in arms})
+            self._draw_apart(panels, {variant: curves[Condition(variant, settings[0])] for variant in variants})
         else:
-            for panel, point in zip(panels, points, strict=False):
-                for arm in arms:
-                    if set(self.results.study.axes_of(arm)) <= dict(point).keys():
-                        self._draw_arm(panel, arm, curves[self.results.at(arm, point)])
-            looks = {arm: self.styles[arm] for arm in arms}
+            for panel, setting in zip(panels, settings, strict=False):
+                for variant in variants:
+                    if set(self.results.study.axes_of(variant)) <= dict(setting).keys():
+                        self._draw_variant(panel, variant, curves[self.results.at(variant, setting)])
+            looks = {variant: self.styles[variant] for variant in variants}
             put_legend(figure, [Line2D([], [], label=a, color=s.colour, linestyle=s.line) for a, s in looks.items()])
         self._scale(panels[0], np.concatenate(values).tolist(), y_label)
         for panel, title in itertools.zip_longest(panels, titles):
@@ -135,21 +148,21 @@ class _Panels:
             loss_axis(panel, "y", values)
 
     def _draw_apart(self, panels: Sequence[Axes], curves: Mapping[str, list[_Curve]]) -> None:
-        """Each arm in its panel, over the means of the others in grey and that of the base arm in black."""
-        means = {arm: _mean([curve for curve in found if not curve.diverged]) for arm, found in curves.items()}
-        for panel, arm in zip(panels, curves, strict=False):
-            others = [mean for other, mean in means.items() if mean and other != arm]
+        """Each variant in its panel, over the means of the others in grey and that of the baseline in black."""
+        means = {variant: _mean([curve for curve in found if not curve.diverged]) for variant, found in curves.items()}
+        for panel, variant in zip(panels, curves, strict=False):
+            others = [mean for other, mean in means.items() if mean and other != variant]
             # One line with gaps: an element for each would make the file several times as large.
             x, y = (np.concatenate([[math.nan, *mean[i]] for mean in others] or [[]]) for i in (0, 1))
             panel.plot(x, y, color=LIGHT, linewidth=0.8, zorder=1)
             if base := means.get(self.results.study.baseline):
                 panel.plot(*base[:2], color="black", linewidth=0.8, zorder=2)
-            self._draw_arm(panel, arm, curves[arm])
-            if not curves[arm]:
+            self._draw_variant(panel, variant, curves[variant])
+            if not curves[variant]:
                 panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, **MISSING))
 
-    def _draw_arm(self, panel: Axes, arm: str, curves: Sequence[_Curve]) -> None:
-        look = self.styles[arm]
+    def _draw_variant(self, panel: Axes, variant: str, curves: Sequence[_Curve]) -> None:
+        look = self.styles[variant]
         if mean := _mean([curve for curve in curves if not curve.diverged]):
             x, y, low, high = mean
             panel.plot(x, y, color=look.colour, linestyle=look.line, zorder=4)
@@ -198,12 +211,12 @@ def _over_time(results: Results) -> Reader:
 
 
 def _difference(results: Results) -> Reader:
-    """Curves of `loss / base arm's loss - 1`; of the base arm itself there are none."""
+    """Curves of `loss / baseline's loss - 1`; of the baseline itself there are none."""
 
     def read(condition: Condition, seed: int) -> _Curve | None:
         record = results.record(condition, seed)
-        base = results.record(results.at(results.study.baseline, condition.point), seed)
-        if record is None or base is None or condition.arm == results.study.baseline:
+        base = results.record(results.at(results.study.baseline, condition.setting), seed)
+        if record is None or base is None or condition.variant == results.study.baseline:
             return None
         images, losses = _validation(record)
         at, others = _validation(base)

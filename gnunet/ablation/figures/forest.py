@@ -1,23 +1,23 @@
-"""The forest plot: each arm's paired difference to the base arm, with its interval."""
+"""The forest plot: each variant's paired difference to the baseline, with its interval."""
 
 import math
 
 from matplotlib.axes import Axes
 
 from gnunet.ablation.analysis.formatting import Described, describe, is_clear
-from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.metrics import metric_info
 from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.analysis.statistics import Difference
 from gnunet.ablation.figures.rows import contrast_rows
 from gnunet.ablation.figures.scales import relative_axis
-from gnunet.ablation.figures.style import DIVERGED, GREY, LIGHT, MISSING, ROW, ArmStyle, Picture, finish, new_figure
+from gnunet.ablation.figures.style import DIVERGED, GREY, LIGHT, MISSING, ROW, Picture, VariantStyle, new_figure, render
 
 _COLUMNS = ((0.22, "right"), (0.28, "left"), (1.0, "right"))
 """Of the table beside the panel: where each column is, as a share of its width, and how it is aligned."""
 
 
-def draw(results: Results, styles: dict[str, ArmStyle], metric: str) -> Picture | None:
-    """The differences in a metric, sorted; None where there is nothing to compare with the base arm."""
+def draw(results: Results, styles: dict[str, VariantStyle], metric: str) -> Picture | None:
+    """The differences in a metric, sorted; None where there is nothing to compare with the baseline."""
     rows = contrast_rows(results, metric)
     if not rows:
         return None
@@ -29,7 +29,7 @@ def draw(results: Results, styles: dict[str, ArmStyle], metric: str) -> Picture 
     panel.tick_params(axis="y", length=0)
     shown = [row.difference for row in rows if row.difference]
     ends = [end for d in shown if d.interval for end in (d.interval.low, d.interval.high)]
-    base, shown_as = results.study.baseline, metric_named(metric)
+    base, shown_as = results.study.baseline, metric_info(metric)
     values = [*ends, *(value for difference in shown for value in difference.by_seed)]
     relative_axis(panel, "x", values, f"{shown_as.title}: difference to {base}, relative to it")
     panel.axvline(0, color="black", linewidth=1)
@@ -40,13 +40,13 @@ def draw(results: Results, styles: dict[str, ArmStyle], metric: str) -> Picture 
             panel.text(0.005, y + 0.1, row.label, transform=panel.get_yaxis_transform(), va="center", weight="bold")
         else:
             _write(table, y, describe(row.difference))
-            _draw_row(panel, y, row.difference, styles[row.contrast.left.arm])
+            _draw_row(panel, y, row.difference, styles[row.contrast.left.variant])
     caption = (
         f"Paired differences to {base}, relative to it, with 95% intervals (see Statistics). Grey dots: the seeds. "
-        "Filled markers: the interval leaves out zero, at two seeds or more. Arrows: cells diverged, which is worse "
+        "Filled markers: the interval leaves out zero, at two seeds or more. Arrows: trials diverged, which is worse "
         "than any number. Hatched: missing."
     )
-    return finish(figure, f"forest_{metric}", f"{shown_as.heading}: difference to {base}", caption)
+    return render(figure, f"forest_{metric}", f"{shown_as.heading}: difference to {base}", caption)
 
 
 def _write(table: Axes, y: float, words: Described, **how: str) -> None:
@@ -54,9 +54,9 @@ def _write(table: Axes, y: float, words: Described, **how: str) -> None:
         table.text(x, y, text, transform=table.get_yaxis_transform(), ha=aligned, va="center", fontsize=8, **how)
 
 
-def _draw_row(panel: Axes, y: int, difference: Difference, look: ArmStyle) -> None:
+def _draw_row(panel: Axes, y: int, difference: Difference, look: VariantStyle) -> None:
     if difference.pairs == 0:
-        panel.axhspan(y - 0.4, y + 0.4, **(DIVERGED if difference.lost else MISSING))
+        panel.axhspan(y - 0.4, y + 0.4, **(DIVERGED if difference.both_diverged else MISSING))
         return
     panel.axhline(y, color=LIGHT, linewidth=0.5, zorder=0)
     left, right = panel.get_xlim()

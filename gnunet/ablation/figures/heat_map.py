@@ -1,4 +1,4 @@
-"""Where along the noise levels an arm differs from the base arm: rows of arms, columns of bins of log-SNR."""
+"""Where along the noise levels a variant differs from the baseline: rows of variants, columns of bins of log-SNR."""
 
 import math
 
@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 from gnunet.ablation.analysis.formatting import is_clear, percent, percent_tick
 from gnunet.ablation.analysis.results import Contrast, Results
 from gnunet.ablation.figures.rows import Row, contrast_rows
-from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, finish, new_figure
+from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, new_figure, render
 
 _SHOWN = 0.8
 """Share of the differences that the colours reach over; the few beyond them have the colours at the ends."""
@@ -52,7 +52,7 @@ def draw(results: Results) -> Picture | None:
         f"higher. Dots: the bin's 95% interval leaves out zero.{clipped} Crosshatched: seeds diverged, and the colour "
         "is of those left. Hatched: missing."
     )
-    return finish(figure, "log_snr", f"Validation loss by noise level: difference to {results.study.baseline}", caption)
+    return render(figure, "log_snr", f"Validation loss by noise level: difference to {results.study.baseline}", caption)
 
 
 def _label(row: Row) -> str:

@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, finish, new_figure, rows_axis
+from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, new_figure, render, rows_axis
 
 Reader = Callable[[Mapping[str, Any]], Sequence[float | None]]
 """Takes one quantity, a number for each bin, from a record's magnitudes."""
@@ -72,7 +72,7 @@ def _draw(results: Results, panels: Mapping[str, Reader], name: str, title: str,
         f"{what}, with the final averaged weights in evaluation mode; geometric mean over the seeds. Colours are "
         "logarithmic and of each panel its own. Crosshatched: diverged; hatched: missing."
     )
-    return finish(figure, name, title, caption)
+    return render(figure, name, title, caption)
 
 
 def _grid(results: Results, read: Reader, bins: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Loss against speed and memory, with the arms that no other beats in both."""
+"""Loss against speed and memory, with the variants that no other beats in both."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.metrics import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.scales import loss_axis
-from gnunet.ablation.figures.style import GREY, ArmStyle, Picture, finish, legend_rows, new_figure, put_legend
+from gnunet.ablation.figures.style import GREY, Picture, VariantStyle, legend_rows, new_figure, put_legend, render
 
 _COSTS = {"images_per_second": -1.0, "saved_mib": 1.0, "peak_memory_mib": 1.0}
 """What is on the x axes, and 1 where low is good."""
@@ -21,7 +21,7 @@ _PLACES = [(7, 0), (-7, 0), *((dx, dy) for dy in (-13, -24, -35, -46, 13) for dx
 _BEHIND_NAMES = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
 
 
-def draw(results: Results, styles: dict[str, ArmStyle]) -> Picture | None:
+def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
     """A panel for each cost; None where no record has a loss and a cost."""
     losses = {condition: results.mean(condition, "validation_loss") for condition in results.conditions}
     shown: dict[str, dict[Condition, tuple[float, float]]] = {}
@@ -34,18 +34,18 @@ def draw(results: Results, styles: dict[str, ArmStyle]) -> Picture | None:
         return None
     figure = new_figure(4.4 + 0.2 * legend_rows(len(styles)))
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    panels[0].set_ylabel(metric_named("validation_loss").label)
+    panels[0].set_ylabel(metric_info("validation_loss").label)
     top = _scale(panels[0], [loss for points in shown.values() for _, loss in points.values()])
     for panel, (name, points) in zip(panels, shown.items(), strict=True):
         for condition, (cost, loss) in points.items():
-            look = styles[condition.arm]
+            look = styles[condition.variant]
             fill = look.colour if loss <= top else "white"
             panel.plot(cost, min(loss, top), marker=look.marker, color=look.colour, markerfacecolor=fill, clip_on=False)
         loss_axis(panel, "x", [cost for cost, _ in points.values()])
-        panel.set_xlabel(metric_named(name).label)
+        panel.set_xlabel(metric_info(name).label)
         if panel.get_xscale() == "linear":
             panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    handles = [Line2D([], [], label=a, **styles[a].drawn | {"linestyle": "none"}) for a in results.study.arms]
+    handles = [Line2D([], [], label=a, **styles[a].drawn | {"linestyle": "none"}) for a in results.study.variants]
     put_legend(figure, handles)
     figure.draw_without_rendering()  # labels are placed in pixels, which the layout decides
     for panel, (name, points) in zip(panels, shown.items(), strict=True):
@@ -58,7 +58,7 @@ def draw(results: Results, styles: dict[str, ArmStyle]) -> Picture | None:
         "memory; the line joins those that none beats in both, whose names are written. Hollow: above the upper edge."
         + (f" Without a loss: {', '.join(absent)}." if absent else "")
     )
-    return finish(figure, "pareto", "Loss against speed and memory", caption)
+    return render(figure, "pareto", "Loss against speed and memory", caption)
 
 
 def _scale(panel: Axes, losses: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""The same images of every arm side by side, cut from the grids that the cells have drawn."""
+"""The same images of every variant side by side, cut from the grids that the trials have drawn."""
 
 import math
 
@@ -7,11 +7,11 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.style import DIVERGED, MISSING, Picture, finish, new_figure
+from gnunet.ablation.figures.style import DIVERGED, MISSING, Picture, new_figure, render
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 
 _TILES, _WIDTH, _HEIGHT = 10, 800, 72
-"""Images of an arm at most, and pixels that they take at most: all together in width, each in height."""
+"""Images of a variant at most, and pixels that they take at most: all together in width, each in height."""
 _DPI = 110
 
 
@@ -51,11 +51,11 @@ def draw(results: Results) -> Picture | None:
         f"Images 0 to {count - 1} of the final averaged weights at seed {seed}: a column starts from the same noise "
         "and has the same label. Crosshatched: diverged; hatched: missing."
     )
-    return finish(figure, "samples", "Samples", caption, pixels=True, dpi=_DPI)
+    return render(figure, "samples", "Samples", caption, pixels=True, dpi=_DPI)
 
 
 def _tiles(results: Results, condition: Condition, seed: int) -> np.ndarray | None:
-    """The first images of a cell's grid, uint8 (n, H, W, 3), in the places that `make_grid` gives them; None
+    """The first images of a trial's grid, uint8 (n, H, W, 3), in the places that `make_grid` gives them; None
     without a whole grid."""
     record = results.record(condition, seed)
     path = results.folder / "samples" / f"{results.name(condition, seed)}.png"

@@ -73,7 +73,7 @@ def study_axis(panel: Axes, axis: Axis) -> None:
 
 
 def dodge(axis: Axis, count: int) -> np.ndarray:
-    """Small steps aside for `count` arms, float64 (count,), so that none hides another at the same value."""
+    """Small steps aside for `count` variants, float64 (count,), so that none hides another at the same value."""
     return (np.arange(count) - (count - 1) / 2) * min(0.05, 0.4 / max(count, 1)) * _step(axis)
 
 

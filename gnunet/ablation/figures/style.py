@@ -1,4 +1,4 @@
-"""What all figures share: one look, one style for each arm, and bytes that depend on nothing but the records."""
+"""What all figures share: one look, one style for each variant, and bytes that depend on nothing but the records."""
 
 import io
 import math
@@ -48,8 +48,8 @@ _LINES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)
 
 
 @dataclass(frozen=True)
-class ArmStyle:
-    """How an arm is drawn in every figure."""
+class VariantStyle:
+    """How a variant is drawn in every figure."""
 
     colour: str
     marker: str
@@ -75,19 +75,19 @@ class Picture:
     """None where the picture is made of pixels."""
 
 
-def arm_styles(arms: Sequence[str], baseline: str) -> dict[str, ArmStyle]:
-    """A style for each arm: the base arm is black, the others differ in colour, then in line and marker."""
-    others = [arm for arm in arms if arm != baseline]
+def variant_styles(variants: Sequence[str], baseline: str) -> dict[str, VariantStyle]:
+    """A style for each variant: the baseline is black, the others differ in colour, then in line and marker."""
+    others = [variant for variant in variants if variant != baseline]
     styles = {}
-    for i, arm in enumerate(others):
+    for i, variant in enumerate(others):
         turn = i // len(_COLOURS)
         marker = _MARKERS[(i + 3 * turn) % len(_MARKERS)]
-        styles[arm] = ArmStyle(_COLOURS[i % len(_COLOURS)], marker, _LINES[turn % len(_LINES)])
-    return styles | {baseline: ArmStyle("black", "o", "-")}
+        styles[variant] = VariantStyle(_COLOURS[i % len(_COLOURS)], marker, _LINES[turn % len(_LINES)])
+    return styles | {baseline: VariantStyle("black", "o", "-")}
 
 
 @contextmanager
-def look() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """Matplotlib's defaults, whatever the user's are, with the report's look over them; undone at the end."""
     with style.context(["default", _LOOK]):
         yield
@@ -98,7 +98,7 @@ def new_figure(height: float, width: float = WIDTH, layout: Literal["constrained
     return Figure(figsize=(width, height), layout=layout)
 
 
-def finish(figure: Figure, name: str, title: str, caption: str, *, pixels: bool = False, dpi: int = 110) -> Picture:
+def render(figure: Figure, name: str, title: str, caption: str, *, pixels: bool = False, dpi: int = 110) -> Picture:
     """Write a figure as PNG and, unless it is made of pixels, as SVG whose text is text."""
     name = re.sub(r"[^\w-]+", "_", name)  # axes and metrics are named by the user
     png = io.BytesIO()
@@ -114,7 +114,7 @@ def finish(figure: Figure, name: str, title: str, caption: str, *, pixels: bool 
 
 
 def legend_rows(count: int) -> int:
-    """How many rows a legend of so many arms has."""
+    """How many rows a legend of so many variants has."""
     return math.ceil(count / _LEGEND_COLUMNS)
 
 

@@ -11,9 +11,9 @@ from gnunet.ablation.figures.style import (
     MISSING,
     ROW,
     Picture,
-    finish,
     new_figure,
     put_legend,
+    render,
     rows_axis,
 )
 
@@ -69,4 +69,4 @@ def draw(results: Results) -> Picture | None:
         "training images. Batch: each batch's own, as in training. Right: paired by seed, with 95% intervals (see "
         "Statistics). Crosshatched: diverged; hatched: missing."
     )
-    return finish(figure, "train_eval_gap", "Training and evaluation statistics of batch-dependent norms", caption)
+    return render(figure, "train_eval_gap", "Training and evaluation statistics of batch-dependent norms", caption)

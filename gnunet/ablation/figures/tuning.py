@@ -1,4 +1,4 @@
-"""The search of one key's value: every arm at every point, and what was chosen."""
+"""The search of one key's value: every variant at every setting, and what was chosen."""
 
 import math
 
@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.formatting import percent_tick
-from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.metrics import metric_info
 from gnunet.ablation.analysis.results import Results
-from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, finish, new_figure, rows_axis
+from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, new_figure, render, rows_axis
 
 _WORST = 0.2
 """Difference to a row's best at which the colours end."""
@@ -16,7 +16,7 @@ _WORST = 0.2
 
 def draw(results: Results) -> Picture | None:
     """A row for each condition and a column for each value tried; None where the study has no tuning."""
-    tried = results.tried()
+    tried = results.tuning_scores()
     if not tried:
         return None
     values = list(next(iter(tried.values())))
@@ -30,7 +30,7 @@ def draw(results: Results) -> Picture | None:
         (finite - best) / np.abs(best), cmap="Blues_r", vmin=0, vmax=_WORST, aspect="auto", interpolation="none"
     )
     for y, condition in enumerate(tried):
-        chosen = results.plan.chosen.get((condition.arm, condition.point))
+        chosen = results.plan.chosen.get((condition.variant, condition.setting))
         for x, value in enumerate(values):
             number = numbers[y, x]
             if math.isfinite(number):
@@ -50,10 +50,10 @@ def draw(results: Results) -> Picture | None:
     bar = figure.colorbar(image, extend="max", aspect=30, pad=0.02)
     bar.set_label("above the row's best")
     bar.ax.yaxis.set_major_formatter(percent_tick)
-    name = metric_named(results.study.tuning.metric).title
+    name = metric_info(results.study.tuning.metric).title
     seeds = ", ".join(map(str, results.study.tuning.seeds))
     caption = (
         f"Mean {name} over the tuning seeds ({seeds}), which are not reported on. Framed: chosen. Crosshatched: a seed "
         "diverged. Hatched: missing. A choice at either end says that the search was too narrow."
     )
-    return finish(figure, "tuning", f"Tuning of {results.study.tuning.key}", caption)
+    return render(figure, "tuning", f"Tuning of {results.study.tuning.key}", caption)

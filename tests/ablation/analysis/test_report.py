@@ -7,12 +7,12 @@ from gnunet.ablation.analysis.report import write_report
 from gnunet.errors import ConfigError
 
 
-def worse(cell):
-    """b is 10% worse than a at size 1, where one of its cells diverged; at size 2 one of its cells is missing."""
-    if cell.arm == "a":
+def worse(trial):
+    """b is 10% worse than a at size 1, where one of its trials diverged; at size 2 one of its trials is missing."""
+    if trial.variant == "a":
         return 0.0
-    size = dict(cell.point)["size"]
-    if cell.seed == 1:
+    size = dict(trial.setting)["size"]
+    if trial.seed == 1:
         return "diverged" if size == "1" else "missing"
     return 0.1
 
@@ -37,10 +37,10 @@ def report(made_up, without_figures):
 
 
 def rows(markdown, heading):
-    """The cells of the rows of the table below a heading."""
+    """The trials of the rows of the table below a heading."""
     section = markdown.split(f"## {heading}\n")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+    return [[trial.strip() for trial in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
 
 
 class TestFiles:
@@ -74,14 +74,14 @@ class TestFiles:
     def test_what_users_write_is_text(self, made_up, small_study, without_figures):
         study, plan, records, folder = made_up(small_study, worse)
         page = write_report(study, plan, records, folder, name="made_up", budget=None).read_text()
-        assert "<h1>Two &lt;arms&gt;</h1>" in page and "b is &lt;worse&gt; | here" in page
+        assert "<h1>Two &lt;variants&gt;</h1>" in page and "b is &lt;worse&gt; | here" in page
         assert "b is &lt;worse> \\| here" in (folder / "report.md").read_text()
 
 
 class TestErrors:
     def test_no_records(self, made_up, small_study, tmp_path):
         study, plan, _, folder = made_up(small_study, worse)
-        with pytest.raises(ConfigError, match="no record of a cell of made_up"):
+        with pytest.raises(ConfigError, match="no record of a trial of made_up"):
             write_report(study, plan, {}, folder, name="made_up", budget=None)
         assert not (tmp_path / "report.md").exists()
 
@@ -115,7 +115,7 @@ class TestTables:
         assert [row[4] for row in means] == ["2 of 2", "1 of 2", "1 of 2"]
         assert all(len(row) == len(means[0]) and float(row[5]) > 0 for row in means)
 
-    def test_arms_without_axes_are_sorted_by_loss(self, kinds_study, without_figures, tmp_path):
+    def test_variants_without_axes_are_sorted_by_loss(self, kinds_study, without_figures, tmp_path):
         study, plan, records, _ = kinds_study
         write_report(study, plan, records, tmp_path, name="kinds", budget="h100")
         means = rows((tmp_path / "report.md").read_text(), "Means")
@@ -123,11 +123,11 @@ class TestTables:
         assert len(means) == 21 and losses == sorted(losses)
         assert means[-1][:5] == ["pixel", "", "missing", "", "0 of 3"] and set(means[-1][5:]) == {""}
 
-    def test_cells(self, report, small_study):
-        cells = rows(report(small_study, worse), "Cells")
-        assert [row[0] for row in cells] == ["a", "b: 1", "b: 2"]
-        assert cells[1][2] == "*diverged at 1,000*" and cells[2][2] == "*missing*"
-        assert all(re.fullmatch(r"0\.\d{4}", cell) for cell in (*cells[0][1:], cells[1][1], cells[2][1]))
+    def test_trials(self, report, small_study):
+        trials = rows(report(small_study, worse), "Trials")
+        assert [row[0] for row in trials] == ["a", "b: 1", "b: 2"]
+        assert trials[1][2] == "*diverged at 1,000*" and trials[2][2] == "*missing*"
+        assert all(re.fullmatch(r"0\.\d{4}", trial) for trial in (*trials[0][1:], trials[1][1], trials[2][1]))
 
     def test_tuning(self, batch_study, without_figures, tmp_path):
         study, plan, records, _ = batch_study
@@ -135,9 +135,9 @@ class TestTables:
         markdown = (tmp_path / "report.md").read_text()
         chosen = dict(rows(markdown, "Tuning"))
         assert chosen["group"] == "0.001" and chosen["batch_renorm: 64"] == "*not finished*"
-        assert rows(markdown, "Cells")[-1] == ["batch_renorm: 64", *["*waits for tuning*"] * 3]
+        assert rows(markdown, "Trials")[-1] == ["batch_renorm: 64", *["*waits for tuning*"] * 3]
         assert page.count('class="number state-missing"') == 7 + 1 and page.count('state-diverged"') == 4
-        assert "57 cells, 46 complete, 4 diverged, 7 missing; 3 seeds" in markdown
+        assert "57 trials, 46 complete, 4 diverged, 7 missing; 3 seeds" in markdown
 
     def test_setting_and_environment(self, report, small_study):
         markdown = report(small_study, worse, lambda records: records[0].update(parameters=77))
@@ -149,7 +149,7 @@ class TestTables:
 
 class TestWarnings:
     def test_none_where_all_is_well(self, report, small_study):
-        assert "\n>" not in report(small_study, lambda cell: 0.1)
+        assert "\n>" not in report(small_study, lambda trial: 0.1)
 
     @pytest.mark.parametrize(
         ("change", "warning"),
@@ -159,17 +159,19 @@ class TestWarnings:
             (lambda records: records[1]["environment"].update(torch="2.14.0"), "more than one torch"),
             (lambda records: [r["environment"].update(commit="0-dirty") for r in records], "differ from their commit"),
             (lambda records: records[2]["bank"].update(fingerprint="0"), "2 validation banks"),
-            (lambda records: records[0].update(nonfinite_steps=3), "1 complete cells skipped steps"),
+            (lambda records: records[0].update(nonfinite_steps=3), "1 complete trials skipped steps"),
         ],
     )
     def test_of_records_that_differ(self, report, small_study, change, warning):
-        assert warning in report(small_study, lambda cell: 0.1, change)
+        assert warning in report(small_study, lambda trial: 0.1, change)
 
     def test_of_one_seed(self, report, small_study):
-        assert "One seed says nothing" in report(small_study.replace("seeds: [0, 1]", "seeds: [3]"), lambda cell: 0.1)
+        assert "One seed says nothing" in report(small_study.replace("seeds: [0, 1]", "seeds: [3]"), lambda trial: 0.1)
 
     def test_of_a_choice_at_the_end_of_the_values(self, report, small_study):
         text = small_study + "tuning: {key: train.learning_rate, values: [1e-3, 2e-3, 3e-3], seeds: [9]}\n"
         best = {"a": 0.002, "b": 0.003}
-        markdown = report(text, lambda cell: abs(float(cell.tuned) - best[cell.arm]) * 100 if cell.tuned else 0.0)
+        markdown = report(
+            text, lambda trial: abs(float(trial.tuned) - best[trial.variant]) * 100 if trial.tuned else 0.0
+        )
         assert "a better one may lie beyond: b: 1, b: 2." in markdown

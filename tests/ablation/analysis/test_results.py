@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gnunet.ablation.analysis.formatting import describe, percent
-from gnunet.ablation.analysis.metrics import metric_named
+from gnunet.ablation.analysis.metrics import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 
 TWO_AXES = """
@@ -13,7 +13,7 @@ question: Which?
 base: {data.resolution: 16, train.images: 2000, sampling.num_images: 6}
 seeds: [0, 1]
 baseline: a
-arms:
+variants:
   a: {set: {}, axes: [size]}
   b: {train.weight_decay: 0.1}
   c: {set: {train.weight_decay: 0.2}, axes: []}
@@ -25,7 +25,7 @@ axes:
 
 @pytest.fixture
 def crossed(made_up):
-    return Results(*made_up(TWO_AXES, lambda cell: {"a": 0.0, "b": 0.1, "c": 0.2}[cell.arm]))
+    return Results(*made_up(TWO_AXES, lambda trial: {"a": 0.0, "b": 0.1, "c": 0.2}[trial.variant]))
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,14 @@ class TestPlaces:
         ]  # fmt: skip
         assert crossed.place((("size", "1"), ("way", "up"))) == "how large: 1; the way: up"
 
-    def test_the_base_arm_stands_at_the_same_point(self, crossed):
-        pairs = [(c.point, crossed.label(c.left), crossed.label(c.right)) for c in crossed.contrasts]
-        assert len(pairs) == 4 + 2  # b at every point; c, which crosses nothing, at each of the base's
+    def test_the_base_variant_stands_at_the_same_setting(self, crossed):
+        pairs = [(c.setting, crossed.label(c.left), crossed.label(c.right)) for c in crossed.contrasts]
+        assert len(pairs) == 4 + 2  # b at every setting; c, which crosses nothing, at each of the base's
         assert ((("size", "2"), ("way", "up")), "b: size 2, way up", "a: size 2") in pairs
         assert ((("size", "2"),), "c", "a: size 2") in pairs
 
-    def test_points_are_the_whole_ones(self, crossed):
-        assert crossed.points == [(("size", s), ("way", w)) for s in "12" for w in ("up", "down")]
+    def test_settings_are_the_whole_ones(self, crossed):
+        assert crossed.settings == [(("size", s), ("way", w)) for s in "12" for w in ("up", "down")]
 
     def test_with_one_axis_its_name_is_left_out(self, batches):
         assert batches.label(Condition("batch", (("batch", "32"),))) == "batch: 32"
@@ -63,53 +63,53 @@ class TestPlaces:
 
 class TestOutcomes:
     def test_the_loss_is_that_of_the_errors(self, kinds):
-        outcome = kinds.outcomes(Condition("rms", ()), "validation_loss")[1]
+        outcome = kinds.scores(Condition("rms", ()), "validation_loss")[1]
         errors = np.array(kinds.record(Condition("rms", ()), 1)["errors"]["running"])
         assert outcome.value == pytest.approx(errors.reshape(-1, 8).mean())  # 8 bins of equal size, in turn
         assert outcome.resampled.mean() == pytest.approx(outcome.value, rel=0.01)
 
     def test_a_bin_has_its_own_examples(self, kinds):
-        outcome = kinds.outcomes(Condition("rms", ()), "validation_loss", 3)[0]
+        outcome = kinds.scores(Condition("rms", ()), "validation_loss", 3)[0]
         errors = np.array(kinds.record(Condition("rms", ()), 0)["errors"]["running"])
         assert outcome.value == pytest.approx(errors[3::8].mean())
 
     def test_batch_statistics_of_a_norm_that_has_none_are_the_same(self, kinds):
         losses = ("validation_loss", "validation_loss_precise", "validation_loss_batch")
-        group, batch = ([kinds.mean(Condition(arm, ()), name) for name in losses] for arm in ("group", "batch"))
+        group, batch = ([kinds.mean(Condition(variant, ()), name) for name in losses] for variant in ("group", "batch"))
         assert group[0] == group[1] == group[2]
         assert batch[0] > batch[1] > batch[2]
 
     def test_diverged_is_worst_and_says_nothing_of_costs(self, kinds):
         none = Condition("none", ())
         assert kinds.states(none) == ["diverged", "diverged", "complete"]
-        assert [o.value for o in kinds.outcomes(none, "validation_loss").values()][:2] == [math.inf, math.inf]
-        assert [o.value for o in kinds.outcomes(none, "recall_dinov2").values()] == [-math.inf, -math.inf]
-        assert list(kinds.outcomes(none, "images_per_second")) == [2]
+        assert [o.value for o in kinds.scores(none, "validation_loss").values()][:2] == [math.inf, math.inf]
+        assert [o.value for o in kinds.scores(none, "recall_dinov2").values()] == [-math.inf, -math.inf]
+        assert list(kinds.scores(none, "images_per_second")) == [2]
         assert math.isfinite(kinds.mean(none, "validation_loss"))
 
     def test_missing_is_left_out(self, kinds):
-        assert kinds.outcomes(Condition("pixel", ()), "validation_loss") == {}
+        assert kinds.scores(Condition("pixel", ()), "validation_loss") == {}
         assert math.isnan(kinds.mean(Condition("pixel", ()), "validation_loss"))
-        assert list(kinds.outcomes(Condition("derf", ()), "kid_efficientnet_lite0")) == [0]
+        assert list(kinds.scores(Condition("derf", ()), "kid_efficientnet_lite0")) == [0]
 
     def test_an_error_that_is_not_finite_is_worst(self, made_up, small_study):
-        study, plan, records, folder = made_up(small_study, lambda cell: 0.0)
-        name = plan.cells[0].name
+        study, plan, records, folder = made_up(small_study, lambda trial: 0.0)
+        name = plan.trials[0].name
         records[name]["errors"]["running"][5] = None
-        outcome = Results(study, plan, records, folder).outcomes(Condition("a", ()), "validation_loss")[0]
+        outcome = Results(study, plan, records, folder).scores(Condition("a", ()), "validation_loss")[0]
         assert outcome.value == math.inf
 
-    def test_cells_on_another_bank_are_paired_by_seed(self, made_up, small_study):
-        study, plan, records, folder = made_up(small_study, lambda cell: 0.1 * (cell.arm == "b"))
-        for cell in plan.cells:
-            if cell.arm == "b":
-                records[cell.name]["bank"]["fingerprint"] = "another"
+    def test_trials_on_another_bank_are_paired_by_seed(self, made_up, small_study):
+        study, plan, records, folder = made_up(small_study, lambda trial: 0.1 * (trial.variant == "b"))
+        for trial in plan.trials:
+            if trial.variant == "b":
+                records[trial.name]["bank"]["fingerprint"] = "another"
         results = Results(study, plan, records, folder)
         difference = results.compare(results.at("b", [("size", "1")]), results.at("a", []), "validation_loss")
         assert difference.pairs == 2 and difference.bootstrap is None
 
     def test_tuning(self, batches):
-        tried = batches.tried()
+        tried = batches.tuning_scores()
         batch = tried[Condition("batch", (("batch", "2"),))]
         assert list(batch) == ["0.0005", "0.001", "0.002", "0.004"]
         assert batch["0.004"] == math.inf and batch["0.001"] == min(batch.values())
@@ -125,7 +125,9 @@ class TestVerdicts:
         assert judged[0].difference.above == 1 and judged[1].difference.pairs == 3
 
     def test_one_seed_has_no_verdict(self, made_up, small_study):
-        results = Results(*made_up(small_study.replace("seeds: [0, 1]", "seeds: [4]"), lambda c: float(c.arm == "b")))
+        results = Results(
+            *made_up(small_study.replace("seeds: [0, 1]", "seeds: [4]"), lambda c: float(c.variant == "b"))
+        )
         verdict, judged = results.judge(results.study.hypotheses[0])
         assert verdict == "not enough evidence" and judged[0].difference.interval.low > 0.5
 
@@ -139,11 +141,11 @@ class TestWords:
         assert percent(value) == words
 
     @pytest.mark.parametrize(
-        ("arm", "mean", "interval", "pairs"),
+        ("variant", "mean", "interval", "pairs"),
         [("pixel", "", "missing", ""), ("group", "0", "identical", "3")],
     )
-    def test_of_a_difference(self, kinds, arm, mean, interval, pairs):
-        described = describe(kinds.compare(Condition(arm, ()), Condition("group", ()), "validation_loss"))
+    def test_of_a_difference(self, kinds, variant, mean, interval, pairs):
+        described = describe(kinds.compare(Condition(variant, ()), Condition("group", ()), "validation_loss"))
         assert (described.mean, described.interval, described.pairs) == (mean, interval, pairs)
 
     def test_of_a_divergence(self, kinds, batches):
@@ -164,5 +166,5 @@ class TestWords:
         ],
     )
     def test_of_metrics(self, name, label, worst):
-        metric = metric_named(name)
+        metric = metric_info(name)
         assert (metric.label, metric.worst) == (label, worst)

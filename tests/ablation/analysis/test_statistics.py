@@ -9,7 +9,7 @@ from gnunet.ablation.analysis.statistics import (
     Bank,
     Difference,
     Interval,
-    Outcome,
+    Score,
     judge,
     judge_all,
     paired_difference,
@@ -19,21 +19,21 @@ from gnunet.evaluation.validation import summarize
 
 BINS = np.arange(60) % 4
 BANK = Bank(BINS)
-LOST = Outcome(math.inf)
+LOST = Score(math.inf)
 
 
-def cells(errors, bank="the same"):
+def trials(errors, bank="the same"):
     """Outcomes by seed from rows of errors."""
-    return {seed: Outcome(BANK.loss(row), BANK.resampled(row), bank) for seed, row in enumerate(errors)}
+    return {seed: Score(BANK.loss(row), BANK.resampled(row), bank) for seed, row in enumerate(errors)}
 
 
 def values(*numbers):
     """Outcomes by seed of a metric without examples."""
-    return {seed: Outcome(number) for seed, number in enumerate(numbers)}
+    return {seed: Score(number) for seed, number in enumerate(numbers)}
 
 
 def draw(seeds=3, *, spread=0.1, seed=0):
-    """Errors (seeds, 60): examples that differ much, the same way in every cell, and cells that differ a little."""
+    """Errors (seeds, 60): examples that differ much, the same way in every trial, and trials that differ a little."""
     shared = np.random.default_rng(99).lognormal(size=60)
     own = np.random.default_rng(seed)
     return shared * (1 + spread * own.standard_normal((seeds, 1))) * np.exp(0.05 * own.standard_normal((seeds, 60)))
@@ -59,7 +59,7 @@ class TestBank:
         assert resampled.std() == pytest.approx(expected, rel=0.06)
         assert resampled.mean() == pytest.approx(Bank(bins).loss(errors), abs=4 * expected / math.sqrt(RESAMPLES))
 
-    def test_every_cell_has_the_same_resamples(self):
+    def test_every_trial_has_the_same_resamples(self):
         a, b = draw(2)
         one, other = Bank(BINS), Bank(BINS)
         np.testing.assert_allclose(one.resampled(a) + other.resampled(b), one.resampled(a + b), rtol=1e-12)
@@ -76,7 +76,7 @@ class TestIntervals:
         assert student_interval(np.array([0.1])) is None
 
     def test_the_interval_reaches_over_both(self):
-        difference = paired_difference(cells(draw(seed=1)), cells(draw(seed=2)))
+        difference = paired_difference(trials(draw(seed=1)), trials(draw(seed=2)))
         student, bootstrap = difference.student, difference.bootstrap
         assert difference.interval.low == min(student.low, bootstrap.low)
         assert difference.interval.high == max(student.high, bootstrap.high)
@@ -88,7 +88,7 @@ class TestIntervals:
         assert difference.interval == difference.student == student_interval(np.array([1.0, 1.2, 1.1]) - 1)
 
     def test_one_seed_has_the_bootstrap_alone(self):
-        difference = paired_difference(cells(draw(1, seed=1)), cells(draw(1, seed=2)))
+        difference = paired_difference(trials(draw(1, seed=1)), trials(draw(1, seed=2)))
         assert difference.student is None and difference.pairs == 1
         assert difference.interval == difference.bootstrap
         assert difference.interval.low < difference.relative < difference.interval.high
@@ -96,14 +96,14 @@ class TestIntervals:
     def test_what_pairs_share_cancels(self):
         """Seeds and examples differ much more than the sides do."""
         right = draw(spread=0.3)
-        difference = paired_difference(cells(1.02 * right), cells(right))
+        difference = paired_difference(trials(1.02 * right), trials(right))
         assert difference.relative == pytest.approx(0.02, rel=1e-12)
         assert difference.bootstrap.low == pytest.approx(0.02) == difference.bootstrap.high
         assert 0 < difference.interval.low < 0.02 < difference.interval.high < 0.04
 
     def test_pairs_are_by_seed_whatever_their_order(self):
-        right = cells(draw(4, spread=0.5))
-        left = cells(1.01 * draw(4, spread=0.5))
+        right = trials(draw(4, spread=0.5))
+        left = trials(1.01 * draw(4, spread=0.5))
         shuffled = {seed: left[seed] for seed in (2, 0, 3)}  # one is missing
         difference = paired_difference(shuffled, right)
         assert difference.pairs == 3
@@ -111,7 +111,7 @@ class TestIntervals:
         assert difference.by_seed == pytest.approx([0.01 * right[s].value / scale for s in (0, 2, 3)])
 
     def test_different_banks_are_paired_by_seed_alone(self):
-        difference = paired_difference(cells(draw(seed=1)), cells(draw(seed=2), bank="another"))
+        difference = paired_difference(trials(draw(seed=1)), trials(draw(seed=2), bank="another"))
         assert difference.bootstrap is None and difference.interval == difference.student
 
     def test_relative_to_the_size_of_a_right_below_zero(self):
@@ -128,7 +128,7 @@ class TestIntervals:
             effect = 0.05 + 0.02 * rng.standard_normal(60)
             right = np.tile(examples, (seeds, 1))
             left = right + effect + 0.02 * rng.standard_normal((seeds, 1))
-            interval = paired_difference(cells(left), cells(right)).interval
+            interval = paired_difference(trials(left), trials(right)).interval
             scale = BANK.loss(examples)  # relative to what is measured
             covered += interval.low * scale <= 0.05 <= interval.high * scale
         assert covered / runs > 0.93
@@ -136,7 +136,7 @@ class TestIntervals:
 
 class TestDivergence:
     def test_all_of_left(self):
-        difference = paired_difference(dict.fromkeys(range(3), LOST), cells(draw()))
+        difference = paired_difference(dict.fromkeys(range(3), LOST), trials(draw()))
         assert difference.interval == Interval(math.inf, math.inf)
         assert difference.relative == math.inf and difference.diverged == 3
         assert judge(difference, "higher", 0.5) == "supported"
@@ -144,9 +144,9 @@ class TestDivergence:
 
     def test_one_of_left_extends_the_interval_upwards(self):
         right = draw()
-        whole = cells(1.1 * right)
-        difference = paired_difference(whole | {0: LOST}, cells(right))
-        without = paired_difference({s: whole[s] for s in (1, 2)}, {s: cells(right)[s] for s in (1, 2)})
+        whole = trials(1.1 * right)
+        difference = paired_difference(whole | {0: LOST}, trials(right))
+        without = paired_difference({s: whole[s] for s in (1, 2)}, {s: trials(right)[s] for s in (1, 2)})
         assert difference.interval == Interval(without.interval.low, math.inf)
         assert (difference.pairs, difference.diverged, len(difference.by_seed)) == (3, 1, 2)
         assert judge(difference, "lower") == judge(difference, "same", 0.01) == "refuted"
@@ -159,7 +159,7 @@ class TestDivergence:
         assert judge(difference, "higher", 0.01) == "refuted"
 
     def test_a_finite_pair_that_says_otherwise(self):
-        left, right = cells(0.9 * draw(1)), cells(draw(1))
+        left, right = trials(0.9 * draw(1)), trials(draw(1))
         difference = paired_difference(left | {1: LOST}, right | {1: right[0]})
         assert difference.interval.low < 0 and difference.interval.high == math.inf
         assert judge(difference, "higher") == "not enough evidence"
@@ -172,7 +172,7 @@ class TestDivergence:
 
     def test_both_sides_of_a_pair_say_nothing(self):
         difference = paired_difference(values(1.1, math.inf, 1.1), values(1.0, math.inf, 1.0))
-        assert difference.pairs == 2 and difference.lost == 1
+        assert difference.pairs == 2 and difference.both_diverged == 1
         assert difference.relative == pytest.approx(0.1) and difference.interval.high < math.inf
         assert judge(paired_difference(values(math.inf), values(math.inf)), "higher") == "not enough evidence"
 
@@ -207,13 +207,13 @@ class TestVerdicts:
         assert judge(between(low, high), expect, margin) == verdict
 
     def test_one_seed_is_not_enough(self):
-        difference = paired_difference(cells(2 * draw(1)), cells(draw(1)))
+        difference = paired_difference(trials(2 * draw(1)), trials(draw(1)))
         assert difference.interval.low > 0.9
         assert judge(difference, "higher") == judge(difference, "lower") == "not enough evidence"
 
     def test_missing(self):
-        assert judge(paired_difference({}, cells(draw())), "higher") == "missing"
-        assert judge(paired_difference({0: Outcome(1.0)}, {1: Outcome(1.0)}), "higher") == "missing"
+        assert judge(paired_difference({}, trials(draw())), "higher") == "missing"
+        assert judge(paired_difference({0: Score(1.0)}, {1: Score(1.0)}), "higher") == "missing"
 
     def test_without_an_interval_there_is_no_verdict(self):
         assert judge(paired_difference(values(1.0, 2.0), values(0.0, 0.0)), "higher") == "not enough evidence"
