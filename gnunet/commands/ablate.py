@@ -35,7 +35,9 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--jobs", type=positive, metavar="N", help="trials at a time (default: one for each GPU, or for each core)"
     )
-    parser.add_argument("--folder", type=Path, help="where records are written (default: runs/ablations/STUDY[-BUDGET])")
+    parser.add_argument(
+        "--folder", type=Path, help="where records are written (default: runs/ablations/STUDY[-BUDGET])"
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry_run", action="store_true", help="print the plan and the expected time")
     mode.add_argument("--report", action="store_true", help="write the report of the existing records")
