@@ -19,6 +19,11 @@ _SHARE_TARGETS = {"forward": 0.85, "backward": 0.75}
 _COMPILE_TARGET, _EAGER_TARGET = 1.3, 3.0
 _SHORT = {"channels_last": "nhwc", "contiguous": "nchw", "bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _MARKERS = {OURS: "o", COPY: "|", RMS_NORM: "|"}
+_NAMES = {
+    OURS: "gnunet (auto)", COPY: "copy of as many bytes", RMS_NORM: "F.rms_norm", "compile": "torch.compile",
+    "eager_channels_last": "PyTorch NHWC", "eager_contiguous": "PyTorch NCHW", "gnunet_cuda": "gnunet (cuda)",
+    "gnunet_triton": "gnunet (triton)", "liger": "Liger", "apex": "Apex",
+}  # fmt: skip
 _COLORS = {OURS: "C3", COPY: "0.5", RMS_NORM: "0.7"}
 
 
@@ -186,21 +191,24 @@ def draw_chart(record: dict[str, Any], path: Path) -> None:
 
     cases = sorted(record["cases"], key=lambda case: (case["tensor_bytes"], case["label"]))
     names = {name for case in cases for name, result in case["results"].items() if "forward" in result}
-    figure = Figure(figsize=(11, 1.5 + 0.19 * len(cases)), layout="constrained")
+    figure = Figure(figsize=(10, 1.8 + 0.19 * len(cases)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, direction in zip(panels, ("forward", "backward"), strict=True):
         for name in sorted(names, key=lambda name: (name == OURS, name)):  # the operator over the others
             shares = [case["results"].get(name, {}).get(direction, {}).get("share") for case in cases]
             points = [(100 * share, row) for row, share in enumerate(shares) if share is not None]
             panel.plot(
-                [x for x, _ in points], [y for _, y in points], _MARKERS.get(name, "."), label=short(name),
+                [x for x, _ in points], [y for _, y in points], _MARKERS.get(name, "."), label=_NAMES.get(name, name),
                 color=_COLORS.get(name), linestyle="none",
             )  # fmt: skip
         panel.set_xlim(left=0)
-        panel.set_xlabel(f"{direction}: % of the bandwidth of a large copy,\ncounting the fewest bytes possible")
+        panel.set_xlabel(f"{direction}: % of a copy's bandwidth, at minimum bytes", fontsize=9)
         panel.grid(color="0.9")
     labels = [f"{short(case['label'])}, {case['tensor_bytes'] / 1e6:.3g} MB" for case in cases]
     panels[0].set_yticks(range(len(cases)), labels, fontsize=7)
-    panels[0].legend(fontsize=8)
-    figure.suptitle(f"silu(group_norm(x)): {record['device']}, torch {record['torch']}, {record['date']}")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=(len(names) + 1) // 2, fontsize=8,
+        frameon=False,
+    )  # fmt: skip
+    figure.suptitle(f"silu(group_norm(x)): {record['device']}, torch {record['torch']}, {record['date']}", fontsize=10)
     figure.savefig(path, dpi=150)
