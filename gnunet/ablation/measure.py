@@ -177,8 +177,8 @@ def nearest(session: Session) -> dict[str, Any] | None:
     """Whether samples of the average are copies of training images, by the first extractor of the run's evaluations.
 
     Returns:
-        `extractor`, `num_images`, and of `gnunet.evaluation.Neighbours` `distance_ratio` and `near_share`. None where
-        the run has no evaluations.
+        `extractor`, `num_images`, and of `gnunet.evaluation.Neighbours` `distance_ratio` and (as `near_share`)
+        `near_duplicate_rate`. None where the run has no evaluations.
     """
     settings, accelerator, examples = session.config.evaluate, session.accelerator, session.examples
     if settings.every is None:
@@ -196,7 +196,7 @@ def nearest(session: Session) -> dict[str, Any] | None:
         "extractor": name,
         "num_images": len(samples),
         "distance_ratio": found.distance_ratio,
-        "near_share": found.near_share,
+        "near_share": found.near_duplicate_rate,
     }
 
 

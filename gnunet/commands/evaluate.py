@@ -33,8 +33,8 @@ from gnunet.distributed.launch import run_as_processes, spawn_cpu_processes
 from gnunet.environment import num_cpus
 from gnunet.errors import CheckpointError, ConfigError, DataError, run_cli
 from gnunet.evaluation import (
+    FeatureMetric,
     ImageFiles,
-    Metric,
     Scorer,
     check_reference,
     draw_neighbours,
@@ -114,7 +114,7 @@ class Evaluation:
         self.sources = {**defaults.extractors, **dict(arguments.extractors)}
         self.weights = {**defaults.weights, **dict(arguments.extractor_weights)}
         names = list(dict.fromkeys(arguments.metrics or defaults.metrics))
-        self.metrics: list[Metric] = get_metrics(names, [*EXTRACTORS, *self.sources])
+        self.metrics: list[FeatureMetric] = get_metrics(names, [*EXTRACTORS, *self.sources])
         load_extractors(self.metrics, sources=self.sources, weights=self.weights)
         self.num_images = self.subject.number(arguments.num_images, arguments.repeat)
         for metric in self.metrics:
@@ -224,19 +224,19 @@ class Recorder:
 
     def __init__(self, images: Images, count: int):
         self.images, self.count = images, count
-        self.kept: np.ndarray | None = None
+        self.subset: np.ndarray | None = None
 
     def __call__(self, indices: range) -> np.ndarray:
         images = self.images(indices)
-        if self.kept is None:
-            self.kept = np.zeros((self.count, *images.shape[1:]), np.uint8)
+        if self.subset is None:
+            self.subset = np.zeros((self.count, *images.shape[1:]), np.uint8)
         first = images[: max(self.count - indices.start, 0)]
-        self.kept[indices.start : indices.start + len(first)] = first
+        self.subset[indices.start : indices.start + len(first)] = first
         return images
 
     def together(self, accelerator: Accelerator) -> np.ndarray:
         """The kept images of all processes, on every process."""
-        mine = torch.from_numpy(self.kept).to(accelerator.device)
+        mine = torch.from_numpy(self.subset).to(accelerator.device)
         # What a process has not seen is zero there.
         return accelerator.gather(mine).view(accelerator.num_processes, *mine.shape).amax(dim=0).cpu().numpy()
 

@@ -15,7 +15,7 @@ from gnunet.data.sources.base import visible_files
 from gnunet.data.sources.folder import IMAGE_SUFFIXES
 from gnunet.errors import ConfigError, DataError
 from gnunet.evaluation import ImageFiles
-from gnunet.evaluation.distances import spread
+from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.features import CHUNK, Images
 from gnunet.training.data import load_run_data
 from gnunet.training.evaluation import sample_fn, sampling_metadata
@@ -104,7 +104,7 @@ class Files:
         return {}
 
     def images(self, repeat: int, repeats: int, num_images: int, accelerator: Accelerator) -> Images:
-        chosen = spread(len(self.files), repeats * num_images)[repeat::repeats]
+        chosen = evenly_spaced(len(self.files), repeats * num_images)[repeat::repeats]
         return lambda indices: self.files.read(chosen[indices.start : indices.stop])
 
 
@@ -187,7 +187,7 @@ def _described(resolution: int, channels: int) -> str:
 def _check_sizes(folder: Path, subject: Samples | Files) -> None:
     """Refuse reference images that would have to be enlarged, which distances see."""
     files = [file for file in visible_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
-    for file in (files[i] for i in spread(len(files), LOOKED_AT)):
+    for file in (files[i] for i in evenly_spaced(len(files), LOOKED_AT)):
         try:
             with Image.open(file) as image:
                 width, height = image.size

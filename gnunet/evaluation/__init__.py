@@ -1,9 +1,9 @@
-"""How good a network and its samples are: validation loss, distances to a data set, nearest training images."""
+"""Validation loss by noise level, distances between samples and a data set, nearest training images."""
 
 from gnunet.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
 from gnunet.evaluation.features import FeatureStatistics, collect_statistics
 from gnunet.evaluation.image_files import ImageFiles
-from gnunet.evaluation.metrics import Metric, compute_metrics, get_metrics, metric_table, sample_size_warnings
+from gnunet.evaluation.metrics import FeatureMetric, compute_metrics, get_metrics, metric_table, sample_size_warnings
 from gnunet.evaluation.neighbours import Neighbours, draw_neighbours, nearest_images
 from gnunet.evaluation.reference import Reference, reference_statistics
 from gnunet.evaluation.scoring import Scorer, check_reference, load_extractors, make_scorer
@@ -12,9 +12,9 @@ from gnunet.evaluation.validation import ValidationResult, validation_loss
 __all__ = [
     "EXTRACTORS",
     "Extractor",
+    "FeatureMetric",
     "FeatureStatistics",
     "ImageFiles",
-    "Metric",
     "Neighbours",
     "Reference",
     "Scorer",

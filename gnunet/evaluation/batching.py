@@ -1,33 +1,43 @@
-"""How work on numbered things is distributed over processes, and over how many threads."""
+"""How work on numbered items is divided among ranks, and how many threads do it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+
+from gnunet.processes import Processes
 
 
-def rounds(count: int, size: int, world_size: int) -> Iterator[list[range]]:
-    """Ranges of `size` of the numbers 0 to count - 1, one for each process in each round; the last may want some.
+def batches_by_rank(count: int, batch_size: int, world_size: int) -> Iterator[list[range]]:
+    """Batches of the indices 0..count-1, one per rank in each round; the last round may have fewer.
 
-    A process without a range in the last round should do work of the same kind all the same and throw it away: the
-    others wait for it meanwhile, and in a sharded run they need its rows of the weights.
+    A rank without a batch in the last round should do equal work and discard it: the others wait for it anyway, and
+    in a sharded model they need its part of the weights.
     """
-    for first in range(0, count, world_size * size):
-        starts = range(first, min(first + world_size * size, count), size)
-        yield [range(start, min(start + size, count)) for start in starts]
+    for first in range(0, count, world_size * batch_size):
+        starts = range(first, min(first + world_size * batch_size, count), batch_size)
+        yield [range(start, min(start + batch_size, count)) for start in starts]
 
 
-def indices_for_rank(indices: range, batch_size: int, rank: int, world: int) -> list[int]:
-    """The image indices that `rank` samples: whole batches of consecutive indices, dealt out in turn."""
-    return [i for i in indices if i // batch_size % world == rank]
+def indices_for_rank(indices: range, batch_size: int, rank: int, world_size: int) -> list[int]:
+    """The image indices that `rank` samples: whole batches of consecutive indices, distributed round-robin."""
+    return [i for i in indices if i // batch_size % world_size == rank]
+
+
+def gather_padded(rows: Tensor, size: int, processes: Processes) -> Tensor:
+    """Every rank's rows (n, ...), padded with zeros to (world_size, size, ...), on every rank."""
+    padded = rows.new_zeros(size, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return processes.gather(padded).view(processes.world_size, *padded.shape)
 
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Run torch's CPU operators in one thread inside; the number of threads is put back after.
+    """Run torch's CPU operators in one thread.
 
-    Convolutions, matrix products and factorizations split their sums by the number of threads, and a launch of
-    several processes gives each fewer. On a CPU, more processes, not more threads, use more cores.
+    Convolutions, matrix products and factorizations split their sums by the number of threads, which is lower in a
+    launch of several processes. On a CPU, use more processes instead of more threads to use more cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

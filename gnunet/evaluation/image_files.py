@@ -1,4 +1,4 @@
-"""A folder of images to measure, read file by file."""
+"""A directory of images to evaluate, read file by file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,28 +11,28 @@ from gnunet.data.sources.folder import IMAGE_SUFFIXES
 from gnunet.errors import DataError
 
 GRID = "grid.png"
-"""A file of this name is no image of the set: scripts/sample.py puts its overview beside the samples."""
+"""The overview that `gnunet sample` writes next to the samples; not counted as an image."""
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
 class ImageFiles:
-    """The images of a folder and those below it, in the order of their paths.
+    """The images in a directory and its subdirectories, ordered by path.
 
-    Distances see every resampling, so nothing is resized unless `resolution` says so: the images must all be
-    squares of one size, and all grey or all in colour. With `resolution` they may be anything, and are prepared as
-    training images are (`decode_image`), in RGB.
+    Resampling changes distances, so by default nothing is resized: the images must all be squares of one size, and
+    all grey or all in colour. With `resolution` they may be anything, and are prepared like training images
+    (`decode_image`), in RGB.
 
     Args:
         folder: where they are.
-        resolution: height and width to bring them to; None leaves them as they are.
+        resolution: height and width to resize and crop to; None leaves them as they are.
 
     Attributes:
         files: their paths.
         resolution: height and width.
-        channels: 1 where all are grey, 3 otherwise.
+        channels: 1 if all are grey, else 3.
 
     Raises:
-        DataError: no images, or one that is broken or unlike the others; names it.
+        DataError: no images, or an image that is broken or unlike the others; names it.
     """
 
     def __init__(self, folder: Path, resolution: int | None = None):
@@ -42,24 +42,16 @@ class ImageFiles:
         if resolution is not None:
             self.resolution, self.channels = resolution, 3
             return
-        first = self.files[0]
-        (width, height), grey = _look(first)
+        width, height, self.channels = expected = _inspect_image(self.files[0])
         if width != height:
-            raise DataError(f"{first} is {width} x {height}; valid are squares, or any images with --resolution")
+            raise DataError(f"{self.files[0]} is {width} x {height}; valid: squares, or any images with --resolution")
         for file in self.files[1:]:
-            size, grey_too = _look(file)
-            if size != (width, height):
+            if (found := _inspect_image(file)) != expected:
                 raise DataError(
-                    f"{file} is {size[0]} x {size[1]}, but {first} is {width} x {height}; valid are images of one "
-                    "size, or any with --resolution"
+                    f"{file} is {_describe(*found)}, but {self.files[0]} is {_describe(*expected)}; valid: images of "
+                    "one size, all grey or all in colour, or any images with --resolution"
                 )
-            if grey_too != grey:
-                words = {True: "grey", False: "in colour"}
-                raise DataError(
-                    f"{file} is {words[grey_too]}, but {first} is {words[grey]}; valid are images of one kind, or any "
-                    "with --resolution, which makes all RGB"
-                )
-        self.resolution, self.channels = width, 1 if grey else 3
+        self.resolution = width
 
     def __len__(self) -> int:
         return len(self.files)
@@ -67,21 +59,27 @@ class ImageFiles:
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """The images with these indices, uint8 (len(indices), resolution, resolution, channels).
 
-        Raises DataError for a file that cannot be decoded.
+        Raises:
+            DataError: a file cannot be decoded.
         """
         return np.stack([self._decode(self.files[index]) for index in indices])
 
     def _decode(self, file: Path) -> np.ndarray:
         try:
             return decode_image(file, self.resolution, self.channels)
-        except Exception as error:  # image decoders raise every kind for broken files
+        except Exception as error:  # image decoders raise all kinds for broken files
             raise DataError(f"{file} cannot be decoded: {error}") from error
 
 
-def _look(file: Path) -> tuple[tuple[int, int], bool]:
-    """An image's width and height, and whether it is grey, from the file's head."""
+def _inspect_image(file: Path) -> tuple[int, int, int]:
+    """An image's width, height and channels (1 or 3), from the file's header."""
     try:
         with open_image(file) as image:
-            return image.size, image.mode in GREY_MODES and "transparency" not in image.info
+            is_grey = image.mode in GREY_MODES and "transparency" not in image.info
+            return *image.size, 1 if is_grey else 3
     except Exception as error:
         raise DataError(f"{file} cannot be decoded: {error}") from error
+
+
+def _describe(width: int, height: int, channels: int) -> str:
+    return f"{width} x {height} {'grey' if channels == 1 else 'in colour'}"

@@ -1,4 +1,4 @@
-"""The metrics' names, and their values."""
+"""Metrics by name, and their values."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,21 +10,21 @@ from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import FeatureStatistics
 from gnunet.evaluation.reference import Reference
 
-STATISTICS = {"fd": 2, "kid": 3, "precision": 4, "recall": 4}
-"""What is computed of an extractor's features, and from how many images on."""
-PUBLISHED = 50_000
-"""Images in the Frechet distances that papers print."""
+MIN_IMAGES = {"fd": 2, "kid": 3, "precision": 4, "recall": 4}
+"""The statistics that a metric can be, and the number of images that each needs."""
+STANDARD_NUM_SAMPLES = 50_000
+"""The number of samples in published Frechet distances."""
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A statistic of the features of an extractor."""
+class FeatureMetric:
+    """A statistic of an extractor's features, such as fd_dinov2."""
 
     name: str
     statistic: str
-    """One of STATISTICS."""
+    """A key of MIN_IMAGES."""
     extractor: str
-    """One of EXTRACTORS, or a name of the user's."""
+    """One of EXTRACTORS, or the name of a user's."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -32,44 +32,36 @@ class Metric:
 
     @property
     def min_images(self) -> int:
-        """Images that it needs on either side."""
-        return STATISTICS[self.statistic]
+        """Images needed on either side."""
+        return MIN_IMAGES[self.statistic]
 
 
-def metric_table(extractors: Iterable[str] = EXTRACTORS) -> dict[str, Metric]:
-    """Every metric by its name: STATISTIC_EXTRACTOR, except that only the standard Inception's are FID and KID."""
+def metric_table(extractors: Iterable[str] = EXTRACTORS) -> dict[str, FeatureMetric]:
+    """All metrics by name: STATISTIC_EXTRACTOR, except that those of the standard Inception are called fid and kid."""
     metrics = {}
     for extractor in extractors:
-        for statistic in STATISTICS:
+        for statistic in MIN_IMAGES:
             name = f"{statistic}_{extractor}"
             name = {"fd_inception": "fid", "kid_inception": "kid"}.get(name, name)
-            metrics[name] = Metric(name, statistic, extractor)
+            metrics[name] = FeatureMetric(name, statistic, extractor)
     return metrics
 
 
-def get_metrics(names: Sequence[str], extractors: Iterable[str] = EXTRACTORS) -> list[Metric]:
-    """The metrics with these names.
-
-    Args:
-        names: as in `metric_table`.
-        extractors: names of the extractors there are.
-
-    Raises:
-        ConfigError: an unknown name; says which one may be meant and which are valid.
-    """
+def get_metrics(names: Sequence[str], extractors: Iterable[str] = EXTRACTORS) -> list[FeatureMetric]:
+    """The metrics with these names, given the available extractors. Raises ConfigError for an unknown name."""
     table = metric_table(extractors)
     for name in names:
         if name not in table:
             close = difflib.get_close_matches(name, table, n=1)
-            meant = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"no metric {name!r}; {meant}valid are {', '.join(table)}")
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"no metric {name!r}; {hint}valid: {', '.join(table)}")
     return [table[name] for name in names]
 
 
 def compute_metrics(
-    metrics: Sequence[Metric], statistics: Mapping[str, FeatureStatistics], references: Mapping[str, Reference]
+    metrics: Sequence[FeatureMetric], statistics: Mapping[str, FeatureStatistics], references: Mapping[str, Reference]
 ) -> dict[str, float]:
-    """The values of metrics, and for kernel distances NAME_standard_error.
+    """The values of metrics by name, and NAME_standard_error for kernel distances.
 
     Args:
         metrics: what to compute.
@@ -77,46 +69,47 @@ def compute_metrics(
         references: by extractor.
 
     Raises:
-        ValueError: too few images: 2 for a Frechet distance, 3 for a kernel distance, 4 for precision and recall.
+        ValueError: fewer images than `FeatureMetric.min_images`.
     """
     values: dict[str, float] = {}
     pairs: dict[str, tuple[float, float]] = {}
     for metric in metrics:
-        ours, reference = statistics[metric.extractor], references[metric.extractor]
+        images, reference = statistics[metric.extractor], references[metric.extractor]
         if metric.statistic == "fd":
-            values[metric.name] = frechet_distance(ours.moments, reference.statistics.moments)
+            values[metric.name] = frechet_distance(images.moments, reference.statistics.moments)
         elif metric.statistic == "kid":
-            distance = kernel_distance(ours.kept, reference.statistics.kept, reference_sums=reference.kernel_sums)
+            distance = kernel_distance(images.subset, reference.statistics.subset, reference_sums=reference.kernel_sums)
             values[metric.name] = distance.value
             values[f"{metric.name}_standard_error"] = distance.standard_error
         else:
             if metric.extractor not in pairs:
-                pairs[metric.extractor] = precision_recall(ours.kept, reference.statistics.kept)
+                pairs[metric.extractor] = precision_recall(images.subset, reference.statistics.subset)
             values[metric.name] = pairs[metric.extractor][metric.statistic == "recall"]
     return values
 
 
 def sample_size_warnings(
-    metrics: Sequence[Metric], num_images: int, num_reference: int, num_features: Mapping[str, int]
+    metrics: Sequence[FeatureMetric], num_images: int, num_reference: int, num_features: Mapping[str, int]
 ) -> list[str]:
-    """What a reader must know of Frechet distances at these numbers; empty where they are like published ones.
+    """Warnings about Frechet distances of fewer images than in published ones.
 
     Args:
         metrics: what was computed.
         num_images, num_reference: images on either side.
         num_features: by extractor.
     """
-    notes = []
+    warnings = []
+    fewer = min(num_images, num_reference)
     for metric in metrics:
-        features, fewer = num_features[metric.extractor], min(num_images, num_reference)
-        if metric.statistic != "fd" or fewer >= max(PUBLISHED, features):
+        features = num_features[metric.extractor]
+        if metric.statistic != "fd" or fewer >= max(STANDARD_NUM_SAMPLES, features):
             continue
-        note = (
+        warning = (
             f"{metric.name} of {num_images} images against {num_reference} is biased upwards (it falls as n grows): "
             "compare at equal n only"
         )
         if fewer <= features:
             kid = "kid" if metric.name == "fid" else f"kid_{metric.extractor}"
-            note += f"; with fewer images than the {features} features prefer {kid}"
-        notes.append(note)
-    return notes
+            warning += f"; with fewer images than the {features} features prefer {kid}"
+        warnings.append(warning)
+    return warnings

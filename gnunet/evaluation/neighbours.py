@@ -1,4 +1,4 @@
-"""The training images nearest to samples: whether a model has learnt its small data set by heart."""
+"""The training images nearest to samples: whether a model has memorized its training set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.errors import DataError
 from gnunet.evaluation.batching import single_threaded
-from gnunet.evaluation.distances import spread, squared_distances
+from gnunet.evaluation.distances import evenly_spaced, squared_distances
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import extract, stream_features
 from gnunet.processes import SINGLE_PROCESS, Processes
 
-PROBES = 512  # training images whose own neighbours say what is near
-NEAR = 0.05  # the share of training images that have a neighbour as near as the threshold
-TILE, TEXT = 96, 14  # pixels of a picture's side, and of the line under it
+PROBES = 512  # training images whose own neighbours define what is near
+NEAR_QUANTILE = 0.05  # fraction of training images that have a neighbour at most as far as the threshold
+TILE, TEXT = 96, 14  # pixels: a picture's side, the height of the line below it
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Neighbours:
     """The nearest training images of n samples, by Euclidean distance between features."""
 
     rows: np.ndarray
-    """int64 (n, k), places in the training rows, the nearest first."""
+    """int64 (n, k), positions among the training rows, nearest first."""
     distances: np.ndarray
     """float64 (n, k)."""
     distance_ratio: float
-    """Mean distance of the samples to their nearest training image, over the mean distance of training images to
-    their nearest other: about 1 for fresh images of the same kind, 0 for copies, large for images unlike any.
-    Infinite or NaN where the training images are all the same."""
-    near_share: float
-    """Share of the samples that are as near to a training image as the nearest NEAR of the training images are to
-    another: about NEAR for fresh images, 1 for copies. Unlike a mean, it shows some copies among poor images."""
+    """Mean distance from samples to their nearest training image, divided by the mean distance from training images to
+    their nearest other: about 1 for new images of the same kind, 0 for copies, large for images unlike any.
+    Infinite or NaN if all training images are the same."""
+    near_duplicate_rate: float
+    """Fraction of the samples that are at most `threshold` from a training image: about NEAR_QUANTILE for new images, 1
+    for copies. Unlike a mean, it reveals a few copies among poor images."""
     threshold: float
-    """The distance that counts as near."""
+    """The NEAR_QUANTILE quantile of training images' distances to their nearest other."""
 
 
 def nearest_images(
@@ -51,52 +51,53 @@ def nearest_images(
 ) -> Neighbours:
     """Find the training images nearest to samples, exactly, in memory that does not grow with their number.
 
-    The distances within the training images are those of at most PROBES of them, evenly spread. Where the data
-    set itself has near duplicates, these are small and the numbers see copies less sharply.
+    Distances among training images are those of at most PROBES of them, evenly spaced. If the data set itself contains
+    near duplicates, these distances are small and copies are harder to detect.
 
     Args:
-        samples: uint8 (n, H, W, C), the same on every process, n at least 1.
+        samples: uint8 (n, H, W, C), the same on every rank, n at least 1.
         images: uint8 (N, H', W', C), a table's images.
         rows: int (m,), the rows of `images` that were trained on, m more than k.
-        extractor: gives the features.
-        k: neighbours of each sample.
-        processes, progress: see `stream_features`.
+        extractor: computes the features.
+        k: neighbours per sample.
+        processes, progress: as for `stream_features`.
 
     Raises:
-        DataError: not more training images than k, or no sample.
+        DataError: at most k training images, or no sample.
     """
     if len(samples) == 0 or len(rows) <= k:
         raise DataError(
-            f"the {k} nearest of {len(rows)} training images to {len(samples)} samples cannot be found; valid are "
-            f"at least 1 sample and {k + 1} training images"
+            f"cannot find the {k} nearest of {len(rows)} training images to {len(samples)} samples; valid: at least "
+            f"1 sample and {k + 1} training images"
         )
-    probes = spread(len(rows), PROBES)
+    probes = evenly_spaced(len(rows), PROBES)
     queries = torch.cat([extract(extractor, samples), extract(extractor, images[rows[probes]])])
-    own = torch.from_numpy(np.concatenate([np.full(len(samples), -1), probes])).to(queries.device)
-    best = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=queries.device)
-    places = torch.full((len(queries), k), -1, dtype=torch.int64, device=queries.device)
+    device = queries.device
+    self_row = torch.from_numpy(np.concatenate([np.full(len(samples), -1), probes])).to(device)
+    nearest = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=device)
+    nearest_rows = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     for indices, [features] in stream_features(
         lambda chunk: images[rows[chunk.start : chunk.stop]], len(rows), [extractor],
         processes=processes, progress=progress,
     ):  # fmt: skip
         with single_threaded():
             squared = torch.cat([block for _, block in squared_distances(queries, features)])
-            candidates = torch.arange(indices.start, indices.stop, device=queries.device)
-            squared.masked_fill_(own[:, None] == candidates, torch.inf)  # nobody is his own neighbour
-            # A stable sort, so that of equal distances the first row comes first.
-            best, order = torch.cat([best, squared], dim=1).sort(dim=1, stable=True)
-            places = torch.cat([places, candidates.expand(len(queries), -1)], dim=1).gather(1, order)[:, :k]
-            best = best[:, :k]
-    distances = best.sqrt().cpu().numpy()
-    theirs, among = distances[: len(samples)], distances[len(samples) :, 0]
-    threshold = np.quantile(among, NEAR)
+            candidates = torch.arange(indices.start, indices.stop, device=device)
+            squared.masked_fill_(self_row[:, None] == candidates, torch.inf)  # exclude self-matches
+            # A stable sort, so that ties go to the first row.
+            nearest, order = torch.cat([nearest, squared], dim=1).sort(dim=1, stable=True)
+            all_rows = torch.cat([nearest_rows, candidates.expand(len(queries), -1)], dim=1)
+            nearest, nearest_rows = nearest[:, :k], all_rows.gather(1, order)[:, :k]
+    distances = nearest.sqrt().cpu().numpy()
+    of_samples, of_probes = distances[: len(samples)], distances[len(samples) :, 0]
+    threshold = np.quantile(of_probes, NEAR_QUANTILE)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = theirs[:, 0].mean() / among.mean()
+        ratio = of_samples[:, 0].mean() / of_probes.mean()
     return Neighbours(
-        rows=places[: len(samples)].cpu().numpy(),
-        distances=theirs,
+        rows=nearest_rows[: len(samples)].cpu().numpy(),
+        distances=of_samples,
         distance_ratio=float(ratio),
-        near_share=float((theirs[:, 0] <= threshold).mean()),
+        near_duplicate_rate=float((of_samples[:, 0] <= threshold).mean()),
         threshold=float(threshold),
     )
 
@@ -104,15 +105,15 @@ def nearest_images(
 def draw_neighbours(
     samples: np.ndarray, nearest: np.ndarray, neighbours: Neighbours, limit: int | None = None
 ) -> Image.Image:
-    """Samples beside their nearest training images: one row each, the nearest pair on top.
+    """Draw samples next to their nearest training images: one per row, sorted by distance.
 
-    Under each sample is its index, under each training image its distance, in red where it is near.
+    Below each sample is its index, below each training image its distance, in red if it is near.
 
     Args:
-        samples: uint8 (n, H, W, C), as they were given to `nearest_images`.
-        nearest: uint8 (n, k, H', W', C), its images at `neighbours.rows`.
-        neighbours: what it returned.
-        limit: at most so many rows are drawn; None draws all.
+        samples: uint8 (n, H, W, C), as given to `nearest_images`.
+        nearest: uint8 (n, k, H', W', C), the images at `neighbours.rows`.
+        neighbours: the result of `nearest_images`.
+        limit: the maximum number of rows; None draws all.
     """
     side = TILE
     drawn = np.argsort(neighbours.distances[:, 0], kind="stable")[:limit]
@@ -132,7 +133,7 @@ def draw_neighbours(
 
 
 def _tile(image: np.ndarray) -> Image.Image:
-    """A picture of TILE pixels: pixels are repeated, or averaged where there are more."""
+    """A picture of TILE x TILE pixels; small images keep hard pixels."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
     larger = max(picture.size) > TILE
     return picture.resize((TILE, TILE), Image.Resampling.LANCZOS if larger else Image.Resampling.NEAREST)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from gnunet.environment import device_name
 from gnunet.errors import ConfigError
-from gnunet.evaluation.metrics import Metric
+from gnunet.evaluation.metrics import FeatureMetric
 from gnunet.evaluation.neighbours import Neighbours
 from gnunet.evaluation.validation import ValidationResult
 from gnunet.files import atomic_write
@@ -25,7 +25,7 @@ def versions(device: torch.device) -> dict[str, str]:
     return {"torch": torch.__version__, "device": device_name(device)}
 
 
-def summarize(metrics: Sequence[Metric], repeats: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+def summarize(metrics: Sequence[FeatureMetric], repeats: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     """Each metric's mean over the repeats, their standard deviation, and the values one by one."""
     summary: dict[str, dict[str, Any]] = {}
     for name in (metric.name for metric in metrics):
@@ -73,7 +73,7 @@ def neighbours_record(neighbours: Neighbours, extractor: str) -> dict[str, Any]:
         "extractor": extractor,
         "num_images": len(neighbours.rows),
         "distance_ratio": neighbours.distance_ratio,
-        "near_share": neighbours.near_share,
+        "near_duplicate_rate": neighbours.near_duplicate_rate,
         "threshold": neighbours.threshold,
         "rows": neighbours.rows.tolist(),
         "distances": neighbours.distances.tolist(),
@@ -85,7 +85,7 @@ def neighbours_lines(record: Mapping[str, Any]) -> list[str]:
     return [
         f"nearest training images of {record['num_images']} images, by {record['extractor']}:",
         f"  distance ratio {record['distance_ratio']:.4g}  (copies 0; fresh images of the same kind about 1)",
-        f"  near share     {record['near_share']:.4g}  (copies 1; fresh images of the same kind about 0.05)",
+        f"  near share     {record['near_duplicate_rate']:.4g}  (copies 1; fresh images of the same kind about 0.05)",
     ]
 
 

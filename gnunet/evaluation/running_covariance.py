@@ -6,13 +6,12 @@ from torch import Tensor
 from gnunet.evaluation.batching import single_threaded
 
 
-class Moments:
-    """Mean and covariance of the rows seen so far, in memory that does not grow with their number.
+class RunningCovariance:
+    """Mean and covariance of the rows seen so far, in constant memory.
 
-    Blocks of rows are folded in one after the other by Chan, Golub & LeVeque's update (1983): each block is
-    centred on its own mean, so nothing cancels where the mean is large beside the spread. The bits depend on the
-    blocks and their order alone, not on the number of threads; processes that fold in the same blocks in the
-    same order agree exactly.
+    Blocks of rows are merged by Chan, Golub & LeVeque's update (1983): each block is centred on its own mean, so
+    nothing cancels where the mean is large compared with the standard deviation. The result depends on the blocks and
+    their order only, so processes that merge the same blocks in the same order agree bit for bit.
 
     Attributes:
         count: rows seen.
@@ -24,19 +23,14 @@ class Moments:
         self.count, self.mean, self.scatter = count, mean, scatter
 
     @classmethod
-    def empty(cls, num_features: int, device: torch.device | str = "cpu") -> "Moments":
-        """Moments of no rows of `num_features` numbers."""
-        shape = (num_features, num_features)
-        return cls(
-            0,
-            torch.zeros(num_features, dtype=torch.float64, device=device),
-            torch.zeros(shape, dtype=torch.float64, device=device),
-        )
+    def empty(cls, num_features: int, device: torch.device | str = "cpu") -> "RunningCovariance":
+        options = {"dtype": torch.float64, "device": device}
+        return cls(0, torch.zeros(num_features, **options), torch.zeros(num_features, num_features, **options))
 
     def update(self, features: Tensor) -> None:
-        """Fold in the rows of `features`, floating point (n, D) with n at least 1, on the moments' device."""
+        """Add the rows of `features`, floating point (n, D) with n at least 1, on the same device."""
         if features.ndim != 2 or features.shape[1] != len(self.mean) or len(features) == 0:
-            raise ValueError(f"features have shape {tuple(features.shape)}; valid is (n > 0, {len(self.mean)})")
+            raise ValueError(f"features have shape {tuple(features.shape)}; valid: (n > 0, {len(self.mean)})")
         with single_threaded():
             rows = features.double()
             mean = rows.mean(dim=0)
@@ -49,7 +43,7 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """float64 (D, D), with the divisor count - 1. ValueError for fewer than two rows."""
+        """float64 (D, D), with the divisor count - 1. Raises ValueError for fewer than two rows."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images; {self.count} given")
         return self.scatter / (self.count - 1)

@@ -11,13 +11,13 @@ from gnunet.data.table import DecodedImages
 from gnunet.errors import DataError
 from gnunet.evaluation.extractors import Extractor, load_extractor
 from gnunet.evaluation.features import CHUNK, Images, collect_statistics
-from gnunet.evaluation.metrics import Metric, compute_metrics
+from gnunet.evaluation.metrics import FeatureMetric, compute_metrics
 from gnunet.evaluation.reference import Reference, reference_statistics
 from gnunet.processes import SINGLE_PROCESS, Processes
 
 
 def load_extractors(
-    metrics: Sequence[Metric],
+    metrics: Sequence[FeatureMetric],
     *,
     sources: Mapping[str, str],
     weights: Mapping[str, str],
@@ -27,8 +27,8 @@ def load_extractors(
 
     Args:
         metrics: what will be computed.
-        sources: the user's own extractors, see `load_user_extractor`.
-        weights: files of weights that are not in their extractor's own place.
+        sources: user-defined extractors by name (see `load_user_extractor`).
+        weights: weights files by extractor, where they are not in the default location.
         device: where they will run.
 
     Raises:
@@ -42,9 +42,9 @@ def load_extractors(
 
 @dataclass(frozen=True)
 class Scorer:
-    """Measures images against reference images; see `make_scorer`."""
+    """Measures sets of images against one reference; made by `make_scorer`."""
 
-    metrics: Sequence[Metric]
+    metrics: Sequence[FeatureMetric]
     extractors: Mapping[str, Extractor]
     references: Mapping[str, Reference]
 
@@ -62,47 +62,46 @@ class Scorer:
         processes: Processes = SINGLE_PROCESS,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, float]:
-        """The metrics of images 0..num_images-1, the same on every process; see `compute_metrics`.
+        """The metrics of images 0..num_images-1 (see `compute_metrics`), the same on every rank.
 
-        Args and errors: see `stream_features`.
+        Arguments and errors as for `stream_features`.
         """
         statistics = collect_statistics(
-            images, num_images, list(self.extractors.values()),
-            chunk=chunk, processes=processes, progress=progress,
-        )  # fmt: skip
+            images, num_images, list(self.extractors.values()), chunk=chunk, processes=processes, progress=progress
+        )
         return compute_metrics(self.metrics, dict(zip(self.extractors, statistics, strict=True)), self.references)
 
 
 def make_scorer(
-    metrics: Sequence[Metric],
+    metrics: Sequence[FeatureMetric],
     extractors: Mapping[str, Extractor],
     table: DecodedImages,
     rows: np.ndarray,
-    folder: Path,
+    cache_dir: Path,
     *,
     processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> Scorer:
-    """What measures images against the rows of a table.
+    """A scorer against the rows of a table.
 
     Args:
         metrics: what to compute.
-        extractors: the ones that the metrics need.
-        table, rows, folder, processes, progress: see `reference_statistics`.
+        extractors: the ones that the metrics need, by name.
+        table, rows, cache_dir, processes, progress: as for `reference_statistics`.
 
     Raises:
-        DataError: too few rows; see `reference_statistics`.
+        DataError: too few rows.
     """
     check_reference(metrics, len(rows))
     references = {
-        name: reference_statistics(table, rows, extractor, folder, processes=processes, progress=progress)
+        name: reference_statistics(table, rows, extractor, cache_dir, processes=processes, progress=progress)
         for name, extractor in extractors.items()
     }
     return Scorer(metrics, extractors, references)
 
 
-def check_reference(metrics: Sequence[Metric], num_images: int) -> None:
-    """Refuse, by a DataError, fewer reference images than metrics need."""
+def check_reference(metrics: Sequence[FeatureMetric], num_images: int) -> None:
+    """Raise DataError if metrics need more reference images."""
     for metric in metrics:
         if num_images < metric.min_images:
             raise DataError(f"{metric.name} needs at least {metric.min_images} reference images; given {num_images}")

@@ -4,47 +4,41 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import Process, eval_mode, to_unit_range
 from gnunet.diffusion.process import per_sample_mse
-from gnunet.evaluation.batching import rounds
+from gnunet.evaluation.batching import batches_by_rank
 from gnunet.processes import SINGLE_PROCESS, Processes
-
-if TYPE_CHECKING:
-    from gnunet.data.validation import ValidationSet
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Mean squared error of v over a validation set, by bin of log-SNR and in all."""
+    """Mean squared error of v over a validation set, by bin of log-SNR and overall."""
 
     mean: float
-    """Mean of the bins, empty ones left out; NaN where an error is not finite."""
+    """Mean over the bins that have examples; NaN if an error is not finite."""
     standard_error: float
-    """Standard error of `mean`, from the spread within the bins; NaN where a bin has one example."""
+    """Standard error of `mean`, from the variance within the bins; NaN if a bin has one example."""
     bins: list[float | None]
-    """Mean of each bin, from low to high log-SNR; None where it is empty."""
+    """Mean of each bin, from low to high log-SNR; None if it is empty."""
     bin_standard_errors: list[float | None]
-    """Standard error of each bin's mean; None where it has fewer than two examples."""
+    """Standard error of each bin's mean; None if it has fewer than two examples."""
 
 
-def validation_loss(
-    network: nn.Module, process: Process, val_set: "ValidationSet", **settings: Any
-) -> ValidationResult:
-    """The error of the network's denoiser over the validation set, the same for any number of processes.
+def validation_loss(network: nn.Module, process: Process, val_set: ValidationSet, **settings: Any) -> ValidationResult:
+    """The error of the network's denoiser over the validation set, the same for any number of ranks.
 
-    What is measured is the error of v = alpha * noise - sigma * x0, with the noised image rescaled to
-    alpha^2 + sigma^2 = 1 (Salimans & Ho, 2022): every network's output can be turned into v. Since
-    v_hat - v = -(x0_hat - x0) / sigma, its square is (1 + SNR) times that of the error in x0. Batches are
-    distributed round-robin across ranks, and sums are taken over the whole set, in its order and in
-    float64, so the result does not depend on who computed what.
+    This is the error of v = alpha * noise - sigma * x0, with the noised image rescaled to alpha^2 + sigma^2 = 1
+    (Salimans & Ho, 2022), into which every network's output can be converted. Since
+    v_hat - v = -(x0_hat - x0) / sigma, its square is (1 + SNR) times the squared error of x0.
 
-    Args: see `validation_errors`.
+    Arguments as for `validation_errors`.
     """
     return summarize(validation_errors(network, process, val_set, **settings), val_set.bins, val_set.num_bins)
 
@@ -52,7 +46,7 @@ def validation_loss(
 def validation_errors(
     network: nn.Module,
     process: Process,
-    val_set: "ValidationSet",
+    val_set: ValidationSet,
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 64,
@@ -60,46 +54,47 @@ def validation_errors(
     processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """The errors that `validation_loss` averages, float64 (n,) in the validation set's order, on every process.
+    """The errors that `validation_loss` averages, float64 (n,) in the set's order, on every rank.
 
     Args:
-        network: called as network(x, timestep, class_labels=labels, return_dict=False)[0]; it gets the validation set's
-            labels if it has a class embedding. Runs in eval mode, without gradients; its modes are put back.
-        process: the one that the network was trained on.
-        val_set: images, noise and log-SNR to validate on.
+        network: called as network(x, timestep, class_labels=labels, return_dict=False)[0], with the set's labels if it
+            has a class embedding. Runs in eval mode without gradients; its modes are restored.
+        process: the process that the network was trained on.
+        val_set: images, noise and log-SNR.
         device: where the network is.
-        batch_size: images in one forward pass.
+        batch_size: images per forward pass.
         autocast: makes the context that the network runs in.
-        processes: those that share the work; all of them call this.
+        processes: the ranks that share the work; all of them must call this.
         progress: called after each round of batches with the number of examples done so far.
     """
     errors = torch.zeros(len(val_set), dtype=torch.float32, device=device)
     with eval_mode(network):
-        for batches in rounds(len(val_set), batch_size, processes.world_size):
+        for batches in batches_by_rank(len(val_set), batch_size, processes.world_size):
             mine = batches[processes.rank] if processes.rank < len(batches) else None
             found = per_example_errors(network, process, val_set, mine or batches[0], device=device, autocast=autocast)
             if mine:
                 errors[mine.start : mine.stop] = found
             progress(batches[-1].stop)
-    # Each example is zero on all ranks but one, so that the sum over ranks is exact.
-    return processes.gather(errors).reshape(processes.world_size, len(val_set)).double().sum(dim=0).cpu().numpy()
+    # Each example is zero on all ranks but one, so the sum over ranks is exact.
+    return processes.gather(errors).reshape(processes.world_size, -1).double().sum(dim=0).cpu().numpy()
 
 
 def per_example_errors(
     network: nn.Module,
     process: Process,
-    val_set: "ValidationSet",
+    val_set: ValidationSet,
     indices: Sequence[int],
     *,
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager],
 ) -> Tensor:
-    """The errors of some examples of the validation set as one batch, fp32 (len(indices),), in the network's mode."""
+    """The errors of one batch of the set's examples, fp32 (len(indices),), in the network's current mode."""
     batch = val_set.batch(indices)
     images = to_unit_range(batch["images"].to(device))
     level = process.from_log_snr(batch["log_snr"]).to(device)
     x = process.add_noise(images, batch["noise"].to(device), level)
-    labels = batch["labels"].to(device) if has_classes(network) else None
+    has_classes = getattr(network, "class_embedding", None) is not None
+    labels = batch["labels"].to(device) if has_classes else None
     with autocast():
         estimate = process.denoise(network, x, level, labels)
     return per_sample_mse(estimate, images) * (1 + level.log_snr.exp())
@@ -109,17 +104,12 @@ def summarize(errors: np.ndarray, bins: np.ndarray, num_bins: int) -> Validation
     """Means and standard errors of float64 errors (n,) whose bins are int64 (n,)."""
     groups = [errors[bins == b] for b in range(num_bins)]
     means = [group.mean().item() if len(group) else None for group in groups]
-    spreads = [group.std(ddof=1).item() / math.sqrt(len(group)) if len(group) > 1 else None for group in groups]
-    filled = [(mean, spread) for mean, spread in zip(means, spreads, strict=True) if mean is not None]
-    variance = sum(math.nan if spread is None else spread**2 for _, spread in filled)
+    sems = [group.std(ddof=1).item() / math.sqrt(len(group)) if len(group) > 1 else None for group in groups]
+    filled = [(mean, sem) for mean, sem in zip(means, sems, strict=True) if mean is not None]
+    variance = sum(math.nan if sem is None else sem**2 for _, sem in filled)
     return ValidationResult(
         mean=sum(mean for mean, _ in filled) / len(filled),
         standard_error=math.sqrt(variance) / len(filled),
         bins=means,
-        bin_standard_errors=spreads,
+        bin_standard_errors=sems,
     )
-
-
-def has_classes(network: nn.Module) -> bool:
-    """Whether a U-Net, in diffusers' names, takes class labels."""
-    return getattr(network, "class_embedding", None) is not None

@@ -18,8 +18,8 @@ from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
 from gnunet.diffusion import make_grid
 from gnunet.distributed.signals import StopSignal
-from gnunet.evaluation import Metric, check_reference, get_metrics, load_extractors, make_scorer
-from gnunet.evaluation.batching import rounds, single_threaded
+from gnunet.evaluation import FeatureMetric, check_reference, get_metrics, load_extractors, make_scorer
+from gnunet.evaluation.batching import batches_by_rank, single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
 from gnunet.files import atomic_write
@@ -28,7 +28,7 @@ from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
 
-def chosen_metrics(evaluate: EvaluateConfig) -> list[Metric]:
+def chosen_metrics(evaluate: EvaluateConfig) -> list[FeatureMetric]:
     """The metrics that a configuration names."""
     return get_metrics(list(dict.fromkeys(evaluate.metrics)), [*EXTRACTORS, *evaluate.extractors])
 
@@ -155,7 +155,7 @@ def sample_grid(session: Session, check: Callable[[], None]) -> np.ndarray:
     model, accelerator = session.ema_model, session.accelerator
     settings, rank, world = model.sampling, accelerator.process_index, accelerator.num_processes
     images = np.empty((settings.num_images, model.resolution, model.resolution, model.channels), dtype=np.uint8)
-    for batches in rounds(len(images), settings.batch_size, world):
+    for batches in batches_by_rank(len(images), settings.batch_size, world):
         mine = batches[rank] if rank < len(batches) else range(1)
         padded = torch.zeros(settings.batch_size, *images.shape[1:], dtype=torch.uint8, device=accelerator.device)
         padded[: len(mine)] = torch.from_numpy(model.sample(mine, accelerator, check=check))

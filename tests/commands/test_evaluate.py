@@ -123,11 +123,11 @@ class TestFolders:
         out, record = evaluate(pictures("copies", 0.3), "--reference", clean, *coarse, "--nearest", 2)
         nearest = record["nearest"]
         assert [row[0] for row in nearest["rows"]] == list(range(24))
-        assert nearest["near_share"] == 1 and nearest["distance_ratio"] < 0.1 and "near share     1 " in out
+        assert nearest["near_duplicate_rate"] == 1 and nearest["distance_ratio"] < 0.1 and "near share     1 " in out
         with Image.open(tmp_path / "out" / "nearest.png") as picture:
             assert picture.size == (3 * 96 + 10, 24 * (96 + 14 + 2))
         _, record = evaluate(pictures("other", 20), "--reference", clean, *coarse, "--nearest", 2)
-        assert record["nearest"]["near_share"] < 0.2 and record["nearest"]["distance_ratio"] > 0.8
+        assert record["nearest"]["near_duplicate_rate"] < 0.2 and record["nearest"]["distance_ratio"] > 0.8
 
     def test_refusals(self, evaluate, pictures, coarse, tmp_path):
         clean = pictures("clean")

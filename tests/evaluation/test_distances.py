@@ -6,13 +6,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from gnunet.evaluation import distances
 from gnunet.evaluation.distances import (
+    evenly_spaced,
     frechet_distance,
     kernel_distance,
     kernel_sums,
     precision_recall,
-    spread,
 )
-from gnunet.evaluation.running_covariance import Moments
+from gnunet.evaluation.running_covariance import RunningCovariance
 
 
 def draw(count, features=12, *, seed=0, shift=0.0, scale=1.0):
@@ -27,7 +27,7 @@ def mixed(count, features, seed):
 
 
 def moments(x):
-    result = Moments.empty(x.shape[1])
+    result = RunningCovariance.empty(x.shape[1])
     result.update(x)
     return result
 
@@ -91,9 +91,9 @@ class TestFrechet:
         assert counts[0] > 2 * counts[1]
 
     def test_refuses(self):
-        with pytest.raises(ValueError, match="12 features against 5"):
+        with pytest.raises(ValueError, match="12 .* 5"):
             frechet_distance(moments(draw(4)), moments(draw(4, 5)))
-        with pytest.raises(ValueError, match="at least 2 images"):
+        with pytest.raises(ValueError, match="1 given"):
             frechet_distance(moments(draw(4)), moments(draw(1)))
 
 
@@ -176,7 +176,7 @@ class TestKernel:
     def test_refuses(self):
         with pytest.raises(ValueError, match=r"\(2, 12\) and \(5, 12\)"):
             kernel_distance(draw(2), draw(5))
-        with pytest.raises(ValueError, match="equal numbers of features"):
+        with pytest.raises(ValueError, match=r"\(5, 3\)"):
             kernel_distance(draw(5), draw(5, 3))
 
 
@@ -209,7 +209,7 @@ class TestPrecisionRecall:
         assert precision_recall(x, y) == precision_recall(x[::2], y)
 
     def test_refuses(self):
-        with pytest.raises(ValueError, match="more than 3 images"):
+        with pytest.raises(ValueError, match=r"\(3, 12\)"):
             precision_recall(draw(3), draw(10))
 
 
@@ -224,7 +224,7 @@ def test_bits_do_not_depend_on_threads(function):
     assert found == found[:2] * 3
 
 
-def test_spread():
-    assert spread(5, 9).tolist() == [0, 1, 2, 3, 4]
-    assert spread(10, 4).tolist() == [0, 2, 5, 7]
-    assert spread(0, 4).tolist() == []
+def test_evenly_spaced():
+    assert evenly_spaced(5, 9).tolist() == [0, 1, 2, 3, 4]
+    assert evenly_spaced(10, 4).tolist() == [0, 2, 5, 7]
+    assert evenly_spaced(0, 4).tolist() == []

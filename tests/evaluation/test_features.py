@@ -16,7 +16,7 @@ def same(a, b):
         a.num_images == b.num_images
         and torch.equal(a.moments.mean, b.moments.mean)
         and torch.equal(a.moments.scatter, b.moments.scatter)
-        and torch.equal(a.kept, b.kept)
+        and torch.equal(a.subset, b.subset)
     )
 
 
@@ -24,8 +24,8 @@ def test_statistics_are_those_of_all_features(pixels, noise_images):
     images = noise_images(37)
     [found] = collect_statistics(source(images), 37, [pixels], chunk=8)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).reshape(37, -1) / 255
-    assert found.num_images == 37 and found.kept.dtype == torch.float32
-    assert torch.equal(found.kept, x)
+    assert found.num_images == 37 and found.subset.dtype == torch.float32
+    assert torch.equal(found.subset, x)
     torch.testing.assert_close(found.moments.mean, x.double().mean(dim=0))
     torch.testing.assert_close(found.moments.covariance, torch.cov(x.double().T))
 
@@ -72,12 +72,12 @@ def test_several_extractors_see_the_same_images_once(pixels, extractor_of, noise
 
     first, second = collect_statistics(taken, 10, [pixels, mean], chunk=4)
     assert asked == list(range(10))
-    assert first.kept.shape == (10, 48)
-    torch.testing.assert_close(second.kept, first.kept.view(10, 3, 16).mean(dim=2) * 255)
+    assert first.subset.shape == (10, 48)
+    torch.testing.assert_close(second.subset, first.subset.view(10, 3, 16).mean(dim=2) * 255)
 
 
 def test_memory_does_not_grow_with_the_number(pixels, noise_images, monkeypatch):
-    monkeypatch.setattr(features, "KEPT", 7)
+    monkeypatch.setattr(features, "MAX_SUBSET", 7)
     images, longest = noise_images(50), []
 
     def taken(indices):
@@ -87,7 +87,7 @@ def test_memory_does_not_grow_with_the_number(pixels, noise_images, monkeypatch)
     [found] = collect_statistics(taken, 50, [pixels], chunk=6)
     assert max(longest) == 6
     assert found.num_images == 50
-    assert torch.equal(found.kept, extract(pixels, images[np.arange(7) * 50 // 7]))
+    assert torch.equal(found.subset, extract(pixels, images[np.arange(7) * 50 // 7]))
 
 
 def test_progress(pixels, noise_images, launch):
@@ -112,17 +112,17 @@ def test_grey_is_rgb_of_equal_channels(efficientnet, noise_images):
     assert torch.equal(extract(efficientnet, grey), extract(efficientnet, np.repeat(grey, 3, axis=3)))
 
 
-def test_refuses(pixels, extractor_of, noise_images):
+def test_invalid_images_and_features_raise(pixels, extractor_of, noise_images):
     with pytest.raises(DataError, match="no images"):
         collect_statistics(source(noise_images(0)), 0, [pixels])
     for images in (noise_images(2)[0], noise_images(0), noise_images(2, channels=4)):
-        with pytest.raises(ValueError, match="valid is"):
+        with pytest.raises(ValueError, match="shape"):
             extract(pixels, images)
-    with pytest.raises(TypeError, match="torch.float64; valid is torch.uint8"):
+    with pytest.raises(TypeError, match="torch.float64"):
         extract(pixels, noise_images(2) / 255)
-    with pytest.raises(ConfigError, match=r"pixels gave \(2, 3, 4, 4\) for 2 images; valid is \(N, D\)"):
+    with pytest.raises(ConfigError, match=r"pixels.*\(2, 3, 4, 4\)"):
         extract(extractor_of(lambda images: images.float()), noise_images(2))
-    with pytest.raises(ConfigError, match="pixels gave tuple"):
+    with pytest.raises(ConfigError, match="pixels.*tuple"):
         extract(extractor_of(lambda images: (images,)), noise_images(2))
     with pytest.raises(ConfigError, match="not finite"):
         extract(extractor_of(lambda images: images.flatten(1) / 0), noise_images(2))

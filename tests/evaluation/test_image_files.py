@@ -18,51 +18,51 @@ def folder(tmp_path, noise_images):
     return tmp_path
 
 
-def test_reads_what_is_asked_for(folder, noise_images):
+def test_reads_the_images_of_the_given_indices(folder, noise_images):
     files = ImageFiles(folder)
     assert (len(files), files.resolution, files.channels) == (6, 8, 3)
     assert np.array_equal(files.read([5, 0, 5]), noise_images(6, size=8)[[5, 0, 5]])
     assert files.read(range(2, 4)).dtype == np.uint8
 
 
-def test_grey(tmp_path):
+def test_grey_and_colour_do_not_mix(tmp_path):
     for i, mode in enumerate(("L", "1", "I;16")):
         Image.new(mode, (8, 8)).save(tmp_path / f"{i}.png")
     files = ImageFiles(tmp_path)
     assert files.channels == 1 and files.read([0, 1, 2]).shape == (3, 8, 8, 1)
     Image.new("RGB", (8, 8)).save(tmp_path / "3.png")
-    with pytest.raises(DataError, match=r"3\.png is in colour, but .*0\.png is grey; .*--resolution"):
+    with pytest.raises(DataError, match=r"3\.png.*in colour.*0\.png.*grey.*--resolution"):
         ImageFiles(tmp_path)
     assert ImageFiles(tmp_path, 8).channels == 3
 
 
-def test_other_sizes(folder):
+def test_sizes_do_not_mix_without_a_resolution(folder):
     Image.new("RGB", (16, 16)).save(folder / "sub" / "odd.png")
-    with pytest.raises(DataError, match=r"odd\.png is 16 x 16, but .*0\.png is 8 x 8; .*--resolution"):
+    with pytest.raises(DataError, match=r"odd\.png.*16 x 16.*0\.png.*8 x 8.*--resolution"):
         ImageFiles(folder)
     files = ImageFiles(folder, 4)
     assert files.read([6]).shape == (1, 4, 4, 3)
     assert np.array_equal(files.read([0])[0], decode_image(files.files[0], 4, 3))
 
 
-def test_no_squares(tmp_path):
+def test_other_than_squares_raise(tmp_path):
     Image.new("RGB", (8, 4)).save(tmp_path / "wide.png")
-    with pytest.raises(DataError, match=r"wide\.png is 8 x 4; valid are squares"):
+    with pytest.raises(DataError, match=r"wide\.png.*8 x 4"):
         ImageFiles(tmp_path)
 
 
-def test_no_images(tmp_path):
+def test_no_images_raise(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "grid.png")
-    with pytest.raises(DataError, match=f"{tmp_path} holds no image files .*grid.png is not counted"):
+    with pytest.raises(DataError, match=str(tmp_path)):
         ImageFiles(tmp_path)
 
 
-def test_broken_images(folder):
+def test_broken_image_is_named(folder):
     (folder / "broken.png").write_bytes(b"\x89PNG not really")
-    with pytest.raises(DataError, match=r"broken\.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"broken\.png"):
         ImageFiles(folder)
     whole = (folder / "0.png").read_bytes()
     (folder / "broken.png").write_bytes(whole[: len(whole) // 2])  # its head is fine
     files = ImageFiles(folder)
-    with pytest.raises(DataError, match=r"broken\.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"broken\.png"):
         files.read([files.files.index(folder / "broken.png")])

@@ -9,7 +9,7 @@ from gnunet.evaluation.metrics import compute_metrics, get_metrics, metric_table
 from gnunet.evaluation.reference import reference_statistics
 
 
-def test_names():
+def test_metrics_are_named_by_statistic_and_extractor():
     table = metric_table(["inception", "dinov2", "mine"])
     assert list(table) == [
         "fid", "kid", "precision_inception", "recall_inception",
@@ -25,10 +25,10 @@ def test_names():
 @pytest.mark.parametrize(
     "name, meant", [("fdi", "fid"), ("fd_dino2", "fd_dinov2"), ("kid_eficientnet_lite0", "kid_efficientnet_lite0")]
 )
-def test_unknown_names(name, meant):
-    with pytest.raises(ConfigError, match=f"no metric '{name}'; did you mean {meant}\\? valid are fid, kid, "):
+def test_unknown_name_raises_with_the_closest(name, meant):
+    with pytest.raises(ConfigError, match=f"{name}.*{meant}\\?.*fid, kid, "):
         get_metrics(["fid", name])
-    with pytest.raises(ConfigError, match="no metric 'zzz'; valid are"):
+    with pytest.raises(ConfigError, match="zzz"):
         get_metrics(["zzz"])
 
 
@@ -48,13 +48,13 @@ def statistics(extractor_of, noise_images, tmp_path):
     return noised, reference
 
 
-def test_values(statistics):
+def test_values_are_the_distances(statistics):
     noised, reference = statistics
     ours, theirs = noised(20), reference.statistics
     metrics = get_metrics(["kid_pixels", "recall_pixels", "fd_pixels", "precision_pixels"], ["pixels"])
     values = compute_metrics(metrics, {"pixels": ours}, {"pixels": reference})
-    kid = kernel_distance(ours.kept, theirs.kept)
-    precision, recall = precision_recall(ours.kept, theirs.kept)
+    kid = kernel_distance(ours.subset, theirs.subset)
+    precision, recall = precision_recall(ours.subset, theirs.subset)
     assert values == {
         "kid_pixels": kid.value,
         "kid_pixels_standard_error": kid.standard_error,
@@ -67,7 +67,7 @@ def test_values(statistics):
     ]  # fmt: skip
 
 
-def test_images_against_themselves_and_their_noised_copies(statistics):
+def test_distances_rise_with_noise(statistics):
     noised, reference = statistics
     metrics = get_metrics(["fd_pixels", "kid_pixels", "precision_pixels", "recall_pixels"], ["pixels"])
     found = [

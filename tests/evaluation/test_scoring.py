@@ -11,8 +11,7 @@ ROWS = np.arange(3, 30)
 NAMES = ["fd_pixels", "kid_pixels", "precision_pixels"]
 
 
-def test_names_to_numbers(pixels, noise_images, tmp_path, launch):
-    """What the parts give one by one, on every process of any launch."""
+def test_scorer_gives_what_its_parts_give(pixels, noise_images, tmp_path, launch):
     table, images = DecodedImages.from_arrays(noise_images(30)), noise_images(25, seed=1) // 2
     metrics = get_metrics(NAMES, ["pixels"])
     [statistics] = collect_statistics(lambda r: images[r.start : r.stop], 25, [pixels], chunk=4)
@@ -32,16 +31,16 @@ def test_names_to_numbers(pixels, noise_images, tmp_path, launch):
 def test_extractors_that_metrics_need(tmp_path):
     metrics = get_metrics(["kid_efficientnet_lite0", "fd_efficientnet_lite0"])
     assert list(load_extractors(metrics, sources={}, weights={})) == ["efficientnet_lite0"]
-    with pytest.raises(ConfigError, match="no file of weights .*absent"):
+    with pytest.raises(ConfigError, match="absent"):
         load_extractors(metrics, sources={}, weights={"efficientnet_lite0": str(tmp_path / "absent")})
-    with pytest.raises(ConfigError, match="extractor own: '.*' is neither an existing TorchScript file"):
+    with pytest.raises(ConfigError, match="own.*absent"):
         load_extractors(get_metrics(["fd_own"], ["own"]), sources={"own": str(tmp_path / "absent")}, weights={})
 
 
 @pytest.mark.parametrize(("name", "needed"), [("fd_pixels", 2), ("kid_pixels", 3), ("recall_pixels", 4)])
 def test_too_few_reference_images(pixels, noise_images, tmp_path, name, needed):
     table, metrics = DecodedImages.from_arrays(noise_images(5)), get_metrics([name], ["pixels"])
-    with pytest.raises(DataError, match=f"{name} needs at least {needed} reference images; given {needed - 1}"):
+    with pytest.raises(DataError, match=f"{name}.*at least {needed}.*given {needed - 1}"):
         make_scorer(metrics, {"pixels": pixels}, table, np.arange(needed - 1), tmp_path)
     scorer = make_scorer(metrics, {"pixels": pixels}, table, np.arange(needed), tmp_path)
     assert scorer.score(lambda r: table.images[r.start : r.stop], needed)[name] == pytest.approx(
@@ -49,12 +48,11 @@ def test_too_few_reference_images(pixels, noise_images, tmp_path, name, needed):
     )
 
 
-def test_notes_on_small_samples():
+def test_warnings_name_metrics_of_too_few_images():
     metrics = get_metrics(["fid", "kid", "fd_dinov2", "precision_dinov2"])
     features = {"inception": 2048, "dinov2": 1024}
     few, between = sample_size_warnings(metrics, 1500, 60_000, features)
-    assert "fid of 1500 images against 60000 is biased upwards" in few
-    assert "fewer images than the 2048 features prefer kid" in few
-    assert "fd_dinov2 of 1500 images" in between and "prefer" not in between
+    assert few.startswith("fid of 1500 images against 60000") and few.endswith("prefer kid")
+    assert between.startswith("fd_dinov2 of 1500 images") and "prefer" not in between
     assert sample_size_warnings(metrics, 50_000, 1000, features)[1].endswith("prefer kid_dinov2")
     assert sample_size_warnings(metrics, 50_000, 50_000, features) == []

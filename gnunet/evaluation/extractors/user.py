@@ -1,7 +1,4 @@
-"""Feature extractors of the user's own: a TorchScript file, or a class with its weights.
-
-Both run code: a TorchScript file holds a program, and a class is imported. Take neither from a stranger.
-"""
+"""User-defined feature extractors: a TorchScript file, or a class and its weights. Both run their author's code."""
 
 import hashlib
 import importlib
@@ -17,25 +14,24 @@ from gnunet.evaluation.extractors.base import Extractor, load_state_dict_strict,
 
 
 def load_user_extractor(name: str, source: str, weights: str | Path | None, device: torch.device) -> Extractor:
-    """An extractor from a file or a class.
+    """Load an extractor from a file or a class.
 
-    Its network is called on uint8 RGB (N, 3, H, W) at the images' own size, does all preprocessing itself, and
-    returns floating point (N, D).
+    Its network takes uint8 RGB (N, 3, H, W) at the images' own size, does its own preprocessing, and returns floating
+    point (N, D).
 
     Args:
-        name: what metrics call it.
-        source: a TorchScript file (`torch.jit.save`), or package.module:Class, an nn.Module made without
-            arguments and importable from sys.path.
-        weights: for a class, a file of its weights (.safetensors, or torch's format without code); None where
-            the class loads its own.
+        name: as in the metric fd_NAME.
+        source: a TorchScript file (`torch.jit.save`), or package.module:Class, an nn.Module importable from
+            sys.path whose constructor takes no arguments.
+        weights: a weights file for the class (see `read_weights`); None if the class loads its own.
         device: where it will run.
 
     Raises:
-        ConfigError: what is missing, broken, not importable, or does not fit.
+        ConfigError: the source or the weights are missing, corrupted, not importable, or do not fit.
     """
     if Path(source).is_file():
         if weights is not None:
-            raise ConfigError(f"extractor {name}: the TorchScript file {source} brings its weights; give no others")
+            raise ConfigError(f"extractor {name}: the TorchScript file {source} contains its weights; give no others")
         return _from_torchscript(name, Path(source), device)
     if re.fullmatch(r"\w+(\.\w+)*:\w+", source):
         return _from_class(name, source, weights, device)
@@ -49,8 +45,8 @@ def _from_torchscript(name: str, path: Path, device: torch.device) -> Extractor:
         network = torch.jit.load(path, map_location=device)
     except RuntimeError as error:
         raise ConfigError(
-            f"extractor {name}: {path} is no TorchScript file ({str(error).splitlines()[0]}); weights alone need "
-            "their class: give package.module:Class and the weights"
+            f"extractor {name}: {path} is not a TorchScript file ({str(error).splitlines()[0]}); for weights "
+            "alone, give package.module:Class and the weights file"
         ) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Extractor(
@@ -64,10 +60,10 @@ def _from_class(name: str, source: str, weights: str | Path | None, device: torc
         network_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"extractor {name}: cannot import {class_name} from {module_name}: {error}; is its folder in PYTHONPATH?"
+            f"extractor {name}: cannot import {class_name} from {module_name}: {error}; is its directory in PYTHONPATH?"
         ) from error
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise ConfigError(f"extractor {name}: {source} is no subclass of torch.nn.Module")
+        raise ConfigError(f"extractor {name}: {source} is not a subclass of torch.nn.Module")
     network = network_class()
     state = network.state_dict() if weights is None else read_weights(Path(weights).expanduser(), name)
     load_state_dict_strict(network, state, name)
