@@ -155,7 +155,7 @@ class TestFolders:
             clean, "--reference", tmp_path / "two", *coarse
         )
         torn = refused(clean, "--reference", clean, *coarse[:1], f"coarse={clean / '00.png'}", *coarse[2:])
-        assert "is no TorchScript file" in torn
+        assert "00.png is not a TorchScript file" in torn
         no_weights = ["--metrics", "fd_dinov2", "--extractor_weights", f"dinov2={tmp_path / 'absent.pth'}"]
         assert "absent.pth; the published ones are https://" in refused(clean, "--reference", clean, *no_weights)
         assert refused(clean, "--validation_loss").count("--validation_loss needs a run or a checkpoint") == 1
@@ -165,7 +165,7 @@ class TestFolders:
         Image.new("RGB", (4, 4)).save(small / "tiny.png")
         assert "tiny.png is 4 x 4, smaller than the 8 x 8 of clean" in refused(clean, "--reference", small, *coarse)
         Image.new("RGB", (16, 16)).save(clean / "odd.png")
-        assert "odd.png is 16 x 16, but" in refused(clean, "--reference", clean, *coarse)
+        assert "odd.png is 16 x 16" in refused(clean, "--reference", clean, *coarse)
         _, record = evaluate(clean, "--reference", clean, *coarse, "--resolution", 4)
         assert record["num_images"] == 25 and record["images"]["resolution"] == 4
 
@@ -215,7 +215,7 @@ class TestModels:
         out, _ = evaluate(pictures("small"), "--reference", finished, *coarse, status=2)
         assert "trains on RGB images of 16 x 16, but small has RGB images of 8 x 8" in out
         out, _ = evaluate(finished, *coarse, "--sampler", "ddim", status=2)
-        assert "flow has no sampler 'ddim'; valid: euler, heun" in out
+        assert "ddim" in out and "euler, heun" in out
 
     def test_other_training_images_are_refused(self, evaluate, finished, coarse, images):
         extra = images / "dark" / "new.png"
