@@ -49,7 +49,7 @@ model:
   norm: {groups: 4}
 diffusion: {kind: flow}
 train:
-  images: 64
+  total_images: 64
   batch_size: 8
   learning_rate: 1e-3
   warmup_images: 16
@@ -60,7 +60,7 @@ train:
   sample_every: 32
   checkpoint_every: 24
 validation: {num_examples: 16, num_bins: 4}
-sampling: {steps: 4, num_images: 6, batch_size: 4}
+sampling: {num_inference_steps: 4, num_images: 6, batch_size: 4}
 """
 
 

@@ -42,7 +42,7 @@ class TimeEstimate:
         each = [self._seconds_per_image(trial) for trial in trials]
         if None in each:
             return None
-        total = sum(rate * trial.config.train.images for rate, trial in zip(each, trials, strict=True))
+        total = sum(rate * trial.config.train.total_images for rate, trial in zip(each, trials, strict=True))
         return total / max(min(at_a_time, len(each)), 1)
 
     def _seconds_per_image(self, trial: Trial) -> float | None:

@@ -94,7 +94,7 @@ def _by_batch(session: Session) -> list[float]:
 
 
 def _estimate_statistics(session: Session) -> None:
-    """Give the average running statistics of its own weights, as train.precise_batches does."""
+    """Give the average running statistics of its own weights, as train.bn_update_batches does."""
     images = min(STATISTICS_IMAGES, session.total_images)
     session.estimate_statistics(max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size)))
 

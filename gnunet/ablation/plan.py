@@ -14,6 +14,7 @@ from gnunet.ablation.records import metric_names, rank, record_path
 from gnunet.ablation.study import Study
 from gnunet.config import Config
 from gnunet.config.merge import inline, lines_of, refuse
+from gnunet.config.renamed_keys import with_former_names
 from gnunet.config.schema import Section, one_of
 from gnunet.errors import CheckpointError, ConfigError
 

@@ -76,7 +76,7 @@ class Display(LiveView):
             images = lines[-1]["images"] if lines else 0
             losses = [line["loss"] for line in lines if line.get("loss") is not None]
             loss = f"loss {losses[-1]:.5f}" if losses else ""
-            table.add_row(trial.title, f"{images}/{trial.config.train.images} images", loss)
+            table.add_row(trial.title, f"{images}/{trial.config.train.total_images} images", loss)
         return Group(self._bar, table)
 
 

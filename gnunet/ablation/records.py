@@ -13,6 +13,7 @@ import numpy as np
 
 from gnunet.checkpoint.jsonl import nan_to_null
 from gnunet.config import Config
+from gnunet.config.renamed_keys import with_new_names
 from gnunet.errors import CheckpointError
 from gnunet.evaluation.validation import summarize
 from gnunet.files import atomic_write
@@ -46,7 +47,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
             raise CheckpointError(f"{error}: no record; remove it to run the trial again") from None
         if (found := record.get("format")) != FORMAT:
             raise CheckpointError(f"{path}: record format {found}; this version reads format {FORMAT}")
-        records[path.stem] = record
+        records[path.stem] = {**record, "config": with_new_names(record.get("config", {}))}
     return records
 
 

@@ -6,7 +6,7 @@
                        state.json             everything else a resumed run needs
                        config.yaml            the run's configuration
                        manifest.json          size and SHA-256 of each of these, written last
-    checkpoints/best          names the best of them, by evaluate.keep_best; absent where there is none
+    checkpoints/best          names the best of them, by evaluate.monitor; absent where there is none
 
 A split run has a file of each process in the place of each of the first three (see gnunet.checkpoint.sharded_tensors).
 Nothing here reads a pickle. A checkpoint whose manifest does not hold is named and passed over. What is read may come
@@ -85,7 +85,7 @@ class TrainState:
     normalized_by: dict[str, int] = field(default_factory=dict)
     """See Session.normalized_by; empty where no norm depends on the batch."""
     best: dict[str, Any] = field(default_factory=dict)
-    """`images`, `metric` and `value` where evaluate.keep_best was best so far; empty before it was measured."""
+    """`images`, `metric` and `value` where evaluate.monitor was best so far; empty before it was measured."""
 
 
 def checkpoint_name(images: int) -> str:

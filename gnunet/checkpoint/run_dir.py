@@ -11,8 +11,8 @@ from gnunet.files import atomic_write
 from gnunet.safe_io import YAML_BYTES, read_text
 
 KEYS_ALLOWED_TO_CHANGE = (
-    "run_dir", "data.num_workers", "data.cache_dir", "model.recompute", "train.micro_batch_size",
-    "train.cuda_graph", "train.keep_checkpoints", "train.max_nonfinite", "train.timeout", "train.trackers",
+    "run_dir", "data.num_workers", "data.cache_dir", "model.activation_checkpointing", "train.micro_batch_size",
+    "train.cuda_graph", "train.keep_checkpoints", "train.max_nonfinite_steps", "train.timeout", "train.trackers",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they say where and how fast, not what is computed."""
 

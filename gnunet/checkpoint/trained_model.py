@@ -96,9 +96,9 @@ class TrainedModel:
         settings = self.sampling
         return sample_images(
             self.network, self.process, indices=indices, resolution=self.resolution, channels=self.channels,
-            seed=self.seed, sampler=settings.sampler, steps=settings.steps, batch_size=settings.batch_size,
-            guidance_scale=settings.guidance, labels=labels, null_label=self.null_label, device=accelerator.device,
-            autocast=accelerator.autocast, check=check,
+            seed=self.seed, sampler=settings.sampler, steps=settings.num_inference_steps,
+            batch_size=settings.batch_size, guidance_scale=settings.guidance_scale, labels=labels,
+            null_label=self.null_label, device=accelerator.device, autocast=accelerator.autocast, check=check,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ gnunet ablate configs/ablations/kinds.yaml --dry_run          # print the plan a
 gnunet ablate configs/ablations/kinds.yaml --budget cpu       # run the trials without a record
 gnunet ablate configs/ablations/kinds.yaml --budget cpu --report
 accelerate launch -m gnunet ablate STUDY.yaml                 # one trial at a time, on all processes
-gnunet ablate STUDY.yaml --train.images 64                    # flags of the configuration, for every trial
+gnunet ablate STUDY.yaml --train.total_images 64                    # flags of the configuration, for every trial
 
 A study crosses variants with axes and seeds. Each combination is a trial: a training run whose record is written to
 FOLDER/records once it is trained and measured. After a stop or a kill the same command resumes. A trial that diverges

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from gnunet.config.merge import inline
 from gnunet.config.model_kwargs import unet_kwargs
 from gnunet.config.norms import KEYS, MAX_NOISE_BINS
+from gnunet.config.renamed_keys import RENAMED_KEYS
 from gnunet.config.schema import Problem, one_of
 from gnunet.config.sections import Config, TrainConfig
 from gnunet.errors import ConfigError, first_few
@@ -117,7 +118,8 @@ def _overrides(config: Config) -> Iterator[Problem]:
         for key in keys:
             if key not in valid:
                 path = f"model.norm.overrides.{region}.{key}"
-                yield Problem(path, "unknown key", f"valid keys: {', '.join(valid)}")
+                new = RENAMED_KEYS.get(f"model.norm.{key}", "").rpartition(".")[2]
+                yield Problem(path, "unknown key", f"renamed to {new}" if new else f"valid keys: {', '.join(valid)}")
         # The model checks a region's keys, but never sees this one.
         bins = keys.get("noise_bins", 1)
         if type(bins) is not int or not 1 <= bins <= MAX_NOISE_BINS:
@@ -195,12 +197,12 @@ def _sampling(config: Config) -> Iterator[Problem]:
     if sampling.sampler not in (None, *samplers):
         valid = f"{one_of(samplers)} with diffusion.kind {diffusion.kind}, or null"
         yield Problem.of("sampling.sampler", sampling.sampler, valid)
-    if diffusion.kind == "ddpm" and sampling.steps > diffusion.num_train_timesteps:
+    if diffusion.kind == "ddpm" and sampling.num_inference_steps > diffusion.num_train_timesteps:
         valid = f"at most diffusion.num_train_timesteps {diffusion.num_train_timesteps}"
-        yield Problem.of("sampling.steps", str(sampling.steps), valid)
-    if sampling.guidance != 1 and not (config.data.class_conditional and config.data.label_drop > 0):
-        valid = "1; or any with data.class_conditional true and data.label_drop above 0"
-        yield Problem.of("sampling.guidance", f"{sampling.guidance:g}", valid)
+        yield Problem.of("sampling.num_inference_steps", str(sampling.num_inference_steps), valid)
+    if sampling.guidance_scale != 1 and not (config.data.class_conditional and config.data.label_dropout > 0):
+        valid = "1; or any with data.class_conditional true and data.label_dropout above 0"
+        yield Problem.of("sampling.guidance_scale", f"{sampling.guidance_scale:g}", valid)
 
 
 def _validation(config: Config) -> Iterator[Problem]:
@@ -234,9 +236,9 @@ def _evaluate(config: Config) -> Iterator[Problem]:
             valid = f"at least {metric.min_images}, which {metric.name} needs"
             yield Problem.of("evaluate.num_images", str(evaluate.num_images), valid)
     names = ["validation_loss", *([] if evaluate.every is None else evaluate.metrics)]
-    if evaluate.keep_best not in (None, *names):
+    if evaluate.monitor not in (None, *names):
         more = "; or one of evaluate.metrics where evaluate.every is a number" if evaluate.every is None else ""
-        yield Problem.of("evaluate.keep_best", evaluate.keep_best, f"{one_of(names)}, or null{more}")
+        yield Problem.of("evaluate.monitor", evaluate.monitor, f"{one_of(names)}, or null{more}")
 
 
 def _ascending(section: object, path: str, lower: str, upper: str) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from gnunet.config.checks import problems
 from gnunet.config.merge import Layer, dump_yaml, inline, load_yaml, resolve
+from gnunet.config.renamed_keys import with_new_names
 from gnunet.config.schema import Section
 from gnunet.config.sections import Config
 from gnunet.safe_io import check_yaml
@@ -28,10 +29,10 @@ def from_yaml(text: str, where: str) -> Config:
     """Read and check a tree written by `to_yaml`, which may have come from a stranger.
 
     Raises ConfigError with one line for each problem; `where` names the text in it. Aliases and tags, which `to_yaml`
-    never writes, are refused.
+    never writes, are refused. Keys of an earlier version are read by their new names.
     """
     check_yaml(text, where)
-    return load_config([Layer(where, load_yaml(text, where))])
+    return load_config([Layer(where, with_new_names(load_yaml(text, where)))])
 
 
 def differences(a: Config, b: Config) -> list[str]:

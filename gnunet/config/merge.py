@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from gnunet.config.renamed_keys import RENAMED_KEYS, RENAMED_VALUES
 from gnunet.config.schema import (
     InvalidConfig,
     Path,
@@ -252,7 +253,8 @@ def _problems(root: type[Section], values: dict[str, Any], error: ValidationErro
             else:
                 yield Problem.of(key, given, "its keys " + ", ".join(f"{key}.{n}" for n in fields_of(inner)))
         else:
-            yield Problem.of(key, given, describe_field(field_))
+            new = RENAMED_VALUES.get(key, {}).get(given)
+            yield Problem.of(key, given, describe_field(field_) + (f" ({given} was renamed to {new})" if new else ""))
 
 
 def _locate(root: type[Section], loc: Sequence[Any]) -> tuple[Path, list[type[Section]], FieldInfo | None]:
@@ -288,6 +290,8 @@ def _suggest_key(root: type[Section], path: Path, parents: list[type[Section]], 
     tree = dict.fromkeys(key for key, _ in walk([root]))
     elsewhere = [".".join(key) for key in tree if key[-1] == name]
     guess = ""
+    if new := RENAMED_KEYS.get(".".join(path)):
+        return f"renamed to {new}"
     if hint := next((section.hints[name] for section in parents if name in section.hints), None):
         guess = f"use {hint}; "
     elif path in tree:

@@ -21,15 +21,15 @@ def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
     Args:
         config: the whole tree.
         num_classes: number of classes in the data; None or 0 where it trains without labels. There is one more
-            embedding, the last, for the null label where data.label_drop is above 0.
+            embedding, the last, for the null label where data.label_dropout is above 0.
     """
     model, num_embeddings = config.model, None
     if num_classes:
         from gnunet.data import null_label  # imports datasets, which takes seconds
 
-        num_embeddings = num_classes + (null_label(num_classes, config.data.label_drop) is not None)
+        num_embeddings = num_classes + (null_label(num_classes, config.data.label_dropout) is not None)
     return {
-        **model.model_dump(exclude={"norm", "recompute", "gradient_checkpointing"}),
+        **model.model_dump(exclude={"norm", "activation_checkpointing", "gradient_checkpointing"}),
         "sample_size": config.data.resolution,
         "out_channels": model.in_channels,
         "num_class_embeds": num_embeddings,

@@ -68,7 +68,7 @@ COMMON_FIELDS: dict[str, Any] = {
             "a word over a height.",
         ),
     ),
-    "split_skip": (
+    "separate_skip_norm": (
         bool,
         Field(False, description="Normalize a skip connection apart from what it is concatenated with."),
     ),

@@ -15,7 +15,7 @@ from gnunet.config.schema import Path, Section, ValidValues
 
 
 def _whole(value: Any) -> Any:
-    """Let a float that is a whole number stand for it, so that `images: 1e6` means what it says."""
+    """Let a float that is a whole number stand for it, so that `total_images: 1e6` means what it says."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -68,13 +68,13 @@ class DataConfig(Section):
     """Mirror each example left to right with probability one half."""
     class_conditional: bool = False
     """Train on the class labels."""
-    label_drop: float = Field(0.1, ge=0, lt=1)
+    label_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability with which an example's label is dropped, for classifier-free guidance; 0 makes guidance
     impossible. Used only with class_conditional."""
     validation_images: Count = 0
     """Images held out of training for the validation loss; 0 validates on training images."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What a broken image does: stop before training with the file's name, or be left out and counted."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What a broken image does: raise an error before training with the file's name, or be left out and counted."""
     num_workers: Count = 2
     """Loader processes on each rank; 0 loads in the training process."""
     cache_dir: Text | None = None
@@ -136,7 +136,7 @@ class ModelConfig(Section):
     """Cosines before sines in the sinusoidal embedding."""
     norm: AnyNormConfig = SECTIONS["group"]()
     """The normalization of every layer."""
-    recompute: Literal["none", "norm"] = "none"
+    activation_checkpointing: Literal["none", "norm"] = "none"
     """What backward makes again instead of keeping it: `norm` is what norms and skip connections give to
     convolutions and attention, about half of all that is kept, for a few percent more time; the same numbers."""
     gradient_checkpointing: bool = False
@@ -201,12 +201,12 @@ class TrainConfig(Section):
 
     hints: ClassVar[dict[str, str]] = {
         "lr": "train.learning_rate",
-        "epochs": "train.images, the number of images seen",
-        "max_steps": "train.images, the number of images seen",
+        "epochs": "train.total_images, the number of images seen",
+        "max_steps": "train.total_images, the number of images seen",
         "gradient_accumulation_steps": "train.micro_batch_size; accumulation follows from it",
     }
 
-    images: Positive = 1_000_000
+    total_images: Positive = 1_000_000
     """Length of the run; the last batch is the first that reaches it."""
     batch_size: Positive = 128
     """Global batch: images in one optimizer step, over all processes and accumulation."""
@@ -225,7 +225,7 @@ class TrainConfig(Section):
     warmup_images: Count = 0
     """Images over which the learning rate rises linearly to its peak."""
     lr_schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
-    """Learning rate after the warm-up: constant, linear or cosine to zero at train.images, or
+    """Learning rate after the warm-up: constant, linear or cosine to zero at train.total_images, or
     1 / sqrt(images) from lr_decay_start on (Karras et al., 2024)."""
     lr_decay_start: Positive | None = None
     """Images at which the inverse_sqrt decay starts; null means warmup_images."""
@@ -239,7 +239,7 @@ class TrainConfig(Section):
     """Images after which a weight's share in the exponential average has halved."""
     ema_rampup: float | None = Field(0.05, gt=0)
     """The half-life is at most this share of the images seen so far (warm-up); null is off."""
-    precise_batches: Count = 0
+    bn_update_batches: Count = 0
     """Training batches from which running statistics of the averaged weights are estimated anew whenever these are
     used or written; 0 averages the running statistics as the weights. Only for norms that have any."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no)] = "no"
@@ -266,7 +266,7 @@ class TrainConfig(Section):
     """Images between checkpoints; 0 only at the end."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints are kept."""
-    max_nonfinite: Positive = 10
+    max_nonfinite_steps: Positive = 10
     """Steps in a row with a non-finite loss or gradient after which the run stops; each is skipped."""
     timeout: Positive = 600
     """Seconds after which processes that wait for one that has died or hangs give up. Longer than the longest thing
@@ -295,9 +295,9 @@ class SamplingConfig(Section):
 
     sampler: Literal["ddpm", "ddim", "dpm++", "euler", "heun"] | None = None
     """Sampler; null means ddim for ddpm, heun for edm, euler for flow."""
-    steps: Steps = 50
+    num_inference_steps: Steps = 50
     """Sampling steps."""
-    guidance: float = Field(1.0, ge=0)
+    guidance_scale: float = Field(1.0, ge=0)
     """Classifier-free guidance scale; 1 is off."""
     num_images: Batch = 16
     """Images in a grid."""
@@ -315,7 +315,7 @@ class EvaluateConfig(Section):
     metrics: list[Text] = Field(["kid_efficientnet_lite0", "fd_efficientnet_lite0"], min_length=1)
     """What is measured: fid, kid, and fd_, kid_, precision_ and recall_ with an extractor's name behind
     (inception, dinov2, efficientnet_lite0, or one of evaluate.extractors)."""
-    keep_best: Text | None = None
+    monitor: Text | None = None
     """Metric, or validation_loss, whose best checkpoint is kept beside the newest ones and named by
     checkpoints/best."""
     weights: Files = {}
@@ -359,5 +359,5 @@ class Config(Section):
             process = PROCESSES.get(str(diffusion["kind"]))
             if process and sampling["sampler"] not in process.samplers:
                 yield ("sampling", "sampler")
-        if isinstance(data, dict) and data.get("class_conditional") is False and "guidance" in sampling:
-            yield ("sampling", "guidance")
+        if isinstance(data, dict) and data.get("class_conditional") is False and "guidance_scale" in sampling:
+            yield ("sampling", "guidance_scale")

@@ -44,7 +44,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     subset: Mapping[str, Any] | None = None,
-    on_error: str = "stop",
+    on_error: str = "raise",
     class_conditional: bool = False,
     cache_dir: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -147,7 +147,7 @@ def _open_cache(folder: Path, on_error: str) -> DecodedImages | None:
         broken = about["broken"]
     except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    if table.skipped and on_error == "stop":
+    if table.skipped and on_error == "raise":
         raise DataError(broken[0] + _HOW_TO_SKIP)
     if table.skipped:
         log.warning("left out %d broken images, for instance %s", table.skipped, broken[0])
@@ -192,7 +192,7 @@ def _build(
         for i, result in enumerate(_decode_all(source.cells(images_in, rows), size, channels)):
             if isinstance(result, Exception):
                 message = f"{source.where(int(rows[i]))} cannot be decoded: {result}"
-                if on_error == "stop":
+                if on_error == "raise":
                     raise DataError(message + _HOW_TO_SKIP) from result
                 good[i] = False
                 broken.append(message)

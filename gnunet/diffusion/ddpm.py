@@ -109,7 +109,8 @@ class DDPM(Process):
     def resolve_sampler(self, sampler: str | None, steps: int) -> str:
         if steps > self.num_train_timesteps:
             raise ConfigError(
-                f"sampling.steps: {steps} given; valid: at most {self.num_train_timesteps}, the process's timesteps"
+                f"sampling.num_inference_steps: {steps} given; valid: at most {self.num_train_timesteps}, "
+                "the process's timesteps"
             )
         return super().resolve_sampler(sampler, steps)
 

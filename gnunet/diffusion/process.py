@@ -160,7 +160,7 @@ class Process(ABC):
         if sampler is not None and sampler not in self.samplers:
             raise ConfigError(f"sampling.sampler: {sampler!r} given; valid: {', '.join(self.samplers)} ({self.kind})")
         if steps < 1:
-            raise ConfigError(f"sampling.steps: {steps} given; valid: 1 or more")
+            raise ConfigError(f"sampling.num_inference_steps: {steps} given; valid: 1 or more")
         return sampler or self.samplers[0]
 
 

@@ -74,7 +74,8 @@ def sample_images(
     sampler = process.resolve_sampler(sampler, steps)
     if guidance_scale != 1 and (labels is None or null_label is None):
         raise ConfigError(
-            f"sampling.guidance: {guidance_scale} given; valid: 1, since the model was not trained with dropped labels"
+            f"sampling.guidance_scale: {guidance_scale} given; valid: 1, since the model was not trained "
+            "with dropped labels"
         )
     wanted = np.asarray(indices, dtype=np.int64)
     all_labels = None if labels is None else np.asarray(labels, dtype=np.int64)

@@ -46,7 +46,7 @@ def to_diffusers(model: nn.Module) -> UNet2DModel:
     split = [site.path for site in sites if len(site.parts) > 1]
     if split:
         raise ValueError(
-            f"UNet2DModel cannot normalize a skip connection apart, as split_skip does in {first_few(split)}"
+            f"UNet2DModel cannot normalize a skip connection apart, as separate_skip_norm does in {first_few(split)}"
         )
     norms = {site.path: model.get_submodule(site.path) for site in sites}
     kinds = ", ".join(sorted({repr(site.norm["kind"]) for site in sites}))

@@ -13,7 +13,7 @@ from gnunet.norms import check_norm, make_norm, make_split_norm, valid_groups
 
 from .block_specs import BlockSpec, block_specs
 
-MODEL_KEYS = ("overrides", "split_skip")
+MODEL_KEYS = ("overrides", "separate_skip_norm")
 """Keys of a model's norm config that are no layer's: see UNet2D."""
 _REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder"}
 
@@ -61,7 +61,7 @@ def plan_norms(config: Mapping[str, Any]) -> list[NormSite]:
             merged |= _in_place_of_groups(overrides.get(region, {}))
         if mid_groups is not None and path.startswith("mid_block.attentions"):
             merged |= _in_place_of_groups({"groups": mid_groups})
-        if not merged.pop("split_skip", False) and parts:
+        if not merged.pop("separate_skip_norm", False) and parts:
             parts = (sum(parts),)
         sites.append(NormSite(path, parts, merged))
     return sites
@@ -105,8 +105,10 @@ def _check_model_keys(config: Mapping[str, Any]) -> str | None:
         if not isinstance(partial, Mapping) or "overrides" in partial:
             return f"norm.overrides.{region} must be a norm config without overrides of its own; got {partial!r}"
     for path, partial in (("norm", norm), *((f"norm.overrides.{region}", o) for region, o in overrides.items())):
-        if not isinstance(partial.get("split_skip", False), bool):
-            return f"{path}.split_skip must be true or false; got {partial['split_skip']!r}"
+        if "split_skip" in partial:
+            return f"{path}.split_skip: unknown key; it was renamed to separate_skip_norm"
+        if not isinstance(partial.get("separate_skip_norm", False), bool):
+            return f"{path}.separate_skip_norm must be true or false; got {partial['separate_skip_norm']!r}"
     return None
 
 

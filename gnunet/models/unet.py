@@ -47,7 +47,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             that feature maps have at sample_size, as strings. Where several fit, a resolution gives way to a
             part of the network, and both to `attention`. Blocks have their region's convolutions and residual
             sums too.
-            `split_skip`, true or false, normalizes a skip connection apart from what it is concatenated with.
+            `separate_skip_norm`, true or false, normalizes a skip connection apart from what it is concatenated with.
 
     Raises:
         ValueError: a value that is not supported; a norm that does not fit a layer, named by its path.
@@ -278,7 +278,7 @@ def check_config(config: Mapping[str, Any]) -> str | None:
 def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     """(path, channels) of every norm layer that UNet2D(**config) has, in running order; builds no weights.
 
-    With split_skip, a layer is each of the parts.
+    With separate_skip_norm, a layer is each of the parts.
     """
     return [layer for site in plan_norms({**_defaults(), **config}) for layer in site.layers]
 

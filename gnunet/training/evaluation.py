@@ -60,9 +60,9 @@ def sampling_metadata(model: TrainedModel) -> dict[str, Any]:
     """What decides the samples of a model besides its weights and their number, as records name it."""
     sampling = model.sampling
     return {
-        "sampler": model.process.resolve_sampler(sampling.sampler, sampling.steps),
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
+        "sampler": model.process.resolve_sampler(sampling.sampler, sampling.num_inference_steps),
+        "steps": sampling.num_inference_steps,
+        "guidance": sampling.guidance_scale,
         "batch_size": sampling.batch_size,
         "seed": model.seed,
     }
@@ -131,11 +131,11 @@ def shown_scores(values: dict[str, Any], metrics: list[str]) -> dict[str, str]:
 
 
 def update_best(state: TrainState, evaluate: EvaluateConfig, values: dict[str, Any]) -> bool:
-    """Note in `state` a value of evaluate.keep_best that is better than all before; says whether there was one.
+    """Note in `state` a value of evaluate.monitor that is better than all before; says whether there was one.
 
     The main process decides, since processes on different devices may differ in the last digits.
     """
-    name = evaluate.keep_best
+    name = evaluate.monitor
     if name is None or name not in values:
         return False
     higher = any(metric.higher_is_better for metric in chosen_metrics(evaluate) if metric.name == name)

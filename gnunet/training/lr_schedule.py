@@ -9,10 +9,10 @@ def learning_rate(train: TrainConfig, images: float) -> float:
     """The learning rate after `images` images.
 
     Linear warm-up from 0 to `learning_rate` over `warmup_images`, then `lr_schedule`: constant; linear or cosine
-    to 0 at `train.images`; or `1 / sqrt(images)` from `lr_decay_start` on (Karras et al., 2024, EDM2).
+    to 0 at `train.total_images`; or `1 / sqrt(images)` from `lr_decay_start` on (Karras et al., 2024, EDM2).
     """
     warmup = min(images / train.warmup_images, 1.0) if train.warmup_images else 1.0
-    tail = max(train.images - train.warmup_images, 1)
+    tail = max(train.total_images - train.warmup_images, 1)
     done = min(max(images - train.warmup_images, 0) / tail, 1.0)
     match train.lr_schedule:
         case "constant":

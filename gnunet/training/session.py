@@ -79,13 +79,13 @@ class Session:
     graphs: Graphs | None = None
     """Runs the parts of a step, and decides on the device whether it counts; None where the host calls and decides."""
     precise: bool = False
-    """The average has running statistics of its own weights; not so after a step (train.precise_batches)."""
+    """The average has running statistics of its own weights; not so after a step (train.bn_update_batches)."""
 
     @property
     def total_images(self) -> int:
-        """Images seen when the run ends: the first whole batch that reaches train.images."""
+        """Images seen when the run ends: the first whole batch that reaches train.total_images."""
         batch_size = self.config.train.batch_size
-        return math.ceil(self.config.train.images / batch_size) * batch_size
+        return math.ceil(self.config.train.total_images / batch_size) * batch_size
 
     @property
     def normalized_by(self) -> dict[str, int]:
@@ -105,7 +105,7 @@ class Session:
     @property
     def ema_network(self) -> UNet2D:
         """The averaged weights, with running statistics that are theirs."""
-        if (count := self.config.train.precise_batches) and not self.precise:
+        if (count := self.config.train.bn_update_batches) and not self.precise:
             self.estimate_statistics(count)
             self.precise = True
         return self.ema.model
@@ -269,7 +269,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     run_data = load_run_data(config)
     table, train_rows = run_data.table, run_data.train_rows
     examples = TrainingDataset(
-        table, train_rows, seed=config.seed, flip=config.data.flip, label_dropout=config.data.label_drop,
+        table, train_rows, seed=config.seed, flip=config.data.flip, label_dropout=config.data.label_dropout,
         class_conditional=config.data.class_conditional,
     )  # fmt: skip
 
@@ -279,11 +279,11 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     unet = UNet2D(**unet_kwargs(config, examples.num_classes)).train()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    unet.enable_recompute(config.model.recompute == "norm")
+    unet.enable_recompute(config.model.activation_checkpointing == "norm")
     sharding = Sharding.of_launch(accelerator)
     if sharding is None:
         unet.to(device)  # else layer by layer
-    ema = EMA(unet, shard=sharding and sharding.shard, running_statistics=not train.precise_batches)
+    ema = EMA(unet, shard=sharding and sharding.shard, running_statistics=not train.bn_update_batches)
     adamw = torch.optim.AdamW(
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,

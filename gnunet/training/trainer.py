@@ -204,11 +204,11 @@ def train_in(run: RunDir, config: Config, accelerator: Accelerator) -> int:
                     state.nonfinite_in_a_row += not result.overflow
                     state.nonfinite_examples = [*state.nonfinite_examples, *result.nonfinite_examples][:NAMED_EXAMPLES]
                     display.message(skipped(session, images, result))
-                    if state.nonfinite_in_a_row >= train.max_nonfinite:
+                    if state.nonfinite_in_a_row >= train.max_nonfinite_steps:
                         raise DivergenceError(
                             f"{state.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient, the last "
                             f"at {images} images; no weight was changed by them. Lower train.learning_rate, "
-                            "set train.mixed_precision to no, or raise train.max_nonfinite, in a new run_dir.",
+                            "set train.mixed_precision to no, or raise train.max_nonfinite_steps, in a new run_dir.",
                             images=images,
                             nonfinite=state.nonfinite,
                         )

@@ -47,7 +47,7 @@ CASES = {
 """What is trained, as arguments of train.py; the images are the embedded ones in every case."""
 COMMON = [
     "--data.class_conditional", "false", "--data.num_workers", "0", "--diffusion.kind", "ddpm",
-    "--train.images", "1e9", "--train.warmup_images", "0", "--train.lr_schedule", "constant",
+    "--train.total_images", "1e9", "--train.warmup_images", "0", "--train.lr_schedule", "constant",
     "--train.learning_rate", "1e-4",
 ]  # fmt: skip
 OURS = tuple(side for side in SIDES if side.startswith("gnunet"))

@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
 
     def run() -> int:
         with tempfile.TemporaryDirectory(prefix="gnunet-soak-") as folder:
-            own = ["--run_dir", os.path.join(folder, "run"), "--train.images", ENDLESS]
+            own = ["--run_dir", os.path.join(folder, "run"), "--train.total_images", ENDLESS]
             config = parse([*flags, *own], default_config=Path(__file__).with_suffix(".yaml"))
             samples = soak(config, 60 * arguments.minutes, Path(folder))
         console = Console(width=100, highlight=False, markup=False)

@@ -23,7 +23,7 @@ base:
     down_block_types: [DownBlock2D, AttnDownBlock2D]
     up_block_types: [AttnUpBlock2D, UpBlock2D]
     norm: {groups: 4}
-  train: {images: 2000, batch_size: 8}
+  train: {total_images: 2000, batch_size: 8}
   sampling: {num_images: 6}
 """
 # The variants of a made-up study differ in a key that says nothing of norms: what their records hold is made up too.
@@ -32,7 +32,7 @@ KINDS_STUDY = f"""
 title: Every kind of normalization
 question: Which normalization layer gives the lowest denoising loss at a fixed number of images?
 {BASE}
-budgets: {{h100: {{train.images: 9000}}, cpu: {{}}}}
+budgets: {{h100: {{train.total_images: 9000}}, cpu: {{}}}}
 seeds: [0, 1, 2]
 baseline: group
 variants:
@@ -183,7 +183,7 @@ def make_record(trial: Trial, effect: Effect) -> dict[str, Any]:
     noise = 1 + 0.004 * retrained.standard_normal() + 0.004 * own.standard_normal()
     errors = profile * tilt * noise * np.exp(0.02 * own.standard_normal(64))
     dependent = trial.variant in NORMS and NORMS[trial.variant].batch_dependent
-    images = trial.config.train.images
+    images = trial.config.train.total_images
     speed = (60 - 20 * relative) * (1 + 0.02 * own.standard_normal())
     seen = [images * i // 4 for i in range(1, 5)] if not diverged else [images // 4, images // 2]
     falling = [1 + 1.5 * np.exp(-3 * at / images) - 1.5 * np.exp(-3) for at in seen]

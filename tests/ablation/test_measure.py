@@ -61,7 +61,7 @@ class TestOfNormsThatDependOnTheBatch:
     def test_by_the_batch_at_hand(self, session, batch_size, size):
         """Of 16 examples: whole batches, a last one that is filled up, one that is larger than the validation set."""
         flags = ["--train.batch_size", str(batch_size), "--train.micro_batch_size", str(size)]
-        trained = session("batch", *flags, "--train.images", "64")
+        trained = session("batch", *flags, "--train.total_images", "64")
         before = copy.deepcopy(trained.ema.model.state_dict())
         network = copy.deepcopy(trained.ema.model).train()  # no dropout: training differs by the norms alone
         order = np.resize(np.random.Generator(np.random.Philox(0)).permutation(16), -(-16 // size) * size)
@@ -151,7 +151,7 @@ class TestCost:
         one = saved_mib(session())
         assert saved_mib(session("group", "--train.batch_size", "16")) == pytest.approx(2 * one, rel=0.01)
         assert saved_mib(session("group", "--train.batch_size", "16", "--train.micro_batch_size", "8")) == one
-        assert saved_mib(session("group", "--model.recompute", "norm")) < 0.7 * one
+        assert saved_mib(session("group", "--model.activation_checkpointing", "norm")) < 0.7 * one
         assert saved_mib(session("batch")) > one  # not fused
 
     @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ class TestCost:
         [
             ["none"],
             ["batch", "--model.norm.noise_bins", "3", "--train.micro_batch_size", "4"],
-            ["group", "--model.norm.split_skip", "true", "--model.resnet_time_scale_shift", "scale_shift"],
-            ["group", "--model.recompute", "norm", "--train.images", "16"],
+            ["group", "--model.norm.separate_skip_norm", "true", "--model.resnet_time_scale_shift", "scale_shift"],
+            ["group", "--model.activation_checkpointing", "norm", "--train.total_images", "16"],
         ],
         ids=" ".join,
     )

@@ -19,7 +19,7 @@ BASE = {
     "model": {"block_out_channels": [8, 16], "norm.groups": 4, "add_attention": False},
     "model.down_block_types": ["DownBlock2D", "DownBlock2D"],
     "model.up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "train": {"images": 64, "batch_size": 8},
+    "train": {"total_images": 64, "batch_size": 8},
 }
 VARIANTS = {
     "group": {},
@@ -71,7 +71,9 @@ def test_variants_cross_their_axes_and_seeds(plan):
 
 
 def test_later_layers_win(plan, tmp_path):
-    (tmp_path / "file.yaml").write_text("train: {images: 1, warmup_images: 1, ema_half_life: 1, log_every: 1}\nseed: 9")
+    (tmp_path / "file.yaml").write_text(
+        "train: {total_images: 1, warmup_images: 1, ema_half_life: 1, log_every: 1}\nseed: 9"
+    )
     base = {**BASE, "train": {"batch_size": 8, "warmup_images": 2, "ema_half_life": 2, "log_every": 2}}
     variants = {"group": {"train.log_every": 4}}
     axis = {"label": "x", "values": {"a": {"train.keep_checkpoints": 5}}}
@@ -81,15 +83,15 @@ def test_later_layers_win(plan, tmp_path):
         axes={"x": axis}, options={"flags": {"train": {"keep_checkpoints": 7}}},
     ).trials[1]  # fmt: skip
     train = trial.config.train
-    assert (train.images, train.warmup_images, train.ema_half_life, train.log_every) == (1, 2, 3, 4)
+    assert (train.total_images, train.warmup_images, train.ema_half_life, train.log_every) == (1, 2, 3, 4)
     assert train.keep_checkpoints == 7 and trial.config.seed == 1
 
 
 def test_budgets(plan):
-    budgets = {"large": {"train.images": 1000}, "small": {"train.images": 10}}
+    budgets = {"large": {"train.total_images": 1000}, "small": {"train.total_images": 10}}
 
     def images(**options) -> int:
-        return plan(budgets=budgets, options=options).trials[0].config.train.images
+        return plan(budgets=budgets, options=options).trials[0].config.train.total_images
 
     assert (images(), images(budget="small")) == (1000, 10)
     assert refusal(plan, budgets=budgets, options={"budget": "tiny"}) == "--budget: given tiny; valid: large, small"
@@ -97,8 +99,8 @@ def test_budgets(plan):
 
 
 def test_a_budget_may_be_a_file(plan, tmp_path):
-    (tmp_path / "small.yaml").write_text("train: {images: 24}")
-    assert plan(budgets={"small": "small.yaml"}).trials[0].config.train.images == 24
+    (tmp_path / "small.yaml").write_text("train: {total_images: 24}")
+    assert plan(budgets={"small": "small.yaml"}).trials[0].config.train.total_images == 24
     assert "budget 'small' of study.yaml" in refusal(plan, budgets={"small": "none.yaml"})
 
 
@@ -136,13 +138,13 @@ class TestNames:
 class TestMessages:
     def test_name_the_variant_the_axis_value_and_the_key(self, plan):
         variants = {**VARIANTS, "layer": {"model.norm.kimd": "layer"}, "none": {"model.norm.kind": "non"}}
-        axes = {"batch": {"label": "x", "values": {2: {"train.batchsize": 2}, 4: {"train.images": "many"}}}}
+        axes = {"batch": {"label": "x", "values": {2: {"train.batchsize": 2}, 4: {"train.total_images": "many"}}}}
         text = refusal(plan, variants=variants, axes=axes)
         assert text.startswith("4 problems in study.yaml:")
         assert "- model.norm.kimd: unknown key (variant 'layer' of study.yaml); did you mean model.norm.kind?" in text
         assert "- model.norm.kind: given non (variant 'none' of study.yaml); valid: group, layer" in text
         assert "- train.batchsize: unknown key (batch 2 of study.yaml); did you mean train.batch_size?" in text
-        assert "- train.images: given many (batch 4 of study.yaml); valid: a whole number" in text
+        assert "- train.total_images: given many (batch 4 of study.yaml); valid: a whole number" in text
 
     def test_of_every_variant_come_once_and_of_some_name_them(self, plan):
         assert refusal(plan, base={**BASE, "train.imags": 1}).count("\n") == 0
@@ -224,11 +226,11 @@ class TestTuning:
         }
 
     def test_its_trials_may_have_keys_of_their_own(self, plan):
-        first = plan(tuning={**self.TUNING, "set": {"train.images": 8}})
-        assert {trial.config.train.images for trial in first.tuning_trials} == {8}
+        first = plan(tuning={**self.TUNING, "set": {"train.total_images": 8}})
+        assert {trial.config.train.total_images for trial in first.tuning_trials} == {8}
         records = self.losses(first, {variant: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for variant in VARIANTS})
-        second = plan(tuning={**self.TUNING, "set": {"train.images": 8}}, options={"records": records})
-        assert {trial.config.train.images for trial in second.trials} == {64}
+        second = plan(tuning={**self.TUNING, "set": {"train.total_images": 8}}, options={"records": records})
+        assert {trial.config.train.total_images for trial in second.trials} == {64}
 
     def test_nothing_else_may_set_the_key(self, plan):
         variants = {"group": {"train.learning_rate": 1e-2}}
@@ -251,10 +253,12 @@ class TestRecords:
         trial = plan().trials[0]
         record = self.record(trial)
         check_records([trial], {trial.name: record}, tmp_path, processes=2)
-        record["config"]["train"]["max_nonfinite"] = 3
-        del record["config"]["train"]["precise_batches"]  # a key that was not there yet
+        record["config"]["train"]["max_nonfinite_steps"] = 3
+        del record["config"]["train"]["bn_update_batches"]  # a key that was not there yet
         record["config"]["data"]["num_workers"] = 17  # says how fast, not what
-        with pytest.raises(CheckpointError, match=rf"{trial.name}.json: .* train.max_nonfinite 3, now 10; remove it"):
+        with pytest.raises(
+            CheckpointError, match=rf"{trial.name}.json: .* train.max_nonfinite_steps 3, now 10; remove it"
+        ):
             check_records([trial], {trial.name: record}, tmp_path)
 
     def test_of_other_batches_are_refused(self, plan, tmp_path):
@@ -277,9 +281,14 @@ def test_shipped_studies_can_be_planned(path):
 
 class TestNested:
     def test_dotted_and_nested_keys(self):
-        given = {"train.images": 1, "train": {"batch_size": 2}, "model.norm": {"kind": "group"}, "model.dropout": 0.1}
+        given = {
+            "train.total_images": 1,
+            "train": {"batch_size": 2},
+            "model.norm": {"kind": "group"},
+            "model.dropout": 0.1,
+        }
         assert nested(given, "x") == {
-            "train": {"images": 1, "batch_size": 2}, "model": {"norm": {"kind": "group"}, "dropout": 0.1},
+            "train": {"total_images": 1, "batch_size": 2}, "model": {"norm": {"kind": "group"}, "dropout": 0.1},
         }  # fmt: skip
 
     def test_a_mapping_that_is_a_value_stays_whole(self):
@@ -290,7 +299,11 @@ class TestNested:
 
     @pytest.mark.parametrize(
         "given",
-        [{"train.images": 1, "train": {"images": 2}}, {"train": 5, "train.images": 1}, {"seed": 1, "seed.x": 2}],
+        [
+            {"train.total_images": 1, "train": {"total_images": 2}},
+            {"train": 5, "train.total_images": 1},
+            {"seed": 1, "seed.x": 2},
+        ],
     )
     def test_a_key_given_twice(self, given):
         with pytest.raises(ConfigError, match=r"given twice \(here\); valid: once"):

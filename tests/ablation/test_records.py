@@ -15,6 +15,7 @@ def record() -> dict:
     return {
         "format": 1,
         "cell": "0123456789ab",
+        "config": {},
         "outcome": "complete",
         "errors": {"running": [1.0, 2.0, 6.0], "precise": [1.0, 1.0, 1.0], "batch": None},
         "bank": {"bins": [0, 0, 2], "log_snr_edges": [-3.0, -1.0, 1.0, 3.0]},

@@ -23,7 +23,7 @@ def study_runner(tiny_flags, tmp_path):
     _, file, _, source, _, cache, *_ = tiny_flags("unused")
 
     def open_study(only=(), **keys) -> StudyRunner:
-        base = {"data.source": source, "data.cache_dir": cache, "train.max_nonfinite": 1, **keys.pop("base", {})}
+        base = {"data.source": source, "data.cache_dir": cache, "train.max_nonfinite_steps": 1, **keys.pop("base", {})}
         study = {"title": "T", "question": "Q", "config": file, "baseline": "group", "base": base, **keys}
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(study, sort_keys=False))
@@ -103,7 +103,7 @@ def test_missing_trials_come_seed_by_seed(tmp_path):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / f"{trials[2].name}.json").touch()
     found = pending_trials(trials, tmp_path)
-    assert [(trial.seed, trial.config.train.images) for trial in found] == [(5, 1), (3, 1), (3, 2)]
+    assert [(trial.seed, trial.config.train.total_images) for trial in found] == [(5, 1), (3, 1), (3, 2)]
 
 
 def test_slots(monkeypatch):

@@ -41,8 +41,8 @@ def test_it_has_every_kind(name):
 def test_the_smoke_study_runs_and_is_reported(tmp_path, monkeypatch, capfd):
     """At a smaller size; every kind trains to its end."""
     monkeypatch.chdir(tmp_path)
-    flags = ["--train.images", "32", "--train.validate_every", "0", "--validation.num_examples", "16"]
-    flags += ["--sampling.steps", "1", "--sampling.num_images", "1"]
+    flags = ["--train.total_images", "32", "--train.validate_every", "0", "--validation.num_examples", "16"]
+    flags += ["--sampling.num_inference_steps", "1", "--sampling.num_images", "1"]
     for more in (["--jobs", "1"], ["--report"]):
         status = ablate.main([str(ROOT / "configs/ablations/smoke.yaml"), "--folder", "out", *flags, *more])
         assert status == 0, capfd.readouterr()

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 STUDY = """
 title: Norms
 question: Which?
-base: {train.images: 64}
-budgets: {large: {}, small: {train.images: 8}}
+base: {train.total_images: 64}
+budgets: {large: {}, small: {train.total_images: 8}}
 seeds: [0, 1]
 baseline: group
 variants:

@@ -15,7 +15,7 @@ from gnunet.diffusion.flow import Flow
 from gnunet.training.ema import EMA
 
 EAGER, ALL = ("gnunet", "diffusers"), loops.SIDES
-FLAGS = ("--diffusion.kind", "ddpm", "--data.class_conditional", "false", "--train.images", "1e6")
+FLAGS = ("--diffusion.kind", "ddpm", "--data.class_conditional", "false", "--train.total_images", "1e6")
 
 
 @pytest.fixture

@@ -335,7 +335,7 @@ CONFIGS = {
     "many layers": ({"model": {**MODEL, "layers_per_block": 10**9}}, "layers_per_block"),
     "wide embedding": ({"model": {**MODEL, "time_embedding_dim": 10**15}}, "time_embedding_dim"),
     "many timesteps": ({"diffusion": {"kind": "ddpm", "num_train_timesteps": 10**12}}, "at most 100000"),
-    "many steps": ({"sampling": {"steps": 10**12}}, "sampling.steps"),
+    "many steps": ({"sampling": {"num_inference_steps": 10**12}}, "sampling.num_inference_steps"),
     "many images": ({"sampling": {"num_images": 10**12}}, "sampling.num_images"),
     "large images": ({"data": {"resolution": 2**40}}, "at most 8192"),
     "noise bins": (

@@ -105,7 +105,7 @@ def test_a_run_does_not_write_through_links(tiny, tmp_path, name):
         fit(tiny("run"))
     assert list((tmp_path / "elsewhere").iterdir()) == []
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    assert fit(tiny("link", "--train.images", "8")) == 0
+    assert fit(tiny("link", "--train.total_images", "8")) == 0
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", "not json", '{"images": "many"}', "[" * 100_000])

@@ -71,7 +71,7 @@ def start(*command: str) -> subprocess.Popen:
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
-    study(budgets={"large": {"train.images": 100_000}, "small": {}})
+    study(budgets={"large": {"train.total_images": 100_000}, "small": {}})
     out = ablate("--budget", "small", "--dry_run", "--only", "batch", "--jobs", "2")
     assert "2 trials: 0 done, 2 to run" in out and "group" not in out
     assert "expected time: " in out and "2 trials at a time, by a probe of training alone" in out
@@ -79,11 +79,11 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
 
 
 def test_mistakes_are_one_message_and_status_2(study, ablate, tmp_path):
-    study(variants={"group": {}, "batch": {"model.norm.kimd": "batch"}, "other": {"train.images": "many"}})
+    study(variants={"group": {}, "batch": {"model.norm.kimd": "batch"}, "other": {"train.total_images": "many"}})
     out = ablate(status=2)
     assert "error: 2 problems in study.yaml:" in out and "Traceback" not in out
     assert "model.norm.kimd: unknown key (variant 'batch' of study.yaml); did you mean model.norm.kind?" in out
-    assert "train.images: given many (variant 'other' of study.yaml); valid: a whole number, at least 1" in out
+    assert "train.total_images: given many (variant 'other' of study.yaml); valid: a whole number, at least 1" in out
     study()
     assert "train.imags: unknown key (command line)" in ablate("--train.imags", "64", status=2)
     assert "--only: given nobody; valid: group, batch" in ablate("--only", "nobody", status=2)
@@ -144,7 +144,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner, tmp_path):
     """kill -9 while a trial trains, while one is measured, between trials; against trials that nobody disturbed."""
-    path, folder = study(base={"train.images": 120}), tmp_path / "runs" / "ablations" / "study"
+    path, folder = study(base={"train.total_images": 120}), tmp_path / "runs" / "ablations" / "study"
 
     def unfinished() -> list[Path]:
         return [run for run in folder.glob("cells/*") if not (folder / "records" / f"{run.name}.json").exists()]
@@ -180,7 +180,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner
 
 def test_two_processes_run_trials_together(study, run_ranks, tmp_path):
     study(seeds=[0])
-    said = run_ranks(2, partial(script.main, ["study.yaml", "--train.images", "32"]))
+    said = run_ranks(2, partial(script.main, ["study.yaml", "--train.total_images", "32"]))
     assert [text.count("2 trials: 0 done, 2 to run") for text in said] == [1, 0]  # one process speaks
     records = read_records(tmp_path / "runs" / "ablations" / "study").values()
     assert sorted(kind for record in records for kind in record["norm_kinds"]) == ["batch", "group"]
@@ -191,7 +191,7 @@ def test_two_processes_run_trials_together(study, run_ranks, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_all_its_processes_stops_the_runner_in_good_order(study, tmp_path):
-    study(base={"train.images": 100_000, "train.checkpoint_every": 0, "train.sample_every": 0})
+    study(base={"train.total_images": 100_000, "train.checkpoint_every": 0, "train.sample_every": 0})
     process = start(str(SCRIPT), "study.yaml", "--jobs", "1")
     logs = f"{tmp_path}/runs/ablations/study/trials/*/metrics.jsonl"
     wait_until(lambda: glob.glob(logs) or process.poll() is not None)

@@ -200,13 +200,18 @@ class TestModels:
         assert twice["metrics"]["fd_coarse"]["values"][0] == plain["metrics"]["fd_coarse"]["mean"]
         _, second = evaluate(finished, "--num_images", 6, *coarse, "--seed", 1)
         assert twice["metrics"]["fd_coarse"]["values"][1] == second["metrics"]["fd_coarse"]["mean"]
-        for flags in (["--steps", 2], ["--sampler", "heun"], ["--guidance", 3], ["--weights", "raw"]):
+        for flags in (
+            ["--num_inference_steps", 2],
+            ["--sampler", "heun"],
+            ["--guidance_scale", 3],
+            ["--weights", "raw"],
+        ):
             _, other = evaluate(finished, "--num_images", 6, *coarse, *flags)
             assert other["metrics"] != plain["metrics"]
         assert other["name"] == "run-000000064-raw"
 
     def test_diffusers_folders_and_other_references(self, evaluate, finished, coarse, images, pictures):
-        flags = ["--num_images", 6, "--steps", 4, "--batch_size", 4, *coarse]
+        flags = ["--num_images", 6, "--num_inference_steps", 4, "--batch_size", 4, *coarse]
         _, exported = evaluate(finished / "model", *flags, "--reference", images)
         _, run = evaluate(finished, *flags, "--reference", images)
         assert exported["metrics"] == run["metrics"] and run["reference"]["num_images"] == 20
@@ -267,7 +272,7 @@ def test_1_2_and_4_processes_give_the_same_bytes(evaluate, finished, coarse, run
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_evaluation_starts_again(evaluate, finished, coarse, start_ranks, tmp_path, number):
-    command = [str(finished), "--num_images", "120", "--steps", "2000", *coarse]
+    command = [str(finished), "--num_images", "120", "--num_inference_steps", "2000", *coarse]
     killed = [*command, "--out", str(tmp_path / "killed")]
     (process,) = ranks = start_ranks(1, partial(evaluate_script.main, killed))
     end = time.monotonic() + 600

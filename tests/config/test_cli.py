@@ -47,19 +47,19 @@ def message(*argv: str) -> str:
 
 
 def test_layers_go_over_one_another(files) -> None:
-    files(a="seed: 1\ntrain: {images: 10, batch_size: 2}", b="train: {images: 20}")
+    files(a="seed: 1\ntrain: {total_images: 10, batch_size: 2}", b="train: {total_images: 20}")
     both = ("--config", "a.yaml", "--config", "b.yaml")
-    assert run(*both).train.images == 20
+    assert run(*both).train.total_images == 20
     assert run(*both).train.batch_size == 2
-    assert run("--config=b.yaml", "--config=a.yaml").train.images == 10
-    assert run("--config", "b.yaml", "a.yaml").train.images == 10
-    assert run("--train.images", "30", *both).train.images == 30  # flags win wherever they stand
+    assert run("--config=b.yaml", "--config=a.yaml").train.total_images == 10
+    assert run("--config", "b.yaml", "a.yaml").train.total_images == 10
+    assert run("--train.total_images", "30", *both).train.total_images == 30  # flags win wherever they stand
     assert run("--seed", "5", *both, "--seed=6").seed == 6
     assert run() == Config()
 
 
 def test_the_default_config_is_read_where_none_is_given(files) -> None:
-    files(a="train: {images: 10}")
+    files(a="train: {total_images: 10}")
     Path("configs/default.yaml").write_text("seed: 7")
     assert run().seed == 7
     assert run("--config", "a.yaml").seed == 0
@@ -76,8 +76,8 @@ def message_after_writing(path: str, text: str) -> str:
     [
         (["--train.learning_rate", "1e-4"], "train.learning_rate", 1e-4),
         (["--train.learning-rate=+1.5E-3"], "train.learning_rate", 1.5e-3),
-        (["--train.images", "1e6"], "train.images", 1_000_000),
-        (["--train.images", "1_000"], "train.images", 1_000),
+        (["--train.total_images", "1e6"], "train.total_images", 1_000_000),
+        (["--train.total_images", "1_000"], "train.total_images", 1_000),
         (["--diffusion.kind", "edm", "--diffusion.p_mean", "-1.5"], "diffusion.p_mean", -1.5),
         (["--diffusion.kind=edm", "--diffusion.p_mean=-1e-1"], "diffusion.p_mean", -0.1),
         (["--data.flip", "false"], "data.flip", False),
@@ -109,13 +109,15 @@ def test_a_flag_is_written_as_in_a_file(files, argv: list[str], path: str, value
 
 def test_a_change_of_kind_drops_what_the_new_kind_lacks(files) -> None:
     files(
-        ddpm="diffusion: {kind: ddpm, beta_end: 0.03}\nsampling: {sampler: ddpm, steps: 7}",
+        ddpm="diffusion: {kind: ddpm, beta_end: 0.03}\nsampling: {sampler: ddpm, num_inference_steps: 7}",
         edm="diffusion: {kind: edm, p_mean: -1}",
         more="diffusion: {p_std: 1.1}",
         group="model: {norm: {groups: 16, eps: 1e-6}}",
     )
     config = run("--config", "ddpm.yaml", "--diffusion.kind", "edm")
-    assert config.diffusion.kind == "edm" and config.sampling.sampler is None and config.sampling.steps == 7
+    assert (
+        config.diffusion.kind == "edm" and config.sampling.sampler is None and config.sampling.num_inference_steps == 7
+    )
     assert run("--config", "ddpm.yaml", "edm.yaml", "more.yaml").diffusion.p_std == 1.1
     assert run("--config", "ddpm.yaml", "--diffusion.kind", "ddpm").diffusion.beta_end == 0.03
     assert run("--config", "ddpm.yaml", "edm.yaml", "ddpm.yaml").sampling.sampler == "ddpm"
@@ -161,8 +163,16 @@ MISTAKES = [
         "train: {batch_size: 0}",
         "train.batch_size: given 0 (?); valid: a whole number, at least 1",
     ),
-    ("--train.images many", "train: {images: many}", "train.images: given many (?); valid: a whole number"),
-    ("--train.images true", "train: {images: true}", "train.images: given true (?); valid: a whole number"),
+    (
+        "--train.total_images many",
+        "train: {total_images: many}",
+        "train.total_images: given many (?); valid: a whole number",
+    ),
+    (
+        "--train.total_images true",
+        "train: {total_images: true}",
+        "train.total_images: given true (?); valid: a whole number",
+    ),
     (
         "--train.learning_rate 0",
         "train: {learning_rate: 0}",
@@ -234,7 +244,7 @@ MISTAKES = [
     (
         "--train.learning_rat 1",
         "train: {learning_rat: 1}",
-        "unknown key (?); did you mean train.learning_rate? valid keys of train: images, ",
+        "unknown key (?); did you mean train.learning_rate? valid keys of train: total_images, ",
     ),
     (
         "--learning_rate 1",
@@ -294,20 +304,23 @@ def test_a_file_and_a_flag_with_one_mistake_get_one_message(files, flags: str, t
         ("--train.batch_size 3 4", ["train.batch_size: given 3 4 (command line)"]),
         ("--data.subset {a:", ["data.subset: given {a: (command line)"]),
         ("--data.subset.a b", ["data.subset: given a b (command line)"]),
-        ("--train.images.x 3 --train.images 3", ["train.images: given x 3 (command line)"]),
+        ("--train.total_images.x 3 --train.total_images 3", ["train.total_images: given x 3 (command line)"]),
         ("--model 3 --model.x 4", ["model: given 3 (command line)"]),
         ("--model.block_out_channels 32 [", ["model.block_out_channels: given [32, '['] (command line)"]),
         ("--bogus", ["bogus: unknown key (command line)"]),
         ("-q 3", ["-q: not a flag", "3: not a flag", "--section.key VALUE"]),
         ("--print_config yes", ["yes: not a flag"]),
         ("a.yaml", ["a.yaml: not a flag (command line); did you mean --config a.yaml?"]),
-        ("train.images=3", ["train.images=3: not a flag (command line); did you mean --train.images 3?"]),
+        (
+            "train.total_images=3",
+            ["train.total_images=3: not a flag (command line); did you mean --train.total_images 3?"],
+        ),
         ("--config", ["--config: given nothing"]),
         ("--config --seed 1", ["--config: given nothing"]),
         ("--config none.yaml", ["none.yaml: No such file", "configs/ has default.yaml"]),
         ("--config defalt", ["defalt: No such file", "did you mean configs/default.yaml?"]),
         ("--config configs", ["configs: Is a directory"]),
-        ("--zzz 1 --train.images x --data.flip 2", ["3 problems", "zzz:", "train.images:", "data.flip:"]),
+        ("--zzz 1 --train.total_images x --data.flip 2", ["3 problems", "zzz:", "train.total_images:", "data.flip:"]),
     ],
 )
 def test_mistakes_on_the_command_line(files, capsys, flags: str, parts: list[str]) -> None:
@@ -357,8 +370,8 @@ def test_print_config_gives_the_tree_back(files, capsys, flags: str) -> None:
 
 def test_an_unconditional_run_forgets_a_files_guidance(tmp_path):
     file = tmp_path / "guided.yaml"
-    file.write_text("data: {class_conditional: true}\nsampling: {guidance: 3}\n")
+    file.write_text("data: {class_conditional: true}\nsampling: {guidance_scale: 3}\n")
     flags = ["--config", str(file), "--data.class_conditional", "false"]
-    assert parse(flags, default_config=file).sampling.guidance == 1
-    with pytest.raises(ConfigError, match="sampling.guidance: given 2"):
-        parse([*flags, "--sampling.guidance", "2"], default_config=file)
+    assert parse(flags, default_config=file).sampling.guidance_scale == 1
+    with pytest.raises(ConfigError, match="sampling.guidance_scale: given 2"):
+        parse([*flags, "--sampling.guidance_scale", "2"], default_config=file)

@@ -64,8 +64,8 @@ def test_every_spelling_of_a_number_is_read(text: str) -> None:
 
 
 def test_a_whole_float_is_a_count() -> None:
-    assert build(train={"images": 1e6}).train.images == 1_000_000
-    assert type(build(train={"images": 1e6}).train.images) is int
+    assert build(train={"total_images": 1e6}).train.total_images == 1_000_000
+    assert type(build(train={"total_images": 1e6}).train.total_images) is int
 
 
 def test_no_means_no() -> None:
@@ -153,8 +153,8 @@ COMBINATIONS = [
         {"diffusion": {"kind": "edm"}, "sampling": {"sampler": "ddim"}},
         ["sampling.sampler: given ddim", "heun", "edm"],
     ),
-    ({"sampling": {"steps": 1001}}, ["sampling.steps: given 1001", "1000"]),
-    ({"sampling": {"guidance": 2}}, ["sampling.guidance: given 2 ", "data.class_conditional"]),
+    ({"sampling": {"num_inference_steps": 1001}}, ["sampling.num_inference_steps: given 1001", "1000"]),
+    ({"sampling": {"guidance_scale": 2}}, ["sampling.guidance_scale: given 2 ", "data.class_conditional"]),
     (
         {"diffusion": {"beta_start": 0.5}},
         ["diffusion.beta_start: given 0.5", "below diffusion.beta_end 0.02"],
@@ -183,16 +183,16 @@ def test_values_that_do_not_go_together(sections: dict, parts: list[str]) -> Non
 
 
 def test_every_problem_is_listed() -> None:
-    text = message(data={"resolution": 30}, sampling={"steps": 0, "guidance": -1}, nonsense=1)
+    text = message(data={"resolution": 30}, sampling={"num_inference_steps": 0, "guidance_scale": -1}, nonsense=1)
     assert text.startswith("3 problems") and len(text.splitlines()) == 4  # bad values first
-    text = message(data={"resolution": 30}, sampling={"steps": 2000, "guidance": 2})
+    text = message(data={"resolution": 30}, sampling={"num_inference_steps": 2000, "guidance_scale": 2})
     assert text.startswith("3 problems") and len(text.splitlines()) == 4  # then bad combinations
 
 
 def test_guidance_needs_dropped_labels() -> None:
     labels = {"class_conditional": True}
-    assert build(data=labels, sampling={"guidance": 2}).sampling.guidance == 2
-    assert "label_drop" in message(data={**labels, "label_drop": 0}, sampling={"guidance": 2})
+    assert build(data=labels, sampling={"guidance_scale": 2}).sampling.guidance_scale == 2
+    assert "label_dropout" in message(data={**labels, "label_dropout": 0}, sampling={"guidance_scale": 2})
 
 
 def test_the_groups_that_are_named_are_those_that_divide_every_layer() -> None:
@@ -256,7 +256,7 @@ def test_unet_kwargs_build_the_model() -> None:
     assert (model.config.sample_size, model.config.in_channels, model.config.out_channels) == (16, 1, 1)
     assert model.config.num_class_embeds == 6
     assert (model.config.norm_num_groups, model.config.norm["groups"]) == (4, 4)
-    without = build(data={**data, "label_drop": 0.0})
+    without = build(data={**data, "label_dropout": 0.0})
     assert unet_kwargs(without, 5)["num_class_embeds"] == 5
     assert unet_kwargs(without, None)["num_class_embeds"] is unet_kwargs(without, 0)["num_class_embeds"] is None
 
@@ -274,7 +274,7 @@ def test_the_keys_of_a_kind_are_its_options() -> None:
     assert list(SECTIONS) == list(NORMS)
     for kind, section in SECTIONS.items():
         options = {**NORMS[kind].options, **NORMS[kind].block_options}
-        keys = {"kind", "overrides", "split_skip", *options} - {"noise_edges", "input_std"}
+        keys = {"kind", "overrides", "separate_skip_norm", *options} - {"noise_edges", "input_std"}
         assert set(section.model_fields) == keys | ({"noise_bins"} if "noise_edges" in options else set())
         for name in set(options) & set(section.model_fields):
             assert section.model_fields[name].default == options[name].default

@@ -14,12 +14,12 @@ def build(**evaluate: Any) -> Config:
 
 
 def test_is_off_by_default() -> None:
-    assert Config().evaluate.every is None and Config().evaluate.keep_best is None
+    assert Config().evaluate.every is None and Config().evaluate.monitor is None
 
 
 def test_is_read_back_as_written() -> None:
     config = build(
-        every=1e5, num_images=500, metrics=["fid", "kid", "recall_mine"], keep_best="kid",
+        every=1e5, num_images=500, metrics=["fid", "kid", "recall_mine"], monitor="kid",
         weights={"inception": "w.pth"}, extractors={"mine": "package.module:Class"},
     )  # fmt: skip
     assert config.evaluate.every == 100_000 and from_yaml(to_yaml(config), "x") == config
@@ -38,12 +38,12 @@ def test_is_read_back_as_written() -> None:
             ["evaluate.num_images: given 3", "at least 4, which recall_dinov2 needs"],
         ),
         (
-            {"keep_best": "fid"},
-            ["evaluate.keep_best: given fid", "valid: validation_loss, or null", "where evaluate.every is a number"],
+            {"monitor": "fid"},
+            ["evaluate.monitor: given fid", "valid: validation_loss, or null", "where evaluate.every is a number"],
         ),
         (
-            {"every": 10, "metrics": ["fid", "kid"], "keep_best": "kdi"},
-            ["evaluate.keep_best: given kdi", "valid: validation_loss, fid or kid, or null"],
+            {"every": 10, "metrics": ["fid", "kid"], "monitor": "kdi"},
+            ["evaluate.monitor: given kdi", "valid: validation_loss, fid or kid, or null"],
         ),
         ({"weights": {"incepton": "x"}}, ["evaluate.weights: given incepton", "inception, dinov2 or efficientnet"]),
         ({"extractors": {"inception": "x.pt"}}, ["evaluate.extractors: given inception", "other than inception"]),

@@ -188,7 +188,7 @@ def test_broken_image_is_left_out_and_counted(folder, config, caplog):
         assert table.images[:, 0, 0, 0].tolist() == [1, 3]
         caplog.clear()
     with pytest.raises(DataError, match="b.png cannot be decoded"):
-        load_images(**config(folder, on_error="stop"), channels=1)
+        load_images(**config(folder, on_error="raise"), channels=1)
 
 
 def test_broken_row_is_named(tmp_path, config):

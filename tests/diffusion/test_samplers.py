@@ -139,8 +139,8 @@ def test_default_samplers():
     [
         ("edm", "ddim", 50, "sampling.sampler"),
         ("flow", "dpm++", 50, "sampling.sampler"),
-        ("ddpm", None, 1001, "sampling.steps"),
-        ("flow", "heun", 0, "sampling.steps"),
+        ("ddpm", None, 1001, "sampling.num_inference_steps"),
+        ("flow", "heun", 0, "sampling.num_inference_steps"),
     ],
 )
 def test_samplers_and_steps_that_a_process_lacks(kind, sampler, steps, key):

@@ -133,9 +133,9 @@ def test_guidance_without_a_class_changes_nothing(config, sampler):
 
 
 def test_errors():
-    with pytest.raises(ConfigError, match="sampling.guidance"):
+    with pytest.raises(ConfigError, match="sampling.guidance_scale"):
         draw([0], guidance_scale=2.0)
-    with pytest.raises(ConfigError, match="sampling.guidance"):
+    with pytest.raises(ConfigError, match="sampling.guidance_scale"):
         draw([0], guidance_scale=2.0, labels=[0])
     with pytest.raises(ConfigError, match="sampling.sampler"):
         draw([0], sampler="ddim")

@@ -149,7 +149,7 @@ def in_bf16(rank: int, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SPLIT)
 def test_one_launched_process_in_bf16(tiny, run_ranks, tmp_path, kind):
-    run_ranks(1, tiny("run", *FLAGS, "--train.images", "16", "--train.mixed_precision", "bf16"), in_bf16, kind)
+    run_ranks(1, tiny("run", *FLAGS, "--train.total_images", "16", "--train.mixed_precision", "bf16"), in_bf16, kind)
     checkpoint = newest_checkpoint(tmp_path / "run/checkpoints")
     weights, average = joined(checkpoint, "model"), joined(checkpoint, "ema")
     assert all(value.dtype == torch.float32 for value in weights.values())
@@ -185,11 +185,11 @@ VARIANTS = {
         "--train.max_grad_norm", "null",
     ),
     "running statistics estimated anew, single numbers as parameters": (
-        "--model.norm.kind", "sync_batch", "--train.precise_batches", "3",
+        "--model.norm.kind", "sync_batch", "--train.bn_update_batches", "3",
         "--model.norm.overrides", "{decoder: {kind: derf}, middle: {kind: scaled_ws}}",
     ),
     "norms made again in backward, classifier-free guidance in the grid, metrics of samples": (
-        "--model.recompute", "norm", "--data.label_drop", "0.5", "--sampling.guidance", "2",
+        "--model.activation_checkpointing", "norm", "--data.label_dropout", "0.5", "--sampling.guidance_scale", "2",
         "--evaluate.every", "0", "--evaluate.num_images", "6", "--evaluate.metrics", "[kid_efficientnet_lite0]",
     ),
 }  # fmt: skip
@@ -198,7 +198,7 @@ VARIANTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants(tiny, run_ranks, tmp_path, variant):
-    flags = [*FLAGS, "--train.images", "32", *VARIANTS[variant]]
+    flags = [*FLAGS, "--train.total_images", "32", *VARIANTS[variant]]
     run_ranks(2, tiny("whole", *flags))
     for kind in SPLIT:
         run_ranks(2, tiny(kind, *flags), launched, kind)
@@ -245,7 +245,7 @@ def spoil(rank: int, kind: str, what: str) -> None:
 @pytest.mark.parametrize("what", ["image", "losses", "gradients"])
 def test_what_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path, what):
     for kind in LAUNCHES:
-        run_ranks(2, tiny(kind, *FLAGS, "--train.images", "48"), spoil, kind, what)
+        run_ranks(2, tiny(kind, *FLAGS, "--train.total_images", "48"), spoil, kind, what)
         found = [line for line in lines(tmp_path / kind) if "loss" in line]
         assert [line["images"] for line in found] == [8, 16, 32, 40, 48]  # a step without a loss has no line
         assert [line["nonfinite"] for line in found] == [0, 0, 1, 1, 1]

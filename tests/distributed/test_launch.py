@@ -70,7 +70,7 @@ def wait_until(reached: Callable[[], object], is_alive: Callable[[], bool]) -> N
         time.sleep(0.05)
 
 
-STEPS20 = ["--train.images", "160", "--train.log_every", "8", "--train.checkpoint_every", "0"]
+STEPS20 = ["--train.total_images", "160", "--train.log_every", "8", "--train.checkpoint_every", "0"]
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_two_processes_sample_what_one_does(finished, program, tmp_path):
 
 
 def test_two_processes_evaluate_as_one_does(tiny, run_ranks, tmp_path):
-    flags = ["--evaluate.every", "32", "--evaluate.num_images", "10", "--evaluate.keep_best", "kid_efficientnet_lite0"]
+    flags = ["--evaluate.every", "32", "--evaluate.num_images", "10", "--evaluate.monitor", "kid_efficientnet_lite0"]
     assert fit(tiny("one", *flags)) == 0
     run_ranks(2, tiny("two", *flags))
 
@@ -166,7 +166,7 @@ def test_without_a_launcher_a_program_can_become_several_processes(start_ranks, 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_in_a_checkpoint_and_says_how_to_resume(tiny_flags, start_ranks, tmp_path, number):
-    flags = tiny_flags("run", "--train.images", "100000", "--train.sample_every", "0", "--data.num_workers", "1")
+    flags = tiny_flags("run", "--train.total_images", "100000", "--train.sample_every", "0", "--data.num_workers", "1")
     processes = start_ranks(1, partial(train.main, flags))
     log = tmp_path / "run/metrics.jsonl"
     wait_until(lambda: log.exists() and len(losses(tmp_path / "run")) >= 2, processes[0].is_alive)
@@ -198,7 +198,9 @@ def test_sample_py_gives_the_training_grids_images(finished, program, tmp_path):
     checkpoint = str(finished / "checkpoints/000000064")
     program(sample.main, checkpoint, "--num_images", "5", "--batch_size", "5", "--out", "other")
     exported = str(finished / "model")
-    program(sample.main, exported, "--num_images", "5", "--batch_size", "4", "--steps", "4", "--out", "model")
+    program(
+        sample.main, exported, "--num_images", "5", "--batch_size", "4", "--num_inference_steps", "4", "--out", "model"
+    )
     for i in range(5):
         files = [tmp_path / folder / f"{i:06d}.png" for folder in ("same", "other", "model")]
         images = [np.asarray(Image.open(file), int) for file in files]
@@ -220,7 +222,7 @@ def test_sample_py_classes_guidance_seeds_and_errors(finished, program, tmp_path
     assert not np.array_equal(image("dark"), image("light"))
     assert np.array_equal(image("light"), image("number"))
     assert np.array_equal(image("turns", 0), image("light", 0)) and np.array_equal(image("turns", 1), image("dark", 1))
-    sampled("guided", "--classes", "dark", "--guidance", "3")
+    sampled("guided", "--classes", "dark", "--guidance_scale", "3")
     assert not np.array_equal(image("guided"), image("dark"))
     sampled("seed", "--classes", "dark", "--seed", "7")
     assert not np.array_equal(image("seed"), image("dark"))

@@ -12,7 +12,7 @@ from gnunet.checkpoint.checkpoint import newest_checkpoint
 from gnunet.training.session import Session
 
 BATCH, IMAGES, LEARNING_RATE, CLIP = 8, 64, 1e-3, 1.0
-FLAGS = ["--train.images", str(IMAGES), "--train.log_every", str(BATCH), "--train.checkpoint_every", "0",
+FLAGS = ["--train.total_images", str(IMAGES), "--train.log_every", str(BATCH), "--train.checkpoint_every", "0",
          "--train.sample_every", "0", "--train.validate_every", "0", "--train.max_grad_norm", str(CLIP),
          "--train.learning_rate", str(LEARNING_RATE), "--sampling.num_images", "1"]  # fmt: skip
 SPLITS = [(1, 2), (2, 4), (2, 2), (4, 2), (4, 1)]

@@ -73,7 +73,7 @@ def test_exports_the_norms_that_diffusers_has(small_config, inputs_for, norm, ex
         ),
         ({"overrides": {"attention": {"kind": "rms"}}}, "kind 'rms', which is in .*attentions.0.group_norm"),
         ({"overrides": {"decoder": {"eps": 1e-3}}}, r"one eps for all norms; kind 'group' has \[1e-05, 0.001\]"),
-        ({"split_skip": True}, "split_skip does in up_blocks.0.resnets.0.norm1"),
+        ({"separate_skip_norm": True}, "separate_skip_norm does in up_blocks.0.resnets.0.norm1"),
     ],
 )
 def test_refuses_to_export_the_others(small_config, norm, words):

@@ -146,7 +146,7 @@ def test_recompute_under_autocast(small_config, inputs_for, run, dtype):
         ({"kind": "group"}, 0.7),
         ({"kind": "layer"}, 0.7),
         ({"kind": "instance"}, 0.7),
-        ({"split_skip": True}, 0.9),  # nothing is made again where a norm is of parts
+        ({"separate_skip_norm": True}, 0.9),  # nothing is made again where a norm is of parts
         ({"kind": "weight_standardization"}, 1.0),  # nor where a convolution is not torch's own
         ({"kind": "batch"}, 1.0),
         ({"kind": "scaled_ws"}, 1.0),

@@ -88,11 +88,11 @@ def test_a_layer_left_out_has_its_blocks_sum(small_config):
         ({"overrides": {"out": "rms"}}, ["norm.overrides.out", "'rms'"]),
         ({"overrides": {"out": {"overrides": {}}}}, ["norm.overrides.out", "without overrides of its own"]),
         ({"overrides": {"decoder": {"kind": "rsm"}}}, ["up_blocks.0.resnets.0.norm1", "'rsm'"]),
-        ({"overrides": {"middle": {"epsilon": 1}}}, ["mid_block.resnets.0.norm1", "'epsilon'", "split_skip"]),
+        ({"overrides": {"middle": {"epsilon": 1}}}, ["mid_block.resnets.0.norm1", "'epsilon'", "separate_skip_norm"]),
         ({"overrides": {"attention": {"groups": 3}}}, ["down_blocks.1.attentions.0.group_norm", "groups = 3"]),
-        ({"overrides": {"out": {"split_skip": 1}}}, ["norm.overrides.out.split_skip", "got 1"]),
-        ({"split_skip": "yes"}, ["norm.split_skip", "'yes'"]),
-        ({"split_skip": True, "groups": 32}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
+        ({"overrides": {"out": {"separate_skip_norm": 1}}}, ["norm.overrides.out.separate_skip_norm", "got 1"]),
+        ({"separate_skip_norm": "yes"}, ["norm.separate_skip_norm", "'yes'"]),
+        ({"separate_skip_norm": True, "groups": 32}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
         ({"kind": "scaled_ws", "input_std": 2.0}, ["down_blocks.0.resnets.0.norm1", "input_std", "leave it out"]),
         ({"kind": "scaled_ws", "residual_scale": "1"}, ["down_blocks.0.resnets.0.norm1", "residual_scale", "'1'"]),
     ],
@@ -112,7 +112,7 @@ def test_regions_are_those_that_the_model_has(small_config):
 
 
 def test_skip_connections_are_normalized_apart(small_config):
-    config = {**small_config, "norm": {"split_skip": True}}
+    config = {**small_config, "norm": {"separate_skip_norm": True}}
     model, plain = UNet2D(**config), UNet2D(**small_config)
     sites = dict(norm_sites(config))
     layers = {name: m for name, m in model.named_modules() if hasattr(m, "num_groups")}
@@ -133,7 +133,7 @@ def test_skip_connections_are_normalized_apart(small_config):
 
 
 def test_the_seam_is_where_the_skip_connection_begins(small_config, inputs_for):
-    model = UNet2D(**small_config, norm={"split_skip": True})
+    model = UNet2D(**small_config, norm={"separate_skip_norm": True})
     seen = []
     for block in model.up_blocks:
         for resnet in block.resnets:
@@ -153,12 +153,14 @@ def test_a_part_must_hold_the_groups_too():
     }
     norm = {"groups": 16, "overrides": {"decoder": {"groups": 32}}}
     assert "up_blocks.0.resnets.0.norm2" in check_config({**config, "norm": norm})  # 96 channels hold 32 groups
-    error = check_config({**config, "norm": {**norm, "split_skip": True}})
+    error = check_config({**config, "norm": {**norm, "separate_skip_norm": True}})
     assert "norm of up_blocks.0.resnets.0.norm1.parts.0: groups = 32 does not divide 48 channels" in error
 
 
-def test_split_skip_by_region(small_config):
-    model = UNet2D(**small_config, norm={"split_skip": True, "overrides": {"16": {"split_skip": False}}})
+def test_separate_skip_norm_by_region(small_config):
+    model = UNet2D(
+        **small_config, norm={"separate_skip_norm": True, "overrides": {"16": {"separate_skip_norm": False}}}
+    )
     assert hasattr(model.up_blocks[0].resnets[0].norm1, "parts")
     assert not hasattr(model.up_blocks[1].resnets[0].norm1, "parts")
 

@@ -10,7 +10,7 @@ from gnunet.norms import NORMS, make_conv, make_residual
 VARIANTS = {
     **{kind: {"kind": kind} for kind in NORMS},
     "noise_levels": {"kind": "batch", "noise_edges": [10, 50]},
-    "split_skip": {"split_skip": True},
+    "separate_skip_norm": {"separate_skip_norm": True},
     "hybrid": {"kind": "scaled_ws", "overrides": {"encoder": {"kind": "batch"}, "8": {"kind": "pixel"}}},
 }
 TINY = {
@@ -102,7 +102,7 @@ def test_batch_renorm_anywhere_refuses_gradient_checkpointing(small_config):
         UNet2D(**small_config, norm=norm).enable_gradient_checkpointing()
 
 
-@pytest.mark.parametrize("name", ["batch_renorm", "noise_levels", "split_skip", "hybrid"])
+@pytest.mark.parametrize("name", ["batch_renorm", "noise_levels", "separate_skip_norm", "hybrid"])
 def test_compiles_without_a_graph_break(inputs_for, run, assert_all_close, name):
     """What is not a layer's alone; norms/test_formulas.py compiles a layer of every kind."""
     torch.compiler.reset()

@@ -129,7 +129,7 @@ def test_an_unknown_mode_is_refused(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_a_mode_for_gpus_does_no_harm_on_a_cpu(tiny, mode):
-    assert fit(tiny("compiled", "--train.compile", mode, "--train.images", "16")) == 0
+    assert fit(tiny("compiled", "--train.compile", mode, "--train.total_images", "16")) == 0
 
 
 @pytest.mark.slow

@@ -17,7 +17,16 @@ from gnunet.training.session import Session, build
 
 ON, OFF = ["--train.cuda_graph", "auto"], ["--train.cuda_graph", "false"]
 READS_LATE = Session.reads_late
-LONG = ["--train.batch_size", "12", "--train.images", "96", "--train.log_every", "24", "--train.checkpoint_every", "48"]
+LONG = [
+    "--train.batch_size",
+    "12",
+    "--train.total_images",
+    "96",
+    "--train.log_every",
+    "24",
+    "--train.checkpoint_every",
+    "48",
+]
 
 
 class Tape(TorchDispatchMode):
@@ -114,10 +123,10 @@ CASES = {
     "dropout": [*LONG, "--train.micro_batch_size", "6", "--model.dropout", "0.3", "--diffusion.kind", "edm"],
     "unlabelled": ["--data.class_conditional", "false", "--diffusion.kind", "ddpm", "--train.mixed_precision", "bf16"],
     "batch": ["--model.norm.kind", "batch"],
-    "precise": ["--model.norm.kind", "batch_renorm", "--train.precise_batches", "2"],
+    "precise": ["--model.norm.kind", "batch_renorm", "--train.bn_update_batches", "2"],
     "weight_norm": ["--model.norm.kind", "weight_norm"],
     "magnitude": ["--model.norm.kind", "magnitude_preserving"],
-    "recompute": ["--model.recompute", "norm"],
+    "recompute": ["--model.activation_checkpointing", "norm"],
 }
 
 
@@ -175,7 +184,7 @@ def test_too_many_skipped_steps_end_a_run_as_without(tiny, on_cpu, monkeypatch, 
     errors, said = [], []
     for name, mode in (("without", OFF), ("with", ON)):
         with pytest.raises(DivergenceError) as caught:
-            fit(tiny(name, *mode, "--train.max_nonfinite", "2", "--train.log_every", "64"))
+            fit(tiny(name, *mode, "--train.max_nonfinite_steps", "2", "--train.log_every", "64"))
         errors.append((str(caught.value), caught.value.images, caught.value.nonfinite))
         said.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")])
     assert errors[0] == errors[1] and errors[0][1:] == (40, 2)
@@ -239,7 +248,7 @@ def test_norms_over_all_processes_are_refused_and_left_out_by_auto(tiny, run_ran
     norm = ["--model.norm.overrides", "{encoder: {kind: sync_batch}}"]
     said = run_ranks(2, tiny("true", *norm, "--train.cuda_graph", "true"), graphs_on_cpu, status=2)
     assert all("train.cuda_graph: given true with sync_batch norms over 2 processes" in text for text in said)
-    run_ranks(2, tiny("auto", *norm, *ON, "--train.images", "48"), refuse_captures)
+    run_ranks(2, tiny("auto", *norm, *ON, "--train.total_images", "48"), refuse_captures)
 
 
 def refuse_captures(rank: int) -> None:

@@ -16,7 +16,7 @@ def test_power_exponent_gives_the_profile_its_width(std):
 
 
 def test_power_average_of_steps_follows_the_power_profile():
-    train = TrainConfig(images=1000, batch_size=1, ema_kind="power", ema_std=0.1)
+    train = TrainConfig(total_images=1000, batch_size=1, ema_kind="power", ema_std=0.1)
     share = [1.0]
     for images in range(2, 1001):
         decay = ema_decay(train, images)

@@ -107,7 +107,7 @@ def test_evaluation_changes_nothing_of_the_training(evaluated, finished, tmp_pat
 @pytest.mark.parametrize(("what", "rounds"), [("training images", 1), ("samples", 1), ("samples", 3)])
 def test_stopped_in_an_evaluation_and_resumed_is_the_same_run(evaluated, tmp_path, stop_after, what, rounds):
     """In the reference's statistics; between the batches of the first evaluation; in the second one."""
-    best = ["--evaluate.keep_best", NAME]
+    best = ["--evaluate.monitor", NAME]
     fit(evaluated("whole", *best, "--data.cache_dir", str(tmp_path / "other_cache")))
     patched = stop_after(what, rounds)
     assert fit(evaluated("stopped", *best)) == 128 + signal.SIGTERM
@@ -158,7 +158,7 @@ class TestBest:
 
     def flags(self, *more: str) -> list[str]:
         return [
-            "--evaluate.keep_best", "validation_loss", "--train.validate_every", "8", "--train.keep_checkpoints", "1",
+            "--evaluate.monitor", "validation_loss", "--train.validate_every", "8", "--train.keep_checkpoints", "1",
             "--train.checkpoint_every", "0", *more,
         ]  # fmt: skip
 
@@ -197,7 +197,7 @@ class TestBest:
         assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
 
     def test_of_a_metric(self, evaluated, tmp_path):
-        fit(evaluated("run", "--evaluate.keep_best", NAME, "--train.keep_checkpoints", "1"))
+        fit(evaluated("run", "--evaluate.monitor", NAME, "--train.keep_checkpoints", "1"))
         first, last = evaluations(tmp_path / "run")
         best = min((first, last), key=lambda line: line[NAME])
         pointer = json.loads((tmp_path / "run/checkpoints/best").read_text())
@@ -213,7 +213,7 @@ class TestBest:
          ("validation_loss", [float("nan"), 1.0, float("inf"), 0.5], [False, True, False, True])],
     )  # fmt: skip
     def test_only_what_is_better_than_all_before(self, name, values, kept):
-        settings = EvaluateConfig(metrics=["fd_x", "recall_x"], extractors={"x": "m:X"}, keep_best=name)
+        settings = EvaluateConfig(metrics=["fd_x", "recall_x"], extractors={"x": "m:X"}, monitor=name)
         state = TrainState()
         assert [update_best(state, settings, {name: value}) for value in values] == kept
         assert state.best["value"] == values[-1] and not update_best(state, settings, {"other": 0.0})

@@ -62,8 +62,8 @@ def contents(run: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_killed_anywhere_a_run_ends_as_if_nothing_had_been(tiny, tmp_path):
     """At changes of files in the cache, the log, grids, checkpoints, their rotation and the export, and at any time."""
-    little = ["--sampling.steps", "1", "--sampling.num_images", "2", "--validation.num_examples", "4"]
-    config = tiny("run", "--evaluate.keep_best", "validation_loss", "--train.images", "40", *little)
+    little = ["--sampling.num_inference_steps", "1", "--sampling.num_images", "2", "--validation.num_examples", "4"]
+    config = tiny("run", "--evaluate.monitor", "validation_loss", "--train.total_images", "40", *little)
     folder = tmp_path / "run"
     counted, start = server.Queue(), time.monotonic()
     assert run(config, tmp_path, 0, counted) == 0

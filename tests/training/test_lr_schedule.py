@@ -7,7 +7,7 @@ from gnunet.training.lr_schedule import learning_rate
 
 
 def rates(images: list[float], **keys) -> list[float]:
-    train = TrainConfig(images=1000, learning_rate=2.0, batch_size=10, **keys)
+    train = TrainConfig(total_images=1000, learning_rate=2.0, batch_size=10, **keys)
     return [learning_rate(train, n) for n in images]
 
 

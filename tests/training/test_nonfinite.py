@@ -92,7 +92,7 @@ def test_a_weight_that_one_process_has_spoiled_ends_all_and_the_run_goes_on(tiny
     """No step can be taken with it; the checkpoint from before has it whole."""
     flags = [*LATE, "--train.checkpoint_every", "8"]
     run_ranks(2, tiny("whole", *flags))
-    config = tiny("run", *flags, "--train.max_nonfinite", "4")
+    config = tiny("run", *flags, "--train.max_nonfinite_steps", "4")
     said = run_ranks(2, config, poison, "weight", math.nan, tmp_path, status=2)
     assert all("weights are not finite at 24 images (processes: 1)" in text for text in said)
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000008", "000000016"]

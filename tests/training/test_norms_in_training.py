@@ -36,11 +36,11 @@ def statistics(path) -> dict[str, torch.Tensor]:
     "flags",
     [
         norm("batch", noise_bins=2),
-        [*norm("batch"), "--train.precise_batches", "3"],
+        [*norm("batch"), "--train.bn_update_batches", "3"],
         norm("batch_renorm", renorm_warmup=4),
         norm("switchable"),
         norm("magnitude_preserving"),
-        norm("scaled_ws", overrides="{encoder: {kind: ghost_batch, ghost_size: 3}}", split_skip="true"),
+        norm("scaled_ws", overrides="{encoder: {kind: ghost_batch, ghost_size: 3}}", separate_skip_norm="true"),
     ],
     ids=["noise_bins", "precise", "batch_renorm", "switchable", "magnitude_preserving", "hybrid"],
 )
@@ -89,7 +89,7 @@ def test_statistics_are_averaged_with_the_weights(tiny, tmp_path):
 
 
 def test_precise_statistics_are_those_of_the_average(tiny, tmp_path):
-    config = tiny("run", *norm("batch"), "--train.precise_batches", "3")
+    config = tiny("run", *norm("batch"), "--train.bn_update_batches", "3")
     fit(config)
     model = load_trained_model(tmp_path / "run" / FINAL).network
     written = {name: value.clone() for name, value in model.named_buffers() if "running_" in name}

@@ -83,7 +83,7 @@ def test_cuda_graphs_change_no_bit(tiny, run_ranks, tmp_path, flags):
 
 @pytest.mark.parametrize("kind", LAUNCHES)
 def test_launches_that_split_a_run_have_the_losses_of_a_plain_one(tiny, run_ranks, tmp_path, kind):
-    flags = ["--train.deterministic", "true", "--train.images", "32", "--train.log_every", "8"]
+    flags = ["--train.deterministic", "true", "--train.total_images", "32", "--train.log_every", "8"]
     run_ranks(1, tiny("plain", *flags), on_gpu)
     run_ranks(1, tiny("split", *flags), on_gpu, kind)
     plain, split = (

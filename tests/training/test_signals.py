@@ -39,7 +39,7 @@ sys.exit(status)
 PR_GET_PDEATHSIG = 2
 LAUNCHERS = {1: "cpu.yaml", 2: "cpu_2.yaml"}
 """For so many processes, in configs/accelerate."""
-ENDLESS = ["--train.images", "1000000", "--train.log_every", "8", "--train.checkpoint_every", "0",
+ENDLESS = ["--train.total_images", "1000000", "--train.log_every", "8", "--train.checkpoint_every", "0",
            "--train.sample_every", "0", "--train.validate_every", "0"]  # fmt: skip
 
 

@@ -120,7 +120,16 @@ def test_accumulation_agrees_with_whole_batches(tiny, finished, tmp_path, micro)
     [*(("flow", norm) for norm in NORMS), ("ddpm", "group"), ("edm", "group"), ("ddpm", "batch"), ("edm", "scaled_ws")],
 )
 def test_every_process_and_norm_trains_and_learns(tiny, tmp_path, kind, norm):
-    flags = ["--diffusion.kind", kind, "--model.norm.kind", norm, "--train.images", "128", "--train.log_every", "64"]
+    flags = [
+        "--diffusion.kind",
+        kind,
+        "--model.norm.kind",
+        norm,
+        "--train.total_images",
+        "128",
+        "--train.log_every",
+        "64",
+    ]
     at_the_end = ["--train.checkpoint_every", "0", "--train.sample_every", "0", "--train.validate_every", "0"]
     assert fit(tiny("run", *flags, *at_the_end)) == 0
     first, second = (line["loss"] for line in lines(tmp_path / "run") if "loss" in line)
@@ -185,7 +194,7 @@ def test_nonfinite_steps_are_skipped_counted_and_finally_stop_the_run(tiny, tmp_
 
     monkeypatch.setattr(Flow, "loss", lambda self, *a, **k: real(self, *a, **k) * float("nan"))
     with pytest.raises(TrainingError, match="3 steps in a row"):
-        fit(tiny("all", "--train.max_nonfinite", "3"))
+        fit(tiny("all", "--train.max_nonfinite_steps", "3"))
 
 
 def test_a_broken_image_stops_before_training_or_is_skipped(tiny, tmp_path, images):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 _SETTING = (
-    "data.source", "data.resolution", "train.images", "train.batch_size", "train.learning_rate",
+    "data.source", "data.resolution", "train.total_images", "train.batch_size", "train.learning_rate",
     "validation.num_examples", "evaluate.num_images",
 )  # fmt: skip
 Counted = tuple[str, list[tuple[str, int]]]

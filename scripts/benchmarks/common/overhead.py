@@ -41,7 +41,7 @@ def own_work(config: Config, folder: Path, steps: int) -> dict[str, Any]:
     """
     train = config.train
     never = {"validate_every": 0, "sample_every": 0, "checkpoint_every": 0}  # but at the end, which never comes
-    timed = train.model_copy(update={**never, "images": 10**9, "log_every": LINE_EVERY * train.batch_size})
+    timed = train.model_copy(update={**never, "total_images": 10**9, "log_every": LINE_EVERY * train.batch_size})
     timed = timed.model_copy(update={"cuda_graph": False})  # which has no borders between its parts
     update = {"run_dir": str(folder / "own_work"), "train": timed, "evaluate": EvaluateConfig()}
     watch = _Watch(LINE_EVERY + max(steps, LINE_EVERY))

@@ -143,7 +143,7 @@ class TestTables:
         markdown = report(small_study, worse, lambda records: records[0].update(parameters=77))
         assert ["torch", "2.13.0"] in rows(markdown, "Environment")
         setting = dict(rows(markdown, "Setting"))
-        assert setting["train.images"] == "2000" and setting["data.resolution"] == "16"
+        assert setting["train.total_images"] == "2000" and setting["data.resolution"] == "16"
         assert setting["parameters"] == "123456 (4), 77 (1)"
 
 

@@ -10,7 +10,7 @@ from gnunet.ablation.analysis.results import Condition, Results
 TWO_AXES = """
 title: Two axes
 question: Which?
-base: {data.resolution: 16, train.images: 2000, sampling.num_images: 6}
+base: {data.resolution: 16, train.total_images: 2000, sampling.num_images: 6}
 seeds: [0, 1]
 baseline: a
 variants:

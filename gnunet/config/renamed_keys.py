@@ -1,0 +1,44 @@
+"""Keys that had another name before: what users write with an old name is an error that gives the new one; what
+gnunet itself wrote (a run's config.yaml, the records of studies) is still read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED_KEYS = {
+    "data.label_drop": "data.label_dropout",
+    "evaluate.keep_best": "evaluate.monitor",
+    "model.norm.split_skip": "model.norm.separate_skip_norm",
+    "model.recompute": "model.activation_checkpointing",
+    "sampling.guidance": "sampling.guidance_scale",
+    "sampling.steps": "sampling.num_inference_steps",
+    "train.images": "train.total_images",
+    "train.max_nonfinite": "train.max_nonfinite_steps",
+    "train.precise_batches": "train.bn_update_batches",
+}
+RENAMED_VALUES = {"data.on_error": {"stop": "raise"}}
+_FORMER_KEYS = {new: old for old, new in RENAMED_KEYS.items()}
+_FORMER_VALUES = {key: {new: old for old, new in values.items()} for key, values in RENAMED_VALUES.items()}
+
+
+def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration, of whatever version, with today's keys and values."""
+    return _rename(values, RENAMED_KEYS, RENAMED_VALUES)
+
+
+def with_former_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the keys and values of the first version, whose hashes name the records of studies."""
+    return _rename(values, _FORMER_KEYS, _FORMER_VALUES)
+
+
+def _rename(
+    values: Mapping[str, Any], keys: Mapping[str, str], renamed_values: Mapping[str, Mapping[str, str]], above: str = ""
+) -> dict[str, Any]:
+    renamed = {}
+    for name, value in values.items():
+        path = f"{above}{name}"
+        if isinstance(value, Mapping):
+            value = _rename(value, keys, renamed_values, f"{path}.")
+        elif isinstance(value, str):
+            value = renamed_values.get(path, {}).get(value, value)
+        renamed[keys.get(path, path).rpartition(".")[2]] = value
+    return renamed
