@@ -42,8 +42,9 @@ class Trial:
     @property
     def name(self) -> str:
         """12 hex digits of the SHA-256 of the configuration: of all keys but KEYS_NOT_HASHED that are not at their
-        default, so that a key which gnunet gets later changes no name."""
-        text = json.dumps(non_default_keys(self.config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        default, by their first names, so that a key which is added or renamed later changes no name."""
+        keys = with_former_names(non_default_keys(self.config))
+        text = json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
