@@ -124,7 +124,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = flags_in(folder, images)("run", "--data.cache_dir", "null")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GNUNET_CACHE", str(folder / "cache"))
-        assert fit(parse(flags, default_config=ROOT / "none.yaml")) == 0
+        fit(parse(flags, default_config=ROOT / "none.yaml"))
     forget_accelerate()
     return folder / "run"
 
@@ -196,12 +196,11 @@ def work_as_rank(
     os.chdir(output.parent)
     torch.set_num_threads(1)
     assert not torch.cuda._is_in_bad_fork(), "CUDA was started in the fork server: no rank can use it"
-    if before is not None:
-        before(int(environment.get("RANK", "0")), *also)
+    callback = before(int(environment.get("RANK", "0")), *also) if before is not None else None
     if isinstance(work, Config):
         from gnunet.training import fit
 
-        status = run_cli(lambda: fit(work))
+        status = run_cli(lambda: fit(work, callback) and None)
     else:
         status = work()
     sys.stdout.flush()
@@ -213,7 +212,7 @@ def start_ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """`start_ranks(world, work, before, *also)`: the processes of a launch, each the leader of its process group.
 
     `work` is the configuration of a run or a program that returns its exit status; each process first calls
-    `before(rank, *also)`.
+    `before(rank, *also)`, which may return the callback of the run.
     """
     started: list[BaseProcess] = []
     stores: list[TCPStore] = []
@@ -254,6 +253,20 @@ def run_ranks(start_ranks: Callable[..., Ranks]) -> Callable[..., list[str]]:
         return ranks.said
 
     return run
+
+
+@pytest.fixture
+def fit_until() -> Callable[..., None]:
+    """`fit_until(images, config, number=SIGTERM)`: train, receive a signal once so many images are seen, and end by it
+    in the step that follows."""
+    from gnunet.training import fit
+
+    def fit_and_stop(images: int, config: Config, number: int = signal.SIGTERM) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            fit(config, lambda step: signal.raise_signal(number) if step.images == images else None)
+        assert stopped.value.code == 128 + number
+
+    return fit_and_stop
 
 
 @pytest.fixture

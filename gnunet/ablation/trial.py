@@ -69,8 +69,9 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
     reset_process_state()
     diverged: DivergenceError | None = None
     try:
-        if status := fit(config):
-            return status
+        fit(config)
+    except SystemExit as stopped:
+        return stopped.code
     except DivergenceError as error:
         print(f"diverged: {error}")
         diverged = error.with_traceback(None)  # which would keep the run's networks

@@ -11,11 +11,11 @@ DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "noto_portraits32.yaml"
 def main(argv: list[str]) -> int:
     """Returns the exit status."""
 
-    def train() -> int:
+    def train() -> None:
         config = parse(argv, default_config=DEFAULT_CONFIG)
         from gnunet.training import fit, spawn_cpu_processes  # takes seconds, which --help need not wait for
 
         spawn_cpu_processes()
-        return fit(config)
+        fit(config)
 
     return run_cli(train)

@@ -4,6 +4,8 @@ import errno
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,14 +54,38 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What the system says of a disk that is full or broken."""
 
 
-def fit(config: Config) -> int:
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback of `fit` receives after each optimizer step."""
+
+    images: int
+    """Images seen, including those of this step."""
+    total_images: int
+    """Images seen when the run ends."""
+    loss: float | None
+    """The newest loss that the host has read, averaged over the global batch. With CUDA graphs on a GPU, which results
+    are copied from while the next step runs, it is that of the step before; None after the first step."""
+    session: Session
+    """Network, EMA weights, optimizer and data of the run."""
+
+
+Callback = Callable[[StepInfo], None]
+
+
+def fit(config: Config, callback: Callback | None = None) -> Path:
     """Train as `config` says, resuming the run in its folder if there is one.
 
+    Args:
+        config: what to train, and where.
+        callback: called on every process after each optimizer step, which it does not wait for: reading its argument
+            causes no synchronization with the device. What it raises ends the run without a checkpoint.
+
     Returns:
-        0 when the run is complete, 128 + signal number when a signal stopped it (its checkpoint is written).
+        The run's folder, once the run is complete.
 
     Raises:
-        GnunetError: something the user can mend; nothing of an earlier run is lost.
+        GnunetError: an error that the user can fix; earlier checkpoints of the run stay valid.
+        SystemExit: SIGINT or SIGTERM stopped the run after a checkpoint was written; the code is 128 + signal number.
     """
     keep_freed_memory()
     # The run's folder is checked before anything is built, and written only once everything is.
@@ -67,9 +93,11 @@ def fit(config: Config) -> int:
     run = RunDir(config)
     run.check(config)
     try:
-        status = train_in(run, config, accelerator)
+        signum = train_in(run, config, accelerator, callback)
         close(accelerator)  # here, where no network of train_in is left
-        return status
+        if signum is not None:
+            raise SystemExit(128 + signum)
+        return run.path
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
@@ -88,8 +116,8 @@ def fit(config: Config) -> int:
         run.lock.release()
 
 
-def train_in(run: RunDir, config: Config, accelerator: Accelerator) -> int:
-    """`fit`, in a folder that may hold the run of this configuration."""
+def train_in(run: RunDir, config: Config, accelerator: Accelerator, callback: Callback | None) -> int | None:
+    """Train in a folder that may hold the run of this configuration; returns the signal that stopped it, if any."""
     train = config.train
     check_extractors(config.evaluate)
     session = build(config, accelerator)
@@ -118,6 +146,7 @@ def train_in(run: RunDir, config: Config, accelerator: Accelerator) -> int:
     stop = StopSignal()
     display = Display(images=state.images, total=total, run_dir=config.run_dir, enabled=accelerator.is_main_process)
     unread: deque[tuple[int, Step]] = deque()  # steps whose results are not read yet, and the images seen behind each
+    last_loss: float | None = None
     seconds, timed_images = 0.0, 0  # of the steps since the last log line
     with stop, display:
         if checkpoint is not None:
@@ -212,14 +241,15 @@ def train_in(run: RunDir, config: Config, accelerator: Accelerator) -> int:
                             images=images,
                             nonfinite=state.nonfinite,
                         )
-                display.step(images, result.loss)
+                display.step(images, last_loss := result.loss)
             seconds += time.perf_counter() - start
-
+            if callback is not None:
+                callback(StepInfo(state.images, total, last_loss, session))
             if stopped:
                 return end_stopped(session, run, state, stop, display)
 
     display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
-    return 0
+    return None
 
 
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
@@ -243,12 +273,12 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
 
 
 def end_stopped(session: Session, run: RunDir, state: TrainState, stop: StopSignal, display: Display) -> int:
-    """Write the checkpoint of a run that was asked to stop; returns the exit status, on every process the same."""
+    """Write the checkpoint of a run that was asked to stop; returns the signal, the same on every process."""
     save(session, run, state, with_model=False)  # launchers kill soon after they signal
     display.message(f"stopped at {state.images} images, checkpoint written; the same command resumes the run")
     accelerator = session.accelerator
     signum = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device)).max().item()
-    return 128 + (signum or signal.SIGTERM)
+    return signum or signal.SIGTERM
 
 
 def is_due(every: int | None, state: TrainState, finished: bool) -> bool:

@@ -92,7 +92,7 @@ def test_a_trainer_is_refused_before_anything_changes(tiny, run, owner):
     process.join()
     (run / ".lock").unlink()
     assert {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()} == before
-    assert fit(tiny("run")) == 0
+    fit(tiny("run"))
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples", "checkpoints", ".lock"])
@@ -105,7 +105,7 @@ def test_a_run_does_not_write_through_links(tiny, tmp_path, name):
         fit(tiny("run"))
     assert list((tmp_path / "elsewhere").iterdir()) == []
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    assert fit(tiny("link", "--train.total_images", "8")) == 0
+    fit(tiny("link", "--train.total_images", "8"))
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", "not json", '{"images": "many"}', "[" * 100_000])

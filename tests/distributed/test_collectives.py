@@ -35,4 +35,4 @@ def test_a_disk_that_fills_up_in_an_export_is_said_in_a_line(tiny, monkeypatch):
     ):
         fit(tiny("run"))
     monkeypatch.undo()
-    assert fit(tiny("run")) == 0
+    fit(tiny("run"))

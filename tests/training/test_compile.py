@@ -129,13 +129,13 @@ def test_an_unknown_mode_is_refused(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_a_mode_for_gpus_does_no_harm_on_a_cpu(tiny, mode):
-    assert fit(tiny("compiled", "--train.compile", mode, "--train.total_images", "16")) == 0
+    fit(tiny("compiled", "--train.compile", mode, "--train.total_images", "16"))
 
 
 @pytest.mark.slow
 def test_a_compiled_run_trains_and_its_average_follows(tiny, tmp_path):
-    assert fit(tiny("eager")) == 0
-    assert fit(tiny("compiled", "--train.compile", "true")) == 0
+    fit(tiny("eager"))
+    fit(tiny("compiled", "--train.compile", "true"))
     last = [
         [float(line.split('"validation_loss": ')[1].split(",")[0])
          for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"validation_loss"' in line]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import signal
 from pathlib import Path
 
 import pytest
@@ -101,22 +100,13 @@ def test_a_weight_that_one_process_has_spoiled_ends_all_and_the_run_goes_on(tiny
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
-def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch):
+def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch, fit_until):
     """Spoiled in the step after 16 images, stopped in the one after it, logged at 32."""
     monkeypatch.setattr(Session, "on_device", poison_images({18, 20}, math.inf))
-    assert fit(tiny("whole", *LATE)) == 0
-    step = Session.step
-
-    def stopped(self, batches, images_seen, *, stop):
-        if images_seen == 16:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, batches, images_seen, stop=images_seen == 16)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "step", stopped)
-        assert fit(tiny("run", *LATE)) == 128 + signal.SIGTERM
+    fit(tiny("whole", *LATE))
+    fit_until(16, tiny("run", *LATE))
     assert read_state(tmp_path / "run/checkpoints/000000024").nonfinite_examples == [18, 20]
-    assert fit(tiny("run", *LATE)) == 0
+    fit(tiny("run", *LATE))
     assert lines(tmp_path / "run")[0]["nonfinite_examples"] == [18, 20]
     assert final(tmp_path / "run") == final(tmp_path / "whole")
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
@@ -126,7 +116,7 @@ def test_many_examples_are_named_in_part(tiny, tmp_path, monkeypatch, capsys):
     for module in (trainer, messages):
         monkeypatch.setattr(module, "NAMED_EXAMPLES", 3)
     monkeypatch.setattr(Session, "on_device", poison_images(set(range(8, 24)), math.nan))
-    assert fit(tiny("run", *LATE)) == 0
+    fit(tiny("run", *LATE))
     assert lines(tmp_path / "run")[0]["nonfinite_examples"] == [8, 9, 10]
     assert "10 (image " in (said := capsys.readouterr().out) and " and 5 more" in said
 
@@ -142,31 +132,26 @@ def test_an_example_is_named_with_the_image_it_shows(tiny, tmp_path):
 
 def test_running_statistics_stay_finite(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(Session, "on_device", poison_images({18}, math.nan))
-    assert fit(tiny("run", *LATE, "--model.norm.kind", "batch")) == 0
+    fit(tiny("run", *LATE, "--model.norm.kind", "batch"))
     for name in FILES[:2]:
         tensors = load_file(tmp_path / "run/checkpoints/000000064" / name)
         assert "down_blocks.0.resnets.0.norm1.running_var" in tensors
         assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-def test_a_checkpoint_of_broken_weights_is_never_written(tiny, tmp_path, monkeypatch):
+def test_a_checkpoint_of_broken_weights_is_never_written(tiny, tmp_path):
     """Broken in the step that a checkpoint follows, so that no loss has shown it yet."""
-    step = Session.step
 
-    def breaking(self, batches, images_seen, *, stop):
-        result = step(self, batches, images_seen, stop=stop)
-        if images_seen == 40:
-            self.unet.conv_out.bias.data[0] = math.inf
-        return result
+    def breaking(step):
+        if step.images == 48:
+            step.session.unet.conv_out.bias.data[0] = math.inf
 
     flags = [*LATE, "--train.checkpoint_every", "24", "--sampling.num_images", "1"]
-    assert fit(tiny("whole", *flags)) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "step", breaking)
-        with pytest.raises(DivergenceError, match="weights are not finite at 48 images"):
-            fit(tiny("run", *flags))
+    fit(tiny("whole", *flags))
+    with pytest.raises(DivergenceError, match="weights are not finite at 48 images"):
+        fit(tiny("run", *flags), breaking)
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000024"]
-    assert fit(tiny("run", *flags)) == 0
+    fit(tiny("run", *flags))
     assert final(tmp_path / "run") == final(tmp_path / "whole")
 
 

@@ -191,7 +191,7 @@ def test_a_second_signal_ends_at_once_without_harm(tiny, finished, start_ranks, 
     assert ranks.ended() == [-number]
     assert "Traceback" not in ranks.said[0] and "stopped at" not in ranks.said[0]
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000024"]
-    assert fit(tiny("run")) == 0
+    fit(tiny("run"))
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"):
         run, whole = (each / "checkpoints/000000064" / name for each in (tmp_path / "run", finished))
         assert run.read_bytes() == whole.read_bytes()

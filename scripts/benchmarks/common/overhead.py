@@ -7,15 +7,13 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from accelerate import Accelerator
 
 from gnunet.config import Config, EvaluateConfig
 from gnunet.data import training_loader
-from gnunet.training import trainer
-from gnunet.training.session import Session, build
+from gnunet.training import StepInfo, fit
+from gnunet.training.session import Session
 
 from .record import rounded
 
@@ -45,8 +43,8 @@ def own_work(config: Config, folder: Path, steps: int) -> dict[str, Any]:
     timed = timed.model_copy(update={"cuda_graph": False})  # which has no borders between its parts
     update = {"run_dir": str(folder / "own_work"), "train": timed, "evaluate": EvaluateConfig()}
     watch = _Watch(LINE_EVERY + max(steps, LINE_EVERY))
-    with patch.object(trainer, "build", watch.build), redirect_stdout(io.StringIO()), suppress(_Enough):
-        trainer.fit(config.model_copy(update=update))
+    with redirect_stdout(io.StringIO()), suppress(_Enough):
+        fit(config.model_copy(update=update), watch)
 
     wholes, own = watch.steps(first=LINE_EVERY)
     plain = [seconds for number, seconds in enumerate(own, start=1) if number % LINE_EVERY]
@@ -81,7 +79,7 @@ class _Enough(Exception):
 
 
 class _Watch:
-    """Builds a session that notes when each step begins, and what was spent until then on the network.
+    """A callback of `fit` that notes when each step ends, and what was spent until then on the network.
 
     Args:
         count: steps after which the run is ended.
@@ -92,11 +90,17 @@ class _Watch:
     def __init__(self, count: int) -> None:
         self.count = count
         self._spent = 0.0
-        self._begun: list[tuple[float, float]] = []  # the time, and what was spent before
+        self._ended: list[tuple[float, float]] = []  # the time, and what was spent before
 
-    def build(self, config: Config, accelerator: Accelerator) -> Session:
-        """As the trainer's."""
-        session = self.session = build(config, accelerator)
+    def __call__(self, step: StepInfo) -> None:
+        if not self._ended:
+            self.session = step.session
+            self._watch_network(step.session)
+        self._ended.append((self._now(), self._spent))
+        if len(self._ended) > self.count:
+            raise _Enough
+
+    def _watch_network(self, session: Session) -> None:
         for owner, name in (
             (session.process, "loss"),
             (session.update, "backward"),
@@ -105,12 +109,10 @@ class _Watch:
             (session.update, "skip"),
         ):
             object.__setattr__(owner, name, self._timed(getattr(owner, name)))
-        session.step = self._noted(session.step)
-        return session
 
     def steps(self, first: int) -> tuple[list[float], list[float]]:
-        """The seconds from the beginning of each step to that of the next, and what of them was spent elsewhere."""
-        times = self._begun[first:]
+        """The seconds from the end of each step to that of the next, and what of them was spent elsewhere."""
+        times = self._ended[first:]
         wholes = [after[0] - before[0] for before, after in zip(times, times[1:], strict=False)]
         spent = [after[1] - before[1] for before, after in zip(times, times[1:], strict=False)]
         return wholes, [whole - part for whole, part in zip(wholes, spent, strict=True)]
@@ -121,15 +123,6 @@ class _Watch:
             result = function(*arguments, **options)
             self._spent += self._now() - start
             return result
-
-        return run
-
-    def _noted(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            self._begun.append((self._now(), self._spent))
-            if len(self._begun) > self.count:
-                raise _Enough
-            return step(*arguments, **options)
 
         return run
 
