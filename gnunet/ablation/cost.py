@@ -28,7 +28,7 @@ def saved_mib(session: Session) -> float:
 def _losses(session: Session) -> Tensor:
     """The losses of the run's first micro-batch, in training mode."""
     indices = list(range(session.micro_batch_size))
-    images, noise, level, labels = session.on_device(session.examples.__getitems__(indices))
+    images, noise, level, labels = session.to_device(session.train_set.__getitems__(indices))
     return session.process.loss(session.unet, images, noise, level, labels)
 
 
@@ -94,7 +94,7 @@ def _norm_seconds(session: Session) -> float:
 
         run = run if session.graphs is None else session.graphs.captured(run)
         total += statistics.median([_seconds(run, device, calls) for _ in range(1 + REPEATS)][1:]) / calls
-    session.update.optimizer.zero_grad()
+    session.strategy.optimizer.zero_grad()
     return total
 
 

@@ -96,7 +96,7 @@ def _by_batch(session: Session) -> list[float]:
 def _estimate_statistics(session: Session) -> None:
     """Give the average running statistics of its own weights, as train.bn_update_batches does."""
     images = min(STATISTICS_IMAGES, session.total_images)
-    session.estimate_statistics(max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size)))
+    session.update_ema_bn_stats(max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size)))
 
 
 def magnitudes(session: Session) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def nearest(session: Session) -> dict[str, Any] | None:
         `extractor`, `num_images`, and of `gnunet.evaluation.Neighbours` `distance_ratio` and (as `near_share`)
         `near_duplicate_rate`. None where the run has no evaluations.
     """
-    settings, accelerator, examples = session.config.evaluate, session.accelerator, session.examples
+    settings, accelerator, examples = session.config.evaluate, session.accelerator, session.train_set
     if settings.every is None:
         return None
     metrics = chosen_metrics(settings)[:1]

@@ -24,7 +24,7 @@ from gnunet.environment import environment
 from gnunet.errors import DivergenceError
 from gnunet.files import atomic_write
 from gnunet.training import fit
-from gnunet.training.session import Session, build
+from gnunet.training.session import Session, build_session
 
 _NUMBERS = itertools.count()
 """Of the process groups that this process has joined."""
@@ -78,7 +78,7 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
     peak = _resident_mib()
 
     reset_process_state()
-    session = build(config, make_accelerator(config))
+    session = build_session(config, make_accelerator(config))
     run = Path(config.run_dir)
     history = training_history(run)
     if diverged is None:
@@ -129,7 +129,7 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
 def _load(session: Session, run: Path) -> TrainState:
     """Give a session the weights of its run's newest checkpoint."""
     checkpoint = newest_checkpoint(run / "checkpoints")
-    return load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.update.adamw)
+    return load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
 
 
 def _network(session: Session) -> dict[str, Any]:

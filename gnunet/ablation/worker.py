@@ -22,7 +22,7 @@ from gnunet.ablation.trial import reset_process_state, run_folder, run_trial
 from gnunet.config import Config, from_yaml, to_yaml
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import GnunetError, print_error
-from gnunet.training.session import build
+from gnunet.training.session import build_session
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _probe(task: Task, connection: Connection) -> None:
     _init_worker(task)
     reset_process_state()
     config = task.config
-    cost = step_cost(build(config, make_accelerator(config)))
+    cost = step_cost(build_session(config, make_accelerator(config)))
     connection.send(cost.seconds / config.train.batch_size)
 
 

@@ -35,7 +35,7 @@ from gnunet.checkpoint.sharded_tensors import (
     file_names,
     write_tensors,
 )
-from gnunet.distributed.collectives import on_all, on_main
+from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
 from gnunet.errors import CheckpointError
 from gnunet.files import atomic_directory, atomic_rmtree, atomic_write, fsync_path
 from gnunet.safe_io import read_json
@@ -83,7 +83,7 @@ class TrainState:
     data: dict[str, Any] = field(default_factory=dict)
     """The data set: its fingerprint, class names and how many training images each class has."""
     normalized_by: dict[str, int] = field(default_factory=dict)
-    """See Session.normalized_by; empty where no norm depends on the batch."""
+    """See Session.batch_norm_scope; empty where no norm depends on the batch."""
     best: dict[str, Any] = field(default_factory=dict)
     """`images`, `metric` and `value` where evaluate.monitor was best so far; empty before it was measured."""
 
@@ -138,14 +138,14 @@ def save_checkpoint(
         return path
     with ExitStack() as stack:
         part = ShardId(accelerator.process_index, accelerator.num_processes)
-        temporary = on_main(accelerator, lambda: stack.enter_context(atomic_directory(path)))
-        written = on_all(accelerator, lambda: write_part(temporary, part))
+        temporary = run_on_main_rank(accelerator, lambda: stack.enter_context(atomic_directory(path)))
+        written = run_on_all_ranks(accelerator, lambda: write_part(temporary, part))
 
         def finish() -> None:
             complete(temporary, {name: digest for each in written for name, digest in each.items()})
             stack.close()
 
-        on_main(accelerator, finish)
+        run_on_main_rank(accelerator, finish)
     return path
 
 

@@ -19,7 +19,7 @@ from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.features import CHUNK, Images
 from gnunet.training.data import load_run_data
 from gnunet.training.evaluation import sample_fn, sampling_metadata
-from gnunet.training.progress import decoding_lines
+from gnunet.training.progress import decode_progress
 
 LOOKED_AT = 1000
 """Files of a reference folder whose size is looked at."""
@@ -170,7 +170,7 @@ def open_reference(given: str | None, split: str, subject: Samples | Files, resi
     if path.is_dir() and not resized:
         _check_sizes(path, subject)
     table = load_images(
-        given, split=split, resolution=subject.resolution, channels=subject.channels, progress=decoding_lines()
+        given, split=split, resolution=subject.resolution, channels=subject.channels, progress=decode_progress()
     )
     return ReferenceImages(table, np.arange(len(table)), given, None)
 

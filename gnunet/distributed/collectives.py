@@ -13,7 +13,7 @@ from gnunet.errors import GnunetError
 Result = TypeVar("Result")
 
 
-def on_all(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]:
+def run_on_all_ranks(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]:
     """Call `work` on every process, and wait for all.
 
     Returns:
@@ -37,11 +37,11 @@ def on_all(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]
     return [result for result, _ in told]
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+def run_on_main_rank(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Call `work` on the main process while the others wait; gives its result, or raises its error, on every process.
 
     Raises:
-        GnunetError, OSError: see `on_all`.
+        GnunetError, OSError: see `run_on_all_ranks`.
     """
     main = accelerator.is_main_process
-    return on_all(accelerator, lambda: work() if main else None)[0]
+    return run_on_all_ranks(accelerator, lambda: work() if main else None)[0]

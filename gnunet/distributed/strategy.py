@@ -39,9 +39,9 @@ class DDPStrategy:
                 self.unet, self.adamw, device_placement=[False, False]
             )
 
-    def collecting(self, last: bool) -> AbstractContextManager[None]:
+    def accumulate(self, is_last: bool) -> AbstractContextManager[None]:
         """Context of the forward and backward pass of a micro-batch, after the `last` of which gradients are whole."""
-        return nullcontext() if last else self.accelerator.no_sync(self.network)
+        return nullcontext() if is_last else self.accelerator.no_sync(self.network)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this process's loss; what `clip` finds are their means over the processes."""
@@ -60,7 +60,7 @@ class DDPStrategy:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def skip(self) -> None:
+    def skip_step(self) -> None:
         """Let go of gradients that are not finite; weights and optimizer stay as they are."""
         if self.accelerator.scaler is not None:
             back_off_scale(self.accelerator.scaler)
@@ -90,7 +90,7 @@ class CudaGraphStrategy(DDPStrategy):
                 for part, parameter in zip(self.flat.split(sizes), self.parameters, strict=True)
             ]
 
-    def collecting(self, last: bool) -> AbstractContextManager[None]:
+    def accumulate(self, is_last: bool) -> AbstractContextManager[None]:
         """Nothing: gradients are averaged when all are there."""
         return nullcontext()
 
@@ -138,7 +138,7 @@ class FSDPStrategy(DDPStrategy):
         self.network = self.accelerator.prepare_model(self.unet, device_placement=False, evaluation_mode=True)
         self.optimizer = self.accelerator.prepare_optimizer(self.adamw)
 
-    def collecting(self, last: bool) -> AbstractContextManager[None]:
+    def accumulate(self, is_last: bool) -> AbstractContextManager[None]:
         """Nothing: FSDP adds to the rows of gradients at once, since it keeps no others."""
         return nullcontext()
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from gnunet.config import Config, ValidationConfig, image_kwargs
 from gnunet.data import DecodedImages, ValidationSet, load_images, split_rows
-from gnunet.training.progress import decoding_lines
+from gnunet.training.progress import decode_progress
 
 
 @dataclass(frozen=True)
@@ -35,5 +35,5 @@ def load_run_data(config: Config) -> RunData:
         DataError: see `load_images` and `split_rows`.
     """
     # One process fills the cache, the others wait for it.
-    table = load_images(**image_kwargs(config.data), channels=config.model.in_channels, progress=decoding_lines())
+    table = load_images(**image_kwargs(config.data), channels=config.model.in_channels, progress=decode_progress())
     return RunData(table, *split_rows(len(table.images), config.data.validation_images))

@@ -80,10 +80,10 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
 
     Raises:
         DataError: fewer training images than the metrics need.
-        Stopped: a stop was asked for meanwhile.
+        StopRequested: a stop was asked for meanwhile.
     """
     config, accelerator = session.config, session.accelerator
-    settings, model, rows = config.evaluate, session.ema_model, session.examples.rows
+    settings, model, rows = config.evaluate, session.ema_model, session.train_set.rows
     processes = Processes.of(accelerator)
 
     def progress_of(what: str, total: int) -> Callable[[int], None]:
@@ -98,7 +98,7 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
         metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
     )
     scorer = make_scorer(
-        metrics, extractors, session.examples.table, rows, cache_folder(config.data.cache_dir), processes=processes,
+        metrics, extractors, session.train_set.table, rows, cache_folder(config.data.cache_dir), processes=processes,
         progress=progress_of("evaluating: training images", len(rows)),
     )  # fmt: skip
     values = scorer.score(
@@ -109,7 +109,7 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     about = {
         "num_images": settings.num_images,
         **sampling_metadata(model),
-        "reference": session.examples.table.fingerprint[:16],
+        "reference": session.train_set.table.fingerprint[:16],
         "reference_images": len(rows),
     }
     return {"images": images_seen, **values, **{f"evaluation_{name}": value for name, value in about.items()}}
@@ -118,10 +118,10 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
 def check_enough_images(session: Session) -> None:
     """Refuse, by a DataError, fewer training images than the metrics need, before training."""
     if session.config.evaluate.every is not None:
-        check_reference(chosen_metrics(session.config.evaluate), len(session.examples.rows))
+        check_reference(chosen_metrics(session.config.evaluate), len(session.train_set.rows))
 
 
-def shown_scores(values: dict[str, Any], metrics: list[str]) -> dict[str, str]:
+def format_scores(values: dict[str, Any], metrics: list[str]) -> dict[str, str]:
     """The metrics of a line as a person reads them."""
     shown = {}
     for name in metrics:

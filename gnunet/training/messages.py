@@ -17,7 +17,7 @@ def skipped(session: Session, images: int, result: StepResult) -> str:
     text = f"skipped the step over examples {images - session.config.train.batch_size} to {images - 1}: "
     text += f"loss {result.loss}, gradient norm {result.grad_norm}"
     if bad := result.nonfinite_examples[:NAMED_EXAMPLES]:
-        rows = session.examples.image_rows(bad)
+        rows = session.train_set.image_rows(bad)
         named = ", ".join(f"{example} (image {row})" for example, row in zip(bad, rows, strict=True))
         more = len(result.nonfinite_examples) - len(bad)
         text += f"; not finite of: {named}" + (f" and {more} more" if more else "")

@@ -14,7 +14,7 @@ _DECODING_INTERVAL = 5  # seconds
 _WORKING_INTERVAL = 30  # seconds
 
 
-def decoding_lines() -> Callable[[int, int], None]:
+def decode_progress() -> Callable[[int, int], None]:
     """For `load_images`: a line now and then, from the one process that decodes; none if that is soon done."""
     console, last = Console(highlight=False, soft_wrap=True), time.monotonic()
 

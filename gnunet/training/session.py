@@ -66,13 +66,13 @@ class Session:
     accelerator: Accelerator
     micro_batch_size: int
     accumulation: int
-    examples: TrainingDataset
+    train_set: TrainingDataset
     val_set: ValidationSet
     data: dict[str, Any]
     """What a checkpoint records of the data, `TrainingDataset.metadata`."""
     unet: UNet2D
     ema: EMA
-    update: DDPStrategy
+    strategy: DDPStrategy
     process: Process
     sharding: Sharding | None = None
     """How network and average are split over the processes; None where each has all of them."""
@@ -88,7 +88,7 @@ class Session:
         return math.ceil(self.config.train.total_images / batch_size) * batch_size
 
     @property
-    def normalized_by(self) -> dict[str, int]:
+    def batch_norm_scope(self) -> dict[str, int]:
         """What the results of norms that depend on the batch depend on besides the configuration."""
         layers = [layer for layer in self.unet.modules() if getattr(layer, "batch_dependent", False)]
         if not layers:
@@ -106,25 +106,25 @@ class Session:
     def ema_network(self) -> UNet2D:
         """The averaged weights, with running statistics that are theirs."""
         if (count := self.config.train.bn_update_batches) and not self.precise:
-            self.estimate_statistics(count)
+            self.update_ema_bn_stats(count)
             self.precise = True
         return self.ema.model
 
-    def estimate_statistics(self, count: int) -> None:
+    def update_ema_bn_stats(self, count: int) -> None:
         """Give the average running statistics of its own weights on so many micro-batches."""
         with self.accelerator.autocast():
-            update_bn_stats(self.ema.model, self.statistics_batches(count))
+            update_bn_stats(self.ema.model, self.bn_batches(count))
 
-    def statistics_batches(self, count: int) -> Iterator[tuple[Tensor, ...]]:
+    def bn_batches(self, count: int) -> Iterator[tuple[Tensor, ...]]:
         """What the network is called with for the first micro-batches of a run of one process, which are the same at
         any time and on every process."""
         size = self.micro_batch_size
         batches = training_loader(
-            self.examples, first=0, last=count * size, batch_size=size, micro_batch_size=size, rank=0, world_size=1,
+            self.train_set, first=0, last=count * size, batch_size=size, micro_batch_size=size, rank=0, world_size=1,
             num_workers=0,
         )  # fmt: skip
         for batch in batches:
-            images, noise, level, labels = self.on_device(batch)
+            images, noise, level, labels = self.to_device(batch)
             x = self.process.add_noise(images, noise, level)
             call = (self.process.network_input(x, level), level.timestep)
             yield call if labels is None else (*call, labels)
@@ -133,7 +133,7 @@ class Session:
         """This process's micro-batches from example `first` to the end of the run."""
         return iter(
             training_loader(
-                self.examples, first=first, last=self.total_images, batch_size=self.config.train.batch_size,
+                self.train_set, first=first, last=self.total_images, batch_size=self.config.train.batch_size,
                 micro_batch_size=self.micro_batch_size, rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes, num_workers=self.config.data.num_workers,
                 pin_memory=self.accelerator.device.type == "cuda",
@@ -153,7 +153,7 @@ class Session:
             images_seen: images seen before the step.
             stop: whether this process was asked to stop, read as late in the step as can be; all processes learn of it.
         """
-        train, accelerator, update = self.config.train, self.accelerator, self.update
+        train, accelerator, strategy = self.config.train, self.accelerator, self.strategy
         run = self.graphs.run if self.graphs is not None else call
         loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         seen = []  # the examples of each micro-batch and their losses
@@ -162,20 +162,20 @@ class Session:
             if self.config.model.dropout:
                 masks = Stream(self.config.seed, StreamKey.DROPOUT).raw(int(batch["index"][0]), 1)
                 torch.manual_seed(int(masks[0]) >> 1)
-            images, noise, level, labels = self.on_device(batch)
+            images, noise, level, labels = self.to_device(batch)
             given = [images, noise, *vars(level).values(), *([] if labels is None else [labels])]
-            with update.collecting(last=part == self.accumulation - 1):
+            with strategy.accumulate(is_last=part == self.accumulation - 1):
                 name, function = ("first", self.make_gradients) if part == 0 else ("next", self.add_gradients)
                 losses = run(name, function, *given).clone()
             seen.append((batch["index"], losses))
             loss_sum += losses.sum(dtype=torch.float64)
-        update.average_gradients(run)
-        norm = run("clip", partial(update.clip, train.max_grad_norm or math.inf))
+        strategy.average_gradients(run)
+        norm = run("clip", partial(strategy.clip, train.max_grad_norm or math.inf))
 
         # The norm is the same on every process, so its mean is exact; a process where it is not finite tells all.
         totals = torch.stack([loss_sum, norm.double(), loss_sum.new_full((), float(bool(stop)))])
         totals = accelerator.reduce(totals, "sum")
-        self.share_running_statistics()
+        self.all_reduce_running_stats()
         self.precise = False
         rate = learning_rate(train, images_seen + train.batch_size / 2)
         decay = ema_decay(train, images_seen + train.batch_size)
@@ -187,11 +187,11 @@ class Session:
             return Step(lambda: self.result(values(), seen))
         result = self.result(totals.tolist(), seen)
         if result.finite:
-            update.step(rate)
+            strategy.step(rate)
             force_weight_norm(self.unet)
             self.ema.update(decay)
         else:
-            update.skip()
+            strategy.skip_step()
         return Step(lambda: result)
 
     def make_gradients(self, *given: Tensor) -> Tensor:
@@ -207,15 +207,15 @@ class Session:
         """
         count = len(fields(NoiseLevel))
         level, labels = NoiseLevel(*rest[:count]), rest[count] if len(rest) > count else None
-        losses = self.process.loss(self.update.network, images, noise, level, labels)
+        losses = self.process.loss(self.strategy.network, images, noise, level, labels)
         # Gradients are averaged over processes: what remains is the mean over the global batch.
-        self.update.backward(losses.sum() * (self.accelerator.num_processes / self.config.train.batch_size))
+        self.strategy.backward(losses.sum() * (self.accelerator.num_processes / self.config.train.batch_size))
         return losses.detach()
 
     def update_if_finite(self, totals: Tensor, learning_rate: Tensor, share: Tensor) -> None:
         """The optimizer's step and the average's, decided on the device by the totals of `step`."""
         finite = totals[:2].isfinite().all()
-        self.update.step_where(finite, learning_rate)
+        self.strategy.step_where(finite, learning_rate)
         force_weight_norm(self.unet, where=finite)
         self.ema.update_where(finite, share)
         self.unet.zero_grad()  # a graph's own memory keeps them where it expects them
@@ -235,7 +235,7 @@ class Session:
         marked = [torch.where(losses.isfinite(), -1, indices.to(device)) for indices, losses in seen]
         return tuple(sorted(index for index in self.accelerator.gather(torch.cat(marked)).tolist() if index >= 0))
 
-    def on_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None]:
+    def to_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None]:
         """A micro-batch's images in [-1, 1], noise, levels, and labels where it has them."""
         device = self.accelerator.device
         level = self.process.noise_level(batch["u"]).to(device)
@@ -244,7 +244,7 @@ class Session:
         labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None
         return images, noise, level, labels
 
-    def share_running_statistics(self) -> None:
+    def all_reduce_running_stats(self) -> None:
         """Give every process the mean of the processes' running statistics, each of which has seen its own share."""
         if self.accelerator.num_processes == 1 or not (buffers := running_buffers(self.unet)):
             return
@@ -258,7 +258,7 @@ def call(name: str, function: Callable[..., Any], *given: Tensor) -> Any:
     return function(*given)
 
 
-def build(config: Config, accelerator: Accelerator) -> Session:
+def build_session(config: Config, accelerator: Accelerator) -> Session:
     """Load the data and build the network, its average, the optimizer and the process.
 
     Raises:
@@ -268,7 +268,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
 
     run_data = load_run_data(config)
     table, train_rows = run_data.table, run_data.train_rows
-    examples = TrainingDataset(
+    train_set = TrainingDataset(
         table, train_rows, seed=config.seed, flip=config.data.flip, label_dropout=config.data.label_dropout,
         class_conditional=config.data.class_conditional,
     )  # fmt: skip
@@ -276,7 +276,7 @@ def build(config: Config, accelerator: Accelerator) -> Session:
     train, device = config.train, accelerator.device
     is_graphed = cuda_graph.is_wanted(config, accelerator)
     torch.manual_seed(config.seed)
-    unet = UNet2D(**unet_kwargs(config, examples.num_classes)).train()
+    unet = UNet2D(**unet_kwargs(config, train_set.num_classes)).train()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.enable_recompute(config.model.activation_checkpointing == "norm")
@@ -289,13 +289,13 @@ def build(config: Config, accelerator: Accelerator) -> Session:
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
     kind = CudaGraphStrategy if is_graphed else DDPStrategy if sharding is None else FSDPStrategy
-    update = kind(unet, adamw, accelerator)
+    strategy = kind(unet, adamw, accelerator)
     if train.compile:
         compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
-        examples=examples, val_set=run_data.val_set(config.validation), data=examples.metadata, unet=unet, ema=ema,
-        update=update, process=make_process(**config.diffusion.model_dump()), sharding=sharding,
+        train_set=train_set, val_set=run_data.val_set(config.validation), data=train_set.metadata, unet=unet, ema=ema,
+        strategy=strategy, process=make_process(**config.diffusion.model_dump()), sharding=sharding,
         graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,
     )  # fmt: skip
 

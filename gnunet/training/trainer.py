@@ -29,9 +29,9 @@ from gnunet.checkpoint.export import export_model, exported_images
 from gnunet.checkpoint.run_dir import RunDir
 from gnunet.config import Config, to_yaml
 from gnunet.distributed.accelerator import close, keep_freed_memory, make_accelerator
-from gnunet.distributed.collectives import on_main
+from gnunet.distributed.collectives import run_on_main_rank
 from gnunet.distributed.fsdp import to_local
-from gnunet.distributed.signals import Stopped, StopSignal
+from gnunet.distributed.signals import StopRequested, StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
 from gnunet.evaluation import validation_loss
 from gnunet.models import UNet2D
@@ -40,15 +40,15 @@ from gnunet.training.evaluation import (
     check_enough_images,
     check_extractors,
     evaluate,
+    format_scores,
     sample_grid,
     save_grid,
-    shown_scores,
     update_best,
 )
 from gnunet.training.lr_schedule import learning_rate
 from gnunet.training.messages import NAMED_EXAMPLES, is_lost_process, lost_words, shown, skipped
 from gnunet.training.progress import Display
-from gnunet.training.session import Session, Step, build
+from gnunet.training.session import Session, Step, build_session
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What the system says of a disk that is full or broken."""
@@ -120,13 +120,13 @@ def train_in(run: RunDir, config: Config, accelerator: Accelerator, callback: Ca
     """Train in a folder that may hold the run of this configuration; returns the signal that stopped it, if any."""
     train = config.train
     check_extractors(config.evaluate)
-    session = build(config, accelerator)
+    session = build_session(config, accelerator)
     check_enough_images(session)
-    on_main(accelerator, lambda: run.open(config))
-    state = TrainState(data=session.data, normalized_by=session.normalized_by)
+    run_on_main_rank(accelerator, lambda: run.open(config))
+    state = TrainState(data=session.data, normalized_by=session.batch_norm_scope)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
-        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.update.adamw)
+        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
         if state.scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
     accelerator.wait_for_everyone()
@@ -166,7 +166,7 @@ def train_in(run: RunDir, config: Config, accelerator: Accelerator, callback: Ca
                 if is_due(train.sample_every, state, finished):
                     display.doing("sampling")
                     grid = sample_grid(session, partial(stop.check, accelerator))
-            except Stopped:
+            except StopRequested:
                 return end_stopped(session, run, state, stop, display)
             if is_due(train.log_every, state, finished) and state.steps:
                 values = {
@@ -204,7 +204,7 @@ def train_in(run: RunDir, config: Config, accelerator: Accelerator, callback: Ca
                     run.metrics.write(scores)
                 accelerator.log({key: scores[key] for key in scores if key != "images"}, step=state.images)
                 checkpoint_due |= update_best(state, config.evaluate, scores)
-                display.report(state.images, shown_scores(scores, config.evaluate.metrics))
+                display.report(state.images, format_scores(scores, config.evaluate.metrics))
             state.reported = state.images
             if checkpoint_due:
                 save(session, run, state)
@@ -261,10 +261,10 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
     """
     if saved.data != session.data:
         raise DataError(f"{session.config.data.source}: these are not the images that {checkpoint} was trained on")
-    if saved.normalized_by != session.normalized_by:
+    if saved.normalized_by != session.batch_norm_scope:
         before, now = (
             " and ".join(f"{name} {value}" for name, value in state.items())
-            for state in (saved.normalized_by, session.normalized_by)
+            for state in (saved.normalized_by, session.batch_norm_scope)
         )
         raise ConfigError(
             f"model.norm: kind {session.config.model.norm.kind} normalizes by the batch at hand: {checkpoint} was "
@@ -299,7 +299,7 @@ def validate(session: Session, images: int, stop: StopSignal) -> dict[str, Any]:
     """The line of metrics.jsonl with the validation loss of the averaged weights.
 
     Raises:
-        Stopped: a stop was asked for meanwhile.
+        StopRequested: a stop was asked for meanwhile.
     """
     accelerator = session.accelerator
     result = validation_loss(
@@ -329,11 +329,15 @@ def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool =
     state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
     write = partial(
         save_checkpoint, run.checkpoints, model=session.unet, ema=session.ema_network,
-        optimizer=session.update.adamw, state=state, config_text=to_yaml(session.config),
+        optimizer=session.strategy.adamw, state=state, config_text=to_yaml(session.config),
     )  # fmt: skip
     try:
-        on_main(accelerator, run.metrics.sync)
-        checkpoint = write(accelerator=accelerator) if session.update.state_is_sharded else on_main(accelerator, write)
+        run_on_main_rank(accelerator, run.metrics.sync)
+        checkpoint = (
+            write(accelerator=accelerator)
+            if session.strategy.state_is_sharded
+            else run_on_main_rank(accelerator, write)
+        )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
@@ -345,7 +349,7 @@ def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool =
         if with_model:
             export(session, run, state, checkpoint)
 
-    on_main(accelerator, follow)
+    run_on_main_rank(accelerator, follow)
 
 
 def check_finite(session: Session, state: TrainState) -> None:

@@ -13,7 +13,7 @@ from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation.validation import per_example_errors, summarize
 from gnunet.norms import update_bn_stats
 from gnunet.training import trainer
-from gnunet.training.session import build
+from gnunet.training.session import build_session
 
 EXTRACTOR = """
 import torch
@@ -31,7 +31,7 @@ def session(tiny):
     def session(norm: str = "group", *flags: str):
         groups = ["--model.norm.groups", "4"] if norm in ("group", "group_rms") else []
         config = tiny("run", "--model.norm.kind", norm, *groups, *flags)
-        built = build(config, make_accelerator(config))
+        built = build_session(config, make_accelerator(config))
         batches = built.batches(0)
         for step in range(2):
             built.step(batches, step * config.train.batch_size, stop=False)
@@ -84,7 +84,7 @@ class TestOfNormsThatDependOnTheBatch:
         trained = session("batch")
         network = copy.deepcopy(trained.ema.model)
         errors = bank_errors(trained)
-        assert update_bn_stats(network, trained.statistics_batches(16)) == 16  # which have 64 images and more
+        assert update_bn_stats(network, trained.bn_batches(16)) == 16  # which have 64 images and more
         assert errors["precise"] == pytest.approx(plain_errors(trained, network.eval(), range(16)), rel=1e-5)
         assert errors["precise"] != errors["running"]
 

@@ -6,22 +6,22 @@ import pytest
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from gnunet.distributed.collectives import on_all, on_main
+from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
 from gnunet.errors import CheckpointError, TrainingError
 from gnunet.training import fit, trainer
 
 
 def test_results_and_errors():
     accelerator = Accelerator(cpu=True)
-    assert on_all(accelerator, lambda: 3) == [3] and on_main(accelerator, lambda: "a") == "a"
+    assert run_on_all_ranks(accelerator, lambda: 3) == [3] and run_on_main_rank(accelerator, lambda: "a") == "a"
 
     def fail(error: Exception):
         raise error
 
     with pytest.raises(CheckpointError, match="torn"):
-        on_all(accelerator, lambda: fail(CheckpointError("torn")))
+        run_on_all_ranks(accelerator, lambda: fail(CheckpointError("torn")))
     with pytest.raises(OSError, match="No space left") as caught:
-        on_main(accelerator, lambda: fail(SafetensorError("No space left")))
+        run_on_main_rank(accelerator, lambda: fail(SafetensorError("No space left")))
     assert caught.value.errno == errno.EIO
 
 

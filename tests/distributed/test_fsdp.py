@@ -96,7 +96,7 @@ def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, t
             # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
             torch.testing.assert_close(parts[key], value, rtol=0, atol=1e-4)
 
-    # Stopped at 32 images and gone on as anything else; the checkpoint of one moves on to the next.
+    # StopRequested at 32 images and gone on as anything else; the checkpoint of one moves on to the next.
     run_ranks(2, tiny("moved", *FLAGS), launched, kind, 24, status=143)
     for name, world, how in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("four", 4, other), ("two", 2, kind)):
         shutil.copytree(tmp_path / "moved", tmp_path / name)
@@ -218,10 +218,10 @@ def test_variants(tiny, run_ranks, tmp_path, variant):
 def spoil(rank: int, kind: str, what: str) -> None:
     """Once make an image of one process not a number, or its losses infinite, or only its gradients not numbers."""
     launched(rank, kind)
-    on_device = Session.on_device
+    to_device = Session.to_device
 
     def spoilt(self, batch):
-        images, *others = on_device(self, batch)
+        images, *others = to_device(self, batch)
         if 20 not in batch["index"].tolist():
             return images, *others
         if what == "image":
@@ -239,7 +239,7 @@ def spoil(rank: int, kind: str, what: str) -> None:
         own["loss"] = spoilt_loss
         return images, *others
 
-    Session.on_device = spoilt
+    Session.to_device = spoilt
 
 
 @pytest.mark.parametrize("what", ["image", "losses", "gradients"])

@@ -14,7 +14,7 @@ EXACT = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state
 
 def signal_itself(rank: int, doomed: int, number: int, images: int) -> None:
     """Have the process of rank `doomed` send itself a signal in the middle of the step after so many images."""
-    on_device, step = Session.on_device, Session.step
+    to_device, step = Session.to_device, Session.step
     seen = None
 
     def noted(self, batches, images_seen, *, stop):
@@ -25,9 +25,9 @@ def signal_itself(rank: int, doomed: int, number: int, images: int) -> None:
     def struck(self, batch):
         if (rank, seen) == (doomed, images):
             os.kill(os.getpid(), number)
-        return on_device(self, batch)
+        return to_device(self, batch)
 
-    Session.step, Session.on_device = noted, struck
+    Session.step, Session.to_device = noted, struck
 
 
 def final(run: Path) -> dict[str, bytes]:

@@ -21,14 +21,14 @@ SPLITS = [(1, 2), (2, 4), (2, 2), (4, 2), (4, 1)]
 
 def record_draws(rank: int, folder: Path) -> None:
     """Have a process write down, for each step, the examples it gets and a digest of all that belongs to each."""
-    on_device, step = Session.on_device, Session.step
+    to_device, step = Session.to_device, Session.step
     drawn: dict[int, str] = {}
 
     def noted(self, batch):
         for i, index in enumerate(batch["index"].tolist()):
             parts = [batch[name][i].contiguous().numpy().tobytes() for name in sorted(batch)]
             drawn[index] = hashlib.sha256(b"".join(parts)).hexdigest()
-        return on_device(self, batch)
+        return to_device(self, batch)
 
     def one_step(self, batches, images_seen, *, stop):
         drawn.clear()
@@ -37,7 +37,7 @@ def record_draws(rank: int, folder: Path) -> None:
             file.write(json.dumps([images_seen, drawn]) + "\n")
         return result
 
-    Session.on_device, Session.step = noted, one_step
+    Session.to_device, Session.step = noted, one_step
 
 
 def draws(folder: Path) -> dict[int, dict[int, str]]:
@@ -91,14 +91,14 @@ def assert_same_curve(run: Path, reference: Path) -> None:
 
 def stop_after(rank: int, images: int, asked: int, number: int) -> None:
     """Have the process of rank `asked`, and no other, get a signal amid the step after so many images."""
-    on_device = Session.on_device
+    to_device = Session.to_device
 
     def signalled(self, batch):
         if rank == asked and images <= int(batch["index"][0]) < images + BATCH:
             signal.raise_signal(number)
-        return on_device(self, batch)
+        return to_device(self, batch)
 
-    Session.on_device = signalled
+    Session.to_device = signalled
 
 
 def test_every_split_draws_the_same_examples_and_has_the_same_curve(tiny, run_ranks, tmp_path):

@@ -14,7 +14,7 @@ from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 from gnunet.random_streams import StreamKey, generator
 from gnunet.training import fit
-from gnunet.training.session import build, compile_network
+from gnunet.training.session import build_session, compile_network
 
 SIZES = ("in_channels", "out_channels", "norm_eps", "num_class_embeds")
 """Settings of a tiny network that make it no other kind of network."""
@@ -115,7 +115,7 @@ def test_modes_are_inductors(tiny, monkeypatch, value, options):
     compiled = []
     monkeypatch.setattr(UNet2D, "compile", lambda self, options: compiled.append(options))
     config = tiny("run", "--train.compile", value)
-    build(config, make_accelerator(config))
+    build_session(config, make_accelerator(config))
     compile_network(UNet2D.__new__(UNet2D), torch.device("cuda"), "default" if value == "true" else value)
     assert compiled == [{**options, "layout_optimization": False}, options or None]
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError, DivergenceError
 from gnunet.training import cuda_graph, fit
-from gnunet.training.session import Session, build
+from gnunet.training.session import Session, build_session
 
 ON, OFF = ["--train.cuda_graph", "auto"], ["--train.cuda_graph", "false"]
 READS_LATE = Session.reads_late
@@ -105,14 +105,14 @@ def assert_same(run: Path, other: Path) -> None:
 
 def spoil(monkeypatch, examples: set[int]) -> None:
     """Set a pixel of these examples to NaN."""
-    on_device = Session.on_device
+    to_device = Session.to_device
 
     def spoiled(self, batch):
-        images, *others = on_device(self, batch)
+        images, *others = to_device(self, batch)
         images[torch.tensor([index in examples for index in batch["index"].tolist()]), 0, 0, 0] = math.nan
         return images, *others
 
-    monkeypatch.setattr(Session, "on_device", spoiled)
+    monkeypatch.setattr(Session, "to_device", spoiled)
 
 
 CASES = {
@@ -244,10 +244,10 @@ def refuse_captures(rank: int) -> None:
 
 def test_the_optimizer_keeps_no_tensor_of_a_step(tiny, on_cpu):
     config = tiny("run", *ON)
-    session = build(config, make_accelerator(config))
+    session = build_session(config, make_accelerator(config))
     batches = session.batches(0)
     for seen in range(0, 64, 8):
         session.step(batches, seen, stop=False).wait()
-    [group] = session.update.adamw.state_dict()["param_groups"]
+    [group] = session.strategy.adamw.state_dict()["param_groups"]
     assert isinstance(group["lr"], float) and group["capturable"] is False
-    assert not hasattr(session.update.adamw, "found_inf")
+    assert not hasattr(session.strategy.adamw, "found_inf")

@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_sampling_the_checkpoint(evaluated, tmp_path):
     """Rule 3: what is scored are the images that anybody samples from the checkpoint."""
     config = evaluated("run")
     fit(config)
-    session = trainer.build(config, trainer.make_accelerator(config))
+    session = trainer.build_session(config, trainer.make_accelerator(config))
     open_weights = load_trained_model(tmp_path / "run").network.state_dict()
     session.ema.model.load_state_dict(open_weights)
     again = evaluation.evaluate(session, 64, stop=StopSignal(), display=quiet())
@@ -130,7 +130,7 @@ def test_progress_is_shown(evaluated, monkeypatch, capsys):
 
 
 def test_what_is_missing_is_refused_before_anything_is_built(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "build", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(trainer, "build_session", lambda *_: pytest.fail("built"))
     with pytest.raises(ConfigError, match="cannot import Coarse from nowhere_to_be_found"):
         fit(tiny("run", "--evaluate.every", "8", "--evaluate.metrics", "fd_own", "--evaluate.extractors",
                  "{own: 'nowhere_to_be_found:Coarse'}"))  # fmt: skip

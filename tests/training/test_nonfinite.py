@@ -14,7 +14,7 @@ from gnunet.checkpoint.checkpoint import list_checkpoints, read_state
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import DivergenceError
 from gnunet.training import fit, messages, trainer
-from gnunet.training.session import Session, build
+from gnunet.training.session import Session, build_session
 
 FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
 LATE = ["--train.log_every", "32", "--train.sample_every", "0", "--train.validate_every", "0"]
@@ -30,11 +30,11 @@ def final(run: Path) -> dict[str, bytes]:
 
 
 def poison_images(examples: set[int], value: float):
-    """Session.on_device with a pixel of these examples set to `value`."""
-    on_device = Session.on_device
+    """Session.to_device with a pixel of these examples set to `value`."""
+    to_device = Session.to_device
 
     def poisoned(self, batch):
-        images, noise, level, labels = on_device(self, batch)
+        images, noise, level, labels = to_device(self, batch)
         for i, index in enumerate(batch["index"].tolist()):
             if index in examples:
                 images[i, 0, 0, 0] = value
@@ -47,7 +47,7 @@ def poison(rank: int, what: str, value: float, folder: Path) -> None:
     """Spoil something in the process of rank 1 in the step over examples 16 to 23; write a digest after each step."""
     step = Session.step
     if what == "image":
-        Session.on_device = poison_images({21}, value)  # rank 1 has 20 to 23
+        Session.to_device = poison_images({21}, value)  # rank 1 has 20 to 23
 
     def one_step(self, batches, images_seen, *, stop):
         struck = rank == 1 and images_seen == 16
@@ -102,7 +102,7 @@ def test_a_weight_that_one_process_has_spoiled_ends_all_and_the_run_goes_on(tiny
 
 def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch, fit_until):
     """Spoiled in the step after 16 images, stopped in the one after it, logged at 32."""
-    monkeypatch.setattr(Session, "on_device", poison_images({18, 20}, math.inf))
+    monkeypatch.setattr(Session, "to_device", poison_images({18, 20}, math.inf))
     fit(tiny("whole", *LATE))
     fit_until(16, tiny("run", *LATE))
     assert read_state(tmp_path / "run/checkpoints/000000024").nonfinite_examples == [18, 20]
@@ -115,23 +115,23 @@ def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch, fit_
 def test_many_examples_are_named_in_part(tiny, tmp_path, monkeypatch, capsys):
     for module in (trainer, messages):
         monkeypatch.setattr(module, "NAMED_EXAMPLES", 3)
-    monkeypatch.setattr(Session, "on_device", poison_images(set(range(8, 24)), math.nan))
+    monkeypatch.setattr(Session, "to_device", poison_images(set(range(8, 24)), math.nan))
     fit(tiny("run", *LATE))
     assert lines(tmp_path / "run")[0]["nonfinite_examples"] == [8, 9, 10]
     assert "10 (image " in (said := capsys.readouterr().out) and " and 5 more" in said
 
 
 def test_an_example_is_named_with_the_image_it_shows(tiny, tmp_path):
-    session = build(tiny("run"), make_accelerator(tiny("run")))
-    rows = session.examples.image_rows([3, 21])
-    images = session.examples.__getitems__([3, 21])["images"]
+    session = build_session(tiny("run"), make_accelerator(tiny("run")))
+    rows = session.train_set.image_rows([3, 21])
+    images = session.train_set.__getitems__([3, 21])["images"]
     for row, image in zip(rows, images, strict=True):
-        original = torch.from_numpy(session.examples.table.images[row].copy()).permute(2, 0, 1)
+        original = torch.from_numpy(session.train_set.table.images[row].copy()).permute(2, 0, 1)
         assert torch.equal(image, original) or torch.equal(image, original.flip(-1))
 
 
 def test_running_statistics_stay_finite(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(Session, "on_device", poison_images({18}, math.nan))
+    monkeypatch.setattr(Session, "to_device", poison_images({18}, math.nan))
     fit(tiny("run", *LATE, "--model.norm.kind", "batch"))
     for name in FILES[:2]:
         tensors = load_file(tmp_path / "run/checkpoints/000000064" / name)
@@ -158,15 +158,15 @@ def test_a_checkpoint_of_broken_weights_is_never_written(tiny, tmp_path):
 @pytest.fixture
 def scaled(tiny):
     """A session whose loss is scaled as under fp16 and whose gradients overflow as fp16's, computed in fp32."""
-    session = build(tiny("run"), make_accelerator(tiny("run")))
+    session = build_session(tiny("run"), make_accelerator(tiny("run")))
     accelerator = session.accelerator
     for parameter in session.unet.parameters():
         parameter.register_hook(lambda gradient: gradient.half().float())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3)
     accelerator.scaler, accelerator.native_amp = scaler, True
     accelerator.state._mixed_precision = "fp16"
-    session.update.optimizer = AcceleratedOptimizer(session.update.adamw, scaler=scaler)
-    accelerator._optimizers = [session.update.optimizer]
+    session.strategy.optimizer = AcceleratedOptimizer(session.strategy.adamw, scaler=scaler)
+    accelerator._optimizers = [session.strategy.optimizer]
     return session
 
 
@@ -192,7 +192,7 @@ def test_fp16_scaling_recovers(scaled):
 def test_fp16_a_broken_image_lowers_the_scale_and_counts_as_not_finite(scaled, monkeypatch):
     scaler = scaled.accelerator.scaler
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**16})
-    monkeypatch.setattr(Session, "on_device", poison_images({9}, math.nan))
+    monkeypatch.setattr(Session, "to_device", poison_images({9}, math.nan))
     batches = scaled.batches(0)
     results = [scaled.step(batches, seen, stop=False).wait() for seen in range(0, 24, 8)]
     assert [(r.finite, r.overflow, r.nonfinite_examples) for r in results] == [

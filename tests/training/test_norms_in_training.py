@@ -12,7 +12,7 @@ from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError
 from gnunet.norms import update_bn_stats
 from gnunet.training import fit
-from gnunet.training.session import build
+from gnunet.training.session import build_session
 
 FINAL = "checkpoints/000000064"
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
@@ -83,10 +83,10 @@ def test_precise_statistics_are_those_of_the_average(tiny, tmp_path):
     fit(config)
     model = load_trained_model(tmp_path / "run" / FINAL).network
     written = {name: value.clone() for name, value in model.named_buffers() if "running_" in name}
-    session = build(config, make_accelerator(config))
+    session = build_session(config, make_accelerator(config))
     calls = []
     for i in range(3):
-        batch = session.examples.__getitems__(list(range(8 * i, 8 * i + 8)))
+        batch = session.train_set.__getitems__(list(range(8 * i, 8 * i + 8)))
         level = session.process.noise_level(batch["u"])
         images = batch["images"].float() / 127.5 - 1
         x = session.process.add_noise(images, batch["noise"], level)

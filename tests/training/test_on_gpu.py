@@ -36,14 +36,14 @@ def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> 
 def spoiled_on_gpu(rank: int) -> None:
     """`on_gpu`, with a pixel of an example set to NaN."""
     on_gpu(rank)
-    on_device = Session.on_device
+    to_device = Session.to_device
 
     def spoiled(self, batch):
-        images, *others = on_device(self, batch)
+        images, *others = to_device(self, batch)
         images[(batch["index"] == 50).to(images.device), 0, 0, 0] = math.nan
         return images, *others
 
-    Session.on_device = spoiled
+    Session.to_device = spoiled
 
 
 def contents(run: Path) -> dict[str, bytes]:

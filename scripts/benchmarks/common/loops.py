@@ -20,7 +20,7 @@ from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.config import Config, image_kwargs, unet_kwargs
 from gnunet.data import load_images
 from gnunet.distributed.accelerator import make_accelerator
-from gnunet.training.session import build, compile_network
+from gnunet.training.session import build_session, compile_network
 
 COMPILED = "_compiled"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,7 +53,7 @@ class Loop:
 
 def gnunet_loop(config: Config, folder: Path) -> Loop:
     """gnunet's network and loop."""
-    session = build(config, make_accelerator(config))
+    session = build_session(config, make_accelerator(config))
     batches, log = session.batches(0), JsonlLogger(folder / "metrics.jsonl")
     seen, window, unread = 0, 0.0, deque()
 

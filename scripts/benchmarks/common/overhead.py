@@ -62,7 +62,7 @@ def loader_speed(session: Session) -> float:
     train = session.config.train
     batches = iter(
         training_loader(
-            session.examples, first=0, last=10**9, batch_size=train.batch_size,
+            session.train_set, first=0, last=10**9, batch_size=train.batch_size,
             micro_batch_size=session.micro_batch_size, num_workers=2,
         )
     )  # fmt: skip
@@ -103,10 +103,10 @@ class _Watch:
     def _watch_network(self, session: Session) -> None:
         for owner, name in (
             (session.process, "loss"),
-            (session.update, "backward"),
-            (session.update, "clip"),
-            (session.update, "step"),
-            (session.update, "skip"),
+            (session.strategy, "backward"),
+            (session.strategy, "clip"),
+            (session.strategy, "step"),
+            (session.strategy, "skip_step"),
         ):
             object.__setattr__(owner, name, self._timed(getattr(owner, name)))
 
