@@ -11,7 +11,7 @@ REPEAT_SECONDS = 3.0
 """Launchers pass a terminal's signal on to processes that already had it; repeats this soon are one request."""
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """Some process was asked to stop; raised on every process at the same place."""
 
 
@@ -31,10 +31,10 @@ class StopSignal:
         return self.signum is not None
 
     def check(self, accelerator: Accelerator) -> None:
-        """Raise Stopped if some process was asked to stop; all processes must call this equally often."""
+        """Raise StopRequested if some process was asked to stop; all processes must call this equally often."""
         asked = torch.tensor([float(bool(self))], device=accelerator.device)
         if accelerator.gather(asked).any():
-            raise Stopped
+            raise StopRequested
 
     def __enter__(self) -> "StopSignal":
         self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}

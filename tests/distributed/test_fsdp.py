@@ -96,7 +96,7 @@ def test_the_run_of_ddp_in_parts_that_any_launch_goes_on_from(tiny, run_ranks, t
             # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
             torch.testing.assert_close(parts[key], value, rtol=0, atol=1e-4)
 
-    # StopRequested at 32 images and gone on as anything else; the checkpoint of one moves on to the next.
+    # Stopped at 32 images and gone on as anything else; the checkpoint of one moves on to the next.
     run_ranks(2, tiny("moved", *FLAGS), launched, kind, 24, status=143)
     for name, world, how in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("four", 4, other), ("two", 2, kind)):
         shutil.copytree(tmp_path / "moved", tmp_path / name)
