@@ -11,8 +11,8 @@ from PIL import Image
 from gnunet.checkpoint.trained_model import TrainedModel, sanitize_config
 from gnunet.config import Config, EvaluateConfig
 from gnunet.data import DecodedImages, load_images
-from gnunet.data.sources.base import visible_files
-from gnunet.data.sources.folder import IMAGE_SUFFIXES
+from gnunet.data.sources.files import visible_files
+from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
 from gnunet.errors import ConfigError, DataError
 from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import evenly_spaced
