@@ -4,24 +4,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gnunet.commands.api import evaluate, sample
+    from gnunet.config import load_config
     from gnunet.fusion import fuse, unfuse
     from gnunet.ops import GroupNormSiLU, group_norm_silu
+    from gnunet.training import fit as train
 
 __version__ = "0.1.0"
-__all__ = ["GroupNormSiLU", "fuse", "group_norm_silu", "unfuse"]
+__all__ = ["GroupNormSiLU", "evaluate", "fuse", "group_norm_silu", "load_config", "sample", "train", "unfuse"]
 
-_MODULES = {
-    "GroupNormSiLU": "gnunet.ops",
-    "group_norm_silu": "gnunet.ops",
-    "fuse": "gnunet.fusion",
-    "unfuse": "gnunet.fusion",
+_LOCATIONS = {
+    "GroupNormSiLU": "gnunet.ops:GroupNormSiLU",
+    "evaluate": "gnunet.commands.api:evaluate",
+    "fuse": "gnunet.fusion:fuse",
+    "group_norm_silu": "gnunet.ops:group_norm_silu",
+    "load_config": "gnunet.config:load_config",
+    "sample": "gnunet.commands.api:sample",
+    "train": "gnunet.training:fit",
+    "unfuse": "gnunet.fusion:unfuse",
 }
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: the command line's --help needs no torch, and the operator no trainer.
-    if name not in _MODULES:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
+    module, _, attribute = _LOCATIONS[name].partition(":")
+    value = getattr(import_module(module), attribute)
     globals()[name] = value
     return value

@@ -1,48 +1,76 @@
-"""The options that scripts share which sample from a model."""
+"""Arguments shared by the subcommands, and the model that they name."""
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from gnunet.checkpoint.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from gnunet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gnunet.checkpoint.trained_model import TrainedModel
+
+SAMPLING = ("weights", "seed", "sampler", "num_inference_steps", "guidance_scale", "batch_size")
+
+
+def make_parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for `gnunet COMMAND`."""
+    return argparse.ArgumentParser(
+        prog=f"gnunet {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides the samples; values left out are the run's own."""
-    parser.add_argument("--weights", choices=WEIGHTS, default="ema", help="averaged or raw (default ema)")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="EMA or raw weights (default ema)")
     parser.add_argument("--seed", type=int, help="seed of the images (default: the run's)")
     parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
-    parser.add_argument("--num_inference_steps", type=positive, help="sampling steps")
-    parser.add_argument("--guidance_scale", type=float, help="classifier-free guidance scale; 1 is off")
-    for old, new in (("--steps", "--num_inference_steps"), ("--guidance", "--guidance_scale")):
-        parser.add_argument(old, action=_Renamed, const=new, help=argparse.SUPPRESS)
-    parser.add_argument("--batch_size", type=positive, help="images sampled together on each process")
-    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    parser.add_argument("--num_inference_steps", type=positive_int, metavar="N", help="sampling steps")
+    parser.add_argument("--guidance_scale", type=float, metavar="W", help="classifier-free guidance scale; 1 is off")
+    parser.add_argument("--batch_size", type=positive_int, metavar="N", help="images sampled together on each process")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
 
 
-def open_with_options(path: Path, arguments: argparse.Namespace) -> TrainedModel:
-    """The model at `path`, with the settings that the options ask for.
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values that `add_sampling_options` has read, as keywords of `load_model`."""
+    return {name: getattr(arguments, name) for name in SAMPLING}
+
+
+def load_model(
+    source: str | Path, *, weights: str = "ema", seed: int | None = None, **sampling: str | float | None
+) -> "TrainedModel":
+    """Load a run, a checkpoint or a diffusers model, with other sampling settings than its own.
+
+    Args:
+        source: its directory.
+        weights: ema or raw.
+        seed: seed of the images; None takes the run's.
+        sampling: keys of the config's sampling section; None takes the run's.
 
     Raises:
-        CheckpointError: see `load_trained_model`.
+        CheckpointError: there is no model at `source`, or it is corrupted.
     """
-    model = load_trained_model(path, arguments.weights)
-    given = {
-        name: getattr(arguments, name) for name in ("sampler", "num_inference_steps", "guidance_scale", "batch_size")
-    }
-    settings = model.sampling.model_copy(update={name: value for name, value in given.items() if value is not None})
-    return replace(model, sampling=settings, seed=model.seed if arguments.seed is None else arguments.seed)
+    from gnunet.checkpoint.trained_model import load_trained_model  # takes seconds, which --help need not wait for
+
+    model = load_trained_model(Path(source).expanduser(), weights)
+    given = {name: value for name, value in sampling.items() if value is not None}
+    settings = model.sampling.model_copy(update=given)
+    return replace(model, sampling=settings, seed=model.seed if seed is None else seed)
 
 
-class _Renamed(argparse.Action):
-    """An option that is an error naming the option that took its place."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string} was renamed to {self.const}")
-
-
-def positive(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
     if (value := int(text)) < 1:
         raise ValueError
     return value
+
+
+def make_output_dir(given: Path | None, default: Path) -> Path:
+    """Create the directory of --out. Raises ConfigError if that fails."""
+    path = given or default
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: cannot create {path}: {error.strerror}") from None
+    return path

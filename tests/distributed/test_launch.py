@@ -191,46 +191,6 @@ def test_user_errors_are_one_message_and_status_2(tiny_flags, program):
     assert "/nowhere/at/all" in out and "Traceback" not in out
 
 
-def test_sample_py_gives_the_training_grids_images(finished, program, tmp_path):
-    grid = np.asarray(Image.open(finished / "samples/000000064.png"))
-    program(sample.main, str(finished), "--num_images", "6", "--out", "same")
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "same/grid.png")), grid)
-    checkpoint = str(finished / "checkpoints/000000064")
-    program(sample.main, checkpoint, "--num_images", "5", "--batch_size", "5", "--out", "other")
-    exported = str(finished / "model")
-    program(
-        sample.main, exported, "--num_images", "5", "--batch_size", "4", "--num_inference_steps", "4", "--out", "model"
-    )
-    for i in range(5):
-        files = [tmp_path / folder / f"{i:06d}.png" for folder in ("same", "other", "model")]
-        images = [np.asarray(Image.open(file), int) for file in files]
-        assert np.abs(images[0] - images[1]).max() <= 1  # 1e-4 in [-1, 1] moves a rounding by one at most
-        assert np.array_equal(images[0], images[2])
-
-
-def test_sample_py_classes_guidance_seeds_and_errors(finished, program, tmp_path):
-    def sampled(out: str, *flags: str, status: int = 0) -> str:
-        return program(sample.main, str(finished), "--num_images", "2", "--out", out, *flags, status=status)
-
-    def image(out: str, i: int = 0) -> np.ndarray:
-        return np.asarray(Image.open(tmp_path / out / f"{i:06d}.png"))
-
-    sampled("dark", "--classes", "dark")
-    sampled("light", "--classes", "light")
-    sampled("number", "--classes", "1")
-    sampled("turns", "--classes", "light", "dark")
-    assert not np.array_equal(image("dark"), image("light"))
-    assert np.array_equal(image("light"), image("number"))
-    assert np.array_equal(image("turns", 0), image("light", 0)) and np.array_equal(image("turns", 1), image("dark", 1))
-    sampled("guided", "--classes", "dark", "--guidance_scale", "3")
-    assert not np.array_equal(image("guided"), image("dark"))
-    sampled("seed", "--classes", "dark", "--seed", "7")
-    assert not np.array_equal(image("seed"), image("dark"))
-    assert "'grey'" in (out := sampled("x", "--classes", "grey", status=2)) and "dark, light" in out
-    assert "heun" in sampled("x", "--sampler", "nosuch", status=2)
-    assert "run/none" in program(sample.main, str(finished / "none"), status=2)
-
-
 def test_a_checkpoint_holds_only_safetensors_json_and_yaml(finished):
     checkpoint = finished / "checkpoints/000000064"
     assert {p.suffix for p in checkpoint.iterdir()} == {".safetensors", ".json", ".yaml"}

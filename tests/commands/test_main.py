@@ -1,0 +1,56 @@
+"""The console command and what `import gnunet` loads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gnunet
+from gnunet.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_at_each_level(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 0 and "usage" in capsys.readouterr().out.lower()
+
+
+def test_version_and_unknown_command(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert exit.value.code == 0 and gnunet.__version__ in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit:
+        main(["smaple"])
+    assert exit.value.code == 2 and "sample" in capsys.readouterr().err
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after `code`."""
+    code = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    command = [sys.executable, "-c", code]
+    return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_help_loads_no_torch_and_the_operator_no_trainer():
+    for command in ("sample", "evaluate", "ablate"):
+        assert "torch" not in loaded_by(f"from gnunet.commands import {command}")
+    assert "torch" not in loaded_by("import gnunet.__main__")
+    loaded = loaded_by("from gnunet import group_norm_silu")
+    assert "torch" in loaded and not loaded & {"accelerate", "diffusers", "datasets"}
+
+
+def test_public_names_resolve():
+    for name in gnunet.__all__:
+        assert callable(getattr(gnunet, name))
+    with pytest.raises(AttributeError):
+        gnunet.smaple  # noqa: B018
+
+
+@pytest.mark.parametrize("script", ["train.py", "scripts/sample.py", "scripts/evaluate.py", "scripts/ablate.py"])
+def test_scripts_are_the_commands(script):
+    source = (ROOT / script).read_text()
+    assert f"from gnunet.commands.{Path(script).stem} import main" in source
