@@ -1,4 +1,4 @@
-"""What chance decides: pure functions of (seed, purpose, index), drawn with a counter-based generator.
+"""Random numbers as pure functions of (seed, purpose, index), drawn with a counter-based generator.
 
 Example k of a run is a pure function of (seed, k): no generator keeps state between examples, and no rank,
 worker or batch enters a key. A resumed run, any number of processes and any accumulation therefore see the
@@ -17,13 +17,13 @@ from gnunet.errors import ConfigError
 
 
 class StreamKey(IntEnum):
-    """What a stream is for: the second half of its key. A number, once given, never changes its meaning."""
+    """What a stream is for: the second half of its key. Numbers never change their meaning."""
 
     ROW = 1  # index: epoch
     EXAMPLE = 2  # index: example; its noise level, flip and label drop
     NOISE = 3  # index: example
     SAMPLE_NOISE = 4  # index: sampled image
-    SAMPLE_STEPS = 5  # index: sampled image; the noise that stochastic samplers add on their way
+    SAMPLE_STEPS = 5  # index: sampled image; the noise that stochastic samplers add in each step
     SAMPLE_LABEL = 6  # index: sampled image
     VALIDATION = 7  # index: example of the validation set
     HOLDOUT = 8  # index: 0
@@ -47,10 +47,10 @@ class Stream:
 
     def __init__(self, seed: int, purpose: StreamKey):
         if not 0 <= seed < 2**64:
-            raise ConfigError(f"seed is {seed}; valid are 0 to 2**64 - 1")
+            raise ConfigError(f"seed: {seed} given; valid: 0 to 2**64 - 1")
         self._bits = np.random.Philox(key=np.array([seed, purpose], np.uint64))
         self._generator = np.random.Generator(self._bits)
-        self._start = self._bits.state  # an unused generator's state, with which each stream starts
+        self._start = self._bits.state  # the state of an unused generator
 
     def at(self, index: int) -> np.random.Generator:
         """The generator at the start of stream `index` (0 to 2**64 - 1); valid until the next call."""
@@ -65,5 +65,5 @@ class Stream:
 
 
 def generator(seed: int, purpose: StreamKey, index: int) -> np.random.Generator:
-    """A new generator at the start of one stream; see `Stream`, which is faster for many indices."""
+    """A new generator at the start of one stream; `Stream` is faster for many indices."""
     return Stream(seed, purpose).at(index)

@@ -1,4 +1,4 @@
-"""One image, from whatever a data set stores to uint8 pixels of the wanted size."""
+"""Decoding: whatever a data set stores as an image to uint8 pixels of one size."""
 
 import io
 import os
@@ -10,27 +10,27 @@ import numpy as np
 from PIL import Image, ImageOps
 
 VERSION = 1
-"""Raised whenever the same file would give other pixels, so that no older cache is used."""
+"""Increased whenever the same file would decode to other pixels, so that no older cache is used."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM", "JPEG2000")
-"""What files may be, whatever their names say. Of Pillow's other formats some are rare and little tested against files
-made to do harm, one holds images of other sizes than it declares (ICO), and one is run as a program (EPS)."""
+"""The formats that are read, whatever a file's name says. Of Pillow's others some are rare and little tested against
+malicious files, one holds images of other sizes than it declares (ICO), and one is run as a program (EPS)."""
 MAX_PIXELS = 89_478_485
-"""Of one image, which takes about 1 GiB on its way. Pillow has the same limit, but only warns up to twice as much."""
-LARGE = 2**24
+"""Largest image, which takes about 1 GiB to decode. Pillow only warns at this size and fails at twice of it."""
+LARGE_IMAGE_PIXELS = 2**24
 """Images with more pixels are decoded one at a time, so that memory does not grow with the number of cores."""
 
 Image.init()
 _formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillows have no AVIF
 _large_image_lock = threading.Lock()
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
 
 def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
     """Decode, flatten, resize and crop one image.
 
     An EXIF orientation is applied, transparency is flattened on white, 16 bits are scaled to 8. The shorter
-    side is resized to `resolution` by Lanczos' antialiased filter (as EDM's dataset_tool; none where it has
-    that length already), then the centre is cropped. Colour becomes grey by ITU-R 601-2 luma.
+    side is resized to `resolution` by Lanczos' antialiased filter (as in EDM's dataset_tool), unless it has that
+    length already; then the centre is cropped. Colour is converted to grey by ITU-R 601-2 luma.
 
     Args:
         cell: a file's path or bytes, `datasets`' {"bytes", "path"}, a PIL image, or 8-bit pixels (arrays or
@@ -42,23 +42,23 @@ def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
         uint8 (resolution, resolution, channels).
 
     Raises:
-        Exception: of any kind, as image decoders raise them, for a file that is broken, of an unsupported
-            kind, or larger than MAX_PIXELS.
+        Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format,
+            or larger than MAX_PIXELS.
     """
     with open_image(cell) as image:
-        # A TIFF's tiles may be larger than the image, and are decoded whole.
+        # A TIFF's tiles may be larger than the image, and are decoded as a whole.
         tile = [int(getattr(image, "tag_v2", {}).get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
         for width, height in (image.size, tile):
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS} pixels")
-        with _large_image_lock if image.width * image.height > LARGE else nullcontext():
+        with _large_image_lock if image.width * image.height > LARGE_IMAGE_PIXELS else nullcontext():
             pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
             pixels = resize_and_crop(pixels, resolution)
     return np.asarray(pixels).reshape(resolution, resolution, channels)
 
 
 def open_image(cell: Any) -> Image.Image:
-    """Open a cell of an image column; the pixels may not be read yet. ValueError for what is no image."""
+    """Open an image without reading its pixels yet; ValueError or OSError if it is not an image."""
     if isinstance(cell, Image.Image):
         return cell.copy()
     if isinstance(cell, dict) and {"bytes", "path"} & set(cell):
@@ -66,30 +66,28 @@ def open_image(cell: Any) -> Image.Image:
     if isinstance(cell, (bytes, bytearray, memoryview)):
         return Image.open(io.BytesIO(cell), formats=_formats)
     if isinstance(cell, (str, os.PathLike)):
-        if not os.path.isfile(cell):  # a pipe would be waited for
-            raise FileNotFoundError(f"{cell} is no file")
+        if not os.path.isfile(cell):  # opening a pipe would wait indefinitely
+            raise FileNotFoundError(f"{cell} is not a file")
         return Image.open(cell, formats=_formats)
     if isinstance(cell, (list, tuple, np.ndarray)):
         return Image.fromarray(_to_pixels(np.asarray(cell)))
-    raise ValueError("no image" if cell is None else f"{type(cell).__name__} is no image")
+    raise ValueError("no image" if cell is None else f"{type(cell).__name__} is not an image")
 
 
 def _to_pixels(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "iu" or array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"{array.dtype} {array.shape}; valid are 8-bit (H, W), (H, W, C), (C, H, W)")
-    if array.min() < 0 or array.max() > 255:
-        raise ValueError(f"pixel values {array.min()} to {array.max()}; valid are 0 to 255")
+    """uint8 (H, W) or (H, W, C) with C 3 or 4."""
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
-        if array.shape[-1] not in (1, 3, 4):
-            raise ValueError(f"an array of {array.shape[-1]} channels; valid are 1, 3 or 4")
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    return np.ascontiguousarray(array, np.uint8)
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))
+    if array.dtype.kind not in "iu" or not is_image or array.size == 0:
+        raise ValueError(f"{array.dtype} {array.shape}; valid: 8-bit (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4")
+    if array.min() < 0 or array.max() > 255:
+        raise ValueError(f"pixel values {array.min()} to {array.max()}; valid: 0 to 255")
+    return np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array, np.uint8)
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """Turn any mode into L or RGB: transparency on white, 16 bits scaled to 8 (65535 becomes 255)."""
+    """Convert any mode to L or RGB: transparency on white, 16 bits scaled to 8 (65535 becomes 255)."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
@@ -105,7 +103,7 @@ def flatten(image: Image.Image) -> Image.Image:
 def _scale_16_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"pixel values {values.min()} to {values.max()}; valid are 8 or 16 unsigned bits")
+        raise ValueError(f"pixel values {values.min()} to {values.max()}; valid: 8 or 16 unsigned bits")
     grey = (values * 255 + 32767) // 65535
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
@@ -119,7 +117,7 @@ def resize_and_crop(image: Image.Image, resolution: int) -> Image.Image:
     left, top = (width - resolution) // 2, (height - resolution) // 2
     if shorter == resolution:
         return image.crop((left, top, left + resolution, top + resolution))
-    # Only the crop is computed: up to rounding what resizing the whole gives, in bounded memory.
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + resolution) * across, (top + resolution) * down)
+    # Only the crop is computed: up to rounding what resizing the whole image gives, in bounded memory.
+    x_scale, y_scale = image.width / width, image.height / height
+    box = (left * x_scale, top * y_scale, (left + resolution) * x_scale, (top + resolution) * y_scale)
     return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)

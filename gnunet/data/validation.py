@@ -16,15 +16,16 @@ from gnunet.random_streams import Stream, StreamKey
 class ValidationSet:
     """Example i, for i in 0..num_examples-1: an image, a log-SNR in one of equal bins, and its noise.
 
-    Image rows[i % n] meets bin (i + i // n) % num_bins (of more rows than examples, num_examples are taken,
-    evenly spread): the bins are filled evenly, and an image that comes again comes in the next bin. The examples
-    of a bin are spread over it, one uniform draw in each of equal shares. Nothing depends on a run's seed, so
-    that runs are compared on the same bank; images are not flipped and labels not dropped.
+    Image rows[i % n] is paired with bin (i + i // n) % num_bins: the bins are filled evenly, and an image that is
+    repeated comes in the next bin. If there are more rows than examples, num_examples evenly spaced ones are used.
+    Within a bin log-SNRs are stratified: one uniform draw in each of as many equal parts as it has examples.
+    Nothing depends on a run's seed, so that runs are compared on the same set; images are not flipped and labels
+    not dropped.
 
     Args:
         table: the decoded images.
-        rows: int (n,), the table's rows to validate on.
-        num_examples: size of the validation set.
+        rows: int (n,), the rows of the table to validate on.
+        num_examples: size of the set.
         num_bins: equal bins of log-SNR.
         log_snr_min, log_snr_max: lower end of the first bin, upper end of the last.
 
@@ -51,17 +52,17 @@ class ValidationSet:
         self.table = table
         self.num_bins = num_bins
         index = np.arange(num_examples)
-        # Of more rows than examples, some from everywhere: rows are often sorted by class.
-        places = index % len(rows) if len(rows) <= num_examples else index * len(rows) // num_examples
-        self.rows = np.asarray(rows, np.int64)[places]
+        # Evenly spaced, since rows are often sorted by class.
+        positions = index % len(rows) if len(rows) <= num_examples else index * len(rows) // num_examples
+        self.rows = np.asarray(rows, np.int64)[positions]
         self.bins = (index + index // len(rows)) % num_bins
         self._stream = Stream(0, StreamKey.VALIDATION)
-        place = np.empty(num_examples)
+        fraction = np.empty(num_examples)  # of the bin
         for b in range(num_bins):
             members = np.flatnonzero(self.bins == b)
             uniform = [self._stream.at(i).random() for i in members]
-            place[members] = (np.arange(len(members)) + uniform) / max(len(members), 1)
-        self.log_snr = log_snr_min + (log_snr_max - log_snr_min) / num_bins * (self.bins + place)
+            fraction[members] = (np.arange(len(members)) + uniform) / max(len(members), 1)
+        self.log_snr = log_snr_min + (log_snr_max - log_snr_min) / num_bins * (self.bins + fraction)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,11 +71,11 @@ class ValidationSet:
         """The examples with these indices.
 
         Returns:
-            images: uint8 (b, C, H, W), channels_last strides.
-            noise: float32 (b, C, H, W), channels_last strides; standard normal.
+            images: uint8 (b, C, H, W), channels_last.
+            noise: float32 (b, C, H, W), channels_last; standard normal.
             log_snr: float64 (b,).
             bin: int64 (b,).
-            labels: int64 (b,); only where the table has labels.
+            labels: int64 (b,); only if the table has labels.
         """
         chosen = np.asarray(indices, np.int64)
         rows = self.rows[chosen]
@@ -82,7 +83,7 @@ class ValidationSet:
         noise = np.empty(images.shape, np.float32)
         for index, out in zip(indices, noise, strict=True):
             stream = self._stream.at(index)
-            stream.random()  # the place in the bin comes first
+            stream.random()  # drawn for log_snr
             stream.standard_normal(dtype=np.float32, out=out)
         batch = {
             "images": channels_last(images),

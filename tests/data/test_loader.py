@@ -67,18 +67,18 @@ def test_resuming_continues_the_same_examples(examples, num_workers):
 
 def test_indices_of_each_rank_and_micro_batch():
     def indices(rank):
-        return list(MicroBatchSampler(8, 17, batch_size=8, micro_batch_size=2, rank=rank, world_size=2))
+        return list(MicroBatchSampler(first=8, last=17, batch_size=8, micro_batch_size=2, rank=rank, world_size=2))
 
     assert indices(0) == [[8, 9], [12, 13], [16, 17], [20, 21]]
     assert indices(1) == [[10, 11], [14, 15], [18, 19], [22, 23]]
-    assert len(MicroBatchSampler(8, 17, batch_size=8, micro_batch_size=2, rank=0, world_size=2)) == 4
+    assert len(MicroBatchSampler(first=8, last=17, batch_size=8, micro_batch_size=2, rank=0, world_size=2)) == 4
 
 
 def test_sizes_that_do_not_divide():
-    with pytest.raises(ConfigError, match="train.batch_size is 10.*a multiple of 4 does"):
-        MicroBatchSampler(0, 10, batch_size=10, micro_batch_size=2, rank=0, world_size=2)
-    with pytest.raises(ConfigError, match="cannot start at image 3"):
-        MicroBatchSampler(3, 10, batch_size=2, micro_batch_size=2, rank=0, world_size=1)
+    with pytest.raises(ConfigError, match="train.batch_size.*a multiple of 4"):
+        MicroBatchSampler(first=0, last=10, batch_size=10, micro_batch_size=2, rank=0, world_size=2)
+    with pytest.raises(ConfigError, match="image 3"):
+        MicroBatchSampler(first=3, last=10, batch_size=2, micro_batch_size=2, rank=0, world_size=1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
