@@ -45,9 +45,6 @@ class NoiseLevel:
         """Move to a device."""
         return NoiseLevel(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
-    def __len__(self) -> int:
-        return len(self.alpha)
-
 
 class Process(ABC):
     """A diffusion process: `DDPM`, `EDM` or `Flow`; `make_process` makes one by name."""

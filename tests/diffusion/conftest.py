@@ -1,4 +1,4 @@
-"""Networks that know the answer, written in float64 from the papers' formulas and not from gnunet's."""
+"""Ideal networks, written in float64 from the papers' formulas and not from gnunet's."""
 
 import math
 
@@ -10,9 +10,9 @@ from torch import nn
 
 def cumulative_alphas(config):
     """abar_t of Ho et al. (2020) or Nichol & Dhariwal (2021), float64 (T,)."""
-    count = config.num_train_timesteps
-    if config.beta_schedule == "linear":
-        betas = np.linspace(config.beta_start, config.beta_end, count)
+    count = config.get("num_train_timesteps", 1000)
+    if config.get("beta_schedule", "linear") == "linear":
+        betas = np.linspace(1e-4, config.get("beta_end", 0.02), count)
     else:
         f = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
@@ -22,14 +22,14 @@ def cumulative_alphas(config):
 class GaussianOracle(nn.Module):
     """The ideal network for images whose pixels are independent N(mean, std^2); std 0 is a point mass.
 
-    It gets what a network gets (scaled input and timestep) and outputs what the process says it predicts.
+    Its input (scaled noisy image, timestep) and output are those of a network trained with the process.
     """
 
     def __init__(self, config, mean=0.1, std=0.25):
         super().__init__()
         self.config, self.mean, self.std = config, mean, std
         self.calls = 0
-        if config.kind == "ddpm":
+        if config["kind"] == "ddpm":
             self.abar = torch.from_numpy(cumulative_alphas(config))
 
     def posterior_mean(self, x, alpha, sigma):
@@ -40,7 +40,7 @@ class GaussianOracle(nn.Module):
         assert sample.dtype == timestep.dtype == torch.float32 and timestep.shape == (len(sample),)
         self.calls += 1
         x, time = sample.double(), timestep.double()[:, None, None, None]
-        output = getattr(self, self.config.kind)(x, time)
+        output = getattr(self, self.config["kind"])(x, time)
         return (output.float(),)
 
     def ddpm(self, x, time):
@@ -49,10 +49,11 @@ class GaussianOracle(nn.Module):
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         image = self.posterior_mean(x, alpha, sigma)
         noise = (x - alpha * image) / sigma
-        return {"epsilon": noise, "sample": image, "v": alpha * noise - sigma * image}[self.config.prediction_type]
+        predictions = {"epsilon": noise, "sample": image, "v": alpha * noise - sigma * image}
+        return predictions[self.config.get("prediction_type", "epsilon")]
 
     def edm(self, x, time):
-        sigma, data = (4 * time).exp(), self.config.sigma_data
+        sigma, data = (4 * time).exp(), self.config.get("sigma_data", 0.5)
         x = x * (sigma**2 + data**2).sqrt()
         c_skip = data**2 / (sigma**2 + data**2)
         c_out = sigma * data / (sigma**2 + data**2).sqrt()

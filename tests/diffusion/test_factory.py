@@ -18,7 +18,6 @@ from diffusers import (
     ScoreSdeVeScheduler,
 )
 
-from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.diffusion import make_process, process_from_scheduler
 from gnunet.diffusion.factory import check_scheduler
 from gnunet.errors import ConfigError
@@ -26,11 +25,11 @@ from gnunet.errors import ConfigError
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # within diffusers
 
 CONFIGS = [
-    DDPMConfig(),
-    DDPMConfig(beta_schedule="cosine", prediction_type="v"),
-    DDPMConfig(num_train_timesteps=100, beta_end=0.1, prediction_type="sample"),
-    EDMConfig(sigma_data=0.7, sigma_min=0.01, sigma_max=50.0, rho=5.0),
-    FlowConfig(shift=3.0),
+    dict(kind="ddpm"),
+    dict(kind="ddpm", beta_schedule="cosine", prediction_type="v"),
+    dict(kind="ddpm", num_train_timesteps=100, beta_end=0.1, prediction_type="sample"),
+    dict(kind="edm", sigma_data=0.7, sigma_min=0.01, sigma_max=50.0, rho=5.0),
+    dict(kind="flow", shift=3.0),
 ]
 U = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
 
@@ -51,7 +50,7 @@ def reloaded(scheduler, folder):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=repr)
 def test_round_trip(config, tmp_path, gaussian_oracle):
-    process = make_process(**config.model_dump())
+    process = make_process(**config)
     again = process_from_scheduler(reloaded(process.export_scheduler(), tmp_path))
     assert_same_levels(process, again)
     assert type(again) is type(process) and again.samplers == process.samplers
@@ -64,30 +63,21 @@ def test_round_trip(config, tmp_path, gaussian_oracle):
 
 
 @pytest.mark.parametrize(
-    "cls",
-    [
-        DDIMScheduler,
-        DPMSolverMultistepScheduler,
-        EulerDiscreteScheduler,
-        HeunDiscreteScheduler,
-        PNDMScheduler,
-    ],
+    "cls", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler]
 )
-def test_other_schedulers_over_betas(cls, tmp_path):
+def test_schedulers_over_betas(cls, tmp_path):
     """Each class has other defaults for what its config leaves out."""
     for schedule, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
         scheduler = cls(beta_start=1e-4, beta_end=0.02, beta_schedule=theirs, prediction_type="v_prediction")
         process = process_from_scheduler(reloaded(scheduler, tmp_path))
-        assert_same_levels(
-            process, make_process(**DDPMConfig(beta_schedule=schedule, prediction_type="v").model_dump())
-        )
+        assert_same_levels(process, make_process("ddpm", beta_schedule=schedule, prediction_type="v"))
 
 
 def test_options_of_a_saved_sampler_do_not_leak_into_ours():
     saved = EulerDiscreteScheduler(
         beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True, timestep_spacing="leading", steps_offset=1
     )
-    ours, plain = process_from_scheduler(saved), make_process(**DDPMConfig().model_dump())
+    ours, plain = process_from_scheduler(saved), make_process("ddpm")
     for sampler in plain.samplers:
         assert torch.equal(ours.scheduler(sampler, 7).timesteps, plain.scheduler(sampler, 7).timesteps)
         if hasattr(plain.scheduler(sampler, 7), "sigmas"):
@@ -95,11 +85,11 @@ def test_options_of_a_saved_sampler_do_not_leak_into_ours():
 
 
 def test_defaults_and_custom_betas():
-    """google/ddpm-cifar10-32 spells out DDPM's; betas given as numbers have no name for the other classes."""
+    """google/ddpm-cifar10-32 has DDPM's betas; betas given as numbers have no name for the other classes."""
     cifar = DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type="fixed_large", clip_sample=True)
-    assert_same_levels(process_from_scheduler(cifar), make_process(**DDPMConfig().model_dump()))
+    assert_same_levels(process_from_scheduler(cifar), make_process("ddpm"))
     assert process_from_scheduler(cifar).scheduler("ddpm", 10).variance_type == "fixed_large"
-    assert_same_levels(process_from_scheduler(DDPMScheduler()), make_process(**DDPMConfig().model_dump()))
+    assert_same_levels(process_from_scheduler(DDPMScheduler()), make_process("ddpm"))
 
     betas = np.linspace(0.01, 0.3, 40) ** 1.5
     process = process_from_scheduler(DDPMScheduler(num_train_timesteps=40, trained_betas=betas.tolist()))
@@ -138,45 +128,33 @@ def test_edm_and_flow_options():
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "message"),
+    ("scheduler", "key"),
     [
-        (
-            DDPMScheduler(prediction_type="flow"),
-            "prediction_type: 'flow' given; valid: epsilon, v_prediction",
-        ),
-        (
-            DDPMScheduler(variance_type="learned_range"),
-            "variance_type: 'learned_range' given; valid: fixed_sm",
-        ),
-        (EDMEulerScheduler(prediction_type="v_prediction"), "EDMEulerScheduler.prediction_type: 'v_predicti"),
-        (EDMEulerScheduler(sigma_schedule="exponential"), "sigma_schedule: 'exponential' given; valid: 'kar"),
-        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting: True given"),
-        (ScoreSdeVeScheduler(), "scheduler: ScoreSdeVeScheduler given; valid: schedulers over betas"),
+        (DDPMScheduler(prediction_type="flow"), "prediction_type"),
+        (DDPMScheduler(variance_type="learned_range"), "variance_type"),
+        (EDMEulerScheduler(prediction_type="v_prediction"), "EDMEulerScheduler.prediction_type"),
+        (EDMEulerScheduler(sigma_schedule="exponential"), "sigma_schedule"),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
+        (ScoreSdeVeScheduler(), "scheduler: ScoreSdeVeScheduler"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_refused_schedulers(scheduler, message):
-    with pytest.raises(ConfigError, match=message):
+def test_unsupported_schedulers(scheduler, key):
+    with pytest.raises(ConfigError, match=key):
         process_from_scheduler(scheduler)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("key", "value"),
     [
-        {"num_train_timesteps": 10**12},
-        {"num_train_timesteps": 1e12},
-        {"beta_end": float("nan")},
-        {"beta_end": -(10**400)},
-        {"trained_betas": [0.1] * 100_001},
-        {"trained_betas": [[0.1]]},
-        {"beta_schedule": "x" * 10_000},
-        {"sigmas": {"a": 1}},
+        ("num_train_timesteps", 10**12), ("beta_end", float("nan")), ("beta_end", -(10**400)), ("sigmas", {"a": 1}),
+        ("trained_betas", [0.1] * 100_001), ("trained_betas", [[0.1]]), ("beta_schedule", "x" * 10_000),
     ],
-    ids=lambda options: next(iter(options)),
-)
-def test_values_that_a_scheduler_would_build_without_bound(options):
-    with pytest.raises(ConfigError, match=f"{next(iter(options))}: .*valid"):
-        check_scheduler({"_class_name": "DDPMScheduler", **options})
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_scheduler_configs_that_would_take_unbounded_memory(key, value):
+    with pytest.raises(ConfigError, match=f"{key}: .*valid"):
+        check_scheduler({"_class_name": "DDPMScheduler", key: value})
 
 
 @pytest.mark.parametrize(
@@ -185,7 +163,7 @@ def test_values_that_a_scheduler_would_build_without_bound(options):
     + [DDPMScheduler(num_train_timesteps=100_000), DDPMScheduler(trained_betas=[0.1] * 1000)],
     ids=lambda scheduler: type(scheduler).__name__,
 )
-def test_what_schedulers_save_passes(scheduler, tmp_path):
+def test_saved_scheduler_configs_pass(scheduler, tmp_path):
     scheduler.save_pretrained(tmp_path)
     check_scheduler(json.loads((tmp_path / "scheduler_config.json").read_text()))
 
@@ -193,8 +171,8 @@ def test_what_schedulers_save_passes(scheduler, tmp_path):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v", "sample"])
 def test_exported_ddpm_scheduler_in_a_stock_loop(prediction_type, gaussian_oracle):
     """The loop of diffusers' DDPMPipeline gives what our "ddpm" gives, noise for noise."""
-    config = DDPMConfig(num_train_timesteps=40, beta_end=0.3, prediction_type=prediction_type)
-    process, oracle = make_process(**config.model_dump()), gaussian_oracle(config)
+    config = dict(kind="ddpm", num_train_timesteps=40, beta_end=0.3, prediction_type=prediction_type)
+    process, oracle = make_process(**config), gaussian_oracle(config)
     noise = torch.randn(3, 1, 8, 8)
     scheduler = process.export_scheduler()
     scheduler.set_timesteps(40)
@@ -207,7 +185,7 @@ def test_exported_ddpm_scheduler_in_a_stock_loop(prediction_type, gaussian_oracl
 
 def test_exported_edm_and_flow_schedulers_in_stock_loops(gaussian_oracle):
     noise = torch.randn(3, 1, 8, 8)
-    edm, oracle = make_process(**EDMConfig().model_dump()), gaussian_oracle(EDMConfig())
+    edm, oracle = make_process("edm"), gaussian_oracle(dict(kind="edm"))
     scheduler = edm.export_scheduler()
     scheduler.set_timesteps(20)
     x = noise * scheduler.init_noise_sigma
@@ -215,7 +193,7 @@ def test_exported_edm_and_flow_schedulers_in_stock_loops(gaussian_oracle):
         x = scheduler.step(oracle(scheduler.scale_model_input(x, t), t.expand(3))[0], t, x).prev_sample
     assert torch.equal(x, edm.sample(lambda x, t: oracle(x, t)[0], noise, "euler", 20, []))
 
-    flow, oracle = make_process(**FlowConfig(shift=3.0).model_dump()), gaussian_oracle(FlowConfig())
+    flow, oracle = make_process("flow", shift=3.0), gaussian_oracle(dict(kind="flow"))
     scheduler = flow.export_scheduler()
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20))
     x = noise

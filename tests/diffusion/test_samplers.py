@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.diffusion import PROCESSES, make_process, process_from_scheduler
 from gnunet.diffusion.edm import edm_heun, edm_sigmas
 from gnunet.errors import ConfigError
@@ -18,15 +17,15 @@ pytestmark = pytest.mark.filterwarnings("error", "ignore:__array__ implementatio
 
 CONFIGS = [
     *(
-        DDPMConfig(beta_schedule=schedule, prediction_type=prediction_type)
+        dict(kind="ddpm", beta_schedule=schedule, prediction_type=prediction_type)
         for schedule in ("linear", "cosine")
         for prediction_type in ("epsilon", "v", "sample")
     ),
-    EDMConfig(),
-    FlowConfig(),
-    FlowConfig(shift=3.0),
+    dict(kind="edm"),
+    dict(kind="flow"),
+    dict(kind="flow", shift=3.0),
 ]
-COMBINATIONS = [(config, sampler) for config in CONFIGS for sampler in make_process(**config.model_dump()).samplers]
+COMBINATIONS = [(config, sampler) for config in CONFIGS for sampler in make_process(**config).samplers]
 
 
 def generators(count):
@@ -36,7 +35,7 @@ def generators(count):
 def sample(config, sampler, steps, oracle, count=16):
     noise = torch.randn(count, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     noise = (noise - noise.mean()) / noise.std()  # so that the tolerances need no room for chance
-    return make_process(**config.model_dump()).sample(
+    return make_process(**config).sample(
         lambda x, timestep: oracle(x, timestep)[0], noise, sampler, steps, generators(count)
     )
 
@@ -61,11 +60,11 @@ def test_turns_noise_into_the_gaussian(config, sampler, gaussian_oracle):
     assert images.std() == pytest.approx(0.25, rel=WIDTH[sampler])
 
 
-@pytest.mark.parametrize("config", [DDPMConfig(), EDMConfig(), FlowConfig()], ids=repr)
+@pytest.mark.parametrize("config", [dict(kind="ddpm"), dict(kind="edm"), dict(kind="flow")], ids=repr)
 def test_error_falls_with_steps(config, gaussian_oracle):
     """By about the factor of a first-order method at least, for every sampler."""
     oracle = gaussian_oracle(config, std=0.25)
-    for sampler in make_process(**config.model_dump()).samplers:
+    for sampler in make_process(**config).samplers:
         few, many = (abs(sample(config, sampler, steps, oracle).std() - 0.25) for steps in (25, 200))
         chance = 5e-3 if sampler == "ddpm" else 2e-3
         assert many < max(few / 4, chance), sampler
@@ -73,9 +72,9 @@ def test_error_falls_with_steps(config, gaussian_oracle):
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 def test_ancestral_sampling_over_all_timesteps(variance_type, gaussian_oracle):
-    schedule = make_process(**DDPMConfig().model_dump()).export_scheduler()
+    schedule = make_process("ddpm").export_scheduler()
     schedule = type(schedule).from_config(schedule.config, variance_type=variance_type)
-    process, oracle = process_from_scheduler(schedule), gaussian_oracle(DDPMConfig(), std=0.25)
+    process, oracle = process_from_scheduler(schedule), gaussian_oracle(dict(kind="ddpm"), std=0.25)
     images = process.sample(
         lambda x, timestep: oracle(x, timestep)[0], torch.randn(16, 1, 16, 16), "ddpm", 1000, generators(16)
     )
@@ -86,17 +85,17 @@ def test_ancestral_sampling_over_all_timesteps(variance_type, gaussian_oracle):
 @pytest.mark.parametrize("steps", [1, 2, 10, 100, 1000])
 def test_ddim_is_diffusers_ddim_where_steps_divide(steps, gaussian_oracle):
     """Without clipping the two differ by rounding alone, on a schedule whose ends are in range of both."""
-    config = DDPMConfig(prediction_type="v")
+    config = dict(kind="ddpm", prediction_type="v")
     oracle = gaussian_oracle(config, std=0.25)
     theirs = DDIMScheduler.from_config(
-        make_process(**config.model_dump()).export_scheduler().config, clip_sample=False, timestep_spacing="trailing"
+        make_process(**config).export_scheduler().config, clip_sample=False, timestep_spacing="trailing"
     )
     theirs.set_timesteps(steps)
     start = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
     x = start
     for t in theirs.timesteps:
         x = theirs.step(oracle(x, t.float().expand(2))[0], t, x).prev_sample
-    ours = make_process(**config.model_dump()).sample(
+    ours = make_process(**config).sample(
         lambda x, timestep: oracle(x, timestep)[0], start, "ddim", steps, generators(2)
     )
     torch.testing.assert_close(ours, x, rtol=0, atol=2e-4)
@@ -105,7 +104,7 @@ def test_ddim_is_diffusers_ddim_where_steps_divide(steps, gaussian_oracle):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "euler", "heun"])
 def test_ddpm_timesteps_fall_from_the_top_for_every_step_count(sampler, schedule):
-    process = make_process(**DDPMConfig(num_train_timesteps=130, beta_schedule=schedule).model_dump())
+    process = make_process("ddpm", num_train_timesteps=130, beta_schedule=schedule)
     top = 129 if sampler == "ddpm" or schedule == "linear" else 128
     for steps in range(1, 131):
         timesteps = list(dict.fromkeys(process.scheduler(sampler, steps).timesteps.int().tolist()))
@@ -124,7 +123,7 @@ def test_samplers_are_fresh_each_time(gaussian_oracle):
 def test_estimates_are_clipped_in_ddpm_only(gaussian_oracle):
     for config, sampler in COMBINATIONS:
         images = sample(config, sampler, 10, gaussian_oracle(config, mean=1.5, std=0.0), count=2)
-        expected = 1.0 if config.kind == "ddpm" else 1.5
+        expected = 1.0 if config["kind"] == "ddpm" else 1.5
         torch.testing.assert_close(images, torch.full_like(images, expected), rtol=0, atol=1e-4)
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.diffusion import make_process, sample_images, sample_labels
 from gnunet.diffusion.sampling import step_generators
 from gnunet.errors import ConfigError
@@ -17,8 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # wi
 
 SAMPLERS = [
     (config, sampler)
-    for config in (DDPMConfig(), EDMConfig(), FlowConfig())
-    for sampler in make_process(**config.model_dump()).samplers
+    for config in (dict(kind="ddpm"), dict(kind="edm"), dict(kind="flow"))
+    for sampler in make_process(**config).samplers
 ]
 NULL = 3
 
@@ -45,13 +44,11 @@ class TinyNet(nn.Module):
 
 def draw(indices, config=None, network=None, **changes):
     options = {"resolution": 8, "channels": 3, "seed": 5, "steps": 4, "batch_size": 4} | changes
-    return sample_images(
-        network or TinyNet(), make_process(**(config or FlowConfig()).model_dump()), indices=indices, **options
-    )
+    return sample_images(network or TinyNet(), make_process(**config or {"kind": "flow"}), indices=indices, **options)
 
 
 @pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
-def test_an_image_does_not_depend_on_what_else_is_asked_for(config, sampler):
+def test_images_do_not_depend_on_the_others_requested(config, sampler):
     whole = draw(range(10), config, sampler=sampler)
     assert whole.shape == (10, 8, 8, 3) and whole.dtype == np.uint8
     assert len({image.tobytes() for image in whole}) == 10
@@ -62,14 +59,14 @@ def test_an_image_does_not_depend_on_what_else_is_asked_for(config, sampler):
 
 
 @pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
-def test_the_seed_changes_every_image(config, sampler):
+def test_seed_changes_every_image(config, sampler):
     one, other = (draw(range(4), config, sampler=sampler, seed=seed) for seed in (5, 6))
     assert all(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_ancestral_noise_is_the_images_own():
+def test_ancestral_noise_belongs_to_the_image():
     """From one starting noise, the ancestral sampler's paths differ from the deterministic one's."""
-    process, zero = make_process(**DDPMConfig().model_dump()), lambda x, timestep: torch.zeros_like(x)
+    process, zero = make_process("ddpm"), lambda x, timestep: torch.zeros_like(x)
     noise = torch.zeros(2, 1, 8, 8)
     generators = [torch.Generator().manual_seed(i) for i in (1, 2)]
     images = process.sample(zero, noise, "ddpm", 10, generators)
@@ -78,26 +75,26 @@ def test_ancestral_noise_is_the_images_own():
     assert torch.equal(images[1:], alone)
 
 
-def test_every_image_and_seed_has_its_own_step_noise():
+def test_step_noise_depends_on_image_and_seed():
     seeds = {g.initial_seed() for seed in (0, 1) for g in step_generators(seed, range(100))}
     assert len(seeds) == 200
     again = step_generators(1, [42])[0]
     assert again.initial_seed() == step_generators(1, range(100))[42].initial_seed()
 
 
-def test_nothing_asked_for():
+def test_no_indices():
     assert draw([]).shape == (0, 8, 8, 3)
 
 
-def test_batches_are_whole_and_progress_counts_what_was_asked_for():
+def test_batches_are_full_and_progress_counts_requested_images():
     network, seen = TinyNet(), []
     draw([1, 9, 2], network=network, progress=seen.append)
     assert seen == [2, 1] and set(network.batches) == {4}
 
 
 def test_default_sampler_is_used():
-    assert np.array_equal(draw([0], EDMConfig()), draw([0], EDMConfig(), sampler="heun"))
-    assert not np.array_equal(draw([0], EDMConfig()), draw([0], EDMConfig(), sampler="euler"))
+    assert np.array_equal(draw([0], dict(kind="edm")), draw([0], dict(kind="edm"), sampler="heun"))
+    assert not np.array_equal(draw([0], dict(kind="edm")), draw([0], dict(kind="edm"), sampler="euler"))
 
 
 def test_labels_follow_their_images():
@@ -141,7 +138,7 @@ def test_errors():
         draw([0], sampler="ddim")
 
 
-def test_the_network_s_modes_are_put_back():
+def test_training_modes_are_restored():
     network = TinyNet()
     network.norm.eval()
     draw([0], network=network)
@@ -155,7 +152,7 @@ def test_the_network_s_modes_are_put_back():
 
 
 @pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
-def test_the_network_alone_runs_in_the_given_context(config, sampler):
+def test_autocast_covers_the_network_alone(config, sampler):
     entered = []
 
     @contextmanager
@@ -169,7 +166,7 @@ def test_the_network_alone_runs_in_the_given_context(config, sampler):
     assert 0 < np.abs(low.astype(int) - high).max() < 40
 
 
-def test_images_that_are_not_finite_are_counted(caplog):
+def test_nonfinite_images_are_counted(caplog):
     class Broken(nn.Module):
         def forward(self, sample, timestep, class_labels=None, return_dict=True):
             output = sample.clone()
@@ -178,14 +175,14 @@ def test_images_that_are_not_finite_are_counted(caplog):
 
     with caplog.at_level(logging.WARNING):
         images = draw([0, 1, 2], network=Broken())
-    assert "1 of 3 sampled images have values that are not finite" in caplog.text
+    assert "1 of 3" in caplog.text
     assert (images[1] == 128).all() and not (images[0] == 128).all()
     caplog.clear()
     draw([0, 2], network=Broken())
     assert not caplog.text
 
 
-def test_labels_have_the_classes_frequencies():
+def test_labels_have_class_frequencies():
     counts = [0, 300, 0, 100, 600, 0]
     labels = sample_labels(range(4000), 1, counts)
     assert labels.dtype == np.int64
