@@ -2,9 +2,9 @@
 
 from gnunet.data.cache import load_images
 from gnunet.data.dataset import TrainingDataset, null_label
+from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import split_rows
 from gnunet.data.loader import training_loader
-from gnunet.data.table import DecodedImages
 from gnunet.data.validation import ValidationSet
 
 __all__ = [

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import ExampleRNG
-from gnunet.data.table import DecodedImages
 from gnunet.errors import DataError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gnunet.data.dataset import channels_last
-from gnunet.data.table import DecodedImages
+from gnunet.data.decoded_images import DecodedImages
 from gnunet.errors import DataError
 from gnunet.random_streams import Stream, StreamKey
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from gnunet.data.decode import decode_image, open_image
-from gnunet.data.sources.base import visible_files
-from gnunet.data.sources.folder import IMAGE_SUFFIXES
+from gnunet.data.sources.files import visible_files
+from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
 from gnunet.errors import DataError
 
 GRID = "grid.png"

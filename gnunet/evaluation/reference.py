@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gnunet.data.table import DecodedImages
+from gnunet.data.decoded_images import DecodedImages
 from gnunet.evaluation.distances import kernel_sums
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import CHUNK, FORWARD_BATCH, MAX_SUBSET, FeatureStatistics, collect_statistics

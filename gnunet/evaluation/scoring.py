@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gnunet.data.table import DecodedImages
+from gnunet.data.decoded_images import DecodedImages
 from gnunet.errors import DataError
 from gnunet.evaluation.extractors import Extractor, load_extractor
 from gnunet.evaluation.features import CHUNK, Images, collect_statistics

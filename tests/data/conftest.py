@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnunet.data import DecodedImages
+from gnunet.data import DecodedImages, load_images
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +37,12 @@ def write_images():
 
 
 @pytest.fixture
-def config():
-    """Arguments of load_images for small grey pictures."""
+def load():
+    """`load_images` of 8x8 grey pictures."""
+    return lambda source, **keys: load_images(str(source), **{"resolution": 8, "channels": 1, **keys})
 
-    def make(source, **keys) -> dict:
-        return {"source": str(source), "resolution": 8, **keys}
 
-    return make
+@pytest.fixture
+def greys():
+    """The value of each picture that is all of one grey."""
+    return lambda table: table.images[:, 0, 0, 0].tolist()

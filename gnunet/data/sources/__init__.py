@@ -1,52 +1,52 @@
-"""Which data source `data.source` names."""
+"""Data sources: what `data.source` may name."""
 
 from pathlib import Path
 
 import gnunet
-from gnunet.data.sources import tables
-from gnunet.data.sources.base import Source, visible_files
-from gnunet.data.sources.folder import IdxFolder, ImageFolder
+from gnunet.data.sources.base import Source
+from gnunet.data.sources.files import visible_files
+from gnunet.data.sources.idx import IdxFolder
+from gnunet.data.sources.image_folder import ImageFolder
+from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
 from gnunet.errors import DataError
+
+SOURCES: list[type[Source]] = [SavedDataset, ParquetFiles, ArrowFiles, IdxFolder, ImageFolder]
+"""The kinds of files and folders; the first that accepts a path reads it."""
 
 NOTO_EMOJI = "noto_emoji"
 
 
-def open_source(source: str, split: str) -> Source:
-    """Open `data.source`: the embedded data, then what lies at that path, then a hub data set.
+def open_source(source: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Source:
+    """Open `data.source`: the embedded data set, a file or folder at that path, or a data set of the hub.
 
     Raises:
-        DataError: nothing is there, or it cannot be read; the message names what was tried.
+        DataError: there is no such source, split or column, or it cannot be read.
     """
-    if source == NOTO_EMOJI:
-        return _embedded()
-    path = Path(source).expanduser()
-    if path.is_file():
-        if path.suffix not in (".parquet", ".arrow"):
-            raise DataError(f"data.source is {source!r}, a file that is neither .parquet nor .arrow")
-        return tables.open_table_files(path, [path], split)
-    if path.is_dir():
-        return _open_folder(path, split)
-    if source.startswith((".", "/", "~")) or path.suffix in (".parquet", ".arrow") or source.count("/") > 1:
-        raise DataError(f"data.source is {source!r}, but there is no such file or folder (looked at {path.absolute()})")
-    return tables.open_hub_dataset(source, split)
+    opened = _open_path(_embedded_file() if source == NOTO_EMOJI else Path(source).expanduser(), split)
+    if opened is None:
+        if source.startswith((".", "/", "~")) or source.endswith((".parquet", ".arrow")) or source.count("/") > 1:
+            raise DataError(f"data.source: {source!r} is not a file or folder (in {Path.cwd()})")
+        opened = open_hub_dataset(source, split)
+    opened.choose_columns(image_column, label_column)
+    return opened
 
 
-def _embedded() -> Source:
+def _open_path(path: Path, split: str) -> Source | None:
+    """The source at a path; None if nothing is there."""
+    if not (path.is_file() or path.is_dir()):
+        return None
+    files = visible_files(path) if path.is_dir() else [path]
+    for cls in SOURCES:
+        if cls.accepts(path, files):
+            return cls(path, files, split)
+    raise DataError(f"data.source: {path} given; valid: a folder, or a .parquet or .arrow file")
+
+
+def _embedded_file() -> Path:
     file = Path(gnunet.__file__).parent.parent / "assets" / "noto_emoji" / "noto_emoji.parquet"
     if not file.is_file():
         raise DataError(
-            f"the embedded data set is not at {file}: it comes with the repository, not with an installed "
-            "package. Run from a clone (pip install -e .), or set data.source to the file's path there"
+            f"data.source: the embedded data set is not at {file}: it comes with the repository, not with an installed "
+            "package. Run from a clone (pip install -e .), or give the file's path there"
         )
-    return tables.ParquetFiles(NOTO_EMOJI, [file])
-
-
-def _open_folder(folder: Path, split: str) -> Source:
-    if tables.is_saved_dataset(folder):
-        return tables.open_saved_dataset(folder, split)
-    files = visible_files(folder)
-    if table_files := [file for file in files if file.suffix in (".parquet", ".arrow")]:
-        return tables.open_table_files(folder, table_files, split)
-    if IdxFolder.accepts(files):
-        return IdxFolder(folder, split)
-    return ImageFolder(folder, split)
+    return file

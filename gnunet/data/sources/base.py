@@ -1,107 +1,73 @@
 """What a data source is."""
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gnunet.errors import DataError
-
-SPLITS = {
-    "train": "train", "training": "train",
-    "test": "test", "testing": "test", "t10k": "test",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-}  # fmt: skip
-"""Words in file and folder names that name a split, and the split."""
+from gnunet.data.sources.columns import check_column
 
 
 class Source(ABC):
-    """A table of rows with named columns, one or more of which hold images.
+    """Images by row, with labels if there are any.
 
-    Opening one is cheap: the images are read only by `cells`.
+    To add a kind of source, write a subclass in a new file and add it to SOURCES. Opening a source should be
+    cheap: images are read by `image` and `iter_images` only.
     """
 
     name: str
-    """The source as messages name it."""
+    """The source in error messages."""
+    fingerprint: Any
+    """JSON value that changes whenever the content may have changed, such as `file_fingerprint(files)`."""
+    class_names: Sequence[str] | None = None
+    """The labels that there may be, in order; None sorts those that occur."""
 
-    @property
+    @classmethod
+    def accepts(cls, path: Path, files: list[Path]) -> bool:
+        """Whether this class reads the source at `path`; `files` are those below a folder, or the file itself."""
+        return False
+
     @abstractmethod
-    def identity(self) -> Any:
-        """JSON value that changes whenever the content may have changed."""
-
-    @property
-    @abstractmethod
-    def columns(self) -> list[str]:
-        """Names of the columns."""
-
-    @property
-    def image_columns(self) -> list[str]:
-        """Columns whose type says that they hold images; may be empty."""
-        return []
+    def __init__(self, path: Path, files: list[Path], split: str) -> None:
+        """Open the source at `path`; `split` is `data.split`."""
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of rows."""
 
     @abstractmethod
-    def values(self, column: str) -> list:
-        """A column's values, one for each row; class labels by name."""
+    def image(self, row: int) -> Any:
+        """A row's image, in any form that `decode_image` takes."""
 
-    def classes(self, column: str) -> list[str] | None:
-        """The names of a class-label column in their order; None for any other column."""
+    def labels(self) -> Sequence[Any] | None:
+        """Each row's label, a string, an integer or None; None if the source has no labels."""
         return None
 
-    @abstractmethod
-    def cells(self, column: str, rows: np.ndarray) -> Iterator[Any]:
-        """The images of the given rows (ascending), in any form that `decode_image` takes."""
+    def iter_images(self, rows: np.ndarray) -> Iterator[Any]:
+        """The images of the given rows, ascending int64."""
+        return (self.image(int(row)) for row in rows)
 
-    @abstractmethod
-    def where(self, row: int) -> str:
-        """The file or row that a message about this row names."""
+    def describe_row(self, row: int) -> str:
+        """The file or row that error messages name."""
+        return f"{self.name} image {row}"
 
+    # Tables override the rest: other sources have the columns `image` and, with labels, `label`.
 
-def file_identity(files: Iterable[Path]) -> list[list]:
-    """Path, size and modification time of each file."""
-    identity = []
-    for file in files:
-        status = os.stat(file)
-        identity.append([os.path.abspath(file), status.st_size, status.st_mtime_ns])
-    return identity
+    label_column: str | None = "label"
 
+    @property
+    def columns(self) -> list[str]:
+        """The names that `data.image_column`, `data.label_column` and `data.subset` may use."""
+        return ["image"] if self.labels() is None else ["image", "label"]
 
-def visible_files(folder: Path) -> list[Path]:
-    """All files below a folder, links followed, hidden files and folders left out, sorted."""
-    files, seen = [], set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link to a folder above
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
-        files += [Path(path) for path in paths if os.path.isfile(path)]
-    return sorted(files)
+    def choose_columns(self, image_column: str | None, label_column: str | None) -> None:
+        """Use these columns; None leaves the choice to the source. DataError if one does not exist."""
+        for key, column in (("data.image_column", image_column), ("data.label_column", label_column)):
+            if column is not None:
+                check_column(key, column, self.columns, self.name)
 
-
-def choose_split(name: str, found: dict[str | None, list], split: str) -> list:
-    """Choose among things by the split that each belongs to; None is the key of those that name none.
-
-    Raises:
-        DataError: splits are named, but not the wanted one.
-    """
-    if set(found) <= {None}:
-        return found.get(None, [])
-    wanted = SPLITS.get(split, split)
-    if wanted not in found:
-        known = ", ".join(sorted(key for key in found if key is not None))
-        raise DataError(f"data.split is {split!r}, which {name} does not have; it has {known}")
-    return found[wanted]
-
-
-def quoted(names: Sequence[Any], limit: int = 20) -> str:
-    """A readable list of valid values, cut off where it is long."""
-    shown = ", ".join(repr(name) if isinstance(name, str) else str(name) for name in names[:limit])
-    return shown + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+    def values(self, column: str) -> Sequence[Any]:
+        """A column's values, one per row; class labels by name."""
+        return self.labels() or () if column == "label" else [self.image(row) for row in range(len(self))]

@@ -1,12 +1,11 @@
-"""Parquet files, arrow files, `save_to_disk` folders and hub data sets as data sources."""
+"""Tables as data sources: parquet and arrow files, folders written by `save_to_disk`, data sets of the hub."""
 
 import os
 import re
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,235 +14,253 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gnunet.data.sources.base import SPLITS, Source, choose_split, file_identity, quoted
+from gnunet.data.sources.base import Source
+from gnunet.data.sources.columns import quoted
+from gnunet.data.sources.files import SPLITS, choose_split, file_fingerprint
 from gnunet.errors import DataError
 
-BATCH_ROWS = 256
-BATCH_BYTES = 2**28
-"""What the rows that are read together may take, if there are several."""
-GROUP_VALUES = 2**28
-"""Of a column in one row group. Lists of pixels have one for each; a run of equal ones takes no bytes in the file."""
+IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "png", "jpg", "jpeg", "webp")
+LABEL_COLUMNS = (
+    "label", "labels", "fine_label", "class", "class_label", "class_id", "target", "cls", "category",
+)  # fmt: skip
+
+MAX_BATCH_ROWS = 256
+MAX_BATCH_BYTES = 2**28
+"""Size of the rows that are read together, if there is more than one."""
+MAX_GROUP_VALUES = 2**28
+"""Values of a column in one row group. A list of pixels has one per pixel; a run of equal ones takes no bytes."""
 
 
-class Tabular(Source):
-    """Rows described by `datasets`' features."""
+class Table(Source):
+    """Rows described by the features of `datasets`.
+
+    The images are in the wanted column or else in the one whose name or type says so; likewise the labels.
+    """
 
     features: datasets.Features
+    image_column: str
+    label_column: str | None
 
     @property
     def columns(self) -> list[str]:
         return list(self.features)
 
-    @property
-    def image_columns(self) -> list[str]:
-        return [name for name, feature in self.features.items() if isinstance(feature, datasets.Image)]
+    def choose_columns(self, image_column: str | None, label_column: str | None) -> None:
+        super().choose_columns(image_column, label_column)
+        found = image_column or self._find_column(IMAGE_COLUMNS, datasets.Image)
+        if found is None:
+            raise DataError(
+                f"{self.name} has no column that is known to hold images; set data.image_column to one of "
+                f"{quoted(self.columns)}"
+            )
+        self.image_column = found
+        self.label_column = label_column or self._find_column(LABEL_COLUMNS, datasets.ClassLabel)
+        self.class_names = getattr(self.features.get(self.label_column), "names", None)
 
-    def classes(self, column: str) -> list[str] | None:
-        feature = self.features[column]
-        return feature.names if isinstance(feature, datasets.ClassLabel) else None
+    def _find_column(self, names: Sequence[str], feature: type) -> str | None:
+        """The column with the first of these names, or else the only one of this type."""
+        spelled = {column.lower(): column for column in reversed(self.columns)}
+        typed = [column for column in self.columns if isinstance(self.features[column], feature)]
+        found = [spelled[name] for name in names if name in spelled] or typed[: len(typed) == 1]
+        return found[0] if found else None
 
-    def values(self, column: str) -> list:
-        values = self._read(column)
-        if (names := self.classes(column)) is None:
-            return values
-        # Data sets mark hidden labels with -1.
-        return [names[value] if value is not None and value >= 0 else None for value in values]
+    def labels(self) -> Sequence[Any] | None:
+        return self.values(self.label_column) if self.label_column else None
+
+    def values(self, column: str) -> Sequence[Any]:
+        values: list = []
+        known: dict = {}  # each value once, however many rows have it
+        for batch in self._batches(column):
+            if pa.types.is_nested(batch.type):
+                raise DataError(
+                    f"{self.name}: the column {column!r} holds lists or structures; valid: strings, integers, booleans"
+                )
+            values += [known.setdefault(value, value) for value in batch.to_pylist()]
+        if isinstance(feature := self.features[column], datasets.ClassLabel):
+            # Data sets mark hidden labels with -1.
+            return [None if value is None or value < 0 else feature.names[value] for value in values]
+        return values
 
     @abstractmethod
-    def _read(self, column: str) -> list:
-        """A column as it is stored."""
+    def _batches(self, column: str) -> Iterator[pa.Array | pa.ChunkedArray]:
+        """A column in batches of rows that fit memory."""
 
-    def where(self, row: int) -> str:
+    def image(self, row: int) -> Any:
+        return next(self.iter_images(np.array([row])))
+
+    def describe_row(self, row: int) -> str:
         return f"{self.name} row {row}"
 
 
-class ParquetFiles(Tabular):
-    """Parquet files with equal columns, read where they lie, without a copy in `datasets`' cache.
-
-    A value that many rows have is stored once, so that a small file may stand for any number of bytes. No more rows
-    are therefore read together than can be held if each has the largest value that the file's metadata leave room for.
+class ParquetFiles(Table):
+    """Parquet files with equal columns, read in place, without a copy in the cache of `datasets`.
 
     Raises:
-        DataError: a file that cannot be read, or columns that differ.
+        DataError: a file that cannot be read, unequal columns, or not the wanted split.
     """
 
-    def __init__(self, name: str, files: list[Path]):
-        self.name = name
-        self.files = files
-        self._rows = []
-        for file in files:
-            with _readable(file):
+    def __init__(self, path: Path, files: list[Path], split: str) -> None:
+        self.name = str(path)
+        self.files = table_files(path, files, split)
+        self.fingerprint = file_fingerprint(self.files)
+        lengths = []
+        for file in self.files:
+            with _as_data_error(file):
                 metadata = pq.read_metadata(file)
                 features = datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
-            if file is files[0]:
+            if file is self.files[0]:
                 self.features = features
             elif set(features) != set(self.features):
                 raise DataError(
-                    f"{file} has the columns {quoted(list(features))}, but {files[0]} has {quoted(list(self.features))}"
+                    f"{file} has the columns {quoted(list(features))}, but {self.files[0]} has {quoted(self.columns)}"
                 )
-            # Each row has an image of some bytes: more rows than bytes are not there, whatever the file says.
+            # An image takes at least a byte: there cannot be more rows than bytes, whatever the file says.
             if not 0 <= metadata.num_rows <= file.stat().st_size:
                 raise DataError(f"{file} cannot be read: {metadata.num_rows} rows in {file.stat().st_size} bytes")
-            self._rows.append(metadata.num_rows)
-        self._starts = np.cumsum([0, *self._rows])
+            lengths.append(metadata.num_rows)
+        self._starts = np.cumsum([0, *lengths])
 
-    @cached_property
-    def identity(self) -> Any:
-        return file_identity(self.files)
+    @classmethod
+    def accepts(cls, path: Path, files: list[Path]) -> bool:
+        return any(file.suffix == ".parquet" for file in files)
 
     def __len__(self) -> int:
-        return sum(self._rows)
+        return int(self._starts[-1])
 
-    def _read(self, column: str) -> list:
-        values: list = []
-        known: dict = {}  # each value once, however many rows have it
-        for part in self._parts(column):
-            if pa.types.is_nested(part.type):
-                raise DataError(
-                    f"the column {column!r} of {self.name} holds lists or structures; valid are words, whole numbers "
-                    "and booleans"
-                )
-            values += [known.setdefault(value, value) for value in part.to_pylist()]
-        return values
-
-    def cells(self, column: str, rows: np.ndarray) -> Iterator[Any]:
+    def iter_images(self, rows: np.ndarray) -> Iterator[Any]:
         start = 0
-        for part in self._parts(column):
-            first, last = np.searchsorted(rows, (start, start + len(part)))
-            yield from (part[row].as_py() for row in rows[first:last] - start)
-            start += len(part)
+        for batch in self._batches(self.image_column):
+            first, last = np.searchsorted(rows, (start, start + len(batch)))
+            yield from (batch[row].as_py() for row in rows[first:last] - start)
+            start += len(batch)
 
-    def _parts(self, column: str) -> Iterator[pa.Array]:
-        """A column in parts of as many rows as may be held together."""
+    def _batches(self, column: str) -> Iterator[pa.Array]:
+        # Not by pyarrow.dataset, which decodes whole row groups: a value that many rows share is stored once, so that
+        # a small file may expand to any size.
         for file in self.files:
-            with _readable(file), pq.ParquetFile(file) as parquet:
-                for group in range(parquet.num_row_groups):
-                    rows = _rows_at_once(parquet.metadata.row_group(group), column)
-                    for batch in parquet.iter_batches(rows, row_groups=[group], columns=[column]):
-                        yield batch.column(column)
+            with _as_data_error(file), pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(_batch_rows(parquet.metadata, column), columns=[column]):
+                    yield batch.column(column)
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
         return f"{self.files[file]} row {row - self._starts[file]}"
 
 
-def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
-    """How many rows of a column in a row group fit BATCH_BYTES, whichever of its values they have.
+def _batch_rows(metadata: pq.FileMetaData, column: str) -> int:
+    """How many rows of a column fit MAX_BATCH_BYTES even if each has the largest value."""
+    largest = 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        leaves = [group.column(i) for i in range(group.num_columns)]
+        leaves = [leaf for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
+        num_values = max((leaf.num_values for leaf in leaves), default=0)
+        if num_values > MAX_GROUP_VALUES:
+            raise ValueError(f"{num_values} values of {column!r} in one row group; valid: at most {MAX_GROUP_VALUES}")
+        largest = max(largest, 8 * num_values, sum(leaf.total_uncompressed_size for leaf in leaves))
+    return min(max(MAX_BATCH_BYTES // largest, 1), MAX_BATCH_ROWS)
 
-    Raises ValueError where it has more than GROUP_VALUES.
-    """
-    leaves = (group.column(number) for number in range(group.num_columns))
-    mine = [leaf for leaf in leaves if leaf.path_in_schema == column or leaf.path_in_schema.startswith(f"{column}.")]
-    values = max((leaf.num_values for leaf in mine), default=0)
-    if values > GROUP_VALUES:
-        raise ValueError(f"{values} values of {column!r} in one row group; valid: at most {GROUP_VALUES}")
-    largest = max(sum(leaf.total_uncompressed_size for leaf in mine), 8 * values, 1)
-    return min(max(BATCH_BYTES // largest, 1), BATCH_ROWS)
 
+class DatasetRows(Table):
+    """A `datasets.Dataset`."""
 
-class DatasetRows(Tabular):
-    """A `datasets.Dataset`, with the identity of the files it is mapped from."""
-
-    def __init__(self, name: str, dataset: datasets.Dataset):
+    def __init__(self, name: str, dataset: datasets.Dataset) -> None:
         self.name = name
         self.features = dataset.features
         self._dataset = dataset.with_format("arrow")
-
-    @cached_property
-    def identity(self) -> Any:
-        files = file_identity(Path(file["filename"]) for file in self._dataset.cache_files)
-        return [self.name, len(self._dataset), files]
+        files = file_fingerprint(Path(file["filename"]) for file in dataset.cache_files)
+        self.fingerprint = [name, len(dataset), files]
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def _read(self, column: str) -> list:
-        return self._dataset.select_columns(column)[:][column].to_pylist()
+    def iter_images(self, rows: np.ndarray) -> Iterator[Any]:
+        for table in self._dataset.select_columns(self.image_column).select(rows).iter(MAX_BATCH_ROWS):
+            yield from table[self.image_column].to_pylist()
 
-    def cells(self, column: str, rows: np.ndarray) -> Iterator[Any]:
-        chosen = self._dataset.select_columns(column).select(rows)
-        for table in chosen.iter(BATCH_ROWS):
-            yield from table[column].to_pylist()
+    def _batches(self, column: str) -> Iterator[pa.ChunkedArray]:
+        yield self._dataset.select_columns(column)[:][column]
 
 
-def open_table_files(root: Path, files: list[Path], split: str) -> Source:
-    """Parquet or arrow files, one file or all below a folder, as one source.
+class ArrowFiles(DatasetRows):
+    """Arrow files with equal columns; DataError for one that cannot be read, or if the wanted split is missing."""
 
-    Where the names of a folder's files or subfolders begin with splits, the wanted split's are taken.
+    def __init__(self, path: Path, files: list[Path], split: str) -> None:
+        parts = []
+        for file in table_files(path, files, split):
+            with _as_data_error(file):
+                parts.append(_validate_buffers(datasets.Dataset.from_file(str(file))))
+        with _as_data_error(path):
+            super().__init__(str(path), datasets.concatenate_datasets(parts))
+
+    @classmethod
+    def accepts(cls, path: Path, files: list[Path]) -> bool:
+        return any(file.suffix == ".arrow" for file in files)
+
+
+class SavedDataset(DatasetRows):
+    """A folder written by `save_to_disk`; DataError if it is corrupted or lacks the wanted split."""
+
+    def __init__(self, path: Path, files: list[Path], split: str) -> None:
+        with _as_data_error(path):
+            loaded = datasets.load_from_disk(str(path))
+        if isinstance(loaded, datasets.DatasetDict):
+            loaded = choose_split(str(path), {name: [part] for name, part in loaded.items()}, split)[0]
+        with _as_data_error(path):
+            super().__init__(str(path), _validate_buffers(loaded))
+
+    @classmethod
+    def accepts(cls, path: Path, files: list[Path]) -> bool:
+        return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def open_hub_dataset(name: str, split: str) -> DatasetRows:
+    """A data set of the Hugging Face hub, or of its cache on this machine; DataError if it is not available."""
+    try:
+        return DatasetRows(name, datasets.load_dataset(name, split=split))
+    except Exception as error:  # `datasets` lets errors of many libraries through
+        raise DataError(
+            f"data.source: {name!r} is not a file or folder (in {os.getcwd()}), and as a data set of the Hugging Face "
+            f"hub it cannot be loaded with split {split!r}: {_first_line(error)}\n"
+            "Valid are noto_emoji, a folder of images or idx files, a .parquet or .arrow file or a folder of "
+            "them, or the name of a data set on the hub, which needs a network or a cached copy."
+        ) from error
+
+
+def table_files(path: Path, files: list[Path], split: str) -> list[Path]:
+    """The parquet or arrow files among those at `path`; of the wanted split, if their names or folders begin with one.
 
     Raises:
-        DataError: both kinds, an unreadable file, or not the wanted split.
+        DataError: files of both kinds, or not the wanted split.
     """
-    if len(suffixes := {file.suffix for file in files}) > 1:
-        raise DataError(f"{root} holds {' and '.join(sorted(suffixes))} files; valid is one of these kinds")
-    if root not in files:
-        found: dict[str | None, list] = defaultdict(list)
-        for file in files:
-            found[_split_of(file.relative_to(root))].append(file)
-        files = choose_split(str(root), found, split)
-    if suffixes == {".parquet"}:
-        return ParquetFiles(str(root), files)
-    parts = []
+    files = [file for file in files if file.suffix in (".parquet", ".arrow")]
+    if len({file.suffix for file in files}) > 1:
+        raise DataError(f"{path} has .arrow and .parquet files; valid: one kind of them")
+    found: dict[str | None, list] = defaultdict(list)
     for file in files:
-        with _readable(file):
-            parts.append(_whole(datasets.Dataset.from_file(str(file))))
-    with _readable(root):
-        return DatasetRows(str(root), datasets.concatenate_datasets(parts))
+        # Such as train-00000-of-00002.parquet or train/0000.parquet.
+        names = [] if file == path else [file.stem, file.relative_to(path).parent.name]
+        words = (re.split(r"[^a-z0-9]", name.lower(), maxsplit=1)[0] for name in names)
+        found[next((SPLITS[word] for word in words if word in SPLITS), None)].append(file)
+    return choose_split(str(path), found, split)
 
 
-def _split_of(file: Path) -> str | None:
-    """The split that a file's name (train-00000-of-00002.parquet) or else its folder's name says."""
-    for name in (file.stem, file.parent.name):
-        if (word := re.split(r"[^a-z0-9]", name.lower(), maxsplit=1)[0]) in SPLITS:
-            return SPLITS[word]
-    return None
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether `datasets`' save_to_disk wrote this folder."""
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-
-
-def open_saved_dataset(folder: Path, split: str) -> Source:
-    """A folder that save_to_disk wrote; DataError where it is broken or lacks the split."""
-    with _readable(folder):
-        loaded = datasets.load_from_disk(str(folder))
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise DataError(f"data.split is {split!r}, which {folder} does not have; it has {quoted(list(loaded))}")
-        loaded = loaded[split]
-    with _readable(folder):
-        return DatasetRows(str(folder), _whole(loaded))
-
-
-def _whole(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The data set, once its arrays' offsets are known to lie within their buffers: arrow itself trusts them."""
+def _validate_buffers(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Check that offsets lie within their buffers, which arrow itself does not."""
     dataset.data.validate(full=True)
     return dataset
 
 
-def open_hub_dataset(name: str, split: str) -> Source:
-    """A data set of the hub, or of its cache on this machine; DataError where it cannot be had."""
-    try:
-        loaded = datasets.load_dataset(name, split=split)
-    except Exception as error:  # `datasets` lets errors of many libraries through
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(
-            f"data.source is {name!r}: there is no such file or folder here (in {os.getcwd()}), and as a "
-            f"hub data set it cannot be loaded with split {split!r}: {reason}\n"
-            "Valid are noto_emoji, a folder of images or idx files, a .parquet or .arrow file or a folder of "
-            "them, or the name of a data set on the Hugging Face hub, which needs a network or a cached copy."
-        ) from error
-    return DatasetRows(name, loaded)
-
-
 @contextmanager
-def _readable(file: Path | str) -> Iterator[None]:
-    """Name the file in what arrow and `datasets` raise, of any kind, for one that they cannot read."""
+def _as_data_error(path: Path) -> Iterator[None]:
+    """Turn what arrow and `datasets` raise, exceptions of any kind, into a DataError that names the file."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{file} cannot be read: {reason[:1000]}") from error
+        raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:1000]

@@ -1,0 +1,99 @@
+"""The decoded data set: one uint8 array of images, one of labels."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gnunet.errors import DataError
+
+IMAGES_FILE = "images.bin"
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Decoded images of one size, usually mapped from the cache that `load_images` writes.
+
+    Mapped images are pickled as their path, so that loader workers map them too.
+    """
+
+    images: np.ndarray
+    """uint8 (n, H, W, C), read-only if mapped from disk."""
+    labels: np.ndarray | None
+    """int64 (n,), 0..len(class_names)-1; None if the data has no labels."""
+    class_names: tuple[str, ...]
+    """Name of each label; empty if the data has none."""
+    fingerprint: str
+    """sha256 over images, labels and class names: the same for the same data wherever it is stored."""
+    skipped: int = 0
+    """Number of corrupted images that were left out (data.on_error: skip)."""
+    broken: tuple[str, ...] = ()
+    """What is wrong with them, for the first ones."""
+    folder: Path | None = None
+    """The cache that the images are mapped from; None if they are in memory."""
+
+    @classmethod
+    def from_arrays(
+        cls, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
+    ) -> "DecodedImages":
+        """Images in memory.
+
+        Args:
+            images: uint8 (n, H, W, C) with C 1 or 3.
+            labels: integers (n,).
+            class_names: names of the labels; "0", "1", ... if empty.
+
+        Raises:
+            DataError: another shape or dtype, or a label out of range.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise DataError(f"images: {images.dtype} {images.shape} given; valid: uint8 (n, H, W, 1 or 3)")
+        if labels is not None:
+            labels = np.asarray(labels, np.int64)
+            class_names = tuple(class_names) or tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
+            if labels.shape != images.shape[:1] or not ((labels >= 0) & (labels < len(class_names))).all():
+                raise DataError(
+                    f"labels: shape {labels.shape} given for {len(images)} images; valid: one of "
+                    f"0..{len(class_names) - 1} for each image"
+                )
+        digest = hashlib.sha256(np.ascontiguousarray(images).data)
+        fingerprint = content_fingerprint(digest, images.shape, labels, class_names)
+        return cls(images, labels, tuple(class_names), fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 if the data has no labels."""
+        return len(self.class_names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | ({} if self.folder is None else {"images": self.images.shape})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if (folder := state["folder"]) is not None:
+            state["images"] = map_images(folder, state["images"])
+        self.__dict__.update(state)
+
+
+def map_images(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Map a cache's images into memory, read-only; ValueError if the file does not have this shape."""
+    file = folder / IMAGES_FILE
+    if len(shape) != 4 or file.stat().st_size != math.prod(shape):
+        raise ValueError(f"{file} does not hold images of shape {shape}")
+    return np.memmap(file, np.uint8, "r", shape=shape)
+
+
+def content_fingerprint(
+    digest: "hashlib._Hash", shape: tuple[int, ...], labels: np.ndarray | None, class_names: Sequence[str]
+) -> str:
+    """Finish the sha256 of the images' bytes with their shape, the labels and the class names."""
+    digest.update(repr((shape, tuple(class_names))).encode())
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels, np.int64).data)
+    return digest.hexdigest()

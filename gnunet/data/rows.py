@@ -1,0 +1,73 @@
+"""Which rows of a source are used, and their labels."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gnunet.data.sources import Source
+from gnunet.data.sources.columns import check_column, did_you_mean, quoted
+from gnunet.errors import DataError
+
+
+def select_rows(source: Source, subset: Mapping[str, Any]) -> np.ndarray:
+    """The rows that have one of the given values in each column of `subset`, ascending int64.
+
+    Args:
+        subset: {column: value or list of values}; class labels by name.
+
+    Raises:
+        DataError: a column or a value that does not exist, or no row left.
+    """
+    keep = np.ones(len(source), bool)
+    for column, wanted in subset.items():
+        check_column("data.subset", column, source.columns, source.name)
+        values = source.values(column)
+        occurring = _distinct(values)
+        wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        for value in wanted:
+            if value not in occurring:
+                raise DataError(
+                    f"data.subset.{column}: {value!r} does not occur{did_you_mean(value, occurring)}; "
+                    f"valid: {quoted(occurring)}"
+                )
+        keep &= np.fromiter((value in wanted for value in values), bool, len(values))
+    if not keep.any():
+        raise DataError(f"{source.name} has no rows" + (f" that match data.subset {dict(subset)}" if subset else ""))
+    return np.flatnonzero(keep)
+
+
+def read_labels(source: Source, rows: np.ndarray) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The labels of the given rows and the names of the classes.
+
+    Classes are the labels that occur in these rows, in the order of the source's class names if it has them,
+    otherwise sorted.
+
+    Returns:
+        (int64 (len(rows),), class names); (None, ()) if the source has no labels.
+
+    Raises:
+        DataError: a row without a label, or labels that are not strings, integers or booleans.
+    """
+    values, order = source.labels(), source.class_names
+    if values is None:
+        return None, ()
+    labels = [values[row] for row in rows]
+    for row, label in zip(rows, labels, strict=True):
+        if not isinstance(label, (str, int)):
+            found = "no label" if label is None else f"a {type(label).__name__}"
+            raise DataError(
+                f"{source.describe_row(int(row))} has {found} in the column {source.label_column!r}; valid: strings, "
+                f"integers or booleans. Set data.label_column to one of {quoted(source.columns)}"
+            )
+    occurring = set(labels)
+    classes = [name for name in order if name in occurring] if order else _distinct(labels)
+    number = {label: i for i, label in enumerate(classes)}
+    names = tuple(str(label).lower() if isinstance(label, bool) else str(label) for label in classes)
+    return np.array([number[label] for label in labels], np.int64), names
+
+
+def _distinct(values: Iterable[Any]) -> list:
+    """The strings and integers that occur, sorted, strings first."""
+    found = {value for value in values if isinstance(value, (str, int))}
+    return sorted(found, key=lambda value: (not isinstance(value, str), value))
