@@ -1,4 +1,4 @@
-"""Where a program runs: what its last digits and its times may depend on."""
+"""What results and timings may depend on besides the configuration: commit, device, versions; and memory meters."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "triton", "diffusers", "accelerate", "numpy")
 
 
 def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
-    """Commit, device, processes, threads of each, and versions; None for what is not there."""
+    """Commit, device, number of processes, threads per process, and versions; None for what is not installed."""
     return {
         "commit": commit(),
         "device": device_name(device),
@@ -27,8 +27,38 @@ def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
 
 
 def num_cpus() -> int:
-    """Number of CPUs this process may run on."""
+    """Number of CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    """Marketing name of a GPU or CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if device.type == "cpu" and cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or device.type
+
+
+def commit() -> str | None:
+    """The environment variable GIT_COMMIT, or the checkout's commit with `-dirty` if files differ, or None."""
+    if given := os.environ.get("GIT_COMMIT"):
+        return given
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
+        return result.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def activation_bytes(forward: Callable[[], Any], exclude: Iterable[Tensor] = ()) -> int:
@@ -47,36 +77,3 @@ def activation_bytes(forward: Callable[[], Any], exclude: Iterable[Tensor] = ())
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
     return sum(storage.nbytes() for key, storage in storages.items() if key not in excluded)
-
-
-def device_name(device: torch.device) -> str:
-    """The device as a person names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if device.type == "cpu" and cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or device.type
-
-
-def commit() -> str | None:
-    """GIT_COMMIT, else the checkout's commit, with `-dirty` where files differ from it; None where there is neither.
-
-    A machine that a copy of the tree was sent to may know a commit, but not this one.
-    """
-    if given := os.environ.get("GIT_COMMIT"):
-        return given
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
-        return found.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def version(package: str) -> str | None:
-    """The installed version of a package; None where there is none."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

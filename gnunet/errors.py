@@ -1,7 +1,6 @@
-"""Errors whose text is meant for the user.
+"""Errors whose text is meant for the user, and how command-line programs report them.
 
-Command-line programs print them without a traceback and exit with status 2; everything else is a bug and
-keeps its traceback.
+Programs print a GnunetError without a traceback and exit with status 2. Any other exception is a bug.
 """
 
 import os
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 
 class GnunetError(Exception):
-    """Base of every error that the user can mend; the message says what was given and what is valid."""
+    """Base of all errors that the user can fix; the message says what was given and what is valid."""
 
 
 class ConfigError(GnunetError):
@@ -22,22 +21,22 @@ class DataError(GnunetError):
 
 
 class CheckpointError(GnunetError):
-    """A run folder or a checkpoint is torn, foreign, or belongs to another configuration."""
+    """A run directory or checkpoint is damaged, untrusted, or belongs to another configuration."""
 
 
 class TrainingError(GnunetError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class DivergenceError(TrainingError):
-    """Too many steps in a row had a non-finite loss or gradient."""
+    """Too many consecutive steps had a non-finite loss or gradient."""
 
     def __init__(self, message: str, *, images: int, nonfinite: int) -> None:
         super().__init__(message)
         self.images = images
-        """Images seen, those of the last step included."""
+        """Images seen, including those of the last step."""
         self.nonfinite = nonfinite
-        """Steps skipped in all."""
+        """Steps skipped since the run began."""
 
 
 def truncate(value: object, length: int = 100) -> str:
@@ -53,22 +52,20 @@ def first_few(names: Sequence[object], count: int = 3) -> str:
 
 
 def run_cli(program: Callable[[], int | None]) -> int:
-    """Run the work of a command-line program.
+    """Call the main function of a command-line program and return its exit status.
 
-    Returns:
-        Its exit status: what `program` returns (None is 0), 2 after an error of the user's, 130 after Ctrl-C.
+    That is what `program` returns (0 for None), 2 after a GnunetError, or 130 after Ctrl-C.
     """
     try:
         return program() or 0
     except GnunetError as error:
         print_error(error)
         return 2
-    except KeyboardInterrupt:  # outside a run, which has its own handling of signals
+    except KeyboardInterrupt:  # outside of training, which handles signals itself
         return 130
 
 
 def print_error(error: GnunetError) -> None:
-    """Print an error to stderr; processes other than a machine's first say which they are."""
-    rank = os.environ.get("RANK", "0")
-    where = "" if os.environ.get("LOCAL_RANK", "0") == "0" else f"[rank {rank}] "
-    print(f"{where}error: {error}", file=sys.stderr)
+    """Print an error to stderr, with the rank unless it is the first on its machine."""
+    prefix = "" if os.environ.get("LOCAL_RANK", "0") == "0" else f"[rank {os.environ.get('RANK', '0')}] "
+    print(f"{prefix}error: {error}", file=sys.stderr)

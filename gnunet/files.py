@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written beside, flushed to disk, then renamed into place."""
+"""Atomic files and directories: written under a temporary name, flushed to disk, then renamed into place."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file's or a folder's contents to disk."""
+    """Flush a file's or directory's contents to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -17,17 +17,16 @@ def fsync_path(path: Path) -> None:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` at once: a reader sees the old file or the new one, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+    """Write `content` to `path`: a reader sees the old file or the new one, never a partially written one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     fsync_path(temporary)
     os.replace(temporary, path)
     fsync_path(path.parent)
 
 
 def atomic_rmtree(path: Path) -> None:
-    """Remove a folder so that a crash midway leaves no half folder under its name."""
+    """Remove a directory; a crash midway leaves nothing under its name."""
     doomed = path.with_name(f".{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
@@ -36,7 +35,7 @@ def atomic_rmtree(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A folder to fill that takes the name `path`, replacing what is there, once it is whole."""
+    """Yield a temporary directory to fill, which then replaces `path`; removed if the body raises."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -48,10 +47,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     for entry in temporary.rglob("*"):
         fsync_path(entry)
     fsync_path(temporary)
-    old = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(old, ignore_errors=True)
+    replaced = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(replaced, ignore_errors=True)
     if path.exists():
-        os.replace(path, old)
+        os.replace(path, replaced)
     os.replace(temporary, path)
     fsync_path(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)

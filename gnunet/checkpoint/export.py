@@ -1,8 +1,8 @@
-"""The newest averaged weights as a diffusers pipeline in RUN/model/.
+"""The newest EMA weights as a diffusers pipeline in RUN/model/.
 
-A group-norm U-Net is saved as diffusers' own UNet2DModel, so that whoever loads it needs no gnunet. DDPM runs
-get a whole DDPMPipeline; EDM and flow, for which diffusers has no unconditional pipeline, get the U-Net and
-the scheduler in the folders a pipeline would have. gnunet.json says what diffusers has no place for.
+A U-Net with group norms is saved as diffusers' UNet2DModel, which loads without gnunet. DDPM runs get a complete
+DDPMPipeline. EDM and flow, for which diffusers has no unconditional pipeline, get the U-Net and the scheduler in the
+subfolders of a pipeline. gnunet.json holds what diffusers has no place for.
 """
 
 import json
@@ -19,11 +19,11 @@ from gnunet.safe_io import read_json
 
 
 def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, data: dict[str, Any]) -> None:
-    """Write the pipeline folder, replacing the one that is there."""
+    """Write the pipeline to `folder`, replacing the previous one; `data` is `TrainState.data`."""
     try:
         unet: Any = ema.to_diffusers()
     except ValueError:
-        unet = ema  # a normalization that UNet2DModel does not have: loads with gnunet.models.UNet2D
+        unet = ema  # UNet2DModel does not have this normalization: loads with gnunet.models.UNet2D
     scheduler = process.export_scheduler()
     with atomic_directory(folder) as temporary:
         if isinstance(scheduler, DDPMScheduler) and not isinstance(unet, UNet2D):
@@ -31,12 +31,12 @@ def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, da
         else:
             unet.save_pretrained(temporary / "unet")
             scheduler.save_pretrained(temporary / "scheduler")
-        about = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
-        (temporary / "gnunet.json").write_text(json.dumps(about, indent=1) + "\n")
+        metadata = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
+        (temporary / "gnunet.json").write_text(json.dumps(metadata, indent=1) + "\n")
 
 
 def exported_images(folder: Path) -> int | None:
-    """Images seen by the exported weights in `folder`; None where there are none."""
+    """Images seen by the exported weights in `folder`, or None if there are none."""
     try:
         return read_json(folder / "gnunet.json")["images"]
     except (CheckpointError, KeyError):

@@ -1,13 +1,12 @@
-"""Append-only logs of JSON objects, one a line, keyed by images seen."""
+"""Append-only logs of JSON objects, one per line, keyed by images seen."""
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from gnunet.errors import CheckpointError
-from gnunet.files import atomic_write
+from gnunet.files import atomic_write, fsync_path
 
 
 class JsonlLogger:
@@ -17,7 +16,11 @@ class JsonlLogger:
         self.path = path
 
     def truncate_after(self, images: int) -> None:
-        """Drop a torn last line and every line after `images`: a resumed run writes those again."""
+        """Drop a partially written last line and all lines after `images`, which a resumed run writes again.
+
+        Raises:
+            CheckpointError: a line is not a JSON object with `images`.
+        """
         if not self.path.exists():
             return
         text = self.path.read_text()
@@ -29,25 +32,24 @@ class JsonlLogger:
                 if json.loads(line)["images"] > images:
                     break
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise CheckpointError(f"{self.path}, line {number}: is no line of a log ({error})") from None
+                raise CheckpointError(f"{self.path}, line {number}: not a log line ({error})") from None
             kept.append(line)
-        if (rewound := "".join(kept)) != text:
-            atomic_write(self.path, rewound)
+        if (remaining := "".join(kept)) != text:
+            atomic_write(self.path, remaining)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line; a crash of this process cannot lose it."""
+        """Append one line, which a crash of this process cannot lose."""
         with self.path.open("a") as file:
             file.write(json.dumps(nan_to_null(values), allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """Flush the lines to disk, so that a crash of the machine cannot lose them."""
         if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+            fsync_path(self.path)
 
 
 def nan_to_null(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """Replace NaN and infinity, which JSON lacks, by None in nested dicts and lists."""
     if isinstance(value, dict):
         return {key: nan_to_null(item) for key, item in value.items()}
     if isinstance(value, list):

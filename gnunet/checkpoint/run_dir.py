@@ -1,24 +1,65 @@
-"""A run's folder: where its files are, and that it belongs to one configuration."""
+"""A run's directory: its paths and logs, the lock that one trainer holds, and the configuration it belongs to."""
 
+import json
+import os
 import shutil
+import socket
+from datetime import datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from gnunet.checkpoint.jsonl import JsonlLogger
-from gnunet.checkpoint.run_lock import RunLock
 from gnunet.config import Config, differences, from_yaml, to_yaml
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.files import atomic_write
-from gnunet.safe_io import YAML_BYTES, read_text
+from gnunet.safe_io import MAX_YAML_BYTES, read_text
 
 KEYS_ALLOWED_TO_CHANGE = (
     "run_dir", "data.num_workers", "data.cache_dir", "model.activation_checkpointing", "train.micro_batch_size",
     "train.cuda_graph", "train.keep_checkpoints", "train.max_nonfinite_steps", "train.timeout", "train.trackers",
 )  # fmt: skip
-"""Keys that may differ when a run is resumed: they say where and how fast, not what is computed."""
+"""Keys that may differ when a run is resumed: they affect paths, speed and memory, not what is computed."""
+
+
+class RunLock:
+    """An exclusive lock on an existing directory, freed even if its process is killed; children do not inherit it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+        # Without flock, filelock would fall back to a lock file that survives a killed process.
+        self._lock = FileLock(self.path, timeout=0, fallback_to_soft=False)
+
+    def acquire(self) -> None:
+        """Take the lock, or raise ConfigError naming the host and process that holds it, and since when."""
+        folder = self.path.parent
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"run_dir: {folder} is in use by {self._owner()}; wait for it, or choose another run_dir"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"run_dir: {folder} cannot be locked: {error.strerror}") from None
+        since = datetime.now().isoformat(" ", "seconds")
+        self.path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}))
+
+    def release(self) -> None:
+        """Release the lock and remove its file, if this object holds it."""
+        if self._lock.is_locked:
+            self.path.unlink(missing_ok=True)
+            self._lock.release()
+
+    def _owner(self) -> str:
+        try:
+            owner = json.loads(self.path.read_text())
+            return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+        except (OSError, ValueError, KeyError, TypeError):  # it has not written them yet
+            return "another process"
 
 
 class RunDir:
-    """Paths and logs of the run in `config.run_dir`."""
+    """Paths, logs and lock of the run in `config.run_dir`."""
 
     def __init__(self, config: Config) -> None:
         self.path = Path(config.run_dir).expanduser()
@@ -31,39 +72,37 @@ class RunDir:
         self.lock = RunLock(self.path)
 
     def check(self, config: Config) -> None:
-        """Refuse a folder that holds a run of another configuration; writes nothing.
+        """Check that the directory is new or holds a run of this configuration. Writes nothing.
 
         Raises:
-            ConfigError: naming the keys that differ.
-            CheckpointError: the folder has checkpoints but no config.yaml, or a link, through which a run that a
-                stranger prepared would write elsewhere.
+            ConfigError: names the keys that differ.
+            CheckpointError: it has checkpoints but no config.yaml, or a symbolic link, through which a run prepared by
+                somebody else could write elsewhere.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"run_dir: {self.path} is a file; valid: a folder, new or of this run")
+            raise ConfigError(f"run_dir: {self.path} is a file; valid: a directory, new or of this run")
         for entry in self.path.iterdir() if self.path.exists() else ():
             if entry.is_symlink():
-                raise CheckpointError(
-                    f"{entry} is a link; valid: files and folders of its own, or a link to the whole run"
-                )
+                raise CheckpointError(f"{entry} is a link; valid: regular files and directories, or a link to the run")
         if not self.config_file.exists():
             if any(self.checkpoints.glob("*")):
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
-        found = from_yaml(read_text(self.config_file, YAML_BYTES), str(self.config_file))
-        changed = [line for line in differences(found, config) if line.split(":")[0] not in KEYS_ALLOWED_TO_CHANGE]
+        saved = from_yaml(read_text(self.config_file, MAX_YAML_BYTES), str(self.config_file))
+        changed = [line for line in differences(saved, config) if line.split(":")[0] not in KEYS_ALLOWED_TO_CHANGE]
         if changed:
             raise ConfigError(
-                f"{self.path} holds a run of another configuration; these keys differ (run folder -> now):\n  "
+                f"{self.path} holds a run of another configuration; these keys differ (run_dir -> now):\n  "
                 + "\n  ".join(changed)
-                + "\nChoose another run_dir, or go back to that configuration to resume."
+                + "\nChoose another run_dir, or restore that configuration to resume."
             )
 
     def open(self, config: Config) -> None:
-        """Make the folder, lock it, record the configuration in it, and clear away what a crash left half written.
+        """Create the directory, lock it, save the configuration, and remove what a crash left partially written.
 
         Raises:
-            ConfigError: the folder cannot be written, or another process trains in it.
-            GnunetError: see `check`; another process may have been there since.
+            ConfigError: the directory cannot be written, or another process trains in it.
+            GnunetError: `check` fails; another process may have been there since it was called.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)

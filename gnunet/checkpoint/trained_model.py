@@ -1,4 +1,4 @@
-"""Opening what can be sampled from: a run's folder, one checkpoint, or a diffusers folder."""
+"""Load a trained model to sample from or evaluate: a run's directory, one checkpoint, or a diffusers folder."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +15,22 @@ from gnunet.checkpoint.checkpoint import (
     best_checkpoint,
     load_weights,
     newest_checkpoint,
+    open_tensors,
     read_state,
-    stored,
     verify_checkpoint,
 )
 from gnunet.config import Config, SamplingConfig, from_yaml, unet_kwargs
 from gnunet.diffusion import Process, make_process, process_from_scheduler, sample_images, sample_labels
 from gnunet.diffusion.factory import check_scheduler
-from gnunet.errors import CheckpointError, ConfigError
+from gnunet.errors import CheckpointError, ConfigError, truncate
 from gnunet.models import UNet2D
-from gnunet.models.config_check import CLASSES, check_fits
-from gnunet.safe_io import YAML_BYTES, read_json, read_text
+from gnunet.models.config_check import check_fits
+from gnunet.safe_io import MAX_YAML_BYTES, read_json, read_text
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = {"ema": "ema", "raw": "model"}
-"""What a checkpoint calls each kind of weights: averaged, and as they train."""
+"""Kinds of weights, and their files in a checkpoint: the EMA weights, and those being trained."""
 
 
 @dataclass
@@ -38,28 +38,27 @@ class TrainedModel:
     """A network and what sampling from it needs."""
 
     network: UNet2D
-    """In fp32."""
+    """fp32, in eval mode."""
     process: Process
     resolution: int
     channels: int
     sampling: SamplingConfig
-    """The run's own sampling settings, or the defaults for a diffusers folder."""
+    """The run's sampling settings; the defaults for a diffusers folder."""
     seed: int
     mixed_precision: str
     name: str
-    """A short name: of the run and its images seen, or of the folder."""
+    """The run's name and its images seen, or the folder's name."""
     class_names: list[str] | None
     class_counts: list[int] | None
-    """Training images of each class; None where the network is not class-conditional."""
+    """Number of training images per class; None if the network is not class-conditional."""
     config: Config | None = None
-    """The run's configuration, without what of a stranger's would run code or write (see `sanitize_config`); None for a
-    diffusers folder."""
+    """The run's configuration, after `sanitize_config`; None for a diffusers folder."""
     fingerprint: str | None = None
-    """Of the data that the run trained on; None for a diffusers folder."""
+    """Fingerprint of the training images; None for a diffusers folder."""
 
     @classmethod
     def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "TrainedModel":
-        """A network of the run of `config`, whose checkpoints remember `data` (see `TrainState.data`)."""
+        """A network trained with `config` on `data`, which is `TrainState.data`."""
         return cls(
             network=network, process=make_process(**config.diffusion.model_dump()), resolution=config.data.resolution,
             channels=config.model.in_channels, sampling=config.sampling, seed=config.seed,
@@ -69,7 +68,7 @@ class TrainedModel:
 
     @property
     def null_label(self) -> int | None:
-        """The label that stands for no class; None where the network was not trained with one."""
+        """The label of a dropped class; None if the network was trained without label dropout."""
         embeddings, classes = self.network.config.num_class_embeds, self.class_counts
         return len(classes) if embeddings and classes and embeddings > len(classes) else None
 
@@ -77,19 +76,19 @@ class TrainedModel:
         self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> np.ndarray:  # fmt: skip
-        """Sample the images with these indices by the settings in `sampling` and `seed`.
+        """Sample the images with these indices, with the settings in `sampling` and `seed`.
 
         Args:
             indices: which images, in any order.
-            accelerator: gives device and precision; the network is on its device.
-            labels: int64 (len(indices),), each image's class; None draws them as often as in training.
-            check: called before each run of the network; what it raises ends the sampling.
+            accelerator: gives the device, which the network is on, and the precision.
+            labels: int64 (len(indices),), each image's class; None draws them with the training set's frequencies.
+            check: called before each forward pass of the network; may raise to stop sampling.
 
         Returns:
             uint8 (len(indices), H, W, C).
 
         Raises:
-            ConfigError: see `sample_images`.
+            ConfigError: the sampler does not fit the process, or guidance needs labels that there are not.
         """
         if labels is None and self.class_counts is not None:
             labels = sample_labels(indices, self.seed, self.class_counts)
@@ -103,41 +102,45 @@ class TrainedModel:
 
 
 def is_model_path(path: Path) -> bool:
-    """Whether `load_trained_model` would take what lies at `path`, damaged or not."""
-    marks = ("checkpoints", "manifest.json", "unet/config.json", "config.json")
-    return _is_best(path) or any((path / mark).exists() for mark in marks)
+    """Whether `path` looks like something that `load_trained_model` loads; it may still be damaged."""
+    markers = ("checkpoints", "manifest.json", "unet/config.json", "config.json")
+    return _is_best(path) or any((path / marker).exists() for marker in markers)
 
 
 def load_trained_model(path: Path, weights: str = "ema") -> TrainedModel:
-    """Open a run's folder (its newest whole checkpoint), a checkpoint, or a diffusers folder.
+    """Load a model on the CPU, in eval mode.
 
-    It may be a stranger's: weights are read from safetensors and settings from JSON and YAML, nothing is unpickled,
-    executed or written, and weights are read only where their headers fit the configuration. The network is in eval
-    mode on the CPU.
+    It may be untrusted: weights are read from safetensors and settings from JSON and YAML, nothing is unpickled,
+    executed or written, and weights are read only after their headers match the configuration.
 
     Args:
-        path: one of these, or RUN/checkpoints/best, which names a checkpoint.
-        weights: one of WEIGHTS; a diffusers folder has only those that it was exported with, the averaged ones.
+        path: a run's directory (for its newest undamaged checkpoint), a checkpoint, RUN/checkpoints/best, or a
+            diffusers folder.
+        weights: one of WEIGHTS; a diffusers folder has `ema` only.
 
     Raises:
-        CheckpointError: nothing of the kind is there, or it is damaged.
+        CheckpointError: `path` is none of these, or is damaged.
     """
     if (checkpoint := find_checkpoint(path)) is not None:
-        return _open_checkpoint(checkpoint, weights)
+        return _load_checkpoint(checkpoint, weights)
     if (path / "unet" / "config.json").is_file() or (path / "config.json").is_file():
         if weights != "ema":
             raise CheckpointError(f"{path}: a diffusers folder has one kind of weights; valid: ema")
-        return _open_diffusers(path)
+        return _load_diffusers(path)
     raise CheckpointError(
-        f"{path}: not found as a run's folder (with checkpoints/), a checkpoint (with manifest.json), "
+        f"{path}: not found as a run's directory (with checkpoints/), a checkpoint (with manifest.json), "
         "or a diffusers folder (with unet/ and scheduler/)"
     )
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The whole checkpoint that a run's folder, a checkpoint's or RUN/checkpoints/best stands for.
+    """The undamaged checkpoint that a run's directory, a checkpoint's or RUN/checkpoints/best refers to.
 
-    None where the path is none of them. Raises CheckpointError where there is none yet, or it is damaged.
+    Returns:
+        Its path; None if `path` is none of these.
+
+    Raises:
+        CheckpointError: the run has no checkpoint yet, or it is damaged.
     """
     if (path / "checkpoints").is_dir():
         if (checkpoint := newest_checkpoint(path / "checkpoints")) is None:
@@ -155,42 +158,40 @@ def _is_best(path: Path) -> bool:
     return path.name == BEST and path.is_file()
 
 
-def _open_checkpoint(path: Path, weights: str) -> TrainedModel:
-    file = path / "config.yaml"
-    config = sanitize_config(file)
-    state = read_state(path)
-    classes = _classes(state.data, path / "state.json")
-    if not isinstance(state.data.get("fingerprint"), str):
+def _load_checkpoint(path: Path, weights: str) -> TrainedModel:
+    config = sanitize_config(path / "config.yaml")
+    data = read_state(path).data
+    names, counts = _classes(data, path / "state.json")
+    if not isinstance(data.get("fingerprint"), str):
         raise CheckpointError(f"{path / 'state.json'}: data lacks the fingerprint of the images")
-    counts = classes["class_counts"]
     settings = unet_kwargs(config, None if counts is None else len(counts))
-    tensors = stored(path, WEIGHTS[weights])
+    tensors = open_tensors(path, WEIGHTS[weights])
     try:
-        check_fits(UNet2D, settings, tensors.found)
+        check_fits(UNet2D, settings, tensors.specs)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {tensors.files[0].name} and config.yaml: {error}") from None
     network = UNet2D(**settings)
     load_weights(path, WEIGHTS[weights], network)
     run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)
     name = f"{run}-{path.name}" + ("" if weights == "ema" else f"-{weights}")
-    return TrainedModel.of_run(network.eval(), config, {**state.data, **classes}, name)
+    return TrainedModel.of_run(network.eval(), config, {**data, "class_names": names, "class_counts": counts}, name)
 
 
 def sanitize_config(file: Path) -> Config:
-    """A run's configuration, which may be a stranger's, without what evaluating it would run, unpickle, or write to.
+    """An untrusted run's configuration, without what would run code or write files when the run is evaluated.
 
-    Dropped are extractors of one's own (TorchScript and classes are code), files of extractors' weights other than
-    safetensors, and a cache folder that holds no cache yet.
+    Ignored are custom extractors (TorchScript and classes are code), extractor weights that are not safetensors, and
+    a cache directory that does not hold a cache yet.
 
     Raises:
-        CheckpointError, ConfigError: the file cannot be read, or is no configuration.
+        CheckpointError, ConfigError: the file cannot be read, or is not a configuration.
     """
-    config = from_yaml(read_text(file, YAML_BYTES), str(file))
+    config = from_yaml(read_text(file, MAX_YAML_BYTES), str(file))
     evaluate, data = config.evaluate, config.data
-    files = {name: path for name, path in evaluate.weights.items() if path.endswith(".safetensors")}
-    if evaluate.extractors or files != evaluate.weights:
+    safe_weights = {name: path for name, path in evaluate.weights.items() if path.endswith(".safetensors")}
+    if evaluate.extractors or safe_weights != evaluate.weights:
         logger.warning("%s: evaluate.extractors and weights that may hold code are ignored; see --extractors", file)
-        evaluate = evaluate.model_copy(update={"extractors": {}, "weights": files})
+        evaluate = evaluate.model_copy(update={"extractors": {}, "weights": safe_weights})
     if data.cache_dir is not None and not _has_cache(data.cache_dir):
         data = data.model_copy(update={"cache_dir": None})
     return config.model_copy(update={"evaluate": evaluate, "data": data})
@@ -199,69 +200,59 @@ def sanitize_config(file: Path) -> Config:
 def _has_cache(folder: str) -> bool:
     try:
         return any(Path(folder).expanduser().glob("images-*/table.json"))
-    except (OSError, ValueError, RuntimeError):  # no such user, or no name of a folder at all
+    except (OSError, ValueError, RuntimeError):  # an unknown user, or not a valid path
         return False
 
 
-def _classes(about: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """`class_names` and `class_counts` of what `file` remembers; CheckpointError where they are none."""
-    names, counts = (about.get(key, _ABSENT) for key in ("class_names", "class_counts"))
+def _classes(values: Mapping[str, Any], file: Path) -> tuple[list[str] | None, list[int] | None]:
+    """Validated `class_names` and `class_counts` of the values read from `file`."""
+    names, counts = values.get("class_names"), values.get("class_counts")
     if names is None and counts is None:
-        return {"class_names": None, "class_counts": None}
-    lists = isinstance(names, list) and isinstance(counts, list) and 0 < len(names) == len(counts) < CLASSES
-    if not lists or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{file}: valid class_names and class_counts: two lists of one length, or null")
-    if not all(type(count) is int and 0 <= count < 2**40 for count in counts) or not any(counts):
-        raise CheckpointError(f"{file}: valid class_counts: whole numbers of training images, at least one above 0")
-    return {"class_names": names, "class_counts": counts}
+        return None, None
+    valid = isinstance(names, list) and isinstance(counts, list) and len(names) == len(counts)
+    valid = valid and all(isinstance(name, str) for name in names)
+    if not valid or not all(type(count) is int and count >= 0 for count in counts) or not any(counts):
+        raise CheckpointError(
+            f"{file}: valid class_names and class_counts: a name and a number of training images per class, or null"
+        )
+    return names, counts
 
 
-_ABSENT = object()
-
-
-def _open_diffusers(path: Path) -> TrainedModel:
+def _load_diffusers(path: Path) -> TrainedModel:
     unet_folder = path / "unet" if (path / "unet").is_dir() else path
     try:
         network = UNet2D.from_pretrained(unet_folder, use_safetensors=True).eval()
     except (OSError, ValueError, CheckpointError) as error:
-        raise CheckpointError(f"{unet_folder}: no U-Net that gnunet can load: {error}") from None
+        raise CheckpointError(f"{unet_folder}: not a U-Net that gnunet can load: {error}") from None
     embeddings = network.config.num_class_embeds
-    classes: dict[str, Any] = {"class_names": None, "class_counts": None}
-    if (about := path / "gnunet.json").exists():
-        classes = _classes(read_json(about), about)
-        count = classes["class_counts"] and len(classes["class_counts"])
-        if embeddings not in ((None,) if count is None else (count, count + 1)):
-            raise CheckpointError(f"{about}: has {count} classes; the U-Net beside it has {embeddings} embeddings")
-    elif embeddings is not None:
-        # A foreign class-conditional network: its classes have no names here, and all are equally frequent.
-        classes = {"class_names": [str(i) for i in range(embeddings)], "class_counts": [1] * embeddings}
+    names, counts = None, None
+    if (metadata := path / "gnunet.json").exists():
+        names, counts = _classes(read_json(metadata), metadata)
+        if embeddings not in ((None,) if counts is None else (len(counts), len(counts) + 1)):
+            raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
+    elif embeddings is not None:  # not exported by gnunet: classes without names, of equal frequency
+        names, counts = [str(i) for i in range(embeddings)], [1] * embeddings
     if not isinstance(resolution := network.config.sample_size, int):
-        raise CheckpointError(f"{unet_folder / 'config.json'}: sample_size {resolution}; valid: one whole number")
+        raise CheckpointError(f"{unet_folder / 'config.json'}: sample_size {resolution}; valid: one integer")
     return TrainedModel(
-        network=network,
-        process=_process(path),
-        resolution=resolution,
-        channels=network.config.in_channels,
-        sampling=SamplingConfig(),
-        seed=0,
-        mixed_precision="no",
-        name=path.resolve().name,
-        **classes,
-    )
+        network=network, process=_load_process(path), resolution=resolution, channels=network.config.in_channels,
+        sampling=SamplingConfig(), seed=0, mixed_precision="no", name=path.resolve().name, class_names=names,
+        class_counts=counts,
+    )  # fmt: skip
 
 
-def _process(path: Path) -> Process:
-    """The process of the scheduler beside a U-Net, of the class that its own config names."""
-    for file in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
-        if file.exists():
-            settings = read_json(file)
-            name = settings.get("_class_name")
-            try:
-                check_scheduler(settings)
-                kind = getattr(diffusers, str(name), None) if str(name).endswith("Scheduler") else None
-                if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-                    raise ConfigError(f"_class_name {repr(name)[:100]} is no scheduler of diffusers")
-                return process_from_scheduler(kind.from_config(settings))
-            except Exception as error:  # of any kind, as its values may be
-                raise CheckpointError(f"{file}: {error}") from None
-    raise CheckpointError(f"{path}: scheduler/scheduler_config.json is missing")
+def _load_process(path: Path) -> Process:
+    """The process of the scheduler in a diffusers folder."""
+    files = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
+    if (file := next((file for file in files if file.exists()), None)) is None:
+        raise CheckpointError(f"{files[0]}: is missing")
+    settings = read_json(file)
+    name = str(settings.get("_class_name"))
+    try:
+        check_scheduler(settings)
+        scheduler = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+        if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
+            raise ConfigError(f"_class_name {truncate(name)} is not a scheduler of diffusers")
+        return process_from_scheduler(scheduler.from_config(settings))
+    except Exception as error:  # diffusers checks none of the values
+        raise CheckpointError(f"{file}: {error}") from None

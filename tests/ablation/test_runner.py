@@ -81,7 +81,7 @@ def test_tuning_divergence_errors_and_shared_trials(study_runner, tmp_path, capf
 
 def test_a_folder_has_one_runner(study_runner, tmp_path):
     (tmp_path / "study").mkdir()
-    hold = "import fcntl; file = open('.lock', 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    hold = "import fcntl; file = open('.lock', 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold], cwd=tmp_path / "study", stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""A run whose disk fills up: what is said, what is left, and how it goes on when there is room."""
+"""A run whose disk fills up: its message, the checkpoints left, and that it resumes once there is room."""
 
 import ctypes
 import os
@@ -17,14 +17,14 @@ from gnunet.errors import run_cli
 from gnunet.training import fit
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
-"""From <sched.h>: mounts, and users and groups, of one's own."""
+"""From <sched.h>: separate mounts, and separate users and groups."""
 
 
 def train_in_a_small_folder(config: Config, kib: int, folder: Path) -> int:
-    """Train in folder/run, a file system of its own, and once more in another process after it has grown.
+    """Train in folder/run, a separate file system, and once more in another process after it has grown.
 
-    `left` and `ended` are what is there after each, `first.out` and `second.out` what they print. Returns the first's
-    exit status, or 77 where nobody but root may mount anything.
+    `left` and `ended` are copies of it after each, `first.out` and `second.out` their output. Returns the first's
+    exit status, or 77 if mounting is not permitted.
     """
     (folder / "run").mkdir()
     user, group = os.getuid(), os.getgid()
@@ -45,7 +45,7 @@ def train_in_a_small_folder(config: Config, kib: int, folder: Path) -> int:
 
 
 def in_a_process(program: Callable[[], int], output: Path) -> int:
-    """The exit status of a program in a copy of this process, which prints into a file."""
+    """The exit status of a program in a forked process that prints into a file."""
     if (child := os.fork()) == 0:
         file = os.open(output, os.O_WRONLY | os.O_CREAT, 0o644)
         os.dup2(file, sys.stdout.fileno())
@@ -60,8 +60,8 @@ def in_a_process(program: Callable[[], int], output: Path) -> int:
 
 
 @pytest.mark.parametrize(("every", "room"), [("8", 0.5), ("8", 3.5), ("0", 24), ("0", 32)], ids=str)
-def test_a_full_disk_loses_nothing(tiny, start_ranks, tmp_path, every, room):
-    """Full in the first or a later checkpoint or, where there are none yet, in a log or a grid after so many KiB."""
+def test_full_disk_loses_no_checkpoint(tiny, start_ranks, tmp_path, every, room):
+    """Full while writing the first or a later checkpoint or, before there are any, a log or a grid."""
     more = ["--train.log_every=8", "--train.sample_every=8", f"--train.checkpoint_every={every}"]
     more += ["--train.keep_checkpoints=9"]
     fit(tiny("whole", *more))

@@ -4,20 +4,20 @@ import math
 from gnunet.checkpoint.jsonl import JsonlLogger
 
 
-def test_writes_one_object_a_line(tmp_path):
+def test_write_appends_one_object_per_line(tmp_path):
     log = JsonlLogger(tmp_path / "m.jsonl")
     log.write({"images": 8, "loss": 0.1})
     log.write({"images": 16, "loss": 0.25})
     assert [json.loads(line)["loss"] for line in log.path.read_text().splitlines()] == [0.1, 0.25]
 
 
-def test_values_that_json_lacks_become_null(tmp_path):
+def test_nan_and_infinity_become_null(tmp_path):
     log = JsonlLogger(tmp_path / "m.jsonl")
     log.write({"images": 8, "loss": math.nan, "bins": [1.0, math.inf, None]})
     assert log.path.read_text() == '{"images": 8, "loss": null, "bins": [1.0, null, null]}\n'
 
 
-def test_rewind_drops_later_lines_and_a_torn_one(tmp_path):
+def test_truncate_after_drops_later_lines_and_a_partial_one(tmp_path):
     log = JsonlLogger(tmp_path / "m.jsonl")
     for images in (8, 16, 16, 24):
         log.write({"images": images})
@@ -29,6 +29,6 @@ def test_rewind_drops_later_lines_and_a_torn_one(tmp_path):
     assert log.path.read_text() == ""
 
 
-def test_rewind_of_nothing(tmp_path):
+def test_truncate_after_creates_no_file(tmp_path):
     JsonlLogger(tmp_path / "m.jsonl").truncate_after(0)
     assert not (tmp_path / "m.jsonl").exists()

@@ -15,7 +15,7 @@ from PIL import Image
 from gnunet.commands import evaluate as evaluate_script
 from gnunet.commands import sample
 from gnunet.distributed import launch
-from gnunet.safe_io import YAML_BYTES
+from gnunet.safe_io import MAX_YAML_BYTES
 
 
 class Coarse(torch.nn.Module):
@@ -242,9 +242,9 @@ class TestModels:
         assert not elsewhere.exists()
         _, of_run = evaluate(images, "--reference", finished, *coarse)
         assert of_stranger["reference"]["fingerprint"] == of_run["reference"]["fingerprint"]
-        (stranger / "config.yaml").write_text("#" * YAML_BYTES + config)
+        (stranger / "config.yaml").write_text("#" * MAX_YAML_BYTES + config)
         out, _ = evaluate(images, "--reference", stranger, *coarse, status=2)
-        assert f"config.yaml: is larger than {YAML_BYTES} bytes" in out
+        assert f"config.yaml: is larger than {MAX_YAML_BYTES} bytes" in out
 
     def test_validation_loss(self, evaluate, finished, tmp_path):
         out, _ = evaluate(finished, "--validation_loss")

@@ -225,7 +225,7 @@ class TestBest:
         fit(tiny("run", *self.flags()))
         assert not (folder / "best").exists()
         (folder / "best").write_text("{")
-        with pytest.raises(CheckpointError, match="names no checkpoint"):
+        with pytest.raises(CheckpointError, match="best"):
             load_trained_model(folder / "best")
 
 

@@ -1,0 +1,92 @@
+"""Two trainers in one directory, a lock that is free once its owner is killed, and directories that others prepared."""
+
+import contextlib
+import os
+import signal
+import time
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from gnunet.checkpoint.run_dir import RunLock
+from gnunet.errors import CheckpointError, ConfigError
+from gnunet.training import fit
+
+
+def hold(folder: Path, fork: bool) -> int:
+    """Hold the lock of a directory indefinitely; with `fork` also start a child, which outlives this process."""
+    lock = RunLock(folder)  # released when it is collected
+    lock.acquire()
+    if not fork or os.fork() != 0:
+        print("locked", flush=True)
+    while True:
+        signal.pause()
+
+
+@pytest.fixture
+def owner(start_ranks):
+    """Start a process that holds the lock of a directory."""
+    started = []
+
+    def start(folder: Path, fork: bool = False) -> BaseProcess:
+        ranks = start_ranks(1, partial(hold, folder, fork))
+        started.extend(ranks)
+        while "locked" not in ranks.said[0]:
+            assert ranks[0].is_alive(), ranks.said
+            time.sleep(0.02)
+        return ranks[0]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_lock_names_its_owner_and_is_free_at_once_when_that_is_killed(owner, tmp_path, fork):
+    (folder := tmp_path / "folder").mkdir()
+    process = owner(folder, fork)
+    with pytest.raises(ConfigError) as caught:
+        RunLock(folder).acquire()
+    assert str(folder) in str(caught.value) and f"process {process.pid} on {os.uname().nodename}" in str(caught.value)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    lock = RunLock(folder)
+    lock.acquire()
+    lock.release()
+    assert list(folder.iterdir()) == []
+
+
+def test_trainer_is_rejected_before_it_changes_a_locked_directory(tiny, run, owner):
+    before = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    process = owner(run)
+    with pytest.raises(ConfigError, match=f"run_dir: .*process {process.pid} on "):
+        fit(tiny("run"))
+    process.kill()
+    process.join()
+    (run / ".lock").unlink()
+    assert {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()} == before
+    fit(tiny("run"))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples", "checkpoints", ".lock"])
+def test_run_does_not_write_through_links(tiny, tmp_path, name):
+    """Links in a directory that somebody else prepared; a link to a whole run is the user's own."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere" / "x")
+    with pytest.raises(CheckpointError, match=name):
+        fit(tiny("run"))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    fit(tiny("link", "--train.total_images", "8"))
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "not json", '{"images": "many"}', "[" * 100_000])
+def test_damaged_log_is_named(tiny, run, line):
+    log = run / "metrics.jsonl"
+    log.write_text(line + "\n" + log.read_text())
+    with pytest.raises(CheckpointError, match="metrics.jsonl, line 1"):
+        fit(tiny("run"))
