@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,23 +35,23 @@ def train_in_a_small_folder(config: Config, kib: int, folder: Path) -> int:
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder / "run")]
     if subprocess.run(mount).returncode != 0:
         return 77
-    status = in_a_process(partial(fit, config), folder / "first.out")
+    status = train_in_a_process(config, folder / "first.out")
     shutil.copytree(folder / "run", folder / "left")
     subprocess.run(["mount", "-o", "remount,size=64m", str(folder / "run")], check=True)
-    assert in_a_process(partial(fit, config), folder / "second.out") == 0, (folder / "second.out").read_text()
+    assert train_in_a_process(config, folder / "second.out") == 0, (folder / "second.out").read_text()
     shutil.copytree(folder / "run", folder / "ended")
     return status
 
 
-def in_a_process(program: Callable[[], int], output: Path) -> int:
-    """The exit status of a program in a forked process that prints into a file."""
+def train_in_a_process(config: Config, output: Path) -> int:
+    """The exit status of `gnunet train` in a forked process that prints into a file."""
     if (child := os.fork()) == 0:
         file = os.open(output, os.O_WRONLY | os.O_CREAT, 0o644)
         os.dup2(file, sys.stdout.fileno())
         os.dup2(file, sys.stderr.fileno())
         status = 1
         try:
-            status = run_cli(program)
+            status = run_cli(lambda: fit(config) and None)
         finally:
             sys.stdout.flush()
             os._exit(status)
