@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import gnunet
 from gnunet.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
+SOURCE_SUFFIXES = (".py", ".j2", ".cu", ".h")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
@@ -54,3 +56,18 @@ def test_public_names_resolve():
 def test_scripts_are_the_commands(script):
     source = (ROOT / script).read_text()
     assert f"from gnunet.commands.{Path(script).stem} import main" in source
+
+
+def test_wheel_has_the_configs_the_data_and_the_command(tmp_path):
+    """What `pip install gnunet` gives."""
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    [path] = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        [scripts] = [name for name in names if name.endswith("entry_points.txt")]
+        assert "gnunet = gnunet.__main__:main" in archive.read(scripts).decode()
+    expected = {str(file.relative_to(ROOT)) for file in (ROOT / "gnunet").rglob("*") if file.suffix in SOURCE_SUFFIXES}
+    expected |= {f"gnunet/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.yaml")}
+    expected |= {"gnunet/assets/noto_emoji/noto_emoji.parquet", "gnunet/assets/noto_emoji/LICENSE"}
+    assert expected <= names
+    assert not [name for name in names if name.startswith(("tests/", "scripts/", "assets/", "configs/"))]

@@ -43,10 +43,12 @@ def _open_path(path: Path, split: str) -> Source | None:
 
 
 def _embedded_file() -> Path:
-    file = Path(gnunet.__file__).parent.parent / "assets" / "noto_emoji" / "noto_emoji.parquet"
-    if not file.is_file():
-        raise DataError(
-            f"data.source: the embedded data set is not at {file}: it comes with the repository, not with an installed "
-            "package. Run from a clone (pip install -e .), or give the file's path there"
-        )
-    return file
+    package = Path(gnunet.__file__).parent
+    # In the package once installed, at the repository's root in a checkout.
+    files = [folder / "assets" / "noto_emoji" / "noto_emoji.parquet" for folder in (package, package.parent)]
+    if found := next((file for file in files if file.is_file()), None):
+        return found
+    raise DataError(
+        f"data.source: the embedded data set is neither at {files[0]} nor at {files[1]}; reinstall gnunet, or give the "
+        "path of a copy of noto_emoji.parquet"
+    )
