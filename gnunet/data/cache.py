@@ -18,6 +18,7 @@ from gnunet.data import decode
 from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, content_fingerprint, map_images
 from gnunet.data.rows import read_labels, select_rows
 from gnunet.data.sources import Source, open_source
+from gnunet.environment import num_cpus
 from gnunet.errors import DataError
 from gnunet.files import atomic_directory
 
@@ -189,7 +190,7 @@ def _decode_all(images: Iterator[Any], resolution: int, channels: int) -> Iterat
     """Decode in order on all cores; yields an exception in place of an image that cannot be decoded."""
     pending: deque = deque()
     num_bytes = 0
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         try:
             for image in images:
                 pending.append((pool.submit(decode.decode_image, image, resolution, channels), _file_size(image)))
