@@ -1,4 +1,4 @@
-"""What the report says of a metric: its name in words, with the unit, and which way is good."""
+"""Titles and units of metrics, which direction is good, and the errors behind the validation losses."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ import numpy as np
 from gnunet.ablation.records import HIGHER_IS_BETTER, LOSSES, TIMES
 
 COSTS = (*TIMES, "saved_mib")
-_NAMES = {
+_TITLES = {
     "validation_loss": ("validation loss", "squared error of v"),
     "validation_loss_precise": ("validation loss, precise statistics", "squared error of v"),
     "validation_loss_batch": ("validation loss, batch statistics", "squared error of v"),
@@ -24,46 +24,47 @@ _NAMES = {
     "fid": ("FID", ""),
     "kid": ("KID", ""),
 }
-"""Names in words, and units."""
+"""Titles and units."""
 _FAMILIES = {"fd": "Fréchet distance", "kid": "KID", "precision": "precision", "recall": "recall"}
 
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """A metric by the name that a study file gives it."""
+    """How a metric is shown."""
 
     title: str
-    """In words."""
     unit: str
     """Empty where there is none."""
     worst: float | None
-    """What a diverged trial has of it: infinity, or minus infinity where high is good; None where divergence says
-    nothing of it, as of costs."""
+    """The value of a diverged trial: infinity, or minus infinity where higher is better; None for costs, of which
+    divergence says nothing."""
 
     @property
     def label(self) -> str:
-        """For an axis: the title, with the unit."""
+        """The title with the unit, for an axis."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     @property
     def heading(self) -> str:
-        """The title, with a capital."""
+        """The title with a capital."""
         return self.title[0].upper() + self.title[1:]
 
 
 def metric_info(name: str) -> MetricInfo:
-    """The metric of a name: a validation loss, a cost, `nearest_...`, or the name of a metric of samples."""
+    """The metric of this name in study files: a validation loss, a cost, `nearest_...`, or a metric of samples."""
     family, _, extractor = name.partition("_")
-    in_family = f"{_FAMILIES[family]}, {extractor}" if family in _FAMILIES else name
-    title, unit = _NAMES.get(name, (in_family, ""))
+    default = (f"{_FAMILIES[family]}, {extractor}" if family in _FAMILIES else name, "")
     if name in COSTS:
-        return MetricInfo(title, unit, None)
-    high = name.startswith(HIGHER_IS_BETTER) or name == "nearest_distance_ratio"
-    return MetricInfo(title, unit, -math.inf if high else math.inf)
+        worst = None
+    elif name.startswith(HIGHER_IS_BETTER) or name == "nearest_distance_ratio":
+        worst = -math.inf
+    else:
+        worst = math.inf
+    return MetricInfo(*_TITLES.get(name, default), worst)
 
 
 def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
-    """The error of each example of the bank that a validation loss is made of, float64 (n,); None where it is null.
+    """The per-example errors of a validation loss, float64 (n,); None where they were not measured.
 
     A network without batch-dependent norms has the same errors for all three losses.
     """

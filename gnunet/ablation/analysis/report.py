@@ -1,4 +1,4 @@
-"""The report of a study, made from its records alone: report.html, in one file, and report.md with figures/.
+"""The report of a study, made from its records alone: report.html in one file, and report.md with figures/.
 
 The same records give the same bytes.
 """
@@ -8,9 +8,10 @@ import importlib.util
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
@@ -24,16 +25,31 @@ from gnunet.ablation.study import Hypothesis, Study
 from gnunet.errors import ConfigError
 from gnunet.files import atomic_directory, atomic_write
 
-if TYPE_CHECKING:
-    from gnunet.ablation.figures import Picture
-
 TEMPLATES = Path(__file__).parents[1] / "templates"
-_SETTING = (
+_CONFIGURATION = (
     "data.source", "data.resolution", "train.total_images", "train.batch_size", "train.learning_rate",
     "validation.num_examples", "evaluate.num_images",
 )  # fmt: skip
-Counted = tuple[str, list[tuple[str, int]]]
-"""A key, its values in the records, and the number of records that have each; the most frequent first."""
+"""Keys of the configuration that the report shows."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table. Markdown emphasizes `verdict` and `absent`."""
+
+    text: str
+    style: str = ""
+    """CSS classes."""
+    title: str = ""
+    """Shown when the pointer is over the cell."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report; the templates render it as HTML and as Markdown."""
+
+    headings: list[str]
+    rows: list[list[Cell]]
 
 
 def write_report(
@@ -45,21 +61,21 @@ def write_report(
     name: str,
     budget: str | None,
 ) -> Path:
-    """Write report.html, report.md and figures/ into `folder`, replacing what is there.
+    """Write report.html, report.md and figures/ into `folder`, replacing earlier ones.
 
     Args:
         study: the study.
         plan: its trials; those without a record are shown as missing.
-        records: by the trials' names.
+        records: by the names of the trials.
         folder: the study's, with samples/NAME.png of the trials.
         name: the study's name.
-        budget: the budget that its trials were run at, if it has any.
+        budget: the budget of the trials, if there is one.
 
     Returns:
         The path of report.html.
 
     Raises:
-        ConfigError: there is no record of any of the trials; or matplotlib or scipy is missing.
+        ConfigError: no trial has a record; or matplotlib or scipy is missing.
     """
     if absent := [package for package in ("matplotlib", "scipy") if importlib.util.find_spec(package) is None]:
         raise ConfigError(f'a report needs {" and ".join(absent)}; valid: after pip install -e ".[ablation]"')
@@ -68,10 +84,27 @@ def write_report(
     results = Results(study, plan, records, folder)
     if not results.found:
         raise ConfigError(f"{folder / 'records'}: has no record of a trial of {name}; valid: after a run of the study")
-    pictures = draw_all(results)
-    content = _content(results, name, budget, pictures)
+    states = Counter(state for condition in results.conditions for state in results.states(condition))
+    content = {
+        "name": name,
+        "budget": budget,
+        "study": study,
+        "states": {state: states[state] for state in ("complete", "diverged", "missing")},
+        "planned": states.total(),
+        "warnings": _warnings(results),
+        "verdicts": _verdicts(results),
+        "means": _means(results),
+        "pictures": draw_all(results),
+        "trials": _trials(results),
+        "tuning": _tuning(results),
+        "resamples": RESAMPLES,
+        "contrasts": len(results.contrasts),
+        "compared": sum(len(hypothesis.comparisons) for hypothesis in study.hypotheses),
+        "configuration": _counts(_configuration_values(results)),
+        "environment": _counts(_environment_values(results)),
+    }
     with atomic_directory(folder / "figures") as figures:
-        for picture in pictures:
+        for picture in content["pictures"]:
             (figures / f"{picture.name}.png").write_bytes(picture.png)
             if picture.svg is not None:
                 (figures / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
@@ -79,14 +112,14 @@ def write_report(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         autoescape=select_autoescape(["html.j2"]), keep_trailing_newline=True,
     )  # fmt: skip
-    templates.filters |= {"inline_svg": inline_svg, "inline_png": inline_png, "cell": markdown_cell}
+    templates.filters |= {"inline_svg": inline_svg, "inline_png": inline_png, "escape_markdown": escape_markdown}
     for file in ("report.md", "report.html"):
         atomic_write(folder / file, templates.get_template(f"{file}.j2").render(content))
     return folder / "report.html"
 
 
 def inline_svg(svg: str) -> str:
-    """An SVG as a part of an HTML page: without prologue, and without ids that nothing refers to and figures share."""
+    """An SVG as a part of an HTML page: without prologue, and without unused ids that several figures have."""
     return re.sub(r' id="(?:[\w.]+_\d+|image\w+)"', "", svg[svg.index("<svg") :])
 
 
@@ -95,165 +128,168 @@ def inline_png(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def markdown_cell(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text for a cell of a Markdown table."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def _content(results: Results, name: str, budget: str | None, pictures: "list[Picture]") -> dict[str, Any]:
-    """What the templates fill in."""
-    study = results.study
-    hypotheses = [_hypothesis(results, hypothesis) for hypothesis in study.hypotheses]
-    states = Counter(state for condition in results.conditions for state in results.states(condition))
-    return {
-        "name": name,
-        "budget": budget,
-        "study": study,
-        "states": {state: states[state] for state in ("complete", "diverged", "missing")},
-        "planned": states.total(),
-        "hypotheses": hypotheses,
-        "summary": _summary(results),
-        "trials": [_trials(results, condition) for condition in results.conditions],
-        "pending": [results.label(Condition(variant, setting)) for variant, setting in results.plan.pending_tuning],
-        "chosen": [(results.label(Condition(*where)), value) for where, value in results.plan.chosen.items()],
-        "pictures": pictures,
-        "setting": _setting(results),
-        "environment": _environment(results),
-        "warnings": _warnings(results),
-        "resamples": RESAMPLES,
-        "contrasts": len(results.contrasts),
-        "compared": sum(len(hypothesis.comparisons) for hypothesis in study.hypotheses),
-    }
+def _numbers(texts: Iterable[str]) -> list[Cell]:
+    return [Cell(text, "number") for text in texts]
 
 
-def _hypothesis(results: Results, hypothesis: Hypothesis) -> dict[str, Any]:
-    """A row for each comparison, with the claim and the verdict on it."""
-    verdict, judged = results.judge(hypothesis)
-    return {
-        "claim": hypothesis.claim,
-        "source": hypothesis.source or "",
-        "verdict": verdict,
-        "comparisons": [
-            {
-                "expected": _expected(results, hypothesis, one),
-                "found": describe(one.difference),
-                "verdict": one.verdict,
-            }
-            for one in judged
-        ],
-    }
+def _four_digits(value: float) -> str:
+    """Four significant digits; empty for NaN."""
+    return f"{value:#.4g}".rstrip(".") if math.isfinite(value) else ""
 
 
-def _expected(results: Results, hypothesis: Hypothesis, judged: ComparisonResult) -> str:
-    """A comparison in words; its metric is named where it is not the validation loss."""
-    left, right = results.label(judged.left), results.label(judged.right)
+def _verdicts(results: Results) -> Table:
+    """A row for each comparison; the first of a hypothesis has the claim and its verdict."""
+    rows = []
+    for hypothesis in results.study.hypotheses:
+        verdict, comparisons = results.judge(hypothesis)
+        claim = [Cell(hypothesis.claim), Cell(hypothesis.source or ""), Cell(verdict, f"verdict {_css(verdict)}")]
+        for result in comparisons:
+            found = describe(result.difference)
+            rows.append(
+                [
+                    *(claim if result is comparisons[0] else [Cell("")] * 3),
+                    Cell(_expectation(results, hypothesis, result)),
+                    Cell(found.mean, "number"),
+                    Cell(found.interval, "interval"),
+                    Cell(found.pairs, "number"),
+                    Cell(result.verdict if len(comparisons) > 1 else "", _css(result.verdict)),
+                ]
+            )
+    columns = ["claim", "source", "verdict", "expected", "difference", "95% interval", "n", "of the comparison"]
+    return Table(columns, rows)
+
+
+def _css(verdict: str) -> str:
+    return verdict.replace(" ", "-")
+
+
+def _expectation(results: Results, hypothesis: Hypothesis, result: ComparisonResult) -> str:
+    """A comparison as text; its metric is named where it is not the validation loss."""
+    left, right = results.label(result.left), results.label(result.right)
     margin = f"{100 * hypothesis.margin:g}%"
-    if judged.expect == "same":
-        words = f"{left} the same as {right} within {margin}"
+    if result.expect == "same":
+        text = f"{left} the same as {right} within {margin}"
     else:
-        words = f"{left} {judged.expect} than {right}" + (f" by over {margin}" if hypothesis.margin else "")
+        text = f"{left} {result.expect} than {right}" + (f" by over {margin}" if hypothesis.margin else "")
     is_loss = hypothesis.metric == "validation_loss"
-    return words if is_loss else f"{metric_info(hypothesis.metric).title}: {words}"
+    return text if is_loss else f"{metric_info(hypothesis.metric).title}: {text}"
 
 
-def _summary(results: Results) -> dict[str, Any]:
-    """A table of the conditions' means: of variants without axes from the lowest loss on, else in the study's order."""
+def _means(results: Results) -> Table:
+    """The means of each condition: variants without axes from the lowest loss, else in the study's order."""
+    study, conditions = results.study, results.conditions
     nearest = NEAREST if any(record["nearest"] for record in results.found) else ()
     costs = ("images_per_second", "saved_mib", "peak_memory_mib")
     metrics = ["validation_loss", *sample_metrics(results.found), *nearest, *costs]
-    conditions = results.conditions
-    if not results.study.axes:
+    if not study.axes:
         losses = {condition: results.mean(condition, "validation_loss") for condition in conditions}
         conditions = sorted(conditions, key=lambda c: (math.isnan(losses[c]), losses[c]))
     rows = []
     for condition in conditions:
-        against = [contrast.right for contrast in results.contrasts if contrast.left == condition]
-        rows.append(
-            {
-                "label": results.label(condition),
-                "is_base": condition.variant == results.study.baseline,
-                # Where the baseline alone crosses an axis there are several, for the forest plot to show.
-                "found": describe(results.compare(condition, *against, "validation_loss"))
-                if len(against) == 1
-                else None,
-                "complete": f"{results.states(condition).count('complete')} of {len(results.study.seeds)}",
-                "means": [_number(results.mean(condition, metric)) for metric in metrics],
-            }
-        )
+        baselines = [contrast.right for contrast in results.contrasts if contrast.left == condition]
+        is_base = condition.variant == study.baseline
+        if len(baselines) == 1:
+            found = describe(results.compare(condition, baselines[0], "validation_loss"))
+            difference = [Cell(found.mean, "number"), Cell(found.interval, "interval"), Cell(found.pairs, "number")]
+        else:  # several where the baseline alone crosses an axis: the forest plot shows them
+            difference = [*_numbers(["base" if is_base else "see figures"]), Cell(""), Cell("")]
+        complete = f"{results.states(condition).count('complete')} of {len(study.seeds)}"
+        means = (_four_digits(results.mean(condition, metric)) for metric in metrics)
+        label = Cell(results.label(condition), "base" if is_base else "")
+        rows.append([label, *difference, *_numbers([complete, *means])])
     titles = [metric_info(metric).title if metric in LOSSES else metric_info(metric).label for metric in metrics]
-    return {"metrics": titles, "rows": rows}
+    columns = ["variant", f"difference to {study.baseline}", "95% interval", "n", "complete", *titles]
+    return Table(columns, rows)
 
 
-def _trials(results: Results, condition: Condition) -> dict[str, Any]:
-    """Every trial of a condition: its state, and the loss, where it diverged, or why there is neither."""
-    trials = []
-    for seed in results.study.seeds:
-        record, state = results.record(condition, seed), results.state(condition, seed)
-        if record is None:
-            text = "missing" if results.name(condition, seed) else "waits for tuning"
-        elif state == "diverged":
-            text = f"diverged at {record['diverged_at'] or record['images']:,}"
-        else:
-            score = results.scores(condition, "validation_loss").get(seed)
-            text = _number(score.value) if score else "no loss"
-        trials.append({"state": state, "text": text, "name": results.name(condition, seed)})
-    return {"label": results.label(condition), "trials": trials}
+def _trials(results: Results) -> Table:
+    """The loss of every trial, where it diverged, or why there is neither."""
+    rows = []
+    for condition in results.conditions:
+        row = [Cell(results.label(condition))]
+        for seed in results.study.seeds:
+            record, state = results.record(condition, seed), results.state(condition, seed)
+            name = results.name(condition, seed)
+            if record is None:
+                text = "missing" if name else "waits for tuning"
+            elif state == "diverged":
+                text = f"diverged at {record['diverged_at'] or record['images']:,}"
+            else:
+                score = results.scores(condition, "validation_loss").get(seed)
+                text = _four_digits(score.value) if score else "no loss"
+            row.append(Cell(text, "number" if state == "complete" else f"number absent {state}", name or ""))
+        rows.append(row)
+    return Table(["variant", *(f"seed {seed}" for seed in results.study.seeds)], rows)
 
 
-def _setting(results: Results) -> list[Counted]:
-    """How the networks were trained and scored."""
+def _tuning(results: Results) -> Table | None:
+    """The chosen value of each condition; None where the study has no tuning or nothing is chosen yet."""
+    plan = results.plan
+    if not plan.chosen:
+        return None
+    rows = [[Cell(results.label(Condition(*at))), Cell(value, "number")] for at, value in plan.chosen.items()]
+    for at in plan.pending_tuning:
+        rows.append([Cell(results.label(Condition(*at))), Cell("not finished", "number absent missing")])
+    return Table(["variant", results.study.tuning.key], rows)
+
+
+def _configuration_values(results: Results) -> dict[str, list[Any]]:
+    """How the networks were trained and scored: the value of each record."""
 
     def value(record: Mapping[str, Any], key: str) -> Any:
         section, _, name = key.partition(".")
         return record["config"][section][name] if name else record[key]
 
-    return [_counted(key, [value(record, key) for record in results.found]) for key in (*_SETTING, "parameters")]
+    return {key: [value(record, key) for record in results.found] for key in (*_CONFIGURATION, "parameters")}
 
 
-def _environment(results: Results) -> list[Counted]:
-    """What the records were made with."""
+def _environment_values(results: Results) -> dict[str, list[Any]]:
+    """The software and hardware of the records."""
     keys = dict.fromkeys(key for record in results.found for key in record["environment"])
-    return [_counted(key, [record["environment"].get(key) for record in results.found]) for key in keys]
+    return {key: [record["environment"].get(key) for record in results.found] for key in keys}
 
 
-def _counted(key: str, values: Sequence[Any]) -> Counted:
-    counts = Counter("none" if value is None else str(value) for value in values)
-    return key, sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+def _counts(values: Mapping[str, Sequence[Any]]) -> Table:
+    """The values of each key, the most frequent first, and the number of records that have each."""
+    rows = []
+    for key, found in values.items():
+        counts = Counter("none" if value is None else str(value) for value in found)
+        ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        texts = [f"{value} ({count})" if len(ordered) > 1 else value for value, count in ordered]
+        rows.append([Cell(key), Cell(", ".join(texts))])
+    return Table(["", ""], rows)
 
 
 def _warnings(results: Results) -> list[str]:
     """What a reader must know before the numbers."""
     warnings = []
-    for key, values in _environment(results):
-        if len(values) > 1:
-            consequence = "times cannot be compared between them" if key in ("device", "threads", "processes") else (
-                "differences may come from that"
-            )  # fmt: skip
+    for key, values in _environment_values(results).items():
+        if len(set(values)) > 1:
+            is_speed = key in ("device", "threads", "processes")
+            consequence = "times cannot be compared between them" if is_speed else "differences may come from that"
             warnings.append(f"The records come from more than one {key}: {consequence}.")
     if any("dirty" in (record["environment"].get("commit") or "") for record in results.found):
         warnings.append("Records were made with files that differ from their commit.")
-    banks = {record["bank"]["fingerprint"] for record in results.found if record["bank"]}
-    if len(banks) > 1:
+    fingerprints = {record["bank"]["fingerprint"] for record in results.found if record["bank"]}
+    if len(fingerprints) > 1:
         warnings.append(
-            f"There are {len(banks)} validation banks: losses on different ones are paired by seed alone, and differ "
-            "by their examples too."
+            f"There are {len(fingerprints)} validation sets: losses on different ones are paired by seed alone, and "
+            "differ by their examples too."
         )
     skipped = sum(record["nonfinite_steps"] > 0 and record["outcome"] == "complete" for record in results.found)
     if skipped:
         warnings.append(f"{skipped} complete trials skipped steps whose loss or gradient was not finite.")
     if len(results.study.seeds) == 1:
-        warnings.append("One seed says nothing of how far retraining moves a result: there is no verdict.")
-    tried = results.tuning_scores()
-    values = list(next(iter(tried.values()), {}))
-    chosen = [c for c in tried if results.plan.chosen.get((c.variant, c.setting)) in (values[0], values[-1])]
-    if chosen and len(values) > 1:
-        labels = ", ".join(results.label(condition) for condition in chosen)
-        warnings.append(
-            f"Tuning chose the first or last of the values tried, so a better one may lie beyond: {labels}."
-        )
+        warnings.append("One seed contains no information on the variance of retraining: there is no verdict.")
+    scores = results.tuning_scores()
+    values = list(next(iter(scores.values()), {}))
+    extreme = [c for c in scores if results.plan.chosen.get((c.variant, c.setting)) in (values[0], values[-1])]
+    if extreme and len(values) > 1:
+        labels = ", ".join(results.label(condition) for condition in extreme)
+        warnings.append(f"Tuning chose the first or last of its values, so a better one may lie beyond: {labels}.")
     return warnings
-
-
-def _number(value: float) -> str:
-    """Four significant digits; empty where there is none."""
-    return f"{value:#.4g}".rstrip(".") if math.isfinite(value) else ""

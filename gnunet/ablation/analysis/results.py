@@ -1,4 +1,4 @@
-"""A study's records as its report reads them: by variant, setting on the axes, and seed."""
+"""The records of a study as its report reads them: by variant, setting on the axes, and seed."""
 
 import itertools
 import math
@@ -12,10 +12,10 @@ import numpy as np
 
 from gnunet.ablation.analysis.metrics import errors_in, metric_info
 from gnunet.ablation.analysis.statistics import (
-    Bank,
     Difference,
     Expectation,
     Score,
+    ValidationBins,
     Verdict,
     judge,
     judge_all,
@@ -31,7 +31,7 @@ State = Literal["complete", "diverged", "missing"]
 
 @dataclass(frozen=True)
 class Condition:
-    """What is repeated over the seeds: a variant, at a setting of the axes that it crosses."""
+    """What is repeated over the seeds: a variant in a setting of the axes that it crosses."""
 
     variant: str
     setting: Setting
@@ -39,7 +39,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A variant against the baseline at a setting of the axes that either crosses."""
+    """A variant against the baseline in a setting of the axes that either crosses."""
 
     setting: Setting
     left: Condition
@@ -47,8 +47,17 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class ContrastRow:
+    """A contrast and its difference, or a heading over the rows that follow."""
+
+    label: str
+    contrast: Contrast | None = None
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
 class ComparisonResult:
-    """A comparison of a hypothesis, with what the records say of it."""
+    """A comparison of a hypothesis, with its difference and verdict."""
 
     left: Condition
     expect: Expectation
@@ -58,12 +67,12 @@ class ComparisonResult:
 
 
 class Results:
-    """The records of a study in its plan's places.
+    """The records of a study by the conditions of its plan.
 
     Args:
         study: the study.
         plan: its trials; a trial without a record is missing.
-        records: by the trials' names.
+        records: by the names of the trials.
         folder: where `samples/NAME.png` are.
     """
 
@@ -72,43 +81,72 @@ class Results:
         self._records = records
         self._names = {(Condition(trial.variant, trial.setting), trial.seed): trial.name for trial in plan.trials}
         self._scores: dict[tuple[str, str, int | None], Score | None] = {}
-        self._banks: dict[tuple[int, ...], Bank] = {}
+        self._bins: dict[tuple[int, ...], ValidationBins] = {}
 
     @cached_property
     def conditions(self) -> list[Condition]:
-        """Every variant at every setting of the axes that it crosses, in the study's order."""
-        return [
-            Condition(variant, setting)
-            for variant in self.study.variants
-            for setting in settings_of(self.study, variant)
-        ]
+        """Every variant in every setting of the axes that it crosses, in the study's order."""
+        study = self.study
+        return [Condition(variant, at) for variant in study.variants for at in settings_of(study, variant)]
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """The settings that conditions are at, those left out that are a part of another."""
+        """The settings of the conditions, without those that are a part of another."""
         every = list(dict.fromkeys(condition.setting for condition in self.conditions))
         return [setting for setting in every if not any(set(setting) < set(other) for other in every)]
 
     @cached_property
     def contrasts(self) -> list[Contrast]:
-        """Every variant but the base against the base, at every setting of the axes that one of the two crosses."""
-        base = self.study.baseline
-        return [
-            Contrast(setting, self.at(variant, setting), self.at(base, setting))
-            for variant in self.study.variants
-            if variant != base
-            for setting in self._settings([*self.study.axes_of(variant), *self.study.axes_of(base)])
-        ]
+        """Every other variant against the baseline, in every setting of the axes that one of the two crosses."""
+        study, base = self.study, self.study.baseline
+        found = []
+        for variant in study.variants:
+            crossed = {*study.axes_of(variant), *study.axes_of(base)}
+            values = ([(axis, value) for value in study.axes[axis].values] for axis in study.axes if axis in crossed)
+            if variant != base:
+                found += [Contrast(at, self.at(variant, at), self.at(base, at)) for at in itertools.product(*values)]
+        return found
+
+    def contrast_rows(self, metric: str) -> list[ContrastRow]:
+        """Every contrast with its difference in a metric, in groups with a heading.
+
+        The contrasts in one setting are a group, from the lowest difference to the highest. Where a variant is alone
+        on its axes, its settings are a group, in the order of the axes.
+        """
+
+        def row(label: str, contrast: Contrast) -> ContrastRow:
+            return ContrastRow(label, contrast, self.compare(contrast.left, contrast.right, metric))
+
+        def by_difference(row: ContrastRow) -> tuple[bool, float]:
+            relative = row.difference.relative
+            return (True, 0.0) if relative is None or math.isnan(relative) else (False, relative)
+
+        by_axes: dict[tuple[str, ...], list[Contrast]] = {}
+        for contrast in self.contrasts:
+            by_axes.setdefault(tuple(axis for axis, _ in contrast.setting), []).append(contrast)
+        rows: list[ContrastRow] = []
+        for axes, contrasts in sorted(by_axes.items(), key=lambda item: len(item[0]) > 0):  # first without a heading
+            variants = list(dict.fromkeys(contrast.left.variant for contrast in contrasts))
+            if len(variants) == 1 and axes:
+                rows.append(ContrastRow(f"{variants[0]}: {', '.join(self.study.axes[axis].label for axis in axes)}"))
+                rows += [row(", ".join(value for _, value in contrast.setting), contrast) for contrast in contrasts]
+                continue
+            for setting in dict.fromkeys(contrast.setting for contrast in contrasts):
+                if setting:
+                    rows.append(ContrastRow(self.describe_setting(setting)))
+                group = [row(contrast.left.variant, contrast) for contrast in contrasts if contrast.setting == setting]
+                rows += sorted(group, key=by_difference)
+        return rows
 
     @cached_property
     def found(self) -> list[Mapping[str, Any]]:
-        """The records of the plan's trials that have one, each once; those of tuning are not among them."""
+        """The existing records of the plan's trials, each once, without those of tuning."""
         names = dict.fromkeys(self._names.values())
         return [self._records[name] for name in names if name in self._records]
 
     def tuning_scores(self) -> dict[Condition, dict[str, float | None]]:
-        """What tuning found for each condition and value: the mean of its metric over the tuning seeds, lower better;
-        infinite where a trial diverged, None where one is missing."""
+        """The mean of the tuning metric over the tuning seeds by condition and value, lower better; infinite where a
+        trial diverged, None where one is missing."""
         found: dict[Condition, dict[str, list[float]]] = {}
         for trial in self.plan.tuning_trials:
             ranks = found.setdefault(Condition(trial.variant, trial.setting), {}).setdefault(trial.tuned, [])
@@ -123,25 +161,24 @@ class Results:
         }
 
     def at(self, variant: str, setting: Sequence[tuple[str, str]]) -> Condition:
-        """A variant at a setting, of which the axes that it does not cross are left out."""
-        where = dict(setting)
-        return Condition(variant, tuple((axis, where[axis]) for axis in self.study.axes_of(variant) if axis in where))
+        """A variant in a setting, without the axes that it does not cross."""
+        values = dict(setting)
+        return Condition(variant, tuple((axis, values[axis]) for axis in self.study.axes_of(variant) if axis in values))
 
     def label(self, condition: Condition) -> str:
-        """A condition in words: `batch: 2`, or `batch: batch 2, conditioning additive` where there are more axes."""
+        """`batch: 2`, or `batch: size 2, conditioning additive` in a study with more axes."""
         if not condition.setting:
             return condition.variant
         only = len(self.study.axes) == 1
-        return f"{condition.variant}: " + ", ".join(
-            value if only else f"{axis} {value}" for axis, value in condition.setting
-        )
+        values = ", ".join(value if only else f"{axis} {value}" for axis, value in condition.setting)
+        return f"{condition.variant}: {values}"
 
-    def place(self, setting: Setting) -> str:
-        """A setting in words, by the axes' titles; empty for none."""
+    def describe_setting(self, setting: Setting) -> str:
+        """A setting by the labels of its axes; empty for none."""
         return "; ".join(f"{self.study.axes[axis].label}: {value}" for axis, value in setting)
 
     def name(self, condition: Condition, seed: int) -> str | None:
-        """The name of a trial; None where it waits for its tuning."""
+        """The name of a trial; None while its tuning is pending."""
         return self._names.get((condition, seed))
 
     def record(self, condition: Condition, seed: int) -> Mapping[str, Any] | None:
@@ -150,46 +187,23 @@ class Results:
 
     def records(self, condition: Condition) -> list[Mapping[str, Any]]:
         """The records of a condition, by seed."""
-        found = (self.record(condition, seed) for seed in self.study.seeds)
-        return [record for record in found if record]
+        return [record for seed in self.study.seeds if (record := self.record(condition, seed))]
 
     def state(self, condition: Condition, seed: int) -> State:
-        """Whether a trial is there, and trained to its end."""
+        """Whether a trial trained to its end, diverged, or has no record."""
         record = self.record(condition, seed)
         return record["outcome"] if record else "missing"
 
     def states(self, condition: Condition) -> list[State]:
-        """The state of each of a condition's trials."""
+        """The state of each trial of a condition."""
         return [self.state(condition, seed) for seed in self.study.seeds]
 
-    def scores(self, condition: Condition, metric: str, bin_: int | None = None) -> dict[int, Score]:
-        """What a condition's trials have of a metric, by seed; missing trials and values are left out.
-
-        Args:
-            condition: which trials.
-            metric: its name.
-            bin_: of a loss only the examples in this bin.
-        """
-        found = {}
-        for seed in self.study.seeds:
-            record = self.record(condition, seed)
-            score = self._score(record, metric, bin_) if record else None
-            if score is not None:
-                found[seed] = score
-        return found
-
-    def mean(self, condition: Condition, metric: str) -> float:
-        """The mean of a metric over the seeds that have a finite one; NaN where none has."""
-        values = [score.value for score in self.scores(condition, metric).values()]
-        finite = [value for value in values if math.isfinite(value)]
-        return sum(finite) / len(finite) if finite else math.nan
-
     def diverged(self, condition: Condition) -> int:
-        """How many of a condition's trials diverged."""
+        """The number of trials of a condition that diverged."""
         return self.states(condition).count("diverged")
 
     def is_batch_dependent(self, condition: Condition) -> bool:
-        """Whether norms of a condition depend on the batch: as its records say, or without one its configuration."""
+        """Whether norms of a condition depend on the batch, by its records or, without one, by its configuration."""
         if records := self.records(condition):
             return any(record["batch_dependent"] for record in records)
         trials = [*self.plan.trials, *self.plan.tuning_trials]
@@ -197,48 +211,33 @@ class Results:
         kinds = {part.get("kind", norm.kind) for norm in norms for part in ({}, *norm.overrides.values())}
         return any(NORMS[kind].batch_dependent for kind in kinds)
 
-    def compare(
-        self, left: Condition, right: Condition, metric: str, bin_: int | None = None, *, to: str | None = None
-    ) -> Difference:
-        """The paired difference of two conditions; arguments as in `scores`.
+    def scores(self, condition: Condition, metric: str, bin_: int | None = None) -> dict[int, Score]:
+        """The scores of a condition's trials by seed, without missing trials and values.
 
         Args:
-            to: right's metric where it is another than left's.
+            condition: which trials.
+            metric: its name.
+            bin_: for a loss, only the examples in this bin.
         """
-        return paired_difference(self.scores(left, metric, bin_), self.scores(right, to or metric, bin_))
-
-    def judge(self, hypothesis: Hypothesis) -> tuple[Verdict, list[ComparisonResult]]:
-        """The verdict on a hypothesis, and on each of its comparisons."""
-        judged = []
-        for comparison in hypothesis.comparisons:
-            sides = (comparison.left, comparison.right)
-            left, right = (self.at(side["variant"], list(side.items())) for side in sides)
-            difference = self.compare(left, right, hypothesis.metric)
-            verdict = judge(difference, comparison.expect, hypothesis.margin)
-            judged.append(ComparisonResult(left, comparison.expect, right, difference, verdict))
-        return judge_all(one.verdict for one in judged), judged
-
-    def _settings(self, axes: Sequence[str]) -> list[Setting]:
-        """Every combination of the axes' values, in the study's order."""
-        crossed = [axis for axis in self.study.axes if axis in axes]
-        values = [[(axis, value) for value in self.study.axes[axis].values] for axis in crossed]
-        return list(itertools.product(*values))
+        found = {}
+        for seed in self.study.seeds:
+            if (record := self.record(condition, seed)) is None:
+                continue
+            key = (record["cell"], metric, bin_)
+            if key not in self._scores:
+                self._scores[key] = self._score(record, metric, bin_)
+            if (score := self._scores[key]) is not None:
+                found[seed] = score
+        return found
 
     def _score(self, record: Mapping[str, Any], metric: str, bin_: int | None) -> Score | None:
-        key = (record["cell"], metric, bin_)
-        if key not in self._scores:
-            self._scores[key] = self._read(record, metric, bin_)
-        return self._scores[key]
-
-    def _read(self, record: Mapping[str, Any], metric: str, bin_: int | None) -> Score | None:
         worst = metric_info(metric).worst
         if record["outcome"] == "diverged":
             return None if worst is None else Score(worst)
         if metric not in LOSSES:
             value = metric_value(record, metric)
             return None if value is None else Score(float(value))
-        errors = errors_in(record, metric)
-        if errors is None:
+        if (errors := errors_in(record, metric)) is None:
             return None
         bins = np.asarray(record["bank"]["bins"])
         if bin_ is not None:
@@ -247,5 +246,33 @@ class Results:
             return None
         if not np.isfinite(errors).all():
             return Score(worst)
-        bank = self._banks.setdefault(tuple(bins.tolist()), Bank(bins))
-        return Score(bank.loss(errors), bank.resampled(errors), record["bank"]["fingerprint"])
+        examples = self._bins.setdefault(tuple(bins.tolist()), ValidationBins(bins))
+        return Score(examples.loss(errors), examples.resampled(errors), record["bank"]["fingerprint"])
+
+    def mean(self, condition: Condition, metric: str) -> float:
+        """The mean of a metric over the seeds that have a finite one; NaN where none has."""
+        values = [score.value for score in self.scores(condition, metric).values()]
+        finite = [value for value in values if math.isfinite(value)]
+        return sum(finite) / len(finite) if finite else math.nan
+
+    def compare(
+        self,
+        left: Condition,
+        right: Condition,
+        metric: str,
+        bin_: int | None = None,
+        *,
+        right_metric: str | None = None,
+    ) -> Difference:
+        """The paired difference of two conditions in a metric; `right_metric` where the right has another."""
+        return paired_difference(self.scores(left, metric, bin_), self.scores(right, right_metric or metric, bin_))
+
+    def judge(self, hypothesis: Hypothesis) -> tuple[Verdict, list[ComparisonResult]]:
+        """The verdict on a hypothesis, and the result of each of its comparisons."""
+        found = []
+        for comparison in hypothesis.comparisons:
+            left, right = (self.at(s["variant"], list(s.items())) for s in (comparison.left, comparison.right))
+            difference = self.compare(left, right, hypothesis.metric)
+            verdict = judge(difference, comparison.expect, hypothesis.margin)
+            found.append(ComparisonResult(left, comparison.expect, right, difference, verdict))
+        return judge_all(result.verdict for result in found), found

@@ -1,17 +1,17 @@
-"""Paired differences between two sides of a comparison, their intervals, and verdicts on what was expected.
+"""Paired differences between the two sides of a comparison, their intervals, and verdicts on expectations.
 
-Two trials with the same seed saw the same images, noise and noise levels, and were scored on the same bank, so their
-difference is taken seed by seed, and example by example where the metric is a mean over the bank. There are two
-intervals, each of 95%:
+Two trials with the same seed saw the same images, noise and noise levels, and were scored on the same validation set,
+so their difference is taken seed by seed, and example by example where the metric is a mean over that set. There are
+two intervals, each of 95%:
 
-- Student's t over the seeds' differences. It knows how far retraining moves the result, but not that the bank is
-  one draw of examples; at two or three seeds it is wide, as it should be.
-- A bootstrap in two levels: seeds are drawn with replacement, and so are the bank's examples within their bins of
-  log-SNR, the same draw for every trial (Efron & Tibshirani, 1993; percentiles). It knows about the examples, but at
-  few seeds it is too narrow.
+- Student's t over the seeds' differences. It accounts for the variance of retraining, but not for the choice of
+  validation examples; at two or three seeds it is wide, as it should be.
+- A bootstrap on two levels: seeds are drawn with replacement, and so are the validation examples within their bins of
+  log-SNR, the same draws for every trial (Efron & Tibshirani, 1993; percentiles). It accounts for the examples, but is
+  too narrow at few seeds.
 
-The interval that figures show and verdicts use reaches over both. One seed says nothing of retraining: there is a
-bootstrap interval, of the examples alone, and no verdict.
+Figures and verdicts use the smallest interval that contains both. One seed contains no information on retraining:
+there is a bootstrap interval, over the examples alone, and no verdict.
 """
 
 import math
@@ -25,7 +25,7 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 2000
 ENOUGH_PAIRS = 2
-"""Pairs of seeds from which on there can be a verdict."""
+"""Fewest pairs of seeds for a verdict."""
 
 Expectation = Literal["higher", "lower", "same"]
 Verdict = Literal["supported", "refuted", "not enough evidence", "missing"]
@@ -33,18 +33,18 @@ Verdict = Literal["supported", "refuted", "not enough evidence", "missing"]
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`; either may be infinite where a side diverged."""
+    """From `low` to `high`; an end is infinite where a side diverged."""
 
     low: float
     high: float
 
     def hull(self, other: "Interval | None") -> "Interval":
-        """The smallest interval that holds both."""
+        """The smallest interval that contains both."""
         return self if other is None else Interval(min(self.low, other.low), max(self.high, other.high))
 
 
-class Bank:
-    """The frozen validation bank as the statistics see it: the loss is the mean of the means of its bins.
+class ValidationBins:
+    """The bins of the validation examples: a loss is the mean of the means over its bins.
 
     Args:
         bins: the bin of each example, (n,).
@@ -55,16 +55,16 @@ class Bank:
         self._members = [np.flatnonzero(self.bins == b) for b in np.unique(self.bins)]
 
     def loss(self, errors: np.ndarray) -> float:
-        """The mean of the bins' means of errors (n,), as `gnunet.evaluation.validation.summarize` takes it."""
+        """The mean over bins of the mean error, of errors (n,), as `gnunet.evaluation.validation.summarize`."""
         return float(np.mean([errors[members].mean() for members in self._members]))
 
     def resampled(self, errors: np.ndarray) -> np.ndarray:
-        """The loss of errors (n,) on each of the bank's resamples, (RESAMPLES,): the same draws for all errors."""
+        """The loss of errors (n,) on each resample of the examples, (RESAMPLES,): the same draws for all errors."""
         return self._weights @ errors
 
     @cached_property
     def _weights(self) -> np.ndarray:
-        """What each example counts for in each resample: (RESAMPLES, n)."""
+        """The weight of each example in each resample, (RESAMPLES, n)."""
         rng = np.random.default_rng(0)
         weights = np.empty((RESAMPLES, len(self.bins)))
         for members in self._members:
@@ -75,22 +75,21 @@ class Bank:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What one trial has of a metric."""
+    """The value of a metric for one trial."""
 
     value: float
-    """Infinite where the trial diverged: worse than any number (`-inf` where high is good)."""
+    """Infinite where the trial diverged: worse than any number (`-inf` where higher is better)."""
     resampled: np.ndarray | None = None
-    """The value on each of the bank's resamples, (RESAMPLES,); None where the metric is not a mean over a bank."""
-    bank: str = ""
-    """Which bank that is: values on different banks cannot be paired by example."""
+    """The value on each resample of the validation set, (RESAMPLES,); None for a metric that is not a mean over it."""
+    fingerprint: str = ""
+    """Of the validation set: values on different sets cannot be paired by example."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Left minus right over the seeds that both have, as a share of the size of right's mean.
+    """Left minus right over the seeds that both have, relative to the absolute mean of right.
 
-    A pair of which one side diverged counts as an infinite difference; a pair of which both did says nothing and
-    does not count.
+    A pair in which one side diverged counts as an infinite difference; a pair in which both did does not count.
     """
 
     pairs: int
@@ -118,7 +117,7 @@ class Difference:
 
     @property
     def interval(self) -> Interval | None:
-        """Relative: what reaches over both intervals, and to infinity on the side of a divergence."""
+        """Relative: contains both intervals, and extends to infinity on the side of a divergence."""
         if self.pairs and self.pairs == self.above + self.below:
             return Interval(-math.inf if self.below else math.inf, math.inf if self.above else -math.inf)
         known = self.student.hull(self.bootstrap) if self.student else self.bootstrap
@@ -129,7 +128,7 @@ class Difference:
 
 
 def paired_difference(left: Mapping[int, Score], right: Mapping[int, Score]) -> Difference:
-    """The difference of two sides whose scores are given by seed; seeds that only one side has are left out."""
+    """The difference of two sides with scores by seed; seeds that only one side has are ignored."""
     pairs = [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
     finite = [(a, b) for a, b in pairs if math.isfinite(a.value) and math.isfinite(b.value)]
     above = sum(a.value - b.value == math.inf for a, b in pairs)
@@ -164,14 +163,14 @@ def student_interval(values: np.ndarray) -> Interval | None:
 
 
 def judge(difference: Difference, expect: Expectation, margin: float = 0.0) -> Verdict:
-    """What a difference says of left being higher or lower than right by more than `margin`, or the same within it.
+    """Judge whether left is higher or lower than right by more than `margin`, or the same within it.
 
-    Supported where the whole interval is where it was expected, refuted where the whole interval is outside it.
+    Supported where the whole interval is in the expected range, refuted where the whole interval is outside it.
 
     Args:
         difference: of left and right.
-        expect: where left was expected.
-        margin: share of right's mean.
+        expect: how left was expected to compare.
+        margin: relative to right's mean.
     """
     interval = difference.interval
     if difference.pairs + difference.both_diverged == 0:
@@ -188,7 +187,7 @@ def judge(difference: Difference, expect: Expectation, margin: float = 0.0) -> V
 
 
 def judge_all(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict on a claim that holds where every one of its comparisons does: one refuted refutes it."""
+    """The verdict on a claim that holds where all its comparisons do: one refuted comparison refutes it."""
     found = set(verdicts)
     order: tuple[Verdict, ...] = ("refuted", "missing", "not enough evidence", "supported")
     return next(verdict for verdict in order if verdict in found)
@@ -197,11 +196,11 @@ def judge_all(verdicts: Iterable[Verdict]) -> Verdict:
 def _bootstrap_interval(pairs: Sequence[tuple[Score, Score]]) -> Interval | None:
     if any(side.resampled is None for pair in pairs for side in pair):
         return None
-    if len({side.bank for pair in pairs for side in pair}) > 1:
+    if len({side.fingerprint for pair in pairs for side in pair}) > 1:
         return None
-    shares = _seed_shares(len(pairs))
+    weights = _seed_weights(len(pairs))
     left, right = (
-        (shares * np.stack([side.resampled for side in sides], axis=1)).sum(axis=1)
+        (weights * np.stack([side.resampled for side in sides], axis=1)).sum(axis=1)
         for sides in zip(*pairs, strict=True)
     )
     tail = (1 - LEVEL) / 2
@@ -210,13 +209,13 @@ def _bootstrap_interval(pairs: Sequence[tuple[Score, Score]]) -> Interval | None
 
 
 @lru_cache(maxsize=64)
-def _seed_shares(count: int) -> np.ndarray:
-    """How much each of `count` seeds counts for in each resample of them: (RESAMPLES, count)."""
+def _seed_weights(count: int) -> np.ndarray:
+    """The weight of each of `count` seeds in each resample of them, (RESAMPLES, count)."""
     return np.random.default_rng(1).multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
 
 
 @lru_cache(maxsize=64)
 def _t_quantile(degrees: int) -> float:
-    from scipy import stats  # an extra, and slow to import: `report.write_report` says where it is missing
+    from scipy import stats  # optional, and slow to import; `write_report` reports where it is missing
 
     return float(stats.t.ppf(0.5 + LEVEL / 2, degrees))

@@ -1,4 +1,4 @@
-"""The figures of a study's report, one file for each family."""
+"""The figures of a report, one file for each family."""
 
 from gnunet.ablation.analysis.metrics import sample_metrics
 from gnunet.ablation.analysis.results import Results
@@ -20,7 +20,7 @@ __all__ = ["Picture", "draw_all"]
 
 
 def draw_all(results: Results) -> list[Picture]:
-    """Every figure that a study's records allow, in the order of the report."""
+    """Draw every figure that the records of a study allow, in the order of the report."""
     study = results.study
     styles = variant_styles(list(study.variants), study.baseline)
     metrics = ["validation_loss", *sample_metrics(results.found)]

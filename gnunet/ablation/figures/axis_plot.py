@@ -1,8 +1,8 @@
-"""A metric against one of a study's axes: the figure of Wu & He (2018), with intervals."""
+"""A metric against one of a study's axes, as in Wu & He (2018), with intervals."""
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gnunet.ablation.analysis.metrics import metric_info
-from gnunet.ablation.analysis.results import Results
+from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.analysis.statistics import Interval, student_interval
-from gnunet.ablation.figures.scales import dodge, loss_axis, places, relative_axis, study_axis
-from gnunet.ablation.figures.style import Picture, VariantStyle, legend_rows, new_figure, put_legend, render
+from gnunet.ablation.figures.scales import dodge, loss_axis, positions, relative_axis, study_axis
+from gnunet.ablation.figures.style import Picture, VariantStyle, legend_height, new_figure, put_legend, render
 from gnunet.ablation.plan import Setting
+from gnunet.ablation.study import Axis, Study
 
 
 @dataclass(frozen=True)
@@ -24,137 +25,111 @@ class _Mark:
     value: float
     """NaN where there is nothing finite."""
     interval: Interval | None
-    lost: int
-    """Seeds that diverged."""
+    diverged: int
+    """Number of seeds that diverged."""
 
 
-@dataclass(frozen=True)
-class _Series:
-    """What is drawn of one variant: a mark at each value of the axis, or one mark where it does not depend on it."""
-
-    variant: str
-    marks: list[_Mark]
-    flat: bool
+Marks = Mapping[str, Sequence[_Mark]]
+"""By variant: a mark at each value of the axis, or one mark where the variant does not depend on it."""
 
 
 def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: str) -> Picture:
-    """A metric, and its difference to the baseline, against an axis; a row of panels at each setting of the others."""
-    study, shown_as = results.study, metric_info(metric)
-    rest = list(_other_settings(results, axis))
-    drawn = [variant for variant in study.variants if set(study.axes_of(variant)) <= {axis, *dict(rest[0])}]
-    figure = new_figure(3.3 * len(rest) + 0.2 * legend_rows(len(drawn)) + 0.2)
-    for panels, setting in zip(figure.subplots(len(rest), 2, squeeze=False), rest, strict=True):
-        values = [
-            _series(results, variant, setting, axis, _value_mark(results, metric), [variant]) for variant in drawn
-        ]
-        _draw_panel(panels[0], results, styles, axis, values)
-        loss_axis(panels[0], "y", _extent(values))
-        panels[0].set_ylabel(shown_as.label)
-        panels[0].set_title(results.place(setting))
-        others = [variant for variant in drawn if variant != study.baseline and study.baseline in drawn]
-        mark = _difference_mark(results, metric)
-        differences = [_series(results, variant, setting, axis, mark, [variant, study.baseline]) for variant in others]
-        _draw_panel(panels[1], results, styles, axis, differences)
-        relative_axis(panels[1], "y", _extent(differences), f"difference to {study.baseline}")
-        panels[1].axhline(0, color=styles[study.baseline].colour, linewidth=1)
-    put_legend(figure, [Line2D([], [], label=variant, **styles[variant].drawn) for variant in drawn])
+    """A metric, and its difference to the baseline, against an axis; a row of panels in each setting of the others."""
+    study, base, info = results.study, results.study.baseline, metric_info(metric)
+    settings = _other_settings(study, axis)
+    drawn = [variant for variant in study.variants if set(study.axes_of(variant)) <= {axis, *dict(settings[0])}]
+    compared = [variant for variant in drawn if variant != base and base in drawn]
+    figure = new_figure(3.3 * len(settings) + legend_height(len(drawn)) + 0.2)
+    for (left, right), setting in zip(figure.subplots(len(settings), 2, squeeze=False), settings, strict=True):
+
+        def along(*variants: str, setting: Setting = setting) -> list[Setting]:
+            """The settings along the axis, or the first of them where none of the variants crosses it."""
+            values = [(*setting, (axis, value)) for value in study.axes[axis].values]
+            return values if any(axis in study.axes_of(variant) for variant in variants) else values[:1]
+
+        values = {v: [_value(results, results.at(v, at), metric) for at in along(v)] for v in drawn}
+        flat = [v for v in drawn if axis not in study.axes_of(v)]
+        _draw_panel(left, study.axes[axis], styles, values, flat)
+        loss_axis(left, "y", _extent(values))
+        left.set_ylabel(info.label)
+        left.set_title(results.describe_setting(setting))
+        differences = {
+            v: [_difference(results, results.at(v, at), results.at(base, at), metric) for at in along(v, base)]
+            for v in compared
+        }
+        _draw_panel(right, study.axes[axis], styles, differences, flat if base in flat else [])
+        relative_axis(right, "y", _extent(differences), f"difference to {base}")
+        right.axhline(0, color=styles[base].colour, linewidth=1)
+    put_legend(figure, [Line2D([], [], label=variant, **styles[variant].line_kwargs) for variant in drawn])
     caption = (
-        "Left: mean over the seeds with Student's 95% interval; what the validation bank adds is the same for all "
-        f"variants and is not in it. Right: paired difference to {study.baseline} with the 95% interval that verdicts "
-        "use (see Statistics). Flat lines with a band: variants that do not cross the axis. Crosses at the upper edge: "
-        "seeds diverged, and a hollow marker is the mean of those left. No marker: missing."
+        "Left: mean over the seeds with Student's 95% interval, without the uncertainty of the validation set, which "
+        f"all variants share. Right: paired difference to {base} with the 95% interval that verdicts use (see "
+        "Statistics). Flat lines with a band: variants that do not cross the axis. Crosses at the upper edge: seeds "
+        "diverged, and a hollow marker is the mean of those left. No marker: missing."
     )
-    return render(figure, f"axis_{axis}_{metric}", f"{shown_as.heading} against {study.axes[axis].label}", caption)
+    return render(figure, f"axis_{axis}_{metric}", f"{info.heading} against {study.axes[axis].label}", caption)
 
 
-def _other_settings(results: Results, axis: str) -> Iterator[Setting]:
+def _other_settings(study: Study, axis: str) -> list[Setting]:
     """Every combination of the other axes that variants with this axis cross."""
-    study = results.study
-    crossed = {
-        other for variant in study.variants if axis in study.axes_of(variant) for other in study.axes_of(variant)
-    } - {axis}
-    others = [other for other in study.axes if other in crossed]
-    yield from itertools.product(*([(other, value) for value in study.axes[other].values] for other in others))
+    crossings = [set(study.axes_of(variant)) for variant in study.variants if axis in study.axes_of(variant)]
+    others = [other for other in study.axes if other != axis and any(other in crossed for crossed in crossings)]
+    return list(itertools.product(*([(other, value) for value in study.axes[other].values] for other in others)))
 
 
-def _series(
-    results: Results,
-    variant: str,
-    setting: Setting,
-    axis: str,
-    mark: Callable[[str, Setting], _Mark],
-    depends_on: list[str],
-) -> _Series:
-    flat = not any(axis in results.study.axes_of(one) for one in depends_on)
-    values = list(results.study.axes[axis].values)
-    return _Series(
-        variant, [mark(variant, (*setting, (axis, value))) for value in (values[:1] if flat else values)], flat
-    )
+def _value(results: Results, condition: Condition, metric: str) -> _Mark:
+    values = [score.value for score in results.scores(condition, metric).values()]
+    finite = np.array([value for value in values if math.isfinite(value)])
+    diverged = len(values) - len(finite)
+    interval = None if diverged else student_interval(finite)
+    return _Mark(float(finite.mean()) if len(finite) else math.nan, interval, diverged)
 
 
-def _value_mark(results: Results, metric: str) -> Callable[[str, Setting], _Mark]:
-    def mark(variant: str, setting: Setting) -> _Mark:
-        values = [score.value for score in results.scores(results.at(variant, setting), metric).values()]
-        finite = np.array([value for value in values if math.isfinite(value)])
-        lost = len(values) - len(finite)
-        interval = None if lost else student_interval(finite)
-        return _Mark(float(finite.mean()) if len(finite) else math.nan, interval, lost)
-
-    return mark
+def _difference(results: Results, left: Condition, right: Condition, metric: str) -> _Mark:
+    difference = results.compare(left, right, metric)
+    mean = float(np.mean(difference.by_seed)) if difference.by_seed else math.nan
+    return _Mark(mean, None if difference.diverged else difference.interval, difference.diverged)
 
 
-def _difference_mark(results: Results, metric: str) -> Callable[[str, Setting], _Mark]:
-    def mark(variant: str, setting: Setting) -> _Mark:
-        difference = results.compare(results.at(variant, setting), results.at(results.study.baseline, setting), metric)
-        lost = difference.diverged
-        value = float(np.mean(difference.by_seed)) if difference.by_seed else math.nan
-        return _Mark(value, None if lost else difference.interval, lost)
-
-    return mark
-
-
-def _extent(series: Sequence[_Series]) -> list[float]:
-    """What the panel must show: every mean, and of intervals that are very wide a part."""
-    marks = [mark for one in series for mark in one.marks if math.isfinite(mark.value)]
-    means = [mark.value for mark in marks]
+def _extent(marks: Marks) -> list[float]:
+    """What the panel must show: every mean, and a part of very wide intervals."""
+    finite = [mark for mark in itertools.chain(*marks.values()) if math.isfinite(mark.value)]
+    means = [mark.value for mark in finite]
     if not means:
         return []
     room = max(max(means) - min(means), 0.02 * max(map(abs, means))) / 2
-    ends = [end for mark in marks if mark.interval for end in (mark.interval.low, mark.interval.high)]
-    return [*means, *(min(max(end, min(means) - room), max(means) + room) for end in ends)]
+    ends = [end for mark in finite if mark.interval for end in (mark.interval.low, mark.interval.high)]
+    return [*means, *np.clip(ends, min(means) - room, max(means) + room)]
 
 
-def _draw_panel(
-    panel: Axes, results: Results, styles: dict[str, VariantStyle], axis: str, series: Sequence[_Series]
-) -> None:
-    study_axis(panel, results.study.axes[axis])
-    along = [one for one in series if not one.flat]
-    for one, step in zip(along, dodge(results.study.axes[axis], len(along)), strict=True):
-        _draw_along(panel, places(results.study.axes[axis]) + step, one.marks, styles[one.variant])
-    lost = 0
-    for one in series:
-        if one.flat:
-            look, mark = styles[one.variant], one.marks[0]
-            panel.axhline(mark.value, color=look.colour, linestyle=look.line)
+def _draw_panel(panel: Axes, axis: Axis, styles: dict[str, VariantStyle], marks: Marks, flat: Iterable[str]) -> None:
+    study_axis(panel, axis)
+    crossing = [variant for variant in marks if variant not in flat]
+    for variant, shift in zip(crossing, dodge(axis, len(crossing)), strict=True):
+        _draw_along(panel, positions(axis) + shift, marks[variant], styles[variant])
+    crosses = 0
+    for variant in marks:
+        if variant in flat:
+            style, mark = styles[variant], marks[variant][0]
+            panel.axhline(mark.value, color=style.colour, linestyle=style.line)
             if mark.interval:
-                panel.axhspan(mark.interval.low, mark.interval.high, color=look.colour, alpha=0.08, linewidth=0)
-            if mark.lost:
-                _draw_cross(panel, 0.99 - 0.03 * lost, look, panel.transAxes)
-                lost += 1
+                panel.axhspan(mark.interval.low, mark.interval.high, color=style.colour, alpha=0.08, linewidth=0)
+            if mark.diverged:
+                _draw_cross(panel, 0.99 - 0.03 * crosses, style, panel.transAxes)
+                crosses += 1
 
 
-def _draw_along(panel: Axes, x: np.ndarray, marks: Sequence[_Mark], look: VariantStyle) -> None:
-    panel.plot(x, [mark.value for mark in marks], color=look.colour, linestyle=look.line)
+def _draw_along(panel: Axes, x: np.ndarray, marks: Sequence[_Mark], style: VariantStyle) -> None:
+    panel.plot(x, [mark.value for mark in marks], color=style.colour, linestyle=style.line)
     for at, mark in zip(x, marks, strict=True):
         if mark.interval:
-            panel.plot([at, at], [mark.interval.low, mark.interval.high], color=look.colour, linewidth=1)
-        fill = "white" if mark.lost else look.colour
-        panel.plot(at, mark.value, marker=look.marker, color=look.colour, markerfacecolor=fill, zorder=3)
-        if mark.lost:
-            _draw_cross(panel, at, look, panel.get_xaxis_transform())
+            panel.plot([at, at], [mark.interval.low, mark.interval.high], color=style.colour, linewidth=1)
+        fill = "white" if mark.diverged else style.colour
+        panel.plot(at, mark.value, marker=style.marker, color=style.colour, markerfacecolor=fill, zorder=3)
+        if mark.diverged:
+            _draw_cross(panel, at, style, panel.get_xaxis_transform())
 
 
-def _draw_cross(panel: Axes, x: float, look: VariantStyle, transform) -> None:
-    panel.plot(
-        x, 0.985, "x", color=look.colour, markersize=7, markeredgewidth=2, transform=transform, clip_on=False, zorder=4
-    )
+def _draw_cross(panel: Axes, x: float, style: VariantStyle, transform) -> None:
+    cross = {"markersize": 7, "markeredgewidth": 2, "transform": transform, "clip_on": False, "zorder": 4}
+    panel.plot(x, 0.985, "x", color=style.colour, **cross)

@@ -7,62 +7,58 @@ from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.formatting import is_clear, percent, percent_tick
 from gnunet.ablation.analysis.results import Contrast, Results
-from gnunet.ablation.figures.rows import Row, contrast_rows
 from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, new_figure, render
 
 _SHOWN = 0.8
-"""Share of the differences that the colours reach over; the few beyond them have the colours at the ends."""
+"""Share of the differences that the colours span; those beyond have the colours at the ends."""
 
 
 def draw(results: Results) -> Picture | None:
     """The paired difference in the validation loss by bin of log-SNR; None where there is nothing to compare."""
-    rows = contrast_rows(results, "validation_loss")
+    rows, base = results.contrast_rows("validation_loss"), results.study.baseline
     edges = _log_snr_edges(results)
     if not rows or edges is None:
         return None
-    grid = np.full((len(rows), len(edges) - 1), math.nan)
+    bins = len(edges) - 1
+    grid, clear = np.full((len(rows), bins), math.nan), np.zeros((len(rows), bins), bool)
     figure = new_figure(ROW * len(rows) + 1.0)
     panel = figure.subplots()
     panel.grid(visible=False)
-    marks: list[tuple[int, int]] = []
     for y, row in enumerate(rows):
         if row.difference is None:
             panel.text(-0.45, y, row.label, va="center", weight="bold")
             continue
-        grid[y], clear = _by_bin(results, row.contrast, len(edges) - 1)
-        marks += [(x, y) for x in np.flatnonzero(clear)]
+        grid[y], clear[y] = _by_bin(results, row.contrast, bins)
         if row.difference.diverged or row.difference.pairs == 0:
-            how = DIVERGED if row.difference.diverged else MISSING
-            panel.add_patch(Rectangle((-0.5, y - 0.5), len(edges) - 1, 1, **how | {"facecolor": "none"}))
+            hatch = DIVERGED if row.difference.diverged else MISSING
+            panel.add_patch(Rectangle((-0.5, y - 0.5), bins, 1, **hatch | {"facecolor": "none"}))
     limit = _limit(grid)
     image = panel.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
-    for x, y in marks:
+    for y, x in np.argwhere(clear):
         panel.plot(x, y, ".", color="white" if abs(grid[y, x]) > 0.6 * limit else "black", markersize=2.5)
-    panel.set_yticks(range(len(rows)), [_label(row) for row in rows])
+    labels = []
+    for row in rows:
+        diverged = row.difference.diverged if row.difference else 0
+        labels.append("" if row.difference is None else f"{row.label} ({diverged} diverged)" if diverged else row.label)
+    panel.set_yticks(range(len(rows)), labels)
     panel.set_xticks(np.arange(len(edges)) - 0.5, [f"{edge:.3g}".replace("-", "\N{MINUS SIGN}") for edge in edges])
     panel.tick_params(axis="y", length=0)
     panel.set_xlabel("log-SNR (natural logarithm; left: mostly noise)")
-    beyond = np.nanmax(np.abs(grid), initial=0.0) > limit
-    bar = figure.colorbar(image, extend="both" if beyond else "neither", aspect=30, pad=0.01)
-    bar.set_label(f"difference to {results.study.baseline}, relative to it")
+    is_clipped = np.nanmax(np.abs(grid), initial=0.0) > limit
+    bar = figure.colorbar(image, extend="both" if is_clipped else "neither", aspect=30, pad=0.01)
+    bar.set_label(f"difference to {base}, relative to it")
     bar.ax.yaxis.set_major_formatter(percent_tick)
-    clipped = f" Differences beyond {percent(limit)[1:]} have the colour of the end." if beyond else ""
+    clipped = f" Differences beyond {percent(limit)[1:]} have the colour of the end." if is_clipped else ""
     caption = (
-        f"Paired difference of the validation loss to {results.study.baseline} in each bin of noise levels. Red: "
-        f"higher. Dots: the bin's 95% interval leaves out zero.{clipped} Crosshatched: seeds diverged, and the colour "
-        "is of those left. Hatched: missing."
+        f"Paired difference of the validation loss to {base} in each bin of noise levels. Red: higher. Dots: the bin's "
+        f"95% interval excludes zero.{clipped} Crosshatched: seeds diverged, and the colour is of those left. Hatched: "
+        "missing."
     )
-    return render(figure, "log_snr", f"Validation loss by noise level: difference to {results.study.baseline}", caption)
-
-
-def _label(row: Row) -> str:
-    if row.difference is None:
-        return ""
-    return f"{row.label} ({row.difference.diverged} diverged)" if row.difference.diverged else row.label
+    return render(figure, "log_snr", f"Validation loss by noise level: difference to {base}", caption)
 
 
 def _by_bin(results: Results, contrast: Contrast, bins: int) -> tuple[np.ndarray, np.ndarray]:
-    """The difference in each bin, NaN where there is none, and whether its interval leaves out zero: (bins,) each."""
+    """The difference in each bin, NaN where there is none, and whether its interval excludes zero: (bins,) each."""
     differences = [results.compare(contrast.left, contrast.right, "validation_loss", b) for b in range(bins)]
     means = [np.mean(difference.by_seed) if difference.by_seed else math.nan for difference in differences]
     return np.array(means), np.array([is_clear(d) and bool(d.by_seed) for d in differences])

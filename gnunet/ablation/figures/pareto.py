@@ -1,7 +1,7 @@
 """Loss against speed and memory, with the variants that no other beats in both."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,41 +12,42 @@ from matplotlib.transforms import Bbox
 from gnunet.ablation.analysis.metrics import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.scales import loss_axis
-from gnunet.ablation.figures.style import GREY, Picture, VariantStyle, legend_rows, new_figure, put_legend, render
+from gnunet.ablation.figures.style import GREY, Picture, VariantStyle, legend_height, new_figure, put_legend, render
 
+Point = tuple[float, float]
+"""(cost, loss)."""
 _COSTS = {"images_per_second": -1.0, "saved_mib": 1.0, "peak_memory_mib": 1.0}
 """What is on the x axes, and 1 where low is good."""
-_PLACES = [(7, 0), (-7, 0), *((dx, dy) for dy in (-13, -24, -35, -46, 13) for dx in (0, 6, -6))]
-"""Where a name may be, in points from its point: beside it, else below, where no other point is."""
-_BEHIND_NAMES = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
+_LABEL_OFFSETS = [(7, 0), (-7, 0), *((dx, dy) for dy in (-13, -24, -35, -46, 13) for dx in (0, 6, -6))]
+"""Where a label may be, in printer's points from its point: at its side, else below, where no other point is."""
+_LABEL_BACKGROUND = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
 
 
 def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
     """A panel for each cost; None where no record has a loss and a cost."""
     losses = {condition: results.mean(condition, "validation_loss") for condition in results.conditions}
-    shown: dict[str, dict[Condition, tuple[float, float]]] = {}
+    shown: dict[str, dict[Condition, Point]] = {}
     for name in _COSTS:
         points = {condition: (results.mean(condition, name), loss) for condition, loss in losses.items()}
-        finite = {c: point for c, point in points.items() if all(map(math.isfinite, point))}
-        if finite:
+        if finite := {c: point for c, point in points.items() if all(map(math.isfinite, point))}:
             shown[name] = finite
     if not shown:
         return None
-    figure = new_figure(4.4 + 0.2 * legend_rows(len(styles)))
+    figure = new_figure(4.4 + legend_height(len(styles)))
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     panels[0].set_ylabel(metric_info("validation_loss").label)
     top = _scale(panels[0], [loss for points in shown.values() for _, loss in points.values()])
     for panel, (name, points) in zip(panels, shown.items(), strict=True):
         for condition, (cost, loss) in points.items():
-            look = styles[condition.variant]
-            fill = look.colour if loss <= top else "white"
-            panel.plot(cost, min(loss, top), marker=look.marker, color=look.colour, markerfacecolor=fill, clip_on=False)
+            style = styles[condition.variant]
+            marker = {"marker": style.marker, "markerfacecolor": style.colour if loss <= top else "white"}
+            panel.plot(cost, min(loss, top), color=style.colour, clip_on=False, **marker)
         loss_axis(panel, "x", [cost for cost, _ in points.values()])
         panel.set_xlabel(metric_info(name).label)
         if panel.get_xscale() == "linear":
             panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    handles = [Line2D([], [], label=a, **styles[a].drawn | {"linestyle": "none"}) for a in results.study.variants]
-    put_legend(figure, handles)
+    no_line = {"linestyle": "none"}
+    put_legend(figure, [Line2D([], [], label=v, **styles[v].line_kwargs | no_line) for v in results.study.variants])
     figure.draw_without_rendering()  # labels are placed in pixels, which the layout decides
     for panel, (name, points) in zip(panels, shown.items(), strict=True):
         front = _front(points, _COSTS[name])
@@ -55,14 +56,14 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
     absent = [results.label(condition) for condition, loss in losses.items() if not math.isfinite(loss)]
     caption = (
         "Means over the seeds that trained to their end. Down is better, and so is right for speed and left for "
-        "memory; the line joins those that none beats in both, whose names are written. Hollow: above the upper edge."
+        "memory; the line joins the labelled conditions, which none beats in both. Hollow: above the upper edge."
         + (f" Without a loss: {', '.join(absent)}." if absent else "")
     )
     return render(figure, "pareto", "Loss against speed and memory", caption)
 
 
 def _scale(panel: Axes, losses: Sequence[float]) -> float:
-    """Leave room for names below the lowest loss, and cut off what is far above the others; returns the upper end."""
+    """Leave room for labels below the lowest loss, and cut off losses far above the others; returns the upper end."""
     low, middle, high = min(losses), float(np.median(losses)), max(losses)
     top = min(high, low + 3 * (middle - low)) if middle > low else high
     room = (top - low) or 0.05 * abs(low) or 1.0
@@ -70,8 +71,8 @@ def _scale(panel: Axes, losses: Sequence[float]) -> float:
     return top
 
 
-def _front(points: dict[Condition, tuple[float, float]], sign: float) -> list[Condition]:
-    """The conditions that no other is better than in both, from the cheapest on."""
+def _front(points: Mapping[Condition, Point], sign: float) -> list[Condition]:
+    """The conditions that no other beats in both cost and loss, from the cheapest."""
     front: list[Condition] = []
     for condition in sorted(points, key=lambda c: (sign * points[c][0], points[c][1])):
         if not front or points[condition][1] < points[front[-1]][1]:
@@ -79,25 +80,24 @@ def _front(points: dict[Condition, tuple[float, float]], sign: float) -> list[Co
     return front
 
 
-def _place_labels(panel: Axes, points: Sequence[tuple[float, float]], labels: dict[str, tuple[float, float]]) -> None:
-    """Write labels beside their points, where they hide as little as possible of points and other labels."""
-    pixels = panel.transData.transform(np.array(points))
-    taken: list[Bbox] = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels]
+def _place_labels(panel: Axes, points: Sequence[Point], labels: Mapping[str, Point]) -> None:
+    """Write labels next to their points, where they hide the least of points and other labels."""
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in panel.transData.transform(np.array(points))]
     inside = panel.get_window_extent()
+    line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
     for label, point in labels.items():
-        best: tuple[float, dict, Bbox] | None = None
-        for dx, dy in _PLACES:
-            aligned = "left" if dx > 0 else "right" if dx < 0 else "center"
-            how = {"xytext": (dx, dy), "textcoords": "offset points", "ha": aligned, "va": "center", "fontsize": 7.5}
-            text = panel.annotate(label, point, **how)
+        candidates = []
+        for dx, dy in _LABEL_OFFSETS:
+            alignment = {"ha": "left" if dx > 0 else "right" if dx < 0 else "center", "va": "center"}
+            place = {"xytext": (dx, dy), "textcoords": "offset points", "fontsize": 7.5, **alignment}
+            text = panel.annotate(label, point, **place)
             box = text.get_window_extent()
             text.remove()
             hidden = sum(_overlap(box, other) for other in taken) + box.width * box.height - _overlap(box, inside)
-            if best is None or hidden < best[0]:
-                best = hidden, how, box
-        line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
-        panel.annotate(label, point, **best[1], arrowprops=line, bbox=_BEHIND_NAMES)
-        taken.append(best[2])
+            candidates.append((hidden, place, box))
+        _, place, box = min(candidates, key=lambda candidate: candidate[0])
+        panel.annotate(label, point, arrowprops=line, bbox=_LABEL_BACKGROUND, **place)
+        taken.append(box)
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:

@@ -1,4 +1,4 @@
-"""The same images of every variant side by side, cut from the grids that the trials have drawn."""
+"""The same images of every variant, cut from the sample grids of the trials."""
 
 import math
 
@@ -7,11 +7,11 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.style import DIVERGED, MISSING, Picture, new_figure, render
+from gnunet.ablation.figures.style import DIVERGED, HATCHES, MISSING, Picture, new_figure, render
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 
-_TILES, _WIDTH, _HEIGHT = 10, 800, 72
-"""Images of a variant at most, and pixels that they take at most: all together in width, each in height."""
+_MAX_TILES, _MAX_WIDTH, _MAX_HEIGHT = 10, 800, 72
+"""Images of a variant, pixels of all of them in width, and of each in height."""
 _DPI = 110
 
 
@@ -23,14 +23,13 @@ def draw(results: Results) -> Picture | None:
     if not found:
         return None
     height, width = (max(tiles.shape[axis] for tiles in found) + GAP for axis in (1, 2))
-    scale = max(1, _HEIGHT // height)  # whole, so that pixels stay square
-    count = min(*(len(tiles) for tiles in found), max(1, _WIDTH // (scale * width)))
+    scale = max(1, _MAX_HEIGHT // height)  # an integer, so that pixels stay square
+    count = min(*(len(tiles) for tiles in found), max(1, _MAX_WIDTH // (scale * width)))
     rows = len(results.conditions)
     canvas = np.full((rows * height - GAP, count * width - GAP, 3), GAP_COLOUR, np.uint8)
     for y, tiles in enumerate(by_seed[seed]):
-        for x in range(count if tiles is not None else 0):
-            tile = tiles[x]
-            canvas[y * height : y * height + tile.shape[0], x * width : x * width + tile.shape[1]] = tile
+        for x, tile in enumerate([] if tiles is None else tiles[:count]):
+            canvas[y * height :, x * width :][: tile.shape[0], : tile.shape[1]] = tile
     labels = [results.label(condition) for condition in results.conditions]
     tall, wide = (scale * side / _DPI for side in canvas.shape[:2])  # inches
     room = 0.2 + 0.085 * max(map(len, labels))  # of the labels
@@ -41,22 +40,21 @@ def draw(results: Results) -> Picture | None:
     panel.imshow(canvas, interpolation="nearest", extent=(0, canvas.shape[1], rows * height - GAP, 0))
     for y, (condition, tiles) in enumerate(zip(results.conditions, by_seed[seed], strict=True)):
         if tiles is None:
-            how = DIVERGED if results.state(condition, seed) == "diverged" else MISSING
-            panel.add_patch(Rectangle((0, y * height), canvas.shape[1], height - GAP, **how))
+            hatch = DIVERGED if results.state(condition, seed) == "diverged" else MISSING
+            panel.add_patch(Rectangle((0, y * height), canvas.shape[1], height - GAP, **hatch))
     panel.grid(visible=False)
     panel.set_xticks([])
     panel.set_yticks(np.arange(rows) * height + (height - GAP) / 2, labels)
     panel.tick_params(axis="y", length=0)
     caption = (
-        f"Images 0 to {count - 1} of the final averaged weights at seed {seed}: a column starts from the same noise "
-        "and has the same label. Crosshatched: diverged; hatched: missing."
+        f"Images 0 to {count - 1} of the final EMA weights at seed {seed}: the images of a column start from the same "
+        f"noise and have the same label. {HATCHES}"
     )
     return render(figure, "samples", "Samples", caption, pixels=True, dpi=_DPI)
 
 
 def _tiles(results: Results, condition: Condition, seed: int) -> np.ndarray | None:
-    """The first images of a trial's grid, uint8 (n, H, W, 3), in the places that `make_grid` gives them; None
-    without a whole grid."""
+    """The first images of a trial's grid as `make_grid` lays them out, uint8 (n, H, W, 3); None without a grid."""
     record = results.record(condition, seed)
     path = results.folder / "samples" / f"{results.name(condition, seed)}.png"
     if record is None or not path.exists():
@@ -67,5 +65,5 @@ def _tiles(results: Results, condition: Condition, seed: int) -> np.ndarray | No
     rows = math.ceil(count / columns)
     if grid.shape[:2] != (rows * (side + GAP) - GAP, columns * (side + GAP) - GAP):
         return None
-    corners = [(i // columns * (side + GAP), i % columns * (side + GAP)) for i in range(min(count, _TILES))]
+    corners = [(i // columns * (side + GAP), i % columns * (side + GAP)) for i in range(min(count, _MAX_TILES))]
     return np.stack([grid[top : top + side, left : left + side] for top, left in corners])

@@ -5,22 +5,22 @@ from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis as DrawnAxis
+from matplotlib.axis import Axis as MatplotlibAxis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from gnunet.ablation.analysis.formatting import percent_tick
 from gnunet.ablation.study import Axis
 
 _LINEAR_TO = 0.1
-"""Beyond this share a wide axis of relative differences is logarithmic."""
+"""Relative difference beyond which a wide axis is logarithmic."""
 _FAR_TICKS = ((0.6, (0.05, 0.1, 0.2, 0.5)), (6.0, (0.05, 0.1, 0.3, 1, 3)), (math.inf, (0.1, 1, 10, 100, 1000, 10_000)))
-"""Up to which share on such an axis, and where its ticks are: as many as there is room for."""
+"""Ticks of such an axis, by the largest difference on it."""
 
 
 def relative_axis(panel: Axes, which: str, values: Iterable[float], label: str) -> None:
-    """Scale and title a panel's x or y for relative differences: linear, or logarithmic beyond +-10% where a few are
-    far from the others. Infinite values are left to the caller, who draws them at the edge."""
-    axis: DrawnAxis = getattr(panel, f"{which}axis")
+    """Scale and label a panel's x or y for relative differences: linear, or logarithmic beyond +-10% where a few are
+    far from the others. Infinite values are ignored: the caller draws them at the edge."""
+    axis: MatplotlibAxis = getattr(panel, f"{which}axis")
     finite = [0.0, *(value for value in values if math.isfinite(value))]
     low, high = min(finite), max(finite)
     farthest, typical = max(-low, high), float(np.median(np.abs(finite)))
@@ -40,7 +40,7 @@ def relative_axis(panel: Axes, which: str, values: Iterable[float], label: str) 
 
 def loss_axis(panel: Axes, which: str, values: Iterable[float]) -> None:
     """Scale a panel's x or y for a metric: logarithmic where its values are positive and differ by a factor of 3."""
-    axis: DrawnAxis = getattr(panel, f"{which}axis")
+    axis: MatplotlibAxis = getattr(panel, f"{which}axis")
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return
@@ -54,8 +54,8 @@ def loss_axis(panel: Axes, which: str, values: Iterable[float]) -> None:
     _set_limits(panel, which, low, high)
 
 
-def places(axis: Axis) -> np.ndarray:
-    """Where the values of a study's axis are, float64 (n,): on an axis by category, 0, 1, ..."""
+def positions(axis: Axis) -> np.ndarray:
+    """Where the values of a study's axis are drawn, float64 (n,): 0, 1, ... with scale category."""
     if axis.scale == "category":
         return np.arange(len(axis.values), dtype=np.float64)
     numbers = np.array([float(value) for value in axis.values])
@@ -63,8 +63,8 @@ def places(axis: Axis) -> np.ndarray:
 
 
 def study_axis(panel: Axes, axis: Axis) -> None:
-    """Title a panel's x with a study's axis, and put its values' names where `places` has them."""
-    at = places(axis)
+    """Label a panel's x with a study's axis, and its ticks with the axis values."""
+    at = positions(axis)
     panel.set_xlabel(axis.label)
     panel.set_xticks(at, list(axis.values))
     panel.xaxis.set_minor_locator(NullLocator())
@@ -73,18 +73,18 @@ def study_axis(panel: Axes, axis: Axis) -> None:
 
 
 def dodge(axis: Axis, count: int) -> np.ndarray:
-    """Small steps aside for `count` variants, float64 (count,), so that none hides another at the same value."""
+    """Small shifts along x for `count` variants, float64 (count,), so that none hides another at the same value."""
     return (np.arange(count) - (count - 1) / 2) * min(0.05, 0.4 / max(count, 1)) * _step(axis)
 
 
 def _step(axis: Axis) -> float:
     """The smallest distance between two values of an axis."""
-    at = np.sort(places(axis))
+    at = np.sort(positions(axis))
     return float(np.diff(at).min()) if len(at) > 1 else 1.0
 
 
 def _set_limits(panel: Axes, which: str, low: float, high: float) -> None:
-    """Show from low to high with some room, evenly on the axis' own scale, whatever is drawn later."""
+    """Fix the limits at low and high with some room, measured on the axis scale."""
     transform = getattr(panel, f"{which}axis").get_transform()
     ends = transform.transform(np.array([low, high], dtype=np.float64))
     room = 0.06 * (ends[1] - ends[0]) or 0.05 * abs(ends[1]) or 0.5
@@ -92,7 +92,7 @@ def _set_limits(panel: Axes, which: str, low: float, high: float) -> None:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between low and high, about five."""
+    """At most eight round numbers between low and high."""
     for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]

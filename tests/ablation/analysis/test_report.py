@@ -136,13 +136,13 @@ class TestTables:
         chosen = dict(rows(markdown, "Tuning"))
         assert chosen["group"] == "0.001" and chosen["batch_renorm: 64"] == "*not finished*"
         assert rows(markdown, "Trials")[-1] == ["batch_renorm: 64", *["*waits for tuning*"] * 3]
-        assert page.count('class="number state-missing"') == 7 + 1 and page.count('state-diverged"') == 4
+        assert page.count('class="number absent missing"') == 7 + 1 and page.count('absent diverged"') == 4
         assert "57 trials, 46 complete, 4 diverged, 7 missing; 3 seeds" in markdown
 
     def test_setting_and_environment(self, report, small_study):
         markdown = report(small_study, worse, lambda records: records[0].update(parameters=77))
         assert ["torch", "2.13.0"] in rows(markdown, "Environment")
-        setting = dict(rows(markdown, "Setting"))
+        setting = dict(rows(markdown, "Configuration"))
         assert setting["train.total_images"] == "2000" and setting["data.resolution"] == "16"
         assert setting["parameters"] == "123456 (4), 77 (1)"
 
@@ -158,7 +158,7 @@ class TestWarnings:
             (lambda records: records[1]["environment"].update(device="another"), "more than one device: times cannot"),
             (lambda records: records[1]["environment"].update(torch="2.14.0"), "more than one torch"),
             (lambda records: [r["environment"].update(commit="0-dirty") for r in records], "differ from their commit"),
-            (lambda records: records[2]["bank"].update(fingerprint="0"), "2 validation banks"),
+            (lambda records: records[2]["bank"].update(fingerprint="0"), "2 validation sets"),
             (lambda records: records[0].update(nonfinite_steps=3), "1 complete trials skipped steps"),
         ],
     )
@@ -166,7 +166,9 @@ class TestWarnings:
         assert warning in report(small_study, lambda trial: 0.1, change)
 
     def test_of_one_seed(self, report, small_study):
-        assert "One seed says nothing" in report(small_study.replace("seeds: [0, 1]", "seeds: [3]"), lambda trial: 0.1)
+        assert "One seed contains no information" in report(
+            small_study.replace("seeds: [0, 1]", "seeds: [3]"), lambda trial: 0.1
+        )
 
     def test_of_a_choice_at_the_end_of_the_values(self, report, small_study):
         text = small_study + "tuning: {key: train.learning_rate, values: [1e-3, 2e-3, 3e-3], seeds: [9]}\n"

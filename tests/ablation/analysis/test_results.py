@@ -46,7 +46,7 @@ class TestPlaces:
             "b: size 1, way up", "b: size 1, way down", "b: size 2, way up", "b: size 2, way down",
             "c",
         ]  # fmt: skip
-        assert crossed.place((("size", "1"), ("way", "up"))) == "how large: 1; the way: up"
+        assert crossed.describe_setting((("size", "1"), ("way", "up"))) == "how large: 1; the way: up"
 
     def test_the_base_variant_stands_at_the_same_setting(self, crossed):
         pairs = [(c.setting, crossed.label(c.left), crossed.label(c.right)) for c in crossed.contrasts]

@@ -6,10 +6,10 @@ from scipy import stats
 
 from gnunet.ablation.analysis.statistics import (
     RESAMPLES,
-    Bank,
     Difference,
     Interval,
     Score,
+    ValidationBins,
     judge,
     judge_all,
     paired_difference,
@@ -18,8 +18,8 @@ from gnunet.ablation.analysis.statistics import (
 from gnunet.evaluation.validation import summarize
 
 BINS = np.arange(60) % 4
-BANK = Bank(BINS)
-LOST = Score(math.inf)
+BANK = ValidationBins(BINS)
+DIVERGED = Score(math.inf)
 
 
 def trials(errors, bank="the same"):
@@ -48,20 +48,22 @@ class TestBank:
     def test_the_loss_is_the_validation_loss(self):
         bins = np.array([0, 0, 0, 1, 3, 3])  # of different sizes, one empty
         errors = np.random.default_rng(0).random(6)
-        assert Bank(bins).loss(errors) == pytest.approx(summarize(errors, bins, 4).mean, rel=1e-15)
+        assert ValidationBins(bins).loss(errors) == pytest.approx(summarize(errors, bins, 4).mean, rel=1e-15)
 
     def test_resamples_have_the_spread_of_the_stratified_mean(self):
         bins = np.repeat([0, 1, 2], 40)
         errors = np.random.default_rng(0).standard_normal(120) + 10 * bins  # bins far apart: they are not mixed
-        resampled = Bank(bins).resampled(errors)
+        resampled = ValidationBins(bins).resampled(errors)
         assert resampled.shape == (RESAMPLES,)
         expected = math.sqrt(sum(errors[bins == b].var() / 40 for b in range(3))) / 3
         assert resampled.std() == pytest.approx(expected, rel=0.06)
-        assert resampled.mean() == pytest.approx(Bank(bins).loss(errors), abs=4 * expected / math.sqrt(RESAMPLES))
+        assert resampled.mean() == pytest.approx(
+            ValidationBins(bins).loss(errors), abs=4 * expected / math.sqrt(RESAMPLES)
+        )
 
     def test_every_trial_has_the_same_resamples(self):
         a, b = draw(2)
-        one, other = Bank(BINS), Bank(BINS)
+        one, other = ValidationBins(BINS), ValidationBins(BINS)
         np.testing.assert_allclose(one.resampled(a) + other.resampled(b), one.resampled(a + b), rtol=1e-12)
 
 
@@ -136,7 +138,7 @@ class TestIntervals:
 
 class TestDivergence:
     def test_all_of_left(self):
-        difference = paired_difference(dict.fromkeys(range(3), LOST), trials(draw()))
+        difference = paired_difference(dict.fromkeys(range(3), DIVERGED), trials(draw()))
         assert difference.interval == Interval(math.inf, math.inf)
         assert difference.relative == math.inf and difference.diverged == 3
         assert judge(difference, "higher", 0.5) == "supported"
@@ -145,7 +147,7 @@ class TestDivergence:
     def test_one_of_left_extends_the_interval_upwards(self):
         right = draw()
         whole = trials(1.1 * right)
-        difference = paired_difference(whole | {0: LOST}, trials(right))
+        difference = paired_difference(whole | {0: DIVERGED}, trials(right))
         without = paired_difference({s: whole[s] for s in (1, 2)}, {s: trials(right)[s] for s in (1, 2)})
         assert difference.interval == Interval(without.interval.low, math.inf)
         assert (difference.pairs, difference.diverged, len(difference.by_seed)) == (3, 1, 2)
@@ -160,7 +162,7 @@ class TestDivergence:
 
     def test_a_finite_pair_that_says_otherwise(self):
         left, right = trials(0.9 * draw(1)), trials(draw(1))
-        difference = paired_difference(left | {1: LOST}, right | {1: right[0]})
+        difference = paired_difference(left | {1: DIVERGED}, right | {1: right[0]})
         assert difference.interval.low < 0 and difference.interval.high == math.inf
         assert judge(difference, "higher") == "not enough evidence"
 
