@@ -1,4 +1,4 @@
-"""Microseconds of the host that a call of the operator takes on a GPU, layer by layer, beside PyTorch's two operators.
+"""Host time of a call of the operator on a GPU, layer by layer, next to PyTorch's two operators, in microseconds.
 
     python scripts/benchmarks/benchmark_host_time.py [--rounds 40] [--out assets/benchmarks]
 

@@ -1,18 +1,15 @@
-"""Compare the fused GroupNorm+SiLU operator with PyTorch's eager and compiled ones, Apex's and Liger's.
+"""Compare the fused GroupNorm+SiLU operator with PyTorch (eager and compiled), Apex and Liger.
 
 python scripts/benchmarks/benchmark_op.py [--shapes sd15 vae512/256@512] [--dtypes bfloat16] [--out assets/benchmarks]
 python scripts/benchmarks/benchmark_op.py --chart RECORD.json CHART.png
 
-Every contender is first compared with float64; one that is wrong is reported and not timed. The others are timed in
-one process, in rounds whose order turns around: forward without gradients, backward (of x, weight and bias) alone,
-and both. On a GPU each is captured in a CUDA graph and timed by events, going through so many sets of random inputs
-that none is in the L2 cache when its turn comes ("us"); small tensors also with one set, in the cache ("warm_us"),
-and as Python calls them, launches included ("call_us"). Reported are medians over the rounds; the share of the
-bandwidth of a large copy, counting the fewest bytes possible (forward x and y, backward x, dy and dx); the median of
-the rounds' ratios of each peer's time to the operator's; and errors. Beside every figure stand two yardsticks that move
-the same bytes: `copy`, which computes nothing, and `rms_norm`, PyTorch's norm over short rows. PyTorch's eager group
-norm has a kernel of its own for channels_last from 2.15 on; before, it copies to and fro. On a CPU the shapes are
-shrunk and the caches warm. Weight and bias have x's dtype and autocast is off.
+Every contender is first compared with float64; one that is wrong is reported and not timed. The others are timed in one
+process, in rounds of alternating order: forward without gradients, backward (of x, weight and bias), and both. On a GPU
+each is captured in a CUDA graph and timed by events, over enough sets of random inputs that none is in L2 when its turn
+comes ("us"); small tensors also with one set ("warm_us") and as Python calls them ("call_us"). Reported are medians
+over the rounds, the share of a large copy's bandwidth at minimum bytes, the median of the rounds' ratios of each peer's
+time to the operator's, and errors. On a CPU shapes are shrunk and caches warm. Weight and bias have
+x's dtype; autocast is off.
 """
 
 import argparse
@@ -75,13 +72,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     try:
         shapes = list(SHAPES) if arguments.all else arguments.shapes
         arguments.cases = cases(shapes, arguments.layouts, dtypes, arguments.max_elements)
-    except ValueError as problem:
-        parser.error(str(problem))
+    except ValueError as error:
+        parser.error(str(error))
     return arguments
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The record; with a folder to write to, written anew after every case, so that an interrupted run leaves one."""
+    """Measure all cases; the record, if there is a folder for it, is rewritten after each one."""
     start, device = time.monotonic(), torch.device(arguments.device)
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
@@ -122,8 +119,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         try:
             record["copy_gb_per_s"] = rounded(benchmark.bandwidth / 1e9)
             update(benchmark.run(case))
-        except Exception as problem:
-            update(benchmark.failed(case, problem))
+        except Exception as error:
+            update(benchmark.failed(case, error))
         print(f"{number + 1}/{len(todo)} {case.label}", flush=True)
     return record
 
@@ -138,8 +135,8 @@ def checked(arguments: argparse.Namespace, benchmark: Benchmark) -> Iterator[dic
         pool = idle.pop() if idle else ProcessPoolExecutor(1, spawn)
         try:
             result = pool.submit(check_case, benchmark.device, benchmark.peers, benchmark.backend, case).result()
-        except Exception as problem:
-            result = benchmark.failed(case, problem)
+        except Exception as error:
+            result = benchmark.failed(case, error)
         if is_right(result):
             idle.append(pool)
         else:

@@ -7,8 +7,8 @@ moving average, in one process, in alternating blocks of steps whose order chang
 is the whole of it: loader, step, average, logging. Apart from that, gnunet's own share of a step and the speed of its
 loader are measured, in the small case. `_compiled` is a side with its network compiled by torch.compile: that is done
 before the rounds, its seconds are reported apart, and a side whose gradients are then not the eager ones is not timed.
-The other sides are timed by themselves first, at every batch size, and then beside the compiled ones; the record is
-written anew after each side. Reported are the medians over the rounds, the median of the rounds' ratios (of gnunet's
+The other sides are timed by themselves first, at every batch size, and then with the compiled ones; the record is
+rewritten after each side. Reported are the medians over the rounds, the median of the rounds' ratios (of gnunet's
 sides to each of diffusers'), the bytes autograd saves for backward (each storage once, parameters left out) and the
 peak of the memory a step allocates.
 """
@@ -62,7 +62,7 @@ LEAST_SHARE = 0.98
 LEAST_EXAMPLES = 8000
 """The least examples a second aimed at for the loader alone, with two processes."""
 WARM_UP_STEPS = 2
-"""Behind the steps whose memory is looked at, which come before one is captured in a CUDA graph."""
+"""Steps after those whose memory is measured and before timing starts; a CUDA graph is captured in them."""
 
 
 def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
@@ -95,8 +95,8 @@ def prepare(side: str, config: Config, folder: Path) -> tuple[Loop | None, dict[
             result["saved_for_backward_mib"] = rounded(activation_bytes(loop.step, loop.network.parameters()) / 2**20)
             result["peak_of_a_step_mib"] = rounded(peak_bytes(loop.step, loop.device) / 2**20)
             loop.seconds(WARM_UP_STEPS)
-    except Exception as problem:  # whatever befalls one, the others are measured
-        return None, result | {"status": failure(problem)}
+    except Exception as error:  # one failure does not stop the others
+        return None, result | {"status": failure(error)}
     return loop, result
 
 
@@ -144,8 +144,8 @@ def measure(name: str, config: Config, sides: Sequence[str], arguments: argparse
         if name == OWN_CASE and "gnunet" in sides and not any(side.endswith(COMPILED) for side in sides):
             with tempfile.TemporaryDirectory() as folder:
                 yield own_work(config, Path(folder), arguments.rounds)
-    except Exception as problem:  # whatever befalls one case, the others are measured
-        yield {"failed": failure(problem)}
+    except Exception as error:  # one failure does not stop the others
+        yield {"failed": failure(error)}
 
 
 def merge(into: dict[str, Any], found: dict[str, Any]) -> None:
@@ -254,8 +254,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             for case in arguments.cases
             for config in configs_of(case, arguments.precision, arguments.batch_sizes)
         ]
-    except GnunetError as problem:
-        parser.error(str(problem))
+    except GnunetError as error:
+        parser.error(str(error))
     return arguments
 
 

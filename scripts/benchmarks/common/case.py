@@ -79,11 +79,11 @@ def rms_norm_calls(inputs: Inputs, layout: str, direction: str) -> list[Call]:
 
 
 YARDSTICKS = {COPY: copy_calls, RMS_NORM: rms_norm_calls}
-"""What the operator's times are held against beside its peers, since it moves the same bytes."""
+"""Calls that move the same bytes as the operator, timed as yardsticks."""
 
 
 def check(
-    case: Case, contender: Contender, inputs: Inputs, weight: Tensor, bias: Tensor, wanted: dict[str, Tensor]
+    case: Case, contender: Contender, inputs: Inputs, weight: Tensor, bias: Tensor, expected: dict[str, Tensor]
 ) -> dict[str, Any]:
     """A contender's errors against float64, whether rounding explains them, and how long the first calls took."""
     x, dy = inputs[contender.layout][0]
@@ -93,13 +93,13 @@ def check(
         dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), dy)
         with torch.no_grad():
             contender.function(x, weight, bias)
-        error = errors({"y": y, "dx": dx, "dweight": dweight, "dbias": dbias}, wanted)  # waits for the device
-    except Exception as problem:  # whatever befalls one, the others are measured
-        return {"status": failure(problem)}
+        relative = errors({"y": y, "dx": dx, "dweight": dweight, "dbias": dbias}, expected)  # waits for the device
+    except Exception as error:  # one failure does not stop the others
+        return {"status": failure(error)}
     return {
-        "status": "right" if is_right(case, error) else "wrong",
+        "status": "right" if is_right(case, relative) else "wrong",
         "first_calls_seconds": rounded(time.perf_counter() - start),
-        "errors": {name: rounded(value) for name, value in error.items()},
+        "errors": {name: rounded(value) for name, value in relative.items()},
     }
 
 
@@ -135,10 +135,10 @@ class Benchmark:
         sets = sets_needed(minimum_bytes(case, "forward"), self.cache_bytes) if with_times else 1
         layouts = {case.layout, *(contender.layout for contender in contenders.values())}
         inputs = make_inputs(case, layouts, sets, self.device)
-        wanted = exact(case, inputs[case.layout][0][0], weight, bias, inputs[case.layout][0][1])
+        expected = exact(case, inputs[case.layout][0][0], weight, bias, inputs[case.layout][0][1])
         for name, contender in contenders.items():
-            results[name] = check(case, contender, inputs, weight, bias, wanted)
-        del wanted
+            results[name] = check(case, contender, inputs, weight, bias, expected)
+        del expected
         right = {name: one for name, one in contenders.items() if results[name]["status"] == "right"}
         results |= {name: {"status": "right"} for name in YARDSTICKS if with_times}
         for direction in MINIMUM_TENSORS if with_times else ():
@@ -152,16 +152,16 @@ class Benchmark:
         return self.describe(case) | {"sets": sets, "results": results}
 
     def describe(self, case: Case) -> dict[str, Any]:
-        """What a case's record has besides results."""
+        """The fields of a case's record other than its results."""
         return {
             "label": case.label, "shape": case.shape, "num_groups": case.num_groups, "layout": case.layout,
             "tensor_bytes": case.tensor_bytes,
             "fits_one_pass": {d: fits_one_pass(case, d, self.cache_bytes) for d in ("forward", "backward")},
         }  # fmt: skip
 
-    def failed(self, case: Case, problem: Exception) -> dict[str, Any]:
+    def failed(self, case: Case, error: Exception) -> dict[str, Any]:
         """The record of a case that could not be run."""
-        return self.describe(case) | {"results": {OURS: {"status": failure(problem)}}}
+        return self.describe(case) | {"results": {OURS: {"status": failure(error)}}}
 
     def _contenders(self, case: Case) -> tuple[dict[str, Contender], dict[str, dict[str, Any]]]:
         """What can compute the case, and why the others cannot."""
@@ -169,8 +169,8 @@ class Benchmark:
         for name in self.peers:
             try:
                 contenders[name] = PEERS[name](case)
-            except Unavailable as problem:
-                results[name] = {"status": str(problem)}
+            except Unavailable as error:
+                results[name] = {"status": str(error)}
         return contenders, results
 
     def _time(
@@ -187,8 +187,8 @@ class Benchmark:
             try:
                 calls[name] = make()
                 cold[name] = timed(calls[name], self.device, floor)
-            except Exception as problem:
-                numbers[name] = {"failed": failure(problem)}
+            except Exception as error:
+                numbers[name] = {"failed": failure(error)}
         times = alternate(cold, seconds)
         for name, own in times.items():
             ours = times.get(OURS) if name != OURS and name not in YARDSTICKS else None

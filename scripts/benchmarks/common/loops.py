@@ -38,7 +38,7 @@ class Loop:
     device: torch.device
 
     def seconds(self, repeats: int) -> float:
-        """The mean wall time of a step, over so many of them."""
+        """The mean wall time of `repeats` steps."""
         start = self.now()
         for _ in range(repeats):
             self.step()
@@ -141,7 +141,7 @@ def make_loop(side: str, config: Config, folder: Path) -> Loop:
 def compile_loop(loop: Loop) -> tuple[float, float]:
     """torch.compile a loop's network in place, and compare its gradients with the eager ones.
 
-    Both see what the network is given in a step of the loop, so that no later step compiles anew.
+    Both get the inputs of a step of the loop, so that no later step recompiles.
 
     Returns:
         The seconds of the first forward and backward pass, which compile, and the error of the gradients: the largest
@@ -160,15 +160,15 @@ def compile_loop(loop: Loop) -> tuple[float, float]:
         loop.network.zero_grad()
         return found
 
-    wanted = gradients()
+    expected = gradients()
     compile_network(loop.network, loop.device)
     start = loop.now()
     found = gradients()
-    return loop.now() - start, gradient_error(found, wanted)
+    return loop.now() - start, gradient_error(found, expected)
 
 
-def gradient_error(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """The largest norm of a difference over the norm of what was wanted."""
-    norms = torch.stack([gradient.norm() for gradient in wanted])
-    differences = torch.stack([(mine - other).norm() for mine, other in zip(found, wanted, strict=True)])
+def gradient_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest norm of a difference over the norm of the expected ones."""
+    norms = torch.stack([gradient.norm() for gradient in expected])
+    differences = torch.stack([(mine - other).norm() for mine, other in zip(found, expected, strict=True)])
     return float((differences / norms.clamp(min=_NEGLIGIBLE * norms.max())).max())

@@ -24,7 +24,7 @@ LOADER_SECONDS = 3.0
 
 
 def own_work(config: Config, folder: Path, steps: int) -> dict[str, Any]:
-    """What a step of training takes beside the forward pass and loss, the backward pass and the optimizer.
+    """Measure what a training step spends outside forward pass and loss, backward pass and optimizer.
 
     That is draws, loader, transfers, average, progress and logging, in the trainer's own loop. The device is waited
     for at each border, so that on a GPU none of it hides behind the device's work, as it does in training.

@@ -133,10 +133,10 @@ def exact(case: Case, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> di
     return {"y": y, "dx": dx, "dweight": dweight, "dbias": dbias}
 
 
-def errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
+def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
     """Root mean square of the difference over that of the exact value, for each tensor."""
     return {
-        name: float((found[name].detach().double() - value).norm() / value.norm()) for name, value in wanted.items()
+        name: float((found[name].detach().double() - value).norm() / value.norm()) for name, value in expected.items()
     }
 
 

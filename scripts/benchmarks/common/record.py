@@ -1,4 +1,4 @@
-"""What every benchmark record says in the same way, where it comes from, and the file it goes to."""
+"""What all benchmark records share: their origin, the form of their numbers, and the file they are written to."""
 
 import datetime
 import json
@@ -39,9 +39,9 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def failure(problem: Exception) -> str:
+def failure(error: Exception) -> str:
     """An error in one line."""
-    return f"failed: {type(problem).__name__}: {problem}".partition("\n")[0][:200]
+    return f"failed: {type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
 def target(what: str, value: float | None, least: float) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def target(what: str, value: float | None, least: float) -> dict[str, Any]:
 
 
 def verdict(target: dict[str, Any]) -> str:
-    """A target in words."""
+    """A target as one line of text."""
     word = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
     return f"{word}: {target['target']}" + ("" if target["value"] is None else f": {target['value']:g}")
 
@@ -62,7 +62,7 @@ def record_path(folder: Path, device: torch.device, what: str) -> Path:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Write a record, whole or not at all: a line for each key, and one for each item of a list of objects."""
+    """Write a record atomically: a line for each key, and one for each item of a list of objects."""
 
     def text(value: Any) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -89,7 +89,7 @@ class Case:
         return groups * group_channels * prod(self.shape[2:]) * self.dtype.itemsize
 
     def shrunk(self, max_elements: int | None) -> "Case":
-        """The case with its batch, then its longest side, halved until x has at most so many elements."""
+        """The case with its batch, then its longest side, halved until x has at most `max_elements` elements."""
         shape = list(self.shape)
         while max_elements and prod(shape) > max_elements and max(shape[0], *shape[2:]) > 1:
             side = 0 if shape[0] > 1 else max(range(2, len(shape)), key=lambda d: shape[d])

@@ -17,7 +17,7 @@ class Timed(Protocol):
     """Something that can be timed again and again."""
 
     def seconds(self, repeats: int) -> float:
-        """The mean time of a call over so many passes through all of them."""
+        """The mean time of a call, over `repeats` passes through all calls."""
 
 
 class HostTimed:

@@ -30,7 +30,7 @@ def build(packages: Path) -> Path:
     folder = packages / "nvidia/cu13/lib"
     folder.mkdir(parents=True, exist_ok=True)
     for library in folder.glob("*"):
-        if not library.name.startswith("libnvrtc"):  # which compiles as it would beside a GPU
+        if not library.name.startswith("libnvrtc"):  # which compiles as it does on a machine with a GPU
             library.unlink()
     wanted, sonames = dict.fromkeys(BY_NAME.split(), ""), set(SONAMES)
     for library in (packages / "torch/lib").glob("*.so"):

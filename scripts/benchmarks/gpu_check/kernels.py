@@ -1,6 +1,6 @@
 """An archive of gnunet's compiled kernels, in CUDA C++ and in Triton, for another machine.
 
-What torch.compile makes is not in it: its cache tells the fake device from a real one, and compiles anew.
+What torch.compile makes is left out: its cache distinguishes the fake device from a real one and recompiles.
 """
 
 import io
