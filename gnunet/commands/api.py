@@ -9,8 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.commands.evaluate_inputs import open_inputs
-from gnunet.commands.measure import measure
+from gnunet.commands.measure import Evaluation
 from gnunet.commands.options import load_model
 from gnunet.distributed.accelerator import open_accelerator
 from gnunet.errors import ConfigError
@@ -87,7 +86,7 @@ def evaluate(source: str | Path, *, cpu: bool = False, **settings: Any) -> dict[
     Args:
         source: a run, a checkpoint, a diffusers directory or a directory of images.
         cpu: use the CPU even if there is a GPU.
-        settings: as for `open_inputs`: metrics, num_images, reference, seed, ...
+        settings: as for `Evaluation`: metrics, num_images, reference, seed, ...
 
     Returns:
         The metrics by name, means over the repeats.
@@ -95,8 +94,8 @@ def evaluate(source: str | Path, *, cpu: bool = False, **settings: Any) -> dict[
     Raises:
         GnunetError: an input is missing or invalid.
     """
-    inputs = open_inputs(source, **settings)
-    record, _ = measure(inputs, open_accelerator(inputs.mixed_precision, cpu=cpu))
+    evaluation = Evaluation(source, **settings)
+    record, _ = evaluation.run(open_accelerator(evaluation.mixed_precision, cpu=cpu))
     for note in record["notes"]:
         logger.warning(note)
     return {name: entry["mean"] for name, entry in record["metrics"].items()}

@@ -17,7 +17,7 @@ of the reference images are cached.
 import argparse
 from pathlib import Path
 
-from gnunet.commands.options import add_sampling_options, make_output_dir, make_parser, positive_int, sampling_options
+from gnunet.commands.options import add_sampling_options, make_output_dir, make_parser, positive_int
 from gnunet.errors import run_cli
 
 IMAGES_PER_PROCESS = 128
@@ -68,27 +68,23 @@ def main(argv: list[str]) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure, print and write, in several processes if that is faster; returns the exit status."""
     # Imported here so that --help does not wait for torch.
-    from gnunet.commands.evaluate_inputs import open_inputs
-    from gnunet.commands.measure import measure
+    from gnunet.commands.measure import Evaluation
     from gnunet.commands.progress import ProgressBar
     from gnunet.distributed.accelerator import open_accelerator
     from gnunet.distributed.launch import run_as_processes, spawn_cpu_processes
     from gnunet.evaluation import report
 
-    inputs = open_inputs(
-        arguments.source, metrics=arguments.metrics, num_images=arguments.num_images, repeat=arguments.repeat,
-        reference=arguments.reference, split=arguments.split, resolution=arguments.resolution,
-        nearest=arguments.nearest, extractors=dict(arguments.extractors),
-        extractor_weights=dict(arguments.extractor_weights), **sampling_options(arguments),
-    )  # fmt: skip
-    out = make_output_dir(arguments.out, Path("evaluations") / inputs.subject.name)
+    not_inputs = ("out", "cpu", "validation_loss")
+    evaluation = Evaluation(**{name: value for name, value in vars(arguments).items() if name not in not_inputs})
+    subject = evaluation.subject
+    out = make_output_dir(arguments.out, Path("evaluations") / subject.name)
     spawn_cpu_processes()
-    processes = num_processes(inputs.subject.num_images * inputs.repeat, arguments.cpu)
+    processes = num_processes(subject.num_images * arguments.repeat, arguments.cpu)
     if (status := run_as_processes(processes)) is not None:
         return status
-    accelerator = open_accelerator(inputs.mixed_precision, cpu=arguments.cpu)
+    accelerator = open_accelerator(evaluation.mixed_precision, cpu=arguments.cpu)
     with ProgressBar(accelerator) as bar:
-        record, picture = measure(inputs, accelerator, bar.stage)
+        record, picture = evaluation.run(accelerator, bar.stage)
     if accelerator.is_main_process:
         report.write_json(out / "metrics.json", record)
         report.print_all(*report.metrics_report(record))

@@ -1,9 +1,9 @@
-"""What an evaluation measures, against what, and by which metrics: checked before anything is computed."""
+"""What an evaluation measures, and against which reference images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
@@ -16,9 +16,8 @@ from gnunet.data import DecodedImages, load_images
 from gnunet.data.sources.files import visible_files
 from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
 from gnunet.errors import CheckpointError, ConfigError, DataError
-from gnunet.evaluation import FeatureMetric, ImageFiles, check_reference, get_metrics, load_extractors
+from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import evenly_spaced
-from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import CHUNK, Images
 from gnunet.training.data import load_run_data
 from gnunet.training.evaluation import sample_fn, sampling_metadata
@@ -45,100 +44,14 @@ class Subject:
     """What decides the images besides a model's weights."""
     model: TrainedModel | None = None
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.resolution, self.resolution, self.channels
 
-
-@dataclass(frozen=True)
-class ReferenceImages:
-    """The images that a subject is compared with."""
+class ReferenceImages(NamedTuple):
+    """The images that a subject is compared with: rows of a table."""
 
     table: DecodedImages
     rows: np.ndarray
     name: str
     cache_dir: str | None = None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What identifies them, for the record."""
-        resolution, _, channels = self.table.images.shape[1:]
-        return {
-            "source": self.name,
-            "num_images": len(self.rows),
-            "resolution": resolution,
-            "channels": channels,
-            "fingerprint": self.table.fingerprint,
-        }
-
-
-@dataclass(frozen=True)
-class EvaluationInputs:
-    """Everything that an evaluation needs."""
-
-    source: Path
-    subject: Subject
-    reference: ReferenceImages
-    metrics: list[FeatureMetric]
-    repeat: int
-    nearest: int | None
-    extractor_sources: Mapping[str, str]
-    extractor_weights: Mapping[str, str]
-
-    @property
-    def mixed_precision(self) -> str:
-        return self.subject.model.mixed_precision if self.subject.model else "no"
-
-
-def open_inputs(
-    source: str | Path,
-    *,
-    metrics: Sequence[str] | None = None,
-    num_images: int | None = None,
-    repeat: int = 1,
-    reference: str | Path | None = None,
-    split: str = "train",
-    resolution: int | None = None,
-    nearest: int | None = None,
-    extractors: Mapping[str, str] | None = None,
-    extractor_weights: Mapping[str, str] | None = None,
-    **sampling: Any,
-) -> EvaluationInputs:
-    """Open and check the inputs of an evaluation.
-
-    Args:
-        source: a run, a checkpoint, a diffusers directory or a directory of images.
-        metrics: names such as kid_dinov2; None takes the run's.
-        num_images: None takes the run's number, or all images of a directory.
-        repeat: number of measurements, of images with other seeds or of other files.
-        reference: a run, or any `data.source`; None takes the images that the model trained on.
-        split: split of the reference.
-        resolution: resize and crop a directory's images to this size, in RGB.
-        nearest: number of nearest reference images to find for each image.
-        extractors: user-defined extractors by name (see `load_user_extractor`).
-        extractor_weights: weights files by extractor.
-        sampling: as for `load_model`.
-
-    Raises:
-        GnunetError: an input is missing, unknown, too small, or does not fit the others.
-    """
-    path = Path(source).expanduser()
-    subject = open_subject(path, num_images, repeat, resolution, sampling)
-    model = subject.model
-    defaults = model.config.evaluate if model and model.config else EvaluateConfig()
-    sources = {**defaults.extractors, **(extractors or {})}
-    weights = {**defaults.weights, **(extractor_weights or {})}
-    chosen = get_metrics(list(dict.fromkeys(metrics or defaults.metrics)), [*EXTRACTORS, *sources])
-    load_extractors(chosen, sources=sources, weights=weights)  # raises if something is missing
-    for metric in chosen:
-        if subject.num_images < metric.min_images:
-            valid = f"at least {metric.min_images}, which {metric.name} needs"
-            raise ConfigError(f"--num_images: given {subject.num_images}; valid: {valid}")
-    opened = open_reference(reference, split, subject, allow_enlarging=resolution is not None)
-    check_reference(chosen, len(opened.rows))
-    if nearest and nearest >= len(opened.rows):
-        raise ConfigError(f"--nearest: given {nearest}; valid: below the {len(opened.rows)} reference images")
-    return EvaluationInputs(path, subject, opened, chosen, repeat, nearest, sources, weights)
 
 
 def open_subject(
@@ -220,11 +133,10 @@ def open_reference(given: str | Path | None, split: str, subject: Subject, *, al
     path = Path(given).expanduser()
     if (path / "config.yaml").is_file():
         reference = _training_images(sanitize_config(path / "config.yaml"), str(given))
-        if (shape := reference.table.images.shape[1:]) != subject.shape:
-            raise DataError(
-                f"{given} trains on {_describe(*shape)}, but {subject.name} has {_describe(*subject.shape)}; valid: "
-                "equal ones"
-            )
+        shape, expected = reference.table.images.shape[1:], (subject.resolution, subject.resolution, subject.channels)
+        if shape != expected:
+            sizes = f"{given} trains on images of shape {shape}, but {subject.name} has {expected}"
+            raise DataError(f"{sizes}; valid: equal shapes (height, width, channels)")
         return reference
     if path.is_dir() and not allow_enlarging:
         _check_sizes(path, subject)
@@ -237,10 +149,6 @@ def open_reference(given: str | Path | None, split: str, subject: Subject, *, al
 def _training_images(config: Config, name: str) -> ReferenceImages:
     data = load_run_data(config)
     return ReferenceImages(data.table, data.train_rows, f"training images of {name}", config.data.cache_dir)
-
-
-def _describe(height: int, width: int, channels: int) -> str:
-    return f"{'grey' if channels == 1 else 'RGB'} images of {width} x {height}"
 
 
 def _check_sizes(folder: Path, subject: Subject) -> None:

@@ -1,6 +1,6 @@
-"""Run an evaluation and return its record, the content of metrics.json or validation_loss.json."""
+"""An evaluation from its inputs to its record, the content of metrics.json or validation_loss.json."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,18 @@ from accelerate import Accelerator
 from PIL import Image
 
 from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, load_trained_model
-from gnunet.commands.evaluate_inputs import EvaluationInputs
+from gnunet.commands.evaluate_inputs import open_reference, open_subject
+from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
 from gnunet.distributed.accelerator import open_accelerator
-from gnunet.errors import CheckpointError, DataError
+from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.evaluation import (
+    EXTRACTORS,
+    Scorer,
+    check_reference,
     draw_neighbours,
+    get_metrics,
     load_extractors,
-    make_scorer,
     nearest_images,
     report,
     sample_size_warnings,
@@ -34,82 +38,141 @@ MAX_NEAREST_DRAWN = 32
 
 Stage = Callable[[str, int], Callable[[int], None]]
 """Given a description and a total, returns a callback for the number of items done."""
+Pairs = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
-def measure(
-    inputs: EvaluationInputs, accelerator: Accelerator, stage: Stage = lambda description, total: lambda done: None
-) -> tuple[dict[str, Any], Image.Image | None]:
-    """Compute the metrics, on all ranks together.
+class Evaluation:
+    """Opens and checks the inputs of an evaluation; `run` computes it.
 
-    Returns:
-        The record, and a picture of the nearest reference images if they were requested.
+    Args:
+        source: a run, a checkpoint, a diffusers model or a directory of images.
+        metrics: names such as kid_dinov2; None takes the run's.
+        num_images: None takes the run's number, or all images of a directory.
+        repeat: number of measurements, of images with other seeds or of other files.
+        reference: a run, or any `data.source`; None takes the images that the model trained on.
+        split: split of the reference.
+        resolution: resize and crop a directory's images to this size, in RGB.
+        nearest: number of nearest reference images to find for each image.
+        extractors: user-defined extractors by name (see `load_user_extractor`).
+        extractor_weights: weights files by extractor.
+        sampling: as for `load_model`.
+
+    Raises:
+        GnunetError: an input is missing, unknown, too small, or does not fit the others.
     """
-    subject, reference, repeat = inputs.subject, inputs.reference, inputs.repeat
-    processes, num_images, num_reference = Processes.of(accelerator), subject.num_images, len(reference.rows)
-    extractors = load_extractors(
-        inputs.metrics, sources=inputs.extractor_sources, weights=inputs.extractor_weights, device=accelerator.device
-    )
-    scorer = make_scorer(
-        inputs.metrics, extractors, reference.table, reference.rows, cache_folder(reference.cache_dir),
-        processes=processes, progress=stage("reference", num_reference),
-    )  # fmt: skip
-    scores, first = [], FirstImages(min(num_images, MAX_NEAREST))
-    for number in range(repeat):
-        images = subject.images(number, accelerator)
-        if inputs.nearest and number == 0:
-            images = first.record(images)
-        description = "images" if repeat == 1 else f"images, {number + 1} of {repeat}"
-        progress = stage(description, num_images)
-        scores.append(scorer.score(images, num_images, chunk=subject.chunk, processes=processes, progress=progress))
-    record = {
-        "name": subject.name,
-        "source": str(inputs.source),
-        "num_images": num_images,
-        "repeats": repeat,
-        "images": {"resolution": subject.resolution, "channels": subject.channels, **subject.metadata},
-        "reference": reference.metadata,
-        "extractors": {name: extractor.identity for name, extractor in extractors.items()},
-        "metrics": report.summarize(inputs.metrics, scores),
-        "notes": sample_size_warnings(inputs.metrics, num_images, num_reference, scorer.num_features),
-        "versions": report.versions(accelerator.device),
-    }
-    if not inputs.nearest:
-        return record, None
-    name, extractor = next(iter(extractors.items()))
-    samples = first.gather(processes, accelerator.device)
-    found = nearest_images(
-        samples, reference.table.images, reference.rows, extractor, k=inputs.nearest, processes=processes,
-        progress=stage("nearest", num_reference),
-    )  # fmt: skip
-    record["nearest"] = report.neighbours_record(found, name)
-    nearest = reference.table.images[reference.rows[found.rows[:MAX_NEAREST]]]
-    return record, draw_neighbours(samples, nearest, found, limit=MAX_NEAREST_DRAWN)
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        metrics: Sequence[str] | None = None,
+        num_images: int | None = None,
+        repeat: int = 1,
+        reference: str | Path | None = None,
+        split: str = "train",
+        resolution: int | None = None,
+        nearest: int | None = None,
+        extractors: Pairs = (),
+        extractor_weights: Pairs = (),
+        **sampling: Any,
+    ):
+        self.source, self.repeat, self.nearest = Path(source).expanduser(), repeat, nearest
+        self.subject = open_subject(self.source, num_images, repeat, resolution, sampling)
+        model = self.subject.model
+        defaults = model.config.evaluate if model and model.config else EvaluateConfig()
+        self.extractors = {
+            "sources": {**defaults.extractors, **dict(extractors)},
+            "weights": {**defaults.weights, **dict(extractor_weights)},
+        }
+        names = list(dict.fromkeys(metrics or defaults.metrics))
+        self.metrics = get_metrics(names, [*EXTRACTORS, *self.extractors["sources"]])
+        load_extractors(self.metrics, **self.extractors)  # raises if something is missing
+        for metric in self.metrics:
+            if self.subject.num_images < metric.min_images:
+                valid = f"at least {metric.min_images}, which {metric.name} needs"
+                raise ConfigError(f"--num_images: given {self.subject.num_images}; valid: {valid}")
+        self.reference = open_reference(reference, split, self.subject, allow_enlarging=resolution is not None)
+        num_reference = len(self.reference.rows)
+        check_reference(self.metrics, num_reference)
+        if nearest and nearest >= num_reference:
+            raise ConfigError(f"--nearest: given {nearest}; valid: below the {num_reference} reference images")
+
+    @property
+    def mixed_precision(self) -> str:
+        return self.subject.model.mixed_precision if self.subject.model else "no"
+
+    def run(
+        self, accelerator: Accelerator, stage: Stage = lambda description, total: lambda done: None
+    ) -> tuple[dict[str, Any], Image.Image | None]:
+        """Compute the metrics, on all ranks together.
+
+        Returns:
+            The record, and a picture of the nearest reference images if they were requested.
+        """
+        subject, reference, processes = self.subject, self.reference, Processes.of(accelerator)
+        num_images, num_reference = subject.num_images, len(reference.rows)
+        extractors = load_extractors(self.metrics, **self.extractors, device=accelerator.device)
+        scorer = Scorer(
+            self.metrics, extractors, reference.table, reference.rows, cache_folder(reference.cache_dir),
+            processes=processes, progress=stage("reference", num_reference),
+        )  # fmt: skip
+        scores = []
+        for number in range(self.repeat):
+            images = subject.images(number, accelerator)
+            if self.nearest and number == 0:
+                images = first = FirstImages(images, min(num_images, MAX_NEAREST))
+            description = "images" if self.repeat == 1 else f"images, {number + 1} of {self.repeat}"
+            progress = stage(description, num_images)
+            scores.append(scorer.score(images, num_images, chunk=subject.chunk, processes=processes, progress=progress))
+        record = {
+            "name": subject.name,
+            "source": str(self.source),
+            "num_images": num_images,
+            "repeats": self.repeat,
+            "images": {"resolution": subject.resolution, "channels": subject.channels, **subject.metadata},
+            "reference": {
+                "source": reference.name,
+                "num_images": num_reference,
+                "resolution": subject.resolution,
+                "channels": subject.channels,
+                "fingerprint": reference.table.fingerprint,
+            },
+            "extractors": {name: extractor.identity for name, extractor in extractors.items()},
+            "metrics": report.summarize(self.metrics, scores),
+            "notes": sample_size_warnings(self.metrics, num_images, num_reference, scorer.num_features),
+            "versions": report.versions(accelerator.device),
+        }
+        if not self.nearest:
+            return record, None
+        samples = first.gather(processes, accelerator.device)
+        name, extractor = next(iter(extractors.items()))
+        found = nearest_images(
+            samples, reference.table.images, reference.rows, extractor, k=self.nearest, processes=processes,
+            progress=stage("nearest", num_reference),
+        )  # fmt: skip
+        record["nearest"] = report.neighbours_record(found, name)
+        nearest = reference.table.images[reference.rows[found.rows]]
+        return record, draw_neighbours(samples, nearest, found, limit=MAX_NEAREST_DRAWN)
 
 
 class FirstImages:
-    """Keeps the first `count` of the images that are sampled, on whichever rank that happens."""
+    """A source of images that keeps the first `count` of those that this rank makes."""
 
-    def __init__(self, count: int):
-        self.count = count
-        self.images: np.ndarray | None = None
+    def __init__(self, source: Images, count: int):
+        self.source, self.count, self.images = source, count, np.zeros((0,), np.uint8)
 
-    def record(self, source: Images) -> Images:
-        """The same source, whose images are kept."""
-
-        def images(indices: range) -> np.ndarray:
-            found = source(indices)
-            if self.images is None:
-                self.images = np.zeros((self.count, *found.shape[1:]), np.uint8)
-            first = found[: max(self.count - indices.start, 0)]
-            self.images[indices.start : indices.start + len(first)] = first
-            return found
-
+    def __call__(self, indices: range) -> np.ndarray:
+        images = self.source(indices)
+        if not len(self.images):
+            self.images = np.zeros((self.count, *images.shape[1:]), np.uint8)
+        first = images[: max(self.count - indices.start, 0)]
+        self.images[indices.start : indices.start + len(first)] = first
         return images
 
     def gather(self, processes: Processes, device: torch.device) -> np.ndarray:
         """The kept images of all ranks, uint8 (count, H, W, C), on every rank."""
         mine = torch.from_numpy(self.images).to(device)
-        # What a rank has not sampled is zero there.
+        # An image is zero on the ranks that have not made it.
         return processes.gather(mine).view(processes.world_size, *mine.shape).amax(dim=0).cpu().numpy()
 
 
@@ -137,7 +200,12 @@ def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
                 each.network.to(accelerator.device), each.process, val_set, device=accelerator.device,
                 batch_size=settings.batch_size, autocast=accelerator.autocast, processes=Processes.of(accelerator),
             )  # fmt: skip
-        results[name] = report.validation_record(result)
+        results[name] = {
+            "validation_loss": result.mean,
+            "standard_error": result.standard_error,
+            "by_log_snr": result.bins,
+            "by_log_snr_standard_errors": result.bin_standard_errors,
+        }
     edges = np.linspace(settings.log_snr_min, settings.log_snr_max, settings.num_bins + 1).tolist()
     held_out = len(data.validation_rows)
     return {

@@ -6,7 +6,7 @@ from gnunet.evaluation.image_files import ImageFiles
 from gnunet.evaluation.metrics import FeatureMetric, compute_metrics, get_metrics, metric_table, sample_size_warnings
 from gnunet.evaluation.neighbours import Neighbours, draw_neighbours, nearest_images
 from gnunet.evaluation.reference import Reference, reference_statistics
-from gnunet.evaluation.scoring import Scorer, check_reference, load_extractors, make_scorer
+from gnunet.evaluation.scoring import Scorer, check_reference, load_extractors
 from gnunet.evaluation.validation import ValidationResult, validation_loss
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "get_metrics",
     "load_extractor",
     "load_extractors",
-    "make_scorer",
     "metric_table",
     "nearest_images",
     "reference_statistics",

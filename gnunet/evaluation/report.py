@@ -14,7 +14,6 @@ from rich.table import Table
 
 from gnunet.evaluation.metrics import FeatureMetric
 from gnunet.evaluation.neighbours import NEAR_QUANTILE, Neighbours
-from gnunet.evaluation.validation import ValidationResult
 from gnunet.files import atomic_write
 
 
@@ -86,16 +85,6 @@ def neighbours_report(record: Mapping[str, Any]) -> list[str]:
         f"  distance ratio       {ratio:.4g}  (copies 0; new images of the same kind about 1)",
         f"  near-duplicate rate  {rate:.4g}  (copies 1; new images of the same kind about {NEAR_QUANTILE})",
     ]
-
-
-def validation_record(result: ValidationResult) -> dict[str, Any]:
-    """What is written of a validation loss."""
-    return {
-        "validation_loss": result.mean,
-        "standard_error": result.standard_error,
-        "by_log_snr": result.bins,
-        "by_log_snr_standard_errors": result.bin_standard_errors,
-    }
 
 
 def validation_report(record: Mapping[str, Any]) -> list[Any]:

@@ -1,7 +1,6 @@
 """Metrics of a set of images against reference images, from names to numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from gnunet.errors import DataError
 from gnunet.evaluation.extractors import Extractor, load_extractor
 from gnunet.evaluation.features import CHUNK, Images, collect_statistics
 from gnunet.evaluation.metrics import FeatureMetric, compute_metrics
-from gnunet.evaluation.reference import Reference, reference_statistics
+from gnunet.evaluation.reference import reference_statistics
 from gnunet.processes import SINGLE_PROCESS, Processes
 
 
@@ -40,13 +39,35 @@ def load_extractors(
     }
 
 
-@dataclass(frozen=True)
 class Scorer:
-    """Measures sets of images against one reference; made by `make_scorer`."""
+    """Measures sets of images against the rows of a table.
 
-    metrics: Sequence[FeatureMetric]
-    extractors: Mapping[str, Extractor]
-    references: Mapping[str, Reference]
+    Args:
+        metrics: what to compute.
+        extractors: the ones that the metrics need, by name.
+        table, rows, cache_dir, processes, progress: as for `reference_statistics`.
+
+    Raises:
+        DataError: too few rows.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[FeatureMetric],
+        extractors: Mapping[str, Extractor],
+        table: DecodedImages,
+        rows: np.ndarray,
+        cache_dir: Path,
+        *,
+        processes: Processes = SINGLE_PROCESS,
+        progress: Callable[[int], None] | None = None,
+    ):
+        check_reference(metrics, len(rows))
+        self.metrics, self.extractors = metrics, extractors
+        self.references = {
+            name: reference_statistics(table, rows, extractor, cache_dir, processes=processes, progress=progress)
+            for name, extractor in extractors.items()
+        }
 
     @property
     def num_features(self) -> dict[str, int]:
@@ -70,34 +91,6 @@ class Scorer:
             images, num_images, list(self.extractors.values()), chunk=chunk, processes=processes, progress=progress
         )
         return compute_metrics(self.metrics, dict(zip(self.extractors, statistics, strict=True)), self.references)
-
-
-def make_scorer(
-    metrics: Sequence[FeatureMetric],
-    extractors: Mapping[str, Extractor],
-    table: DecodedImages,
-    rows: np.ndarray,
-    cache_dir: Path,
-    *,
-    processes: Processes = SINGLE_PROCESS,
-    progress: Callable[[int], None] | None = None,
-) -> Scorer:
-    """A scorer against the rows of a table.
-
-    Args:
-        metrics: what to compute.
-        extractors: the ones that the metrics need, by name.
-        table, rows, cache_dir, processes, progress: as for `reference_statistics`.
-
-    Raises:
-        DataError: too few rows.
-    """
-    check_reference(metrics, len(rows))
-    references = {
-        name: reference_statistics(table, rows, extractor, cache_dir, processes=processes, progress=progress)
-        for name, extractor in extractors.items()
-    }
-    return Scorer(metrics, extractors, references)
 
 
 def check_reference(metrics: Sequence[FeatureMetric], num_images: int) -> None:

@@ -18,7 +18,7 @@ from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
 from gnunet.diffusion import make_grid
 from gnunet.distributed.signals import StopSignal
-from gnunet.evaluation import FeatureMetric, check_reference, get_metrics, load_extractors, make_scorer
+from gnunet.evaluation import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors
 from gnunet.evaluation.batching import batches_by_rank, single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
@@ -97,7 +97,7 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     extractors = load_extractors(
         metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
     )
-    scorer = make_scorer(
+    scorer = Scorer(
         metrics, extractors, session.train_set.table, rows, cache_folder(config.data.cache_dir), processes=processes,
         progress=progress_of("evaluating: training images", len(rows)),
     )  # fmt: skip

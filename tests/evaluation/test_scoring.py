@@ -3,7 +3,7 @@ import pytest
 
 from gnunet.data import DecodedImages
 from gnunet.errors import ConfigError, DataError
-from gnunet.evaluation import compute_metrics, get_metrics, load_extractors, make_scorer, sample_size_warnings
+from gnunet.evaluation import Scorer, compute_metrics, get_metrics, load_extractors, sample_size_warnings
 from gnunet.evaluation.features import collect_statistics
 from gnunet.evaluation.reference import reference_statistics
 
@@ -20,7 +20,7 @@ def test_scorer_gives_what_its_parts_give(pixels, noise_images, tmp_path, launch
 
     def work(processes):
         folder = tmp_path / str(processes.world_size)
-        scorer = make_scorer(metrics, {"pixels": pixels}, table, ROWS, folder, processes=processes)
+        scorer = Scorer(metrics, {"pixels": pixels}, table, ROWS, folder, processes=processes)
         assert scorer.num_features == {"pixels": 48}
         return scorer.score(lambda r: images[r.start : r.stop], 25, chunk=4, processes=processes)
 
@@ -41,8 +41,8 @@ def test_extractors_that_metrics_need(tmp_path):
 def test_too_few_reference_images(pixels, noise_images, tmp_path, name, needed):
     table, metrics = DecodedImages.from_arrays(noise_images(5)), get_metrics([name], ["pixels"])
     with pytest.raises(DataError, match=f"{name}.*at least {needed}.*given {needed - 1}"):
-        make_scorer(metrics, {"pixels": pixels}, table, np.arange(needed - 1), tmp_path)
-    scorer = make_scorer(metrics, {"pixels": pixels}, table, np.arange(needed), tmp_path)
+        Scorer(metrics, {"pixels": pixels}, table, np.arange(needed - 1), tmp_path)
+    scorer = Scorer(metrics, {"pixels": pixels}, table, np.arange(needed), tmp_path)
     assert scorer.score(lambda r: table.images[r.start : r.stop], needed)[name] == pytest.approx(
         {"recall_pixels": 1}.get(name, 0), abs=1e-12
     )
