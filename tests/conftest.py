@@ -31,8 +31,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("GNUNET_EMULATE_CUDA", "1")
 
-from gnunet.config import Config  # noqa: E402
-from gnunet.config.cli import parse  # noqa: E402
+from gnunet.config import (
+    Config,  # noqa: E402
+    parse_args,  # noqa: E402
+)
 from gnunet.errors import run_cli  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +114,7 @@ def tiny_flags(images: Path, tmp_path: Path) -> Callable[..., list[str]]:
 @pytest.fixture
 def tiny(tiny_flags: Callable[..., list[str]]) -> Callable[..., Config]:
     """The tiny run's configuration, as `tiny(name, "--key", "value", ...)`."""
-    return lambda name, *more: parse(tiny_flags(name, *more), default_config=ROOT / "none.yaml")
+    return lambda name, *more: parse_args(tiny_flags(name, *more), default_config=ROOT / "none.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +126,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = flags_in(folder, images)("run", "--data.cache_dir", "null")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GNUNET_CACHE", str(folder / "cache"))
-        fit(parse(flags, default_config=ROOT / "none.yaml"))
+        fit(parse_args(flags, default_config=ROOT / "none.yaml"))
     forget_accelerate()
     return folder / "run"
 

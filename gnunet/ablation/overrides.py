@@ -6,8 +6,9 @@ from typing import Any
 
 from gnunet.ablation.study import Study
 from gnunet.config import Config, load_config
-from gnunet.config.merge import Layer, inline, load_yaml
+from gnunet.config.merge import ConfigSource
 from gnunet.config.schema import find, section_types
+from gnunet.config.yaml_io import format_value, load_yaml
 from gnunet.errors import ConfigError
 
 RESERVED_KEYS = {"seed": "seeds in the study", "run_dir": "--folder"}
@@ -35,7 +36,7 @@ class StudyLayers:
                 if isinstance(size, str)
                 else self._layer(where, size)
             )
-        self.above = _checked(Layer("command line", dict(flags)), self._not_free)
+        self.above = _checked(ConfigSource("command line", dict(flags)), self._not_free)
 
     def resolve(
         self, variant: str, setting: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False
@@ -53,11 +54,11 @@ class StudyLayers:
         for value in tuned:
             more = self.study.tuning.set if tries else {}
             layers.append(self._layer("tuning", {self.study.tuning.key: value, **more}))
-        return load_config([*self.below, *layers, self.above])
+        return load_config(*self.below, *layers, self.above)
 
-    def _layer(self, what: str, overrides: Mapping[str, Any], *, free: bool = True) -> Layer:
+    def _layer(self, what: str, overrides: Mapping[str, Any], *, free: bool = True) -> ConfigSource:
         where = f"{what} of {self.name}"
-        return _checked(Layer(where, nested(overrides, where)), RESERVED_KEYS if free else self._not_free)
+        return _checked(ConfigSource(where, nested(overrides, where)), RESERVED_KEYS if free else self._not_free)
 
     @property
     def _not_free(self) -> dict[str, str]:
@@ -92,25 +93,25 @@ def _leaves(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Ke
     """The keys below all sections, each as a path, with their values."""
     for key, value in overrides.items():
         path = (*above, *str(key).split("."))
-        field = find(Config, path)
+        field = find(Config, ".".join(path))
         if isinstance(value, Mapping) and field is not None and section_types(field.annotation):
             yield from _leaves(value, path)
         else:
             yield path, value
 
 
-def _checked(layer: Layer, instead: Mapping[str, str]) -> Layer:
+def _checked(layer: ConfigSource, instead: Mapping[str, str]) -> ConfigSource:
     """A layer, refused where it has one of the keys of `instead`."""
     for path, value in _leaves(layer.values):
         if decides := instead.get(key := ".".join(path)):
-            raise ConfigError(f"{key}: given {inline(value)} ({layer.where}); valid: leave it to {decides}")
+            raise ConfigError(f"{key}: given {format_value(value)} ({layer.name}); valid: leave it to {decides}")
     return layer
 
 
-def _read(path: Path, where: str) -> Layer:
+def _read(path: Path, where: str) -> ConfigSource:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"{where}: {path}: {reason}; valid: a configuration file, relative to the study") from None
-    return Layer(path.name, load_yaml(text, path.name))
+    return ConfigSource(path.name, load_yaml(text, path.name))

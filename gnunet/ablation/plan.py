@@ -13,9 +13,10 @@ from gnunet.ablation.overrides import StudyLayers
 from gnunet.ablation.records import metric_names, rank, record_path
 from gnunet.ablation.study import Study
 from gnunet.config import Config
-from gnunet.config.merge import inline, lines_of, refuse
+from gnunet.config.merge import issue_lines, raise_all
 from gnunet.config.renamed_keys import with_former_names
-from gnunet.config.schema import Section, one_of
+from gnunet.config.schema import Section, join_or
+from gnunet.config.yaml_io import format_value
 from gnunet.errors import CheckpointError, ConfigError
 
 Setting = tuple[tuple[str, str], ...]
@@ -119,10 +120,12 @@ def make_plan(
             try:
                 _add(plan, study, layers, variant, setting, records or {})
             except ConfigError as error:
-                for line in lines_of(error):
+                for line in issue_lines(error):
                     problems.setdefault(line, []).append(variant)
-    refuse((_with_variants(line, list(dict.fromkeys(found)), variants) for line, found in problems.items()), path.name)
-    refuse(_unknown_metrics(study, layers, variants[0]), path.name)
+    raise_all(
+        (_with_variants(line, list(dict.fromkeys(found)), variants) for line, found in problems.items()), path.name
+    )
+    raise_all(_unknown_metrics(study, layers, variants[0]), path.name)
     return plan
 
 
@@ -155,14 +158,14 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
     if (tuning := study.tuning) is None:
         plan.trials.extend(trials(study.seeds))
         return
-    tried = [trials(tuning.seeds, value, tuned=inline(value)) for value in tuning.values]
+    tried = [trials(tuning.seeds, value, tuned=format_value(value)) for value in tuning.values]
     plan.tuning_trials.extend(itertools.chain(*tried))
     if any(trial.name not in records for group in tried for trial in group):
         plan.pending_tuning.append((variant, setting))
         return
     means = [math.fsum(rank(records[trial.name], tuning.metric) for trial in group) / len(group) for group in tried]
     best = tuning.values[means.index(min(means))]  # of equal ones the first
-    plan.chosen[variant, setting] = inline(best)
+    plan.chosen[variant, setting] = format_value(best)
     plan.trials.extend(trials(study.seeds, best))
 
 
@@ -182,7 +185,7 @@ def _unknown_metrics(study: Study, layers: StudyLayers, variant: str) -> list[st
         known = metric_names(layers.resolve(variant, settings_of(study, variant)[0], tuned, tries=True))
         names.append((study.tuning.metric, "tuning", known))
     return [
-        f"metric: given {name} ({where}); valid: {one_of(known)}" for name, where, known in names if name not in known
+        f"metric: given {name} ({where}); valid: {join_or(known)}" for name, where, known in names if name not in known
     ]
 
 
@@ -205,7 +208,7 @@ def check_records(trials: Sequence[Trial], records: Records, folder: Path, *, pr
         old, new = _flat(record["config"]), _flat(trial.config.model_dump())
         keys = [key for key in old if key in new and old[key] != new[key] and key not in KEYS_NOT_HASHED]
         if keys:
-            changed = ", ".join(f"{key} {inline(old[key])}, now {inline(new[key])}" for key in keys)
+            changed = ", ".join(f"{key} {format_value(old[key])}, now {format_value(new[key])}" for key in keys)
             raise CheckpointError(f"{path}: made with other defaults: {changed}; remove it to run the trial again")
         if record["batch_dependent"] and processes not in (None, then):
             raise CheckpointError(

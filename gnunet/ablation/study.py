@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from gnunet.config import Config, Text
-from gnunet.config.merge import Layer, inline, lines_of, load_yaml, refuse, resolve
-from gnunet.config.schema import InvalidConfig, Problem, Section, ValidValues, find, one_of
+from gnunet.config.merge import ConfigSource, issue_lines, merge_and_validate, raise_all
+from gnunet.config.schema import ConfigIssue, InvalidConfig, Section, ValidValues, find, join_or
+from gnunet.config.yaml_io import format_value, load_yaml
 from gnunet.errors import ConfigError
 
 
 def label(value: Any) -> str:
     """The name of a variant, an axis value or a budget as text; YAML may read it as a number or a boolean."""
-    return value if isinstance(value, str) else inline(value)
+    return value if isinstance(value, str) else format_value(value)
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -74,7 +75,7 @@ class Axis(Section):
             return self
         lowest, valid = (0.0, "numbers above 0") if self.scale == "log" else (-math.inf, "numbers")
         if wrong := [name for name in self.values if not _to_float(name) > lowest]:
-            raise InvalidConfig([Problem.of("values", ", ".join(wrong), f"{valid} with scale {self.scale}")])
+            raise InvalidConfig([ConfigIssue.of("values", ", ".join(wrong), f"{valid} with scale {self.scale}")])
         return self
 
 
@@ -129,7 +130,7 @@ class Hypothesis(Section):
     @model_validator(mode="after")
     def _has_margin(self) -> "Hypothesis":
         if self.margin == 0 and any(comparison.expect == "same" for comparison in self.comparisons):
-            raise InvalidConfig([Problem.of("margin", "0", "a number above 0 with expect: same")])
+            raise InvalidConfig([ConfigIssue.of("margin", "0", "a number above 0 with expect: same")])
         return self
 
 
@@ -175,53 +176,57 @@ class Study(Section):
             raise InvalidConfig(problems)
         return self
 
-    def _name_problems(self) -> Iterator[Problem]:
+    def _name_problems(self) -> Iterator[ConfigIssue]:
         if self.baseline not in self.variants:
-            yield Problem.of("baseline", self.baseline, one_of(list(self.variants)))
+            yield ConfigIssue.of("baseline", self.baseline, join_or(list(self.variants)))
         for name in {"variant", "arm"} & set(self.axes):
-            yield Problem.of("axes", f"an axis called {name}", "any other name, since comparisons name variants by it")
+            yield ConfigIssue.of(
+                "axes", f"an axis called {name}", "any other name, since comparisons name variants by it"
+            )
         for name, variant in self.variants.items():
             for axis in variant.axes or []:
                 if axis not in self.axes:
-                    valid = one_of(list(self.axes)) if self.axes else "none, since the study has no axes"
-                    yield Problem.of("variants", f"axis {axis} in variant {name!r}", valid)
+                    valid = join_or(list(self.axes)) if self.axes else "none, since the study has no axes"
+                    yield ConfigIssue.of("variants", f"axis {axis} in variant {name!r}", valid)
 
-    def _seed_problems(self) -> Iterator[Problem]:
+    def _seed_problems(self) -> Iterator[ConfigIssue]:
         if len(set(self.seeds)) < len(self.seeds):
-            yield Problem.of("seeds", inline(self.seeds), "each seed once")
+            yield ConfigIssue.of("seeds", format_value(self.seeds), "each seed once")
         if self.tuning is None:
             return
         seeds = self.tuning.seeds
         if set(seeds) & set(self.seeds) or len(set(seeds)) < len(seeds):
-            valid = f"each seed once, none of the study's seeds {inline(self.seeds)}"
-            yield Problem.of("tuning.seeds", inline(seeds), valid)
-        if find(Config, tuple(self.tuning.key.split("."))) is None:
-            yield Problem.of("tuning.key", self.tuning.key, "a key of the configuration, such as train.learning_rate")
+            valid = f"each seed once, none of the study's seeds {format_value(self.seeds)}"
+            yield ConfigIssue.of("tuning.seeds", format_value(seeds), valid)
+        if find(Config, self.tuning.key) is None:
+            yield ConfigIssue.of(
+                "tuning.key", self.tuning.key, "a key of the configuration, such as train.learning_rate"
+            )
 
-    def _hypothesis_problems(self) -> Iterator[Problem]:
+    def _hypothesis_problems(self) -> Iterator[ConfigIssue]:
         for hypothesis in self.hypotheses:
             for comparison in hypothesis.comparisons:
                 for side in ("left", "right"):
                     if found := self._selector_problem(getattr(comparison, side)):
                         given, valid = found
-                        yield Problem.of("hypotheses", f"{given} on the {side} of {hypothesis.claim!r}", valid)
+                        yield ConfigIssue.of("hypotheses", f"{given} on the {side} of {hypothesis.claim!r}", valid)
 
     def _selector_problem(self, selector: Mapping[str, str]) -> tuple[str, str] | None:
         """What is wrong with a selector, and what would be valid."""
         variant = selector.get("variant")
         if variant not in self.variants:
             given = "no variant" if variant is None else f"variant {variant}"
-            return given, f"variant: {one_of(list(self.variants))}"
+            return given, f"variant: {join_or(list(self.variants))}"
         axes = self.axes_of(variant)
         for axis, value in selector.items():
             if axis == "variant":
                 continue
             if axis not in axes:
-                return f"{axis}: {value}", f"axes that variant {variant!r} crosses: {one_of(axes) if axes else 'none'}"
+                return f"{axis}: {value}", f"axes that variant {variant!r} crosses: {join_or(axes) if axes else 'none'}"
             if value not in self.axes[axis].values:
-                return f"{axis}: {value}", f"{axis}: {one_of(list(self.axes[axis].values))}"
+                return f"{axis}: {value}", f"{axis}: {join_or(list(self.axes[axis].values))}"
         if missing := [axis for axis in axes if axis not in selector]:
-            return f"no {missing[0]}", f"{missing[0]}: {one_of(list(self.axes[missing[0]].values))}"
+            return f"no {missing[0]}", f"{missing[0]}: {join_or(list(self.axes[missing[0]].values))}"
         return None
 
 
@@ -246,10 +251,10 @@ def load_study(path: Path) -> Study:
         try:
             if not isinstance(given, dict):
                 keys = ", ".join(section.model_fields)
-                raise ConfigError(f"{where}: given {inline(given)}; valid: a mapping with {keys}")
-            return resolve(section, [Layer(where, given)])
+                raise ConfigError(f"{where}: given {format_value(given)}; valid: a mapping with {keys}")
+            return merge_and_validate(section, [ConfigSource(where, given)])
         except ConfigError as error:
-            problems.extend(line.replace("(default)", f"({where})") for line in lines_of(error))  # for a missing key
+            problems.extend(line.replace("(default)", f"({where})") for line in issue_lines(error))  # for a missing key
             return None
 
     if isinstance(variants := values.get("variants"), dict):
@@ -272,8 +277,8 @@ def load_study(path: Path) -> Study:
                     continue
                 given = {**given, "comparisons": found}
             hypotheses[i] = check(Hypothesis, given, where)
-    refuse(problems, path.name)
-    return resolve(Study, [Layer(path.name, values)])
+    raise_all(problems, path.name)
+    return merge_and_validate(Study, [ConfigSource(path.name, values)])
 
 
 def _variant_keys(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gnunet.checkpoint.jsonl import JsonlLogger
-from gnunet.config import Config, differences, from_yaml, to_yaml
+from gnunet.config import Config, diff_configs, from_yaml, to_yaml
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.files import atomic_write
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
@@ -89,7 +89,7 @@ class RunDir:
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
         saved = from_yaml(read_text(self.config_file, MAX_YAML_BYTES), str(self.config_file))
-        changed = [line for line in differences(saved, config) if line.split(":")[0] not in KEYS_ALLOWED_TO_CHANGE]
+        changed = [line for line in diff_configs(saved, config) if line.split(":")[0] not in KEYS_ALLOWED_TO_CHANGE]
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration; these keys differ (run_dir -> now):\n  "

@@ -1,7 +1,11 @@
-"""The configuration: its sections, how files and flags are merged and checked, and the keywords made from it."""
+"""The configuration: sections and defaults, YAML files and flags, checks, and the keyword arguments made from it.
+
+>>> config = load_config("cifar10", overrides={"train.batch_size": 8})
+"""
 
 from gnunet.config.checks import accumulation_steps
-from gnunet.config.load import differences, from_yaml, load_config, to_yaml
+from gnunet.config.cli import parse_args
+from gnunet.config.load import diff_configs, from_yaml, load_config, to_yaml
 from gnunet.config.model_kwargs import image_kwargs, unet_kwargs
 from gnunet.config.sections import (
     Config,
@@ -30,10 +34,11 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "accumulation_steps",
-    "differences",
+    "diff_configs",
     "from_yaml",
     "image_kwargs",
     "load_config",
+    "parse_args",
     "to_yaml",
     "unet_kwargs",
 ]

@@ -1,61 +1,103 @@
-"""A tree from files and flags, checked; and a tree as text."""
+"""Configurations from files, shipped configs and values; configurations as text, and how two differ."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from gnunet.config.checks import problems
-from gnunet.config.merge import Layer, dump_yaml, inline, load_yaml, resolve
+from gnunet.config.checks import check_config
+from gnunet.config.merge import ConfigSource, merge_and_validate, nest
 from gnunet.config.renamed_keys import with_new_names
 from gnunet.config.schema import Section
 from gnunet.config.sections import Config
+from gnunet.config.yaml_io import dump_yaml, format_value, load_yaml, load_yaml_file
 from gnunet.safe_io import check_yaml
 
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
+"""Folder of the shipped configs: in the package once installed, at the repository's root in a checkout."""
 
-def load_config(layers: Sequence[Layer]) -> Config:
-    """Merge layers, later over earlier, and check the tree that they make.
+
+def load_config(
+    *sources: str | Path | Mapping[str, Any] | Config | ConfigSource, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Merge sources over the defaults, later over earlier, and check the result.
+
+    >>> config = load_config("cifar10", overrides={"train.batch_size": 8})
+    >>> config = load_config(config, overrides={"model.norm": {"kind": "batch"}})
+
+    Args:
+        sources: YAML files by their paths, shipped configs by their names, nested mappings, or configurations.
+        overrides: values by their dotted keys, over all sources.
 
     Raises:
-        ConfigError: one line for each problem: the key's full path, what was given and where, and what is valid.
+        ConfigError: a file cannot be read, or one line for each issue: the key's full path, the value given and its
+            source, and what is valid.
     """
-    return resolve(Config, layers, problems)
+    named = [_as_source(source) for source in sources]
+    if overrides:
+        named.append(ConfigSource("overrides", nest(overrides.items())))
+    return merge_and_validate(Config, named, check_config)
+
+
+def _as_source(source: str | Path | Mapping[str, Any] | Config | ConfigSource) -> ConfigSource:
+    if isinstance(source, ConfigSource):
+        return source
+    if isinstance(source, Config):
+        return ConfigSource("configuration", source.model_dump())
+    if isinstance(source, Mapping):
+        return ConfigSource("mapping", source)
+    path = find_config(source)
+    here = Path.cwd()
+    name = str(path.relative_to(here) if path.is_relative_to(here) else path)
+    shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+    similar = difflib.get_close_matches(path.stem, shipped, 1)
+    guess = f"did you mean {similar[0]}? " if similar else ""
+    hint = f"{guess}valid: a YAML file, or one of the shipped configs {', '.join(shipped)}"
+    return ConfigSource(name, load_yaml_file(path, name, hint))
+
+
+def find_config(name: str | Path) -> Path:
+    """The path itself if it exists, otherwise the shipped config with this name."""
+    path = Path(name)
+    shipped = SHIPPED / f"{name}.yaml"
+    return shipped if not path.exists() and path.name == str(name) and shipped.is_file() else path
 
 
 def to_yaml(config: Config) -> str:
-    """Write the whole tree, defaults included, as YAML that `from_yaml` and `--config` read back equal."""
+    """Write all keys, defaults included, as YAML that `load_config` and `from_yaml` read back equal."""
     return dump_yaml(config.model_dump())
 
 
-def from_yaml(text: str, where: str) -> Config:
-    """Read and check a tree written by `to_yaml`, which may have come from a stranger.
+def from_yaml(text: str, name: str) -> Config:
+    """Read and check a configuration written by `to_yaml`, which may be untrusted; keys of earlier versions are read.
 
-    Raises ConfigError with one line for each problem; `where` names the text in it. Aliases and tags, which `to_yaml`
-    never writes, are refused. Keys of an earlier version are read by their new names.
+    Raises:
+        ConfigError: it has aliases or tags, which `to_yaml` never writes, or one line for each issue; `name` is that
+            of the text in messages.
     """
-    check_yaml(text, where)
-    return load_config([Layer(where, with_new_names(load_yaml(text, where)))])
+    check_yaml(text, name)
+    return load_config(ConfigSource(name, with_new_names(load_yaml(text, name))))
 
 
-def differences(a: Config, b: Config) -> list[str]:
-    """List the keys in which two trees differ, each as `full.path: value in a -> value in b`."""
-    left, right = _flat(a), _flat(b)
+def diff_configs(a: Config, b: Config) -> list[str]:
+    """The keys in which two configurations differ, each as `full.path: value in a -> value in b`."""
+    left, right = dict(_flatten(a)), dict(_flatten(b))
 
-    def shown(values: dict[str, Any], path: str) -> str:
-        return inline(values[path]) if path in values else "absent"
+    def show(values: dict[str, Any], key: str) -> str:
+        return format_value(values[key]) if key in values else "absent"
 
     return [
-        f"{path}: {shown(left, path)} -> {shown(right, path)}"
-        for path in dict.fromkeys([*left, *right])
-        if path not in left or path not in right or left[path] != right[path]
+        f"{key}: {show(left, key)} -> {show(right, key)}"
+        for key in dict.fromkeys([*left, *right])
+        if key not in left or key not in right or left[key] != right[key]
     ]
 
 
-def _flat(section: Section, prefix: str = "") -> dict[str, Any]:
-    """Every key below a section by its full path, with its value."""
-    values: dict[str, Any] = {}
+def _flatten(section: Section, prefix: str = "") -> list[tuple[str, Any]]:
+    """All keys below a section by their full paths, with their values."""
+    items: list[tuple[str, Any]] = []
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if isinstance(value, Section):
-            values.update(_flat(value, f"{prefix}{name}."))
-        else:
-            values[prefix + name] = value
-    return values
+        items += _flatten(value, f"{prefix}{name}.") if isinstance(value, Section) else [(prefix + name, value)]
+    return items

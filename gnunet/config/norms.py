@@ -4,12 +4,12 @@ A new kind needs nothing here.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from gnunet.config.schema import Path, Section, ValidValues
+from gnunet.config.schema import Section, ValidValues
 from gnunet.norms import NORMS, NormLayer, Option
 
 DERIVED = ("noise_edges", "input_std")
@@ -23,11 +23,11 @@ class NormConfig(Section):
     model_config = ConfigDict(use_attribute_docstrings=False)
 
     @classmethod
-    def keys_to_reset(cls, earlier: dict[str, Any], later: dict[str, Any]) -> Iterator[Path]:
-        """Let groups take the place of an earlier file's channels_per_group, and the other way round."""
-        for given, stale in (("groups", "channels_per_group"), ("channels_per_group", "groups")):
-            if later.get(given) is not None and stale in earlier:
-                yield (stale,)
+    def drop_overridden(cls, earlier: dict[str, Any], later: Mapping[str, Any]) -> None:
+        # groups and channels_per_group replace one another
+        for given, dropped in (("groups", "channels_per_group"), ("channels_per_group", "groups")):
+            if later.get(given) is not None:
+                earlier.pop(dropped, None)
 
     @model_validator(mode="before")
     @classmethod

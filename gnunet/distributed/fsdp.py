@@ -17,7 +17,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from gnunet.config import Config
-from gnunet.config.merge import inline
+from gnunet.config.yaml_io import format_value
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 
@@ -52,7 +52,7 @@ def check_options(config: Config) -> None:
 def check_settings(config: Config, launch: str) -> None:
     """Refuse, by a ConfigError that names the launch, what goes with none that splits a run."""
     if config.train.compile:
-        raise ConfigError(f"train.compile: given {inline(config.train.compile)} with {launch}; valid: false")
+        raise ConfigError(f"train.compile: given {format_value(config.train.compile)} with {launch}; valid: false")
     if config.train.mixed_precision == "fp16":
         raise ConfigError(f"train.mixed_precision: given fp16 with {launch}; valid: no or bf16")
 

@@ -32,8 +32,7 @@ from common.overhead import own_work
 from common.program import run
 from common.record import ROOT, failure, origin, record_path, rounded, target, verdict, write
 from common.timing import alternate_repeats
-from gnunet.config import Config
-from gnunet.config.cli import parse
+from gnunet.config import Config, parse_args
 from gnunet.environment import activation_bytes
 from gnunet.errors import GnunetError
 
@@ -268,7 +267,7 @@ def configs_of(case: str, precision: str, batch_sizes: Sequence[int] | None) -> 
     flags = [*CASES[case], *COMMON, "--train.mixed_precision", precision]
     for size in batch_sizes or (None,):
         sized = flags if size is None else [*flags, "--train.batch_size", str(size)]
-        yield parse(sized, default_config=ROOT / "configs/noto_portraits32.yaml")
+        yield parse_args(sized, default_config=ROOT / "configs/noto_portraits32.yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -26,8 +26,7 @@ from rich.table import Table
 
 from common.record import ROOT
 from gnunet.ablation.history import read_lines
-from gnunet.config import Config, to_yaml
-from gnunet.config.cli import parse
+from gnunet.config import Config, parse_args, to_yaml
 from gnunet.errors import TrainingError, run_cli
 
 ENDLESS = "1e12"
@@ -131,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
     def run() -> int:
         with tempfile.TemporaryDirectory(prefix="gnunet-soak-") as folder:
             own = ["--run_dir", os.path.join(folder, "run"), "--train.total_images", ENDLESS]
-            config = parse([*flags, *own], default_config=Path(__file__).with_suffix(".yaml"))
+            config = parse_args([*flags, *own], default_config=Path(__file__).with_suffix(".yaml"))
             samples = soak(config, 60 * arguments.minutes, Path(folder))
         console = Console(width=100, highlight=False, markup=False)
         console.print(f"{samples[-1]['images']:.0f} images in {arguments.minutes:g} minutes, {len(samples)} samples")

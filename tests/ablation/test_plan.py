@@ -144,7 +144,7 @@ class TestMessages:
         assert "- model.norm.kimd: unknown key (variant 'layer' of study.yaml); did you mean model.norm.kind?" in text
         assert "- model.norm.kind: given non (variant 'none' of study.yaml); valid: group, layer" in text
         assert "- train.batchsize: unknown key (batch 2 of study.yaml); did you mean train.batch_size?" in text
-        assert "- train.total_images: given many (batch 4 of study.yaml); valid: a whole number" in text
+        assert "- train.total_images: given many (batch 4 of study.yaml); valid: an integer" in text
 
     def test_of_every_variant_come_once_and_of_some_name_them(self, plan):
         assert refusal(plan, base={**BASE, "train.imags": 1}).count("\n") == 0

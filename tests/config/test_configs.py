@@ -9,8 +9,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
-from gnunet.config import Config, from_yaml, to_yaml, unet_kwargs
-from gnunet.config.cli import parse
+from gnunet.config import Config, from_yaml, parse_args, to_yaml, unet_kwargs
 from gnunet.models import UNet2D
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -20,7 +19,7 @@ DEFAULT = FOLDER / "noto_portraits32.yaml"
 
 
 def load(path: Path, *flags: str) -> Config:
-    return parse(["--config", str(path), *flags], default_config=DEFAULT)
+    return parse_args(["--config", str(path), *flags], default_config=DEFAULT)
 
 
 def parameters(config: Config, num_classes: int | None) -> int:
@@ -64,7 +63,7 @@ def test_a_config_says_what_it_is_for(path: Path) -> None:
 
 
 def test_no_config_is_the_portraits() -> None:
-    config = parse([], default_config=DEFAULT)
+    config = parse_args([], default_config=DEFAULT)
     assert config == load(DEFAULT)
     assert config.data.source == "noto_emoji" and config.data.resolution == 32
 

@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import torch
-from gnunet.config.cli import parse
+from gnunet.config import parse_args
 from gnunet.config import unet_kwargs
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
-config = parse(["--model.norm.kind", "lp", "--model.norm.power", "2"], default_config=CONFIG)
+config = parse_args(["--model.norm.kind", "lp", "--model.norm.power", "2"], default_config=CONFIG)
 assert config.model.norm.eps == 1e-5
 network = UNet2D(**unet_kwargs(config, None))
 norm = network.conv_norm_out
@@ -23,7 +23,7 @@ rms = x.square().mean((1, 2, 3), keepdim=True).sqrt()
 torch.testing.assert_close(norm(x), torch.nn.functional.silu(x / rms), rtol=1e-4, atol=1e-4)
 network(torch.randn(2, 3, 32, 32), torch.tensor([0.1, 0.9]))[0].square().mean().backward()
 try:
-    parse(["--model.norm.kind", "lp", "--model.norm.power", "-1"], default_config=CONFIG)
+    parse_args(["--model.norm.kind", "lp", "--model.norm.power", "-1"], default_config=CONFIG)
 except ConfigError as refusal:
     print(refusal)
 """

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnunet.config import Config, unet_kwargs
-from gnunet.config.cli import parse
+from gnunet.config import Config, parse_args, unet_kwargs
 from gnunet.diffusion import make_process
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import ConfigError
@@ -25,7 +24,7 @@ def tiny_network(file: Path) -> tuple[Config, dict]:
 
     One size for all, since inductor then finds most of its kernels compiled.
     """
-    config = parse(["--config", str(file)], default_config=file)
+    config = parse_args(["--config", str(file)], default_config=file)
     keys = unet_kwargs(config, 3 if config.data.class_conditional else None)
     return config, keys | {
         "down_block_types": list(dict.fromkeys(keys["down_block_types"])),
