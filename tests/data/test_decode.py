@@ -24,17 +24,20 @@ def picture(mode: str, rows: list) -> Image.Image:
     return image
 
 
-def grey_16_png(rows: list[list[int]], transparent: int | None = None) -> bytes:
-    """A 16-bit grey PNG, written by hand."""
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 16, 0, 0, 0, 0)
-    body = b"".join(b"\0" + struct.pack(f">{len(row)}H", *row) for row in rows)
-    trns = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
-    pixels = chunk(b"IDAT", zlib.compress(body))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + trns + pixels + chunk(b"IEND", b"")
+def png(width: int, height: int, *extra: bytes, pixels: bytes = b"", bits: int = 8) -> bytes:
+    """A grey PNG written by hand, whatever its pixels are."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0))
+    body = b"".join([*extra, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")])
+    return b"\x89PNG\r\n\x1a\n" + header + body
+
+
+def grey_16_png(rows: list[list[int]], *extra: bytes) -> bytes:
+    pixels = b"".join(b"\0" + struct.pack(f">{len(row)}H", *row) for row in rows)
+    return png(len(rows[0]), len(rows), *extra, pixels=pixels, bits=16)
 
 
 def palette(transparency=None) -> bytes:
@@ -45,50 +48,35 @@ def palette(transparency=None) -> bytes:
 
 COLOURS = picture("RGB", [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (1, 2, 3)]])
 INKS = picture("CMYK", [[(0, 0, 0, 0), (0, 0, 0, 255)], [(0, 255, 255, 0), (255, 255, 0, 0)]])
-RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
+GREYS = picture("L", [[0, 50], [100, 255]])
+GREY_ALPHA = picture("LA", [[(0, 255), (0, 0)], [(0, 51), (100, 255)]])
+COLOUR_ALPHA = picture("RGBA", [[(255, 0, 0, 255), (9, 9, 9, 0)], [(0, 0, 255, 51), (1, 2, 3, 255)]])
+RED, GREEN, BLUE, BLACK, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0], [255, 255, 255]
 
 
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        (encode(picture("L", [[0, 50], [100, 255]])), [[[v] * 3 for v in r] for r in [[0, 50], [100, 255]]]),
-        (encode(picture("1", [[0, 255], [255, 0]])), [[[0] * 3, WHITE], [WHITE, [0] * 3]]),
-        (
-            encode(COLOURS),
-            [[RED, GREEN], [BLUE, [1, 2, 3]]],
-        ),
+        (encode(GREYS), [[BLACK, [50] * 3], [[100] * 3, WHITE]]),
+        (encode(GREYS, transparency=50), [[BLACK, WHITE], [[100] * 3, WHITE]]),
+        (encode(picture("1", [[0, 255], [255, 0]])), [[BLACK, WHITE], [WHITE, BLACK]]),
+        (encode(COLOURS), [[RED, GREEN], [BLUE, [1, 2, 3]]]),
+        (encode(COLOURS, transparency=(0, 255, 0)), [[RED, WHITE], [BLUE, [1, 2, 3]]]),
         (palette(), [[RED, GREEN], [[10, 20, 30], GREEN]]),
         (palette(transparency=1), [[RED, WHITE], [[10, 20, 30], WHITE]]),
         # 255 * (1 - 51 / 255) = 204 of white shows through an opacity of 51
         (palette(transparency=bytes([255, 51, 0])), [[RED, [204, 255, 204]], [WHITE, [204, 255, 204]]]),
-        (
-            encode(picture("LA", [[(0, 255), (0, 0)], [(0, 51), (100, 255)]])),
-            [[[0] * 3, WHITE], [[204] * 3, [100] * 3]],
-        ),
-        (
-            encode(picture("RGBA", [[(255, 0, 0, 255), (9, 9, 9, 0)], [(0, 0, 255, 51), (1, 2, 3, 255)]])),
-            [[RED, WHITE], [[204, 204, 255], [1, 2, 3]]],
-        ),
-        (
-            encode(COLOURS, transparency=(0, 255, 0)),
-            [[RED, WHITE], [BLUE, [1, 2, 3]]],
-        ),
-        (
-            encode(picture("L", [[0, 50], [100, 255]]), transparency=50),
-            [[[0] * 3, WHITE], [[100] * 3, WHITE]],
-        ),
+        (encode(GREY_ALPHA), [[BLACK, WHITE], [[204] * 3, [100] * 3]]),
+        (encode(COLOUR_ALPHA), [[RED, WHITE], [[204, 204, 255], [1, 2, 3]]]),
         # 65535 / 257 = 255; 257 is one step of 8 bits; 128 is the last value nearer to 0 than to 1
-        (grey_16_png([[0, 65535], [257, 32896]]), [[[0] * 3, WHITE], [[1] * 3, [128] * 3]]),
-        (grey_16_png([[128, 129], [300, 40000]]), [[[0] * 3, [1] * 3], [[1] * 3, [156] * 3]]),
-        (grey_16_png([[0, 300], [300, 65535]], transparent=300), [[[0] * 3, WHITE], [WHITE, WHITE]]),
-        (
-            encode(INKS, "TIFF"),
-            [[WHITE, [0] * 3], [RED, BLUE]],
-        ),
+        (grey_16_png([[0, 65535], [257, 32896]]), [[BLACK, WHITE], [[1] * 3, [128] * 3]]),
+        (grey_16_png([[128, 129], [300, 40000]]), [[BLACK, [1] * 3], [[1] * 3, [156] * 3]]),
+        (grey_16_png([[0, 300], [300, 65535]], chunk(b"tRNS", b"\x01\x2c")), [[BLACK, WHITE], [WHITE, WHITE]]),
+        (encode(INKS, "TIFF"), [[WHITE, BLACK], [RED, BLUE]]),
     ],
     ids=[
-        "L", "1", "RGB", "P", "P+index", "P+alphas", "LA", "RGBA", "RGB+tRNS", "L+tRNS",
-        "16", "16-rounding", "16+tRNS", "CMYK",
+        "L", "L+tRNS", "1", "RGB", "RGB+tRNS", "P", "P+index", "P+alphas", "LA", "RGBA", "16", "16-rounding", "16+tRNS",
+        "CMYK",
     ],
 )  # fmt: skip
 def test_modes(file, expected):
@@ -103,16 +91,14 @@ def test_16_bit_tiffs(mode):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_values_without_a_known_range_are_refused(mode):
-    image = Image.new(mode, (2, 2), 70000)
-    with pytest.raises(ValueError, match="valid: 8 or 16|no known range"):
-        decode_image(image, 2, 1)
+def test_values_without_a_known_range_are_errors(mode):
+    with pytest.raises(ValueError, match="16"):
+        decode_image(Image.new(mode, (2, 2), 70000), 2, 1)
 
 
 def test_colour_to_grey_is_luma():
-    image = picture("RGB", [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]])
     # 0.299, 0.587, 0.114 of 255
-    np.testing.assert_array_equal(decode_image(image, 2, 1)[..., 0], [[76, 150], [29, 255]])
+    np.testing.assert_array_equal(decode_image(COLOURS, 2, 1)[..., 0], [[76, 150], [29, 2]])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -134,20 +120,19 @@ def test_exif_orientation(orientation):
     np.testing.assert_array_equal(decode_image(encode(image, exif=exif), 2, 1)[..., 0], upright)
 
 
+PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+
+
 @pytest.mark.parametrize(
     "cell",
     [
-        np.arange(12).reshape(2, 2, 3),
-        np.arange(12, dtype=np.uint8).reshape(2, 2, 3).tolist(),
-        np.moveaxis(np.arange(12).reshape(2, 2, 3), -1, 0),
-        Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3)),
-        {"bytes": encode(Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))), "path": None},
-        encode(Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))),
+        PIXELS.astype(np.int64), PIXELS.tolist(), np.moveaxis(PIXELS, -1, 0), Image.fromarray(PIXELS),
+        {"bytes": encode(Image.fromarray(PIXELS)), "path": None}, encode(Image.fromarray(PIXELS)),
     ],
     ids=["array", "list", "channels first", "PIL", "dict", "bytes"],
-)
-def test_cells(cell, tmp_path):
-    np.testing.assert_array_equal(decode_image(cell, 2, 3), np.arange(12).reshape(2, 2, 3))
+)  # fmt: skip
+def test_kinds_of_cells(cell):
+    np.testing.assert_array_equal(decode_image(cell, 2, 3), PIXELS)
 
 
 def test_cells_that_are_paths(tmp_path):
@@ -159,19 +144,10 @@ def test_cells_that_are_paths(tmp_path):
 
 @pytest.mark.parametrize(
     "cell",
-    [
-        None,
-        3,
-        [],
-        [[0.5, 0.5], [1.0, 0.0]],
-        [[0, 256], [0, 0]],
-        [1, 2, 3, 4],
-        np.zeros((2, 2, 7), np.uint8),
-        b"x",
-    ],
+    [None, 3, [], [[0.5, 0.5], [1.0, 0.0]], [[0, 256], [0, 0]], [1, 2, 3, 4], np.zeros((2, 2, 7), np.uint8), b"x"],
     ids=repr,
 )
-def test_cells_that_are_no_images(cell):
+def test_cells_that_are_not_images(cell):
     with pytest.raises((ValueError, OSError)):
         decode_image(cell, 2, 1)
 
@@ -189,45 +165,11 @@ def test_images_beyond_the_limit_are_errors(kind, monkeypatch):
     file = encode(Image.new("RGB", (10, 10)), kind)
     assert decode_image(file, 8, 3).shape == (8, 8, 3)
     monkeypatch.setattr(decode, "MAX_PIXELS", 99)
-    with pytest.raises(ValueError, match="10 x 10 pixels exceed the limit of 99"):
+    with pytest.raises(ValueError, match="10 x 10 pixels"):
         decode_image(file, 8, 3)
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png(width: int, height: int, *extra: bytes, pixels: bytes = b"") -> bytes:
-    """A grey PNG that declares its size, whatever its pixels are."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    body = b"".join([*extra, chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")])
-    return b"\x89PNG\r\n\x1a\n" + header + body
-
-
-def sized_gif(width: int, height: int) -> bytes:
-    file = bytearray(encode(Image.new("L", (4, 4)), "GIF"))
-    file[6:10] = struct.pack("<HH", width, height)
-    frame = file.index(b",\0\0\0\0")
-    file[frame + 5 : frame + 9] = struct.pack("<HH", width, height)
-    return bytes(file)
-
-
-def sized_jpeg(width: int, height: int) -> bytes:
-    file = bytearray(encode(Image.new("L", (8, 8)), "JPEG"))
-    start = file.index(b"\xff\xc0") + 5
-    file[start : start + 4] = struct.pack(">HH", height, width)
-    return bytes(file)
-
-
-def sized_webp(width: int, height: int) -> bytes:
-    """An extended WebP's canvas may be larger than the image on it."""
-    image = encode(Image.new("RGB", (4, 4)), "WEBP")[12:]
-    size = b"".join((side - 1).to_bytes(3, "little") for side in (width, height))
-    canvas = b"VP8X" + struct.pack("<II", 10, 0) + size
-    return b"RIFF" + struct.pack("<I", 4 + len(canvas) + len(image)) + b"WEBP" + canvas + image
-
-
-def sized_tiff(width: int, height: int, tile: int = 0) -> bytes:
+def tiff(width: int, height: int, tile: int = 0) -> bytes:
     """Deflated grey; with `tile`, in tiles of that side."""
     data = zlib.compress(bytes(1000))
     layout = {322: tile, 323: tile, 324: 8, 325: len(data)} if tile else {273: 8, 278: height, 279: len(data)}
@@ -236,9 +178,11 @@ def sized_tiff(width: int, height: int, tile: int = 0) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-def sized_bmp(width: int, height: int) -> bytes:
-    file = bytearray(encode(Image.new("L", (4, 4)), "BMP"))
-    file[18:26] = struct.pack("<ii", width, height)
+def sized(kind: str, mark: bytes, offset: int, *sides: int, form: str) -> bytes:
+    """A small picture whose header, `offset` bytes after `mark`, is changed to declare these sides."""
+    file = bytearray(encode(Image.new("L", (4, 4)), kind))
+    start, content = file.index(mark) + offset, struct.pack(form, *sides)
+    file[start : start + len(content)] = content
     return bytes(file)
 
 
@@ -246,21 +190,21 @@ def sized_bmp(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     "file",
     [
-        png(12_000, 12_000), png(2**31 - 1, 2**31 - 1), sized_gif(12_000, 12_000), sized_gif(65_535, 65_535),
-        sized_jpeg(12_000, 12_000), sized_jpeg(65_500, 65_500), sized_webp(12_000, 12_000),
-        sized_tiff(12_000, 12_000), sized_tiff(2**31, 2**31), sized_tiff(16, 16, tile=2**14),
-        sized_tiff(16, 16, tile=2**31), sized_bmp(12_000, 12_000), sized_bmp(2**30, 2**30),
+        png(12_000, 12_000), png(2**31 - 1, 2**31 - 1),
+        sized("GIF", b",\0\0\0\0", 5, 65_535, 65_535, form="<HH"),
+        sized("JPEG", b"\xff\xc0", 5, 65_500, 65_500, form=">HH"), sized("BMP", b"BM", 18, 2**30, 2**30, form="<ii"),
+        tiff(12_000, 12_000), tiff(2**31, 2**31), tiff(16, 16, tile=2**14), tiff(16, 16, tile=2**31),
         b"P5 12000 12000 255 ", b"P5 99999999 99999999 255 ",
         png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24)))),
         png(8, 8, *[chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))] * 70),
         png(8, 8, chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(2**24)))),
     ],
     ids=[
-        "PNG", "PNG-2^31", "GIF", "GIF-65535", "JPEG", "JPEG-65500", "WEBP", "TIFF", "TIFF-2^31", "TIFF-tile",
-        "TIFF-tile-2^31", "BMP", "BMP-2^30", "PPM", "PPM-10^8", "text", "much text", "international text",
+        "PNG", "PNG-2^31", "GIF", "JPEG", "BMP", "TIFF", "TIFF-2^31", "TIFF-tile", "TIFF-tile-2^31", "PPM", "PPM-10^8",
+        "text", "much text", "international text",
     ],
 )  # fmt: skip
-def test_bombs_take_no_memory(file, little_memory):
+def test_decompression_bombs_take_no_memory(file, little_memory):
     assert len(file) < 200_000
     with (
         little_memory(),
@@ -284,7 +228,7 @@ def test_formats_that_are_not_read(kind, monkeypatch):
         decode_image(encode(Image.new("RGB", (32, 32)), kind), 8, 3)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipes_and_folders_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for cell in (tmp_path / "a.png", {"bytes": None, "path": str(tmp_path / "a.png")}, str(tmp_path)):
         with pytest.raises(FileNotFoundError, match="is not a file"):
