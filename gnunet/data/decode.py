@@ -46,7 +46,7 @@ def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
             or larger than MAX_PIXELS.
     """
     with open_image(cell) as image:
-        # A TIFF's tiles may be larger than the image, and are decoded as a whole.
+        # A TIFF's tiles may be larger than the image, and are decoded entirely.
         tile = [int(getattr(image, "tag_v2", {}).get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
         for width, height in (image.size, tile):
             if width * height > MAX_PIXELS:

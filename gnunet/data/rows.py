@@ -20,18 +20,18 @@ def select_rows(source: Source, subset: Mapping[str, Any]) -> np.ndarray:
         DataError: a column or a value that does not exist, or no row left.
     """
     keep = np.ones(len(source), bool)
-    for column, wanted in subset.items():
+    for column, allowed in subset.items():
         check_column("data.subset", column, source.columns, source.name)
         values = source.values(column)
         occurring = _distinct(values)
-        wanted = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-        for value in wanted:
+        allowed = allowed if isinstance(allowed, (list, tuple)) else [allowed]
+        for value in allowed:
             if value not in occurring:
                 raise DataError(
                     f"data.subset.{column}: {value!r} does not occur{did_you_mean(value, occurring)}; "
                     f"valid: {quoted(occurring)}"
                 )
-        keep &= np.fromiter((value in wanted for value in values), bool, len(values))
+        keep &= np.fromiter((value in allowed for value in values), bool, len(values))
     if not keep.any():
         raise DataError(f"{source.name} has no rows" + (f" that match data.subset {dict(subset)}" if subset else ""))
     return np.flatnonzero(keep)

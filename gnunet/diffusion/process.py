@@ -123,7 +123,7 @@ class Process(ABC):
         """Turn noise into images.
 
         Args:
-            model_fn: the network, with classifier-free guidance where wanted.
+            model_fn: the network, with classifier-free guidance if any.
             noise: fp32 (N, C, H, W), standard normal.
             sampler: one of `samplers`.
             steps: sampling steps.

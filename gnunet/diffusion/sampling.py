@@ -77,18 +77,18 @@ def sample_images(
             f"sampling.guidance_scale: {guidance_scale} given; valid: 1, since the model was not trained "
             "with dropped labels"
         )
-    wanted = np.asarray(indices, dtype=np.int64)
+    requested = np.asarray(indices, dtype=np.int64)
     all_labels = None if labels is None else np.asarray(labels, dtype=np.int64)
     initial_noise = Stream(seed, StreamKey.SAMPLE_NOISE)
     shape = (resolution, resolution, channels)
-    result = np.empty((len(wanted), *shape), dtype=np.uint8)
+    result = np.empty((len(requested), *shape), dtype=np.uint8)
     num_nonfinite = 0
     # The same algorithms in every process that samples, whatever a trainer has chosen for its own speed.
     with eval_mode(network), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        for number in np.unique(wanted // batch_size).tolist():
+        for number in np.unique(requested // batch_size).tolist():
             batch = range(number * batch_size, (number + 1) * batch_size)
-            rows = np.flatnonzero(wanted // batch_size == number)  # of the result
-            positions = wanted[rows] - batch.start  # in the batch
+            rows = np.flatnonzero(requested // batch_size == number)  # of the result
+            positions = requested[rows] - batch.start  # in the batch
             noise = np.stack([initial_noise.at(i).standard_normal(shape, dtype=np.float32) for i in batch])
             noise = torch.from_numpy(noise).to(device).permute(0, 3, 1, 2)
             classes = None
@@ -103,7 +103,7 @@ def sample_images(
             if progress is not None:
                 progress(len(rows))
     if num_nonfinite:
-        logger.warning("%d of %d sampled images have values that are not finite", num_nonfinite, len(wanted))
+        logger.warning("%d of %d sampled images have values that are not finite", num_nonfinite, len(requested))
     return result
 
 

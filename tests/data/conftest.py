@@ -9,7 +9,7 @@ from gnunet.data import DecodedImages, load_images
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Each test has a cache of its own."""
+    """Each test has an empty cache."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("GNUNET_CACHE", str(cache))
     return cache

@@ -1,4 +1,4 @@
-"""Processes from and to diffusers' schedulers, through the JSON that is saved beside a model."""
+"""Processes from and to diffusers' schedulers, through the JSON that is saved with a model."""
 
 import json
 

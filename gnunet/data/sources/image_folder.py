@@ -15,11 +15,11 @@ IMAGE_SUFFIXES = (
 class ImageFolder(Source):
     """The image files below a folder. If all of them lie in subfolders, the top subfolder's name is the label.
 
-    If all top subfolders are named after splits (train, test, val, ...), those of the wanted split are read, and
-    the folders in it are the classes.
+    If all top subfolders are named after splits (train, test, val, ...), that of the requested split is read, and the
+    folders in it are the classes.
 
     Raises:
-        DataError: no images, or not the wanted split.
+        DataError: no images, or not the requested split.
     """
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:

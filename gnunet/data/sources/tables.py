@@ -34,7 +34,7 @@ MAX_GROUP_VALUES = 2**28
 class Table(Source):
     """Rows described by the features of `datasets`.
 
-    The images are in the wanted column or else in the one whose name or type says so; likewise the labels.
+    Images are in the requested column, or else in the one that is found by its name or type; likewise labels.
     """
 
     features: datasets.Features
@@ -96,7 +96,7 @@ class ParquetFiles(Table):
     """Parquet files with equal columns, read in place, without a copy in the cache of `datasets`.
 
     Raises:
-        DataError: a file that cannot be read, unequal columns, or not the wanted split.
+        DataError: a file that cannot be read, unequal columns, or not the requested split.
     """
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
@@ -183,7 +183,7 @@ class DatasetRows(Table):
 
 
 class ArrowFiles(DatasetRows):
-    """Arrow files with equal columns; DataError for one that cannot be read, or if the wanted split is missing."""
+    """Arrow files with equal columns; DataError for one that cannot be read, or if the split is missing."""
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         parts = []
@@ -199,7 +199,7 @@ class ArrowFiles(DatasetRows):
 
 
 class SavedDataset(DatasetRows):
-    """A folder written by `save_to_disk`; DataError if it is corrupted or lacks the wanted split."""
+    """A folder written by `save_to_disk`; DataError if it is corrupted or lacks the split."""
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         with _as_data_error(path):
@@ -228,10 +228,10 @@ def open_hub_dataset(name: str, split: str) -> DatasetRows:
 
 
 def table_files(path: Path, files: list[Path], split: str) -> list[Path]:
-    """The parquet or arrow files among those at `path`; of the wanted split, if their names or folders begin with one.
+    """The parquet or arrow files among those at `path`; of one split, if their names or folders begin with one.
 
     Raises:
-        DataError: files of both kinds, or not the wanted split.
+        DataError: files of both kinds, or not the requested split.
     """
     files = [file for file in files if file.suffix in (".parquet", ".arrow")]
     if len({file.suffix for file in files}) > 1:

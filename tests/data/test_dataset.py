@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnunet.data import DecodedImages, TrainingDataset, ValidationSet
+from gnunet.data import DecodedImages, TrainingDataset, null_label
 from gnunet.errors import DataError
 
 
@@ -55,7 +55,7 @@ def test_label_dropout_gives_the_null_label(table):
     np.testing.assert_array_equal(kept, table.labels[examples._rng.examples(range(4000)).rows])
 
 
-def test_what_cannot_be(table):
+def test_invalid_images_rows_and_labels(table):
     with pytest.raises(DataError, match="no images to train on"):
         make(table, np.array([], int))
     with pytest.raises(DataError, match="no labels"):
@@ -66,7 +66,7 @@ def test_what_cannot_be(table):
         DecodedImages.from_arrays(table.images, np.full(23, 2), ("a", "b"))
 
 
-def test_fingerprint_says_pixels_labels_and_names(table):
+def test_fingerprint_covers_pixels_labels_and_names(table):
     same = DecodedImages.from_arrays(table.images.copy(), table.labels, table.class_names)
     changed = table.images.copy()
     changed[22, 7, 7, 2] ^= 1
@@ -80,51 +80,20 @@ def test_fingerprint_says_pixels_labels_and_names(table):
     assert len({other.fingerprint for other in others} | {table.fingerprint}) == 5
 
 
-def test_examples_travel_to_other_processes(table):
+def test_metadata_of_a_checkpoint(table):
+    rows = np.arange(3, 20)
+    labelled, plain = make(table, rows, class_conditional=True).metadata, make(table, rows).metadata
+    counts = np.bincount(table.labels[rows], minlength=5).tolist()
+    assert labelled["class_counts"] == counts and labelled["class_names"] == list("abcde")
+    assert (plain["class_counts"], plain["class_names"], plain["num_images"]) == (None, None, 17)
+
+
+def test_null_label_follows_the_last_class():
+    assert (null_label(5, 0.1), null_label(5, 0.0), null_label(0, 0.1)) == (5, None, None)
+
+
+def test_examples_survive_pickling(table):
     examples = make(table)
-    travelled = pickle.loads(pickle.dumps(examples))
+    unpickled = pickle.loads(pickle.dumps(examples))
     for name, tensor in examples.__getitems__([1, 50]).items():
-        assert torch.equal(travelled.__getitems__([1, 50])[name], tensor)
-
-
-def val_set(table, rows, **keys):
-    sizes = {"num_examples": 64, "num_bins": 4, "log_snr_min": -8.0, "log_snr_max": 8.0}
-    return ValidationSet(table, rows, **{**sizes, **keys})
-
-
-def test_validation_bank(table):
-    rows = np.array([3, 8, 1, 20])
-    whole = val_set(table, rows).batch(range(64))
-    for i in range(64):
-        image = torch.from_numpy(table.images[rows[i % 4]]).permute(2, 0, 1)
-        assert torch.equal(whole["images"][i], image)
-        assert whole["bin"][i] == (i + i // 4) % 4
-        assert whole["labels"][i] == table.labels[rows[i % 4]]
-    lower = -8 + 4 * whole["bin"].double()
-    assert ((whole["log_snr"] >= lower) & (whole["log_snr"] <= lower + 4)).all()
-    assert torch.bincount(whole["bin"]).tolist() == [16] * 4
-    # One draw in each sixteenth of each bin, and each image meets each bin.
-    shares = ((whole["log_snr"] - lower) / 4 * 16).long()
-    assert all(sorted(shares[whole["bin"] == b].tolist()) == list(range(16)) for b in range(4))
-    assert len({(i % 4, int(whole["bin"][i])) for i in range(64)}) == 16
-    assert abs(whole["noise"].mean()) < 0.05 and abs(whole["noise"].std() - 1) < 0.05
-    assert whole["noise"].is_contiguous(memory_format=torch.channels_last)
-    part = val_set(table, rows).batch([40, 7])
-    for name, tensor in part.items():
-        assert torch.equal(tensor, whole[name][[40, 7]])
-
-
-def test_validation_fingerprint(table):
-    rows = np.arange(5)
-    fingerprint = val_set(table, rows).fingerprint
-    assert val_set(table, rows).fingerprint == fingerprint
-    others = [
-        val_set(table, rows + 1),
-        val_set(table, rows, num_examples=65),
-        val_set(table, rows, num_bins=8),
-        val_set(table, rows, log_snr_max=9.0),
-        val_set(DecodedImages.from_arrays(table.images), rows),
-    ]
-    assert fingerprint not in {other.fingerprint for other in others}
-    with pytest.raises(DataError, match="no images to validate on"):
-        val_set(table, rows[:0])
+        assert torch.equal(unpickled.__getitems__([1, 50])[name], tensor)
