@@ -38,15 +38,22 @@ def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(
-    source: str | Path, *, weights: str = "ema", seed: int | None = None, **sampling: str | float | None
+    source: str | Path,
+    *,
+    weights: str = "ema",
+    seed: int | None = None,
+    sampler: str | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int | None = None,
 ) -> "TrainedModel":
-    """Load a run, a checkpoint or a diffusers model, with other sampling settings than its own.
+    """Load a run, a checkpoint or a diffusers model; None leaves a setting as the run has it.
 
     Args:
         source: its directory.
         weights: ema or raw.
-        seed: seed of the images; None takes the run's.
-        sampling: keys of the config's sampling section; None takes the run's.
+        seed: seed of the images.
+        sampler, num_inference_steps, guidance_scale, batch_size: as the keys of the config's sampling section.
 
     Raises:
         CheckpointError: there is no model at `source`, or it is corrupted.
@@ -54,9 +61,14 @@ def load_model(
     from gnunet.checkpoint.trained_model import load_trained_model  # takes seconds, which --help need not wait for
 
     model = load_trained_model(Path(source).expanduser(), weights)
-    given = {name: value for name, value in sampling.items() if value is not None}
-    settings = model.sampling.model_copy(update=given)
-    return replace(model, sampling=settings, seed=model.seed if seed is None else seed)
+    settings = {
+        "sampler": sampler,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "batch_size": batch_size,
+    }
+    sampling = model.sampling.model_copy(update={key: value for key, value in settings.items() if value is not None})
+    return replace(model, sampling=sampling, seed=model.seed if seed is None else seed)
 
 
 def positive_int(text: str) -> int:
