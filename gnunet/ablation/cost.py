@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from gnunet.environment import activation_bytes
 from gnunet.models.norm_sites import plan_norms
-from gnunet.training.cuda_graph import WARM_UP
+from gnunet.training.cuda_graph import WARM_UP_STEPS
 from gnunet.training.session import Session
+from gnunet.training.trainer import train_step
 
 REPEATS = 5
 """Timings, of which the median is taken, after one that is thrown away; of steps also those before a CUDA graph."""
@@ -59,9 +60,9 @@ def step_cost(session: Session) -> StepCost:
     batches = session.batches(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    first = 1 + (0 if session.graphs is None else WARM_UP)
+    first = 1 + (0 if session.graphs is None else WARM_UP_STEPS)
     starts = range(0, total, size)[: first + REPEATS]
-    seconds = [_seconds(lambda start=start: session.step(batches, start, stop=False), device) for start in starts]
+    seconds = [_seconds(lambda start=start: train_step(session, batches, start), device) for start in starts]
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     return StepCost(statistics.median(seconds[first:] or seconds), norms, peak)
 

@@ -1,10 +1,13 @@
 """What the runner shows: its plan, and while trials run a live view on a terminal, plain lines elsewhere."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -14,7 +17,50 @@ from gnunet.ablation.plan import Plan, Records, Setting, Trial
 from gnunet.ablation.records import metric_value, record_path
 from gnunet.ablation.study import Study
 from gnunet.ablation.trial import run_folder
-from gnunet.training.progress import LiveView
+
+
+class LiveView(ABC):
+    """A view that stands below the lines on a terminal, and is not there elsewhere; `_view` says what it shows.
+
+    Subclasses set `_live` to what `_open` gives once all that `_view` shows is there.
+
+    Args:
+        enabled: whether this process shows anything.
+    """
+
+    _live: Live | None
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    def _open(self, refresh_per_second: float) -> Live | None:
+        if not (self._enabled and self._console.is_terminal):
+            return None
+        return Live(self._view(), console=self._console, refresh_per_second=refresh_per_second)
+
+    def __enter__(self) -> "LiveView":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    @abstractmethod
+    def _view(self) -> Group: ...
+
+    def _refresh(self) -> None:
+        if self._live:
+            self._live.update(self._view())
+
+    def message(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._enabled:
+            self._console.print(text, markup=False)
 
 
 class Display(LiveView):

@@ -63,7 +63,7 @@ def ablate(arguments: argparse.Namespace, flags: list[str]) -> int:
     # Imported here so that --help does not wait for torch.
     from gnunet.ablation.study_runner import StudyRunner
     from gnunet.config.cli import parse_flags
-    from gnunet.distributed.launch import spawn_cpu_processes
+    from gnunet.distributed.launch import join_launch
 
     runner = StudyRunner.open(
         arguments.study, budget=arguments.budget, folder=arguments.folder, only=arguments.only, flags=parse_flags(flags)
@@ -71,5 +71,5 @@ def ablate(arguments: argparse.Namespace, flags: list[str]) -> int:
     if arguments.report:
         print(runner.report())
         return 0
-    spawn_cpu_processes()
+    join_launch()
     return runner.run(arguments.jobs, dry_run=arguments.dry_run)

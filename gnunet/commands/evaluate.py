@@ -71,14 +71,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from gnunet.commands.measure import Evaluation
     from gnunet.commands.progress import ProgressBar
     from gnunet.distributed.accelerator import open_accelerator
-    from gnunet.distributed.launch import run_as_processes, spawn_cpu_processes
+    from gnunet.distributed.launch import join_launch, run_as_processes
     from gnunet.evaluation import report
 
     not_inputs = ("out", "cpu", "validation_loss")
     evaluation = Evaluation(**{name: value for name, value in vars(arguments).items() if name not in not_inputs})
     subject = evaluation.subject
     out = make_output_dir(arguments.out, Path("evaluations") / subject.name)
-    spawn_cpu_processes()
+    join_launch()
     processes = num_processes(subject.num_images * arguments.repeat, arguments.cpu)
     if (status := run_as_processes(processes)) is not None:
         return status
@@ -101,10 +101,10 @@ def validate(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from gnunet.commands.measure import measure_validation
-    from gnunet.distributed.launch import spawn_cpu_processes
+    from gnunet.distributed.launch import join_launch
     from gnunet.evaluation import report
 
-    spawn_cpu_processes()
+    join_launch()
     record = measure_validation(arguments.source.expanduser(), cpu=arguments.cpu)
     if PartialState().is_main_process:
         out = make_output_dir(arguments.out, Path("evaluations") / record["name"])

@@ -44,9 +44,9 @@ def sample(arguments: argparse.Namespace) -> None:
     from gnunet.commands.progress import ProgressBar
     from gnunet.diffusion import make_grid
     from gnunet.distributed.accelerator import open_accelerator
-    from gnunet.distributed.launch import spawn_cpu_processes
+    from gnunet.distributed.launch import join_launch
 
-    spawn_cpu_processes()
+    join_launch()
     model = load_model(arguments.source, **sampling_options(arguments))
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
     out = make_output_dir(arguments.out, Path("samples") / model.name)

@@ -11,9 +11,10 @@ def main(argv: list[str]) -> int:
 
     def train() -> None:
         config = parse_args(argv, default_config=DEFAULT_CONFIG)
-        from gnunet.training import fit, spawn_cpu_processes  # takes seconds, which --help need not wait for
+        from gnunet.distributed.launch import join_launch
+        from gnunet.training import fit  # takes seconds, which --help need not wait for
 
-        spawn_cpu_processes()
+        join_launch()
         fit(config)
 
     return run_cli(train)

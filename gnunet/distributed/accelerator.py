@@ -1,4 +1,4 @@
-"""The Accelerator of a run or of a program: devices, precision, trackers, how processes work together."""
+"""The Accelerator of a run or of a program: device, precision, trackers, processes."""
 
 import ctypes
 import logging
@@ -19,30 +19,30 @@ from accelerate.utils import (
 
 from gnunet.config import Config
 from gnunet.distributed import fsdp
-from gnunet.distributed.launch import REFUSAL
+from gnunet.distributed.launch import UNSUPPORTED
 from gnunet.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """On a CPU, have glibc keep the memory that this process frees.
+    """On a CPU, make glibc keep memory that is freed.
 
-    Otherwise it may return activations to the system and map them anew, page by page, in every step.
+    Otherwise it may return activations to the system in every step, and map them again page by page.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or torch.accelerator.is_available():
         return
-    # Older glibc takes 32 MiB at most; and any threshold that is set stops it from raising the other by itself.
+    # Older glibc accepts at most 32 MiB; and once one threshold is set, it no longer raises the other by itself.
     if mallopt(_M_MMAP_THRESHOLD, 2**30) or mallopt(_M_MMAP_THRESHOLD, 2**25):
         mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator of a run: precision, trackers, processes; deterministic algorithms where they are asked for.
+    """The Accelerator of a run; sets torch's deterministic mode as train.deterministic says.
 
     Raises:
-        ConfigError: a precision, tracker or kind of launch that is not to be had here.
+        ConfigError: a precision, tracker or kind of launch that is not available.
     """
     train = config.train
     if train.deterministic:
@@ -62,28 +62,28 @@ def make_accelerator(config: Config) -> Accelerator:
     missing = set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:
         names = ", ".join(sorted(missing))
-        raise ConfigError(f"train.trackers: {names} is not installed; pip install it, or leave it out")
+        raise ConfigError(f"train.trackers: {names} is not installed; pip install it, or omit it")
     return accelerator
 
 
 def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any) -> Accelerator:
-    """An Accelerator on the machine's accelerators, or on its CPUs where it has none or `cpu` says so.
+    """An Accelerator on a GPU, or on the CPU if there is none or `cpu` is true.
 
     Raises:
-        ConfigError: a precision or an option that Accelerate refuses, or a kind of launch that gnunet lacks.
+        ConfigError: a precision or an option that Accelerate rejects, or an unsupported kind of launch.
     """
-    # Told that it is on CPUs, since launched CPU processes would not know each other otherwise.
+    # Without cpu=True, launched CPU processes would not join each other.
     cpu = cpu or not torch.accelerator.is_available()
     if cpu and mixed_precision == "fp16":
         raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, bf16")
     if str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
-        raise ConfigError(REFUSAL)
+        raise ConfigError(UNSUPPORTED)
     try:
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
     except ValueError as error:
-        raise ConfigError(f"train.mixed_precision, train.trackers: refused by Accelerate: {error}") from None
+        raise ConfigError(f"train.mixed_precision, train.trackers: rejected by Accelerate: {error}") from None
     if accelerator.distributed_type == DistributedType.MEGATRON_LM:
-        raise ConfigError(REFUSAL)
+        raise ConfigError(UNSUPPORTED)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(format="%(message)s")
     logging.getLogger("gnunet").setLevel(level)
@@ -91,10 +91,10 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
 
 
 def close(accelerator: Accelerator) -> None:
-    """End trackers and the process group, once nothing but the accelerator holds a network that it has prepared.
+    """End trackers and the process group, once only the accelerator refers to a network that it has prepared.
 
-    Where DDP were the last to hold the process group, it would wait for the group's threads and keep the interpreter
-    from them that they may need to end (seen in torch 2.13, once in some ten runs).
+    If DDP held the last reference to the process group, it would wait for the group's threads while holding the GIL,
+    which they may need to end (seen in torch 2.13, in about one of ten runs).
     """
     accelerator.free_memory()
     accelerator.end_training()

@@ -1,4 +1,4 @@
-"""Work that the processes of a launch do together, or fail at together."""
+"""Run a function on all ranks and raise its error on every rank."""
 
 import errno
 from collections.abc import Callable
@@ -13,35 +13,30 @@ from gnunet.errors import GnunetError
 Result = TypeVar("Result")
 
 
-def run_on_all_ranks(accelerator: Accelerator, work: Callable[[], Result]) -> list[Result]:
-    """Call `work` on every process, and wait for all.
+def run_on_all_ranks(accelerator: Accelerator, function: Callable[[], Result]) -> list[Result]:
+    """Call `function` on every rank, and wait for all.
 
     Returns:
-        What each process's work has returned, in the order of ranks, on every process.
+        Each rank's result, in the order of ranks, on every rank.
 
     Raises:
-        GnunetError, OSError: on every process, its own or what the first that failed has raised; a SafetensorError as
+        GnunetError, OSError: on every rank, its own error or that of the first rank that failed; a SafetensorError as
             OSError. A DivergenceError cannot be sent.
     """
-    result = own = None
+    result = own_error = None
     try:
-        result = work()
-    except SafetensorError as caught:  # cannot be sent, and is what its library makes of an error of the system
-        own = OSError(errno.EIO, str(caught))
-    except (GnunetError, OSError) as caught:
-        own = caught
-    told = gather_object([(result, own)])
-    for _, error in told:
+        result = function()
+    except SafetensorError as error:  # cannot be pickled, and is how the library reports errors of the system
+        own_error = OSError(errno.EIO, str(error))
+    except (GnunetError, OSError) as error:
+        own_error = error
+    gathered = gather_object([(result, own_error)])
+    for _, error in gathered:
         if error is not None:
-            raise own or error  # its own has its traceback
-    return [result for result, _ in told]
+            raise own_error or error  # its own has a traceback
+    return [result for result, _ in gathered]
 
 
-def run_on_main_rank(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Call `work` on the main process while the others wait; gives its result, or raises its error, on every process.
-
-    Raises:
-        GnunetError, OSError: see `run_on_all_ranks`.
-    """
-    main = accelerator.is_main_process
-    return run_on_all_ranks(accelerator, lambda: work() if main else None)[0]
+def run_on_main_rank(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Call `function` on the main rank, while the others wait; its result or its error is every rank's."""
+    return run_on_all_ranks(accelerator, lambda: function() if accelerator.is_main_process else None)[0]

@@ -1,8 +1,8 @@
-"""Runs whose weights, gradients, moments and average are split over the processes, by torch's FSDP2.
+"""Runs whose weights, gradients, optimizer state and EMA are sharded across ranks by torch's FSDP2.
 
-A process has the same rows of each of them: a tensor is cut along its first dimension as torch.chunk cuts it, and the
-last processes may have none of a short one. Buffers are whole everywhere. `accelerate launch` with the options of
-configs/accelerate/fsdp2.yaml asks for it; applied here rather than by Accelerate, which has it on GPUs alone.
+Each rank has the same rows of all of them: a tensor is cut along its first dimension as by torch.chunk, so the last
+ranks may have none of a short one. Buffers are replicated. `accelerate launch` requests it with the options of
+configs/accelerate/fsdp2.yaml; it is applied here rather than by Accelerate, which supports it only on GPUs.
 """
 
 import os
@@ -28,7 +28,7 @@ def is_requested() -> bool:
 
 
 def check_options(config: Config) -> None:
-    """Refuse, by a ConfigError, a launch for FSDP that does not go with a configuration or with this package."""
+    """Raise ConfigError for a launch with FSDP whose options, or whose configuration, are not supported."""
     if not is_requested():
         return
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
@@ -36,55 +36,43 @@ def check_options(config: Config) -> None:
     try:
         plugin = FullyShardedDataParallelPlugin()
     except ValueError as error:
-        raise ConfigError(f"accelerate launch: refused by Accelerate: {error}") from None
-    refused = {
-        "fsdp_offload_params: given true; valid: false": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
-        "fsdp_activation_checkpointing: given true; valid: false, and model.gradient_checkpointing": (
-            plugin.activation_checkpointing
-        ),
-    }
-    for problem, found in refused.items():
-        if found:
-            raise ConfigError(problem)
-    check_settings(config, "FSDP")
-
-
-def check_settings(config: Config, launch: str) -> None:
-    """Refuse, by a ConfigError that names the launch, what goes with none that splits a run."""
+        raise ConfigError(f"accelerate launch: rejected by Accelerate: {error}") from None
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ConfigError("fsdp_offload_params: given true; valid: false")
+    if plugin.activation_checkpointing:
+        raise ConfigError("fsdp_activation_checkpointing: given true; valid: false, and model.gradient_checkpointing")
     if config.train.compile:
-        raise ConfigError(f"train.compile: given {format_value(config.train.compile)} with {launch}; valid: false")
+        raise ConfigError(f"train.compile: given {format_value(config.train.compile)} with FSDP; valid: false")
     if config.train.mixed_precision == "fp16":
-        raise ConfigError(f"train.mixed_precision: given fp16 with {launch}; valid: no or bf16")
+        raise ConfigError("train.mixed_precision: given fp16 with FSDP; valid: no or bf16")
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How networks are split."""
+    """How networks are sharded."""
 
     mesh: DeviceMesh
-    """All processes, in one dimension."""
+    """All ranks, in one dimension."""
     reshard_after_forward: bool
-    """Let go of other processes' rows between forward and backward, and fetch them again."""
+    """Free the other ranks' rows after the forward pass, and gather them again for the backward pass."""
 
     @classmethod
     def of_launch(cls, accelerator: Accelerator) -> "Sharding | None":
-        """What this process was launched for; None where it is not FSDP, or no launcher has started it."""
+        """The one that this process was launched with; None without FSDP or without a launcher."""
         if not is_requested() or not torch.distributed.is_initialized():
             return None
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         return cls(mesh, bool(FullyShardedDataParallelPlugin().reshard_after_forward))
 
     def shard(self, network: UNet2D) -> None:
-        """Leave this process its rows of a network's parameters, in place and on the device of the mesh.
-
-        Layers that hold most of the parameters are fetched and let go one by one, in forward and backward.
+        """Shard a network in place, leaving this rank its rows of the parameters on the mesh's device.
 
         Raises:
-            ConfigError: see `make_params_contiguous`.
+            ConfigError: a parameter is a scalar.
         """
         make_params_contiguous(network)
         trains = any(parameter.requires_grad for parameter in network.parameters())
-        # An average has no backward pass to be let go of after.
+        # The EMA has no backward pass, after which its rows would be freed.
         reshard = self.reshard_after_forward or not trains
         for layer in network.layers():
             fully_shard(layer, mesh=self.mesh, reshard_after_forward=reshard)
@@ -92,14 +80,10 @@ class Sharding:
 
 
 def make_params_contiguous(network: nn.Module) -> None:
-    """Let the weights of a network that is to be split lie row by row, which those in channels_last do not.
-
-    Raises:
-        ConfigError: a parameter has no dimensions, and so no rows.
-    """
+    """Make parameters contiguous, which convolutions' weights in channels_last are not: FSDP2 shards rows of memory."""
     for name, parameter in network.named_parameters():
         if not parameter.dim():
-            raise ConfigError(f"model.norm: {name} is a scalar, which cannot be split; valid: shape (1,)")
+            raise ConfigError(f"model.norm: {name} is a scalar, which cannot be sharded; valid: shape (1,)")
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
@@ -110,12 +94,12 @@ def shard_of(tensor: Tensor, rank: int, world_size: int) -> Tensor:
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """The rows of a tensor that this process has, as they lie in memory; all of one that is not sharded."""
+    """This rank's rows of a sharded tensor, or all of one that is not sharded; detached."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def shard_offset(tensor: Tensor) -> int:
-    """The number of the first row that this process has of a tensor, which may lie behind its last."""
+    """The index of this rank's first row of a sharded tensor; its number of rows if this rank has none."""
     if not isinstance(tensor, DTensor):
         return 0
     chunk = -(-len(tensor) // tensor.device_mesh.size())
@@ -123,6 +107,6 @@ def shard_offset(tensor: Tensor) -> int:
 
 
 def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
-    """Clip the gradients of a sharded network by their norm over all processes, which is returned, float32 ()."""
+    """Clip the gradients of a sharded network by their global norm, which is returned, float32 ()."""
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,6 +1,5 @@
-"""Training: the loop, checkpoints, the moving average, progress."""
+"""Training: the loop, EMA, evaluation during training, progress."""
 
-from gnunet.distributed.launch import spawn_cpu_processes
 from gnunet.training.trainer import StepInfo, fit
 
-__all__ = ["StepInfo", "fit", "spawn_cpu_processes"]
+__all__ = ["StepInfo", "fit"]

@@ -1,5 +1,5 @@
-"""A training step as CUDA graphs: the functions it is made of are called, then captured, and from then on replayed
-without Python (train.cuda_graph)."""
+"""The training step as CUDA graphs (train.cuda_graph): its parts are called, then captured, then replayed without
+Python."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -20,22 +20,21 @@ from gnunet.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 DEVICES = ("cuda",)
-WARM_UP = 3
-"""Steps that are called before one is captured, as torch's documentation has it: libraries choose their algorithms,
-kernels are compiled, and the optimizer makes its state."""
+WARM_UP_STEPS = 3
+"""Steps before one is captured, as PyTorch's documentation recommends: libraries choose their algorithms, kernels are
+compiled, and the optimizer creates its state."""
 
 
-def is_wanted(config: Config, accelerator: Accelerator) -> bool:
+def is_enabled(config: Config, accelerator: Accelerator) -> bool:
     """Whether the steps of a run are to be replayed as CUDA graphs.
 
     Raises:
-        ConfigError: train.cuda_graph is true where they cannot be.
+        ConfigError: train.cuda_graph is true, but they cannot be.
     """
-    asked = config.train.cuda_graph
     obstacle = _obstacle(config, accelerator)
-    if asked is True and obstacle is not None:
+    if config.train.cuda_graph is True and obstacle is not None:
         raise ConfigError(f"train.cuda_graph: given true {obstacle}; valid: auto or false")
-    return asked is not False and obstacle is None
+    return config.train.cuda_graph is not False and obstacle is None
 
 
 def _obstacle(config: Config, accelerator: Accelerator) -> str | None:
@@ -52,9 +51,9 @@ def _obstacle(config: Config, accelerator: Accelerator) -> str | None:
 
 
 def capture(function: Callable[[], Any], *, pool: Any, stream: torch.cuda.Stream) -> Callable[[], Any]:
-    """Capture what a function launches, without running it; gives a function that runs it and returns its tensors."""
+    """Capture a function's kernels without running them; returns a function that replays them, with the same result."""
     graph = torch.cuda.CUDAGraph()
-    # "thread_local", since the loader's thread allocates pinned memory meanwhile, and NCCL's looks at events.
+    # "thread_local", since the loader's thread allocates pinned memory meanwhile, and NCCL's thread queries events.
     with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         result = function()
 
@@ -65,83 +64,85 @@ def capture(function: Callable[[], Any], *, pool: Any, stream: torch.cuda.Stream
     return replay
 
 
-def send(tensor: Tensor) -> Callable[[], list[float]]:
-    """Begin to copy a tensor to the host; gives a function that waits for its values."""
+def copy_to_host(tensor: Tensor) -> Callable[[], list[float]]:
+    """Start copying a tensor to the host; returns a function that waits for its values."""
     copy = tensor.to("cpu", non_blocking=True, copy=True)  # into pinned memory
     if tensor.device.type != "cuda":
         return copy.tolist
-    arrived = torch.cuda.Event()
-    arrived.record()
+    copied = torch.cuda.Event()
+    copied.record()
 
     def values() -> list[float]:
-        arrived.synchronize()
+        copied.synchronize()
         return copy.tolist()
 
     return values
 
 
 class Graphs:
-    """Runs the functions of a training step, and replays them once they are captured.
+    """Runs the functions that a training step consists of, and replays them once they are captured.
 
-    All of them share a memory pool, so that every step must run the same ones in the same order. The values that they
-    depend on are their tensors and what lies on the device: random numbers are drawn by the seed at the time of a
-    replay. If a capture fails on any process, all go on by calls, which compute the same.
+    They share one memory pool, so every step must run the same functions in the same order. They may depend only on
+    their input tensors and on what is on the device; random numbers are drawn by the seed at the time of a replay. If a
+    capture fails on any rank, all ranks continue with calls, which compute the same.
 
     Args:
-        must_capture: raise where a capture fails.
+        must_capture: raise an error if a capture fails.
     """
 
     def __init__(self, accelerator: Accelerator, *, must_capture: bool) -> None:
-        self.accelerator, self.must_capture = accelerator, must_capture
+        self.must_capture = must_capture
         self.steps = 0
         self.failure: str | None = None
-        self._inputs: dict[str, list[Tensor]] = {}
+        self._inputs: dict[str, list[Tensor | None]] = {}
         self._replays: dict[str, Callable[[], Any]] = {}
         on_gpu = accelerator.device.type == "cuda"
         self._stream = torch.cuda.Stream(accelerator.device) if on_gpu else None
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
-    def run(self, name: str, function: Callable[..., Any], *given: Tensor) -> Any:
-        """`function(*given)`. What it returns is overwritten when this name is next run.
+    def run(self, name: str, function: Callable[..., Any], *inputs: Tensor | None) -> Any:
+        """`function(*inputs)`. The next run of the same name overwrites the tensors that it returns.
 
         Args:
-            name: of the function, which has it in every step.
-            given: of the same shapes and types at every call.
+            name: identifies the function in every step.
+            inputs: of the same shapes and types in every step.
         """
-        inputs = self._inputs.setdefault(name, [torch.empty_like(tensor) for tensor in given])
-        for static, tensor in zip(inputs, given, strict=True):
-            static.copy_(tensor, non_blocking=True)
-        call = partial(function, *inputs)
-        if self.failure is None and self.steps == WARM_UP and name not in self._replays:
+        if name not in self._inputs:
+            self._inputs[name] = [None if tensor is None else torch.empty_like(tensor) for tensor in inputs]
+        for static, tensor in zip(self._inputs[name], inputs, strict=True):
+            if static is not None:
+                static.copy_(tensor, non_blocking=True)
+        call = partial(function, *self._inputs[name])
+        if self.failure is None and self.steps == WARM_UP_STEPS and name not in self._replays:
             try:
-                with self._aside():
+                with self._on_capture_stream():
                     self._replays[name] = capture(call, pool=self._pool, stream=self._stream)
             except RuntimeError as error:
                 self.failure = str(error).partition("\n")[0]
         if name in self._replays:
             return self._replays[name]()
-        if self.steps >= WARM_UP:
+        if self.steps >= WARM_UP_STEPS:
             return call()
-        with self._aside():
+        with self._on_capture_stream():
             return call()
 
     def captured(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        """A function that does on the device what another does, replayed if that can be captured."""
+        """A replay of `function`, or `function` itself if it cannot be captured."""
         try:
-            for work in (function, partial(capture, function, pool=None, stream=self._stream)):
-                with self._aside():
-                    result = work()
+            with self._on_capture_stream():
+                function()
+            with self._on_capture_stream():
+                return capture(function, pool=None, stream=self._stream)
         except RuntimeError:
             return function
-        return result
 
     def end_step(self) -> None:
-        """To be called by every process at the end of a step, the one that captures included.
+        """To be called by every rank at the end of each step.
 
         Raises:
-            ConfigError: a capture has failed that must not.
+            ConfigError: a capture has failed and `must_capture` is set.
         """
-        if self.steps == WARM_UP:
+        if self.steps == WARM_UP_STEPS:
             failures = [text for text in gather_object([self.failure]) if text is not None]
             if failures:
                 self.failure = failures[0]
@@ -151,12 +152,12 @@ class Graphs:
                         f"train.cuda_graph: given true, but the step cannot be captured ({failures[0]}); "
                         "valid: auto or false"
                     )
-                logger.warning("train.cuda_graph: going on without, since a step cannot be captured (%s)", failures[0])
+                logger.warning("train.cuda_graph: the step cannot be captured (%s); training without", failures[0])
         self.steps += 1
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """On the stream of captures, after what the current stream has been given and before what it is given next."""
+    def _on_capture_stream(self) -> Iterator[None]:
+        """Run on the stream of captures, after the current stream's earlier work and before its later work."""
         if self._stream is None:
             yield
             return

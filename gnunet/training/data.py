@@ -17,10 +17,10 @@ class RunData:
     train_rows: np.ndarray
     """int64, ascending."""
     validation_rows: np.ndarray
-    """int64, ascending; empty where none are held out."""
+    """int64, ascending; empty if none are held out."""
 
     def val_set(self, validation: ValidationConfig) -> ValidationSet:
-        """The validation set, over training images where none are held out."""
+        """The validation set, over training images if none are held out."""
         return ValidationSet(
             self.table, self.validation_rows if len(self.validation_rows) else self.train_rows,
             num_examples=validation.num_examples, num_bins=validation.num_bins,
@@ -29,11 +29,7 @@ class RunData:
 
 
 def load_run_data(config: Config) -> RunData:
-    """The images that a configuration trains and validates on.
-
-    Raises:
-        DataError: see `load_images` and `split_rows`.
-    """
+    """The images that a configuration trains and validates on. Raises DataError if they cannot be loaded."""
     # One process fills the cache, the others wait for it.
     table = load_images(**image_kwargs(config.data), channels=config.model.in_channels, progress=decode_progress())
     return RunData(table, *split_rows(len(table.images), config.data.validation_images))

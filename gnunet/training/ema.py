@@ -16,17 +16,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def power_exponent(std: float) -> float:
-    """Exponent gamma of the power-function average whose relative width is `std` (at most 0.28).
+    """Exponent gamma of the power-function EMA whose relative width is `std`, at most 0.28 (Karras et al., 2024, EDM2).
 
-    Karras et al. (2024), EDM2: the profile t^gamma on [0, 1] has the variance
-    (gamma + 1) / ((gamma + 2)^2 (gamma + 3)); this solves it for gamma.
+    The profile t^gamma on [0, 1] has the variance (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), which is solved for gamma.
     """
     target = std**-2
     return float(np.roots([1.0, 7.0, 16.0 - target, 12.0 - target]).real.max())
 
 
 def ema_decay(train: TrainConfig, images: int) -> float:
-    """Share of the old average that survives the step which ends at `images` images seen."""
+    """The EMA's decay in the step that ends at `images` images seen."""
     if train.ema_kind == "power":
         return max(1.0 - train.batch_size / images, 0.0) ** (power_exponent(train.ema_std) + 1.0)
     half_life = float(train.ema_half_life)
@@ -36,18 +35,15 @@ def ema_decay(train: TrainConfig, images: int) -> float:
 
 
 class EMA:
-    """A second copy of a model that follows the first: parameters and buffers averaged in fp32, counts copied.
+    """The exponential moving average of a model: parameters and running statistics in fp32; counters are copied.
 
-    The copy is a whole model in eval mode, so that validation and sampling use it as it is and nothing is
-    ever swapped into a model that trains, is compiled or is wrapped for DDP.
-
-    Running statistics are averaged as the weights are: those of the newest weights alone would belong to another
-    model than the average. Where `running_statistics` is False they are left alone, for someone to estimate them.
+    It is a second model in eval mode for validation and sampling: nothing is swapped into the model that trains, which
+    may be compiled or wrapped for DDP.
 
     Args:
-        model: the one to follow.
-        shard: splits a model over processes, in place: the copy, and then `model` itself (see Sharding.shard).
-        running_statistics: average them.
+        model: the model to average.
+        shard: shards a model across ranks, in place: first the copy, then `model` (see `Sharding.shard`).
+        running_statistics: average running statistics too. False leaves them unchanged, to be re-estimated.
     """
 
     def __init__(
@@ -57,31 +53,30 @@ class EMA:
         if shard is not None:
             shard(self.model)
             shard(model)
-        left_alone = [] if running_statistics else running_buffers(self.model)
+        excluded = [] if running_statistics else running_buffers(self.model)
         pairs = [*zip(self.model.parameters(), model.parameters(), strict=True)]
         pairs += zip(self.model.buffers(), model.buffers(), strict=True)
-        pairs = [pair for pair in pairs if all(pair[0] is not buffer for buffer in left_alone)]
+        pairs = [pair for pair in pairs if all(pair[0] is not buffer for buffer in excluded)]
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move the average towards the followed model: average = decay * average + (1 - decay) * weights."""
-        averaged, followed = zip(*((to_local(mine), to_local(theirs)) for mine, theirs in self._averaged), strict=True)
-        torch._foreach_lerp_(averaged, followed, 1.0 - decay)
-        for mine, theirs in self._copied:
-            mine.copy_(theirs)
+        """ema = decay * ema + (1 - decay) * model."""
+        ema, model = zip(*((to_local(ours), to_local(theirs)) for ours, theirs in self._averaged), strict=True)
+        torch._foreach_lerp_(ema, model, 1.0 - decay)
+        for ours, theirs in self._copied:
+            ours.copy_(theirs)
 
     @torch.no_grad()
-    def update_where(self, condition: Tensor, share: Tensor) -> None:
-        """`update` by tensors on the device; if the condition is false, the average stays as it is, but for the sign of
-        a negative zero.
+    def update_where(self, condition: Tensor, weight: Tensor) -> None:
+        """`update` by tensors on the device; if the condition is false, only the sign of a negative zero may change.
 
         Args:
             condition: bool ().
-            share: 1 - decay, float32 ().
+            weight: 1 - decay, float32 ().
         """
-        averaged, followed = zip(*self._averaged, strict=True)
-        torch._foreach_lerp_(averaged, followed, [share * condition] * len(averaged))
-        for mine, theirs in self._copied:
-            mine.copy_(torch.where(condition, theirs, mine))
+        ema, model = zip(*self._averaged, strict=True)
+        torch._foreach_lerp_(ema, model, [weight * condition] * len(ema))
+        for ours, theirs in self._copied:
+            ours.copy_(torch.where(condition, theirs, ours))

@@ -1,4 +1,4 @@
-"""Evaluation in training: metrics of the EMA weights' samples, which checkpoint is the best, grids of samples."""
+"""Evaluation during training: validation loss, metrics and grids of samples, and which checkpoint is the best."""
 
 import io
 import math
@@ -18,7 +18,7 @@ from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
 from gnunet.diffusion import make_grid
 from gnunet.distributed.signals import StopSignal
-from gnunet.evaluation import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors
+from gnunet.evaluation import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors, validation_loss
 from gnunet.evaluation.batching import batches_by_rank, single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
@@ -34,19 +34,26 @@ def chosen_metrics(evaluate: EvaluateConfig) -> list[FeatureMetric]:
 
 
 def check_extractors(evaluate: EvaluateConfig) -> None:
-    """Load what evaluations will need and let go of it again, so that what is missing is found before training.
-
-    Raises:
-        ConfigError: a package or a file is missing, with what to install or put where.
-    """
+    """Load and free what evaluations will need: a missing package or file raises ConfigError before training."""
     if evaluate.every is not None:
         load_extractors(chosen_metrics(evaluate), sources=evaluate.extractors, weights=evaluate.weights)
 
 
-def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
-    """The images of a model as something to measure: image i is sample.py's. `check`: see `TrainedModel.sample`.
+def check_enough_images(session: Session) -> None:
+    """Raise DataError if the metrics need more training images than there are."""
+    if session.config.evaluate.every is not None:
+        check_reference(chosen_metrics(session.config.evaluate), len(session.train_set.rows))
 
-    On a CPU in one thread, since the bits depend on the number of threads, and that on the launch.
+
+def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
+    """A function from indices to a model's images: image i is the one that `gnunet sample` writes.
+
+    On a CPU it samples in one thread, since an image's bits depend on the number of threads, which launches change.
+
+    Args:
+        model: to sample from.
+        accelerator: gives device and precision.
+        check: called before each run of the network; what it raises ends the sampling.
     """
 
     def images(indices: range) -> Any:
@@ -57,7 +64,7 @@ def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[],
 
 
 def sampling_metadata(model: TrainedModel) -> dict[str, Any]:
-    """What decides the samples of a model besides its weights and their number, as records name it."""
+    """The settings that determine a model's samples, under their names in records."""
     sampling = model.sampling
     return {
         "sampler": model.process.resolve_sampler(sampling.sampler, sampling.num_inference_steps),
@@ -68,105 +75,117 @@ def sampling_metadata(model: TrainedModel) -> dict[str, Any]:
     }
 
 
+def validate(session: Session, images_seen: int, *, stop: StopSignal, display: Display) -> dict[str, Any]:
+    """The validation loss of the EMA weights, as a record of metrics.jsonl. Raises StopRequested after a signal."""
+    accelerator = session.accelerator
+    display.set_status("validating")
+    result = validation_loss(
+        session.ema_network, session.process, session.val_set, device=accelerator.device,
+        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast,
+        processes=Processes.of(accelerator), progress=lambda done: stop.check(accelerator),
+    )  # fmt: skip
+    return {
+        "images": images_seen,
+        "validation_loss": result.mean,
+        "validation_loss_standard_error": result.standard_error,
+        "validation_loss_by_log_snr": result.bins,
+        "validation_bank": session.val_set.fingerprint[:16],
+    }
+
+
 def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: Display) -> dict[str, Any]:
-    """Measure the averaged weights' samples against the training images, all processes together.
+    """Metrics of the EMA weights' samples against the training images, as a record of metrics.jsonl.
 
-    Each process samples whole batches in turn; after each round of batches the processes exchange features.
-    Extractors are loaded for the time of an evaluation only: the memory that training has is what it would have
-    without.
-
-    Returns:
-        The line of metrics.jsonl, the same on every process but for what different devices may compute.
+    All ranks call this: each samples whole batches round-robin, and they exchange features after each round. Extractors
+    are in memory only meanwhile. The record is the same on every rank, but for rounding on different devices.
 
     Raises:
         DataError: fewer training images than the metrics need.
-        StopRequested: a stop was asked for meanwhile.
+        StopRequested: a rank received a signal.
     """
     config, accelerator = session.config, session.accelerator
-    settings, model, rows = config.evaluate, session.ema_model, session.train_set.rows
+    settings, model, train_set = config.evaluate, session.ema_model, session.train_set
     processes = Processes.of(accelerator)
 
-    def progress_of(what: str, total: int) -> Callable[[int], None]:
-        def progress(done: int) -> None:
+    def progress(what: str, total: int) -> Callable[[int], None]:
+        def show(done: int) -> None:
             stop.check(accelerator)
-            display.progress(what, done, total)
+            display.progress(f"evaluating: {what}", done, total)
 
-        return progress
+        return show
 
     metrics = chosen_metrics(settings)
     extractors = load_extractors(
         metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
     )
     scorer = Scorer(
-        metrics, extractors, session.train_set.table, rows, cache_folder(config.data.cache_dir), processes=processes,
-        progress=progress_of("evaluating: training images", len(rows)),
+        metrics, extractors, train_set.table, train_set.rows, cache_folder(config.data.cache_dir), processes=processes,
+        progress=progress("training images", len(train_set.rows)),
     )  # fmt: skip
-    values = scorer.score(
+    scores = scorer.score(
         sample_fn(model, accelerator, partial(stop.check, accelerator)), settings.num_images,
-        chunk=model.sampling.batch_size, processes=processes,
-        progress=progress_of("evaluating: samples", settings.num_images),
+        chunk=model.sampling.batch_size, processes=processes, progress=progress("samples", settings.num_images),
     )  # fmt: skip
-    about = {
+    metadata = {
         "num_images": settings.num_images,
         **sampling_metadata(model),
-        "reference": session.train_set.table.fingerprint[:16],
-        "reference_images": len(rows),
+        "reference": train_set.table.fingerprint[:16],
+        "reference_images": len(train_set.rows),
     }
-    return {"images": images_seen, **values, **{f"evaluation_{name}": value for name, value in about.items()}}
+    return {"images": images_seen, **scores, **{f"evaluation_{name}": value for name, value in metadata.items()}}
 
 
-def check_enough_images(session: Session) -> None:
-    """Refuse, by a DataError, fewer training images than the metrics need, before training."""
-    if session.config.evaluate.every is not None:
-        check_reference(chosen_metrics(session.config.evaluate), len(session.train_set.rows))
+def format_scores(record: dict[str, Any], metrics: list[str]) -> dict[str, str]:
+    """The validation loss or the metrics of a record, with standard errors, as text."""
+    line = {}
+    for name in ("validation_loss", *metrics):
+        if name in record:
+            error = record.get(f"{name}_standard_error")
+            line[name] = f"{record[name]:.5g}" + ("" if error is None else f" (standard error {error:.2g})")
+    if "evaluation_num_images" in record:
+        line["n"] = str(record["evaluation_num_images"])
+    return line
 
 
-def format_scores(values: dict[str, Any], metrics: list[str]) -> dict[str, str]:
-    """The metrics of a line as a person reads them."""
-    shown = {}
-    for name in metrics:
-        error = values.get(f"{name}_standard_error")
-        shown[name] = f"{values[name]:.5g}" + ("" if error is None else f" (standard error {error:.2g})")
-    return {**shown, "n": str(values["evaluation_num_images"])}
+def update_best(state: TrainState, evaluate: EvaluateConfig, record: dict[str, Any]) -> bool:
+    """Update `state.best` if a record has a better value of evaluate.monitor than all before; returns whether it has.
 
-
-def update_best(state: TrainState, evaluate: EvaluateConfig, values: dict[str, Any]) -> bool:
-    """Note in `state` a value of evaluate.monitor that is better than all before; says whether there was one.
-
-    The main process decides, since processes on different devices may differ in the last digits.
+    The main rank decides, since values may differ between devices by rounding.
     """
     name = evaluate.monitor
-    if name is None or name not in values:
+    if name is None or name not in record:
         return False
     higher = any(metric.higher_is_better for metric in chosen_metrics(evaluate) if metric.name == name)
-    value, before = values[name], state.best.get("value")
-    better = math.isfinite(value) and (before is None or (value > before if higher else value < before))
+    value, best = record[name], state.best.get("value")
+    better = math.isfinite(value) and (best is None or (value > best if higher else value < best))
     better, value = broadcast_object_list([better, value])
     if better:
         state.best = {"images": state.images, "metric": name, "value": value}
     return better
 
 
-def sample_grid(session: Session, check: Callable[[], None]) -> np.ndarray:
-    """Images 0 .. sampling.num_images - 1 of the averaged weights, uint8 (N, H, W, C), on every process.
+def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.ndarray:
+    """Images 0 to sampling.num_images - 1 of the EMA weights, uint8 (N, H, W, C), on every rank.
 
-    The processes sample whole batches in turn. `check`: see `TrainedModel.sample`.
+    Ranks sample whole batches round-robin. Raises StopRequested after a signal.
     """
     model, accelerator = session.ema_model, session.accelerator
-    settings, rank, world = model.sampling, accelerator.process_index, accelerator.num_processes
-    images = np.empty((settings.num_images, model.resolution, model.resolution, model.channels), dtype=np.uint8)
-    for batches in batches_by_rank(len(images), settings.batch_size, world):
+    display.set_status("sampling")
+    size, rank, world_size = model.sampling.batch_size, accelerator.process_index, accelerator.num_processes
+    shape = (model.resolution, model.resolution, model.channels)
+    images = np.empty((model.sampling.num_images, *shape), dtype=np.uint8)
+    for batches in batches_by_rank(len(images), size, world_size):
         mine = batches[rank] if rank < len(batches) else range(1)
-        padded = torch.zeros(settings.batch_size, *images.shape[1:], dtype=torch.uint8, device=accelerator.device)
-        padded[: len(mine)] = torch.from_numpy(model.sample(mine, accelerator, check=check))
-        gathered = accelerator.gather(padded).view(world, *padded.shape).cpu().numpy()
-        for batch, part in zip(batches, gathered, strict=False):
-            images[batch] = part[: len(batch)]
+        padded = torch.zeros(size, *shape, dtype=torch.uint8, device=accelerator.device)
+        padded[: len(mine)] = torch.from_numpy(model.sample(mine, accelerator, check=partial(stop.check, accelerator)))
+        gathered = accelerator.gather(padded).view(world_size, size, *shape).cpu().numpy()
+        for indices, batch in zip(batches, gathered, strict=False):
+            images[indices] = batch[: len(indices)]
     return images
 
 
 def save_grid(folder: Path, images: np.ndarray, images_seen: int) -> Path:
-    """Write images as the one PNG of what a run has sampled at so many images seen."""
+    """Write the images sampled at `images_seen` images as one PNG."""
     path = folder / f"{checkpoint_name(images_seen)}.png"
     png = io.BytesIO()
     make_grid(images).save(png, format="PNG")

@@ -1,41 +1,35 @@
-"""The training loop: one linear function over examples 0, 1, 2, ... of a run."""
+"""The training loop: one optimizer step after another over examples 0, 1, 2, ... of a run, and what is due between."""
 
 import errno
+import math
+import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed import DistError
 
-from gnunet.checkpoint.checkpoint import (
-    TrainState,
-    load_checkpoint,
-    load_weights,
-    newest_checkpoint,
-    read_state,
-    rotate_checkpoints,
-    save_checkpoint,
-    write_best_pointer,
-)
-from gnunet.checkpoint.export import export_model, exported_images
+from gnunet.checkpoint.checkpoint import TrainState
 from gnunet.checkpoint.run_dir import RunDir
-from gnunet.config import Config, to_yaml
+from gnunet.config import Config
+from gnunet.diffusion import NoiseLevel
 from gnunet.distributed.accelerator import close, keep_freed_memory, make_accelerator
-from gnunet.distributed.collectives import run_on_main_rank
-from gnunet.distributed.fsdp import to_local
 from gnunet.distributed.signals import StopRequested, StopSignal
-from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError, TrainingError
-from gnunet.evaluation import validation_loss
-from gnunet.models import UNet2D
-from gnunet.processes import Processes
+from gnunet.errors import TrainingError
+from gnunet.norms import force_weight_norm
+from gnunet.random_streams import Stream, StreamKey
+from gnunet.training import cuda_graph
+from gnunet.training.checkpointing import resume_or_start, save
+from gnunet.training.ema import ema_decay
 from gnunet.training.evaluation import (
     check_enough_images,
     check_extractors,
@@ -44,14 +38,15 @@ from gnunet.training.evaluation import (
     sample_grid,
     save_grid,
     update_best,
+    validate,
 )
 from gnunet.training.lr_schedule import learning_rate
-from gnunet.training.messages import NAMED_EXAMPLES, is_lost_process, lost_words, shown, skipped
 from gnunet.training.progress import Display
-from gnunet.training.session import Session, Step, build_session
+from gnunet.training.run_log import StepResult, count_step, due_tasks, memory_mib, training_metrics
+from gnunet.training.session import Session, build_session
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""What the system says of a disk that is full or broken."""
+"""Error numbers of a disk that is full or broken."""
 
 
 @dataclass(frozen=True)
@@ -93,300 +88,220 @@ def fit(config: Config, callback: Callback | None = None) -> Path:
     run = RunDir(config)
     run.check(config)
     try:
-        signum = train_in(run, config, accelerator, callback)
-        close(accelerator)  # here, where no network of train_in is left
-        if signum is not None:
-            raise SystemExit(128 + signum)
-        return run.path
+        with _errors_for_users(run, accelerator):
+            signum = _run_training(run, config, accelerator, callback)
+        close(accelerator)  # here, since no frame holds a network any more
+    finally:
+        run.lock.release()
+    if signum is not None:
+        raise SystemExit(128 + signum)
+    return run.path
+
+
+def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callback: Callback | None) -> int | None:
+    """Build or resume the run and train it; returns the signal that stopped it, None if it is complete."""
+    check_extractors(config.evaluate)
+    session = build_session(config, accelerator)
+    check_enough_images(session)
+    state, checkpoint = resume_or_start(session, run)
+    stop = StopSignal()
+    display = Display(images=state.images, total=session.total_images, enabled=accelerator.is_main_process)
+    with stop, display:
+        if checkpoint is not None:
+            display.message(f"resuming {checkpoint}")
+        try:
+            train(session, run, state, stop, display, callback)
+        except StopRequested:
+            save(session, run, state, with_model=False)  # launchers kill soon after they signal
+            display.message(f"stopped at {state.images} images, checkpoint written; the same command resumes the run")
+            # Every rank returns the same signal, whichever of them received it.
+            signum = torch.tensor([stop.signum or 0], device=accelerator.device)
+            return accelerator.gather(signum).max().item() or signal.SIGTERM
+        display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
+    return None
+
+
+def train(
+    session: Session, run: RunDir, state: TrainState, stop: StopSignal, display: Display, callback: Callback | None
+) -> None:
+    """Train from `state` to the end of the run.
+
+    Raises:
+        StopRequested: a rank received a signal; `state` is to be saved.
+        DivergenceError: too many steps in a row were not finite.
+    """
+    config, accelerator, total = session.config, session.accelerator, session.total_images
+    batches = session.batches(state.images)
+    pending: deque[Callable[[], StepResult]] = deque()  # steps whose results have not been read yet
+    last_loss: float | None = None
+    seconds, timed_images = 0.0, 0  # of the steps since the last log line
+
+    def write(record: dict, line: dict[str, str], timing: dict | None = None) -> None:
+        """Log to metrics.jsonl (and timing.jsonl), the trackers and the terminal."""
+        timing = timing or {}
+        if accelerator.is_main_process:
+            run.metrics.write(record)
+            if timing:
+                run.timing.write({"images": state.images, **timing})
+        numbers = {key: value for key, value in {**record, **timing}.items() if isinstance(value, int | float)}
+        accelerator.log(numbers, step=state.images)
+        display.log(state.images, line)
+
+    due = due_tasks(config, state, total)
+    while True:
+        # All that is due is computed before any of it is written: after a signal the resumed run repeats it.
+        scores = evaluate(session, state.images, stop=stop, display=display) if "evaluate" in due else None
+        validation = validate(session, state.images, stop=stop, display=display) if "validate" in due else None
+        grid = sample_grid(session, stop=stop, display=display) if "sample" in due else None
+
+        if "log" in due and state.steps:
+            record, line = training_metrics(session, state)
+            speed = timed_images / seconds if seconds else None
+            memory = memory_mib(accelerator.device)
+            line |= {"speed": f"{speed:.1f} images/s" if speed else "?", "memory": f"{memory:.0f} MiB"}
+            write(record, line, {"images_per_second": speed, "memory_mib": memory})
+            seconds, timed_images = 0.0, 0
+        for result in (validation, scores):
+            if result is not None:
+                write(result, format_scores(result, config.evaluate.metrics))
+                if update_best(state, config.evaluate, result):
+                    due.add("checkpoint")
+        if grid is not None and accelerator.is_main_process:
+            display.log(state.images, {"samples": str(save_grid(run.samples, grid, state.images))})
+        state.reported = state.images
+        if "checkpoint" in due:
+            save(session, run, state)
+        if state.images >= total:
+            return
+
+        display.set_status("training")
+        start = time.perf_counter()
+        pending.append(train_step(session, batches, state.images, stop=stop))
+        state.images += config.train.batch_size
+        timed_images += config.train.batch_size
+        due = due_tasks(config, state, total)
+        # With CUDA graphs a result is read when the next step is queued, so that the device always has work.
+        stopped, late = False, session.reads_late and not due
+        while len(pending) > (late and not stopped):
+            result = pending.popleft()()
+            count_step(session, state, result, display)
+            last_loss, stopped = result.loss, stopped or result.stop
+        seconds += time.perf_counter() - start
+        if callback is not None:
+            callback(StepInfo(state.images, total, last_loss, session))
+        if stopped:
+            raise StopRequested
+
+
+def train_step(
+    session: Session, batches: Iterator[dict[str, Tensor]], images_seen: int, *, stop: bool | StopSignal = False
+) -> Callable[[], StepResult]:
+    """One optimizer step over a global batch: forward and backward, clipping, weights, EMA.
+
+    Args:
+        session: the run.
+        batches: this rank's micro-batches; `session.accumulation` of them are taken.
+        images_seen: images seen before the step.
+        stop: whether this rank was asked to stop, read as late in the step as possible; all ranks learn of it.
+
+    Returns:
+        A function that waits for the device and returns the result. Every rank must call it, in the order of steps.
+    """
+    config, accelerator, strategy = session.config, session.accelerator, session.strategy
+    train, unet = config.train, session.unet
+    # Parts of the step are functions, so that `Graphs` can replay them as CUDA graphs.
+    run = session.graphs.run if session.graphs is not None else (lambda name, function, *inputs: function(*inputs))
+
+    def forward_backward(images: Tensor, noise: Tensor, labels: Tensor | None, *level: Tensor) -> Tensor:
+        losses = session.process.loss(strategy.network, images, noise, NoiseLevel(*level), labels)
+        # Gradients are averaged over the ranks: what remains is the mean over the global batch.
+        strategy.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
+        return losses.detach()
+
+    def zero_grad_forward_backward(*inputs: Tensor) -> Tensor:
+        unet.zero_grad()  # also of what a failed capture has left
+        return forward_backward(*inputs)
+
+    def update_if_finite(totals: Tensor, lr: Tensor, ema_weight: Tensor) -> None:
+        finite = totals[:2].isfinite().all()
+        strategy.step_where(finite, lr)
+        force_weight_norm(unet, where=finite)
+        session.ema.update_where(finite, ema_weight)
+        unet.zero_grad()  # a graph's own memory keeps them where it expects them
+
+    loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    losses_by_example: list[tuple[Tensor, Tensor]] = []
+    for i in range(session.accumulation):
+        batch = next(batches)
+        if config.model.dropout:
+            seed = Stream(config.seed, StreamKey.DROPOUT).raw(int(batch["index"][0]), 1)
+            torch.manual_seed(int(seed[0]) >> 1)
+        images, noise, level, labels = session.to_device(batch)
+        with strategy.accumulate(is_last=i == session.accumulation - 1):
+            name, function = ("next", forward_backward) if i else ("first", zero_grad_forward_backward)
+            losses = run(name, function, images, noise, labels, *vars(level).values()).clone()
+        losses_by_example.append((batch["index"], losses))
+        loss_sum += losses.sum(dtype=torch.float64)
+    strategy.average_gradients(run)
+    grad_norm = run("clip", partial(strategy.clip, train.max_grad_norm or math.inf))
+
+    # The norm is the same on every rank, so its mean is exact; a rank where it is not finite makes the sum non-finite.
+    totals = torch.stack([loss_sum, grad_norm.double(), loss_sum.new_full((), float(bool(stop)))])
+    totals = accelerator.reduce(totals, "sum")
+    session.all_reduce_running_stats()
+    session.ema_stats_are_current = False
+
+    lr = learning_rate(train, images_seen + train.batch_size / 2)
+    decay = ema_decay(train, images_seen + train.batch_size)
+    result = partial(_step_result, session, images_seen + train.batch_size, losses_by_example)
+    if session.graphs is not None:  # the device decides whether the step is finite
+        numbers = (totals.new_full((), value, dtype=torch.float32) for value in (lr, 1.0 - decay))
+        run("update", update_if_finite, totals, *numbers)
+        session.graphs.end_step()
+        values = cuda_graph.copy_to_host(totals)
+        return lambda: result(values())
+    step = result(totals.tolist())
+    if step.finite:
+        strategy.step(lr)
+        force_weight_norm(unet)
+        session.ema.update(decay)
+    else:
+        strategy.skip_step()
+    return lambda: step
+
+
+def _step_result(
+    session: Session, images: int, losses_by_example: list[tuple[Tensor, Tensor]], totals: list[float]
+) -> StepResult:
+    accelerator, scaler = session.accelerator, session.accelerator.scaler
+    loss, grad_norm = totals[0] / session.config.train.batch_size, totals[1] / accelerator.num_processes
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
+    nonfinite: list[int] = []
+    if not math.isfinite(loss):
+        marked = [torch.where(x.isfinite(), -1, index.to(x.device)) for index, x in losses_by_example]
+        nonfinite = sorted(index for index in accelerator.gather(torch.cat(marked)).tolist() if index >= 0)
+    return StepResult(images, loss, grad_norm, finite, overflow, tuple(nonfinite), stop=totals[2] > 0)
+
+
+@contextmanager
+def _errors_for_users(run: RunDir, accelerator: Accelerator) -> Iterator[None]:
+    """Raise a failing disk and a lost rank as TrainingError."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
         raise TrainingError(
-            f"{run.path}: cannot be written ({error}); its checkpoints are as they were, and the same command goes on "
-            "from the newest when it can"
+            f"{run.path}: cannot be written ({error}); earlier checkpoints are intact, and the same command resumes "
+            "from the newest"
         ) from error
     except RuntimeError as error:
-        if not is_lost_process(error, accelerator):
+        if accelerator.num_processes == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
+        # The first sentence, without the place in gloo's source that it begins with.
+        reason = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
         raise TrainingError(
-            f"another process of this run has ended or does not answer ({lost_words(error)}); the same command goes on "
-            "from the newest checkpoint"
+            f"another process of this run has ended or does not respond ({reason}); the same command resumes from the "
+            "newest checkpoint"
         ) from error
-    finally:
-        run.lock.release()
-
-
-def train_in(run: RunDir, config: Config, accelerator: Accelerator, callback: Callback | None) -> int | None:
-    """Train in a folder that may hold the run of this configuration; returns the signal that stopped it, if any."""
-    train = config.train
-    check_extractors(config.evaluate)
-    session = build_session(config, accelerator)
-    check_enough_images(session)
-    run_on_main_rank(accelerator, lambda: run.open(config))
-    state = TrainState(data=session.data, normalized_by=session.batch_norm_scope)
-    if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
-        check_same_run(read_state(checkpoint), session, checkpoint)
-        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
-        if state.scaler and accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state.scaler)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run.metrics.truncate_after(state.reported)
-        run.timing.truncate_after(state.reported)
-        if checkpoint is not None:
-            # What the run had still to do when it ended just behind its checkpoint.
-            prune_checkpoints(run, config, state)
-            if exported_images(run.model) != state.images:
-                export(session, run, state, checkpoint)
-    if train.trackers:
-        accelerator.init_trackers("gnunet", config={"config": to_yaml(config)})
-
-    total = session.total_images
-    batches = session.batches(state.images)
-    stop = StopSignal()
-    display = Display(images=state.images, total=total, run_dir=config.run_dir, enabled=accelerator.is_main_process)
-    unread: deque[tuple[int, Step]] = deque()  # steps whose results are not read yet, and the images seen behind each
-    last_loss: float | None = None
-    seconds, timed_images = 0.0, 0  # of the steps since the last log line
-    with stop, display:
-        if checkpoint is not None:
-            display.message(f"resuming {checkpoint}")
-        while True:
-            # What is due at this number of images; all of it is computed before any is written, since a signal
-            # breaks it off, and the resumed run computes it anew.
-            finished = state.images >= total
-            checkpoint_due = is_due(train.checkpoint_every, state, finished)
-            scores = validation = grid = None
-            try:
-                if is_due(config.evaluate.every, state, finished):
-                    scores = evaluate(session, state.images, stop=stop, display=display)
-                if is_due(train.validate_every, state, finished):
-                    display.doing("validating")
-                    validation = validate(session, state.images, stop)
-                if is_due(train.sample_every, state, finished):
-                    display.doing("sampling")
-                    grid = sample_grid(session, partial(stop.check, accelerator))
-            except StopRequested:
-                return end_stopped(session, run, state, stop, display)
-            if is_due(train.log_every, state, finished) and state.steps:
-                values = {
-                    "images": state.images,
-                    "loss": state.loss_sum / state.steps,
-                    "learning_rate": learning_rate(train, state.images),
-                    "grad_norm": state.grad_norm_sum / state.steps,
-                    "nonfinite": state.nonfinite,
-                }
-                speed = {
-                    "images": state.images,
-                    "images_per_second": timed_images / seconds if seconds else None,
-                    "memory_mib": memory_mib(accelerator.device),
-                }
-                named = {"nonfinite_examples": state.nonfinite_examples} if state.nonfinite_examples else {}
-                state.loss_sum, state.grad_norm_sum, state.steps, state.nonfinite_examples = 0.0, 0.0, 0, []
-                seconds, timed_images = 0.0, 0
-                if accelerator.is_main_process:
-                    run.metrics.write({**values, **named})
-                    run.timing.write(speed)
-                accelerator.log({**values, **speed}, step=state.images)
-                display.report(state.images, shown(values, speed))
-            if validation is not None:
-                if accelerator.is_main_process:
-                    run.metrics.write(validation)
-                accelerator.log({"validation_loss": validation["validation_loss"]}, step=state.images)
-                checkpoint_due |= update_best(state, config.evaluate, validation)
-                mean, error = validation["validation_loss"], validation["validation_loss_standard_error"]
-                display.report(state.images, {"validation loss": f"{mean:.5f} (standard error {error:.5f})"})
-            if grid is not None and accelerator.is_main_process:
-                path = save_grid(run.samples, grid, state.images)
-                display.report(state.images, {"samples": str(path)})
-            if scores is not None:
-                if accelerator.is_main_process:
-                    run.metrics.write(scores)
-                accelerator.log({key: scores[key] for key in scores if key != "images"}, step=state.images)
-                checkpoint_due |= update_best(state, config.evaluate, scores)
-                display.report(state.images, format_scores(scores, config.evaluate.metrics))
-            state.reported = state.images
-            if checkpoint_due:
-                save(session, run, state)
-            if finished:
-                break
-
-            # One step. Where its result is read late, it is that of the step before, while the device is at this one.
-            display.doing("training")
-            start = time.perf_counter()
-            unread.append((state.images + train.batch_size, session.step(batches, state.images, stop=stop)))
-            state.images += train.batch_size
-            timed_images += train.batch_size
-            stopped = False
-            late = session.reads_late and not is_anything_due(config, state, total)
-            while len(unread) > (late and not stopped):
-                images, step = unread.popleft()
-                result = step.wait()
-                stopped |= result.stop
-                if result.finite:
-                    state.loss_sum += result.loss
-                    state.grad_norm_sum += result.grad_norm
-                    state.steps += 1
-                    state.nonfinite_in_a_row = 0
-                else:
-                    state.nonfinite += 1
-                    state.nonfinite_in_a_row += not result.overflow
-                    state.nonfinite_examples = [*state.nonfinite_examples, *result.nonfinite_examples][:NAMED_EXAMPLES]
-                    display.message(skipped(session, images, result))
-                    if state.nonfinite_in_a_row >= train.max_nonfinite_steps:
-                        raise DivergenceError(
-                            f"{state.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient, the last "
-                            f"at {images} images; no weight was changed by them. Lower train.learning_rate, "
-                            "set train.mixed_precision to no, or raise train.max_nonfinite_steps, in a new run_dir.",
-                            images=images,
-                            nonfinite=state.nonfinite,
-                        )
-                display.step(images, last_loss := result.loss)
-            seconds += time.perf_counter() - start
-            if callback is not None:
-                callback(StepInfo(state.images, total, last_loss, session))
-            if stopped:
-                return end_stopped(session, run, state, stop, display)
-
-    display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
-    return None
-
-
-def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
-    """Refuse to go on from a checkpoint where the same configuration would now compute something else.
-
-    Raises:
-        DataError: the images are others.
-        ConfigError: the norms depend on the batch, which is now split otherwise.
-    """
-    if saved.data != session.data:
-        raise DataError(f"{session.config.data.source}: these are not the images that {checkpoint} was trained on")
-    if saved.normalized_by != session.batch_norm_scope:
-        before, now = (
-            " and ".join(f"{name} {value}" for name, value in state.items())
-            for state in (saved.normalized_by, session.batch_norm_scope)
-        )
-        raise ConfigError(
-            f"model.norm: kind {session.config.model.norm.kind} normalizes by the batch at hand: {checkpoint} was "
-            f"trained with {before}, now it would be {now}; valid: train.micro_batch_size and processes as before"
-        )
-
-
-def end_stopped(session: Session, run: RunDir, state: TrainState, stop: StopSignal, display: Display) -> int:
-    """Write the checkpoint of a run that was asked to stop; returns the signal, the same on every process."""
-    save(session, run, state, with_model=False)  # launchers kill soon after they signal
-    display.message(f"stopped at {state.images} images, checkpoint written; the same command resumes the run")
-    accelerator = session.accelerator
-    signum = accelerator.gather(torch.tensor([stop.signum or 0], device=accelerator.device)).max().item()
-    return signum or signal.SIGTERM
-
-
-def is_due(every: int | None, state: TrainState, finished: bool) -> bool:
-    """Whether something done `every` so many images (0: at the end only; None: never) is due since the last report."""
-    if every is None or state.images == state.reported:
-        return False
-    return finished or (every > 0 and state.images // every > state.reported // every)
-
-
-def is_anything_due(config: Config, state: TrainState, total: int) -> bool:
-    """Whether there is anything to do at this number of images but the next step."""
-    train = config.train
-    every = (train.log_every, train.validate_every, train.sample_every, train.checkpoint_every, config.evaluate.every)
-    return any(is_due(interval, state, state.images >= total) for interval in every)
-
-
-def validate(session: Session, images: int, stop: StopSignal) -> dict[str, Any]:
-    """The line of metrics.jsonl with the validation loss of the averaged weights.
-
-    Raises:
-        StopRequested: a stop was asked for meanwhile.
-    """
-    accelerator = session.accelerator
-    result = validation_loss(
-        session.ema_network, session.process, session.val_set, device=accelerator.device,
-        batch_size=session.config.validation.batch_size, autocast=accelerator.autocast, 
-        processes=Processes.of(accelerator),
-        progress=lambda done: stop.check(accelerator),
-    )  # fmt: skip
-    return {
-        "images": images,
-        "validation_loss": result.mean,
-        "validation_loss_standard_error": result.standard_error,
-        "validation_loss_by_log_snr": result.bins,
-        "validation_bank": session.val_set.fingerprint[:16],
-    }
-
-
-def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool = True) -> None:
-    """Write a checkpoint, and the exported model.
-
-    Raises, on every process:
-        CheckpointError: the disk refuses; earlier checkpoints are as they were.
-        DivergenceError: see `check_finite`.
-    """
-    check_finite(session, state)
-    accelerator = session.accelerator
-    state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
-    write = partial(
-        save_checkpoint, run.checkpoints, model=session.unet, ema=session.ema_network,
-        optimizer=session.strategy.adamw, state=state, config_text=to_yaml(session.config),
-    )  # fmt: skip
-    try:
-        run_on_main_rank(accelerator, run.metrics.sync)
-        checkpoint = (
-            write(accelerator=accelerator)
-            if session.strategy.state_is_sharded
-            else run_on_main_rank(accelerator, write)
-        )
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
-            "earlier ones are as they were, and the same command goes on from them"
-        ) from None
-
-    def follow() -> None:
-        prune_checkpoints(run, session.config, state)
-        if with_model:
-            export(session, run, state, checkpoint)
-
-    run_on_main_rank(accelerator, follow)
-
-
-def check_finite(session: Session, state: TrainState) -> None:
-    """Raise DivergenceError, on every process, where the weights of one or their average are not finite.
-
-    Steps that are not finite change no weight, so that this is a device at fault or a layer that breaks its weights.
-    """
-    accelerator = session.accelerator
-    tensors = [*session.unet.parameters(), *session.ema.model.parameters()]
-    broken = ~torch.stack([to_local(tensor).isfinite().all() for tensor in tensors]).all()
-    if ranks := accelerator.gather(broken.view(1)).nonzero().flatten().tolist():
-        raise DivergenceError(
-            f"weights are not finite at {state.images} images (processes: {', '.join(map(str, ranks))}); no checkpoint "
-            "of them was written, and the same command goes on from the newest",
-            images=state.images,
-            nonfinite=state.nonfinite,
-        )
-
-
-def prune_checkpoints(run: RunDir, config: Config, state: TrainState) -> None:
-    """Name the best checkpoint and remove those that are no longer kept, behind the one of `state`."""
-    write_best_pointer(run.checkpoints, state.best)
-    best = state.best.get("images")
-    rotate_checkpoints(run.checkpoints, config.train.keep_checkpoints, newest=state.images, best=best)
-
-
-def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -> None:
-    """Write the averaged weights to the run's model/; those of a sharded run are read from its checkpoint."""
-    ema = session.ema.model
-    if session.sharding is not None:
-        ema = UNet2D.from_config(session.unet.config).eval()
-        load_weights(checkpoint, "ema", ema)
-    export_model(run.model, ema, session.process, images=state.images, data=session.data)
-
-
-def memory_mib(device: torch.device) -> float:
-    """Peak memory allocated on a GPU, or the process's resident memory, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return psutil.Process().memory_info().rss / 2**20

@@ -5,9 +5,10 @@ import json
 import math
 import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,9 +21,9 @@ from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.config import unet_kwargs
 from gnunet.distributed import fsdp as sharding
 from gnunet.distributed.accelerator import open_accelerator
-from gnunet.distributed.launch import asked_for
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.models import UNet2D
+from gnunet.training import StepInfo
 from gnunet.training.session import Session
 
 FLAGS = ["--train.sample_every", "0", "--train.validate_every", "32", "--train.log_every", "8"]
@@ -35,15 +36,10 @@ LAUNCHES = {
 SPLIT = ["fsdp", "zero2"]
 
 
-def launched(rank: int, kind: str, stop_at: int | None = None) -> None:
-    """Launch as a kind, and ask for the run to stop behind the step from `stop_at` images."""
+def launched(rank: int, kind: str, stop_at: int | None = None) -> Callable[[StepInfo], None]:
+    """Launch as a kind, and stop the run in the step after `stop_at` images."""
     os.environ.update(LAUNCHES[kind])
-    step = Session.step
-
-    def stopped(self, batches, images_seen, *, stop):
-        return step(self, batches, images_seen, stop=images_seen == stop_at or stop)
-
-    Session.step = stopped
+    return lambda step: signal.raise_signal(signal.SIGTERM) if step.images == stop_at else None
 
 
 def lines(run: Path) -> list[dict]:
@@ -129,22 +125,19 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def in_bf16(rank: int, kind: str) -> None:
+def in_bf16(rank: int, kind: str) -> Callable[[StepInfo], None]:
     """A launch of one process, and an error where a convolution does not compute in bf16."""
     launched(rank, kind)
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    step = Session.step
 
-    def watched(self, batches, images_seen, *, stop):
-        def check(module, arguments, output):
-            assert output.dtype == torch.bfloat16
+    def check(module, arguments, output):
+        assert output.dtype == torch.bfloat16
 
-        hook = self.unet.mid_block.resnets[0].conv1.register_forward_hook(check)
-        result = step(self, batches, images_seen, stop=stop)
-        hook.remove()
-        return result
+    def after_step(step: StepInfo) -> None:
+        if step.images == 8:
+            step.session.unet.mid_block.resnets[0].conv1.register_forward_hook(check)
 
-    Session.step = watched
+    return after_step
 
 
 @pytest.mark.parametrize("kind", SPLIT)
@@ -308,7 +301,7 @@ def test_too_few_rows_are_refused(parts):
         ("fsdp", {"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "given 1; valid: 2"),
         ("fsdp", {"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: given true; valid: false"),
         ("fsdp", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "valid: false, and model.gradient_checkpointing"),
-        ("fsdp", {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "refused by Accelerate"),
+        ("fsdp", {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "rejected by Accelerate"),
         ("fsdp", {}, ["--train.compile", "true"], "train.compile: given true with FSDP; valid: false"),
         ("fsdp", {}, ["--train.mixed_precision", "fp16"], "given fp16 with FSDP; valid: no or bf16"),
     ],
@@ -320,41 +313,7 @@ def test_what_does_not_go_with_a_launch_is_refused(monkeypatch, tiny, kind, envi
         sharding.check_options(tiny("run", *flags))
 
 
-@pytest.mark.parametrize(
-    ("words", "processes", "kind", "told"),
-    [
-        ("--config_file fsdp2.yaml", 8, "fsdp", {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "True"}),
-        ("--num_processes 3 --use_fsdp --fsdp_version 2", 3, "fsdp", {"FSDP_VERSION": "2"}),
-        (
-            "--config_file fsdp2.yaml --fsdp_reshard_after_forward false", 8, "fsdp",
-            {"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
-        ),
-        ("--num_processes 2 --config_file zero2.yaml", 2, "fsdp", {"FSDP_RESHARD_AFTER_FORWARD": "False"}),
-        ("--config_file ddp.yaml", 8, "ddp", {}),
-        ("--num_processes 2", 2, "ddp", {}),
-    ],
-)  # fmt: skip
-def test_processes_on_cpus_are_told_what_those_on_gpus_are(monkeypatch, tiny, words, processes, kind, told):
-    monkeypatch.chdir(Path(__file__).parents[2] / "configs/accelerate")
-    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: f"accelerate launch --cpu {words} train.py".split())
-    number, environment = asked_for(psutil.Process())
-    assert number == processes and told.items() <= environment.items()
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert sharding.is_requested() == (kind == "fsdp")
-    if "use_fsdp" not in words:  # whose other options are by default those of FSDP1
-        sharding.check_options(tiny("run"))
-
-
 def test_deepspeed_is_refused_by_the_processes_of_a_launch(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="DeepSpeed and Megatron-LM are not supported; valid: one process, DDP"):
         open_accelerator("no")
-
-
-@pytest.mark.parametrize("option", ["use_deepspeed", "use_megatron_lm"])
-def test_other_launches_are_refused(monkeypatch, option):
-    words = f"accelerate launch --cpu --{option} train.py"
-    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: words.split())
-    with pytest.raises(ConfigError, match="DeepSpeed and Megatron-LM are not supported; valid: one process, DDP"):
-        asked_for(psutil.Process())

@@ -39,9 +39,9 @@ def run(*command: str, cwd: Path) -> str:
     return out + err
 
 
-def launched(processes: int, script: str, *flags: str, cwd: Path) -> str:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    return run(*launcher, str(ROOT / script), *flags, cwd=cwd)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
+            "--rdzv_endpoint", "localhost:0"]  # fmt: skip
+"""Two processes; the endpoint lets the system choose a port."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ STEPS20 = ["--train.total_images", "160", "--train.log_every", "8", "--train.che
 def test_two_processes_train_as_one_does(tiny, tiny_flags, tmp_path):
     """The same examples (the losses agree), the same validation, the same image in every place."""
     fit(tiny("one", *STEPS20))
-    launched(2, "train.py", *tiny_flags("two", *STEPS20), cwd=tmp_path)
+    run(*TORCHRUN, str(ROOT / "train.py"), *tiny_flags("two", *STEPS20), cwd=tmp_path)
     assert len(losses(tmp_path / "one")) == 20
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     pictures = [np.asarray(Image.open(tmp_path / n / "samples/000000160.png"), dtype=int) for n in ("one", "two")]
@@ -99,7 +99,7 @@ def test_running_statistics_are_those_of_all_processes(tiny, run_ranks, tmp_path
 def test_two_processes_sample_what_one_does(finished, program, tmp_path):
     arguments = [str(finished), "--num_images", "10", "--batch_size", "2", "--out"]
     program(sample.main, *arguments, "one")
-    launched(2, "scripts/sample.py", *arguments, "two", cwd=tmp_path)
+    run(*TORCHRUN, str(ROOT / "scripts/sample.py"), *arguments, "two", cwd=tmp_path)
     for i in range(10):
         name = f"{i:06d}.png"
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -127,10 +127,7 @@ def test_two_processes_evaluate_as_one_does(tiny, run_ranks, tmp_path):
 def test_ctrl_c_breaks_off_an_evaluation_on_two_processes(tiny_flags, tmp_path):
     """Within a batch of samples; what belongs to that number of images is left to the resumed run."""
     flags = tiny_flags("run", "--evaluate.every", "32", "--evaluate.num_images", "100000", "--train.log_every", "8")
-    process = start(
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(ROOT / "train.py"),
-        *flags, cwd=tmp_path,
-    )  # fmt: skip
+    process = start(*TORCHRUN, str(ROOT / "train.py"), *flags, cwd=tmp_path)
     wait_until(lambda: list((tmp_path / "cache").glob("reference-*.safetensors")), lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=SECONDS)

@@ -4,11 +4,13 @@ import hashlib
 import json
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
 
 from gnunet.checkpoint.checkpoint import newest_checkpoint
+from gnunet.training import StepInfo
 from gnunet.training.session import Session
 
 BATCH, IMAGES, LEARNING_RATE, CLIP = 8, 64, 1e-3, 1.0
@@ -19,9 +21,9 @@ SPLITS = [(1, 2), (2, 4), (2, 2), (4, 2), (4, 1)]
 """Processes and micro-batch sizes, besides one process and whole batches: accumulation 4, 1, 2, 1, 2."""
 
 
-def record_draws(rank: int, folder: Path) -> None:
+def record_draws(rank: int, folder: Path) -> Callable[[StepInfo], None]:
     """Have a process write down, for each step, the examples it gets and a digest of all that belongs to each."""
-    to_device, step = Session.to_device, Session.step
+    to_device = Session.to_device
     drawn: dict[int, str] = {}
 
     def noted(self, batch):
@@ -30,14 +32,13 @@ def record_draws(rank: int, folder: Path) -> None:
             drawn[index] = hashlib.sha256(b"".join(parts)).hexdigest()
         return to_device(self, batch)
 
-    def one_step(self, batches, images_seen, *, stop):
-        drawn.clear()
-        result = step(self, batches, images_seen, stop=stop)
+    def after_step(step: StepInfo) -> None:
         with (folder / f"draws-{rank}.jsonl").open("a") as file:
-            file.write(json.dumps([images_seen, drawn]) + "\n")
-        return result
+            file.write(json.dumps([step.images - BATCH, drawn]) + "\n")
+        drawn.clear()
 
-    Session.to_device, Session.step = noted, one_step
+    Session.to_device = noted
+    return after_step
 
 
 def draws(folder: Path) -> dict[int, dict[int, str]]:

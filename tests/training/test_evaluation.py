@@ -93,7 +93,7 @@ def test_the_numbers_are_those_of_sampling_the_checkpoint(evaluated, tmp_path):
 
 
 def quiet() -> progress.Display:
-    return progress.Display(images=0, total=1, run_dir="", enabled=False)
+    return progress.Display(images=0, total=1, enabled=False)
 
 
 def test_evaluation_changes_nothing_of_the_training(evaluated, finished, tmp_path):
@@ -151,8 +151,8 @@ class TestBest:
         """Let a run's validation loss at so many images be what it is told."""
         measure = trainer.validate
 
-        def validate(session, images, stop):
-            return {**measure(session, images, stop), "validation_loss": values[images]}
+        def validate(session, images, **options):
+            return {**measure(session, images, **options), "validation_loss": values[images]}
 
         monkeypatch.setattr(trainer, "validate", validate)
 

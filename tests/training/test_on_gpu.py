@@ -3,13 +3,15 @@
 import json
 import math
 import os
-from dataclasses import replace
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from gnunet.training.session import Session, Step
+from gnunet.training import StepInfo
+from gnunet.training.session import Session
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 LAUNCHES = {
@@ -18,24 +20,22 @@ LAUNCHES = {
 }
 
 
-def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> None:
-    """Refuse to train without a GPU; train as a launch of one process, and stop behind the step from so many images."""
+def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> Callable[[StepInfo], None]:
+    """Refuse to train without a GPU; train as a launch of one process, and stop after so many images."""
     if launch is not None:
         os.environ.update(LAUNCHES[launch], MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    step = Session.step
 
-    def checked(self, batches, images_seen, *, stop):
-        assert self.accelerator.device.type == "cuda"
-        taken = step(self, batches, images_seen, stop=stop)
-        return Step(lambda: replace(taken.wait(), stop=taken.wait().stop or images_seen == stop_at))
+    def after_step(step: StepInfo) -> None:
+        assert step.session.accelerator.device.type == "cuda"
+        if step.images == stop_at:
+            signal.raise_signal(signal.SIGTERM)
 
-    Session.step = checked
+    return after_step
 
 
-def spoiled_on_gpu(rank: int) -> None:
+def spoiled_on_gpu(rank: int) -> Callable[[StepInfo], None]:
     """`on_gpu`, with a pixel of an example set to NaN."""
-    on_gpu(rank)
     to_device = Session.to_device
 
     def spoiled(self, batch):
@@ -44,6 +44,7 @@ def spoiled_on_gpu(rank: int) -> None:
         return images, *others
 
     Session.to_device = spoiled
+    return on_gpu(rank)
 
 
 def contents(run: Path) -> dict[str, bytes]:

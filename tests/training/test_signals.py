@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,8 +17,8 @@ from gnunet.checkpoint import checkpoint
 from gnunet.checkpoint.checkpoint import list_checkpoints, newest_checkpoint
 from gnunet.distributed import launch
 from gnunet.distributed import signals as stopping
-from gnunet.training import fit
-from gnunet.training.session import Session
+from gnunet.errors import ConfigError
+from gnunet.training import StepInfo, fit
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -30,34 +31,36 @@ import train
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 try:
     status = train.main(sys.argv[1:])
-except SystemExit as ended:  # as the processes that started others end
-    status = ended.code
-Path("status-" + os.environ.get("RANK", "first")).write_text(str(status))
+except SystemExit as stopped:
+    status = stopped.code
+Path("status-" + os.environ.get("RANK", "0")).write_text(str(status))
 sys.exit(status)
 """
 """train.py that writes down how it ends, since a launcher's own status does not say."""
 PR_GET_PDEATHSIG = 2
-LAUNCHERS = {1: "cpu.yaml", 2: "cpu_2.yaml"}
-"""For so many processes, in configs/accelerate."""
+LAUNCHERS = {
+    1: ["accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu.yaml")],
+    2: ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"],
+}
+"""The launchers of one and of two processes on CPUs."""
 ENDLESS = ["--train.total_images", "1000000", "--train.log_every", "8", "--train.checkpoint_every", "0",
            "--train.sample_every", "0", "--train.validate_every", "0"]  # fmt: skip
 
 
 @pytest.fixture
 def launched(tiny_flags, tmp_path):
-    """Start an endless tiny run by `accelerate launch` as so many processes; gives the launcher once it trains."""
+    """Start an endless tiny run by a launcher as 1 or 2 processes; gives the launcher once it trains."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(root=str(ROOT)))
     started = []
 
     def start(processes: int) -> subprocess.Popen:
-        config_file = ROOT / "configs/accelerate" / LAUNCHERS[processes]
-        command = ["-m", "accelerate.commands.launch", "--config_file", str(config_file), str(program)]
+        command = [sys.executable, "-m", *LAUNCHERS[processes], str(program), *tiny_flags("run", *ENDLESS)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         with (tmp_path / "said").open("w") as said:
             launcher = subprocess.Popen(
-                [sys.executable, *command, *tiny_flags("run", *ENDLESS)], cwd=tmp_path, env=environment,
-                stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
+                command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                start_new_session=True,
             )  # fmt: skip
         started.append(launcher)
         log = tmp_path / "run/metrics.jsonl"
@@ -93,28 +96,28 @@ def assert_resumable(folder: Path) -> None:
     assert f"stopped at {int(newest.name)} images, checkpoint written; the same command resumes the run" in said
 
 
-@pytest.mark.slow
-def test_sigterm_to_the_launcher_of_one_process(launched, tmp_path):
-    """Accelerate does not pass it on: the trainer notices that the launcher is gone."""
-    launched(1).send_signal(signal.SIGTERM)
-    assert ended(tmp_path, ["first"]) == {"first": "143"}
-    assert_resumable(tmp_path)
+def rank_process(launcher: subprocess.Popen, rank: str) -> psutil.Process:
+    (found,) = (child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == rank)
+    return found
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_launcher_of_two_processes(launched, tmp_path):
-    launched(2).send_signal(signal.SIGTERM)
-    assert ended(tmp_path, ["first", "0", "1"]) == {"first": "143", "0": "143", "1": "143"}
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)], ids=str
+)
+def test_signal_to_the_launcher_stops_its_processes(launched, tmp_path, processes, number):
+    """Accelerate passes none on to its one process, and nobody passes on SIGKILL: the launcher's death is noticed."""
+    launched(processes).send_signal(number)
+    ranks = [str(rank) for rank in range(processes)]
+    assert ended(tmp_path, ranks) == dict.fromkeys(ranks, "143")
     assert_resumable(tmp_path)
 
 
 @pytest.mark.slow
 def test_sigint_to_one_of_two_processes(launched, tmp_path):
     launcher = launched(2)
-    (agent,) = psutil.Process(launcher.pid).children()
-    (one,) = (process for process in agent.children() if process.environ().get("RANK") == "1")
-    one.send_signal(signal.SIGINT)
-    assert ended(tmp_path, ["first", "0", "1"]) == {"first": "130", "0": "130", "1": "130"}
+    rank_process(launcher, "1").send_signal(signal.SIGINT)
+    assert ended(tmp_path, ["0", "1"]) == {"0": "130", "1": "130"}
     assert_resumable(tmp_path)
     assert launcher.wait(600) != 0
 
@@ -122,67 +125,66 @@ def test_sigint_to_one_of_two_processes(launched, tmp_path):
 @pytest.mark.slow
 def test_kill_9_of_one_of_two_processes(launched, tmp_path):
     launcher = launched(2)
-    (agent,) = psutil.Process(launcher.pid).children()
-    (one,) = (process for process in agent.children() if process.environ().get("RANK") == "1")
-    one.kill()
-    assert ended(tmp_path, ["first", "0"]) == {"first": "137", "0": "2"}
+    rank_process(launcher, "1").kill()
+    assert ended(tmp_path, ["0"]) == {"0": "2"}
     assert "another process of this run has ended" in (tmp_path / "said").read_text()
     assert launcher.wait(600) != 0
 
 
-def test_a_process_without_a_launcher_is_left_alone():
-    """A trainer that a shell started in the background outlives it."""
-    launch.die_with_parent(psutil.Process().parent())
+def parent_death_signal() -> int:
     number = ctypes.c_int(-1)
     assert ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(number)) == 0
-    assert number.value == 0
+    return number.value
 
 
-@pytest.mark.parametrize(
-    ("command", "options"),
-    [
-        ("python /venv/bin/accelerate launch --cpu train.py", ["--cpu", "train.py"]),
-        ("python -m accelerate.commands.launch train.py", ["train.py"]),
-        ("python -m accelerate.commands.accelerate_cli launch train.py", ["train.py"]),
-        ("/venv/bin/accelerate-launch train.py", ["train.py"]),
-        ("python /somewhere/accelerate/commands/launch.py train.py", ["train.py"]),
-        ("python my_launch.py train.py", None),
-        ("bash launch train.py", None),
-        ("bash", None),
-    ],
-)
-def test_which_parents_are_accelerates_launcher(monkeypatch, command, options):
-    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: command.split())
-    assert launch.launch_options(psutil.Process()) == options
+def test_a_process_without_a_launcher_outlives_its_parent(monkeypatch):
+    for name in launch.LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    launch.die_with_parent()
+    assert parent_death_signal() == 0
 
 
-def test_a_launcher_that_has_died_stops_the_process_at_once(monkeypatch):
-    """Between being found and being tied to."""
+def test_a_launcher_that_dies_during_start_up_stops_the_process(monkeypatch):
     received = []
-    monkeypatch.setattr(launch, "is_launcher", lambda process: True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setattr(launch.ctypes, "CDLL", lambda name: type("Library", (), {"prctl": lambda *numbers: 0}))
+    monkeypatch.setattr(os, "getppid", iter([1000, 1]).__next__)
     monkeypatch.setattr(signal, "raise_signal", received.append)
-    launch.die_with_parent(psutil.Process())  # not the parent
+    launch.die_with_parent()
     assert received == [signal.SIGTERM]
 
 
-def signal_twice(rank: int, number: int) -> None:
-    """A signal in the step after 32 images, and another in the middle of the checkpoint that follows."""
-    stopping.REPEAT_SECONDS = 0.0
-    step, write = Session.step, checkpoint.write_tensors
+def test_several_cpu_processes_of_accelerate_launch_are_refused(monkeypatch):
+    """It starts one process, whose environment names a port to meet the others at, but no rank."""
+    monkeypatch.setattr(launch, "die_with_parent", lambda: None)
+    for name in launch.RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"}.items():
+        monkeypatch.setenv(name, value)
+    launch.join_launch()
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(ConfigError, match="torchrun --nproc_per_node"):
+        launch.join_launch()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    launch.join_launch()
 
-    def signalled(self, batches, images_seen, *, stop):
-        if images_seen == 32:
+
+def signal_twice(rank: int, number: int) -> Callable[[StepInfo], None]:
+    """A signal after 24 images, and another in the middle of the checkpoint that follows."""
+    stopping.REPEAT_SECONDS = 0.0
+    write = checkpoint.write_tensors
+
+    def after_step(step: StepInfo) -> None:
+        if step.images == 24:
             signal.raise_signal(number)
-            stop = True
-        return step(self, batches, images_seen, stop=stop)
 
     def signalled_write(file, *arguments, **options):
         write(file, *arguments, **options)
-        if "000000040" in str(file) and file.name == "ema.safetensors":
+        if "000000032" in str(file) and file.name == "ema.safetensors":
             signal.raise_signal(number)
 
-    Session.step, checkpoint.write_tensors = signalled, signalled_write
+    checkpoint.write_tensors = signalled_write
+    return after_step
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

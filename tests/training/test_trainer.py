@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from gnunet.diffusion import Flow
-from gnunet.errors import CheckpointError, ConfigError, DataError, TrainingError
+from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.norms import NORMS
 from gnunet.training import fit
 
@@ -132,15 +131,15 @@ def test_keys_that_do_not_change_the_run_may_change(tiny, tmp_path, fit_until):
     fit(tiny("run", "--train.micro_batch_size", "4", "--data.num_workers", "1"))
 
 
-def test_other_images_are_refused(tiny, tmp_path, images, fit_until):
-    fit_until(24, tiny("run"))
-    extra = images / "dark" / "new.png"
-    Image.new("RGB", (16, 16)).save(extra)
-    try:
-        with pytest.raises(DataError, match="not the images"):
-            fit(tiny("run"))
-    finally:
-        extra.unlink()
+@pytest.mark.parametrize("new", ["dark/new.png", "more/0.png"], ids=["image", "class"])
+def test_other_images_are_refused(tiny, tmp_path, images, fit_until, new):
+    shutil.copytree(images, mine := tmp_path / "mine")
+    source = ["--data.source", str(mine)]
+    fit_until(24, tiny("run", *source))
+    (mine / new).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (16, 16)).save(mine / new)
+    with pytest.raises(DataError, match="not the images"):
+        fit(tiny("run", *source))
 
 
 def test_checkpoints_without_their_configuration_are_refused(tiny, run):
@@ -149,60 +148,34 @@ def test_checkpoints_without_their_configuration_are_refused(tiny, run):
         fit(tiny("run"))
 
 
-def test_nonfinite_steps_are_skipped_counted_and_finally_stop_the_run(tiny, tmp_path, monkeypatch, capsys):
-    real, calls = Flow.loss, {"n": 0}
-
-    def sometimes_nan(self, *args, **kwargs):
-        calls["n"] += 1
-        return real(self, *args, **kwargs) * (float("nan") if calls["n"] in (2, 3) else 1.0)
-
-    monkeypatch.setattr(Flow, "loss", sometimes_nan)
-    fit(tiny("some"))
-    assert [line["nonfinite"] for line in lines(tmp_path / "some") if "loss" in line] == [1, 2, 2, 2]
-    weights = load_file(tmp_path / "some" / FINAL / "model.safetensors")
-    assert all(v.isfinite().all() for v in weights.values())
-    assert "examples 8 to 15" in capsys.readouterr().out
-
-    monkeypatch.setattr(Flow, "loss", lambda self, *a, **k: real(self, *a, **k) * float("nan"))
-    with pytest.raises(TrainingError, match="3 steps in a row"):
-        fit(tiny("all", "--train.max_nonfinite_steps", "3"))
-
-
 def test_a_broken_image_stops_before_training_or_is_skipped(tiny, tmp_path, images):
-    broken = images / "dark" / "broken.png"
-    broken.write_bytes(b"\x89PNG not really")
-    try:
-        with pytest.raises(DataError, match="broken.png"):
-            fit(tiny("stop"))
-        assert not (tmp_path / "stop").exists()
-        fit(tiny("skip", "--data.on_error", "skip"))
-    finally:
-        broken.unlink()
+    shutil.copytree(images, mine := tmp_path / "mine")
+    (mine / "dark" / "broken.png").write_bytes(b"\x89PNG not really")
+    with pytest.raises(DataError, match="broken.png"):
+        fit(tiny("stop", "--data.source", str(mine)))
+    assert not (tmp_path / "stop").exists()
+    fit(tiny("skip", "--data.source", str(mine), "--data.on_error", "skip"))
 
 
-def test_a_batch_that_does_not_split_is_refused_before_anything_is_written(tiny, tmp_path):
-    with pytest.raises(ConfigError, match="micro_batch_size"):
-        fit(tiny("run", "--train.micro_batch_size", "3"))
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (["--train.micro_batch_size", "3"], "train.micro_batch_size"),
+        (["--train.trackers", "nosuch"], "nosuch"),
+        (["--train.trackers", "wandb"], "wandb is not installed"),
+        (["--train.mixed_precision", "fp16"], "train.mixed_precision: given fp16 on a CPU"),
+    ],
+)
+def test_what_is_not_available_is_refused_before_anything_is_written(tiny, tmp_path, flags, key):
+    with pytest.raises(ConfigError, match=key):
+        fit(tiny("run", *flags))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_is_unknown_or_not_installed_is_refused(tiny):
-    with pytest.raises(ConfigError, match="nosuch"):
-        fit(tiny("run", "--train.trackers", "nosuch"))
-    with pytest.raises(ConfigError, match="wandb is not installed"):
-        fit(tiny("run", "--train.trackers", "wandb"))
-
-
-def test_a_new_class_folder_is_other_images(tiny, images, fit_until):
-    fit_until(24, tiny("run"))
-    (images / "more").mkdir()
-    Image.new("RGB", (16, 16)).save(images / "more" / "0.png")
-    try:
-        with pytest.raises(DataError, match="not the images"):
-            fit(tiny("run"))
-    finally:
-        (images / "more" / "0.png").unlink()
-        (images / "more").rmdir()
+def test_a_run_dir_below_a_file_is_refused(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="run_dir"):
+        fit(tiny("file/run"))
 
 
 def test_a_missing_export_is_written_again(tiny, run):
@@ -210,14 +183,6 @@ def test_a_missing_export_is_written_again(tiny, run):
     shutil.rmtree(run / "model")
     fit(tiny("run"))
     assert (run / "model/unet/diffusion_pytorch_model.safetensors").read_bytes() == before
-
-
-def test_fp16_on_a_cpu_and_a_folder_that_cannot_be_are_refused(tiny, tmp_path):
-    with pytest.raises(ConfigError, match="fp16 on a CPU"):
-        fit(tiny("run", "--train.mixed_precision", "fp16"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="run_dir"):
-        fit(tiny("file/run"))
 
 
 def test_ddpm_exports_a_stock_pipeline_that_needs_no_gnunet(tiny, tmp_path):

@@ -21,6 +21,7 @@ from gnunet.config import Config, image_kwargs, unet_kwargs
 from gnunet.data import load_images
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.training.session import build_session, compile_network
+from gnunet.training.trainer import train_step
 
 COMPILED = "_compiled"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,11 +60,11 @@ def gnunet_loop(config: Config, folder: Path) -> Loop:
 
     def step() -> None:
         nonlocal seen, window
-        unread.append(session.step(batches, seen, stop=False))
+        unread.append(train_step(session, batches, seen))
         seen += config.train.batch_size
         is_due = seen // config.train.log_every > (seen - config.train.batch_size) // config.train.log_every
         while len(unread) > (session.reads_late and not is_due):
-            result = unread.popleft().wait()
+            result = unread.popleft()()
             window += result.loss
         if is_due:
             log.write({"images": seen, "loss": window, "grad_norm": result.grad_norm})

@@ -1,0 +1,139 @@
+"""When a run resumes, and what it writes with each checkpoint."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from gnunet.checkpoint.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    read_state,
+    rotate_checkpoints,
+    save_checkpoint,
+    write_best_pointer,
+)
+from gnunet.checkpoint.export import export_model, exported_images
+from gnunet.checkpoint.run_dir import RunDir
+from gnunet.config import to_yaml
+from gnunet.distributed.collectives import run_on_main_rank
+from gnunet.distributed.fsdp import to_local
+from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from gnunet.models import UNet2D
+from gnunet.training.session import Session
+
+
+def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | None]:
+    """Open the run's folder and load its newest checkpoint, if there is one, into `session`.
+
+    Returns:
+        The state to train from, and the checkpoint; None for a new run.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: the folder or the checkpoint cannot be used, or would now be trained
+            on other images or with other normalization batches.
+    """
+    accelerator = session.accelerator
+    run_on_main_rank(accelerator, lambda: run.open(session.config))
+    state = TrainState(data=session.data, normalized_by=session.batch_norm_scope)
+    if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
+        check_same_run(read_state(checkpoint), session, checkpoint)
+        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
+        if state.scaler and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state.scaler)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.metrics.truncate_after(state.reported)
+        run.timing.truncate_after(state.reported)
+        if checkpoint is not None:  # what the run had still to do when it was killed after writing it
+            prune_checkpoints(session, run, state)
+            if exported_images(run.model) != state.images:
+                export(session, run, state, checkpoint)
+    if session.config.train.trackers:
+        accelerator.init_trackers("gnunet", config={"config": to_yaml(session.config)})
+    return state, checkpoint
+
+
+def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
+    """Raise an error if the same configuration would now compute something else than before the checkpoint."""
+    if saved.data != session.data:
+        raise DataError(f"{session.config.data.source}: these are not the images that {checkpoint} was trained on")
+    if saved.normalized_by != session.batch_norm_scope:
+        before, now = (
+            " and ".join(f"{name} {value}" for name, value in scope.items())
+            for scope in (saved.normalized_by, session.batch_norm_scope)
+        )
+        raise ConfigError(
+            f"model.norm: kind {session.config.model.norm.kind} normalizes by the batch: {checkpoint} was trained with "
+            f"{before}, given {now}; valid: train.micro_batch_size and number of processes as before"
+        )
+
+
+def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool = True) -> None:
+    """Write a checkpoint and, unless `with_model` is False, the exported model.
+
+    Raises, on every rank:
+        CheckpointError: the disk is full or broken; earlier checkpoints are intact.
+        DivergenceError: see `check_finite`.
+    """
+    check_finite(session, state)
+    accelerator = session.accelerator
+    state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
+    write = partial(
+        save_checkpoint, run.checkpoints, model=session.unet, ema=session.ema_network,
+        optimizer=session.strategy.adamw, state=state, config_text=to_yaml(session.config),
+    )  # fmt: skip
+    try:
+        run_on_main_rank(accelerator, run.metrics.sync)
+        if session.strategy.state_is_sharded:
+            checkpoint = write(accelerator=accelerator)
+        else:
+            checkpoint = run_on_main_rank(accelerator, write)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
+            "earlier ones are intact, and the same command resumes from them"
+        ) from None
+
+    def prune_and_export() -> None:
+        prune_checkpoints(session, run, state)
+        if with_model:
+            export(session, run, state, checkpoint)
+
+    run_on_main_rank(accelerator, prune_and_export)
+
+
+def check_finite(session: Session, state: TrainState) -> None:
+    """Raise DivergenceError on every rank if weights or EMA weights of any are not finite.
+
+    Non-finite steps change no weights, so the cause is a faulty device or a layer that breaks its weights.
+    """
+    accelerator = session.accelerator
+    tensors = [*session.unet.parameters(), *session.ema.model.parameters()]
+    broken = ~torch.stack([to_local(tensor).isfinite().all() for tensor in tensors]).all()
+    if ranks := accelerator.gather(broken.view(1)).nonzero().flatten().tolist():
+        raise DivergenceError(
+            f"weights are not finite at {state.images} images (processes: {', '.join(map(str, ranks))}); they were not "
+            "saved, and the same command resumes from the newest checkpoint",
+            images=state.images,
+            nonfinite=state.nonfinite,
+        )
+
+
+def prune_checkpoints(session: Session, run: RunDir, state: TrainState) -> None:
+    """Point to the best checkpoint, and remove those before the one of `state` that are no longer kept."""
+    write_best_pointer(run.checkpoints, state.best)
+    keep, best = session.config.train.keep_checkpoints, state.best.get("images")
+    rotate_checkpoints(run.checkpoints, keep, newest=state.images, best=best)
+
+
+def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -> None:
+    """Write the EMA weights to the run's model/; those of a sharded run are read from its checkpoint."""
+    ema = session.ema.model
+    if session.sharding is not None:
+        ema = UNet2D.from_config(session.unet.config).eval()
+        load_weights(checkpoint, "ema", ema)
+    export_model(run.model, ema, session.process, images=state.images, data=session.data)
