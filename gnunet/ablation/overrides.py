@@ -7,7 +7,7 @@ from typing import Any
 from gnunet.ablation.study import Study
 from gnunet.config import Config, load_config
 from gnunet.config.merge import ConfigSource
-from gnunet.config.schema import find, section_types
+from gnunet.config.schema import find, sections_of
 from gnunet.config.yaml_io import format_value, load_yaml
 from gnunet.errors import ConfigError
 
@@ -94,7 +94,7 @@ def _leaves(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Ke
     for key, value in overrides.items():
         path = (*above, *str(key).split("."))
         field = find(Config, ".".join(path))
-        if isinstance(value, Mapping) and field is not None and section_types(field.annotation):
+        if isinstance(value, Mapping) and sections_of(field):
             yield from _leaves(value, path)
         else:
             yield path, value

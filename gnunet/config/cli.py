@@ -11,15 +11,15 @@ import yaml
 from gnunet.config.load import load_config, to_yaml
 from gnunet.config.merge import ConfigSource, nest
 from gnunet.config.schema import (
-    Section,
+    Sections,
     default_kind,
     describe_field,
     fields_of,
     find,
     join_or,
     json_schema,
-    kinds_of,
-    section_types,
+    kinds_with,
+    sections_of,
 )
 from gnunet.config.sections import Config
 from gnunet.config.yaml_io import format_value, parse_value
@@ -33,8 +33,10 @@ _DESCRIPTION = (
 
 
 class _Parser(argparse.ArgumentParser):
+    """Its help has all keys of the configuration."""
+
     def format_help(self) -> str:
-        return super().format_help() + "\n".join(_help_lines([Config])) + "\n"
+        return super().format_help() + "\n".join(_help_lines({"": Config})) + "\n"
 
 
 def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
@@ -99,7 +101,7 @@ def _suggest_flag(argument: str) -> str:
 def _parse(key: str, arguments: list[str]) -> Any:
     """The arguments of a flag as YAML, or as they are for a key that takes text."""
     field = find(Config, key)
-    schema = json_schema(field) if field and not section_types(field.annotation) else {}
+    schema = json_schema(field) if field and not sections_of(field) else {}
     types = [option.get("type") for option in schema.get("anyOf", [schema])]
     text = " ".join(arguments)
     if "array" in types and (len(arguments) > 1 or not text.startswith("[")):
@@ -114,24 +116,22 @@ def _parse_yaml(text: str) -> Any:
         return text
 
 
-def _help_lines(sections: Sequence[type[Section]], prefix: str = "", kind: str | None = None) -> Iterator[str]:
-    """A paragraph for each key of a section, whose kind is `kind` by default; nested sections after the keys."""
+def _help_lines(sections: Sections, prefix: str = "", default: str | None = None) -> Iterator[str]:
+    """A paragraph for each key of a section, whose kind is `default` by default; nested sections after the keys."""
     nested: list[str] = []
-    for name, owners in fields_of(sections).items():
-        field = next(iter(owners.values()))
-        if inner := section_types(field.annotation):
+    for name, field in fields_of(sections).items():
+        if inner := sections_of(field):
             nested += ["", _wrap(f"{prefix}{name}: {field.description}", "")]
-            nested += [_wrap(f"kind {join_or(kinds_of(s))}: {s.__doc__}", "  ") for s in inner if len(inner) > 1]
+            nested += [_wrap(f"kind {kind}: {section.__doc__}", "  ") for kind, section in inner.items() if kind]
             nested += _help_lines(inner, f"{prefix}{name}.", default_kind(field))
             continue
-        kinds = join_or([kind for owner in owners for kind in kinds_of(owner)])
-        default = join_or(dict.fromkeys(format_value(owned.get_default()) for owned in owners.values()))
-        valid = "; ".join(dict.fromkeys(describe_field(owned) for owned in owners.values()))
-        if name == "kind":
-            default, valid = kind, kinds
-        only = f"[kind {kinds}] " if len(owners) < len(sections) else ""
+        kinds = kinds_with(sections, name)
+        fields = [sections[kind].model_fields[name] for kind in kinds]
+        value = default if name == "kind" else join_or(dict.fromkeys(format_value(f.get_default()) for f in fields))
+        valid = join_or(kinds) if name == "kind" else "; ".join(dict.fromkeys(describe_field(f) for f in fields))
+        only = f"[kind {join_or(kinds)}] " if len(kinds) < len(sections) else ""
         yield f"  --{prefix}{name}"
-        yield _wrap(f"{only}{field.description} (default: {default}; valid: {valid})", " " * 6)
+        yield _wrap(f"{only}{field.description} (default: {value}; valid: {valid})", " " * 6)
     yield from nested
 
 

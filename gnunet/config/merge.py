@@ -13,14 +13,15 @@ from gnunet.config.schema import (
     InvalidConfig,
     KeyPath,
     Section,
+    Sections,
     default_kind,
     describe_field,
     fields_of,
     join_or,
-    kinds_of,
-    section_types,
+    kinds_with,
+    of_kind,
+    sections_of,
     walk,
-    with_kind,
 )
 from gnunet.config.yaml_io import format_value
 from gnunet.errors import ConfigError
@@ -68,17 +69,15 @@ def merge_and_validate(
     """
     merged: dict[str, Any] = {}
     for source in sources:
-        merged = _merge([root], merged, source.values)
+        merged = _merge({"": root}, merged, source.values)
+    config = None
     try:
         config = root.model_validate(merged)
+        issues = check(config)
     except ValidationError as error:
         issues = [issue for details in error.errors(include_url=False) for issue in _explain(root, merged, details)]
-    else:
-        issues = list(check(config))
-        if not issues:
-            return config
-    lines = (f"{issue.key}: {issue.message} ({_origin(sources, issue.key)}); {issue.hint}" for issue in issues)
-    raise raise_all(lines, "the configuration")
+    raise_all((f"{i.key}: {i.message} ({_origin(sources, i.key)}); {i.hint}" for i in issues), "the configuration")
+    return config
 
 
 def raise_all(lines: Iterable[str], subject: str) -> None:
@@ -96,18 +95,18 @@ def issue_lines(error: ConfigError) -> list[str]:
     return [line.removeprefix("- ") for line in rest] or [first]
 
 
-def _merge(sections: Sequence[type[Section]], earlier: Mapping[str, Any], later: Mapping[Any, Any]) -> dict[str, Any]:
+def _merge(sections: Sections, earlier: Mapping[str, Any], later: Mapping[Any, Any]) -> dict[str, Any]:
     """`later` over `earlier`, both for one of `sections`; an earlier kind is in `earlier`."""
     merged = dict(earlier)
     fields = fields_of(sections)
     if len(sections) > 1 and (kind := later.get("kind", merged["kind"])) != merged["kind"]:
-        kept = fields_of(with_kind(sections, kind))
+        kept = fields_of(of_kind(sections, kind))
         merged = {name: value for name, value in merged.items() if name in kept or name not in fields}
-    for section in sections:
+    for section in sections.values():
         section.drop_overridden(merged, later)
     for name, value in ((str(key), value) for key, value in later.items()):
-        field = next(iter(fields.get(name, {}).values()), None)
-        inner = section_types(field.annotation) if field else []
+        field = fields.get(name)
+        inner = sections_of(field)
         if inner and (value is None or isinstance(value, Mapping)):
             below = merged.get(name)
             if not isinstance(below, Mapping):
@@ -142,21 +141,21 @@ def _explain(root: type[Section], values: Mapping[str, Any], details: Any) -> It
         return
     # Pydantic's location has a union's kind after its name, and continues inside of a key's value.
     path: KeyPath = ()
-    sections, inner, field = [root], [root], None
+    sections: Sections = {"": root}
+    inner, field = sections, None
     for part in details["loc"]:
         if len(inner) > 1:
-            inner = with_kind(inner, part)
+            inner = of_kind(inner, part)
         elif inner:
             path, sections = (*path, str(part)), inner
-            field = next(iter(fields_of(sections).get(path[-1], {}).values()), None)
-            inner = section_types(field.annotation) if field else []
+            field = fields_of(sections).get(path[-1])
+            inner = sections_of(field)
     key, given = ".".join(path), _get(values, path)
     given = None if given is _ABSENT else given
     if field is None:
         yield ConfigIssue(key, "unknown key", _suggest_key(root, path, sections, values))
     elif len(inner) > 1 and isinstance(given, Mapping):
-        kinds = [kind for section in inner for kind in kinds_of(section)]
-        yield ConfigIssue.of(f"{key}.kind", format_value(given.get("kind")), join_or(kinds))
+        yield ConfigIssue.of(f"{key}.kind", format_value(given.get("kind")), join_or(inner))
     elif inner:
         yield ConfigIssue.of(key, format_value(given), f"a mapping with the keys {', '.join(fields_of(inner))}")
     else:
@@ -166,20 +165,19 @@ def _explain(root: type[Section], values: Mapping[str, Any], details: Any) -> It
         yield ConfigIssue.of(key, format_value(given), valid)
 
 
-def _suggest_key(root: type[Section], path: KeyPath, sections: Sequence[type[Section]], values: Any) -> str:
+def _suggest_key(root: type[Section], path: KeyPath, sections: Sections, values: Any) -> str:
     """What an unknown key may have been meant to be; otherwise the valid keys next to it."""
     *above, name = path
     if new := RENAMED_KEYS.get(".".join(path)):
         return f"renamed to {new}"
-    if hint := next((section.hints[name] for section in sections if name in section.hints), None):
+    if hint := next((section.hints[name] for section in sections.values() if name in section.hints), None):
         return f"use {hint}"
-    keys = dict(walk([root]))
+    keys = dict(walk({"": root}))
     where = f" of {'.'.join(above)}" if above else ""
     valid = f"valid keys{where}: {', '.join(fields_of(sections))}"
     if path in keys:
-        siblings = section_types(keys[tuple(above)].annotation)
-        kinds = [kind for section in siblings if name in section.model_fields for kind in kinds_of(section)]
-        return f"it belongs to kind {join_or(kinds)}; with kind {_get(values, (*above, 'kind'))}, {valid}"
+        kinds = join_or(kinds_with(sections_of(keys[tuple(above)]), name))
+        return f"it belongs to kind {kinds}; with kind {_get(values, (*above, 'kind'))}, {valid}"
     similar = [(*above, close) for close in difflib.get_close_matches(name, fields_of(sections), 1)]
     if not similar:
         close = difflib.get_close_matches(name, [key[-1] for key in keys], 1, cutoff=0.75)

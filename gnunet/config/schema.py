@@ -69,23 +69,21 @@ class InvalidConfig(ValueError):
         super().__init__("\n".join(f"{issue.key}: {issue.message}; {issue.hint}" for issue in self.issues))
 
 
-def section_types(annotation: Any) -> list[type[Section]]:
-    """The section types that a field can hold: none for a plain value, several for a union."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+Sections = Mapping[str, type[Section]]
+"""The section types that a field can hold, by their kinds; one without a kind is under ""."""
+
+
+def sections_of(field: FieldInfo | None) -> Sections:
+    """The section types that a field can hold; none if it is a plain value."""
+    annotation = field.annotation if field else None
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return [member for member in members if isinstance(member, type) and issubclass(member, Section)]
+    sections = [member for member in members if isinstance(member, type) and issubclass(member, Section)]
+    return {getattr(section.model_fields.get("kind"), "default", ""): section for section in sections}
 
 
-def kinds_of(section: type[Section]) -> tuple[str, ...]:
-    """The values of `kind` that select a section type; empty if it has no such key."""
-    field = section.model_fields.get("kind")
-    return get_args(field.annotation) if field else ()
-
-
-def with_kind(sections: Sequence[type[Section]], kind: Any) -> list[type[Section]]:
-    """The section types that `kind` selects; all of them if it selects none."""
-    return [section for section in sections if kind in kinds_of(section)] or list(sections)
+def of_kind(sections: Sections, kind: Any) -> Sections:
+    """The section type of a kind; all of them if none has it."""
+    return {name: section for name, section in sections.items() if name == kind} or sections
 
 
 def default_kind(field: FieldInfo) -> str | None:
@@ -93,26 +91,29 @@ def default_kind(field: FieldInfo) -> str | None:
     return getattr(field.get_default(call_default_factory=True), "kind", None)
 
 
-def fields_of(sections: Sequence[type[Section]]) -> dict[str, dict[type[Section], FieldInfo]]:
-    """The keys of several section types in order of declaration, each with the types that have it."""
-    fields: dict[str, dict[type[Section], FieldInfo]] = {}
-    for section in sections:
-        for name, field in section.model_fields.items():
-            fields.setdefault(name, {})[section] = field
+def fields_of(sections: Sections) -> dict[str, FieldInfo]:
+    """The keys of all section types, in order of declaration, with the field of the first that has it."""
+    fields: dict[str, FieldInfo] = {}
+    for section in sections.values():
+        fields |= {name: field for name, field in section.model_fields.items() if name not in fields}
     return fields
 
 
-def walk(sections: Sequence[type[Section]], path: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
+def kinds_with(sections: Sections, name: str) -> list[str]:
+    """The kinds that have a key."""
+    return [kind for kind, section in sections.items() if name in section.model_fields]
+
+
+def walk(sections: Sections, path: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
     """Yield the full path and the field of every key, of all kinds; sections before their keys."""
-    for name, owners in fields_of(sections).items():
-        field = next(iter(owners.values()))
+    for name, field in fields_of(sections).items():
         yield (*path, name), field
-        yield from walk(section_types(field.annotation), (*path, name))
+        yield from walk(sections_of(field), (*path, name))
 
 
 def find(root: type[Section], key: str) -> FieldInfo | None:
     """The field of a dotted key, of whichever kind has it."""
-    return next((field for path, field in walk([root]) if ".".join(path) == key), None)
+    return next((field for path, field in walk({"": root}) if ".".join(path) == key), None)
 
 
 def json_schema(field: FieldInfo) -> dict[str, Any]:

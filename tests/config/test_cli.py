@@ -7,7 +7,7 @@ import pytest
 
 from gnunet.config import Config, parse_args, to_yaml
 from gnunet.config.cli import parse_flags
-from gnunet.config.schema import section_types, walk
+from gnunet.config.schema import sections_of, walk
 from gnunet.errors import ConfigError
 
 
@@ -123,9 +123,9 @@ def test_help_describes_every_key_and_kind(files, capsys) -> None:
         run("--bogus", "--help")
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for path, field in walk([Config]):
+    for path, field in walk({"": Config}):
         assert " ".join(field.description.split()) in text, path
-        if not section_types(field.annotation):
+        if not sections_of(field):
             assert f"--{'.'.join(path)} " in text, path
     assert "[kind edm] Mean of log sigma in training. (default: -1.2; valid: a number)" in text
     assert "--config FILE" in text and "--print_config" in text and "default.yaml" in text

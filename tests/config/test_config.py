@@ -23,7 +23,7 @@ from gnunet.config import (
 )
 from gnunet.config.load import SHIPPED
 from gnunet.config.norms import SECTIONS
-from gnunet.config.schema import describe_field, section_types, walk
+from gnunet.config.schema import describe_field, sections_of, walk
 from gnunet.diffusion import PROCESSES, make_process
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D, norm_sites
@@ -42,9 +42,9 @@ def build(**sections: Any) -> Config:
 
 
 def test_every_key_has_help_and_valid_values() -> None:
-    for path, field in walk([Config]):
+    for path, field in walk({"": Config}):
         assert field.description, path
-        if not section_types(field.annotation):
+        if not sections_of(field):
             assert describe_field(field), path
 
 
@@ -281,7 +281,7 @@ def values_of(annotation: Any, metadata: tuple = ()) -> st.SearchStrategy:
     }[annotation]
 
 
-LEAVES = [(path, field) for path, field in walk([Config]) if not section_types(field.annotation) and path[-1] != "kind"]
+LEAVES = [(path, field) for path, field in walk({"": Config}) if not sections_of(field) and path[-1] != "kind"]
 
 
 @st.composite
