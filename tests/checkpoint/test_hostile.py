@@ -155,8 +155,8 @@ BAD_JSON = {
     "many digits": b'{"images": ' + b"9" * 5000 + b"}", "large": b" " * (2**24 + 1),
 }  # fmt: skip
 BAD_YAML = {
-    "exponential aliases": b"a: &a0 [x]\n" + b"".join(b"b%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1)
-                                                      for i in range(1, 30)),
+    "exponential aliases": b"data:\n a0: &a0 [x]\n"
+    + b"".join(b" a%d: &a%d [*a%d, *a%d]\n" % (i, i, i - 1, i - 1) for i in range(1, 40)) + b"seed: *a39\n",
     "deep": b"[" * 100_000,
     "deep blocks": "".join(" " * i + "a:\n" for i in range(500)).encode(),
     "a long integer": b"seed: 0x" + b"f" * 20_000,
