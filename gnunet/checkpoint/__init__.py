@@ -1,1 +1,1 @@
-"""A run's folder and its lock, checkpoints written atomically, models read back from them, and exports."""
+"""A run's directory and its lock, checkpoints written atomically, trained models loaded from them, and exports."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gnunet.environment import activation_bytes
 from gnunet.ops import GroupNormSiLU, checkpoint_inputs
 
 
@@ -130,17 +131,11 @@ def is_recomputed(output):
     return type(output.grad_fn).__name__ == "_RecomputeInputFunctionBackward"
 
 
-def kept(function):
-    """-> the function's result, and the storages it keeps for backward."""
-    storages = {}
-
-    def pack(t):
-        storages[t.untyped_storage()._cdata] = t.untyped_storage()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        result = function()
-    return result, storages
+def run_and_measure(function, exclude=()):
+    """The function's result, and the bytes it saves for the backward pass besides `exclude`."""
+    results = []
+    size = activation_bytes(lambda: results.append(function()), exclude)
+    return results[0], size
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -155,19 +150,15 @@ def test_bits_are_those_of_the_plain_calls(call, amp, layout):
 
 def test_keeps_what_is_saved_and_nothing_else(call):
     call = call.prepare()
-    _, storages = kept(call.run)
-    own = {t.untyped_storage()._cdata for t in call.leaves()}
-    masks = [storage.nbytes() for key, storage in storages.items() if key not in own]
-    assert masks == ([call.saved[0].numel()] if call.dropout else [])
+    assert activation_bytes(call.run, call.leaves()) == (call.saved[0].numel() if call.dropout else 0)  # masks
 
 
 def test_autocast_copies_of_weights_are_not_kept_or_handed_on(call):
     call = call.prepare()
-    own = {t.untyped_storage()._cdata for t in call.leaves()}
     with torch.autocast("cpu", torch.bfloat16):
-        (first, *_), storages = kept(call.run)
+        (first, *_), size = run_and_measure(call.run, call.leaves())
         again, *_ = call.run(enabled=False)
-    assert all(storage.nbytes() == call.saved[0].numel() for key, storage in storages.items() if key not in own)
+    assert size == (call.saved[0].numel() if call.dropout else 0)
     weight = call.layers[0].weight
     for output in (first, again):
         assert torch.autograd.grad(output.sum(), weight)[0].abs().sum() > 0
@@ -201,8 +192,8 @@ def test_an_output_that_is_not_used():
 def test_without_gradients_it_is_the_plain_calls(call):
     call = call.prepare()
     with torch.no_grad():
-        outputs, storages = kept(call.run)
-    assert not storages and not any(y.requires_grad for y in outputs)
+        outputs, size = run_and_measure(call.run)
+    assert size == 0 and not any(y.requires_grad for y in outputs)
     for leaf in call.leaves():
         leaf.requires_grad_(False)
     assert not any(y.requires_grad for y in call.run())
@@ -347,21 +338,18 @@ def test_compiles_without_a_graph_break(call):
     call = call.prepare()
     call.dropout = 0.0  # whose masks the compiler draws in another order
     expected = call.run_with_gradients()
-    inputs = kept(lambda: checkpoint_inputs(call.input_fn, call.saved, call.layers, norm=call.norm, enabled=False))[1]
-    own = {t.untyped_storage()._cdata for t in call.leaves()}
+    plain_size = activation_bytes(
+        lambda: checkpoint_inputs(call.input_fn, call.saved, call.layers, norm=call.norm, enabled=False), call.leaves()
+    )
 
     compiled = torch.compile(call.run, fullgraph=True, backend="aot_eager")
-    outputs, storages = kept(compiled)
+    outputs, size = run_and_measure(compiled, call.leaves())
     torch.manual_seed(2)
     dys = [torch.randn_like(y) for y in outputs]
     found = [*outputs, *torch.autograd.grad(outputs, call.leaves(), dys)]
     for a, b in zip(found, expected, strict=True):  # the compiler has the formula, which rounds otherwise
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-    def size(some):
-        return sum(storage.nbytes() for key, storage in some.items() if key not in own)
-
-    assert size(storages) < size(inputs)
+    assert size < plain_size
 
 
 @pytest.mark.parametrize("name", ["normed", "dropped", "joined", "tokens"])
