@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from gnunet.environment import activation_bytes
-from gnunet.models.norm_sites import plan_norms
 from gnunet.training.cuda_graph import WARM_UP_STEPS
 from gnunet.training.session import Session
 from gnunet.training.trainer import train_step
@@ -75,8 +74,8 @@ def _norm_seconds(session: Session) -> float:
         given = {name: _Like.of(table) for name, table in tables.items() if table is not None}
         seen.append((module, [_Like.of(x) for x in args], given))
 
-    sites = [session.unet.get_submodule(site.path) for site in plan_norms(session.unet.config) if site.parts]
-    hooks = [site.register_forward_pre_hook(note, with_kwargs=True) for site in sites]
+    norms = session.unet.norm_layers().values()
+    hooks = [norm.register_forward_pre_hook(note, with_kwargs=True) for norm in norms]
     with torch.no_grad():
         _losses(session)
     for hook in hooks:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from gnunet.evaluation import load_extractors, nearest_images
 from gnunet.evaluation.validation import per_example_errors, validation_errors
 from gnunet.models import UNet2D
-from gnunet.models.norm_sites import plan_norms
-from gnunet.norms import NORMS, NormLayer
+from gnunet.norms import NormLayer, kind_of
 from gnunet.processes import Processes
 from gnunet.training.evaluation import chosen_metrics, sample_fn
 from gnunet.training.session import Session
@@ -35,12 +34,13 @@ DIGITS = 7
 
 def norm_kinds(network: UNet2D) -> list[str]:
     """The kinds of the norm layers in a network, in the order in which they come up."""
-    return list(dict.fromkeys(site.norm["kind"] for site in plan_norms(network.config) if site.parts))
+    layers = [layer for norm in network.norm_layers().values() for layer in norm.modules()]
+    return list(dict.fromkeys(kind_of(layer) for layer in layers if isinstance(layer, NormLayer)))
 
 
 def is_batch_dependent(network: UNet2D) -> bool:
     """Whether what a norm layer gives for a sample depends on the rest of the batch, in training."""
-    return any(NORMS[kind].batch_dependent for kind in norm_kinds(network))
+    return any(layer.batch_dependent for layer in network.modules() if isinstance(layer, NormLayer))
 
 
 def bank_errors(session: Session) -> dict[str, list[float] | None]:
@@ -151,10 +151,9 @@ class _Watched:
 def _watched(network: UNet2D) -> Iterator[list[_Watched]]:
     """The inputs of a network's norm layers, watched inside."""
     layers, hooks = [], []
-    for site in plan_norms(network.config):
-        if site.parts:
-            layers.append(_Watched(REGIONS[site.path.split(".")[0]]))
-            hooks.append(network.get_submodule(site.path).register_forward_pre_hook(layers[-1].see))
+    for path, norm in network.norm_layers().items():
+        layers.append(_Watched(REGIONS[path.split(".")[0]]))
+        hooks.append(norm.register_forward_pre_hook(layers[-1].see))
     try:
         yield layers
     finally:

@@ -24,7 +24,7 @@ from gnunet.diffusion import Process, make_process, process_from_scheduler, samp
 from gnunet.diffusion.factory import check_scheduler
 from gnunet.errors import CheckpointError, ConfigError, truncate
 from gnunet.models import UNet2D
-from gnunet.models.config_check import check_fits
+from gnunet.models.config_check import check_weights_match
 from gnunet.safe_io import MAX_YAML_BYTES, read_json, read_text
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _load_checkpoint(path: Path, weights: str) -> TrainedModel:
     settings = unet_kwargs(config, None if counts is None else len(counts))
     tensors = open_tensors(path, WEIGHTS[weights])
     try:
-        check_fits(UNet2D, settings, tensors.specs)
+        check_weights_match(UNet2D, settings, tensors.specs)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {tensors.files[0].name} and config.yaml: {error}") from None
     network = UNet2D(**settings)

@@ -1,23 +1,20 @@
-"""The sections of `model.norm`: one for each kind in gnunet.norms.NORMS, whose keys are the options that it reads.
-
-A new kind needs nothing here.
-"""
+"""The sections of `model.norm`: one for each kind in gnunet.norms.NORMS, made from its constructor's signature."""
 
 import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
+from typing_extensions import Doc
 
 from gnunet.config.schema import Section, ValidValues
-from gnunet.norms import NORMS, NormLayer, Option
+from gnunet.norms import NORMS, NormLayer
 
-DERIVED = ("noise_edges", "input_std")
-"""Options that are no keys: the first comes from noise_bins, the second from the plan of the network."""
+MAX_NOISE_BINS = 1000
 
 
 class NormConfig(Section):
-    """A kind of normalization; its keys are made by `_section`."""
+    """A kind of normalization; `_section` adds its keys."""
 
     # Generated classes have no source; pydantic would spend seconds looking for attribute docstrings.
     model_config = ConfigDict(use_attribute_docstrings=False)
@@ -41,61 +38,50 @@ def _heights_as_text(value: Any) -> Any:
     """YAML reads the heights among the regions as numbers."""
     if not isinstance(value, Mapping):
         return value
-    return {str(key) if isinstance(key, int) else key: partial for key, partial in value.items()}
+    return {str(key) if isinstance(key, int) else key: keys for key, keys in value.items()}
 
 
-Overrides = Annotated[
-    dict[str, dict[str, Any]],
-    BeforeValidator(_heights_as_text),
-    ValidValues("a mapping from regions to keys of model.norm, such as {decoder: {kind: none}}"),
-]
-MAX_NOISE_BINS = 1000
-NOISE_BINS = (
-    Annotated[int, Field(ge=1, le=MAX_NOISE_BINS)],
-    Field(
-        1,
-        description="Sets of running statistics, for as many ranges of the noise level, equally frequent in "
-        "training; training itself does not change.",
-    ),
-)
 COMMON_FIELDS: dict[str, Any] = {
     "overrides": (
-        Overrides,
+        Annotated[
+            dict[str, dict[str, Any]],
+            BeforeValidator(_heights_as_text),
+            ValidValues("a mapping from regions to keys of model.norm, such as {decoder: {kind: none}}"),
+        ],
         Field(
             {},
             description="Other norms in parts of the network, {REGION: {kind: KIND, ...}}. Regions are encoder, "
-            "middle, decoder, attention, out, and the heights of feature maps; attention wins over the other words, "
-            "a word over a height.",
+            "middle, decoder, attention, out, and the heights of feature maps; attention takes precedence over the "
+            "other names, and a name over a height.",
         ),
     ),
     "separate_skip_norm": (
         bool,
-        Field(False, description="Normalize a skip connection apart from what it is concatenated with."),
+        Field(False, description="Normalize a skip connection separately from what it is concatenated with."),
     ),
 }
+NOISE_BINS = (
+    Annotated[int, Field(ge=1, le=MAX_NOISE_BINS)],
+    Field(
+        1,
+        description="Sets of running statistics, one for each of as many ranges of the noise level, equally frequent "
+        "in training; training itself does not change.",
+    ),
+)
+DERIVED = {"noise_edges": {"noise_bins": NOISE_BINS}, "input_std": {}}
+"""Options that are not keys, with the keys that they are derived from; the network's structure gives input_std."""
 
 
 def _section(kind: str, norm: type[NormLayer]) -> type[NormConfig]:
-    options = {**norm.options, **norm.block_options}
     keys: dict[str, Any] = {"kind": (Literal[kind], Field(kind, description="Which normalization the layers compute."))}
-    keys |= {name: _key(option) for name, option in options.items() if name not in DERIVED}
-    if "noise_edges" in options:
-        keys["noise_bins"] = NOISE_BINS
-    summary = (inspect.getdoc(norm) or kind).split("\n\n")[0]
-    name, summary = f"{norm.__name__}Config", " ".join(summary.split())
+    for name, option in norm.options().items():
+        metadata = getattr(option.annotation, "__metadata__", ())
+        description = next((item.documentation for item in metadata if isinstance(item, Doc)), None)
+        key = (option.annotation, Field(option.default, description=description))
+        keys |= DERIVED.get(name, {name: key})
+    summary = " ".join((inspect.getdoc(norm) or kind).split("\n\n")[0].split())
+    name = f"{norm.__name__}Config"
     return create_model(name, __base__=NormConfig, __doc__=summary, __module__=__name__, **keys, **COMMON_FIELDS)
-
-
-def _key(option: Option) -> tuple[Any, Any]:
-    """The annotation and the default of an option's key."""
-
-    def check(value: Any) -> Any:
-        if not option.is_valid(value):
-            raise ValueError(option.words)
-        return value
-
-    annotation = Annotated[option.type, AfterValidator(check), ValidValues(option.words)]
-    return annotation, Field(option.default, description=option.help)
 
 
 SECTIONS = {kind: _section(kind, norm) for kind, norm in NORMS.items()}

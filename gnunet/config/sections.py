@@ -96,7 +96,7 @@ class ModelConfig(Section):
     """Type of each decoder level, from the lowest resolution to the highest."""
     mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
     """Block between encoder and decoder; null is none."""
-    mid_block_scale_factor: float = Field(1.0, gt=0)
+    mid_block_scale_factor: float = Field(1.0, ge=1e-6, le=1e6)
     """Divisor of the residual sums in the middle block."""
     add_attention: bool = True
     """Self-attention in the middle block."""

@@ -74,7 +74,7 @@ class Sharding:
         trains = any(parameter.requires_grad for parameter in network.parameters())
         # The EMA has no backward pass, after which its rows would be freed.
         reshard = self.reshard_after_forward or not trains
-        for layer in network.layers():
+        for layer in network.fsdp_units():
             fully_shard(layer, mesh=self.mesh, reshard_after_forward=reshard)
         fully_shard(network, mesh=self.mesh, reshard_after_forward=not trains)
 

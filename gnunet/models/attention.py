@@ -11,26 +11,42 @@ from gnunet.ops import checkpoint_inputs
 
 from .norm_sites import NormSite
 
+_FEW_POSITIONS = 64
+
 
 class Attention(nn.Module):
-    """Norm, multi-head self-attention over all positions, residual; parameters named as diffusers' Attention.
+    """Norm, multi-head self-attention over all positions, residual; parameters are named as diffusers' Attention.
 
     Args:
         channels: of input and output.
-        head_dim: of one head; there are channels // head_dim of them.
-        site: of the norm in front, which has no activation.
-        rescale: what the sum of input and result is divided by.
+        head_dim: channels of a head; there are channels // head_dim heads.
+        site: of the layer.
+        has_norm: whether there is a norm, which has no activation.
+        output_scale_factor: the sum of input and result is divided by it.
+
+    Raises:
+        ValueError: head_dim is larger than channels; the norm config does not fit.
     """
 
     # diffusers' loaders look for this flag to rename query, key, value and proj_attn in old files.
     _from_deprecated_attn_block = True
 
-    def __init__(self, channels: int, head_dim: int, site: NormSite, rescale: float = 1.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        site: NormSite,
+        *,
+        has_norm: bool = True,
+        output_scale_factor: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.heads, self.rescale = channels // head_dim, rescale
+        if not 1 <= head_dim <= channels:
+            raise ValueError(f"attention_head_dim must be 1 to {channels} in {site.path}; got {head_dim}")
+        self.heads, self.output_scale_factor = channels // head_dim, output_scale_factor
         self.recompute = False  # see UNet2D.enable_recompute
         inner = self.heads * head_dim
-        self.group_norm = site.build(None)
+        self.group_norm = site.make_norm("group_norm", channels, activation=None) if has_norm else None
         self.to_q = nn.Linear(channels, inner)
         self.to_k = nn.Linear(channels, inner)
         self.to_v = nn.Linear(channels, inner)
@@ -50,15 +66,12 @@ class Attention(nn.Module):
         h = _attend(q, k, v).transpose(1, 2).flatten(2)
         h = self.to_out[0](h).transpose(1, 2).unflatten(2, (height, width))
         y = self.residual(x, h)
-        return y / self.rescale if self.rescale != 1 else y
-
-
-_FEW_POSITIONS = 64
+        return y / self.output_scale_factor if self.output_scale_factor != 1 else y
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention. Over few positions a CPU computes it in fp32, whose backward is 4 times as fast as
-    bfloat16's there and keeps twice the bytes."""
+    """Scaled dot-product attention. On a CPU, bfloat16 over few positions is computed in float32: its backward pass is
+    4 times as fast, and saves twice the bytes."""
     if q.device.type == "cpu" and q.shape[2] <= _FEW_POSITIONS and q.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,7 @@ from gnunet.norms import make_conv, make_residual
 from gnunet.ops import checkpoint_inputs
 
 from .attention import Attention
-from .block_specs import BlockSpec
-from .norm_sites import NormSite
+from .norm_sites import NormSite, NormSites
 
 Norm = Callable[..., Tensor]
 
@@ -23,13 +22,12 @@ Norm = Callable[..., Tensor]
 class BlockSettings:
     """What all blocks of a model share.
 
-    norms: the sites of the model by their paths. attention_head_dim: None for one head. scale_shift: the time
-    embedding scales and shifts the second norm's output instead of being added to its input.
-    downsample_padding: 0 pads below and on the right only.
+    attention_head_dim: None for one head. scale_shift: the time embedding scales and shifts the second norm's output
+    instead of being added to its input. downsample_padding: 0 pads at the bottom and on the right only.
     """
 
     temb_channels: int
-    norms: Mapping[str, NormSite]
+    norms: NormSites
     dropout: float
     scale_shift: bool
     attention_head_dim: int | None
@@ -39,33 +37,35 @@ class BlockSettings:
 class ResnetBlock(nn.Module):
     """norm-SiLU, 3x3 convolution, norm-SiLU with the time embedding, 3x3 convolution, residual.
 
-    Parameters are named as diffusers' ResnetBlock2D. path: of the block in the model. resample: "up" or "down"
-    changes the resolution by two, nearest or average, in front of the first convolution and in the shortcut.
+    Parameters are named as diffusers' ResnetBlock2D. skip_channels: how many of in_channels, the last ones, are a skip
+    connection. resample: "up" or "down" changes the resolution by two, nearest or average, before the first
+    convolution and in the shortcut.
     """
 
     def __init__(
         self,
-        path: str,
         in_channels: int,
         out_channels: int,
+        site: NormSite,
         settings: BlockSettings,
         *,
+        skip_channels: int = 0,
         resample: str | None = None,
-        rescale: float = 1.0,
+        output_scale_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.scale_shift, self.resample, self.rescale = settings.scale_shift, resample, rescale
+        self.scale_shift, self.resample = settings.scale_shift, resample
+        self.output_scale_factor, self.skip_fraction = output_scale_factor, skip_channels / in_channels
         self.recompute = False  # see UNet2D.enable_recompute
-        first, second = settings.norms[f"{path}.norm1"], settings.norms[f"{path}.norm2"]
-        self.norm1 = first.build("silu")
-        self.conv1 = make_conv(second.norm, in_channels, out_channels, 3, padding=1)
+        self.norm1 = site.make_norm("norm1", in_channels, skip_channels=skip_channels)
+        self.conv1 = make_conv(site.norm, in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(settings.temb_channels, (1 + settings.scale_shift) * out_channels)
-        self.norm2 = second.build("silu")
+        self.norm2 = site.make_norm("norm2", out_channels)
         self.dropout = nn.Dropout(settings.dropout)
-        self.conv2 = make_conv(second.norm, out_channels, out_channels, 3, padding=1)
+        self.conv2 = make_conv(site.norm, out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
-        self.conv_shortcut = None if same else make_conv(second.norm, in_channels, out_channels, 1)
-        self.residual = make_residual(second.norm)
+        self.conv_shortcut = None if same else make_conv(site.norm, in_channels, out_channels, 1)
+        self.residual = make_residual(site.norm)
 
     def forward(self, x: Tensor, temb: Tensor, skip: Tensor | None = None) -> Tensor:
         """x: (N, C, H, W); temb: (N, temb_channels), the time embedding after its SiLU; skip: as x, with further
@@ -85,7 +85,7 @@ class ResnetBlock(nn.Module):
             _conditioned, (h, *tables), (self.conv2,), norm=self.norm2, dropout=dropout, enabled=self.recompute
         )
         y = self.residual(x, h)
-        return y / self.rescale if self.rescale != 1 else y
+        return y / self.output_scale_factor if self.output_scale_factor != 1 else y
 
     def _normed(self, norm: Norm, x: Tensor) -> tuple[Tensor]:
         return (self._resampled(norm(x)),)
@@ -108,9 +108,9 @@ def _conditioned(
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a 3x3 convolution of stride 2, one that goes with the site's norm."""
+    """Half the resolution, by a 3x3 convolution of stride 2."""
 
-    def __init__(self, channels: int, padding: int, site: NormSite) -> None:
+    def __init__(self, channels: int, site: NormSite, padding: int) -> None:
         super().__init__()
         self.conv = make_conv(site.norm, channels, channels, 3, stride=2, padding=padding)
 
@@ -122,7 +122,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution, nearest, and a 3x3 convolution, one that goes with the site's norm."""
+    """Twice the resolution, nearest, and a 3x3 convolution."""
 
     def __init__(self, channels: int, site: NormSite) -> None:
         super().__init__()
@@ -146,81 +146,155 @@ def _nearest(x: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
-    """The layers of a BlockSpec; enable_gradient_checkpointing of diffusers' ModelMixin sets the flag."""
+    """Base of the blocks, for ModelMixin.enable_gradient_checkpointing, which sets the flag and the function."""
 
-    def __init__(self, plan: BlockSpec, settings: BlockSettings, rescale: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.gradient_checkpointing = False
-        self.resnets = nn.ModuleList(
-            ResnetBlock(f"{plan.path}.resnets.{j}", *channels, settings, rescale=rescale)
-            for j, channels in enumerate(plan.resnets)
-        )
-        width = plan.out_channels
-        head_dim = settings.attention_head_dim or width
-        sites = [settings.norms[f"{plan.path}.attentions.{j}.group_norm"] for j in range(plan.attentions)]
-        self.attentions = nn.ModuleList(Attention(width, head_dim, site, rescale) for site in sites)
 
-    def _run(self, layer: nn.Module, *args: Tensor) -> Tensor:
+    def _maybe_checkpoint(self, layer: nn.Module, *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(layer, *args)
         return layer(*args)
 
 
 class DownBlock(_Block):
-    """diffusers' DownBlock2D, or AttnDownBlock2D where the plan has attention."""
+    """diffusers' DownBlock2D, or AttnDownBlock2D with attention.
 
-    def __init__(self, plan: BlockSpec, settings: BlockSettings) -> None:
-        super().__init__(plan, settings)
-        width, path = plan.out_channels, f"{plan.path}.downsamplers.0"
+    level: how often the resolution is halved before the block; likewise in the other blocks. resample: None, "conv" or
+    "resnet".
+    """
+
+    def __init__(
+        self,
+        path: str,
+        level: int,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        settings: BlockSettings,
+        *,
+        attention: bool,
+        resample: str | None,
+    ) -> None:
+        super().__init__()
+        sites, head_dim = settings.norms, settings.attention_head_dim or out_channels
+        self.resnets = nn.ModuleList(
+            ResnetBlock(
+                out_channels if j else in_channels, out_channels, sites.at(f"{path}.resnets.{j}", level), settings
+            )
+            for j in range(num_layers)
+        )
+        self.attentions = nn.ModuleList(
+            Attention(out_channels, head_dim, sites.at(f"{path}.attentions.{j}", level, attention=True))
+            for j in range(num_layers if attention else 0)
+        )
         self.downsamplers = nn.ModuleList()
-        if plan.resample == "resnet":
-            self.downsamplers.append(ResnetBlock(path, width, width, settings, resample="down"))
-        elif plan.resample == "conv":
-            self.downsamplers.append(Downsample(width, settings.downsample_padding, settings.norms[path]))
+        site = sites.at(f"{path}.downsamplers.0", level)
+        if resample == "resnet":
+            self.downsamplers.append(ResnetBlock(out_channels, out_channels, site, settings, resample="down"))
+        elif resample == "conv":
+            self.downsamplers.append(Downsample(out_channels, site, settings.downsample_padding))
 
     def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """-> the output, and what the up path takes over: the result of every layer."""
+        """-> the output, and the skip connections to the up path: the result of every layer."""
         skips = []
         for i, resnet in enumerate(self.resnets):
-            h = self._run(resnet, h, temb)
+            h = self._maybe_checkpoint(resnet, h, temb)
             if self.attentions:
-                h = self._run(self.attentions[i], h)
+                h = self._maybe_checkpoint(self.attentions[i], h)
             skips.append(h)
         for downsample in self.downsamplers:
-            h = self._run(downsample, h, temb)
+            h = self._maybe_checkpoint(downsample, h, temb)
             skips.append(h)
         return h, skips
 
 
 class MidBlock(_Block):
-    """diffusers' UNetMidBlock2D: two residual layers, attention between them."""
+    """diffusers' UNetMidBlock2D: two residual layers, with attention between them if `attention`.
+
+    attention_norm: whether the attention has a norm.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        level: int,
+        channels: int,
+        settings: BlockSettings,
+        *,
+        attention: bool,
+        attention_norm: bool,
+        output_scale_factor: float,
+    ) -> None:
+        super().__init__()
+        sites, head_dim = settings.norms, settings.attention_head_dim or channels
+        self.resnets = nn.ModuleList(
+            ResnetBlock(
+                channels, channels, sites.at(f"{path}.resnets.{j}", level), settings,
+                output_scale_factor=output_scale_factor,
+            )
+            for j in range(2)
+        )  # fmt: skip
+        self.attentions = nn.ModuleList()
+        if attention:
+            site = sites.at(f"{path}.attentions.0", level, attention=attention_norm)
+            self.attentions.append(
+                Attention(channels, head_dim, site, has_norm=attention_norm, output_scale_factor=output_scale_factor)
+            )
 
     def forward(self, h: Tensor, temb: Tensor) -> Tensor:
         first, second = self.resnets
-        h = self._run(first, h, temb)
+        h = self._maybe_checkpoint(first, h, temb)
         for attention in self.attentions:
-            h = self._run(attention, h)
-        return self._run(second, h, temb)
+            h = self._maybe_checkpoint(attention, h)
+        return self._maybe_checkpoint(second, h, temb)
 
 
 class UpBlock(_Block):
-    """diffusers' UpBlock2D, or AttnUpBlock2D where the plan has attention."""
+    """diffusers' UpBlock2D, or AttnUpBlock2D with attention.
 
-    def __init__(self, plan: BlockSpec, settings: BlockSettings) -> None:
-        super().__init__(plan, settings)
-        width, path = plan.out_channels, f"{plan.path}.upsamplers.0"
+    skip_channels: of the skip connection that each residual layer takes. resample: None, "conv" or "resnet".
+    """
+
+    def __init__(
+        self,
+        path: str,
+        level: int,
+        in_channels: int,
+        out_channels: int,
+        skip_channels: Sequence[int],
+        settings: BlockSettings,
+        *,
+        attention: bool,
+        resample: str | None,
+    ) -> None:
+        super().__init__()
+        sites, head_dim = settings.norms, settings.attention_head_dim or out_channels
+        self.resnets = nn.ModuleList(
+            ResnetBlock(
+                (out_channels if j else in_channels) + skip, out_channels, sites.at(f"{path}.resnets.{j}", level),
+                settings, skip_channels=skip,
+            )
+            for j, skip in enumerate(skip_channels)
+        )  # fmt: skip
+        self.attentions = nn.ModuleList(
+            Attention(out_channels, head_dim, sites.at(f"{path}.attentions.{j}", level, attention=True))
+            for j in range(len(skip_channels) if attention else 0)
+        )
         self.upsamplers = nn.ModuleList()
-        if plan.resample == "resnet":
-            self.upsamplers.append(ResnetBlock(path, width, width, settings, resample="up"))
-        elif plan.resample == "conv":
-            self.upsamplers.append(Upsample(width, settings.norms[path]))
+        site = sites.at(f"{path}.upsamplers.0", level)
+        if resample == "resnet":
+            self.upsamplers.append(ResnetBlock(out_channels, out_channels, site, settings, resample="up"))
+        elif resample == "conv":
+            self.upsamplers.append(Upsample(out_channels, site))
 
     def forward(self, h: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
-        """skips: the down path's results so far; this block takes its own off the end."""
+        """skips: the remaining skip connections, of which this block removes its own from the end."""
         for i, resnet in enumerate(self.resnets):
-            h = self._run(resnet, h, temb, skips.pop())
+            h = self._maybe_checkpoint(resnet, h, temb, skips.pop())
             if self.attentions:
-                h = self._run(self.attentions[i], h)
+                h = self._maybe_checkpoint(self.attentions[i], h)
         for upsample in self.upsamplers:
-            h = self._run(upsample, h, temb)
+            h = self._maybe_checkpoint(upsample, h, temb)
         return h

@@ -10,15 +10,14 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from gnunet.errors import first_few
-
-from .norm_sites import plan_norms
+from gnunet.norms import ConcatNorm, kind_of
 
 Network = TypeVar("Network", bound=nn.Module)
 """UNet2D, which imports this file."""
 
 _MID_ATTENTION = "mid_block.attentions"
 _KINDS = ("group", "layer", "instance")
-"""Of norm: those that group normalization of some count of groups is."""
+"""The kinds of norm that are group normalization with some number of groups."""
 
 
 def from_diffusers(cls: type[Network], model: UNet2DModel) -> Network:
@@ -37,26 +36,24 @@ def to_diffusers(model: nn.Module) -> UNet2DModel:
         ValueError: norm layers that UNet2DModel does not have: it knows group normalization, by one count of
             groups and one eps for all layers, and another count in the middle block's attention.
     """
-    sites = [site for site in plan_norms(model.config) if site.parts]
-    other = [site for site in sites if site.norm["kind"] not in _KINDS]
-    if other:
-        kind = other[0].norm["kind"]
-        paths = [site.path for site in other if site.norm["kind"] == kind]
-        raise ValueError(f"UNet2DModel has no norm of kind {kind!r}, which is in {first_few(paths)}")
-    split = [site.path for site in sites if len(site.parts) > 1]
-    if split:
+    norms = model.norm_layers()
+    if separate := [path for path, norm in norms.items() if isinstance(norm, ConcatNorm)]:
         raise ValueError(
-            f"UNet2DModel cannot normalize a skip connection apart, as separate_skip_norm does in {first_few(split)}"
+            f"UNet2DModel has no norm of the parts of a concatenation, as with separate_skip_norm in {first_few(separate)}"
         )
-    norms = {site.path: model.get_submodule(site.path) for site in sites}
-    kinds = ", ".join(sorted({repr(site.norm["kind"]) for site in sites}))
-    mid_attention = {norm.num_groups for name, norm in norms.items() if name.startswith(_MID_ATTENTION)}
-    groups = {norm.num_groups for name, norm in norms.items() if not name.startswith(_MID_ATTENTION)}
-    for values, words in ((groups, "group count"), ({norm.eps for norm in norms.values()}, "eps")):
+    kinds = {path: kind_of(norm) for path, norm in norms.items()}
+    for kind in kinds.values():
+        if kind not in _KINDS:
+            paths = [path for path in kinds if kinds[path] == kind]
+            raise ValueError(f"UNet2DModel has no norm of kind {kind!r}, which is in {first_few(paths)}")
+    mid_attention = {norm.num_groups for path, norm in norms.items() if path.startswith(_MID_ATTENTION)}
+    groups = {norm.num_groups for path, norm in norms.items() if not path.startswith(_MID_ATTENTION)}
+    for values, name in ((groups, "group count"), ({norm.eps for norm in norms.values()}, "eps")):
         if len(values) > 1:
+            found = ", ".join(map(repr, sorted(set(kinds.values()))))
             raise ValueError(
-                f"UNet2DModel has one {words} for all norms; "
-                f"kind {kinds} has {sorted(values)} in {first_few(list(norms))}"
+                f"UNet2DModel has one {name} for all norms; "
+                f"kind {found} has {sorted(values)} in {first_few(list(norms))}"
             )
     settings = _settings(model, UNet2DModel)
     settings["norm_num_groups"] = groups.pop()

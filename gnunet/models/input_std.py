@@ -1,60 +1,58 @@
-"""How large the signal in front of each norm layer of a U-Net is, for norms without statistics."""
+"""The expected standard deviation of each norm layer's input, for norms without statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from math import sqrt
-from typing import Any
 
-from gnunet.norms import NORMS
+from torch import nn
 
-from .block_specs import block_specs
-from .norm_sites import NormSite
-
-
-def with_input_std(config: Mapping[str, Any], sites: Iterable[NormSite]) -> list[NormSite]:
-    """The sites with the standard deviation of the layer's input as `input_std` in their norm configs.
-
-    From 1 behind the first convolution, in front of a block's first norm it is what the residual sums so far
-    have added; in front of its second norm it is 1, since the convolution between them gets a normalized input.
-    """
-    sites = list(sites)
-    stds = _block_input_stds(config, {site.path: site.norm for site in sites})
-    return [replace(site, norm={**site.norm, "input_std": stds.get(site.path, 1.0)}) for site in sites]
+from .attention import Attention
+from .blocks import ResnetBlock
 
 
-def _block_input_stds(config: Mapping[str, Any], norms: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The standard deviations of what residual blocks, attention and the last norm get, by the norm's path.
+def set_input_std(model: nn.Module) -> None:
+    """Set `input_std` in those layers of a UNet2D that have it (scaled_ws).
 
+    From 1 after the first convolution, it grows with every residual sum: a block's first norm takes what the sums so
+    far have added. A block's second norm has 1, since the convolution between them takes a normalized input.
     Convolutions and changes of resolution keep the variance; a concatenation has the mean over its channels.
     """
-    variance, stds = 1.0, {}
+    variance = 1.0
     skips = [variance]
-    for block in block_specs(config):
-        downwards = block.path.startswith("down")
-        rescale = config["mid_block_scale_factor"] if block.path == "mid_block" else 1
-        layers = [[f"resnets.{j}.norm1"] for j in range(len(block.resnets))]
-        for j in range(block.attentions):
-            layers[j].append(f"attentions.{j}.group_norm")
-        if block.resample == "resnet":
-            layers.append(["downsamplers.0.norm1" if downwards else "upsamplers.0.norm1"])
-        elif block.resample == "conv":
-            layers.append([])
-        for j, names in enumerate(layers):
-            if j < len(block.skips) and block.skips[j]:
-                share = block.skips[j] / block.resnets[j][0]
-                variance = (1 - share) * variance + share * skips.pop()
-            for path in (f"{block.path}.{name}" for name in names):
-                stds[path] = sqrt(variance)
-                variance = (variance + _added_variance(norms[path])) / rescale**2
-            if downwards:
-                skips.append(variance)
-    return {**stds, "conv_norm_out": sqrt(variance)}
+    for block in model.down_blocks:
+        for j, resnet in enumerate(block.resnets):
+            variance = _through(resnet, variance)
+            if block.attentions:
+                variance = _through(block.attentions[j], variance)
+            skips.append(variance)
+        for downsample in block.downsamplers:
+            variance = _through(downsample, variance)
+            skips.append(variance)
+    if model.mid_block is not None:
+        first, second = model.mid_block.resnets
+        for layer in (first, *model.mid_block.attentions, second):
+            variance = _through(layer, variance)
+    for block in model.up_blocks:
+        for j, resnet in enumerate(block.resnets):
+            variance = (1 - resnet.skip_fraction) * variance + resnet.skip_fraction * skips.pop()
+            variance = _through(resnet, variance)
+            if block.attentions:
+                variance = _through(block.attentions[j], variance)
+        for upsample in block.upsamplers:
+            variance = _through(upsample, variance)
+    _set(model.conv_norm_out, variance)
 
 
-def _added_variance(norm: Mapping[str, Any]) -> float:
-    """What the sum at the end of a residual block adds: the square of the scale that it gives to a branch."""
-    option = NORMS[norm["kind"]].block_options.get("residual_scale")
-    scale: float = 1.0 if option is None else norm.get("residual_scale", option.default)
-    return scale**2
+def _through(layer: nn.Module, variance: float) -> float:
+    """Set a layer's input_std, and return the variance of its output."""
+    if not isinstance(layer, (ResnetBlock, Attention)):
+        return variance
+    _set(layer.norm1 if isinstance(layer, ResnetBlock) else layer.group_norm, variance)
+    added = getattr(layer.residual, "scale", 1.0) ** 2
+    return (variance + added) / layer.output_scale_factor**2
+
+
+def _set(norm: nn.Module | None, variance: float) -> None:
+    for layer in norm.modules() if norm is not None else ():
+        if hasattr(layer, "input_std"):
+            layer.input_std = sqrt(variance)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le, Len
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
@@ -17,40 +19,47 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from gnunet.errors import CheckpointError, first_few
-from gnunet.norms import NORMS, set_noise_level
+from gnunet.errors import first_few
+from gnunet.norms import ConcatNorm, NormLayer, set_noise_level
+from gnunet.norms.signature import validate_options
 from gnunet.ops import checkpoint_inputs
-from gnunet.safe_io import TensorSpec
 
 from . import convert
 from .attention import Attention
-from .block_specs import block_specs
 from .blocks import BlockSettings, DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
-from .config_check import check, check_fits, read_folder
-from .input_std import with_input_std
-from .norm_sites import plan_norms
+from .config_check import check_pretrained
+from .input_std import set_input_std
+from .norm_sites import NormSites
+
+# A config may be untrusted, and its model is built, without memory, before its weights are compared with it: these
+# bounds lie far above what trains. No tensor bounds the number of classes of some class embeddings.
+MAX_CLASSES = 2**20
+Size = Annotated[int, Ge(1), Le(8192)]
+Width = Annotated[int, Ge(1), Le(2**16)]
+DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D"]
+UpBlockType = Literal["UpBlock2D", "AttnUpBlock2D"]
+ResampleType = Literal["conv", "resnet"]
 
 
 class UNet2D(ModelMixin, ConfigMixin):
     """The U-Net of Ho et al. (arXiv:2006.11239) as diffusers' UNet2DModel builds it, on swappable norms.
 
-    Config keys, their defaults and meanings, the names of the parameters and the signature of `forward` are
-    those of diffusers.UNet2DModel, for the block types DownBlock2D, AttnDownBlock2D, UpBlock2D,
-    AttnUpBlock2D and UNetMidBlock2D; checkpoints load in both directions where the norm is one that
-    UNet2DModel has. It computes in channels_last throughout, whatever the input's memory format.
+    Config keys with their defaults and meanings, parameter names and the signature of `forward` are those of
+    diffusers.UNet2DModel, for the block types DownBlock2D, AttnDownBlock2D, UpBlock2D, AttnUpBlock2D and
+    UNetMidBlock2D. Checkpoints load in both directions if the norm is one that UNet2DModel has. Everything is computed
+    in channels_last, whatever the input's memory format.
 
     Args:
-        norm: a norm config (see gnunet.norms.make_norm); what it leaves out comes from norm_num_groups and
-            norm_eps. None is UNet2DModel's group normalization. Two further keys:
+        norm: a norm config (see gnunet.norms.make_norm), completed from norm_num_groups and norm_eps. None is
+            UNet2DModel's group normalization. Two further keys:
             `overrides` maps regions to norm configs whose keys replace the others there. Regions are `encoder`,
-            `middle`, `decoder`, `attention` (its norms, in any block), `out` (the last norm), and the heights
-            that feature maps have at sample_size, as strings. Where several fit, a resolution gives way to a
-            part of the network, and both to `attention`. Blocks have their region's convolutions and residual
-            sums too.
-            `separate_skip_norm`, true or false, normalizes a skip connection apart from what it is concatenated with.
+            `middle`, `decoder`, `attention` (its norms, in any block), `out` (the last norm), and the heights that
+            feature maps have at sample_size, as strings. `attention` takes precedence over the other names, and these
+            over heights. A region's norm config also decides on its convolutions and residual sums.
+            `separate_skip_norm`, true or false, normalizes a skip connection and what it is concatenated with separately.
 
     Raises:
-        ValueError: a value that is not supported; a norm that does not fit a layer, named by its path.
+        ValueError: a value that is not supported; a norm config that does not fit a layer, named by its path.
     """
 
     _supports_gradient_checkpointing = True
@@ -59,50 +68,55 @@ class UNet2D(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: int | tuple[int, int] | None = None,
-        in_channels: int = 3,
-        out_channels: int = 3,
+        sample_size: Size | Annotated[Sequence[Size], Len(2, 2)] | None = None,
+        in_channels: Width = 3,
+        out_channels: Width = 3,
         center_input_sample: bool = False,
-        time_embedding_type: str = "positional",
-        time_embedding_dim: int | None = None,
-        freq_shift: int = 0,
+        time_embedding_type: Literal["positional", "fourier", "learned"] = "positional",
+        time_embedding_dim: Annotated[int, Ge(1), Le(2**18)] | None = None,
+        freq_shift: Annotated[float, Ge(-(2**16)), Le(2**16)] = 0,
         flip_sin_to_cos: bool = True,
-        down_block_types: tuple[str, ...] = (
+        down_block_types: Sequence[DownBlockType] = (
             "DownBlock2D",
             "AttnDownBlock2D",
             "AttnDownBlock2D",
             "AttnDownBlock2D",
         ),
-        mid_block_type: str | None = "UNetMidBlock2D",
-        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
-        layers_per_block: int = 2,
-        mid_block_scale_factor: float = 1,
-        downsample_padding: int = 1,
-        downsample_type: str = "conv",
-        upsample_type: str = "conv",
-        dropout: float = 0.0,
-        act_fn: str = "silu",
+        mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D",
+        up_block_types: Sequence[UpBlockType] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: Annotated[Sequence[Width], Len(1, 14)] = (224, 448, 672, 896),
+        layers_per_block: Annotated[int, Ge(1), Le(64)] = 2,
+        mid_block_scale_factor: Annotated[float, Ge(1e-6), Le(1e6)] = 1,
+        downsample_padding: Annotated[int, Ge(0), Le(1)] = 1,
+        downsample_type: ResampleType = "conv",
+        upsample_type: ResampleType = "conv",
+        dropout: Annotated[float, Ge(0), Le(1)] = 0.0,
+        act_fn: Literal["silu", "swish"] = "silu",
         attention_head_dim: int | None = 8,
-        norm_num_groups: int = 32,
+        norm_num_groups: int | None = 32,
         attn_norm_num_groups: int | None = None,
-        norm_eps: float = 1e-5,
-        resnet_time_scale_shift: str = "default",
+        norm_eps: Annotated[float, Ge(0)] = 1e-5,
+        resnet_time_scale_shift: Literal["default", "scale_shift"] = "default",
         add_attention: bool = True,
-        class_embed_type: str | None = None,
-        num_class_embeds: int | None = None,
-        num_train_timesteps: int | None = None,
-        norm: dict[str, Any] | None = None,
+        class_embed_type: Literal["timestep", "identity"] | None = None,
+        num_class_embeds: Annotated[int, Ge(1), Le(MAX_CLASSES)] | None = None,
+        num_train_timesteps: Annotated[int, Ge(1), Le(100_000)] | None = None,
+        norm: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        config: Mapping[str, Any] = self.config
-        error = check(config)
-        if error:
-            raise ValueError(error)
+        validate_options(UNet2D, self.config)
+        levels = len(block_out_channels)
+        for name, types in (("down_block_types", down_block_types), ("up_block_types", up_block_types)):
+            if len(types) != levels:
+                raise ValueError(
+                    f"{name} and block_out_channels must have the same length; got {len(types)} and {levels}"
+                )
+        if time_embedding_type == "learned" and num_train_timesteps is None:
+            raise ValueError("time_embedding_type learned needs num_train_timesteps")
         width = block_out_channels[0]
         settings = BlockSettings(
             temb_channels=time_embedding_dim or 4 * width,
-            norms={site.path: site for site in with_input_std(config, plan_norms(config))},
+            norms=NormSites(self.config),
             dropout=dropout,
             scale_shift=resnet_time_scale_shift == "scale_shift",
             attention_head_dim=attention_head_dim,
@@ -110,26 +124,49 @@ class UNet2D(ModelMixin, ConfigMixin):
         )
 
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.time_proj = _time_projection(config)
+        self.time_proj = _time_projection(self.config)
         time_width = 2 * width if time_embedding_type == "fourier" else width
         self.time_embedding = TimestepEmbedding(time_width, settings.temb_channels)
-        self.class_embedding = _class_embedding(config, time_width, settings.temb_channels)
+        self.class_embedding = _class_embedding(self.config, time_width, settings.temb_channels)
 
         self.down_blocks = nn.ModuleList()
         self.mid_block = None
         self.up_blocks = nn.ModuleList()
-        for plan in block_specs(config):
-            if plan.path == "mid_block":
-                self.mid_block = MidBlock(plan, settings, mid_block_scale_factor)
-            elif plan.path.startswith("down_blocks"):
-                self.down_blocks.append(DownBlock(plan, settings))
-            else:
-                self.up_blocks.append(UpBlock(plan, settings))
+        lowest = levels - 1
+        for level, kind in enumerate(down_block_types):
+            attention = kind.startswith("Attn")
+            # As in diffusers, only blocks with attention can resample by a resnet.
+            resample = None if level == lowest else downsample_type if attention else "conv"
+            block = DownBlock(
+                f"down_blocks.{level}", level, block_out_channels[max(level - 1, 0)], block_out_channels[level],
+                layers_per_block, settings, attention=attention, resample=resample,
+            )  # fmt: skip
+            self.down_blocks.append(block)
+        if mid_block_type is not None:
+            self.mid_block = MidBlock(
+                "mid_block", lowest, block_out_channels[-1], settings, attention=add_attention,
+                # As in diffusers: with scale_shift, only a group count of its own gives the attention a norm.
+                attention_norm=attn_norm_num_groups is not None or not settings.scale_shift,
+                output_scale_factor=mid_block_scale_factor,
+            )  # fmt: skip
+        for i, kind in enumerate(up_block_types):
+            level, attention = lowest - i, kind.startswith("Attn")
+            resample = None if level == 0 else upsample_type if attention else "conv"
+            channels = block_out_channels[level]
+            # One for each residual layer of the down path at this level, and what that level took from the one above.
+            skip_channels = [channels] * layers_per_block + [block_out_channels[max(level - 1, 0)]]
+            block = UpBlock(
+                f"up_blocks.{i}", level, block_out_channels[min(level + 1, lowest)], channels, skip_channels, settings,
+                attention=attention, resample=resample,
+            )  # fmt: skip
+            self.up_blocks.append(block)
 
         self.recompute = False
-        self.conv_norm_out = settings.norms["conv_norm_out"].build("silu")
+        self.conv_norm_out = settings.norms.at("conv_norm_out", 0).make_norm("", width)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
-        self.has_noise_levels = any(getattr(module, "noise_edges", ()) for module in self.modules())
+        settings.norms.check_regions()
+        set_input_std(self)
+        self.uses_noise_bins = any(getattr(module, "noise_edges", ()) for module in self.modules())
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -160,7 +197,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        if self.has_noise_levels:
+        if self.uses_noise_bins:
             set_noise_level(self, timestep)
         temb = F.silu(self._embed(timestep, class_labels))
 
@@ -195,17 +232,30 @@ class UNet2D(ModelMixin, ConfigMixin):
             class_labels = self.time_proj(class_labels).to(dtype)
         return emb + self.class_embedding(class_labels).to(dtype)
 
-    def layers(self) -> list[nn.Module]:
-        """The modules that the forward pass calls in turn and that hold most of the parameters."""
+    def norm_layers(self) -> dict[str, nn.Module]:
+        """The norm layers by path, from input to output. A `ConcatNorm` is one layer."""
+        layers: dict[str, nn.Module] = {}
+        for name in ("down_blocks", "mid_block", "up_blocks", "conv_norm_out"):
+            for path, module in self.get_submodule(name).named_modules(prefix=name) if getattr(self, name) else ():
+                if isinstance(module, (NormLayer, ConcatNorm)) and ".parts." not in path:
+                    layers[path] = module
+        return layers
+
+    def norms_without_checkpointing(self) -> list[str]:
+        """The paths of the norm layers that cannot be recomputed in the backward pass in training."""
+        return [path for path, layer in self.norm_layers().items() if not layer.supports_checkpointing]
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """The modules that the forward pass calls one after the other and that hold most of the parameters."""
         kinds = (ResnetBlock, Attention, Downsample, Upsample)
         return [module for module in self.modules() if isinstance(module, kinds)]
 
     def enable_recompute(self, enabled: bool = True) -> None:
-        """Keep for backward what norms and skip concatenations take, and make what they give to convolutions and
-        attention again, instead of keeping both: about half the memory for a few percent more time.
+        """Recompute the inputs of convolutions and attention in the backward pass from the inputs of norms and skip
+        concatenations, instead of saving both: about half the activation memory for a few percent more time.
 
-        The numbers are the same. Norms that are no GroupNormSiLU and convolutions that are not torch's own are not
-        affected. Off in a new model; not part of its config.
+        Results are identical. Norms other than GroupNormSiLU and convolutions other than torch's are not affected. Off
+        in a new model; not part of its config.
         """
         for module in self.modules():
             if isinstance(module, (UNet2D, ResnetBlock, Attention)):
@@ -215,47 +265,33 @@ class UNet2D(ModelMixin, ConfigMixin):
         """As ModelMixin.enable_gradient_checkpointing.
 
         Raises:
-            ValueError: a norm whose forward pass in training cannot be run again in backward.
+            ValueError: the model has a norm that cannot be recomputed in the backward pass in training.
         """
-        if paths := norms_without_checkpointing(self.config):
+        if paths := self.norms_without_checkpointing():
             raise ValueError(
-                "gradient checkpointing runs layers again in backward, when the running statistics that some norms "
-                f"normalize by in training are others; the model has such norms in {first_few(paths)}"
+                "gradient checkpointing recomputes layers in the backward pass, when the running statistics that some "
+                f"norms use in training have changed; the model has such norms in {first_few(paths)}"
             )
         super().enable_gradient_checkpointing(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, path: str | PathLike[str], **kwargs: Any) -> UNet2D | tuple[UNet2D, dict[str, Any]]:
-        """As ModelMixin.from_pretrained; the loaded weights are channels_last.
+        """As ModelMixin.from_pretrained, with weights in channels_last.
 
-        Nothing is unpickled unless `use_safetensors=False` asks for it. A folder's weights are compared with its config
-        by their headers, before any memory is taken.
+        Nothing is unpickled unless `use_safetensors=False`. The headers of a folder's weights are compared with its
+        config before any memory is allocated.
 
         Raises:
-            CheckpointError: a folder's files are damaged, do not belong together, or have no U-Net's config.
+            CheckpointError: a folder's files are corrupted, do not belong together, or are not those of a U-Net.
         """
         kwargs.setdefault("use_safetensors", True)
         folder = Path(path, kwargs.get("subfolder") or "")
-        if kwargs["use_safetensors"] and folder.is_dir() and (found := read_folder(folder, kwargs.get("variant"))):
-            cls._check_folder(folder, *found, {key: value for key, value in kwargs.items() if key in _defaults()})
+        if kwargs["use_safetensors"] and folder.is_dir():
+            check_pretrained(cls, folder, **kwargs)
         loaded = super().from_pretrained(path, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.to(memory_format=torch.channels_last)
         return loaded
-
-    @classmethod
-    def _check_folder(
-        cls, folder: Path, stored: dict[str, Any], weights: dict[str, TensorSpec], given: dict[str, Any]
-    ) -> None:
-        try:
-            # What diffusers itself would build from this file.
-            config, _, _ = cls.extract_init_dict(stored, **given)
-        except Exception as error:  # of any kind, as its values may be
-            raise CheckpointError(f"{folder / 'config.json'}: cannot be read ({error})") from None
-        try:
-            check_fits(cls, config, weights)
-        except CheckpointError as error:
-            raise CheckpointError(f"{folder}: {error}") from None
 
     @classmethod
     def from_diffusers(cls, model: UNet2DModel) -> UNet2D:
@@ -268,30 +304,48 @@ class UNet2D(ModelMixin, ConfigMixin):
 
 
 def check_config(config: Mapping[str, Any]) -> str | None:
-    """What is wrong with keyword arguments of UNet2D, in words, or None; builds no weights."""
-    unknown = [key for key in config if key not in _defaults()]
-    if unknown:
-        return f"unknown key {', '.join(map(repr, unknown))}; valid are {', '.join(_defaults())}"
-    return check({**_defaults(), **config})
+    """Why UNet2D(**config) raises an error, or None. The model is built without memory, on the meta device."""
+    try:
+        _on_meta(config)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(path, channels) of every norm layer that UNet2D(**config) has, in running order; builds no weights.
+    """(path, channels) of every norm layer of UNet2D(**config), and of every part of the norms of concatenations.
 
-    With separate_skip_norm, a layer is each of the parts.
+    Norm options that do not fit the layers raise no error here.
     """
-    return [layer for site in plan_norms({**_defaults(), **config}) for layer in site.layers]
+    norm = dict(config.get("norm") or {})
+    overrides = {region: _skip_key(partial) for region, partial in (norm.get("overrides") or {}).items()}
+    norm = {"kind": "none", "overrides": overrides, **_skip_key(norm)}
+    sites = []
+    for path, layer in _on_meta({**config, "norm": norm, "attention_head_dim": None}).norm_layers().items():
+        parts = getattr(layer, "sizes", None)
+        sites += (
+            [(f"{path}.parts.{i}", size) for i, size in enumerate(parts)] if parts else [(path, layer.num_channels)]
+        )
+    return sites
 
 
 def norms_without_checkpointing(config: Mapping[str, Any]) -> list[str]:
-    """Paths of the norm layers of UNet2D(**config) whose forward pass in training cannot be run again in backward."""
-    sites = plan_norms({**_defaults(), **config})
-    return [site.path for site in sites if site.parts and not NORMS[site.norm["kind"]].repeatable]
+    """`UNet2D.norms_without_checkpointing` of UNet2D(**config)."""
+    return _on_meta(config).norms_without_checkpointing()
 
 
-def _defaults() -> dict[str, Any]:
-    parameters = inspect.signature(UNet2D.__init__).parameters
-    return {name: p.default for name, p in parameters.items() if name != "self"}
+def _skip_key(norm: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: norm[key] for key in norm if key == "separate_skip_norm"}
+
+
+def _on_meta(config: Mapping[str, Any]) -> UNet2D:
+    return _build_on_meta(json.dumps(config))
+
+
+@lru_cache(maxsize=32)
+def _build_on_meta(config: str) -> UNet2D:
+    with torch.device("meta"):
+        return UNet2D(**json.loads(config))
 
 
 def _normed(norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:

@@ -1,25 +1,23 @@
-"""Normalization layers behind one factory, all with one forward signature."""
+"""Normalization layers with one forward signature, by kind: README.md lists them and says how to add one."""
 
-from .factory import NORMS, check_norm, make_conv, make_norm, make_residual, make_split_norm
-from .group import valid_groups
+from .concat_norm import ConcatNorm
+from .factory import NORMS, kind_of, make_concat_norm, make_conv, make_norm, make_residual
 from .layer import NormLayer
 from .magnitude import force_weight_norm
-from .options import Option
-from .running import running_buffers, set_noise_level
+from .running_stats import running_buffers, set_noise_level
 from .update_bn_stats import update_bn_stats
 
 __all__ = [
     "NORMS",
+    "ConcatNorm",
     "NormLayer",
-    "Option",
-    "check_norm",
     "force_weight_norm",
+    "kind_of",
+    "make_concat_norm",
     "make_conv",
     "make_norm",
     "make_residual",
-    "make_split_norm",
-    "update_bn_stats",
     "running_buffers",
     "set_noise_level",
-    "valid_groups",
+    "update_bn_stats",
 ]

@@ -2,81 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from annotated_types import Gt
 from torch import Tensor
+from typing_extensions import Doc
 
-from .moments import Moments, standardized
-from .options import Option, is_count
-from .running import RunningStatsNorm
+from .running_stats import ChannelStats, RunningStatsNorm, standardize
 
 
 class BatchNorm(RunningStatsNorm):
     """(u - mean) / sqrt(var + eps) of each channel over all samples and positions of the batch.
 
-    Ioffe and Szegedy, Batch Normalization (arXiv:1502.03167); see RunningStatsNorm for evaluation.
+    Ioffe and Szegedy, Batch Normalization (arXiv:1502.03167); in evaluation by running statistics.
     """
 
-    def batches(self, samples: Moments) -> Moments:
-        """From each sample's moments to those of each normalization batch: here one, the whole."""
-        return samples.joined(len(samples.mean))
+    def merge_samples(self, samples: ChannelStats) -> ChannelStats:
+        """From each sample's statistics to those of each normalization batch, which here is all of them."""
+        return samples.merge(len(samples.mean))
 
     def normalize(self, u: Tensor) -> Tensor:
         if not self.training:
-            return standardized(u, *self.running(u), self.eps)
-        batches = self.batches(self.samples(u))
-        self.track(batches)
-        return standardized(u, batches.mean, batches.variance, self.eps)
+            return standardize(u, *self.running_stats(u), self.eps)
+        batches = self.merge_samples(self.sample_stats(u))
+        self.update_running_stats(batches)
+        return standardize(u, batches.mean, batches.variance, self.eps)
 
 
 class SyncBatchNorm(BatchNorm):
-    """BatchNorm over the union of all processes' batches, of any sizes, where torch.distributed is initialized."""
+    """BatchNorm over the union of the batches of all processes, whatever their sizes, with torch.distributed."""
 
-    def batches(self, samples: Moments) -> Moments:
-        own = super().batches(samples)
+    def merge_samples(self, samples: ChannelStats) -> ChannelStats:
+        local = super().merge_samples(samples)
         if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-            return own
-        row = torch.cat(own, dim=1)
-        rank, processes = dist.get_rank(), dist.get_world_size()
-        table = AllReduceSum.apply(F.pad(row, (0, 0, rank, processes - 1 - rank)))
-        return Moments(*table.split([t.shape[1] for t in own], dim=1)).joined(processes)
+            return local
+        row = torch.cat(local, dim=1)
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        table = AllReduceSum.apply(F.pad(row, (0, 0, rank, world_size - 1 - rank)))
+        return ChannelStats(*table.split([t.shape[1] for t in local], dim=1)).merge(world_size)
 
 
 class GhostBatchNorm(BatchNorm):
-    """BatchNorm over `ghost_size` samples in a row at a time, and over the rest that remains.
+    """BatchNorm over `ghost_size` consecutive samples at a time; the last ghost batch may have fewer.
 
-    It parts the size of the normalization batch from that of the batch. Parameters are shared; the ghost
-    batches' average counts as one batch in the running statistics. Hoffer et al., Train Longer, Generalize
-    Better (arXiv:1705.08741).
+    It decouples the size of the normalization batch from the batch size. Parameters are shared; the mean over the
+    ghost batches counts as one batch in the running statistics. Hoffer et al., Train Longer, Generalize Better
+    (arXiv:1705.08741).
     """
 
-    options: ClassVar[Mapping[str, Option]] = {
-        **BatchNorm.options,
-        "ghost_size": Option(8, is_count, "a whole number above 0", "Samples normalized together.", int),
-    }
-
-    def __init__(self, num_channels: int, *, ghost_size: int, **settings: Any) -> None:
-        super().__init__(num_channels, **settings)
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        ghost_size: Annotated[int, Gt(0), Doc("Samples that are normalized together.")] = 8,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_channels, **options)
         self.ghost_size = ghost_size
 
-    def batches(self, samples: Moments) -> Moments:
-        return samples.joined(self.ghost_size)
+    def merge_samples(self, samples: ChannelStats) -> ChannelStats:
+        return samples.merge(self.ghost_size)
 
     def normalize(self, u: Tensor) -> Tensor:
         if not self.training:
             return super().normalize(u)
-        ghosts = self.batches(self.samples(u))
-        self.track(ghosts)
+        ghosts = self.merge_samples(self.sample_stats(u))
+        self.update_running_stats(ghosts)
         mean, variance = (t.repeat_interleave(self.ghost_size, 0)[: len(u)] for t in (ghosts.mean, ghosts.variance))
-        return standardized(u, mean, variance, self.eps)
+        return standardize(u, mean, variance, self.eps)
 
 
 class AllReduceSum(torch.autograd.Function):
-    """The sum of a tensor over all processes. The gradient is that of the sum of all their losses."""
+    """The sum of a tensor over all processes. Its gradient is that of the sum of their losses."""
 
     @staticmethod
     def forward(ctx: Any, t: Tensor) -> Tensor:

@@ -2,76 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
+from typing_extensions import Doc
 
 from .batch import BatchNorm
 from .layer import append_dims
-from .moments import standardized
-from .options import Option, is_number
-from .running import in_checkpoint_recompute
+from .running_stats import in_checkpoint_recompute, standardize
 
 
 class BatchRenorm(BatchNorm):
-    """BatchNorm whose output in training is corrected towards what evaluation computes: x_hat * r + d.
+    """BatchNorm whose output in training is corrected towards that of evaluation: x_hat * r + d.
 
-    r = sigma_batch / sigma in [1 / r_max, r_max] and d = (mean_batch - mean) / sigma in [-d_max, d_max], of the
+    r = sigma_batch / sigma in [1 / r_max, r_max] and d = (mean_batch - mean) / sigma in [-d_max, d_max], by the
     running statistics before this batch, are constants to the gradient. r_max = 1 and d_max = 0 is BatchNorm;
-    without bounds training and evaluation compute the same. The bounds grow from there, in proportion, over
-    the first `renorm_warmup` batches. Ioffe, Batch Renormalization (arXiv:1702.03275), which reaches 3 and 5;
-    the defaults are Wu and He's (arXiv:1803.08494) for small batches.
+    without bounds, training and evaluation compute the same. The bounds grow from there linearly over the first
+    `renorm_warmup` batches. Ioffe, Batch Renormalization (arXiv:1702.03275), with bounds of 3 and 5; the defaults
+    are those of Wu and He (arXiv:1803.08494) for small batches.
 
     Raises:
-        RuntimeError: torch.utils.checkpoint runs it again in backward, when its running statistics are others.
+        RuntimeError: it is recomputed in the backward pass, when the running statistics have changed.
     """
 
-    repeatable = False
-    options: ClassVar[Mapping[str, Option]] = {
-        **BatchNorm.options,
-        "r_max": Option(
-            1.5,
-            lambda value: is_number(value) and value >= 1,
-            "a number of at least 1",
-            "Bound of the correction of the scale; 1 is none.",
-        ),
-        "d_max": Option(
-            0.5,
-            lambda value: is_number(value) and value >= 0,
-            "a number of at least 0",
-            "Bound of the correction of the mean, in running standard deviations.",
-        ),
-        "renorm_warmup": Option(
-            0,
-            lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
-            "a whole number of batches",
-            "Batches over which the bounds grow from those of batch normalization.",
-            int,
-        ),
-    }
+    supports_checkpointing = False
 
     def __init__(
-        self, num_channels: int, *, r_max: float, d_max: float, renorm_warmup: int = 0, **settings: Any
+        self,
+        num_channels: int,
+        *,
+        r_max: Annotated[float, Ge(1), Doc("Bound of the correction of the scale; 1 is none.")] = 1.5,
+        d_max: Annotated[
+            float, Ge(0), Doc("Bound of the correction of the mean, in running standard deviations.")
+        ] = 0.5,
+        renorm_warmup: Annotated[
+            int, Ge(0), Doc("Batches over which the bounds grow from those of batch normalization.")
+        ] = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(num_channels, **settings)
+        super().__init__(num_channels, **options)
         self.r_max, self.d_max, self.renorm_warmup = r_max, d_max, renorm_warmup
 
     def normalize(self, u: Tensor) -> Tensor:
-        if not self.training or self.estimate is not None:
+        if not self.training or self.population_stats is not None:
             return super().normalize(u)
         if in_checkpoint_recompute():
-            raise RuntimeError("batch_renorm cannot be used with gradient checkpointing: its statistics have moved on")
-        batch = self.batches(self.samples(u))
-        mean, variance = self.running(u)
+            raise RuntimeError("batch_renorm cannot be used with gradient checkpointing: its statistics have changed")
+        batch = self.merge_samples(self.sample_stats(u))
+        mean, variance = self.running_stats(u)
         correct = _correction_operator if torch.compiler.is_compiling() else _correction
         r, d = correct(
             batch.mean.detach(), batch.variance.detach(), mean, variance, self.num_batches_tracked,
             self.eps, self.r_max, self.d_max, self.renorm_warmup,
         )  # fmt: skip
-        self.track(batch)
-        return standardized(u, batch.mean, batch.variance, self.eps) * append_dims(r, u) + append_dims(d, u)
+        self.update_running_stats(batch)
+        return standardize(u, batch.mean, batch.variance, self.eps) * append_dims(r, u) + append_dims(d, u)
 
 
 def _correction(
@@ -85,7 +72,7 @@ def _correction(
     d_max: float,
     warmup: int,
 ) -> tuple[Tensor, Tensor]:
-    """r and d, as mean."""
+    """r and d, with the shape of mean."""
     batches = num_batches.max().to(mean.dtype)
     progress = (batches / warmup).clamp(max=1) if warmup else torch.ones_like(batches)
     r_bound, d_bound = 1 + progress * (r_max - 1), progress * d_max
@@ -95,8 +82,8 @@ def _correction(
     return r, d
 
 
-# Left to itself, the compiler computes r and d again in backward, from running statistics that have been updated
-# since (torch 2.13), and gradients are wrong. It keeps what an operator unknown to it has given.
+# torch.compile would recompute r and d in the backward pass, from running statistics that have been updated since
+# (torch 2.13), which gives wrong gradients. It saves the results of a custom operator.
 _correction_operator = torch.library.custom_op("gnunet::batch_renorm_correction", _correction, mutates_args=())
 
 

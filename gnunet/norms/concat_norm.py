@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 
-class SplitNorm(nn.Module):
-    """A norm layer for each part of the channels, so that no statistics are taken across a seam between parts.
+class ConcatNorm(nn.Module):
+    """A norm layer for each part of the channels of a concatenation, so that no statistics are taken across parts.
 
     parts: norm layers, in the order of their channels.
     """
@@ -21,8 +21,9 @@ class SplitNorm(nn.Module):
         self.sizes = [part.num_channels for part in parts]
         self.num_channels, self.activation = sum(self.sizes), parts[0].activation
         self.batch_dependent = any(part.batch_dependent for part in parts)
-        self.local = all(part.local for part in parts)
+        self.is_pointwise = all(part.is_pointwise for part in parts)
         self.has_state = any(part.has_state for part in parts)
+        self.supports_checkpointing = all(part.supports_checkpointing for part in parts)
 
     def forward(
         self,

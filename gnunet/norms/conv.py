@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layer import CONVOLUTIONS
-
+CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
 _FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class ReparametrizedConv(nn.Module):
-    """A convolution by `effective_weight`. Its parameters are a convolution's, drawn as torch draws them.
+    """A convolution by `effective_weight`. Its parameters are those of a convolution, initialized as torch does.
 
-    The effective weight is computed in fp32 (float64 where the parameters are), also under autocast, and is
-    of the parameters' dtype.
+    The effective weight is computed in float32 (float64 if the parameters are), also under autocast, and has the
+    dtype of the parameters.
     """
 
     def __init__(
@@ -32,14 +33,14 @@ class ReparametrizedConv(nn.Module):
         ndim: int = 2,
     ) -> None:
         super().__init__()
-        drawn = CONVOLUTIONS[ndim](in_channels, out_channels, kernel_size, bias=bias)
-        self.weight, self.bias = drawn.weight, drawn.bias
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, drawn.kernel_size
+        conv = CONVOLUTIONS[ndim](in_channels, out_channels, kernel_size, bias=bias)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, conv.kernel_size
         self.stride, self.padding = (stride,) * ndim, (padding,) * ndim
 
-    @abstractmethod
     def effective_weight(self, weight: Tensor) -> Tensor:
-        """weight: (out_channels, in_channels, *kernel), fp32 or float64 -> what is convolved with, as weight."""
+        """weight: (out_channels, in_channels, *kernel), float32 or float64 -> the weight to convolve with."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, *spatial) -> (N, out_channels, *spatial)."""
@@ -57,7 +58,7 @@ class ReparametrizedConv(nn.Module):
 
 
 def per_filter(values: Tensor, weight: Tensor) -> Tensor:
-    """(out_channels,), in weight's dtype, to be broadcast over weight, (out_channels, in_channels, *kernel)."""
+    """(out_channels,), in weight's dtype and to be broadcast over weight, (out_channels, in_channels, *kernel)."""
     return values.to(weight.dtype).reshape(-1, *(1,) * (weight.dim() - 1))
 
 

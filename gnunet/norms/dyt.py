@@ -1,25 +1,20 @@
-"""Bounded functions of each element in the place of a normalization; they have no statistics."""
+"""Bounded functions of each element in place of a normalization; they have no statistics."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .layer import NormAct
-from .options import Option
 
 
 class DyT(NormAct):
-    """tanh(alpha * u), alpha one number for the layer, at first 0.5.
+    """tanh(alpha * u), with one alpha per layer, initialized to 0.5.
 
     Zhu et al., Transformers without Normalization (arXiv:2503.10622).
     """
 
-    local = True
-    options: ClassVar[Mapping[str, Option]] = {}
+    is_pointwise = True
 
     def __init__(self, num_channels: int, *, activation: str | None = "silu") -> None:
         super().__init__(num_channels, activation=activation)
@@ -30,7 +25,7 @@ class DyT(NormAct):
 
 
 class Derf(DyT):
-    """erf(alpha * u + offset), alpha and offset one number each for the layer, at first 0.5 and 0.
+    """erf(alpha * u + offset), with one alpha and one offset per layer, initialized to 0.5 and 0.
 
     Chen et al., Stronger Normalization-Free Transformers (arXiv:2512.10938).
     """

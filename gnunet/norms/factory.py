@@ -10,15 +10,16 @@ from torch import nn
 from .batch import BatchNorm, GhostBatchNorm, SyncBatchNorm
 from .batch_renorm import BatchRenorm
 from .channel_norm import LayerChannelNorm, RMSNorm
-from .concat_norm import SplitNorm
+from .concat_norm import ConcatNorm
+from .conv import CONVOLUTIONS
 from .dyt import Derf, DyT
 from .evonorm import EvoNormS0
 from .frn import FRN
 from .group import GroupNorm, GroupRMSNorm, InstanceNorm, LayerNorm
-from .layer import CONVOLUTIONS, NormLayer
+from .layer import NormLayer
 from .magnitude import MagnitudePreserving, PixelNorm
 from .none import NoNorm
-from .options import first_problem
+from .signature import validate_options
 from .switchable import SwitchableNorm
 from .weight_norm import WeightNorm
 from .weight_standardization import ScaledWS, WeightStandardization
@@ -47,52 +48,42 @@ NORMS: dict[str, type[NormLayer]] = {
     "derf": Derf,
 }
 
-DEFAULTS: dict[str, Any] = {"kind": "group"} | {
-    key: option.default for norm in NORMS.values() for key, option in {**norm.options, **norm.block_options}.items()
-}
 
-
-def check_norm(norm_config: Mapping[str, Any], num_channels: int) -> str | None:
-    """What is wrong with a norm config for a layer of num_channels, in words, or None. Builds nothing."""
-    error = _check_keys(norm_config)
-    if error:
-        return error
-    config = {**DEFAULTS, **norm_config}
-    return NORMS[config["kind"]].check(config, num_channels)
+def kind_of(layer: NormLayer) -> str:
+    """The key of NORMS that a layer was made by."""
+    return next(kind for kind, norm in NORMS.items() if type(layer) is norm)
 
 
 def make_norm(norm_config: Mapping[str, Any], num_channels: int, *, activation: str | None, ndim: int = 2) -> nn.Module:
-    """The norm layer for num_channels that a plain mapping describes.
+    """The norm layer that a plain mapping describes.
 
     Args:
-        norm_config: `kind`, a key of NORMS, and the keys that its class names in `options`. Keys left out are
-            those of DEFAULTS; keys of other kinds are not looked at.
+        norm_config: `kind`, a key of NORMS ("group" if missing), and options of that kind. Options of other kinds are
+            ignored, so that an override can change the kind alone.
         num_channels: C.
-        activation: "silu" or None, applied last. frn and evonorm_s0 have one of their own in SiLU's place.
-        ndim: spatial dimensions of the input.
+        activation: "silu" or None, applied last. frn and evonorm_s0 have their own in place of SiLU.
+        ndim: spatial dimensions of the input. No layer depends on it.
 
     Returns:
-        A `NormLayer`: forward(x, *, add=None, scale=None, shift=None) on (N, C, *spatial) and (N, C).
+        A `NormLayer`: forward(x, *, add=None, scale=None, shift=None) with x (N, C, *spatial) and the rest (N, C).
 
     Raises:
-        ValueError: with the text of `check_norm`.
+        ValueError: an unknown key or kind, a value that its option does not allow, or groups that do not divide
+            num_channels; with the value and what would be valid.
     """
-    _refuse(check_norm(norm_config, num_channels))
-    norm, config = _kind_and_config(norm_config)
-    return norm.from_config(config, num_channels, activation=activation, ndim=ndim)
+    norm, options, _ = _read(norm_config)
+    layer: nn.Module = norm(num_channels, **{**options, "activation": activation})  # type: ignore[call-arg, assignment]
+    return layer
 
 
-def make_split_norm(
+def make_concat_norm(
     norm_config: Mapping[str, Any], parts: Sequence[int], *, activation: str | None, ndim: int = 2
 ) -> nn.Module:
-    """`make_norm` for a concatenation of parts with so many channels each, normalized apart: a `SplitNorm`.
+    """A `ConcatNorm`: one layer of `make_norm` for each part of a concatenation, given by its number of channels.
 
     `groups` is the number of groups in each part.
-
-    Raises:
-        ValueError: with the text of `check_norm` for a part.
     """
-    return SplitNorm([make_norm(norm_config, channels, activation=activation, ndim=ndim) for channels in parts])
+    return ConcatNorm([make_norm(norm_config, channels, activation=activation, ndim=ndim) for channels in parts])
 
 
 def make_conv(
@@ -106,53 +97,45 @@ def make_conv(
     bias: bool = True,
     ndim: int = 2,
 ) -> nn.Module:
-    """The convolution that goes with a norm: torch's own, but for the kinds that change its weight.
+    """The convolution to use with a norm: torch's, or the kind's `conv_layer`.
 
-    Those are weight_norm, weight_standardization, scaled_ws, pixel and magnitude_preserving. Parameters are
-    `weight`, drawn as torch's are, and `bias`, and `gain`, (out_channels,), where the formula has one; pixel and
-    magnitude_preserving have no bias.
+    weight_norm, weight_standardization, scaled_ws, pixel and magnitude_preserving have one. Its parameters are
+    `weight`, initialized as torch does, `bias`, except for pixel and magnitude_preserving, and `gain`,
+    (out_channels,), where the formula has one.
 
     Raises:
-        ValueError: an unknown key or kind; an ndim other than 1, 2 and 3.
+        ValueError: the norm config is not valid, or ndim is not 1, 2 or 3.
     """
     if ndim not in CONVOLUTIONS:
         raise ValueError(f"ndim must be one of {list(CONVOLUTIONS)}; got {ndim!r}")
-    norm, config = _kind_and_config(norm_config)
-    return norm.conv(
-        config, in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias, ndim=ndim
-    )
+    norm, _, _ = _read(norm_config)
+    settings: dict[str, Any] = {"stride": stride, "padding": padding, "bias": bias}
+    if norm.conv_layer is None:
+        return CONVOLUTIONS[ndim](in_channels, out_channels, kernel_size, **settings)
+    return norm.conv_layer(in_channels, out_channels, kernel_size, **settings, ndim=ndim)
 
 
 def make_residual(norm_config: Mapping[str, Any]) -> nn.Module:
-    """How a residual block ends with this norm: forward(x, h) -> x + h, or what the kind needs in its stead.
+    """The end of a residual block with this norm: forward(x, h) -> x + h, or what the kind has in its place.
 
-    x is the block's input, h what its layers made of it. scaled_ws scales h, by a gain that starts at 0; pixel
-    and magnitude_preserving keep the magnitude of the sum.
+    x is the block's input, h the output of its layers. scaled_ws scales h, by a gain that starts at 0; pixel and
+    magnitude_preserving preserve the magnitude of the sum.
 
     Raises:
-        ValueError: an unknown key or kind; a value of the sum's own keys that is not valid.
+        ValueError: the norm config is not valid.
     """
-    norm, config = _kind_and_config(norm_config)
-    _refuse(first_problem(norm.block_options, config))
-    return norm.residual(config)
+    norm, _, options = _read(norm_config)
+    return norm.residual_layer(**options)
 
 
-def _check_keys(norm_config: Mapping[str, Any]) -> str | None:
-    """What is wrong with a norm config's keys and kind, in words, or None."""
-    unknown = [key for key in norm_config if key not in DEFAULTS]
-    if unknown:
-        return f"unknown key {', '.join(map(repr, unknown))}; valid are {', '.join(DEFAULTS)}"
-    kind = norm_config.get("kind", DEFAULTS["kind"])
-    return None if kind in NORMS else f"kind must be one of {', '.join(NORMS)}; got {kind!r}"
-
-
-def _kind_and_config(norm_config: Mapping[str, Any]) -> tuple[type[NormLayer], dict[str, Any]]:
-    """The class of a config's kind, and the config with all keys; refuses what `_check_keys` does."""
-    _refuse(_check_keys(norm_config))
-    config = {**DEFAULTS, **norm_config}
-    return NORMS[config["kind"]], config
-
-
-def _refuse(error: str | None) -> None:
-    if error:
-        raise ValueError(f"norm: {error}")
+def _read(norm_config: Mapping[str, Any]) -> tuple[type[NormLayer], dict[str, Any], dict[str, Any]]:
+    """The class of a config's kind, and the options of its constructor and of its residual layer's."""
+    values = dict(norm_config)
+    kind = values.pop("kind", "group")
+    if kind not in list(NORMS):
+        raise ValueError(f"kind must be one of {', '.join(NORMS)}; got {kind!r}")
+    keys = dict.fromkeys(key for norm in NORMS.values() for key in norm.options())
+    if unknown := [key for key in values if key not in keys]:
+        raise ValueError(f"unknown key {', '.join(map(repr, unknown))}; valid are kind, {', '.join(keys)}")
+    norm = NORMS[kind]
+    return norm, validate_options(norm, values), validate_options(norm.residual_layer, values)

@@ -1,105 +1,76 @@
-"""What every norm layer is, and the conditioning and activation around a normalization written in torch operations."""
+"""The base of every norm layer, and the conditioning and activation around a normalization in torch operations."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import inspect
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from gnunet.ops import ACTIVATIONS
 
-from .options import EPS, Option, first_problem
+from .signature import options_of
 
-CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
-    1: nn.Conv1d,
-    2: nn.Conv2d,
-    3: nn.Conv3d,
-}
+Eps = Annotated[float, Gt(0), Doc("Added to the variance inside the root.")]
 
 
-class Sum(nn.Module):
-    """The sum that closes a residual block."""
+class ResidualAdd(nn.Module):
+    """The sum x + h at the end of a residual block."""
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """x: what the block got; h: what its layers made of it; both of one shape -> as x."""
+        """x: the block's input; h: the output of its layers; both of one shape -> as x."""
         return x + h
 
 
-class NormLayer(ABC):
-    """One kind of normalization: the layer, and what goes with it in a network.
+class NormLayer:
+    """A mixin for one kind of normalization: an nn.Module, and what goes with it in a network.
 
-    An instance is an nn.Module: norm, conditioning and activation in one call, `forward(x, *, add=None,
-    scale=None, shift=None)` on x (N, C, *spatial) with 0 to 3 spatial dims and tables (N, C). Classmethods
-    say how to build it, the convolutions around it and the sum that closes a residual block.
+    The module is called as `forward(x, *, add=None, scale=None, shift=None)` with x (N, C, *spatial), 0 to 3 spatial
+    dims, and add, scale, shift (N, C): norm, conditioning and activation in one. Its constructor takes `num_channels`,
+    `activation` ("silu" or None), and the kind's options as arguments with a default and an annotation, such as
+    `eps: Annotated[float, Gt(0), Doc("...")] = 1e-5`. From these the config keys, their checks and their help are made.
     """
 
     batch_dependent: ClassVar[bool] = False
-    """A sample's output depends on the rest of the batch, in training."""
-    local: ClassVar[bool] = False
-    """Statistics, if it has any, are those of one position."""
+    """In training, a sample's output depends on the rest of the batch."""
+    is_pointwise: ClassVar[bool] = False
+    """Statistics, if there are any, are those of a single position."""
     has_state: ClassVar[bool] = False
-    """It keeps buffers that a forward pass in training changes."""
-    repeatable: ClassVar[bool] = True
-    """Run again in backward (torch.utils.checkpoint), a forward pass in training gives the same."""
-    options: ClassVar[Mapping[str, Option]] = {}
-    """The keys of a norm config that the layer reads."""
-    block_options: ClassVar[Mapping[str, Option]] = {}
-    """Those that `conv` and `residual` read."""
+    """It has buffers that change in the forward pass in training."""
+    supports_checkpointing: ClassVar[bool] = True
+    """Recomputing the forward pass in the backward pass (torch.utils.checkpoint) gives the same result."""
+    conv_layer: ClassVar[type[nn.Module] | None] = None
+    """The convolutions to use with this kind, a `ReparametrizedConv`; None: torch's."""
+    residual_layer: ClassVar[type[nn.Module]] = ResidualAdd
+    """The end of a residual block with this kind, `forward(x, h)`. Its constructor's arguments are options too."""
 
     @classmethod
-    def check(cls, config: Mapping[str, Any], num_channels: int) -> str | None:
-        """What is wrong with this config for a layer of num_channels, in words, or None."""
-        return first_problem({**cls.options, **cls.block_options}, config)
-
-    @classmethod
-    @abstractmethod
-    def from_config(
-        cls, config: Mapping[str, Any], num_channels: int, *, activation: str | None, ndim: int
-    ) -> nn.Module:
-        """The layer for a config that `check` found nothing wrong with."""
-
-    @classmethod
-    def conv(
-        cls,
-        config: Mapping[str, Any],
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        stride: int,
-        padding: int,
-        bias: bool,
-        ndim: int,
-    ) -> nn.Module:
-        """A convolution for this kind; torch's own where the kind does not change it."""
-        convolution = CONVOLUTIONS[ndim]
-        return convolution(in_channels, out_channels, kernel_size, stride=stride, padding=padding, bias=bias)
-
-    @classmethod
-    def residual(cls, config: Mapping[str, Any]) -> nn.Module:
-        """forward(x, h) -> the output of a residual block, from its input and what its layers made of it."""
-        return Sum()
+    def options(cls) -> dict[str, inspect.Parameter]:
+        """The keys of a norm config that this kind reads, with their annotations and defaults."""
+        classes: tuple[type, ...] = (cls, cls.residual_layer)
+        options = {name: option for each in classes for name, option in options_of(each).items()}
+        del options["activation"]
+        return options
 
 
 class NormAct(NormLayer, nn.Module):
-    """The conditioning and the activation around `normalize`, which is all that most kinds have to write.
+    """The conditioning and the activation around `normalize`, which is all that most kinds have to implement.
 
         u = x + add[n, c] ;  v = normalize(u) * weight[c] + bias[c] ;  w = v * (1 + scale[n, c]) + shift[n, c]
-        y = silu(w), or w where activation is None
+        y = silu(w), or w if activation is None
 
-    All of it is fp32 (float64 where x is), also under autocast; y has x's dtype and memory format.
+    All of it is computed in float32 (float64 if x is), also under autocast; y has x's dtype and memory format.
 
     Raises:
-        ValueError: an unknown activation; in forward, tables that do not fit x.
+        ValueError: an unknown activation; in forward, a shape of add, scale or shift other than (N, C).
     """
 
-    options: ClassVar[Mapping[str, Option]] = {"eps": EPS}
     affine: ClassVar[tuple[str, ...]] = ("weight", "bias")
-    """Which of the two parameters, (C,), it has. Weight starts at 1, bias at 0."""
+    """Which of the two parameters, (C,), it has. Weight is initialized to 1, bias to 0."""
 
     def __init__(self, num_channels: int, *, activation: str | None = "silu") -> None:
         super().__init__()
@@ -109,19 +80,12 @@ class NormAct(NormLayer, nn.Module):
         self.weight = nn.Parameter(torch.ones(num_channels)) if "weight" in self.affine else None
         self.bias = nn.Parameter(torch.zeros(num_channels)) if "bias" in self.affine else None
 
-    @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], num_channels: int, *, activation: str | None, ndim: int
-    ) -> nn.Module:
-        """The constructor with the config's values of `options` as its further arguments."""
-        return cls(num_channels, activation=activation, **{key: config[key] for key in cls.options})
-
-    @abstractmethod
     def normalize(self, u: Tensor) -> Tensor:
-        """u: (N, C, *spatial), 1 to 3 spatial dims, fp32 or float64 -> as u."""
+        """u: (N, C, *spatial), 1 to 3 spatial dims, float32 or float64 -> as u."""
+        raise NotImplementedError
 
     def activate(self, w: Tensor) -> Tensor:
-        """What `activation` stands for."""
+        """The activation, or w if `activation` is None."""
         return F.silu(w) if self.activation == "silu" else w
 
     def forward(
@@ -135,43 +99,40 @@ class NormAct(NormLayer, nn.Module):
         """x: (N, C, *spatial); add, scale, shift: (N, C) -> y as x."""
         for name, table in (("add", add), ("scale", scale), ("shift", shift)):
             if table is not None and table.shape != x.shape[:2]:
-                given = f"{tuple(table.shape)} with x of {tuple(x.shape)}"
-                raise ValueError(f"{name} must have shape {tuple(x.shape[:2])}; got {given}")
+                raise ValueError(
+                    f"{name} must have shape {tuple(x.shape[:2])}; got {tuple(table.shape)} with x of {tuple(x.shape)}"
+                )
         with torch.autocast(x.device.type, enabled=False):
-            u = (x if x.dim() > 2 else x.unsqueeze(2)).to(_statistics_dtype(x))
+            u = x if x.dim() > 2 else x.unsqueeze(2)
+            u = u.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
             if add is not None:
                 u = u + append_dims(add, u)
-            y = self.activate(self._conditioned(self.normalize(u), scale, shift)).to(x.dtype)
+            y = self.activate(self._affine(self.normalize(u), scale, shift)).to(x.dtype)
         return y if x.dim() > 2 else y.squeeze(2)
 
-    def _conditioned(self, v: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-        """v * gain + offset, with the parameters and the tables in one gain and one offset."""
-        gain, offset = (None if p is None else append_dims(p, v) for p in (self.weight, self.bias))
+    def _affine(self, v: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        """(v * weight + bias) * (1 + scale) + shift, as one multiplication and one addition."""
+        weight, bias = (None if p is None else append_dims(p, v) for p in (self.weight, self.bias))
         if scale is not None:
-            growth = 1 + append_dims(scale, v)
-            gain = growth if gain is None else gain * growth
-            offset = None if offset is None else offset * growth
+            one_plus_scale = 1 + append_dims(scale, v)
+            weight = one_plus_scale if weight is None else weight * one_plus_scale
+            bias = None if bias is None else bias * one_plus_scale
         if shift is not None:
-            table = append_dims(shift, v)
-            offset = table if offset is None else offset + table
-        if gain is None:
-            return v if offset is None else v + offset
-        return v * gain if offset is None else torch.addcmul(offset, v, gain)
+            bias = append_dims(shift, v) if bias is None else bias + append_dims(shift, v)
+        if weight is None:
+            return v if bias is None else v + bias
+        return v * weight if bias is None else torch.addcmul(bias, v, weight)
 
     def extra_repr(self) -> str:
-        settings = [f"{key}={getattr(self, key)!r}" for key in self.options if hasattr(self, key)]
+        settings = [f"{key}={getattr(self, key)!r}" for key in self.options() if hasattr(self, key)]
         return ", ".join([str(self.num_channels), *settings, f"activation={self.activation!r}"])
 
 
 def append_dims(table: Tensor, u: Tensor) -> Tensor:
-    """(C,) or (N, C), also where N or C is 1, in u's dtype, to be broadcast over u, (N, C, *spatial)."""
+    """(C,) or (N, C), also with N or C of 1, in u's dtype and to be broadcast over u, (N, C, *spatial)."""
     return table.to(u.dtype).reshape(*table.shape, *(1,) * (u.dim() - 2))
 
 
 def spatial_dims(u: Tensor) -> tuple[int, ...]:
     """The spatial dimensions of u, (N, C, *spatial)."""
     return tuple(range(2, u.dim()))
-
-
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

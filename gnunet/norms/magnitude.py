@@ -1,34 +1,34 @@
-"""Layers that preserve magnitudes, written from Karras et al., Analyzing and Improving the Training Dynamics of
-Diffusion Models (arXiv:2312.02696). A magnitude is a root mean square."""
+"""Layers that preserve magnitudes, after Karras et al., Analyzing and Improving the Training Dynamics of Diffusion
+Models (arXiv:2312.02696). A magnitude is a root mean square."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from .conv import ReparametrizedConv, filter_dims
-from .layer import NormAct
-from .options import EPS, Option, is_number
+from .layer import Eps, NormAct
 
 _SILU_MAGNITUDE = 0.59646921112
-"""Of silu(z), z standard normal."""
+"""The magnitude of silu(z), z standard normal."""
 _EPS = 1e-12
 
 
 class MagnitudePreservingConv(ReparametrizedConv):
-    """Filters weight / |weight|, without bias: of uncorrelated input of unit magnitude, so is the output.
+    """Filters weight / |weight|, without bias: uncorrelated input of unit magnitude gives output of unit magnitude.
 
-    A longer weight learns more slowly, and gradients only ever lengthen it, so that `force_weight_norm` should
-    bring it back to a magnitude of 1, which is |weight| = sqrt(fan_in), after every optimizer step.
+    Gradients can only lengthen a weight, and a longer one learns more slowly. So `force_weight_norm` should restore a
+    magnitude of 1, which is |weight| = sqrt(fan_in), after every optimizer step.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **{**settings, "bias": False})
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "bias": False})
         self.force_weight_norm()
 
     def effective_weight(self, weight: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ class MagnitudePreservingConv(ReparametrizedConv):
 
     @torch.no_grad()
     def force_weight_norm(self, where: Tensor | None = None) -> None:
-        """Give every filter of `weight` a magnitude of 1; what the layer computes stays the same.
+        """Give every filter of `weight` a magnitude of 1, which does not change the layer's output.
 
         Args:
-            where: bool (), on the weight's device; if it is false, nothing changes. None is true.
+            where: bool (), on the weight's device; if false, nothing changes. None is true.
         """
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         unit = self.effective_weight(self.weight.to(dtype))
@@ -48,12 +48,12 @@ class MagnitudePreservingConv(ReparametrizedConv):
 
 
 def force_weight_norm(model: nn.Module, where: Tensor | None = None) -> None:
-    """Bring the weights of a model's magnitude-preserving convolutions back to magnitude 1.
+    """Restore a magnitude of 1 in the weights of a model's magnitude-preserving convolutions, if it has any.
 
-    To be called after each optimizer step; a model without such layers stays as it is.
+    To be called after each optimizer step.
 
     Args:
-        where: bool (), on the model's device; if it is false, nothing changes. None is true.
+        where: bool (), on the model's device; if false, nothing changes. None is true.
     """
     for module in model.modules():
         if isinstance(module, MagnitudePreservingConv):
@@ -61,11 +61,13 @@ def force_weight_norm(model: nn.Module, where: Tensor | None = None) -> None:
 
 
 class MPAdd(nn.Module):
-    """((1 - t) * x + t * h) / sqrt((1 - t)^2 + t^2): of unit magnitude where x and h are, and uncorrelated."""
+    """((1 - t) * x + t * h) / sqrt((1 - t)^2 + t^2): of unit magnitude if x and h are, and uncorrelated."""
 
-    def __init__(self, t: float) -> None:
+    def __init__(
+        self, residual_balance: Annotated[float, Gt(0), Lt(1), Doc("Share t of the residual branch in the sum.")] = 0.3
+    ) -> None:
         super().__init__()
-        self.t = t
+        self.t = residual_balance
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         """x, h: of one shape -> as x."""
@@ -76,30 +78,15 @@ class MPAdd(nn.Module):
 
 
 class MagnitudePreserving(NormAct):
-    """No normalization of activations: SiLU scaled to keep a unit magnitude, between `MagnitudePreservingConv`s.
+    """No normalization of activations: SiLU scaled to unit magnitude, between `MagnitudePreservingConv`s.
 
-    Residual blocks end in `MPAdd`, at t = residual_balance.
+    Residual blocks end in `MPAdd`, with t = residual_balance.
     """
 
-    local = True
+    is_pointwise = True
     affine = ()
-    options: ClassVar[Mapping[str, Option]] = {}
-    block_options: ClassVar[Mapping[str, Option]] = {
-        "residual_balance": Option(
-            0.3,
-            lambda value: is_number(value) and 0 < value < 1,
-            "a number between 0 and 1",
-            "Share of the residual branch in the sum.",
-        )
-    }
-
-    @classmethod
-    def conv(cls, config: Mapping[str, Any], *args: int, **settings: Any) -> nn.Module:
-        return MagnitudePreservingConv(*args, **settings)
-
-    @classmethod
-    def residual(cls, config: Mapping[str, Any]) -> nn.Module:
-        return MPAdd(config["residual_balance"])
+    conv_layer = MagnitudePreservingConv
+    residual_layer = MPAdd
 
     def normalize(self, u: Tensor) -> Tensor:
         return u
@@ -109,14 +96,12 @@ class MagnitudePreserving(NormAct):
 
 
 class PixelNorm(MagnitudePreserving):
-    """MagnitudePreserving on u / sqrt(mean(u^2) + eps), the mean over the channels of each position.
+    """MagnitudePreserving on u / sqrt(mean(u^2) + eps), with the mean over the channels of each position.
 
     Karras et al., Progressive Growing of GANs (arXiv:1710.10196).
     """
 
-    options: ClassVar[Mapping[str, Option]] = {"eps": EPS}
-
-    def __init__(self, num_channels: int, *, eps: float, activation: str | None = "silu") -> None:
+    def __init__(self, num_channels: int, *, eps: Eps = 1e-5, activation: str | None = "silu") -> None:
         super().__init__(num_channels, activation=activation)
         self.eps = eps
 

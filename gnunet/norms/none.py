@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from torch import Tensor
 
 from .layer import NormAct
-from .options import Option
 
 
 class NoNorm(NormAct):
-    """The conditioning and the activation of a norm layer without the normalization, and without parameters.
+    """The conditioning and the activation of a norm layer without normalization and without parameters.
 
-    y = act((x + add) * (1 + scale) + shift). There is no weight or bias: the convolution before it has both.
+    y = act((x + add) * (1 + scale) + shift). Weight and bias would repeat those of the convolution before it.
     """
 
-    local = True
-    options: ClassVar[Mapping[str, Option]] = {}
+    is_pointwise = True
     affine = ()
 
     def normalize(self, u: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,27 +12,25 @@ from .none import NoNorm
 
 
 class WeightNormConv(ReparametrizedConv):
-    """Filters gain * weight / |weight|, each with a gain, (out_channels,), at first |weight|.
+    """Filters gain * weight / |weight|, with a gain for each, (out_channels,), initialized to |weight|.
 
-    Salimans and Kingma, Weight Normalization (arXiv:1602.07868), without its initialization from data. The
+    Salimans and Kingma, Weight Normalization (arXiv:1602.07868), without its data-dependent initialization. The
     filters of a new layer are those of torch's convolution.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.gain = nn.Parameter(_norms(self.weight.detach()).flatten())
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gain = nn.Parameter(_filter_norms(self.weight.detach()).flatten())
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        return weight * (per_filter(self.gain, weight) / _norms(weight))
+        return weight * (per_filter(self.gain, weight) / _filter_norms(weight))
 
 
 class WeightNorm(NoNorm):
-    """No normalization of activations; filters of `WeightNormConv`."""
+    """No normalization of activations, and filters of `WeightNormConv`."""
 
-    @classmethod
-    def conv(cls, config: Mapping[str, Any], *args: int, **settings: Any) -> nn.Module:
-        return WeightNormConv(*args, **settings)
+    conv_layer = WeightNormConv
 
 
-def _norms(weight: Tensor) -> Tensor:
+def _filter_norms(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight, dim=filter_dims(weight), keepdim=True)

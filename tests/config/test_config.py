@@ -214,7 +214,7 @@ def test_every_kind_of_norm_is_built(norm: dict) -> None:
 def test_keys_of_a_kind_are_its_options() -> None:
     assert list(SECTIONS) == list(NORMS)
     for kind, section in SECTIONS.items():
-        options = {**NORMS[kind].options, **NORMS[kind].block_options}
+        options = NORMS[kind].options()
         keys = {"kind", "overrides", "separate_skip_norm", *options} - {"noise_edges", "input_std"}
         assert set(section.model_fields) == keys | ({"noise_bins"} if "noise_edges" in options else set())
         for name in set(options) & set(section.model_fields):

@@ -81,19 +81,19 @@ def test_a_layer_left_out_has_its_blocks_sum(small_config):
 @pytest.mark.parametrize(
     ("norm", "words"),
     [
-        ({"overrides": {"encode": {}}}, ["'encode'", "'encoder', 'middle', 'decoder', 'attention', 'out', '16', '8'"]),
-        ({"overrides": {8: {}}}, ["no region 8", "'16', '8'"]),
+        ({"overrides": {"encode": {}}}, ["'encode'", "'encoder', 'attention', 'middle', 'decoder', 'out', '16', '8'"]),
         ({"overrides": {"4": {}}}, ["'4'", "'16', '8'"]),
         ({"overrides": ["encoder"]}, ["norm.overrides", "['encoder']"]),
         ({"overrides": {"out": "rms"}}, ["norm.overrides.out", "'rms'"]),
-        ({"overrides": {"out": {"overrides": {}}}}, ["norm.overrides.out", "without overrides of its own"]),
+        ({"overrides": {"out": {"overrides": {}}}}, ["norm.overrides.out", "without overrides"]),
         ({"overrides": {"decoder": {"kind": "rsm"}}}, ["up_blocks.0.resnets.0.norm1", "'rsm'"]),
-        ({"overrides": {"middle": {"epsilon": 1}}}, ["mid_block.resnets.0.norm1", "'epsilon'", "separate_skip_norm"]),
+        ({"overrides": {"middle": {"epsilon": 1}}}, ["mid_block.resnets.0.norm1", "'epsilon'", "eps"]),
         ({"overrides": {"attention": {"groups": 3}}}, ["down_blocks.1.attentions.0.group_norm", "groups = 3"]),
-        ({"overrides": {"out": {"separate_skip_norm": 1}}}, ["norm.overrides.out.separate_skip_norm", "got 1"]),
-        ({"separate_skip_norm": "yes"}, ["norm.separate_skip_norm", "'yes'"]),
+        ({"overrides": {"out": {"separate_skip_norm": 1}}}, ["conv_norm_out", "separate_skip_norm", "got 1"]),
+        ({"split_skip": True}, ["split_skip", "renamed to separate_skip_norm"]),
+        ({"separate_skip_norm": "yes"}, ["separate_skip_norm", "'yes'"]),
         ({"separate_skip_norm": True, "groups": 32}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
-        ({"kind": "scaled_ws", "input_std": 2.0}, ["down_blocks.0.resnets.0.norm1", "input_std", "leave it out"]),
+        ({"kind": "scaled_ws", "input_std": 2.0}, ["down_blocks.0.resnets.0", "input_std", "leave it out"]),
         ({"kind": "scaled_ws", "residual_scale": "1"}, ["down_blocks.0.resnets.0.norm1", "residual_scale", "'1'"]),
     ],
 )  # fmt: skip
@@ -108,7 +108,7 @@ def test_refuses(small_config, norm, words):
 def test_regions_are_those_that_the_model_has(small_config):
     config = {**small_config, "sample_size": None, "mid_block_type": None}
     error = check_config({**config, "norm": {"overrides": {"16": {}}}})
-    assert error.endswith("'encoder', 'decoder', 'attention', 'out'")
+    assert error.endswith("'encoder', 'attention', 'decoder', 'out'")
 
 
 def test_skip_connections_are_normalized_apart(small_config):
@@ -154,7 +154,7 @@ def test_a_part_must_hold_the_groups_too():
     norm = {"groups": 16, "overrides": {"decoder": {"groups": 32}}}
     assert "up_blocks.0.resnets.0.norm2" in check_config({**config, "norm": norm})  # 96 channels hold 32 groups
     error = check_config({**config, "norm": {**norm, "separate_skip_norm": True}})
-    assert "norm of up_blocks.0.resnets.0.norm1.parts.0: groups = 32 does not divide 48 channels" in error
+    assert "norm of up_blocks.0.resnets.0.norm1: groups = 32 does not divide 48 channels" in error
 
 
 def test_separate_skip_norm_by_region(small_config):

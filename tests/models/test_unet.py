@@ -37,21 +37,23 @@ def test_the_norms_backend_and_eps_reach_the_layers(small_config):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"norm_num_groups": 3}, ["down_blocks.0.resnets.0.norm1", "16 channels", "can take 1, 2, 4, 8, 16"]),
+        ({"norm_num_groups": 3}, ["down_blocks.0.resnets.0.norm1", "16 channels", "valid: 1, 2, 4, 8, 16"]),
         ({"norm": {"groups": 32}}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
         ({"attn_norm_num_groups": 5}, ["mid_block.attentions.0.group_norm", "32 channels"]),
         ({"norm": {"kind": "batch_norm"}}, ["down_blocks.0.resnets.0.norm1", "group, layer, instance", "'batch_norm'"]),
         ({"act_fn": "gelu"}, ["act_fn", "silu", "'gelu'"]),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, ["mid_block_type", "UNetMidBlock2D"]),
-        ({"up_block_types": ("UpBlock2D", "SkipUpBlock2D")}, ["up_block_types[1]", "AttnUpBlock2D"]),
+        ({"up_block_types": ("UpBlock2D", "SkipUpBlock2D")}, ["up_block_types.1", "AttnUpBlock2D", "'SkipUpBlock2D'"]),
         ({"up_block_types": ("UpBlock2D",)}, ["up_block_types", "got 1 and 2"]),
-        ({"resnet_time_scale_shift": "spatial"}, ["default, scale_shift", "'spatial'"]),
-        ({"downsample_type": "fir"}, ["conv, resnet", "'fir'"]),
+        ({"layers_per_block": 10**6}, ["layers_per_block", "64", "1000000"]),
+        ({"block_out_channels": [8] * 10**4}, ["block_out_channels", "14"]),
+        ({"sample_size": [16]}, ["sample_size", "[16]"]),
+        ({"resnet_time_scale_shift": "spatial"}, ["'default' or 'scale_shift'", "'spatial'"]),
         ({"time_embedding_type": "learned"}, ["num_train_timesteps"]),
-        ({"attention_head_dim": 64}, ["attention_head_dim", "32", "64"]),
+        ({"attention_head_dim": 64}, ["attention_head_dim", "down_blocks.1.attentions.0", "32", "64"]),
     ],
 )
-def test_refuses_a_wrong_config(small_config, wrong, words):
+def test_invalid_configs_are_errors_that_name_key_value_and_layer(small_config, wrong, words):
     config = {**small_config, **wrong}
     error = check_config(config)
     assert all(word in error for word in words), error

@@ -1,4 +1,4 @@
-"""A normalization is added as the README says, and is then configured, documented and built as any other."""
+"""A normalization is added as its room's README says, and is then configured, documented and built as any other."""
 
 import re
 import shutil
@@ -29,20 +29,19 @@ except ConfigError as refusal:
 """
 
 
-def test_one_file_and_one_line(tmp_path):
+def test_one_file_and_two_lines(tmp_path):
     shutil.copytree(ROOT / "gnunet", tmp_path / "gnunet", ignore=shutil.ignore_patterns("__pycache__"))
-    readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("A new normalization is one file") :]
+    readme = (ROOT / "gnunet/norms/README.md").read_text()
+    section = readme[readme.index("## Adding one") :]
     file, code = re.search(r"`(gnunet/norms/\w+\.py)`:\n\n```python\n(.*?)```", section, re.DOTALL).groups()
-    line = re.search(r'`("\w+": \w+,)`', section).group(1)
+    import_line, entry = re.search(r"```python\n(from .*)\n\n( +\".*,)\n```", section).groups()
     (tmp_path / file).write_text(code)
     factory = tmp_path / "gnunet/norms/factory.py"
-    name = line.split()[1].strip(",")
-    text = factory.read_text().replace("NORMS: dict", f"from .{Path(file).stem} import {name}\n\nNORMS: dict", 1)
-    factory.write_text(text.replace('    "derf": Derf,\n', f'    "derf": Derf,\n    {line}\n'))
+    text = factory.read_text().replace("from .none", f"{import_line}\nfrom .none", 1)
+    factory.write_text(text.replace('    "derf": Derf,\n', f'    "derf": Derf,\n{entry}\n'))
     program = PROGRAM.replace("CONFIG", f"__import__('pathlib').Path({str(ROOT / 'configs/noto_portraits32.yaml')!r})")
-    refused = subprocess.run(
+    error = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, stdout=subprocess.PIPE,
         text=True, check=True,
     ).stdout  # fmt: skip
-    assert "model.norm.power: given -1" in refused and "a number above 0" in refused
+    assert "model.norm.power: given -1" in error and "a number, above 0" in error

@@ -55,7 +55,7 @@ def test_local_says_whether_positions_see_each_other(make_layer, draw, kind):
     changed = x.clone()
     changed[:, :, 0, 0] += 1
     y, y_changed = copy.deepcopy(layer)(x), layer(changed)
-    assert torch.equal(y[:, :, 1:], y_changed[:, :, 1:]) == layer.local
+    assert torch.equal(y[:, :, 1:], y_changed[:, :, 1:]) == layer.is_pointwise
 
 
 @pytest.mark.parametrize("kind", NORMS)

@@ -1,0 +1,194 @@
+"""Statistics that a layer gathers in training and uses in evaluation, as one set or one for each noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Gt, Le
+from torch import Tensor, nn
+from typing_extensions import Doc
+
+from .layer import Eps, NormAct, append_dims, spatial_dims
+
+Momentum = Annotated[float, Gt(0), Le(1), Doc("Weight of the newest batch in the running statistics.")]
+NoiseEdges = Annotated[Sequence[float], Doc("Ascending timesteps at which one set of running statistics ends.")]
+
+
+class ChannelStats(NamedTuple):
+    """Mean and variance of each channel over all positions, of S sets of samples."""
+
+    mean: Tensor
+    """(S, C)."""
+    variance: Tensor
+    """(S, C), biased."""
+    elements: Tensor
+    """(S, 1): number of elements in a channel, samples times positions."""
+    noise: Tensor
+    """(S, K): the fraction of each noise bin in the set."""
+
+    @classmethod
+    def per_sample(cls, u: Tensor, noise: Tensor) -> ChannelStats:
+        """The statistics of each sample of u, (N, C, *spatial)."""
+        variance, mean = torch.var_mean(u, spatial_dims(u), correction=0)
+        elements = mean.new_full((len(u), 1), u.shape[2:].numel())
+        return cls(mean, variance, elements, noise)
+
+    def merge(self, size: int) -> ChannelStats:
+        """The statistics of the unions of `size` consecutive sets; the last union may have fewer."""
+        size = min(size, len(self.mean))
+        remainder = len(self.mean) % size
+        if remainder:
+            head = ChannelStats(*(t[:-remainder] for t in self)).merge(size)
+            tail = ChannelStats(*(t[-remainder:] for t in self)).merge(remainder)
+            return ChannelStats(*map(torch.cat, zip(head, tail, strict=True)))
+        mean, variance, elements, noise = (t.unflatten(0, (-1, size)) for t in self)
+        total = elements.sum(1)
+        weight = elements / total.unsqueeze(1)
+        union = (weight * mean).sum(1)
+        second_moment = variance + (mean - union.unsqueeze(1)).square()
+        return ChannelStats(union, (weight * second_moment).sum(1), total, (weight * noise).sum(1))
+
+
+def standardize(u: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """(u - mean) / sqrt(variance + eps); u: (N, C, *spatial), mean and variance: (N or 1, C or 1)."""
+    return (u - append_dims(mean, u)) * append_dims(torch.rsqrt(variance + eps), u)
+
+
+class RunningStatsNorm(NormAct):
+    """Base of layers that normalize by their batch in training and by running statistics in evaluation.
+
+    Buffers `running_mean`, `running_var` (unbiased) and `num_batches_tracked` are those of nn.BatchNorm2d, and so is
+    the update, running = (1 - momentum) * running + momentum * batch. Two kinds of batches are left out: those with
+    non-finite statistics, and those that torch.utils.checkpoint recomputes in the backward pass.
+
+    Noise levels: with K - 1 `noise_edges`, in the network's timesteps, there are K sets of running statistics, (K, C),
+    and in evaluation a sample is normalized by the set of its noise level. Training does not change: batches mix noise
+    levels. A set averages the statistics of the batches that had a sample of its level, hence those that such samples
+    were normalized by. The network sets the levels with `set_noise_level` at the start of its forward pass.
+
+    The EMA of a model should average the buffers as it does the weights, or re-estimate them with `update_bn_stats`.
+    """
+
+    batch_dependent = True
+    has_state = True
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        eps: Eps = 1e-5,
+        momentum: Momentum = 0.1,
+        noise_edges: NoiseEdges = (),
+        activation: str | None = "silu",
+    ) -> None:
+        super().__init__(num_channels, activation=activation)
+        if not all(low < high for low, high in pairwise(noise_edges)):
+            raise ValueError(f"noise_edges must be ascending timesteps; got {list(noise_edges)}")
+        self.eps, self.momentum, self.noise_edges = eps, momentum, tuple(noise_edges)
+        sets = (len(noise_edges) + 1,) if noise_edges else ()
+        self.register_buffer("running_mean", torch.zeros(*sets, num_channels))
+        self.register_buffer("running_var", torch.ones(*sets, num_channels))
+        self.register_buffer("num_batches_tracked", torch.zeros(sets, dtype=torch.long))
+        self.noise_bin: Tensor | None = None
+        """(N,), the noise bin of each sample of the next batch."""
+        self.population_stats: PopulationStats | None = None
+        """While set, it takes the statistics of batches, and the buffers do not change."""
+
+    def sample_stats(self, u: Tensor) -> ChannelStats:
+        """The statistics of each sample of u, (N, C, *spatial)."""
+        if not self.noise_edges:
+            return ChannelStats.per_sample(u, u.new_ones(len(u), 1))
+        bins = torch.arange(len(self.noise_edges) + 1, device=u.device)
+        return ChannelStats.per_sample(u, (self._noise_bins(len(u)).unsqueeze(1) == bins).to(u.dtype))
+
+    def running_stats(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The running mean and variance for u, (1 or N, C)."""
+        mean, variance = self.running_mean.to(u.dtype), self.running_var.to(u.dtype)
+        if not self.noise_edges:
+            return mean.unsqueeze(0), variance.unsqueeze(0)
+        bins = self._noise_bins(len(u))
+        return mean[bins], variance[bins]
+
+    @torch.no_grad()
+    def update_running_stats(self, batches: ChannelStats) -> None:
+        """Add the statistics of S normalization batches to the buffers or the population statistics."""
+        if in_checkpoint_recompute():
+            return
+        finite = (batches.mean.isfinite() & batches.variance.isfinite()).all(1, keepdim=True)
+        present = ((batches.noise > 0) & finite).to(batches.mean.dtype).T.unsqueeze(2)  # (K, S, 1)
+        if self.population_stats is not None:
+            self.population_stats.update(batches, present)
+            return
+        count = present.sum(1)
+        unbiased = batches.variance * (batches.elements / (batches.elements - 1).clamp_min(1))
+        for buffer, values in ((self.running_mean, batches.mean), (self.running_var, unbiased)):
+            sets = buffer.view(-1, self.num_channels)
+            average = (present * values.nan_to_num()).sum(1) / count.clamp_min(1)
+            sets.add_(torch.where(count > 0, average - sets, 0.0) * self.momentum)
+        self.num_batches_tracked += (count > 0).view_as(self.num_batches_tracked)
+
+    def _noise_bins(self, batch_size: int) -> Tensor:
+        if self.noise_bin is None or len(self.noise_bin) != batch_size:
+            given = "no noise level" if self.noise_bin is None else f"{len(self.noise_bin)} noise levels"
+            raise RuntimeError(
+                f"a norm with noise_edges got {given} for a batch of {batch_size}; "
+                "call gnunet.norms.set_noise_level(model, timestep) before its forward pass"
+            )
+        return self.noise_bin
+
+
+class PopulationStats:
+    """Population statistics of a layer's inputs, for each noise bin, from the statistics of batches.
+
+    The mean is the mean of the batches' means; the variance is the mean of their variances plus the variance of their
+    means.
+    """
+
+    def __init__(self, mean: Tensor) -> None:
+        """mean: (K, C), a template for shape, dtype and device."""
+        self.count = mean.new_zeros(len(mean), 1)
+        self.mean, self.variance = torch.zeros_like(mean), torch.zeros_like(mean)
+
+    def update(self, batches: ChannelStats, present: Tensor) -> None:
+        """Add S batches; present: (K, S, 1), 1 where a batch counts for a noise bin, else 0."""
+        for i in range(len(batches.mean)):
+            mean, variance = batches.mean[i].nan_to_num(), batches.variance[i].nan_to_num()
+            self.count += present[:, i]
+            weight = present[:, i] / self.count.clamp_min(1)
+            delta = mean - self.mean
+            self.mean += weight * delta
+            self.variance += weight * (variance - self.variance + (1 - weight) * delta.square())
+
+
+def running_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers of a model's layers that change in the forward pass in training."""
+    layers = [layer for layer in model.modules() if isinstance(layer, RunningStatsNorm)]
+    return [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+
+
+def in_checkpoint_recompute() -> bool:
+    """Whether torch.utils.checkpoint is recomputing a forward pass."""
+    # That happens in a backward pass, in which autograd has a current task.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def set_noise_level(model: nn.Module, timestep: Tensor) -> None:
+    """Set the noise level of the next batch in all layers with `noise_edges`.
+
+    Args:
+        model: the layer, or any module that contains such layers.
+        timestep: (N,), as the network takes it. A sample's bin is the number of edges that are at most its timestep.
+    """
+    bins: dict[tuple[float, ...], Tensor] = {}
+    for layer in model.modules():
+        if isinstance(layer, RunningStatsNorm) and layer.noise_edges:
+            if layer.noise_edges not in bins:
+                # Edges are compared as Python numbers: a buffer would be rounded in a half-precision model.
+                bins[layer.noise_edges] = torch.stack([(timestep >= edge).long() for edge in layer.noise_edges]).sum(0)
+            layer.noise_bin = bins[layer.noise_edges]
