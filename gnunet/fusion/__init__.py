@@ -1,4 +1,4 @@
-"""The fused operator inside models that were built without it: stock diffusers models, nn.Sequential."""
+"""The fused operator in models that were built without it: diffusers' models and nn.Sequential."""
 
 from .fuse_model import FuseReport, fuse, unfuse
 

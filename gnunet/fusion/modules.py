@@ -1,4 +1,4 @@
-"""What stands in a fused model where GroupNorm and SiLU stood."""
+"""The modules that replace GroupNorm and SiLU in a fused model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gnunet.ops import group_norm_silu
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """A GroupNorm with the SiLU that follows it, as one operation; what a fused GroupNorm's class becomes."""
+    """A GroupNorm and the SiLU after it as one operation; a fused GroupNorm gets this class."""
 
     def forward(
         self,
@@ -17,13 +17,13 @@ class FusedGroupNorm(nn.GroupNorm):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
-        """See gnunet.ops.group_norm_silu."""
+        """The arguments of gnunet.ops.group_norm_silu."""
         groups, eps = self.num_groups, self.eps
         return group_norm_silu(input, groups, self.weight, self.bias, eps, add=add, scale=scale, shift=shift)
 
 
 class FusedAwaySiLU(nn.Module):
-    """In the place of a SiLU which the norm before it now applies; `original` is that SiLU."""
+    """Replaces a SiLU that the norm before it now applies; `original` is that SiLU."""
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class FusedAwaySiLU(nn.Module):
 
 
 class SiLUOfTimeEmbedding(FusedAwaySiLU):
-    """The same in a block that also activates its time embedding by it: (N, C), or (N, frames, C) in videos."""
+    """The same in a block whose SiLU also activates the time embedding, (N, C), or (N, frames, C) in videos."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """An image, (N, C, H, W), or video, (N, C, frames, H, W), as it is; a time embedding activated."""
+        """Identity for images, (N, C, H, W), and videos, (N, C, frames, H, W); SiLU for time embeddings."""
         return x if x.dim() > 3 else self.original(x)

@@ -1,4 +1,4 @@
-"""diffusers' residual block on the fused operator. Apart, because it alone needs diffusers imported."""
+"""diffusers' residual block on the fused operator. In its own file, since only this one imports diffusers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class FusedResnetBlock2D(ResnetBlock2D):
-    """What a fused ResnetBlock2D's class becomes; its norms are FusedGroupNorm.
+    """The class of a fused ResnetBlock2D, whose norms are FusedGroupNorm.
 
-    The time embedding goes into the second norm's operation, added before it or as scale and shift after it.
+    The time embedding is part of the second norm's operation, added before it or as scale and shift after it.
     """
 
     unfused_class = ResnetBlock2D
@@ -30,14 +30,14 @@ class FusedResnetBlock2D(ResnetBlock2D):
         return h if self.output_scale_factor == 1 else h / self.output_scale_factor
 
     def _conditioning(self, temb: Tensor | None, batch_size: int) -> dict[str, Tensor]:
-        """The second norm's arguments."""
+        """The arguments of the second norm for the time embedding."""
         if self.time_emb_proj is not None:
             temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
         if self.time_embedding_norm not in ("default", "scale_shift"):
             return {}
         if temb is None:
             if self.time_embedding_norm == "scale_shift":
-                raise ValueError("temb must not be None where time_embedding_norm is 'scale_shift'")
+                raise ValueError("temb must not be None with time_embedding_norm 'scale_shift'")
             return {}
         temb = temb.expand(batch_size, -1)
         if self.time_embedding_norm == "default":

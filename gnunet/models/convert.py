@@ -39,7 +39,7 @@ def to_diffusers(model: nn.Module) -> UNet2DModel:
     norms = model.norm_layers()
     if separate := [path for path, norm in norms.items() if isinstance(norm, ConcatNorm)]:
         raise ValueError(
-            f"UNet2DModel has no norm of the parts of a concatenation, as with separate_skip_norm in {first_few(separate)}"
+            f"UNet2DModel has no separate norms for a concatenation, as separate_skip_norm in {first_few(separate)}"
         )
     kinds = {path: kind_of(norm) for path, norm in norms.items()}
     for kind in kinds.values():

@@ -56,7 +56,8 @@ class UNet2D(ModelMixin, ConfigMixin):
             `middle`, `decoder`, `attention` (its norms, in any block), `out` (the last norm), and the heights that
             feature maps have at sample_size, as strings. `attention` takes precedence over the other names, and these
             over heights. A region's norm config also decides on its convolutions and residual sums.
-            `separate_skip_norm`, true or false, normalizes a skip connection and what it is concatenated with separately.
+            `separate_skip_norm`, true or false, has a norm layer for a skip connection, and one for what it is
+            concatenated with.
 
     Raises:
         ValueError: a value that is not supported; a norm config that does not fit a layer, named by its path.

@@ -91,7 +91,7 @@ def test_other_conditioning_is_left(kind):
     block = ResnetBlockCondNorm2D(in_channels=32, temb_channels=32, time_embedding_norm=kind, non_linearity="silu")
     report = gnunet.fuse(block)
     assert report == 0
-    assert len(report.left) == 2
+    assert len(report.skipped) == 2
     assert type(block) is ResnetBlockCondNorm2D
 
 
@@ -101,7 +101,7 @@ def test_other_activations_are_left(resnet, act_fn):
     report = gnunet.fuse(block)
     name = type(block.nonlinearity).__name__
     assert report == 0
-    assert report.left == dict.fromkeys(["norm1", "norm2"], f"followed by {name}, not SiLU")
+    assert report.skipped == dict.fromkeys(["norm1", "norm2"], f"followed by {name}, not SiLU")
     assert type(block) is ResnetBlock2D
 
 
@@ -115,7 +115,7 @@ def test_sequential(randomized, run, assert_same, shape):
     expected = run(model, lambda model, randn: model(randn(*shape)))
     report = gnunet.fuse(model)
     assert report.fused == ["0", "3.0"]
-    assert report.left == {}
+    assert report.skipped == {}
     assert type(model[4]) is nn.SiLU
     assert_same(run(model, lambda model, randn: model(randn(*shape))), expected, rtol=1e-12)
     assert gnunet.unfuse(model) == 2
@@ -140,7 +140,7 @@ def test_sequential_leaves_what_is_no_pair():
     )
     report = gnunet.fuse(model)
     assert report == 0
-    assert report.left == {
+    assert report.skipped == {
         "gelu.0": "followed by GELU, not SiLU",
         "apart.0": "followed by Dropout, not SiLU",
         "last.1": "no SiLU is known to follow it in Sequential",
@@ -152,4 +152,4 @@ def test_sequential_leaves_what_is_no_pair():
 def test_a_norm_alone_is_left():
     report = gnunet.fuse(nn.GroupNorm(2, 4))
     assert report == 0
-    assert list(report.left) == [""]
+    assert list(report.skipped) == [""]

@@ -21,13 +21,13 @@ def test_report(unet):
     norms = {path for path, module in unet.named_modules() if isinstance(module, nn.GroupNorm)}
     report = gnunet.fuse(unet)
     assert report == 17
-    assert norms == {*report.fused, *report.left}
-    assert set(report.left.values()) == {ATTENTION}
-    assert f"{report} of {report + len(report.left)}" == "17 of 21"
-    first = next(iter(report.left))
+    assert norms == {*report.fused, *report.skipped}
+    assert set(report.skipped.values()) == {ATTENTION}
+    assert f"{report} of {report + len(report.skipped)}" == "17 of 21"
+    first = next(iter(report.skipped))
     assert str(report) == f"17 GroupNorm+SiLU pairs fused; 4 group norms left\n  {ATTENTION}: {first} and 3 more"
     back = pickle.loads(pickle.dumps(report))
-    assert (back, back.fused, back.left) == (report, report.fused, report.left)
+    assert (back, back.fused, back.skipped) == (report, report.fused, report.skipped)
 
 
 def test_a_second_call_fuses_nothing(unet, run, call):
@@ -35,7 +35,7 @@ def test_a_second_call_fuses_nothing(unet, run, call):
     expected = run(unet, call)
     second = gnunet.fuse(unet)
     assert second == 0
-    assert [path for path, reason in second.left.items() if reason == "already fused"] == [
+    assert [path for path, reason in second.skipped.items() if reason == "already fused"] == [
         path for path, _ in unet.named_modules() if path in first.fused
     ]
     found = run(unet, call)
@@ -58,7 +58,7 @@ def test_nothing_to_fuse():
 def test_own_unet_has_the_operator_already(unet):
     report = gnunet.fuse(UNet2D.from_diffusers(unet))
     assert report == 0
-    assert set(report.left.values()) == {"already gnunet's operator"}
+    assert set(report.skipped.values()) == {"already gnunet's operator"}
 
 
 def test_subclass_that_runs_the_known_forward():
@@ -77,7 +77,7 @@ def test_subclass_that_runs_the_known_forward():
         "norm_num_groups": 4,
     }
     assert "conv_norm_out" in gnunet.fuse(Mine(**config)).fused
-    assert gnunet.fuse(Other(**config)).left["conv_norm_out"] == "no SiLU is known to follow it in Other"
+    assert gnunet.fuse(Other(**config)).skipped["conv_norm_out"] == "no SiLU is known to follow it in Other"
 
 
 def test_parameters_stay_the_same_objects(unet, run, call):
@@ -208,7 +208,7 @@ def test_hooked_and_replaced_modules_are_left(unet, run, call):
     report = gnunet.fuse(unet)
     assert report == 17 - 2 - 2 - 1
     reason = "its forward, its SiLU's or its parent's is hooked or replaced"
-    assert {path for path, r in report.left.items() if r == reason} == {
+    assert {path for path, r in report.skipped.items() if r == reason} == {
         "down_blocks.0.resnets.0.norm1",
         "down_blocks.0.resnets.0.norm2",
         "mid_block.resnets.0.norm1",
@@ -226,7 +226,7 @@ def test_norms_of_another_class_are_left(unet):
     report = gnunet.fuse(unet)
     assert report == 15
     reason = "not every norm in its ResnetBlock2D is a torch.nn.GroupNorm"
-    assert report.left["mid_block.resnets.0.norm1"] == report.left["mid_block.resnets.0.norm2"] == reason
+    assert report.skipped["mid_block.resnets.0.norm1"] == report.skipped["mid_block.resnets.0.norm2"] == reason
 
 
 def test_offloading_and_back(unet, call):
