@@ -88,5 +88,3 @@ SECTIONS = {kind: _section(kind, norm) for kind, norm in NORMS.items()}
 globals().update({section.__name__: section for section in SECTIONS.values()})  # where pickle looks for them
 AnyNormConfig = Annotated[Union[tuple(SECTIONS.values())], Field(discriminator="kind")]  # noqa: UP007
 """The type of `model.norm`."""
-KEYS = tuple(dict.fromkeys(key for section in SECTIONS.values() for key in section.model_fields))
-"""The keys of all kinds."""
