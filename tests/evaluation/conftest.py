@@ -27,6 +27,22 @@ def make_extractor(network, weights: str = "none", preprocessing: Preprocessing 
     return Extractor("pixels", network, "pixels", weights, preprocessing, torch.device("cpu"))
 
 
+@pytest.fixture
+def with_threads() -> Callable[[Callable], list]:
+    """`with_threads(function)`: what the function returns with 1, 2 and 5 threads."""
+
+    def run(function: Callable) -> list:
+        threads, found = torch.get_num_threads(), []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(function())
+            assert torch.get_num_threads() == count
+        torch.set_num_threads(threads)
+        return found
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def efficientnet() -> Extractor:
     return load_extractor("efficientnet_lite0")

@@ -31,9 +31,9 @@ def test_statistics_are_those_of_all_features(pixels, noise_images):
 
 
 @pytest.mark.parametrize("chunk", [4, 16])
-def test_every_launch_gives_the_same_bits(efficientnet, noise_images, launch, chunk):
+def test_statistics_are_bit_identical_for_any_world_size(efficientnet, noise_images, launch, chunk):
     images = noise_images(45, size=16)
-    [alone] = collect_statistics(source(images), 45, [efficientnet], chunk=chunk)
+    [single] = collect_statistics(source(images), 45, [efficientnet], chunk=chunk)
     asked = []
 
     def work(processes):
@@ -46,20 +46,15 @@ def test_every_launch_gives_the_same_bits(efficientnet, noise_images, launch, ch
     for world_size in (2, 3, 4):
         asked.clear()
         for [found] in launch(world_size, work):
-            assert same(found, alone)
+            assert same(found, single)
         chunks = [range(start, min(start + chunk, 45)) for start in range(0, 45, chunk)]
         work_done = sorted((indices.start, rank) for rank, indices in asked if indices in chunks)
         assert work_done == [(indices.start, i % world_size) for i, indices in enumerate(chunks)]
 
 
-def test_bits_do_not_depend_on_threads(efficientnet, noise_images):
-    images, found = noise_images(20, size=16), []
-    threads = torch.get_num_threads()
-    for count in (1, 2, 4):
-        torch.set_num_threads(count)
-        found.append(extract(efficientnet, images))
-    torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+def test_features_do_not_depend_on_the_number_of_threads(efficientnet, noise_images, with_threads):
+    first, *others = with_threads(lambda: extract(efficientnet, noise_images(20, size=16)))
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_several_extractors_see_the_same_images_once(pixels, extractor_of, noise_images):

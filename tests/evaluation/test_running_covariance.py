@@ -32,17 +32,9 @@ def test_large_mean_does_not_cancel():
     torch.testing.assert_close(moments.covariance, torch.cov(x.T), rtol=1e-7, atol=1e-7)
 
 
-def test_result_does_not_depend_on_the_number_of_threads():
-    x = rows(300, 200)
-    threads = torch.get_num_threads()
-    found = []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
-        found.append(moments_of(x, block=64))
-        assert torch.get_num_threads() == count
-    torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert torch.equal(found[0].mean, other.mean) and torch.equal(found[0].scatter, other.scatter)
+def test_result_does_not_depend_on_the_number_of_threads(with_threads):
+    first, *others = with_threads(lambda: moments_of(rows(300, 200), block=64))
+    assert all(torch.equal(first.mean, other.mean) and torch.equal(first.scatter, other.scatter) for other in others)
 
 
 def test_invalid_rows_raise():

@@ -30,14 +30,8 @@ def load_dinov2(weights: str | Path | None, device: torch.device) -> Extractor:
     state = read_weights(find_weights("dinov2", weights, URL), "dinov2")
     network = VisionTransformer(width=1024, depth=24, heads=16, patch=14, grid=37)
     load_state_dict_strict(network, state, "dinov2")
-    return Extractor(
-        name="dinov2",
-        network=network.to(device),
-        kind="dinov2 vit-l/14 class token",
-        weights=weights_digest(state),
-        preprocessing=IMAGENET,
-        device=device,
-    )
+    kind, digest = "dinov2 vit-l/14 class token", weights_digest(state)
+    return Extractor("dinov2", network.to(device), kind, digest, IMAGENET, device)
 
 
 class VisionTransformer(nn.Module):

@@ -43,14 +43,10 @@ def load_efficientnet_lite0(weights: str | Path | None, device: torch.device) ->
     features = {key: tensor for key, tensor in state.items() if not key.startswith("_fc.")}
     network = EfficientNetLite0()
     load_state_dict_strict(network, features, "efficientnet_lite0")
-    return Extractor(
-        name="efficientnet_lite0",
-        network=network.to(device).to(memory_format=torch.channels_last),
-        kind="efficientnet-lite0 pooled",
-        weights=weights_digest(features),
-        preprocessing=Preprocessing(size=112, mean=(127.0,) * 3, std=(128.0,) * 3),
-        device=device,
-    )
+    network = network.to(device).to(memory_format=torch.channels_last)
+    kind, digest = "efficientnet-lite0 pooled", weights_digest(features)
+    preprocessing = Preprocessing(size=112, mean=(127.0,) * 3, std=(128.0,) * 3)
+    return Extractor("efficientnet_lite0", network, kind, digest, preprocessing, device)
 
 
 class EfficientNetLite0(nn.Module):

@@ -36,11 +36,5 @@ def load_inception(weights: str | Path | None, device: torch.device) -> Extracto
             f"extractor inception: the weights do not fit its network: {shorten(str(error), 400)}"
         ) from error
     network = network.to(device)
-    return Extractor(
-        name="inception",
-        network=lambda images: network(images)[0],
-        kind="torch-fidelity inception-v3-compat 2048",
-        weights=weights_digest(network.state_dict()),
-        preprocessing=None,
-        device=device,
-    )
+    kind, digest = "torch-fidelity inception-v3-compat 2048", weights_digest(network.state_dict())
+    return Extractor("inception", lambda images: network(images)[0], kind, digest, None, device)

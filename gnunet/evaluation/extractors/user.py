@@ -49,9 +49,7 @@ def _from_torchscript(name: str, path: Path, device: torch.device) -> Extractor:
             "alone, give package.module:Class and the weights file"
         ) from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Extractor(
-        name=name, network=network.eval(), kind="torchscript", weights=digest, preprocessing=None, device=device
-    )
+    return Extractor(name, network.eval(), "torchscript", digest, None, device)
 
 
 def _from_class(name: str, source: str, weights: str | Path | None, device: torch.device) -> Extractor:
@@ -68,11 +66,5 @@ def _from_class(name: str, source: str, weights: str | Path | None, device: torc
     state = network.state_dict() if weights is None else read_weights(Path(weights).expanduser(), name)
     load_state_dict_strict(network, state, name)
     code = hashlib.sha256(Path(inspect.getfile(network_class)).read_bytes()).hexdigest()
-    return Extractor(
-        name=name,
-        network=network.to(device),
-        kind=f"{source} in code {code}",
-        weights=weights_digest(network.state_dict()),
-        preprocessing=None,
-        device=device,
-    )
+    digest = weights_digest(network.state_dict())
+    return Extractor(name, network.to(device), f"{source} in code {code}", digest, None, device)
