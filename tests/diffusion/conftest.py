@@ -43,6 +43,9 @@ class GaussianOracle(nn.Module):
         output = getattr(self, self.config["kind"])(x, time)
         return (output.float(),)
 
+    def model_fn(self, x, timestep):
+        return self(x, timestep)[0]
+
     def ddpm(self, x, time):
         assert (time == time.round()).all()
         abar = self.abar[time.long()]

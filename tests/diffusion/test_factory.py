@@ -56,9 +56,7 @@ def test_round_trip(config, tmp_path, gaussian_oracle):
     assert type(again) is type(process) and again.samplers == process.samplers
     oracle, noise = gaussian_oracle(config), torch.randn(2, 1, 4, 4)
     for sampler in process.samplers:
-        ours, theirs = (
-            p.sample(lambda x, t: oracle(x, t)[0], noise, sampler, 5, generators(2)) for p in (process, again)
-        )
+        ours, theirs = (p.sample(oracle.model_fn, noise, sampler, 5, generators(2)) for p in (process, again))
         assert torch.equal(ours, theirs), sampler
 
 
@@ -179,7 +177,7 @@ def test_exported_ddpm_scheduler_in_a_stock_loop(prediction_type, gaussian_oracl
     x, random = noise, generators(3)
     for t in scheduler.timesteps:
         x = scheduler.step(oracle(x, t.float().expand(3))[0], t, x, generator=random).prev_sample
-    ours = process.sample(lambda x, t: oracle(x, t)[0], noise, "ddpm", 40, generators(3))
+    ours = process.sample(oracle.model_fn, noise, "ddpm", 40, generators(3))
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-4)
 
 
@@ -191,7 +189,7 @@ def test_exported_edm_and_flow_schedulers_in_stock_loops(gaussian_oracle):
     x = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         x = scheduler.step(oracle(scheduler.scale_model_input(x, t), t.expand(3))[0], t, x).prev_sample
-    assert torch.equal(x, edm.sample(lambda x, t: oracle(x, t)[0], noise, "euler", 20, []))
+    assert torch.equal(x, edm.sample(oracle.model_fn, noise, "euler", 20, []))
 
     flow, oracle = make_process("flow", shift=3.0), gaussian_oracle(dict(kind="flow"))
     scheduler = flow.export_scheduler()
@@ -199,4 +197,4 @@ def test_exported_edm_and_flow_schedulers_in_stock_loops(gaussian_oracle):
     x = noise
     for t in scheduler.timesteps:
         x = scheduler.step(oracle(x, t.expand(3))[0], t, x).prev_sample
-    assert torch.equal(x, flow.sample(lambda x, t: oracle(x, t)[0], noise, "euler", 20, []))
+    assert torch.equal(x, flow.sample(oracle.model_fn, noise, "euler", 20, []))

@@ -163,16 +163,18 @@ def test_columns_are_found_by_type(tmp_path, load, greys):
 
 
 def test_rows_without_labels(tmp_path, load, png):
-    file = write(tmp_path / "a.parquet", image=[png(5), png(6)], label=["a", None])
-    assert load(file).labels is None
-    with pytest.raises(DataError, match="row 1 has no label in the column 'label'"):
-        load(file, label_column="label")
-
-
-def test_hidden_labels(tmp_path, load):
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x"])})
-    datasets.Dataset.from_dict({"image": [picture(1)], "label": [-1]}, features).to_parquet(tmp_path / "a.parquet")
-    assert load(tmp_path).labels is None
+    hidden = (
+        pa.array([0, -1]),
+        datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x"])}),
+    )
+    missing = pa.array(["a", None]), None
+    for labels, features in (hidden, missing):
+        table = pa.table({"image": [{"bytes": png(i), "path": None} for i in (5, 6)], "label": labels})
+        file = tmp_path / "a.parquet"
+        pq.write_table(table.cast(features.arrow_schema) if features else table, file)
+        assert load(file).labels is None
+        with pytest.raises(DataError, match="row 1 has no label in the column 'label'"):
+            load(file, label_column="label")
 
 
 def test_nested_labels(tmp_path, load, png):
