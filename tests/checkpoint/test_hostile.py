@@ -281,7 +281,16 @@ def test_pickles_next_to_the_files_of_a_model_are_not_read(assert_rejected, chec
         load_trained_model(checkpoint)
         load_trained_model(exported)
     (exported / WEIGHTS).unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        UNet2D.from_pretrained(exported / "unet")
     assert_rejected(exported, "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", SCHEDULER, "gnunet.json"])
+def test_pipe_in_a_diffusers_folder_is_not_opened(assert_rejected, exported, name):
+    (exported / name).unlink()
+    os.mkfifo(exported / name)
+    assert_rejected(exported, str(exported))
 
 
 def test_configuration_cannot_name_code_or_a_directory_to_write_to(checkpoint, tmp_path):
