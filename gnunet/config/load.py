@@ -58,10 +58,10 @@ def _as_source(source: str | Path | Mapping[str, Any] | Config | ConfigSource) -
 
 
 def find_config(name: str | Path) -> Path:
-    """The path itself if it exists, otherwise the shipped config with this name."""
+    """The path itself if it is a file, otherwise the shipped config with this name, if there is one."""
     path = Path(name)
     shipped = SHIPPED / f"{name}.yaml"
-    return shipped if not path.exists() and path.name == str(name) and shipped.is_file() else path
+    return shipped if not path.is_file() and path.name == str(name) and shipped.is_file() else path
 
 
 def to_yaml(config: Config) -> str:

@@ -44,8 +44,8 @@ def nest(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         *sections, name = key.split(".")
         section = tree
         for part in sections:
-            if not isinstance(section.get(part), dict):
-                section[part] = {}
+            below = section.get(part)
+            section[part] = dict(below) if isinstance(below, Mapping) else {}
             section = section[part]
         section[name] = value
     return tree

@@ -1,4 +1,4 @@
-"""A configuration as the keywords that the lower rooms take."""
+"""Keyword arguments made from a configuration, for the U-Net and the data."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from gnunet.config.sections import Config, DataConfig, DDPMConfig, EDMConfig, Fl
 
 
 def image_kwargs(data: DataConfig) -> dict[str, Any]:
-    """The arguments of `gnunet.data.load_images` for a section, but for the channels."""
+    """Keyword arguments of `gnunet.data.load_images`, except channels."""
     keys = (
         "source", "split", "image_column", "label_column", "subset", "resolution", "class_conditional", "on_error",
         "cache_dir",
@@ -16,12 +16,12 @@ def image_kwargs(data: DataConfig) -> dict[str, Any]:
 
 
 def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
-    """The arguments of `gnunet.models.UNet2D` for a configuration.
+    """Keyword arguments of `gnunet.models.UNet2D`.
 
     Args:
-        config: the whole tree.
-        num_classes: number of classes in the data; None or 0 where it trains without labels. There is one more
-            embedding, the last, for the null label where data.label_dropout is above 0.
+        config: the configuration.
+        num_classes: number of classes in the data; None or 0 trains without labels. If data.label_dropout is above 0,
+            the null label has an embedding of its own, the last.
     """
     model, num_embeddings = config.model, None
     if num_classes:
@@ -33,7 +33,7 @@ def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
         "sample_size": config.data.resolution,
         "out_channels": model.in_channels,
         "num_class_embeds": num_embeddings,
-        # UNet2DModel's own keys for the norm, and the groups of overrides that do not say how many.
+        # diffusers' own keys for the norm; norm_num_groups is also the default of overrides.
         "norm_num_groups": getattr(model.norm, "groups", None) or SECTIONS["group"]().groups,
         "norm_eps": getattr(model.norm, "eps", 1e-5),
         "norm": _norm_kwargs(config),
@@ -41,7 +41,7 @@ def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
 
 
 def _norm_kwargs(config: Config) -> dict[str, Any]:
-    """model.norm as UNet2D takes it: the edges of noise_bins are timesteps there."""
+    """model.norm for UNet2D, which takes the timesteps between the noise bins instead of their number."""
     norm = config.model.norm.model_dump()
     for keys in (norm, *norm["overrides"].values()):
         if (bins := keys.pop("noise_bins", 1)) > 1:
@@ -51,7 +51,7 @@ def _norm_kwargs(config: Config) -> dict[str, Any]:
 
 def _noise_edges(diffusion: DDPMConfig | EDMConfig | FlowConfig, bins: int) -> list[float]:
     """The timesteps between ranges of the noise level that are equally frequent in training."""
-    # Imported here because they import diffusers, which a mistyped flag need not wait for.
+    # Imported here because diffusers takes seconds to import.
     import torch
 
     from gnunet.diffusion import make_process

@@ -1,5 +1,5 @@
-"""Keys that had another name before: what users write with an old name is an error that gives the new one; what
-gnunet itself wrote (a run's config.yaml, the records of studies) is still read."""
+"""Renamed keys. In users' files and flags the former name is an error that gives the new one; files that gnunet itself
+wrote with former names, such as a run's config.yaml and a study's records, are still read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,12 +21,12 @@ _FORMER_VALUES = {key: {new: old for old, new in values.items()} for key, values
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration, of whatever version, with today's keys and values."""
+    """A stored configuration of any version with the current names of keys and values."""
     return _rename(values, RENAMED_KEYS, RENAMED_VALUES)
 
 
 def with_former_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the keys and values of the first version, whose hashes name the records of studies."""
+    """A configuration with the first names of keys and values. Their hash names the records of a study."""
     return _rename(values, _FORMER_KEYS, _FORMER_VALUES)
 
 

@@ -82,9 +82,13 @@ def test_load_config_takes_paths_names_mappings_and_configs(tmp_path: Path, monk
     assert (config.run_dir, config.seed, config.model.dropout) == ("runs/cifar10", 3, 0.1)
     assert (config.train.batch_size, config.train.learning_rate, config.model.norm.groups) == (8, 1.0, 16)
     assert load_config(SHIPPED / "cifar10.yaml") == load_config("cifar10")
-    changed = load_config(config, overrides={"model.norm": {"kind": "batch"}, "model.norm.eps": 1e-3})
+    batch = {"kind": "batch"}
+    changed = load_config(config, overrides={"model.norm": batch, "model.norm.eps": 1e-3})
+    assert batch == {"kind": "batch"}
     assert (changed.model.norm.kind, changed.model.norm.eps, changed.seed) == ("batch", 1e-3, 3)
     assert load_config() == load_config(overrides={}) == Config()
+    Path("imagenet64").mkdir()  # a folder of data
+    assert load_config("imagenet64").data.resolution == 64
     Path("cifar10").write_text("seed: 5")  # a file goes before the shipped config of its name
     assert load_config("cifar10") == build(seed=5)
     with pytest.raises(ConfigError, match=r"^train.batch_size: given x \(overrides\)"):
