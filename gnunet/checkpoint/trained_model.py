@@ -24,7 +24,7 @@ from gnunet.diffusion import Process, make_process, process_from_scheduler, samp
 from gnunet.diffusion.factory import check_scheduler
 from gnunet.errors import CheckpointError, ConfigError, truncate
 from gnunet.models import UNet2D
-from gnunet.models.config_check import check_weights_match
+from gnunet.models.pretrained import check_weights_match
 from gnunet.safe_io import MAX_YAML_BYTES, read_json, read_text
 
 logger = logging.getLogger(__name__)

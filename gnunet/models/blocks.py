@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -146,11 +147,42 @@ def _nearest(x: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
-    """Base of the blocks, for ModelMixin.enable_gradient_checkpointing, which sets the flag and the function."""
+    """Residual layers at one resolution, and attention after each of the first num_attentions.
 
-    def __init__(self) -> None:
+    Args:
+        path: of the block in the model.
+        level: how often the resolution is halved before it.
+        in_channels: of each residual layer, with its skip connection.
+        out_channels: of all residual layers.
+        skip_channels: how many of in_channels are a skip connection; none if empty.
+        attention_norm: whether attention has a norm.
+        output_scale_factor: residual sums are divided by it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        level: int,
+        in_channels: Sequence[int],
+        out_channels: int,
+        settings: BlockSettings,
+        *,
+        num_attentions: int,
+        skip_channels: Sequence[int] = (),
+        attention_norm: bool = True,
+        output_scale_factor: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = False  # set by ModelMixin.enable_gradient_checkpointing, with the function
+        self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
+        scale = {"output_scale_factor": output_scale_factor}
+        for j, (channels, skip) in enumerate(zip(in_channels, skip_channels or [0] * len(in_channels), strict=True)):
+            site = settings.norms.at(f"{path}.resnets.{j}", level)
+            self.resnets.append(ResnetBlock(channels, out_channels, site, settings, skip_channels=skip, **scale))
+        head_dim = settings.attention_head_dim or out_channels
+        for j in range(num_attentions):
+            site = settings.norms.at(f"{path}.attentions.{j}", level, attention=attention_norm)
+            self.attentions.append(Attention(out_channels, head_dim, site, has_norm=attention_norm, **scale))
 
     def _maybe_checkpoint(self, layer: nn.Module, *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -159,42 +191,26 @@ class _Block(nn.Module):
 
 
 class DownBlock(_Block):
-    """diffusers' DownBlock2D, or AttnDownBlock2D with attention.
-
-    level: how often the resolution is halved before the block; likewise in the other blocks. resample: None, "conv" or
-    "resnet".
-    """
+    """diffusers' DownBlock2D, or AttnDownBlock2D with attention. downsample: None, "conv" or "resnet"."""
 
     def __init__(
         self,
         path: str,
         level: int,
-        in_channels: int,
-        out_channels: int,
-        num_layers: int,
+        in_channels: Sequence[int],
+        channels: int,
         settings: BlockSettings,
         *,
-        attention: bool,
-        resample: str | None,
+        downsample: str | None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        sites, head_dim = settings.norms, settings.attention_head_dim or out_channels
-        self.resnets = nn.ModuleList(
-            ResnetBlock(
-                out_channels if j else in_channels, out_channels, sites.at(f"{path}.resnets.{j}", level), settings
-            )
-            for j in range(num_layers)
-        )
-        self.attentions = nn.ModuleList(
-            Attention(out_channels, head_dim, sites.at(f"{path}.attentions.{j}", level, attention=True))
-            for j in range(num_layers if attention else 0)
-        )
+        super().__init__(path, level, in_channels, channels, settings, **kwargs)
         self.downsamplers = nn.ModuleList()
-        site = sites.at(f"{path}.downsamplers.0", level)
-        if resample == "resnet":
-            self.downsamplers.append(ResnetBlock(out_channels, out_channels, site, settings, resample="down"))
-        elif resample == "conv":
-            self.downsamplers.append(Downsample(out_channels, site, settings.downsample_padding))
+        site = settings.norms.at(f"{path}.downsamplers.0", level)
+        if downsample == "resnet":
+            self.downsamplers.append(ResnetBlock(channels, channels, site, settings, resample="down"))
+        elif downsample == "conv":
+            self.downsamplers.append(Downsample(channels, site, settings.downsample_padding))
 
     def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
         """-> the output, and the skip connections to the up path: the result of every layer."""
@@ -211,37 +227,7 @@ class DownBlock(_Block):
 
 
 class MidBlock(_Block):
-    """diffusers' UNetMidBlock2D: two residual layers, with attention between them if `attention`.
-
-    attention_norm: whether the attention has a norm.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        level: int,
-        channels: int,
-        settings: BlockSettings,
-        *,
-        attention: bool,
-        attention_norm: bool,
-        output_scale_factor: float,
-    ) -> None:
-        super().__init__()
-        sites, head_dim = settings.norms, settings.attention_head_dim or channels
-        self.resnets = nn.ModuleList(
-            ResnetBlock(
-                channels, channels, sites.at(f"{path}.resnets.{j}", level), settings,
-                output_scale_factor=output_scale_factor,
-            )
-            for j in range(2)
-        )  # fmt: skip
-        self.attentions = nn.ModuleList()
-        if attention:
-            site = sites.at(f"{path}.attentions.0", level, attention=attention_norm)
-            self.attentions.append(
-                Attention(channels, head_dim, site, has_norm=attention_norm, output_scale_factor=output_scale_factor)
-            )
+    """diffusers' UNetMidBlock2D: two residual layers, with attention between them or without."""
 
     def forward(self, h: Tensor, temb: Tensor) -> Tensor:
         first, second = self.resnets
@@ -252,42 +238,26 @@ class MidBlock(_Block):
 
 
 class UpBlock(_Block):
-    """diffusers' UpBlock2D, or AttnUpBlock2D with attention.
-
-    skip_channels: of the skip connection that each residual layer takes. resample: None, "conv" or "resnet".
-    """
+    """diffusers' UpBlock2D, or AttnUpBlock2D with attention. upsample: None, "conv" or "resnet"."""
 
     def __init__(
         self,
         path: str,
         level: int,
-        in_channels: int,
-        out_channels: int,
-        skip_channels: Sequence[int],
+        in_channels: Sequence[int],
+        channels: int,
         settings: BlockSettings,
         *,
-        attention: bool,
-        resample: str | None,
+        upsample: str | None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        sites, head_dim = settings.norms, settings.attention_head_dim or out_channels
-        self.resnets = nn.ModuleList(
-            ResnetBlock(
-                (out_channels if j else in_channels) + skip, out_channels, sites.at(f"{path}.resnets.{j}", level),
-                settings, skip_channels=skip,
-            )
-            for j, skip in enumerate(skip_channels)
-        )  # fmt: skip
-        self.attentions = nn.ModuleList(
-            Attention(out_channels, head_dim, sites.at(f"{path}.attentions.{j}", level, attention=True))
-            for j in range(len(skip_channels) if attention else 0)
-        )
+        super().__init__(path, level, in_channels, channels, settings, **kwargs)
         self.upsamplers = nn.ModuleList()
-        site = sites.at(f"{path}.upsamplers.0", level)
-        if resample == "resnet":
-            self.upsamplers.append(ResnetBlock(out_channels, out_channels, site, settings, resample="up"))
-        elif resample == "conv":
-            self.upsamplers.append(Upsample(out_channels, site))
+        site = settings.norms.at(f"{path}.upsamplers.0", level)
+        if upsample == "resnet":
+            self.upsamplers.append(ResnetBlock(channels, channels, site, settings, resample="up"))
+        elif upsample == "conv":
+            self.upsamplers.append(Upsample(channels, site))
 
     def forward(self, h: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
         """skips: the remaining skip connections, of which this block removes its own from the end."""

@@ -1,85 +1,56 @@
-"""Whether a folder's weights are those of its config."""
+"""Checks of a U-Net's config: the model is built on the meta device, which takes no memory for weights."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import json
 from collections.abc import Mapping
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 
-from gnunet.errors import CheckpointError
-from gnunet.safe_io import TensorSpec, describe_mismatch, read_json, read_safetensors_header
+from gnunet.norms import ConcatNorm
 
-WEIGHTS = "diffusion_pytorch_model"
-"""diffusers' name for a model's weights."""
+from .unet import UNet2D
 
 
-def check_weights_match(build: type[ModelMixin], config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
-    """Compare a config with the headers of weights, before any memory is allocated for them.
+def check_config(config: Mapping[str, Any]) -> str | None:
+    """Why UNet2D(**config) raises an error, or None."""
+    try:
+        _build_on_meta(json.dumps(config))
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
-    Args:
-        build: the class of the model.
-        config: its keyword arguments, which may be untrusted.
-        stored: the tensors that the headers declare.
 
-    Raises:
-        CheckpointError: the config is not valid, or its model does not have exactly these tensors.
+def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(path, channels) of every norm layer of UNet2D(**config), and of every part of the norms of concatenations.
+
+    Options that do not fit their layers, and attention_head_dim, are ignored.
     """
-    try:
-        with torch.device("meta"):
-            model = build(**config)
-    except Exception as error:  # of any class, since the values may be of any type
-        raise CheckpointError(f"no U-Net has this config: {str(error)[:1000]}") from None
-    tensors = OrderedDict(stored)
-    model._fix_state_dict_keys_on_load(tensors)  # diffusers' old names of attention's weights
-    if difference := describe_mismatch(tensors, model.state_dict()):
-        raise CheckpointError(f"the weights are not those of its config: {difference}")
+    norm = config.get("norm") or {}
+    overrides = {region: _without_kind(partial) for region, partial in (norm.get("overrides") or {}).items()}
+    norm = {**_without_kind(norm), "kind": "none", "overrides": overrides}
+    model = _build_on_meta(json.dumps({**config, "norm": norm, "attention_head_dim": None}))
+    sites = []
+    for path, layer in model.norm_layers().items():
+        if isinstance(layer, ConcatNorm):
+            sites += [(f"{path}.parts.{i}", channels) for i, channels in enumerate(layer.sizes)]
+        else:
+            sites.append((path, layer.num_channels))
+    return sites
 
 
-def check_pretrained(build: type[ModelMixin], folder: Path, *, variant: str | None = None, **kwargs: Any) -> None:
-    """`check_weights_match` for a folder written by save_pretrained, if it has safetensors weights.
-
-    Args:
-        build: the class of the model.
-        variant, kwargs: further arguments of from_pretrained, which may replace values of the stored config.
-
-    Raises:
-        CheckpointError: config and weights do not belong together; a file cannot be read; an index of shards names
-            files other than safetensors in this folder; the model is quantized.
-    """
-    suffix = f".{variant}" if variant else ""
-    index = folder / f"{WEIGHTS}.safetensors.index{suffix}.json"
-    single = folder / f"{WEIGHTS}{suffix}.safetensors"
-    if not index.exists() and not single.exists():
-        return
-    files = [folder / name for name in _shards(index)] if index.exists() else [single]
-    file = folder / "config.json"
-    stored = read_json(file)
-    if stored.get("quantization_config") is not None:
-        raise CheckpointError(f"{file}: quantized weights; valid: floating-point ones")
-    weights = {name: tensor for file in files for name, tensor in read_safetensors_header(file).items()}
-    try:
-        config, _, _ = build.extract_init_dict(stored, **kwargs)  # what diffusers builds from this file
-    except Exception as error:  # of any class, since the values may be of any type
-        raise CheckpointError(f"{file}: cannot be read ({error})") from None
-    try:
-        check_weights_match(build, config, weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+def norms_without_checkpointing(config: Mapping[str, Any]) -> list[str]:
+    """`UNet2D.norms_without_checkpointing` of UNet2D(**config)."""
+    return _build_on_meta(json.dumps(config)).norms_without_checkpointing()
 
 
-def _shards(index: Path) -> list[str]:
-    content = read_json(index)
-    weight_map = content.get("weight_map")
-    if not isinstance(weight_map, dict) or not isinstance(content.get("metadata"), dict):
-        raise CheckpointError(f"{index}: valid: an object with weight_map and metadata")
-    for name in weight_map.values():
-        # Anything but safetensors would be unpickled.
-        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name or "\\" in name:
-            raise CheckpointError(
-                f"{index}: names the file {repr(name)[:100]}; valid: .safetensors files in its own folder"
-            )
-    return sorted(set(weight_map.values()))
+def _without_kind(norm: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: norm[key] for key in norm if key == "separate_skip_norm"}
+
+
+@lru_cache(maxsize=32)
+def _build_on_meta(config: str) -> UNet2D:
+    with torch.device("meta"):
+        return UNet2D(**json.loads(config))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,9 +25,9 @@ from gnunet.ops import checkpoint_inputs
 from . import convert
 from .attention import Attention
 from .blocks import BlockSettings, DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
-from .config_check import check_pretrained
 from .input_std import set_input_std
 from .norm_sites import NormSites
+from .pretrained import check_pretrained
 
 # A config may be untrusted, and its model is built, without memory, before its weights are compared with it: these
 # bounds lie far above what trains. No tensor bounds the number of classes of some class embeddings.
@@ -133,32 +131,34 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.down_blocks = nn.ModuleList()
         self.mid_block = None
         self.up_blocks = nn.ModuleList()
-        lowest = levels - 1
+        channels, lowest = block_out_channels, levels - 1
         for level, kind in enumerate(down_block_types):
+            in_channels = [channels[max(level - 1, 0)]] + [channels[level]] * (layers_per_block - 1)
             attention = kind.startswith("Attn")
             # As in diffusers, only blocks with attention can resample by a resnet.
-            resample = None if level == lowest else downsample_type if attention else "conv"
+            downsample = None if level == lowest else downsample_type if attention else "conv"
             block = DownBlock(
-                f"down_blocks.{level}", level, block_out_channels[max(level - 1, 0)], block_out_channels[level],
-                layers_per_block, settings, attention=attention, resample=resample,
+                f"down_blocks.{level}", level, in_channels, channels[level], settings, downsample=downsample,
+                num_attentions=layers_per_block * attention,
             )  # fmt: skip
             self.down_blocks.append(block)
         if mid_block_type is not None:
             self.mid_block = MidBlock(
-                "mid_block", lowest, block_out_channels[-1], settings, attention=add_attention,
-                # As in diffusers: with scale_shift, only a group count of its own gives the attention a norm.
+                "mid_block", lowest, [channels[-1]] * 2, channels[-1], settings, num_attentions=int(add_attention),
+                # As in diffusers: with scale_shift, attention only has a norm if its number of groups is given.
                 attention_norm=attn_norm_num_groups is not None or not settings.scale_shift,
                 output_scale_factor=mid_block_scale_factor,
             )  # fmt: skip
         for i, kind in enumerate(up_block_types):
             level, attention = lowest - i, kind.startswith("Attn")
-            resample = None if level == 0 else upsample_type if attention else "conv"
-            channels = block_out_channels[level]
-            # One for each residual layer of the down path at this level, and what that level took from the one above.
-            skip_channels = [channels] * layers_per_block + [block_out_channels[max(level - 1, 0)]]
+            # From the residual layers of the down path at this level, and from the input of the first of them.
+            skip_channels = [channels[level]] * layers_per_block + [channels[max(level - 1, 0)]]
+            previous = [channels[min(level + 1, lowest)]] + [channels[level]] * layers_per_block
+            upsample = None if level == 0 else upsample_type if attention else "conv"
             block = UpBlock(
-                f"up_blocks.{i}", level, block_out_channels[min(level + 1, lowest)], channels, skip_channels, settings,
-                attention=attention, resample=resample,
+                f"up_blocks.{i}", level, [p + s for p, s in zip(previous, skip_channels, strict=True)], channels[level],
+                settings, upsample=upsample, num_attentions=(layers_per_block + 1) * attention,
+                skip_channels=skip_channels,
             )  # fmt: skip
             self.up_blocks.append(block)
 
@@ -302,51 +302,6 @@ class UNet2D(ModelMixin, ConfigMixin):
     def to_diffusers(self) -> UNet2DModel:
         """A copy as a plain diffusers model, which needs no gnunet; see `convert.to_diffusers`."""
         return convert.to_diffusers(self)
-
-
-def check_config(config: Mapping[str, Any]) -> str | None:
-    """Why UNet2D(**config) raises an error, or None. The model is built without memory, on the meta device."""
-    try:
-        _on_meta(config)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return None
-
-
-def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(path, channels) of every norm layer of UNet2D(**config), and of every part of the norms of concatenations.
-
-    Norm options that do not fit the layers raise no error here.
-    """
-    norm = dict(config.get("norm") or {})
-    overrides = {region: _skip_key(partial) for region, partial in (norm.get("overrides") or {}).items()}
-    norm = {"kind": "none", "overrides": overrides, **_skip_key(norm)}
-    sites = []
-    for path, layer in _on_meta({**config, "norm": norm, "attention_head_dim": None}).norm_layers().items():
-        parts = getattr(layer, "sizes", None)
-        sites += (
-            [(f"{path}.parts.{i}", size) for i, size in enumerate(parts)] if parts else [(path, layer.num_channels)]
-        )
-    return sites
-
-
-def norms_without_checkpointing(config: Mapping[str, Any]) -> list[str]:
-    """`UNet2D.norms_without_checkpointing` of UNet2D(**config)."""
-    return _on_meta(config).norms_without_checkpointing()
-
-
-def _skip_key(norm: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: norm[key] for key in norm if key == "separate_skip_norm"}
-
-
-def _on_meta(config: Mapping[str, Any]) -> UNet2D:
-    return _build_on_meta(json.dumps(config))
-
-
-@lru_cache(maxsize=32)
-def _build_on_meta(config: str) -> UNet2D:
-    with torch.device("meta"):
-        return UNet2D(**json.loads(config))
 
 
 def _normed(norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:

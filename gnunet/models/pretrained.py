@@ -1,0 +1,85 @@
+"""Whether a folder's weights are those of its config."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+
+from gnunet.errors import CheckpointError
+from gnunet.safe_io import TensorSpec, describe_mismatch, read_json, read_safetensors_header
+
+WEIGHTS = "diffusion_pytorch_model"
+"""diffusers' name for a model's weights."""
+
+
+def check_weights_match(build: type[ModelMixin], config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
+    """Compare a config with the headers of weights, before any memory is allocated for them.
+
+    Args:
+        build: the class of the model.
+        config: its keyword arguments, which may be untrusted.
+        stored: the tensors that the headers declare.
+
+    Raises:
+        CheckpointError: the config is not valid, or its model does not have exactly these tensors.
+    """
+    try:
+        with torch.device("meta"):
+            model = build(**config)
+    except Exception as error:  # of any class, since the values may be of any type
+        raise CheckpointError(f"no U-Net has this config: {str(error)[:1000]}") from None
+    tensors = OrderedDict(stored)
+    model._fix_state_dict_keys_on_load(tensors)  # diffusers' old names of attention's weights
+    if difference := describe_mismatch(tensors, model.state_dict()):
+        raise CheckpointError(f"the weights are not those of its config: {difference}")
+
+
+def check_pretrained(build: type[ModelMixin], folder: Path, *, variant: str | None = None, **kwargs: Any) -> None:
+    """`check_weights_match` for a folder written by save_pretrained, if it has safetensors weights.
+
+    Args:
+        build: the class of the model.
+        variant, kwargs: further arguments of from_pretrained, which may replace values of the stored config.
+
+    Raises:
+        CheckpointError: config and weights do not belong together; a file cannot be read; an index of shards names
+            files other than safetensors in this folder; the model is quantized.
+    """
+    suffix = f".{variant}" if variant else ""
+    index = folder / f"{WEIGHTS}.safetensors.index{suffix}.json"
+    single = folder / f"{WEIGHTS}{suffix}.safetensors"
+    if not index.exists() and not single.exists():
+        return
+    files = [folder / name for name in _shards(index)] if index.exists() else [single]
+    file = folder / "config.json"
+    stored = read_json(file)
+    if stored.get("quantization_config") is not None:
+        raise CheckpointError(f"{file}: quantized weights; valid: floating-point ones")
+    weights = {name: tensor for file in files for name, tensor in read_safetensors_header(file).items()}
+    try:
+        config, _, _ = build.extract_init_dict(stored, **kwargs)  # what diffusers builds from this file
+    except Exception as error:  # of any class, since the values may be of any type
+        raise CheckpointError(f"{file}: cannot be read ({error})") from None
+    try:
+        check_weights_match(build, config, weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _shards(index: Path) -> list[str]:
+    content = read_json(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not isinstance(content.get("metadata"), dict):
+        raise CheckpointError(f"{index}: valid: an object with weight_map and metadata")
+    for name in weight_map.values():
+        # Anything but safetensors would be unpickled.
+        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name or "\\" in name:
+            raise CheckpointError(
+                f"{index}: names the file {repr(name)[:100]}; valid: .safetensors files in its own folder"
+            )
+    return sorted(set(weight_map.values()))
