@@ -1,8 +1,8 @@
 """Run an ablation study, of normalization layers or of any other configurations, and write its report.
 
-gnunet ablate configs/ablations/kinds.yaml --dry_run          # print the plan and the expected time
-gnunet ablate configs/ablations/kinds.yaml --budget cpu       # run the trials without a record
-gnunet ablate configs/ablations/kinds.yaml --budget cpu --report
+gnunet ablate kinds --dry_run                                 # print the plan and the expected time
+gnunet ablate kinds --budget cpu                              # run the trials without a record
+gnunet ablate kinds --budget cpu --report
 gnunet ablate STUDY.yaml --train.total_images 64              # flags of the configuration, for every trial
 accelerate launch -m gnunet ablate STUDY.yaml                 # one trial at a time, on all processes
 
@@ -21,7 +21,7 @@ from gnunet.errors import run_cli
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own arguments, and flags of the configuration."""
     parser = make_parser("ablate", __doc__)
-    parser.add_argument("study", metavar="STUDY", type=Path, help="study file, such as configs/ablations/smoke.yaml")
+    parser.add_argument("study", metavar="STUDY", type=Path, help="study file, or the name of a shipped one: smoke")
     parser.add_argument("--budget", metavar="NAME", help="one of the study's budgets (default: its first)")
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="run only these variants")
     parser.add_argument(
@@ -63,10 +63,13 @@ def ablate(arguments: argparse.Namespace, flags: list[str]) -> int:
     # Imported here so that --help does not wait for torch.
     from gnunet.ablation.study_runner import StudyRunner
     from gnunet.config.cli import parse_flags
+    from gnunet.config.load import SHIPPED
     from gnunet.distributed.launch import join_launch
 
+    shipped = SHIPPED / "ablations" / f"{arguments.study}.yaml"
+    study = shipped if shipped.is_file() and not arguments.study.exists() else arguments.study
     runner = StudyRunner.open(
-        arguments.study, budget=arguments.budget, folder=arguments.folder, only=arguments.only, flags=parse_flags(flags)
+        study, budget=arguments.budget, folder=arguments.folder, only=arguments.only, flags=parse_flags(flags)
     )
     if arguments.report:
         print(runner.report())

@@ -78,6 +78,14 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_shipped_studies_are_found_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert script.main(["nosuch", "--report"]) == 2
+    assert "nosuch" in capsys.readouterr().err
+    assert script.main(["smoke", "--report"]) == 2  # found; it has no records here
+    assert "runs/ablations/smoke" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_message_and_status_2(study, ablate, tmp_path):
     study(variants={"group": {}, "batch": {"model.norm.kimd": "batch"}, "other": {"train.total_images": "many"}})
     out = ablate(status=2)
