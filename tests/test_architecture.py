@@ -67,3 +67,18 @@ def test_no_circle():
     packages = {module for module, path in modules().items() if path.name == "__init__.py"}
     below = {m: {n for n in others if not (n in packages and m.startswith(f"{n}."))} for m, others in graph().items()}
     assert list(TopologicalSorter(below).static_order())
+
+
+def test_reports_import_nothing_that_trains():
+    imported, reached = graph(), set()
+    queue = [
+        module for module in imported if module.startswith(("gnunet.ablation.analysis", "gnunet.ablation.figures"))
+    ]
+    while queue:
+        module = queue.pop()
+        if module not in reached:
+            reached.add(module)
+            queue += imported[module] - {"gnunet"}  # which imports on attribute access
+    runs_trials = {f"gnunet.ablation.{name}" for name in ("trial", "measure", "cost", "worker", "runner")}
+    assert "gnunet.ablation.plan" in reached
+    assert not [m for m in reached if m in runs_trials or room_of(m) in ("training", "distributed")]

@@ -1,4 +1,4 @@
-"""What a training step costs: what it keeps for backward, and the share of its time that goes into norm layers."""
+"""The cost of a training step: activation memory, time, and the share of time in norm layers."""
 
 import statistics
 import time
@@ -15,18 +15,18 @@ from gnunet.training.session import Session
 from gnunet.training.trainer import train_step
 
 REPEATS = 5
-"""Timings, of which the median is taken, after one that is thrown away; of steps also those before a CUDA graph."""
+"""Timings whose median is taken, after a warm-up."""
 GPU_CALLS = 10
-"""Calls of a norm layer in a timing on a GPU, which works on one while the next is sent to it."""
+"""Calls of a norm layer in a timing on a GPU, which runs one while the next is queued."""
 
 
-def saved_mib(session: Session) -> float:
-    """What a forward pass of one micro-batch keeps for backward, in MiB, weights left out."""
+def activation_memory_mib(session: Session) -> float:
+    """Memory that the forward pass of one micro-batch keeps for the backward pass, without weights, in MiB."""
     return activation_bytes(lambda: _losses(session), session.unet.parameters()) / 2**20
 
 
 def _losses(session: Session) -> Tensor:
-    """The losses of the run's first micro-batch, in training mode."""
+    """The losses of the first micro-batch of the run, in training mode."""
     indices = list(range(session.micro_batch_size))
     images, noise, level, labels = session.to_device(session.train_set.__getitems__(indices))
     return session.process.loss(session.unet, images, noise, level, labels)
@@ -34,13 +34,13 @@ def _losses(session: Session) -> Tensor:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step of training costs on this device."""
+    """The cost of an optimizer step on this device."""
 
     seconds: float
     norm_seconds: float | None
-    """Of which in norm layers; None where torch.compile has mixed them with other layers."""
+    """Seconds in norm layers; None where torch.compile fuses them with other layers."""
     peak_memory_mib: float | None
-    """Of a GPU, weights, average and optimizer included; None on a CPU."""
+    """On a GPU, including weights, EMA weights and optimizer; None on a CPU."""
 
     @property
     def norm_share(self) -> float | None:
@@ -50,7 +50,7 @@ class StepCost:
 def step_cost(session: Session) -> StepCost:
     """Time whole steps, and the norm layers' forward and backward passes alone on inputs of the same shapes.
 
-    The norm layers do the activation and the conditioning too. What a norm does to convolutions (weight_norm,
+    The norm layers include activation and conditioning. The work of a norm on convolutions (weight_norm,
     standardization) is not in its share. Changes the weights.
     """
     device = session.accelerator.device
@@ -68,28 +68,31 @@ def step_cost(session: Session) -> StepCost:
 
 def _norm_seconds(session: Session) -> float:
     """Seconds that the norm layers take in one micro-batch."""
-    seen: list[tuple[nn.Module, list[_Like], dict[str, _Like]]] = []
+    calls_seen: list[tuple[nn.Module, Tensor, dict[str, Tensor]]] = []
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], tables: dict[str, Tensor | None]) -> None:
-        given = {name: _Like.of(table) for name, table in tables.items() if table is not None}
-        seen.append((module, [_Like.of(x) for x in args], given))
+    def record(module: nn.Module, args: tuple[Tensor, ...], tables: dict[str, Tensor | None]) -> None:
+        shapes = {name: table.to("meta") for name, table in tables.items() if table is not None}
+        calls_seen.append((module, args[0].to("meta"), shapes))
+
+    def like(shape: Tensor) -> Tensor:
+        return torch.randn_like(shape, device=device).requires_grad_()
 
     norms = session.unet.norm_layers().values()
-    hooks = [norm.register_forward_pre_hook(note, with_kwargs=True) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(record, with_kwargs=True) for norm in norms]
     with torch.no_grad():
         _losses(session)
     for hook in hooks:
         hook.remove()
     device, total = session.accelerator.device, 0.0
     calls = 1 if device.type == "cpu" else GPU_CALLS
-    for module, args, tables in seen:
-        inputs, conditions = [like.make() for like in args], {name: like.make() for name, like in tables.items()}
+    for module, shape, shapes in calls_seen:
+        x, tables = like(shape), {name: like(table) for name, table in shapes.items()}
         with session.accelerator.autocast():
-            grad = torch.randn_like(module(*inputs, **conditions))
+            grad = torch.randn_like(module(x, **tables))
 
-        def run(module=module, inputs=inputs, conditions=conditions, grad=grad) -> None:
+        def run(module=module, x=x, tables=tables, grad=grad) -> None:
             with session.accelerator.autocast():
-                y = module(*inputs, **conditions)
+                y = module(x, **tables)
             y.backward(grad)
 
         run = run if session.graphs is None else session.graphs.captured(run)
@@ -98,37 +101,16 @@ def _norm_seconds(session: Session) -> float:
     return total
 
 
-@dataclass(frozen=True)
-class _Like:
-    """What there is to know of a tensor to make another that takes as long to compute with."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    channels_last: bool
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "_Like":
-        channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-        return cls(tensor.shape, tensor.dtype, tensor.device, channels_last)
-
-    def make(self) -> Tensor:
-        tensor = torch.randn(self.shape, dtype=self.dtype, device=self.device)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return tensor.contiguous(memory_format=layout).requires_grad_()
-
-
 def _seconds(run: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
-    """How long so many calls take."""
-    _wait(device)
+    """The seconds that `calls` calls take."""
+    _synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         run()
-    _wait(device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device has done all that it was asked to."""
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a run's own logs say of how it went."""
+"""The training history of a run, from its logs."""
 
 import json
 import statistics
@@ -9,10 +9,7 @@ CURVE = ("images", "loss", "grad_norm", "learning_rate")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines, such as metrics.jsonl; none where there is no file yet.
-
-    A line that is being written is left out.
-    """
+    """The objects of a JSONL file, without a line that is being written; none where there is no file."""
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -38,10 +35,10 @@ def training_history(run: Path) -> dict[str, Any]:
 
 
 def times(run: Path) -> dict[str, Any]:
-    """`images_per_second` (the median of the log's), `wall_seconds` and `seconds_at` of a run's training steps.
+    """`images_per_second` (the median of the log), `wall_seconds` and `seconds_at` of a run's training steps.
 
-    From its timing.jsonl, and so over all the processes that have had a part in the run. Validation, samples and
-    evaluations are not counted. None and empty where nothing was timed.
+    From its timing.jsonl, and so over all interruptions. Validation, samples and evaluations are not included. None
+    and empty where nothing was timed.
     """
     lines = read_lines(run / "timing.jsonl")
     speeds = [line["images_per_second"] for line in lines if line["images_per_second"]]
@@ -50,7 +47,7 @@ def times(run: Path) -> dict[str, Any]:
     usual = statistics.median(speeds)
     images, seconds, seconds_at = 0, 0.0, []
     for line in lines:
-        # After a stop a line may have no steps of its own.
+        # A line after a stop may have no steps.
         seconds += (line["images"] - images) / (line["images_per_second"] or usual)
         images = line["images"]
         seconds_at.append([images, round(seconds, 3)])

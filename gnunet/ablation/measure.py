@@ -1,6 +1,6 @@
-"""What is measured of the weights of a run that is complete: its averaged weights, on the run's own validation set.
+"""Measurements of a complete run: of its EMA weights, on its validation set.
 
-On several processes every one of them calls these functions, and gets the same results.
+All processes of a launch call these functions, and get the same results.
 """
 
 import copy
@@ -22,34 +22,34 @@ from gnunet.training.evaluation import chosen_metrics, sample_fn
 from gnunet.training.session import Session
 
 REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
-"""What the parts of a U-Net are called."""
+"""Names of the regions of a U-Net."""
 STATISTICS_IMAGES, STATISTICS_BATCHES = 1024, 16
-"""Running statistics are estimated anew on at least so many training images (or as many as the run has seen, where
-those are fewer), in at least so many batches."""
-NEAREST_OF = 256
-"""The nearest training images are found for the first so many of an evaluation's samples."""
+"""Fewest training images and batches that running statistics are re-estimated on; fewer images where the run has seen
+fewer."""
+MAX_NEAREST_SAMPLES = 256
+"""Samples whose nearest training images are found, from the first."""
 DIGITS = 7
-"""Significant digits of numbers that come from float32."""
+"""Significant digits of numbers computed in float32."""
 
 
 def norm_kinds(network: UNet2D) -> list[str]:
-    """The kinds of the norm layers in a network, in the order in which they come up."""
+    """The kinds of the norm layers in a network, in the order in which they run."""
     layers = [layer for norm in network.norm_layers().values() for layer in norm.modules()]
     return list(dict.fromkeys(kind_of(layer) for layer in layers if isinstance(layer, NormLayer)))
 
 
 def is_batch_dependent(network: UNet2D) -> bool:
-    """Whether what a norm layer gives for a sample depends on the rest of the batch, in training."""
+    """Whether in training the output of a norm layer for a sample depends on the rest of the batch."""
     return any(layer.batch_dependent for layer in network.modules() if isinstance(layer, NormLayer))
 
 
-def bank_errors(session: Session) -> dict[str, list[float] | None]:
+def val_errors(session: Session) -> dict[str, list[float] | None]:
     """The squared error of v of each example of the validation set, as in the validation loss.
 
     Returns:
-        `running`: by running statistics, as in evaluation. `batch`: by the statistics of the batch at hand, as in
-        training. `precise`: by statistics of the averaged weights themselves, estimated on training images; the
-        session's average has them from then on. The last two are None where no norm depends on the batch.
+        `running`: with running statistics, as in evaluation. `batch`: with the statistics of the current batch, as in
+        training. `precise`: with statistics of the EMA weights themselves, re-estimated on training images; the
+        session's EMA weights keep them. The last two are None where no norm depends on the batch.
     """
     found: dict[str, list[float] | None] = {"running": _by_running(session), "precise": None, "batch": None}
     if is_batch_dependent(session.ema.model):
@@ -70,7 +70,7 @@ def _by_running(session: Session) -> list[float]:
 
 
 def _by_batch(session: Session) -> list[float]:
-    """In batches as a step of training has them, which mix noise levels; the last is filled up with the first."""
+    """In batches as in training, which mix noise levels; the last is filled up with the first examples."""
     val_set, accelerator, size = session.val_set, session.accelerator, session.micro_batch_size
     network = copy.deepcopy(session.ema.model).eval()  # training changes running statistics
     for module in network.modules():
@@ -94,18 +94,19 @@ def _by_batch(session: Session) -> list[float]:
 
 
 def _estimate_statistics(session: Session) -> None:
-    """Give the average running statistics of its own weights, as train.bn_update_batches does."""
+    """Re-estimate the running statistics of the EMA weights, as train.bn_update_batches does."""
     images = min(STATISTICS_IMAGES, session.total_images)
     session.update_ema_bn_stats(max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size)))
 
 
 def magnitudes(session: Session) -> dict[str, Any]:
-    """Sizes of activations and gradients in the network by the bins of the validation set's log-SNR, in eval mode.
+    """Magnitudes of activations and gradients in each log-SNR bin of the validation set, in eval mode.
 
     Returns:
-        `log_snr`: the bins' centres. `activation_rms`, `activation_max`: of what the norm layers of each region of the
-        network take; the root of the mean over layers of their mean square, and the largest magnitude.
-        `gradient_norm`: of the gradient of the bin's mean error of v by all weights. None for an empty bin.
+        `log_snr`: the centres of the bins. `activation_rms`, `activation_max`: of the inputs of the norm layers in each
+        region of the network: the root mean square, averaged over layers before the root, and the largest magnitude.
+        `gradient_norm`: of the gradient of the bin's mean error of v with respect to all weights. None for an empty
+        bin.
     """
     val_set, network = session.val_set, copy.deepcopy(session.ema.model).eval().requires_grad_(True)
     edges = bin_edges(session)
@@ -118,7 +119,7 @@ def magnitudes(session: Session) -> dict[str, Any]:
     for b in range(val_set.num_bins):
         indices = np.flatnonzero(val_set.bins == b)
         network.zero_grad(set_to_none=True)
-        with _watched(network) as layers:
+        with _record_inputs(network) as layers:
             _backward(session, network, indices)
         for region in REGIONS.values():
             inputs = [layer for layer in layers if layer.region == region and len(indices)]
@@ -133,14 +134,14 @@ def magnitudes(session: Session) -> dict[str, Any]:
     return found
 
 
-class _Watched:
-    """What the inputs of one norm layer have been so far."""
+class ActivationStats:
+    """Magnitudes of the inputs of one norm layer so far."""
 
     def __init__(self, region: str):
         self.region = region
         self.square_sum, self.largest, self.elements = 0.0, 0.0, 0
 
-    def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def update(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
         self.square_sum += float(x.double().square().sum())
         self.largest = max(self.largest, float(x.abs().max()))
@@ -148,12 +149,12 @@ class _Watched:
 
 
 @contextmanager
-def _watched(network: UNet2D) -> Iterator[list[_Watched]]:
-    """The inputs of a network's norm layers, watched inside."""
+def _record_inputs(network: UNet2D) -> Iterator[list[ActivationStats]]:
+    """Within the context, record the inputs of the network's norm layers."""
     layers, hooks = [], []
     for path, norm in network.norm_layers().items():
-        layers.append(_Watched(REGIONS[path.split(".")[0]]))
-        hooks.append(norm.register_forward_pre_hook(layers[-1].see))
+        layers.append(ActivationStats(REGIONS[path.split(".")[0]]))
+        hooks.append(norm.register_forward_pre_hook(layers[-1].update))
     try:
         yield layers
     finally:
@@ -173,7 +174,7 @@ def _backward(session: Session, network: UNet2D, indices: np.ndarray) -> None:
 
 
 def nearest(session: Session) -> dict[str, Any] | None:
-    """Whether samples of the average are copies of training images, by the first extractor of the run's evaluations.
+    """Whether samples of the EMA weights are copies of training images, by the first extractor of the evaluations.
 
     Returns:
         `extractor`, `num_images`, and of `gnunet.evaluation.Neighbours` `distance_ratio` and (as `near_share`)
@@ -187,7 +188,7 @@ def nearest(session: Session) -> dict[str, Any] | None:
         metrics, sources=settings.extractors, weights=settings.weights, device=accelerator.device
     )
     [(name, extractor)] = extractors.items()
-    samples = sample_fn(session.ema_model, accelerator)(range(min(settings.num_images, NEAREST_OF)))
+    samples = sample_fn(session.ema_model, accelerator)(range(min(settings.num_images, MAX_NEAREST_SAMPLES)))
     found = nearest_images(
         samples, examples.table.images, examples.rows, extractor, k=1, processes=Processes.of(accelerator)
     )
@@ -206,5 +207,5 @@ def bin_edges(session: Session) -> list[float]:
 
 
 def rounded(values: Any) -> list[Any]:
-    """Numbers, some None, to DIGITS significant digits."""
+    """Numbers or None, to DIGITS significant digits."""
     return [None if value is None else float(f"{value:.{DIGITS}g}") for value in values]

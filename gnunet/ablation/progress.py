@@ -1,17 +1,14 @@
-"""What the runner shows: its plan, and while trials run a live view on a terminal, plain lines elsewhere."""
+"""Progress of a study: its plan as a table, the expected time, and a live view of the running trials."""
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gnunet.ablation.eta import TimeEstimate, format_duration
 from gnunet.ablation.history import read_lines
 from gnunet.ablation.plan import Plan, Records, Setting, Trial
 from gnunet.ablation.records import metric_value, record_path
@@ -19,115 +16,132 @@ from gnunet.ablation.study import Study
 from gnunet.ablation.trial import run_folder
 
 
-class LiveView(ABC):
-    """A view that stands below the lines on a terminal, and is not there elsewhere; `_view` says what it shows.
-
-    Subclasses set `_live` to what `_open` gives once all that `_view` shows is there.
+class TimeEstimate:
+    """The expected time of trials, by the median seconds per image of finished ones: of the same variant in the same
+    setting, else of the variant, else of any, else of a probe.
 
     Args:
-        enabled: whether this process shows anything.
+        plan: all trials, including those with records.
+        records: the existing records.
     """
 
-    _live: Live | None
+    def __init__(self, plan: Plan, records: Records):
+        self.probed: float | None = None
+        """Seconds per image where there are no records."""
+        self._known: dict[tuple, list[float]] = {}
+        for trial in [*plan.tuning_trials, *plan.trials]:
+            if record := records.get(trial.name):
+                self.update(trial, record)
 
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._console = Console(highlight=False, soft_wrap=True)
+    def update(self, trial: Trial, record: dict) -> None:
+        """Add the time of a finished trial."""
+        times = record["times"]
+        # cell_seconds are of the last process alone, wall_seconds those of training over all interruptions.
+        seconds = max(times["cell_seconds"], times["wall_seconds"] or 0.0) / record["images"]
+        for key in self._keys(trial):
+            self._known.setdefault(key, []).append(seconds)
 
-    def _open(self, refresh_per_second: float) -> Live | None:
-        if not (self._enabled and self._console.is_terminal):
-            return None
-        return Live(self._view(), console=self._console, refresh_per_second=refresh_per_second)
+    @property
+    def source(self) -> str | None:
+        """Where the estimate is from; None where nothing is known."""
+        if self._known:
+            return "by the trials that are done"
+        return None if self.probed is None else "by a probe of training alone"
 
-    def __enter__(self) -> "LiveView":
-        if self._live:
-            self._live.start()
-        return self
+    def seconds(self, trials: Iterable[Trial], at_a_time: int) -> float | None:
+        """The expected seconds of trials, `at_a_time` of them in parallel; None where nothing is known."""
+        total, count = 0.0, 0
+        for trial in trials:
+            known = next((self._known[key] for key in self._keys(trial) if key in self._known), None)
+            rate = statistics.median(known) if known else self.probed
+            if rate is None:
+                return None
+            total, count = total + rate * trial.config.train.total_images, count + 1
+        return total / max(min(at_a_time, count), 1)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.stop()
-
-    @abstractmethod
-    def _view(self) -> Group: ...
-
-    def _refresh(self) -> None:
-        if self._live:
-            self._live.update(self._view())
-
-    def message(self, text: str) -> None:
-        """Print a line that stays."""
-        if self._enabled:
-            self._console.print(text, markup=False)
+    @staticmethod
+    def _keys(trial: Trial) -> list[tuple]:
+        return [(trial.variant, trial.setting), (trial.variant,), ()]
 
 
-class Display(LiveView):
-    """Progress of a round of trials.
+def format_duration(seconds: float) -> str:
+    """A duration to about two digits: 40 s, 12 min, 1 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Display:
+    """Progress of a round of trials: bars on a terminal, plain lines elsewhere.
 
     Args:
-        trials: what is to run.
+        trials: the trials to run.
         folder: the study's.
-        expected: what trials cost; it learns from those that end.
-        at_a_time: trials that run side by side.
+        estimate: the expected time; finished trials are added.
+        at_a_time: trials that run in parallel.
         enabled: whether this process shows anything.
     """
 
     def __init__(
-        self, trials: Sequence[Trial], folder: Path, expected: TimeEstimate, *, at_a_time: int, enabled: bool = True
+        self, trials: Sequence[Trial], folder: Path, estimate: TimeEstimate, *, at_a_time: int, enabled: bool = True
     ):
-        super().__init__(enabled=enabled)
-        self._folder, self._expected, self._at_a_time = folder, expected, at_a_time
+        self._folder, self._estimate, self._at_a_time = folder, estimate, at_a_time
         self._left, self._total = {trial.name: trial for trial in trials}, len(trials)
-        self._running: list[Trial] = []
-        self._bar = Progress(
-            TextColumn("trials"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"), console=self._console, expand=True,
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not enabled)
+        self._is_live = enabled and self._console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"), console=self._console, expand=True, disable=not self._is_live,
         )  # fmt: skip
-        self._task = self._bar.add_task("trials", total=self._total, left="")
-        self._live = self._open(refresh_per_second=2)
+        self._all = self._progress.add_task("trials", total=self._total, note="")
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def message(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, markup=False)
 
     def started(self, trial: Trial) -> None:
-        """A trial has been started."""
-        if not self._live:
+        """Show that a trial has been started."""
+        total = trial.config.train.total_images
+        self._tasks[trial.name] = self._progress.add_task(trial.title, total=total, note="")
+        if not self._is_live:
             self.message(f"{trial.title}: started in {run_folder(self._folder, trial.name)}")
 
     def finished(self, trial: Trial, seconds: float) -> None:
-        """A trial has its record; it took so long since it was started."""
+        """Show the result of a trial whose record is written, `seconds` after its start."""
         record = json.loads(record_path(self._folder, trial.name).read_text())
-        self._expected.update(trial, record)
+        self._estimate.update(trial, record)
         del self._left[trial.name]
         loss = metric_value(record, "validation_loss")
         result = "diverged" if loss is None else f"validation loss {loss:.5f}"
-        done = self._total - len(self._left)
-        self._bar.update(self._task, completed=done, left=self._time_left())
-        self.message(
-            f"{trial.title}: {result}, {format_duration(seconds)}; {done}/{self._total} trials{self._time_left(', ')}"
-        )
+        done, left = self._total - len(self._left), self._estimate.seconds(self._left.values(), self._at_a_time)
+        note = f"about {format_duration(left)} left" if self._left and left is not None else ""
+        self._progress.update(self._all, completed=done, note=note)
+        text = f"{trial.title}: {result}, {format_duration(seconds)}; {done}/{self._total} trials"
+        self.message(f"{text}, {note}" if note else text)
 
     def update(self, running: Sequence[Trial]) -> None:
-        """Look at how far the trials at work have come."""
-        self._running = list(running)
-        self._refresh()
-
-    def _time_left(self, before: str = "") -> str:
-        seconds = self._expected.seconds(list(self._left.values()), self._at_a_time)
-        return f"{before}about {format_duration(seconds)} left" if self._left and seconds is not None else ""
-
-    def _view(self) -> Group:
-        table = Table.grid(padding=(0, 2))
-        for trial in self._running:
-            lines = read_lines(run_folder(self._folder, trial.name) / "metrics.jsonl")
-            images = lines[-1]["images"] if lines else 0
+        """Show how far the running trials are."""
+        names = {trial.name for trial in running}
+        for name in [name for name in self._tasks if name not in names]:
+            self._progress.remove_task(self._tasks.pop(name))
+        for name, task in self._tasks.items() if self._is_live else ():
+            lines = read_lines(run_folder(self._folder, name) / "metrics.jsonl")
             losses = [line["loss"] for line in lines if line.get("loss") is not None]
-            loss = f"loss {losses[-1]:.5f}" if losses else ""
-            table.add_row(trial.title, f"{images}/{trial.config.train.total_images} images", loss)
-        return Group(self._bar, table)
+            note = f"loss {losses[-1]:.5f}" if losses else ""
+            self._progress.update(task, completed=lines[-1]["images"] if lines else 0, note=note)
 
 
 def print_plan(study: Study, plan: Plan, records: Records) -> None:
-    """Print what tuning chose and how many trials are done for each variant at each setting, and plan_summary."""
+    """Print the chosen values and the number of finished trials of each variant in each setting, and the totals."""
     groups: dict[tuple[str, Setting], list[Trial]] = {}
     for trial in [*plan.tuning_trials, *plan.trials]:
         groups.setdefault((trial.variant, trial.setting), []).append(trial)
@@ -149,16 +163,16 @@ def print_plan(study: Study, plan: Plan, records: Records) -> None:
 
 
 def plan_summary(study: Study, plan: Plan, records: Records) -> str:
-    """How many trials there are, how many of them are one run with others, done, and to run."""
+    """The number of trials: in all, shared, done, and to run."""
     trials = [*plan.tuning_trials, *plan.trials]
     names = {trial.name for trial in trials}
-    variants, settings = {trial.variant for trial in trials}, {(trial.variant, trial.setting) for trial in trials}
-    parts = [f"{_count(variants, 'variant')}, {len(settings)} with their settings, {_count(study.seeds, 'seed')}"]
+    variants, conditions = {trial.variant for trial in trials}, {(trial.variant, trial.setting) for trial in trials}
+    parts = [f"{_count(variants, 'variant')}, {len(conditions)} with their settings, {_count(study.seeds, 'seed')}"]
     if study.tuning is not None:
-        tries = _count(study.tuning.values, "value")
-        parts.append(f"tuning of {tries} on {_count(study.tuning.seeds, 'seed')}: {len(plan.tuning_trials)} trials")
+        values, seeds = _count(study.tuning.values, "value"), _count(study.tuning.seeds, "seed")
+        parts.append(f"tuning of {values} on {seeds}: {len(plan.tuning_trials)} trials")
     if plan.pending_tuning:
-        parts.append(f"cells to report at {len(plan.pending_tuning)} settings wait for it")
+        parts.append(f"the reported trials of {len(plan.pending_tuning)} settings wait for it")
     shared = f", {len(trials) - len(names)} of them shared" if len(names) < len(trials) else ""
     done = len(names & records.keys())
     return f"{'; '.join(parts)}\n{len(trials)} trials{shared}: {done} done, {len(names) - done} to run"

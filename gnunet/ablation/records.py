@@ -1,6 +1,6 @@
-"""What is kept of a trial once it has run: one JSON file each, and the values that are read from it.
+"""The record of a finished trial, one JSON file each, and the metrics in it.
 
-Everything in a record but `times` is the same however often the runner was killed on the way.
+All of a record but `times` is the same however often the trial was interrupted.
 """
 
 import json
@@ -21,11 +21,11 @@ from gnunet.safe_io import read_json
 
 FORMAT = 1
 LOSSES = {"validation_loss": "running", "validation_loss_precise": "precise", "validation_loss_batch": "batch"}
-"""The kind of statistics that batch-dependent norms have in each."""
+"""The validation losses, and the statistics of batch-dependent norms in each."""
 NEAREST = ("nearest_distance_ratio", "nearest_near_share")
 TIMES = ("images_per_second", "wall_seconds", "peak_memory_mib", "norm_share")
 HIGHER_IS_BETTER = ("images_per_second", "precision_", "recall_")
-"""Beginnings of the names of metrics that are better where they are higher."""
+"""Prefixes of the names of metrics that are better where they are higher."""
 
 
 def record_path(folder: Path, name: str) -> Path:
@@ -37,7 +37,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     """The records in a study's folder by the names of their trials.
 
     Raises:
-        CheckpointError: one of them is damaged or of another format.
+        CheckpointError: a record is corrupted or of another format.
     """
     records = {}
     for path in sorted((folder / "records").glob("*.json")):
@@ -52,7 +52,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write a record, whole or not at all, a line for each key; numbers that are not finite become null."""
+    """Write a record atomically, a line for each key; non-finite numbers become null."""
     path = record_path(folder, record["cell"])
     lines = [f" {json.dumps(key)}: {json.dumps(nan_to_null(value), allow_nan=False)}" for key, value in record.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def metric_value(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def rank(record: Mapping[str, Any], name: str) -> float:
-    """A metric as something to minimize: infinite for a trial that diverged or did not measure it."""
+    """A metric as a value to minimize; infinite for a trial that diverged or did not measure it."""
     value = metric_value(record, name)
     if value is None:
         return math.inf

@@ -21,17 +21,17 @@ from gnunet.environment import num_cpus
 from gnunet.errors import GnunetError
 
 POLL = 0.5
-"""Seconds between looks at what trials have done."""
+"""Seconds between updates of the display."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A trial that ended in an error, which no divergence is."""
+    """A trial that ended in an error; a divergence is a result, not a failure."""
 
     trial: Trial
     reason: str
     log: Path | None
-    """What it printed; None where that went to the runner's own output."""
+    """File with its output; None where it printed to the runner's output."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,17 @@ class RunOutcome:
 
 
 def pending_trials(trials: Iterable[Trial], folder: Path) -> list[Trial]:
-    """The trials without a record, each name once; all variants and settings have a seed before any has the
-    next one."""
+    """The trials without a record, each name once, by seed: every variant in every setting before the next seed."""
     unique = list({trial.name: trial for trial in trials if not record_path(folder, trial.name).exists()}.values())
     seeds = list(dict.fromkeys(trial.seed for trial in unique))
     return sorted(unique, key=lambda trial: seeds.index(trial.seed))
 
 
 def slots(jobs: int | None) -> list[str | None]:
-    """What trials run on side by side: for each the GPU that it sees, or None on a machine without.
+    """The device of each trial that runs at a time: the GPU that it sees, or None on a machine without GPUs.
 
     Args:
-        jobs: how many; None is one for each GPU, or for each core. More than there are GPUs share them.
+        jobs: trials at a time; None is one for each GPU, or for each core. More jobs than GPUs share them.
     """
     gpus = _visible_gpus()
     if jobs is None:
@@ -69,7 +68,7 @@ def _visible_gpus() -> list[str]:
 
 
 class ParallelRunner:
-    """Runs each trial in a process of its own, as many at a time as there are slots."""
+    """Runs each trial in a separate process, one at a time on each slot."""
 
     def __init__(self, context: ForkServerContext, folder: Path, slots: Sequence[str | None], display: Display):
         self.context, self.folder, self.display = context, folder, display
@@ -77,25 +76,25 @@ class ParallelRunner:
         self.running: dict[ForkServerProcess, tuple[Trial, str | None, float]] = {}
 
     def run(self, trials: Sequence[Trial]) -> RunOutcome:
-        """Run trials to their records. On SIGINT or SIGTERM they write checkpoints and end."""
-        waiting, failures, told = list(trials), [], False
+        """Run trials until they have records. After SIGINT or SIGTERM they write checkpoints and end."""
+        waiting, failures, stopping = list(trials), [], False
         try:
             with StopSignal() as stop, self.display:
                 while self.running or (waiting and stop.signum is None):
-                    if stop.signum is not None and not told:
-                        self.display.message("stopping: the trials at work write their checkpoints")
+                    if stop.signum is not None and not stopping:
+                        self.display.message("stopping: the running trials write their checkpoints")
                         for process in self.running:
                             process.terminate()
-                        told = True
-                    while waiting and self.free and not told:
+                        stopping = True
+                    while waiting and self.free and not stopping:
                         self._start(waiting.pop(0))
                     ended = wait([process.sentinel for process in self.running], timeout=POLL)
                     for process in [process for process in self.running if process.sentinel in ended]:
-                        failure = self._end(process, stopping=told)
+                        failure = self._end(process, stopping=stopping)
                         failures += [] if failure is None else [failure]
                     self.display.update([trial for trial, _, _ in self.running.values()])
         finally:
-            for process in self.running:  # an error of the runner's own
+            for process in self.running:  # after an error of the runner
                 process.kill()
         return RunOutcome(failures, stop.signum)
 
@@ -106,7 +105,7 @@ class ParallelRunner:
         self.running[process] = trial, gpu, time.monotonic()
 
     def _end(self, process: ForkServerProcess, *, stopping: bool) -> Failure | None:
-        """Clear up after a process; returns what went wrong, if something did."""
+        """Free the slot of a process that ended; returns the failure, if it was one."""
         process.join()
         trial, gpu, start = self.running.pop(process)
         self.free.append(gpu)
@@ -131,10 +130,10 @@ def _reason(status: int, log: Path) -> str:
 
 
 def run_in_process(trials: Sequence[Trial], folder: Path, display: Display) -> RunOutcome:
-    """Run trials one after another in this process, all the processes of a launch together.
+    """Run trials one after another in this process; all processes of a launch call it together.
 
-    Raises:
-        Exception: what is no GnunetError may have struck one process alone, for which the others would wait.
+    A GnunetError is a failure of the trial. Other exceptions propagate, since they may be of one rank alone, for which
+    the others would wait.
     """
     failures = []
     for trial in trials:

@@ -1,4 +1,4 @@
-"""A study from its file to its records."""
+"""Runs a study from its file to its records and its report."""
 
 import os
 import tempfile
@@ -12,9 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from gnunet.ablation import worker
-from gnunet.ablation.eta import TimeEstimate, format_duration
 from gnunet.ablation.plan import Plan, budget_of, check_records, make_plan
-from gnunet.ablation.progress import Display, print_plan
+from gnunet.ablation.progress import Display, TimeEstimate, format_duration, print_plan
 from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import Failure, ParallelRunner, pending_trials, run_in_process, slots
 from gnunet.ablation.study import Study, load_study
@@ -26,7 +25,7 @@ from gnunet.errors import ConfigError
 
 @dataclass(frozen=True)
 class StudyRunner:
-    """A study at a budget, and the folder that its records are in."""
+    """A study at a budget, and the folder of its records."""
 
     study: Study
     path: Path
@@ -44,12 +43,12 @@ class StudyRunner:
         Args:
             path: its file.
             budget: None is its first, if it has any.
-            folder: where its records are and go to; None is runs/ablations/STUDY, with the budget if it has any.
-            only: the variants to look at; empty is all.
-            flags: of the configuration, as a nested mapping.
+            folder: of its records; None is runs/ablations/STUDY, with the budget if it has any.
+            only: the variants to run; empty is all.
+            flags: overrides of the configuration from the command line, as a nested mapping.
 
         Raises:
-            ConfigError: see `load_study` and `budget_of`.
+            ConfigError: the file or the budget is not valid.
         """
         study = load_study(path)
         budget = budget_of(study, budget)
@@ -57,13 +56,14 @@ class StudyRunner:
         return cls(study, path, budget, folder or Path("runs/ablations") / name, only, flags)
 
     def plan(self, *, processes: int | None = None) -> tuple[Plan, dict[str, dict[str, Any]]]:
-        """The trials as far as they are known by now, and the records that there are.
+        """The trials that are known so far, and the existing records.
 
         Args:
-            processes: what trials will run on; None where none will.
+            processes: the number of processes of a trial; None where none will run.
 
         Raises:
-            ConfigError: see `make_plan`. CheckpointError: see `read_records` and `check_records`.
+            ConfigError: an override is not valid.
+            CheckpointError: a record is corrupted, or its trial would have another result now.
         """
         records = read_records(self.folder)
         plan = make_plan(self.study, self.path, budget=self.budget, only=self.only, flags=self.flags, records=records)
@@ -71,83 +71,84 @@ class StudyRunner:
         return plan, records
 
     def run(self, jobs: int | None, *, dry_run: bool = False) -> int:
-        """Print the plan and how long it will take, and run the trials that have no record.
+        """Print the plan and the expected time, and run the trials without a record.
 
         Args:
             jobs: trials at a time, see `gnunet.ablation.runner.slots`; a launch of several processes runs one.
             dry_run: print only.
 
         Returns:
-            0 when all have a record, 1 when some ended in an error, 128 + signal number when a signal came.
+            0 when all have a record, 1 when some ended in an error, 128 + signal number after a signal.
 
         Raises:
-            ConfigError, CheckpointError: see `plan`; another runner is at work in the folder; or a launch for FSDP.
+            ConfigError: as `plan`; the launch is for FSDP; or another runner uses the folder.
+            CheckpointError: as `plan`.
         """
         if fsdp.is_requested():
             raise ConfigError("accelerate launch: given FSDP for an ablation; valid: one process or DDP")
         plan, records = self.plan(processes=int(os.environ.get("WORLD_SIZE", "1")))
-        expected = TimeEstimate(plan, records)
+        estimate = TimeEstimate(plan, records)
         if is_distributed_launch():
             places, context = [None], None
         else:
             places, context = slots(jobs), worker.context()
-            if expected.source is None:
-                expected.probed = self._probe(plan, context, places[0])
+            if estimate.source is None:
+                estimate.probed = self._probe(plan, context, places[0])
         if _is_main():
             print_plan(self.study, plan, records)
-            _say(self._expectation(plan, expected, len(places)))
+            _print(self._expected_time(plan, estimate, len(places)))
         if dry_run:
             return 0
-        with self._alone():
-            return self._run(expected, places, context)
+        with self._lock():
+            return self._run(estimate, places, context)
 
-    def _run(self, expected: TimeEstimate, places: list[str | None], context: ForkServerContext | None) -> int:
-        """Run what has no record: first what tunes, then what is reported."""
+    def _run(self, estimate: TimeEstimate, places: list[str | None], context: ForkServerContext | None) -> int:
+        """Run the trials without a record: first those of tuning, then the reported ones."""
         failures: list[Failure] = []
         for stage in ("tuning_trials", "trials"):
-            plan, _ = self.plan()
+            plan, _ = self.plan()  # tuning decides the reported trials
             if not (trials := pending_trials(getattr(plan, stage), self.folder)):
                 continue
-            display = Display(trials, self.folder, expected, at_a_time=len(places), enabled=_is_main())
+            display = Display(trials, self.folder, estimate, at_a_time=len(places), enabled=_is_main())
             if context is None:
                 outcome = run_in_process(trials, self.folder, display)
             else:
                 outcome = ParallelRunner(context, self.folder, places, display).run(trials)
             failures += outcome.failures
             if outcome.signum is not None:
-                _say("stopped; the same command goes on")
+                _print("stopped; the same command resumes")
                 return 128 + outcome.signum
         for failure in failures:
-            _say(f"failed: {failure.trial.title}: {failure.reason}" + (f" ({failure.log})" if failure.log else ""))
+            _print(f"failed: {failure.trial.title}: {failure.reason}" + (f" ({failure.log})" if failure.log else ""))
         if plan.pending_tuning:
-            _say(f"not run: the trials to report at {len(plan.pending_tuning)} settings, whose tuning is not complete")
+            _print(f"not run: the reported trials of {len(plan.pending_tuning)} settings, whose tuning is not complete")
         return 1 if failures else 0
 
-    def _probe(self, plan: Plan, context: ForkServerContext, place: str | None) -> float | None:
-        """Seconds for an image of the baseline, or of another variant where that is not looked at."""
+    def _probe(self, plan: Plan, context: ForkServerContext, gpu: str | None) -> float | None:
+        """Seconds per image of the baseline, or of another variant where that is not run."""
         trials = [*plan.trials, *plan.tuning_trials]
         trial = next((trial for trial in trials if trial.variant == self.study.baseline), trials[0])
         with tempfile.TemporaryDirectory() as folder:
-            return worker.probe(context, worker.Task.of(trial, Path(folder), place))
+            return worker.probe(context, worker.Task.of(trial, Path(folder), gpu))
 
-    def _expectation(self, plan: Plan, expected: TimeEstimate, at_a_time: int) -> str:
-        """How long it will take, in words."""
+    def _expected_time(self, plan: Plan, estimate: TimeEstimate, at_a_time: int) -> str:
         trials = pending_trials([*plan.tuning_trials, *plan.trials], self.folder)
-        for variant, setting in plan.pending_tuning:  # a trial to report takes as long as one that tunes
-            like = next(trial for trial in plan.tuning_trials if (trial.variant, trial.setting) == (variant, setting))
+        for condition in plan.pending_tuning:  # a reported trial takes as long as one of tuning
+            like = next(trial for trial in plan.tuning_trials if (trial.variant, trial.setting) == condition)
             trials += [like] * len(self.study.seeds)
-        seconds = expected.seconds(trials, at_a_time)
         if not trials:
             return "nothing to run"
+        seconds = estimate.seconds(trials, at_a_time)
         if seconds is None:
-            return "expected time: not known before the first trial is done"
-        return f"expected time: {format_duration(seconds)}, {at_a_time} trials at a time, {expected.source}"
+            return "expected time: unknown before the first trial is done"
+        return f"expected time: {format_duration(seconds)}, {at_a_time} trials at a time, {estimate.source}"
 
     def report(self) -> Path:
-        """Write the report of the records that there are; returns its path.
+        """Write the report of the existing records; returns its path.
 
         Raises:
-            ConfigError, CheckpointError: see `plan`; or a package of the extra `ablation` is not installed.
+            ConfigError: as `plan`; or a package of the extra `ablation` is not installed.
+            CheckpointError: as `plan`.
         """
         try:
             from gnunet.ablation.analysis.report import write_report
@@ -157,8 +158,8 @@ class StudyRunner:
         return write_report(self.study, plan, records, self.folder, name=self.path.stem, budget=self.budget)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other runners out of the folder inside."""
+    def _lock(self) -> Iterator[None]:
+        """Keep other runners out of the folder."""
         if not _is_main():
             yield
             return
@@ -175,10 +176,10 @@ class StudyRunner:
 
 
 def _is_main() -> bool:
-    """Whether this is the process of a launch that speaks and writes for all."""
+    """Whether this process prints and writes for all processes of a launch."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if _is_main():
         Console(highlight=False, soft_wrap=True).print(text, markup=False)

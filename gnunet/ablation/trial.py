@@ -1,4 +1,4 @@
-"""One trial: train it, measure it, write its record. The same however often it is killed on the way."""
+"""One trial: train it, measure it, write its record. A trial that was killed and resumed has the same record."""
 
 import functools
 import itertools
@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
-from gnunet.ablation.cost import StepCost, saved_mib, step_cost
+from gnunet.ablation.cost import StepCost, activation_memory_mib, step_cost
 from gnunet.ablation.history import read_lines, times, training_history
-from gnunet.ablation.measure import bank_errors, bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds
+from gnunet.ablation.measure import bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
 from gnunet.ablation.records import FORMAT, write_record
 from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name, load_checkpoint, newest_checkpoint
 from gnunet.config import Config
@@ -26,21 +26,21 @@ from gnunet.files import atomic_write
 from gnunet.training import fit
 from gnunet.training.session import Session, build_session
 
-_NUMBERS = itertools.count()
-"""Of the process groups that this process has joined."""
+_GROUP_NUMBERS = itertools.count()
+"""Numbers of the process groups that this process has joined."""
 KEYS_NOT_RECORDED = {"run_dir": True, "data": {"cache_dir"}}
-"""Keys that a record leaves out: they say where files are."""
+"""Keys that a record omits: they say where files are."""
 UNMEASURED: dict[str, Any] = {
     "nearest": None,
     "magnitudes": None,
     "errors": {"running": None, "precise": None, "batch": None},
     "saved_mib": None,
 }
-"""What a trial that diverged has of `_measured`."""
+"""The measurements of a trial that diverged."""
 
 
 def run_folder(folder: Path, name: str) -> Path:
-    """The run of a trial, in a study's folder."""
+    """The run folder of a trial, in a study's folder."""
     return folder / "trials" / name
 
 
@@ -50,20 +50,20 @@ def samples_path(folder: Path, name: str) -> Path:
 
 
 def run_trial(name: str, config: Config, folder: Path) -> int:
-    """Train a trial, going on from its newest checkpoint if there is one, measure it, and write its record.
+    """Train a trial, resuming from its newest checkpoint if there is one, measure it, and write its record.
 
-    A trial that diverges is a result, and has a record too. On several processes all of them call this.
+    A trial that diverges is a result, and has a record too. All processes of a launch call this.
 
     Args:
-        name: the trial's.
-        config: the trial's, with `run_folder` as run_dir.
-        folder: the study's.
+        name: of the trial.
+        config: of the trial, with `run_folder` as run_dir.
+        folder: of the study.
 
     Returns:
         0 when the record is written, 128 + signal number when a signal stopped the training.
 
     Raises:
-        GnunetError: see `gnunet.training.fit`.
+        GnunetError: as `gnunet.training.fit`.
     """
     start = time.perf_counter()
     reset_process_state()
@@ -74,7 +74,7 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
         return stopped.code
     except DivergenceError as error:
         print(f"diverged: {error}")
-        diverged = error.with_traceback(None)  # which would keep the run's networks
+        diverged = error.with_traceback(None)  # whose frames would keep the run's networks alive
     peak = _resident_mib()
 
     reset_process_state()
@@ -96,7 +96,7 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
         ended = {"outcome": "diverged", "diverged_at": at, "images": at, "nonfinite_steps": diverged.nonfinite}
         grid = None
     measured = _measured(session) if ended["outcome"] == "complete" else UNMEASURED
-    cost = step_cost(session) if ended["outcome"] == "complete" else None  # last, since it goes on training
+    cost = step_cost(session) if ended["outcome"] == "complete" else None  # last, since it trains further
     record = {
         "format": FORMAT,
         "cell": name,
@@ -127,7 +127,7 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
 
 
 def _load(session: Session, run: Path) -> TrainState:
-    """Give a session the weights of its run's newest checkpoint."""
+    """Load the newest checkpoint of a run."""
     checkpoint = newest_checkpoint(run / "checkpoints")
     return load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
 
@@ -148,18 +148,18 @@ def _network(session: Session) -> dict[str, Any]:
 
 
 def _measured(session: Session) -> dict[str, Any]:
-    """What is measured of the final weights."""
+    """The parts of a record that are measured on the final weights."""
     return {
-        # Before the errors, which leave the average with other running statistics.
+        # Before the errors, which re-estimate the running statistics of the EMA weights.
         "nearest": nearest(session),
         "magnitudes": magnitudes(session),
-        "errors": bank_errors(session),
-        "saved_mib": saved_mib(session),
+        "errors": val_errors(session),
+        "saved_mib": activation_memory_mib(session),
     }
 
 
 def _peak_memory_mib(run: Path, session: Session, cost: StepCost | None, resident: float) -> float:
-    """Of a GPU, what a step needs, weights and optimizer included; of a CPU, what the process has needed."""
+    """Peak memory: on a GPU of a step, including weights and optimizer; on a CPU of the process."""
     logged = [line["memory_mib"] for line in read_lines(run / "timing.jsonl")]
     if session.accelerator.device.type == "cpu":
         return max([resident, *logged])
@@ -167,7 +167,7 @@ def _peak_memory_mib(run: Path, session: Session, cost: StepCost | None, residen
 
 
 def _resident_mib() -> float:
-    """The most memory that this process has had so far."""
+    """Peak resident memory of this process."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -178,22 +178,22 @@ def is_distributed_launch() -> bool:
 
 
 def reset_process_state() -> None:
-    """Make the next run of this process as if it were the first: forget what the one before has left in Accelerate
-    and in torch, and join the other processes of the launch anew, whose group ends with a run."""
+    """Reset the state that an earlier run of this process left in Accelerate and torch, and join a new process group
+    with the other processes of the launch."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     torch.use_deterministic_algorithms(False)
     if dist.is_initialized():
         dist.destroy_process_group()
     if is_distributed_launch():
-        store, rank, world_size = _meeting_point()
+        store, rank, world_size = _rendezvous()
         on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
-        # Under a name of its own, since the store remembers the addresses of earlier groups.
-        store = dist.PrefixStore(f"run-{next(_NUMBERS)}", store)
+        # A new prefix, since the store keeps the addresses of earlier groups.
+        store = dist.PrefixStore(f"run-{next(_GROUP_NUMBERS)}", store)
         dist.init_process_group("gloo" if on_cpus else "nccl", store=store, rank=rank, world_size=world_size)
 
 
 @functools.cache
-def _meeting_point() -> tuple[dist.Store, int, int]:
-    """Where the processes of a launch find each other, the rank of this one and their number."""
+def _rendezvous() -> tuple[dist.Store, int, int]:
+    """The store of a launch, this process's rank, and the world size."""
     return next(iter(dist.rendezvous("env://")))

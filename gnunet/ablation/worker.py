@@ -1,6 +1,6 @@
-"""The process that one trial has to itself: its own memory, its own output, no life beyond its runner's.
+"""The process of a trial: separate memory and output; it ends with its runner.
 
-Processes come from a fork server that has done the imports, and so start at once.
+Processes are forked from a server that has imported torch and gnunet, and so start at once.
 """
 
 import multiprocessing
@@ -27,17 +27,17 @@ from gnunet.training.session import build_session
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is told."""
+    """The argument of a worker process."""
 
     name: str
     folder: Path
     config_text: str
     gpu: str | None
-    """The one GPU that it sees, as CUDA_VISIBLE_DEVICES names it; None on a machine without."""
+    """The GPU that it sees, as CUDA_VISIBLE_DEVICES names it; None on a machine without GPUs."""
 
     @classmethod
     def of(cls, trial: Trial, folder: Path, gpu: str | None) -> "Task":
-        """A trial of the study in a folder."""
+        """The task of a trial; `folder` is the study's."""
         config = trial.config.model_copy(update={"run_dir": str(run_folder(folder, trial.name))})
         return cls(trial.name, folder, to_yaml(config), gpu)
 
@@ -47,18 +47,18 @@ class Task:
 
     @property
     def log(self) -> Path:
-        """What the process prints."""
+        """File of the process's output."""
         return run_folder(self.folder, self.name) / "log.txt"
 
 
 def context() -> ForkServerContext:
-    """Where to get processes from."""
+    """Start the fork server."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    # Asked in the usual way whether there is a GPU, CUDA starts, and then not once more in a forked process.
+    # The default check for GPUs initializes CUDA, which cannot be initialized again in a forked process.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    # A signal to the whole process group must not end the server, which tells how its processes end.
-    resource_tracker.ensure_running()  # before, since it unblocks the signal
+    # A signal to the process group must not end the server, which reports the exit status of its processes.
+    resource_tracker.ensure_running()  # first, since it unblocks the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         forkserver.ensure_running()
@@ -68,8 +68,8 @@ def context() -> ForkServerContext:
 
 
 def start(context: ForkServerContext, task: Task) -> ForkServerProcess:
-    """Run a trial in a process of its own; its exit status is `run_trial`'s, or 1 after an error."""
-    # Not a daemon: a trial may have processes of its own to load its data.
+    """Run a trial in a new process; its exit status is that of `run_trial`, or 1 after an error."""
+    # Not a daemon: a trial may start loader processes.
     process = context.Process(target=_work, args=(task,), name=task.name, daemon=False)
     process.start()
     return process
@@ -86,7 +86,7 @@ def _work(task: Task) -> None:
 
 
 def probe(context: ForkServerContext, task: Task) -> float | None:
-    """Seconds for one image of training, from a few steps; None where they fail, as the trial itself then will."""
+    """Seconds per image of training, from a few steps; None where they fail, as the trial then will."""
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_probe, args=(task, theirs), daemon=False)
     process.start()
@@ -109,8 +109,8 @@ def _probe(task: Task, connection: Connection) -> None:
 
 
 def _init_worker(task: Task) -> None:
-    """Make this process one that works on a task."""
-    os.setsid()  # a terminal's Ctrl-C is for the runner, which passes it on
+    """Set up this process for a task: session, signals, output, device."""
+    os.setsid()  # Ctrl-C goes to the runner, which passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_die_with_parent, daemon=True).start()
     task.log.parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +120,11 @@ def _init_worker(task: Task) -> None:
         stream.reconfigure(line_buffering=True)
     os.close(log)
     if task.gpu is None:
-        torch.set_num_threads(1)  # bits depend on the number of threads
+        torch.set_num_threads(1)  # results depend on the number of threads
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = task.gpu
 
 
 def _die_with_parent() -> None:
     wait([multiprocessing.parent_process().sentinel])
-    os.killpg(0, signal.SIGKILL)  # with the processes that load its data
+    os.killpg(0, signal.SIGKILL)  # with its loader processes

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gnunet.ablation.cost import saved_mib, step_cost
-from gnunet.ablation.measure import bank_errors, bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds
+from gnunet.ablation.cost import activation_memory_mib, step_cost
+from gnunet.ablation.measure import bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation.validation import per_example_errors, summarize
@@ -50,7 +50,7 @@ def plain_errors(session, network, indices) -> torch.Tensor:
 
 def test_errors_are_those_of_the_validation_loss(session):
     trained = session()
-    errors = bank_errors(trained)
+    errors = val_errors(trained)
     found = summarize(np.array(errors["running"]), trained.val_set.bins, trained.val_set.num_bins)
     assert found.mean == pytest.approx(trainer.validate(trained, 16, StopSignal())["validation_loss"], rel=1e-6)
     assert errors["precise"] is errors["batch"] is None  # they would be the same
@@ -69,7 +69,7 @@ class TestOfNormsThatDependOnTheBatch:
         found = torch.cat([plain_errors(trained, network, batch) for batch in batches])[:16]
         expected = np.zeros(16)
         expected[order[:16]] = found
-        errors = bank_errors(trained)
+        errors = val_errors(trained)
         assert errors["batch"] == pytest.approx(expected, rel=1e-5)
         assert errors["batch"] != errors["running"]
         weights = [name for name, _ in trained.ema.model.named_parameters()]
@@ -83,7 +83,7 @@ class TestOfNormsThatDependOnTheBatch:
     def test_by_precise_statistics(self, session):
         trained = session("batch")
         network = copy.deepcopy(trained.ema.model)
-        errors = bank_errors(trained)
+        errors = val_errors(trained)
         assert update_bn_stats(network, trained.bn_batches(16)) == 16  # which have 64 images and more
         assert errors["precise"] == pytest.approx(plain_errors(trained, network.eval(), range(16)), rel=1e-5)
         assert errors["precise"] != errors["running"]
@@ -148,11 +148,13 @@ def test_nearest_is_of_the_evaluations_samples(session, tmp_path, monkeypatch):
 
 class TestCost:
     def test_what_is_kept_grows_with_the_batch_and_shrinks_by_recomputing(self, session):
-        one = saved_mib(session())
-        assert saved_mib(session("group", "--train.batch_size", "16")) == pytest.approx(2 * one, rel=0.01)
-        assert saved_mib(session("group", "--train.batch_size", "16", "--train.micro_batch_size", "8")) == one
-        assert saved_mib(session("group", "--model.activation_checkpointing", "norm")) < 0.7 * one
-        assert saved_mib(session("batch")) > one  # not fused
+        one = activation_memory_mib(session())
+        assert activation_memory_mib(session("group", "--train.batch_size", "16")) == pytest.approx(2 * one, rel=0.01)
+        assert (
+            activation_memory_mib(session("group", "--train.batch_size", "16", "--train.micro_batch_size", "8")) == one
+        )
+        assert activation_memory_mib(session("group", "--model.activation_checkpointing", "norm")) < 0.7 * one
+        assert activation_memory_mib(session("batch")) > one  # not fused
 
     @pytest.mark.parametrize(
         "flags",

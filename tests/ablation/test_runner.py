@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from gnunet.ablation.eta import TimeEstimate, format_duration
 from gnunet.ablation.plan import Plan, Trial
+from gnunet.ablation.progress import TimeEstimate, format_duration
 from gnunet.ablation.runner import pending_trials, slots
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.config import Config, from_yaml
@@ -50,7 +50,7 @@ def test_tuning_divergence_errors_and_shared_trials(study_runner, tmp_path, capf
     out = capfd.readouterr().out
     assert "6 trials, 2 of them shared: 0 done, 4 to run" in out
     assert "failed: broken, seed 100, trying 1.0e+30: error:" in out and str(tmp_path / "nowhere") in out
-    assert "not run: the trials to report at 1 settings, whose tuning is not complete" in out
+    assert "not run: the reported trials of 1 settings" in out
 
     plan, records = study.plan()
     assert len(records) == 3  # two that tune and one that is reported, each for both variants
@@ -95,7 +95,7 @@ def test_a_folder_has_one_runner(study_runner, tmp_path):
 
 def test_missing_trials_come_seed_by_seed(tmp_path):
     configs = {
-        (variant, seed): Config(seed=seed, train=Config().train.model_copy(update={"images": images}))
+        (variant, seed): Config(seed=seed, train=Config().train.model_copy(update={"total_images": images}))
         for variant, images in (("a", 1), ("b", 2), ("same as a", 1))
         for seed in (5, 3)
     }
@@ -118,7 +118,7 @@ def test_slots(monkeypatch):
 
 class TestExpected:
     def trial(self, variant: str, setting=(), seed: int = 0, images: int = 100) -> Trial:
-        train = Config().train.model_copy(update={"images": images})
+        train = Config().train.model_copy(update={"total_images": images})
         return Trial(variant, setting, seed, Config(seed=seed, run_dir=f"{variant}{setting}", train=train))
 
     def record(self, seconds: float) -> dict:

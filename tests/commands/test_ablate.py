@@ -19,9 +19,8 @@ import torch
 import yaml
 
 from gnunet.ablation import worker
-from gnunet.ablation.eta import TimeEstimate
 from gnunet.ablation.plan import Plan
-from gnunet.ablation.progress import Display
+from gnunet.ablation.progress import Display, TimeEstimate
 from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import RunOutcome, pending_trials, run_in_process
 from gnunet.ablation.study_runner import StudyRunner
@@ -207,8 +206,8 @@ def test_a_signal_to_all_its_processes_stops_the_runner_in_good_order(study, tmp
     os.killpg(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM, out
-    assert "stopping: the trials at work write their checkpoints" in out and "Traceback" not in out
-    assert "stopped; the same command goes on" in out
+    assert "stopping: the running trials write their checkpoints" in out and "Traceback" not in out
+    assert "stopped; the same command resumes" in out
     (checkpoint,) = tmp_path.glob("runs/ablations/study/trials/*/checkpoints/*")
     assert f"stopped at {int(checkpoint.name)} images" in (checkpoint.parents[1] / "log.txt").read_text()
     assert not at_work(tmp_path / "runs")
