@@ -1,4 +1,4 @@
-"""The overrides of a study as layers of configuration."""
+"""Resolves the overrides of a study to configurations."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ from gnunet.config.yaml_io import format_value, load_yaml
 from gnunet.errors import ConfigError
 
 RESERVED_KEYS = {"seed": "seeds in the study", "run_dir": "--folder"}
-"""Keys that overrides may not have, and what decides them."""
+"""Keys that overrides may not set, and what sets them."""
 
 Keys = tuple[str, ...]
 
 
 class StudyLayers:
-    """The layers that the configurations of a study are resolved from.
+    """The sources that the configurations of a study are merged from.
 
     Raises:
-        ConfigError: a configuration file that cannot be read, or a key that is not for its layer.
+        ConfigError: a configuration file cannot be read, or a source sets a key that it may not set.
     """
 
     def __init__(self, study: Study, path: Path, budget: str | None, flags: Mapping[str, Any]):
@@ -41,9 +41,12 @@ class StudyLayers:
     def resolve(
         self, variant: str, setting: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False
     ) -> Config:
-        """The configuration of a variant at a setting; `tuned` holds the value of the key under tuning, if any.
+        """The configuration of a variant in a setting.
 
-        tries: it is one that tuning tries.
+        Args:
+            variant, setting: of the study.
+            tuned: the value of the tuned key, if there is one.
+            tries: whether it is of a tuning trial, which has the overrides of `tuning.set`.
 
         Raises:
             ConfigError: with one line for each problem.
@@ -62,16 +65,13 @@ class StudyLayers:
 
     @property
     def _not_free(self) -> dict[str, str]:
-        """Keys that layers above the base may not have, and what decides them."""
-        return (
-            RESERVED_KEYS
-            if self.study.tuning is None
-            else {**RESERVED_KEYS, self.study.tuning.key: "tuning in the study"}
-        )
+        """Keys that sources above the base may not set, and what sets them."""
+        tuning = self.study.tuning
+        return RESERVED_KEYS if tuning is None else {**RESERVED_KEYS, tuning.key: "tuning in the study"}
 
 
 def nested(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Overrides with dotted keys, at any depth, as nested mappings.
+    """Nested mappings from overrides with dotted keys at any depth.
 
     Raises:
         ConfigError: a key is given twice.
@@ -90,7 +90,7 @@ def nested(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _leaves(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
-    """The keys below all sections, each as a path, with their values."""
+    """The path and value of every key below the sections."""
     for key, value in overrides.items():
         path = (*above, *str(key).split("."))
         field = find(Config, ".".join(path))
@@ -101,7 +101,7 @@ def _leaves(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Ke
 
 
 def _checked(layer: ConfigSource, instead: Mapping[str, str]) -> ConfigSource:
-    """A layer, refused where it has one of the keys of `instead`."""
+    """The source itself, if it sets no key of `instead`."""
     for path, value in _leaves(layer.values):
         if decides := instead.get(key := ".".join(path)):
             raise ConfigError(f"{key}: given {format_value(value)} ({layer.name}); valid: leave it to {decides}")

@@ -1,4 +1,4 @@
-"""From a study to its trials: one training run each, with a resolved configuration and a name made from it."""
+"""The trials of a study: their configurations and names, and the values that tuning chooses."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ Records = Mapping[str, Mapping[str, Any]]
 """Records by the names of their trials."""
 
 KEYS_NOT_HASHED = ("run_dir", "data.cache_dir", "data.num_workers", "train.trackers")
-"""Keys that say where and how fast a trial runs; trials that differ in nothing else are one."""
+"""Keys that do not affect the result of a trial; trials that differ in nothing else are one run."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,25 @@ class Trial:
     config: Config
     """Resolved; the runner sets run_dir."""
     tuned: str | None = None
-    """In a tuning trial the value that it tries, as a study file has it."""
+    """In a tuning trial, the value that it tries, as YAML."""
 
     @property
     def name(self) -> str:
-        """12 hex digits of the SHA-256 of the configuration: of all keys but KEYS_NOT_HASHED that are not at their
-        default, by their first names, so that a key which is added or renamed later changes no name."""
+        """12 hex digits of the SHA-256 of the configuration: of its non-default keys under their first names, so that
+        adding or renaming a key changes no name."""
         keys = with_former_names(non_default_keys(self.config))
         text = json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def title(self) -> str:
-        """The trial in words."""
-        tuned = [] if self.tuned is None else [f"trying {self.tuned}"]
-        return ", ".join(
-            [self.variant, *(f"{axis} {value}" for axis, value in self.setting), f"seed {self.seed}", *tuned]
-        )
+        """Variant, setting, seed and tuned value as text."""
+        parts = [self.variant, *(f"{axis} {value}" for axis, value in self.setting), f"seed {self.seed}"]
+        return ", ".join(parts if self.tuned is None else [*parts, f"trying {self.tuned}"])
 
 
 def non_default_keys(section: Section, above: str = "") -> dict[str, Any]:
-    """The keys of a tree that are not at their default, and every `kind`, as nested mappings."""
+    """The keys that are not at their default, and every `kind`, without KEYS_NOT_HASHED, as nested mappings."""
     found: dict[str, Any] = {}
     for name, key in type(section).model_fields.items():
         value = getattr(section, name)
@@ -72,15 +70,15 @@ def non_default_keys(section: Section, above: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of a study, as far as they are known."""
+    """The trials of a study that are known so far."""
 
     trials: list[Trial] = field(default_factory=list)
-    """What is reported, by variant, setting and seed. Trials with the same configuration share a name and a run."""
+    """The reported trials, by variant, setting and seed. Trials with the same configuration share a name and a run."""
     tuning_trials: list[Trial] = field(default_factory=list)
     pending_tuning: list[tuple[str, Setting]] = field(default_factory=list)
-    """Variants in settings that have no trials to report yet, since their tuning is not finished."""
+    """Variants in settings whose reported trials are unknown until their tuning is finished."""
     chosen: dict[tuple[str, Setting], str] = field(default_factory=dict)
-    """What tuning has chosen for a variant at a setting, as a study file has it."""
+    """The value that tuning has chosen for a variant in a setting, as YAML."""
 
 
 def make_plan(
@@ -94,20 +92,20 @@ def make_plan(
 ) -> Plan:
     """Resolve the configuration of every trial.
 
-    Layers, each over the ones before: the study's configuration files, its base, the budget, the variant, the setting's
-    axis values, the value that tuning tries or has chosen, the flags.
+    Later sources win: the study's configuration files, its base, the budget, the variant, the axis values of the
+    setting, the tuned value, the flags.
 
     Args:
-        study: as `load_study` gives it.
-        path: its file, which configuration files are relative to.
-        budget: one of the study's budgets; None is the first of them.
-        only: plan these variants alone; empty is all.
-        flags: what the command line says of the configuration, as a nested mapping.
-        records: what there is so far; it decides what tuning chooses.
+        study: from `load_study`.
+        path: its file; configuration files are relative to it.
+        budget: one of the study's budgets; None is the first.
+        only: the variants to plan; empty is all.
+        flags: overrides from the command line, as a nested mapping.
+        records: the existing records, by which tuning chooses.
 
     Raises:
-        ConfigError: a variant, a budget, a metric or a file that does not exist; an override that is not valid, with
-            the variant or the axis value that it is from. One line for each problem.
+        ConfigError: a variant, a budget, a metric or a file does not exist, or an override is not valid; one line for
+            each problem, with the variant or axis value that it is from.
     """
     if unknown := [variant for variant in only if variant not in study.variants]:
         raise ConfigError(f"--only: given {', '.join(unknown)}; valid: {', '.join(study.variants)}")
@@ -130,7 +128,7 @@ def make_plan(
 
 
 def budget_of(study: Study, given: str | None) -> str | None:
-    """The budget to use: the one given, or the study's first; None where it has none.
+    """The given budget, or the study's first; None where it has none.
 
     Raises:
         ConfigError: the study has no such budget.
@@ -142,14 +140,14 @@ def budget_of(study: Study, given: str | None) -> str | None:
 
 
 def settings_of(study: Study, variant: str) -> list[Setting]:
-    """The settings of the axes that a variant crosses, those of the last axis together."""
+    """Every setting of the axes that a variant crosses; the last axis varies fastest."""
     axes = study.axes_of(variant)
     values = (study.axes[axis].values for axis in axes)
     return [tuple(zip(axes, chosen, strict=True)) for chosen in itertools.product(*values)]
 
 
 def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: Setting, records: Records) -> None:
-    """Add the trials of a variant at a setting to a plan."""
+    """Add the trials of a variant in a setting to a plan."""
 
     def trials(seeds: Sequence[int], *value: Any, tuned: str | None = None) -> list[Trial]:
         config = layers.resolve(variant, setting, list(value), tries=tuned is not None)
@@ -158,26 +156,26 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
     if (tuning := study.tuning) is None:
         plan.trials.extend(trials(study.seeds))
         return
-    tried = [trials(tuning.seeds, value, tuned=format_value(value)) for value in tuning.values]
-    plan.tuning_trials.extend(itertools.chain(*tried))
-    if any(trial.name not in records for group in tried for trial in group):
+    groups = [trials(tuning.seeds, value, tuned=format_value(value)) for value in tuning.values]
+    plan.tuning_trials.extend(itertools.chain(*groups))
+    if any(trial.name not in records for group in groups for trial in group):
         plan.pending_tuning.append((variant, setting))
         return
-    means = [math.fsum(rank(records[trial.name], tuning.metric) for trial in group) / len(group) for group in tried]
+    means = [math.fsum(rank(records[trial.name], tuning.metric) for trial in group) / len(group) for group in groups]
     best = tuning.values[means.index(min(means))]  # of equal ones the first
     plan.chosen[variant, setting] = format_value(best)
     plan.trials.extend(trials(study.seeds, best))
 
 
 def _with_variants(line: str, found: list[str], variants: list[str]) -> str:
-    """A problem, with the variants that have it where they are neither all of them nor in its words."""
+    """A problem with the variants that have it, unless all have it or its text names the variant."""
     if len(found) == len(variants) or f"variant {found[0]!r}" in line:
         return line
     return f"{line} [with {', '.join(f'variant {variant!r}' for variant in found)}]"
 
 
 def _unknown_metrics(study: Study, layers: StudyLayers, variant: str) -> list[str]:
-    """What is wrong with the metrics that a study names, one line each, by what trials of a variant measure."""
+    """A line for each metric in a study that the trials of a variant do not measure."""
     tuned = [] if study.tuning is None else study.tuning.values[:1]
     reported = metric_names(layers.resolve(variant, settings_of(study, variant)[0], tuned))
     names = [(hypothesis.metric, f"hypothesis {hypothesis.claim!r}", reported) for hypothesis in study.hypotheses]
@@ -190,16 +188,16 @@ def _unknown_metrics(study: Study, layers: StudyLayers, variant: str) -> list[st
 
 
 def check_records(trials: Sequence[Trial], records: Records, folder: Path, *, processes: int | None = None) -> None:
-    """Refuse records of trials that would now come out otherwise, which their names do not tell.
+    """Check that the recorded trials would have the same results now, as far as their names do not ensure it.
 
     Args:
         trials, records: of a study.
-        folder: where the records are.
-        processes: what trials will run on; None where none will.
+        folder: the study's.
+        processes: the number of processes of a trial; None where none will run.
 
     Raises:
-        CheckpointError: a default was another when a record was made, or the number of processes was, where norms
-            depend on the batch.
+        CheckpointError: a default differed when a record was made, or the number of processes with norms that depend on
+            the batch.
     """
     for trial in trials:
         if (record := records.get(trial.name)) is None:

@@ -1,13 +1,10 @@
 """Study files: what they say, and one readable line for each mistake."""
 
-from pathlib import Path
-
 import pytest
 
 from gnunet.ablation.study import Variant, load_study
 from gnunet.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
 STUDY = """
 title: Norms
 question: Which?
@@ -53,44 +50,36 @@ def test_what_a_file_says(load):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_studies_load(path):
-    assert load_study(path).hypotheses
-
-
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "named"),
     [
-        ("title", "titel", "titel: unknown key (norms.yaml); did you mean title?"),
-        ("axes: []", "axis: []", "axis: unknown key (variant 'none' of norms.yaml); did you mean axes?"),
-        ("axes: []", "axes: [bach]", "variants: given axis bach in variant 'none' (norms.yaml); valid: batch"),
-        ("label: images", "unit: images", "label: given null (axis 'batch' of norms.yaml); valid: text"),
-        ("scale: log", "scale: lgo", "scale: given lgo (axis 'batch' of norms.yaml); valid: linear, log or category"),
-        ("2: {train", "few: {train", "given few (axis 'batch' of norms.yaml); valid: numbers above 0 with scale log"),
-        ("{model.norm.kind: group}", "3", "set: given 3 (variant 'group' of norms.yaml); valid: a mapping from keys"),
-        ("baseline: group", "baseline: grop", "baseline: given grop (norms.yaml); valid: group or none"),
-        ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: given [0, 0] (norms.yaml); valid: each seed once"),
-        ("seeds: [100]", "seeds: [1]", "tuning.seeds: given [1] (norms.yaml); valid: each seed once, none of the stud"),
-        ("key: train.learning_rate", "key: train.lr", "tuning.key: given train.lr (norms.yaml); valid: a key of the c"),
-        ("expect: lower", "expect: less", "(comparison 1 of hypothesis 1 of norms.yaml); valid: higher, lower or same"),
-        ("expect: lower", "expect: same", "margin: given 0 (hypothesis 1 of norms.yaml); valid: a number above 0"),
-        ("batch: 2}, ex", "batch: 3}, ex", "hypotheses: given batch: 3 on the left of 'It helps' (norms.yaml); valid"),
-        (", batch: 2}, ex", "}, ex", "hypotheses: given no batch on the left of 'It helps' (norms.yaml); valid: batch"),
-        (
-            "right: {variant: none}",
-            "right: {variant: non}",
-            "given variant non on the right of 'It helps' (norms.yaml); valid: v",
-        ),
-        ("{variant: none}", "{variant: none, batch: 2}", "valid: axes that variant 'none' crosses: none"),
-        ("  - claim: It helps", "  - clam: It helps", "clam: unknown key (hypothesis 1 of norms.yaml); did you mean c"),
-        ("title: Norms", "title: [", "norms.yaml, line 3: not valid YAML"),
+        ("title", "titel", ["titel", "title?"]),
+        ("axes: []", "axis: []", ["axis:", "variant 'none'", "axes?"]),
+        ("axes: []", "axes: [bach]", ["variants:", "bach", "variant 'none'", "batch"]),
+        ("label: images", "unit: images", ["label:", "axis 'batch'"]),
+        ("scale: log", "scale: lgo", ["scale:", "lgo", "axis 'batch'", "linear, log or category"]),
+        ("2: {train", "few: {train", ["values:", "few", "scale log"]),
+        ("{model.norm.kind: group}", "3", ["set:", "variant 'group'"]),
+        ("baseline: group", "baseline: grop", ["baseline:", "grop", "group or none"]),
+        ("seeds: [0, 1]", "seeds: [0, 0]", ["seeds:", "[0, 0]"]),
+        ("seeds: [100]", "seeds: [1]", ["tuning.seeds:", "[1]", "[0, 1]"]),
+        ("key: train.learning_rate", "key: train.lr", ["tuning.key:", "train.lr"]),
+        ("expect: lower", "expect: less", ["expect:", "comparison 1 of hypothesis 1", "higher, lower or same"]),
+        ("expect: lower", "expect: same", ["margin:", "hypothesis 1"]),
+        ("batch: 2}, ex", "batch: 3}, ex", ["batch: 3", "left of 'It helps'"]),
+        (", batch: 2}, ex", "}, ex", ["no batch", "left of 'It helps'"]),
+        ("right: {variant: none}", "right: {variant: non}", ["variant non", "right of 'It helps'", "group or none"]),
+        ("{variant: none}", "{variant: none, batch: 2}", ["batch: 2", "variant 'none' crosses: none"]),
+        ("  - claim: It helps", "  - clam: It helps", ["clam:", "hypothesis 1", "claim?"]),
+        ("title: Norms", "title: [", ["line 3"]),
     ],
 )
-def test_mistakes(load, old, new, message):
+def test_mistakes_name_the_key_and_the_part_of_the_study(load, old, new, named):
     with pytest.raises(ConfigError) as caught:
         load(old, new)
-    assert message in str(caught.value)
-    assert "Traceback" not in str(caught.value) and "pydantic" not in str(caught.value)
+    text = str(caught.value)
+    assert all(name in text for name in ["norms.yaml", *named]), text
+    assert "pydantic" not in text
 
 
 def test_the_spelling_of_older_files_loads(tmp_path, load):
@@ -102,12 +91,12 @@ def test_the_spelling_of_older_files_loads(tmp_path, load):
 def test_mistakes_in_several_parts_are_all_reported(load):
     with pytest.raises(ConfigError) as caught:
         load("axes:\n  batch:", "axes:\n  size: {labl: x, values: {a: {}}}\n  batch:\n    scael: log")
-    text = str(caught.value)
-    assert text.startswith("3 problems in norms.yaml:")
-    assert "scael: unknown key (axis 'batch' of norms.yaml)" in text
-    assert "label: given null (axis 'size' of norms.yaml)" in text and "labl: unknown key (axis 'size' of" in text
+    lines = str(caught.value).splitlines()[1:]
+    expected = {"scael": "axis 'batch'", "label": "axis 'size'", "labl": "axis 'size'"}
+    assert len(lines) == 3
+    assert all(any(f"{key}:" in line and where in line for line in lines) for key, where in expected.items())
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere.yaml: No such file or directory; valid: a study file"):
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load_study(tmp_path / "nowhere.yaml")

@@ -154,7 +154,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner
     path, folder = study(base={"train.total_images": 120}), tmp_path / "runs" / "ablations" / "study"
 
     def unfinished() -> list[Path]:
-        return [run for run in folder.glob("cells/*") if not (folder / "records" / f"{run.name}.json").exists()]
+        return [run for run in folder.glob("trials/*") if not (folder / "records" / f"{run.name}.json").exists()]
 
     moments = [
         lambda: any(any(run.glob("checkpoints/*/manifest.json")) for run in unfinished()),
