@@ -11,9 +11,10 @@ from gnunet.ablation.measure import bin_edges, is_batch_dependent, magnitudes, n
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation.validation import per_example_errors, summarize
-from gnunet.norms import update_bn_stats
-from gnunet.training import trainer
+from gnunet.training.evaluation import validate
+from gnunet.training.progress import Display
 from gnunet.training.session import build_session
+from gnunet.training.trainer import train_step
 
 EXTRACTOR = """
 import torch
@@ -34,7 +35,7 @@ def session(tiny):
         built = build_session(config, make_accelerator(config))
         batches = built.batches(0)
         for step in range(2):
-            built.step(batches, step * config.train.batch_size, stop=False)
+            train_step(built, batches, step * config.train.batch_size)()
         return built
 
     return session
@@ -52,7 +53,8 @@ def test_errors_are_those_of_the_validation_loss(session):
     trained = session()
     errors = val_errors(trained)
     found = summarize(np.array(errors["running"]), trained.val_set.bins, trained.val_set.num_bins)
-    assert found.mean == pytest.approx(trainer.validate(trained, 16, StopSignal())["validation_loss"], rel=1e-6)
+    logged = validate(trained, 16, stop=StopSignal(), display=Display(images=0, total=16, enabled=False))
+    assert found.mean == pytest.approx(logged["validation_loss"], rel=1e-6)
     assert errors["precise"] is errors["batch"] is None  # they would be the same
 
 
@@ -82,10 +84,10 @@ class TestOfNormsThatDependOnTheBatch:
 
     def test_by_precise_statistics(self, session):
         trained = session("batch")
-        network = copy.deepcopy(trained.ema.model)
         errors = val_errors(trained)
-        assert update_bn_stats(network, trained.bn_batches(16)) == 16  # which have 64 images and more
-        assert errors["precise"] == pytest.approx(plain_errors(trained, network.eval(), range(16)), rel=1e-5)
+        same = session("batch")
+        same.update_ema_bn_stats(16)  # batches, which have 64 images and more
+        assert errors["precise"] == pytest.approx(plain_errors(same, same.ema.model.eval(), range(16)), rel=1e-5)
         assert errors["precise"] != errors["running"]
 
     def test_kinds(self, session):
