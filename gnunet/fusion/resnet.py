@@ -1,4 +1,4 @@
-"""diffusers' residual block on the fused operator. In its own file, since only this one imports diffusers."""
+"""diffusers' residual block on the fused operator. A separate file, since it imports diffusers."""
 
 from __future__ import annotations
 

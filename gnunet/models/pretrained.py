@@ -80,6 +80,6 @@ def _shards(index: Path) -> list[str]:
         # Anything but safetensors would be unpickled.
         if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name or "\\" in name:
             raise CheckpointError(
-                f"{index}: names the file {repr(name)[:100]}; valid: .safetensors files in its own folder"
+                f"{index}: names the file {repr(name)[:100]}; valid: .safetensors files in the same folder"
             )
     return sorted(set(weight_map.values()))

@@ -87,7 +87,7 @@ def test_block_whose_silu_also_serves_the_time_embedding(randomized, run, assert
 
 
 @pytest.mark.parametrize("kind", ["ada_group", "spatial"])
-def test_other_conditioning_is_left(kind):
+def test_other_conditioning_is_skipped(kind):
     block = ResnetBlockCondNorm2D(in_channels=32, temb_channels=32, time_embedding_norm=kind, non_linearity="silu")
     report = gnunet.fuse(block)
     assert report == 0
@@ -96,7 +96,7 @@ def test_other_conditioning_is_left(kind):
 
 
 @pytest.mark.parametrize("act_fn", ["gelu", "relu", "mish"])
-def test_other_activations_are_left(resnet, act_fn):
+def test_other_activations_are_skipped(resnet, act_fn):
     block = resnet(non_linearity=act_fn)
     report = gnunet.fuse(block)
     name = type(block.nonlinearity).__name__
@@ -122,7 +122,7 @@ def test_sequential(randomized, run, assert_same, shape):
     assert model[1] is model[3][1] is model[4] is act
 
 
-def test_sequential_leaves_what_is_no_pair():
+def test_sequential_without_pairs_is_skipped():
     class Tapped(nn.Sequential):
         def forward(self, x):
             return [x := layer(x) for layer in self]
@@ -149,7 +149,7 @@ def test_sequential_leaves_what_is_no_pair():
     }
 
 
-def test_a_norm_alone_is_left():
+def test_a_norm_alone_is_skipped():
     report = gnunet.fuse(nn.GroupNorm(2, 4))
     assert report == 0
     assert list(report.skipped) == [""]

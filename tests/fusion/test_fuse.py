@@ -43,7 +43,7 @@ def test_a_second_call_fuses_nothing(unet, run, call):
 
 
 @pytest.mark.parametrize("function", [gnunet.fuse, gnunet.unfuse])
-def test_refuses_what_is_no_module(function):
+def test_other_objects_than_modules_are_errors(function):
     with pytest.raises(TypeError, match=rf"{function.__name__} takes a torch.nn.Module.*unet.*got dict"):
         function({"unet": nn.SiLU()})
 
@@ -198,7 +198,7 @@ def test_keeps_channels_last(unet, run, call, assert_same):
     assert len(formats) == 17 and all(formats)
 
 
-def test_hooked_and_replaced_modules_are_left(unet, run, call):
+def test_hooked_and_replaced_modules_are_skipped(unet, run, call):
     down, mid, up = unet.down_blocks[0].resnets[0], unet.mid_block.resnets[0], unet.up_blocks[0].resnets[0]
     down.norm1.register_forward_hook(lambda module, inputs, output: None)
     mid.forward = lambda *args: type(mid).forward(mid, *args)
@@ -218,7 +218,7 @@ def test_hooked_and_replaced_modules_are_left(unet, run, call):
     torch.testing.assert_close(run(unet, call)["output 0"], expected["output 0"])
 
 
-def test_norms_of_another_class_are_left(unet):
+def test_norms_of_another_class_are_skipped(unet):
     class Norm(nn.GroupNorm):
         pass
 

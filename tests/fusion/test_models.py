@@ -293,23 +293,3 @@ def test_same_function(build, run, assert_same, case):
     assert all(modules[path] is module for path, module in model.named_modules())
     again = run(model, case.call)
     assert all(torch.equal(again[name], value) for name, value in expected.items())
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "unet",
-        "unet_scale_shift_resnet_resampling",
-        "stable_diffusion",
-        "controlnet",
-        "autoencoder",
-        "video_unet",
-        "video_autoencoder_cogvideox",
-    ],
-)
-def test_same_function_in_single_precision(build, run, assert_same, name):
-    case = CASES[name]
-    model = build(case)
-    expected = run(model, case.call)
-    assert gnunet.fuse(model) == case.pairs
-    assert_same(run(model, case.call), expected, rtol=1e-5)

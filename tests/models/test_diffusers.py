@@ -16,7 +16,7 @@ def test_same_outputs_and_gradients(config, diffusers_model, inputs_for, run, as
     assert_all_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_and_back(config, diffusers_model, inputs_for, run):
+def test_conversion_back_gives_the_same_model(config, diffusers_model, inputs_for, run):
     back = UNet2D.from_diffusers(diffusers_model).to_diffusers()
     assert type(back) is UNet2DModel
     weights = diffusers_model.state_dict()
@@ -70,7 +70,7 @@ def test_exports_the_norms_that_diffusers_has(small_config, inputs_for, norm, ex
         ({"separate_skip_norm": True}, "separate_skip_norm in up_blocks.0.resnets.0.norm1"),
     ],
 )
-def test_refuses_to_export_the_others(small_config, norm, words):
+def test_exporting_other_norms_is_an_error(small_config, norm, words):
     with pytest.raises(ValueError, match=words):
         UNet2D(**small_config, norm=norm).to_diffusers()
 

@@ -1,4 +1,4 @@
-"""Norm configs by region, skip connections normalized apart, and the signal expected by norms without statistics."""
+"""Norm configs by region, separate norms of skip connections, and the input_std of norms without statistics."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_regions(small_config):
     assert starting_with(kinds, "conv_norm_out") == {"RMSNorm"}
 
 
-def test_a_part_of_the_network_comes_before_a_resolution_and_attention_before_both(small_config):
+def test_attention_overrides_parts_of_the_network_which_override_resolutions(small_config):
     overrides = {"attention": {"kind": "dyt"}, "decoder": {"kind": "none"}, "8": {"kind": "batch"}}
     kinds = kinds_of(UNet2D(**small_config, norm={"overrides": overrides}))
     assert {kind for name, kind in kinds.items() if "attentions" in name} == {"DyT"}
@@ -71,7 +71,7 @@ def test_overrides_merge_over_the_rest(small_config):
     assert own.mid_block.attentions[0].group_norm.num_groups == 16
 
 
-def test_a_layer_left_out_has_its_blocks_sum(small_config):
+def test_attention_without_norm_has_its_blocks_residual(small_config):
     norm = {"kind": "scaled_ws", "residual_scale": 0.5}
     model = UNet2D(**small_config, norm=norm, resnet_time_scale_shift="scale_shift")
     assert model.mid_block.attentions[0].group_norm is None
@@ -97,7 +97,7 @@ def test_a_layer_left_out_has_its_blocks_sum(small_config):
         ({"kind": "scaled_ws", "residual_scale": "1"}, ["down_blocks.0.resnets.0.norm1", "residual_scale", "'1'"]),
     ],
 )  # fmt: skip
-def test_refuses(small_config, norm, words):
+def test_invalid_norm_configs_are_errors(small_config, norm, words):
     error = check_config({**small_config, "norm": norm})
     assert all(word in error for word in words), error
     with pytest.raises(ValueError) as raised:
@@ -111,7 +111,7 @@ def test_regions_are_those_that_the_model_has(small_config):
     assert error.endswith("'encoder', 'attention', 'decoder', 'out'")
 
 
-def test_skip_connections_are_normalized_apart(small_config):
+def test_separate_skip_norm_has_a_layer_for_each_part(small_config):
     config = {**small_config, "norm": {"separate_skip_norm": True}}
     model, plain = UNet2D(**config), UNet2D(**small_config)
     sites = dict(norm_sites(config))
@@ -132,7 +132,7 @@ def test_skip_connections_are_normalized_apart(small_config):
     assert changed == {f"{name}.{parameter}" for name in parts for parameter in ("weight", "bias")}
 
 
-def test_the_seam_is_where_the_skip_connection_begins(small_config, inputs_for):
+def test_parts_meet_where_the_skip_connection_begins(small_config, inputs_for):
     model = UNet2D(**small_config, norm={"separate_skip_norm": True})
     seen = []
     for block in model.up_blocks:
@@ -145,7 +145,7 @@ def test_the_seam_is_where_the_skip_connection_begins(small_config, inputs_for):
         assert torch.equal(of_part, of_block)
 
 
-def test_a_part_must_hold_the_groups_too():
+def test_groups_must_divide_each_part():
     config = {
         "block_out_channels": (16, 48),
         "down_block_types": ("DownBlock2D",) * 2,
@@ -224,7 +224,6 @@ def test_input_std_is_that_of_the_signal():
             )
     with torch.no_grad():
         model(torch.randn(2, 3, 32, 32), 1)
-    print({k: round(v, 2) for k, v in found.items()})
     assert len(found) == len(norm_sites(config))
     for name, ratio in found.items():
         assert ratio == pytest.approx(1.0, abs=0.2), name

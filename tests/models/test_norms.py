@@ -96,7 +96,7 @@ def test_gradient_checkpointing_changes_nothing(small_config, inputs_for, run, n
         assert torch.equal(value, other), name
 
 
-def test_batch_renorm_anywhere_refuses_gradient_checkpointing(small_config):
+def test_gradient_checkpointing_with_batch_renorm_anywhere_is_an_error(small_config):
     norm = {"overrides": {"out": {"kind": "batch_renorm"}}}
     with pytest.raises(ValueError, match="running statistics .* in conv_norm_out"):
         UNet2D(**small_config, norm=norm).enable_gradient_checkpointing()

@@ -75,7 +75,7 @@ def test_check_config_knows_defaults_and_keys(small_config):
         ({"sample": torch.zeros(1, 3, 16, 16), "class_labels": torch.zeros(1)}, "without class embedding"),
     ],
 )
-def test_refuses_a_wrong_input(small_config, arguments, words):
+def test_wrong_inputs_are_errors(small_config, arguments, words):
     with pytest.raises(ValueError, match=words):
         UNet2D(**small_config)(timestep=1, **arguments)
 

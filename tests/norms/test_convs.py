@@ -1,4 +1,4 @@
-"""What goes with a norm in a network: convolutions, the sum of a residual block, split norms."""
+"""What goes with a norm in a network: convolutions, the sum of a residual block, norms of concatenations."""
 
 import math
 
@@ -146,7 +146,7 @@ def test_other_residuals_are_sums(draw):
         assert not residual.state_dict()
 
 
-def test_split_norms_normalize_parts_apart(draw):
+def test_concat_norm_normalizes_parts_separately(draw):
     norm = make_concat_norm({"channels_per_group": 4}, [8, 4], activation="silu").double()
     x, tables = draw(2, 12, 3, 5), [draw(2, 12, seed=seed) for seed in range(1, 4)]
     y = norm(x, **dict(zip(("add", "scale", "shift"), tables, strict=True)))

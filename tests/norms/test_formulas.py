@@ -123,7 +123,7 @@ def test_has_second_derivatives(make_layer, draw, kind):
     assert torch.autograd.gradgradcheck(lambda x: layer(x), x)
 
 
-def test_refuses_tables_that_do_not_fit():
+def test_wrong_shapes_of_conditioning_are_errors():
     layer = make_norm({"kind": "rms"}, 12, activation="silu")
     with pytest.raises(ValueError, match=r"scale must have shape \(2, 12\); got \(12,\)"):
         layer(torch.randn(2, 12, 3), scale=torch.zeros(12))

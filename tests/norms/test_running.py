@@ -1,4 +1,4 @@
-"""Running statistics: noise levels, estimates made anew, gradient checkpointing, batches that are not finite."""
+"""Running statistics: noise levels, re-estimation, gradient checkpointing, non-finite batches."""
 
 import copy
 
@@ -24,7 +24,7 @@ def moments(x):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_that_are_not_finite_leave_no_trace(draw, kind):
+def test_non_finite_batches_are_left_out(draw, kind):
     layer, clean = make(kind, ghost_size=2), make(kind, ghost_size=2)
     bad = draw(2, 12, 3, 5)
     bad[1, 4, 0, 0] = float("inf")
@@ -87,7 +87,7 @@ class TestNoiseLevels:
             torch.testing.assert_close(together[sample], one(x[sample : sample + 1])[0])
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_one_level_for_all_is_as_without(self, draw, kind):
+    def test_one_level_for_all_samples_equals_no_levels(self, draw, kind):
         layer, plain = make(kind, noise_edges=EDGES, ghost_size=2), make(kind, ghost_size=2)
         for seed in range(3):
             x = draw(5, 12, 3, 5, seed=seed)
@@ -119,7 +119,7 @@ class TestNoiseLevels:
         torch.testing.assert_close(compiled.state_dict(), model.state_dict())
         assert model.norm.num_batches_tracked.tolist() == [2, 1, 1]
 
-    def test_is_missed_where_it_is_not_set(self, draw):
+    def test_a_missing_noise_level_is_an_error(self, draw):
         layer = make("batch", noise_edges=EDGES)
         with pytest.raises(RuntimeError, match="no noise level for a batch of 4.*set_noise_level"):
             layer(draw(4, 12, 3))
@@ -128,9 +128,9 @@ class TestNoiseLevels:
             layer.eval()(draw(4, 12, 3))
 
 
-class TestPreciseStatistics:
+class TestUpdateBNStats:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_are_the_moments_of_all_inputs(self, draw, kind):
+    def test_gives_population_statistics_of_all_inputs(self, draw, kind):
         layer = make(kind, ghost_size=2)
         batches = [draw(4, 12, 3, 5, seed=seed, mean=seed) for seed in range(3)]
         layer(batches[0])
@@ -140,7 +140,7 @@ class TestPreciseStatistics:
         torch.testing.assert_close(layer.running_var, variance)
         assert layer.num_batches_tracked == 1
 
-    def test_of_each_noise_level(self, draw):
+    def test_re_estimates_each_noise_level(self, draw):
         layer = make("batch", noise_edges=EDGES)
         layer.running_mean.fill_(7.0)
 
@@ -160,7 +160,7 @@ class TestPreciseStatistics:
             torch.testing.assert_close((layer.running_mean[level], layer.running_var[level]), moments(x))
         assert (layer.running_mean[1] == 7.0).all() and (layer.running_var[1] == 1.0).all()
 
-    def test_every_layer_sees_what_training_gives_it(self, draw):
+    def test_later_layers_see_the_inputs_of_training(self, draw):
         """Behind a first layer that normalizes by the batch, and without dropout."""
         model = nn.Sequential(make("batch"), nn.Dropout(0.5), make("batch")).eval()
         model[0].train()
@@ -171,7 +171,7 @@ class TestPreciseStatistics:
         first = make("batch")(x)
         torch.testing.assert_close(model[2].running_var, moments(first)[1])
 
-    def test_old_statistics_stay_where_it_fails(self, draw):
+    def test_statistics_are_unchanged_after_an_error(self, draw):
         layer = make("batch")
         layer(draw(4, 12, 3))
         before = copy.deepcopy(layer.state_dict())
@@ -183,5 +183,5 @@ class TestPreciseStatistics:
         layer(draw(4, 12, 3))
         assert layer.num_batches_tracked == 2
 
-    def test_of_a_model_without_any_asks_for_nothing(self):
+    def test_without_running_statistics_reads_no_batches(self):
         assert update_bn_stats(make("group", groups=4), []) == 0
