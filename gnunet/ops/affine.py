@@ -1,4 +1,4 @@
-"""What is done to a normalized value in one channel, and the gradients of what it depends on."""
+"""weight, bias, scale and shift as one factor and one offset of a channel, and their gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .arguments import NormArgs
 
 
 class Affine(NamedTuple):
-    """Tables that broadcast over the feature map, with one row for all samples or one for each."""
+    """Tables with one row for all samples or one for each."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -20,13 +20,13 @@ class Affine(NamedTuple):
 
     @classmethod
     def of(cls, args: NormArgs, to_table: Callable[[Tensor], Tensor]) -> Affine:
-        """From the arguments, each made a table by a function."""
+        """The arguments, converted by `to_table`."""
         tables = (None if t is None else to_table(t) for t in (args.weight, args.bias, args.scale, args.shift))
         weight, bias, scale, shift = tables
         return cls(weight, bias, None if scale is None else 1 + scale, shift)
 
     def effective(self) -> tuple[Tensor | None, Tensor | None]:
-        """weight * (1 + scale) and bias * (1 + scale) + shift; None where that is 1, or 0."""
+        """weight_eff = weight * (1 + scale) and bias_eff = bias * (1 + scale) + shift; None stands for 1 and 0."""
         weight, bias, one_plus_scale, shift = self
         if one_plus_scale is not None:
             weight = one_plus_scale if weight is None else weight * one_plus_scale
@@ -38,15 +38,15 @@ class Affine(NamedTuple):
     def gradients(
         self, needs: Sequence[bool], sum_dw: Tensor, sum_dw_x_hat: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """Those of weight, bias, scale and shift that are needed, from sums over the positions, (N, *table)."""
-        of_weight, of_bias, of_scale, of_shift = needs
+        """The gradients of weight, bias, scale and shift that are needed, from sums over the positions, (N, *table)."""
+        need_weight, need_bias, need_scale, need_shift = needs
         scale = self.one_plus_scale
         dweight = dbias = dscale = None
-        if of_weight:
+        if need_weight:
             dweight = (sum_dw_x_hat if scale is None else sum_dw_x_hat * scale).sum(0)
-        if of_bias:
+        if need_bias:
             dbias = (sum_dw if scale is None else sum_dw * scale).sum(0)
-        if of_scale:
+        if need_scale:
             dscale = sum_dw_x_hat if self.weight is None else sum_dw_x_hat * self.weight
             dscale = dscale if self.bias is None else dscale + sum_dw * self.bias
-        return dweight, dbias, dscale, sum_dw if of_shift else None
+        return dweight, dbias, dscale, sum_dw if need_shift else None

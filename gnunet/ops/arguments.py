@@ -1,9 +1,10 @@
-"""The operator's arguments, as its implementations take them."""
+"""The operator's arguments, which travel as one tuple through autograd and the backends."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -24,13 +25,23 @@ class NormArgs(NamedTuple):
     center: bool
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    def tensors(self) -> tuple[Any, ...]:
         """x, weight, bias, add, scale, shift: what has a gradient, in the order of the gradients."""
-        return self.x, self.weight, self.bias, self.add, self.scale, self.shift
+        return _pick_tensors(self)
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """What is not a tensor."""
+        return _pick_options(self)
+
+    @classmethod
+    def join(cls, tensors: Sequence[Any], options: Sequence[Any]) -> NormArgs:
+        """The inverse of `tensors` and `options`."""
+        return cls._make(_in_order((*tensors, *options)))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what is computed, whatever x and the others are given in."""
+        """The dtype of statistics and intermediate results."""
         return torch.float64 if self.x.dtype == torch.float64 else torch.float32
 
     @property
@@ -39,13 +50,13 @@ class NormArgs(NamedTuple):
         return any(t is not None for t in (self.add, self.scale, self.shift))
 
     def needed(self, needs: Sequence[bool], dx: Tensor | None, *others: Tensor | None) -> list[Tensor]:
-        """The gradients that are needed, all but dx in the shapes and dtypes of what they are of."""
+        """The gradients that are needed, in the shapes and dtypes of their tensors; dx as it is."""
         tensors = zip(self.tensors[1:], others, needs[1:], strict=True)
         small = [g.reshape(t.shape).to(t.dtype) for t, g, need in tensors if need and t is not None and g is not None]
         return [dx, *small] if needs[0] and dx is not None else small
 
     def signature(self) -> Hashable:
-        """All but the tensors' values and addresses: what an implementation may prepare itself for."""
+        """Everything but the tensors' values and addresses: what a backend may prepare itself for."""
         x, num_groups, weight, bias, eps, add, scale, shift, silu, center = self
         return (
             x.shape,
@@ -62,3 +73,12 @@ class NormArgs(NamedTuple):
             silu,
             center,
         )
+
+
+HINTS = get_type_hints(NormArgs)
+TENSORS = tuple(name for name, hint in HINTS.items() if hint not in (int, float, bool))
+"""The names of `NormArgs.tensors`."""
+_options = [name for name in HINTS if name not in TENSORS]
+_pick_tensors = itemgetter(*map(NormArgs._fields.index, TENSORS))
+_pick_options = itemgetter(*map(NormArgs._fields.index, _options))
+_in_order = itemgetter(*map([*TENSORS, *_options].index, NormArgs._fields))

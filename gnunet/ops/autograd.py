@@ -1,14 +1,15 @@
-"""From an implementation's forward and backward to a function that autograd, torch.compile and autocast know.
+"""A backend's forward and backward as a differentiable function for eager mode, torch.compile and autocast.
 
-In eager mode it is a torch.autograd.Function, and only where something needs a gradient. For the compiler there are
-two operators of torch.library with the same derivatives: a call is no graph break, and has no autocast rule, hence
-runs in x's dtype.
+In eager mode it is a torch.autograd.Function, and only where something requires a gradient. The compiler gets two
+operators of torch.library with the same derivatives: they cause no graph break, and have no autocast rule, so that they
+run in x's dtype.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,39 +17,39 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .arguments import NormArgs
+from .arguments import HINTS, TENSORS, NormArgs
 
 _SOURCES = sorted(path for path in Path(__file__).parent.rglob("*.*") if path.suffix in (".py", ".cu"))
 _REVISION = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
-"""An argument of the library's operators, because torch.compile keeps what it made of them on disk by their arguments
-alone, whatever has become of their source since."""
+"""A hash of the sources. It is an argument of the operators, because torch.compile caches compiled code on disk by the
+operators' arguments alone, even if their source has changed."""
 
 
 class Operator(Protocol):
-    """An implementation."""
+    """A backend's computation."""
 
     def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
-        """y, with the strides of empty_like(x), and what backward needs of the groups' statistics: mean and rstd of
-        x + add, or rstd alone without center, in fp32 (float64 where x is float64)."""
+        """y, with the strides of empty_like(x), and the groups' statistics that backward needs: mean and rstd of x +
+        add, or rstd alone without center, (2 or 1, N, G), in fp32 (float64 where x is float64)."""
 
     def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
-        """The gradients of those of `args.tensors` for which `needs` is true, in that order; that of x with the strides
-        of empty_like(x), the others contiguous."""
+        """The gradients of those `args.tensors` for which `needs` is true, in that order: dx with the strides of
+        empty_like(x), the others contiguous."""
 
 
 def apply(operator: Operator, args: NormArgs) -> Tensor:
     """y, differentiable any number of times."""
     if torch.is_grad_enabled():
-        x, _, weight, bias, _, add, scale, shift, _, _ = args
-        for t in (x, weight, bias, add, scale, shift):
+        tensors = args.tensors
+        for t in tensors:
             if t is not None and t.requires_grad:
-                y: Tensor = _apply_forward(operator, args, x, weight, bias, add, scale, shift)
+                y: Tensor = _apply_forward(operator, args, *tensors)
                 return y
     return operator.forward(args)[0]
 
 
 class _Forward(torch.autograd.Function):
-    """Of an operator and its arguments, the tensors of which are given once more, for autograd to see."""
+    """The inputs are an operator, its arguments, and their tensors once more, for autograd to see."""
 
     @staticmethod
     def forward(ctx: Any, operator: Operator, args: NormArgs, *tensors: Tensor | None) -> Tensor:
@@ -63,7 +64,7 @@ class _Forward(torch.autograd.Function):
             return (None, None, *_by_formula(ctx, dy))
         stats, *tensors = ctx.saved_tensors
         args, needs = _saved_args(ctx, tensors), ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():  # where the caller wants a graph of the gradients
+        if torch.is_grad_enabled():  # create_graph
             found = _Backward.apply(ctx.operator, needs, stats, args, dy, *tensors)
         else:
             found = ctx.operator.backward(dy, stats, args, needs)
@@ -71,7 +72,7 @@ class _Forward(torch.autograd.Function):
 
 
 _apply_forward: Any = super(torch.autograd.Function, _Forward).apply
-"""_Forward.apply, but for what torch.func needs, which takes as long as the rest and never gets here."""
+"""_Forward.apply without the support for torch.func, which takes as long as the rest and is not needed here."""
 
 
 class _Backward(torch.autograd.Function):
@@ -97,45 +98,21 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
     """Make gnunet::NAME and gnunet::NAME_backward and return the differentiable function of the former.
 
     Args:
-        traceable: the implementation consists of torch's operations and of kernels launched by
-            torch.library.wrap_triton, which the compiler traces; otherwise the operators are opaque to it.
+        traceable: whether the compiler can trace the backend, which then consists of torch operations and of kernels
+            launched by torch.library.wrap_triton; otherwise the operators are opaque to it.
     """
 
-    def forward_op(
-        x: Tensor,
-        num_groups: int,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        add: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        silu: bool,
-        center: bool,
-        revision: str,
-    ) -> tuple[Tensor, Tensor]:
-        return operator.forward(NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, silu, center))
+    def forward_op(*inputs: Any) -> tuple[Tensor, Tensor]:
+        *args, _ = inputs
+        return operator.forward(NormArgs._make(args))
 
-    def backward_op(
-        dy: Tensor,
-        stats: Tensor,
-        needs: Sequence[bool],
-        x: Tensor,
-        num_groups: int,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        add: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        silu: bool,
-        center: bool,
-        revision: str,
-    ) -> list[Tensor]:
-        args = NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, silu, center)
-        return operator.backward(dy, stats, args, needs)
+    def backward_op(dy: Tensor, stats: Tensor, needs: Sequence[bool], *inputs: Any) -> list[Tensor]:
+        *args, _ = inputs
+        return operator.backward(dy, stats, NormArgs._make(args), needs)
 
     register: Any = torch.library.triton_op if traceable else torch.library.custom_op
+    _sign(forward_op, {}, tuple[Tensor, Tensor])
+    _sign(backward_op, {"dy": Tensor, "stats": Tensor, "needs": Sequence[bool]}, list[Tensor])
     forward = register(f"gnunet::{name}", forward_op, mutates_args=())
     backward = register(f"gnunet::{name}_backward", backward_op, mutates_args=())
     if not traceable:
@@ -148,8 +125,7 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
 
     def gradients(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         stats, *tensors = ctx.saved_tensors
-        x, _, weight, bias, _, add, scale, shift, _, _, _ = ctx.needs_input_grad
-        needs = [x, weight, bias, add, scale, shift]
+        needs = NormArgs._make(ctx.needs_input_grad[:-1]).tensors
         return _to_inputs(_spread(needs, backward(dy, stats, needs, *_saved_args(ctx, tensors), _REVISION)))
 
     def save_inputs_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
@@ -170,11 +146,17 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
     return call
 
 
+def _sign(function: Any, first: dict[str, Any], returned: Any) -> None:
+    """Give a function of *inputs the signature from which torch.library infers a schema: first, NormArgs, revision."""
+    hints = {**first, **HINTS, "revision": str}
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=hint) for name, hint in hints.items()]
+    function.__signature__ = Signature(parameters, return_annotation=returned)
+
+
 def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor]:
-    x, num_groups, *_, center, _ = inputs
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (2 if center else 1, x.shape[0], num_groups)
-    return torch.empty_like(x), x.new_empty(shape, dtype=dtype)
+    args = NormArgs._make(inputs[:-1])
+    shape = (2 if args.center else 1, args.x.shape[0], args.num_groups)
+    return torch.empty_like(args.x), args.x.new_empty(shape, dtype=args.dtype)
 
 
 def _backward_fake(dy: Tensor, stats: Tensor, needs: Sequence[bool], *inputs: Any) -> list[Tensor]:
@@ -186,14 +168,12 @@ def _backward_fake(dy: Tensor, stats: Tensor, needs: Sequence[bool], *inputs: An
 
 
 def _save_for_backward(ctx: Any, args: NormArgs, stats: Tensor) -> None:
-    ctx.options = args.num_groups, args.eps, args.silu, args.center
+    ctx.options = args.options
     ctx.save_for_backward(stats, *args.tensors)
 
 
 def _saved_args(ctx: Any, tensors: Sequence[Tensor]) -> NormArgs:
-    x, weight, bias, add, scale, shift = tensors
-    num_groups, eps, silu, center = ctx.options
-    return NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, silu, center)
+    return NormArgs.join(tensors, ctx.options)
 
 
 def _spread(needs: Sequence[bool], found: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -204,8 +184,8 @@ def _spread(needs: Sequence[bool], found: Sequence[Tensor | None]) -> list[Tenso
 
 def _to_inputs(grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Gradients of an operator's inputs, from those of NormArgs.tensors."""
-    dx, dweight, dbias, dadd, dscale, dshift = grads
-    return dx, None, dweight, dbias, None, dadd, dscale, dshift, None, None, None
+    found = dict(zip(TENSORS, grads, strict=True))
+    return (*map(found.get, NormArgs._fields), None)
 
 
 def _by_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:
@@ -218,21 +198,21 @@ def _by_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 
 
 def _save_for_double_backward(ctx: Any, dy: Tensor, args: NormArgs, needs: Sequence[bool]) -> None:
-    ctx.options, ctx.needs = (args.num_groups, args.eps, args.silu, args.center), needs
+    ctx.options, ctx.needs = args.options, needs
     ctx.save_for_backward(dy, *args.tensors)
 
 
 def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of dy and of NormArgs.tensors: those of the reference formula's gradients.
+    """The gradients of dy and of NormArgs.tensors, from the gradients of the reference formula.
 
-    The statistics get none. They were made from x, and the formula follows that path too.
+    The statistics get none: the formula computes them from x.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         dy, *tensors = map(_as_grad_leaf, ctx.saved_tensors)
         args = _saved_args(ctx, tensors)
         first = _formula_gradients(args, ctx.needs, dy, create_graph=True)
-    # A gradient that is constant, as that of bias and shift without activation, has none of its own.
+    # A gradient that is constant, as that of bias and shift without activation, has no gradient.
     pairs = [(g, gg) for g, gg in zip(first, grads, strict=True) if gg is not None and g.requires_grad]
     given = [dy, *(t for t in args.tensors if t is not None)]
     outputs, grad_outputs = [g for g, _ in pairs], [gg for _, gg in pairs]
@@ -243,13 +223,13 @@ def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | 
 def _formula_gradients(
     args: NormArgs, needs: Sequence[bool], dy: Tensor, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
-    """Those of the tensors that need one."""
+    """The gradients of the tensors that need one."""
     wanted = [t for t, need in zip(args.tensors, needs, strict=True) if need and t is not None]
     return torch.autograd.grad(reference.group_norm_silu(args), wanted, dy, create_graph=create_graph)
 
 
 def _as_grad_leaf(t: Any) -> Any:
-    """A leaf, or a view that stays joined to the graph that t is part of."""
+    """A new leaf, or a view that stays part of t's graph."""
     if t is None:
         return None
     return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()

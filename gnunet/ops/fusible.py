@@ -1,8 +1,8 @@
 """GroupNorm + SiLU, forward and backward, in torch operations for a compiler to fuse with what is around them.
 
-Each way takes a pass over the feature map for sums and one for the result. What a group shares is a table of channels
-in memory, so that no loop over the map has to find a channel's group: on a CPU torch.compile does not vectorize such a
-loop, and leaves out elements where it slices the result (PyTorch 2.13).
+Forward and backward each take one pass over the feature map for sums and one for the result. What a group shares is
+stored as a table of channels, so that no loop over the map has to find a channel's group: on a CPU torch.compile does
+not vectorize such a loop, and leaves out elements where it slices the result (PyTorch 2.13).
 
 In the names, w is what the activation takes, w = x_hat * weight_eff + bias_eff; dw and so on are gradients.
 """
@@ -23,18 +23,17 @@ from .autograd import library_operator
 from .layout import SAMPLING_STRIDE
 
 _UNROLLED = 8
-"""A sum of fewer numbers than this is no reduction to torch.compile, which has it computed where it is used."""
+"""torch.compile unrolls a sum of fewer numbers than this and computes it where it is used."""
 
 
 def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
-    """See `autograd.Operator`."""
     x, num_groups, _, _, eps, _, _, _, silu, center = args
     if x.numel() == 0:
         return eager.forward(args)
     u, affine = _added(args), _affine(args)
     mean = None
     if center:
-        # Subtracted first, so that no large mean is squared: that of some positions.
+        # The mean of some positions is subtracted first, so that no large mean is squared.
         sample = u.flatten(2)[:, :, ::SAMPLING_STRIDE] if u.dim() > 2 else u
         origin = _in_memory(_group_means(sample, num_groups))
         centered = u - _broadcast(origin, x)
@@ -44,14 +43,13 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
         u = u - _broadcast(mean, x)
     else:
         rstd = _in_memory(torch.rsqrt(_group_means(u * u, num_groups) + eps))
-    w = _multiply_add(u, rstd, *affine.effective())
+    w = _scale_and_shift(u, rstd, *affine.effective())
     y = torch.empty_like(x).copy_(F.silu(w) if silu else w)
     stats = rstd[None] if mean is None else torch.stack((mean, rstd))
     return y, stats.unflatten(2, (num_groups, -1))[..., 0].contiguous()
 
 
 def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
-    """See `autograd.Operator`."""
     x, num_groups, _, _, _, _, _, _, silu, center = args
     if x.numel() == 0:
         return eager.backward(dy, stats, args, needs)
@@ -63,7 +61,7 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
         u = u - _broadcast(mean[0], x)
     dw = dy.to(stats.dtype)
     if silu:
-        dw = torch.ops.aten.silu_backward.default(dw, _multiply_add(u, rstd, weight, bias))
+        dw = torch.ops.aten.silu_backward.default(dw, _scale_and_shift(u, rstd, weight, bias))
     sum_dw, sum_dw_x_hat = _sum_positions(dw), _sum_positions(dw * u) * rstd
     dx = dadd = None
     if needs[0] or needs[3]:
@@ -82,7 +80,7 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
 
 
 def _added(args: NormArgs) -> Tensor:
-    """x + add in the dtype that is computed in."""
+    """x + add in the dtype of the statistics."""
     x = args.x.to(args.dtype)
     return x if args.add is None else x + _broadcast(args.add.to(x.dtype), x)
 
@@ -96,13 +94,13 @@ def _broadcast(table: Tensor, x: Tensor) -> Tensor:
     return table.reshape(*table.shape, *(1,) * (x.dim() - 2))
 
 
-def _multiply_add(u: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scale_and_shift(u: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     w = u * _broadcast(rstd if weight is None else rstd * weight, u)
     return w if bias is None else w + _broadcast(bias, u)
 
 
 def _sum_positions(t: Tensor) -> Tensor:
-    return t.flatten(2).sum(2) if t.dim() > 2 else t.clone()  # a gradient is no alias of dy
+    return t.flatten(2).sum(2) if t.dim() > 2 else t.clone()  # a gradient must not be an alias of dy
 
 
 def _sum_group(table: Tensor, num_groups: int) -> Tensor:
@@ -117,8 +115,8 @@ def _group_means(t: Tensor, num_groups: int) -> Tensor:
 
 
 def _in_memory(table: Tensor) -> Tensor:
-    """The same numbers by a reduction, whose result torch.compile always stores; anything less it computes anew for
-    every element that it is broadcast to."""
+    """The table as the result of a reduction, which torch.compile always stores; anything less is recomputed for every
+    element that it is broadcast to."""
     return table.unsqueeze(2).expand(-1, -1, _UNROLLED).amax(2)
 
 
@@ -131,8 +129,8 @@ _group_norm_silu = library_operator("group_norm_silu", _Operator(), traceable=Tr
 
 
 def group_norm_silu(args: NormArgs) -> Tensor:
-    """y, differentiable, for tracers of torch: this module for compilers; elsewhere the eager operator, which has the
-    same bits under a dispatch mode; in an exported program the reference formula, which runs without this package."""
+    """y, differentiable, as torch's tracers see it: this module when compiling, the eager operator under a dispatch
+    mode, and in an exported program the reference formula, which runs without this package."""
     if torch.compiler.is_exporting():
         return reference.group_norm_silu(args)
     return _group_norm_silu(args) if torch.compiler.is_compiling() else eager.traced_group_norm_silu(args)

@@ -1,4 +1,4 @@
-"""The public function: checks its arguments and hands them to a backend."""
+"""The public function: checks its arguments, selects a backend and calls it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Compute = Callable[[NormArgs], Tensor]
 
 
 class Backend(NamedTuple):
-    """An implementation."""
+    """A way to compute the operator."""
 
     prepare: Callable[[NormArgs], Compute]
-    """From arguments to a differentiable function for all that have their signature."""
+    """Returns a differentiable function for all arguments with the signature of those given."""
     compiled: Compute
-    """The same as torch.compile and other tracers of torch see it."""
+    """The function for torch.compile and other tracers."""
 
 
 # A new backend is one line here, one in `unsupported_reason` to say what it cannot take, and one in `_auto_backend` to
-# say where "auto" takes it. None is one whose package is not installed.
+# say where "auto" takes it. None stands for a backend whose package is not installed.
 BACKENDS: dict[str, Backend | None] = {
     "eager": Backend(lambda args: eager.group_norm_silu, fusible.group_norm_silu),
     "reference": Backend(lambda args: reference.group_norm_silu, fusible.group_norm_silu),
@@ -48,7 +48,7 @@ _TENSORS = (Tensor, nn.Parameter)
 _MAX_SPATIAL_DIMS = 3
 _announced: set[tuple[str, str, str]] = set()
 _prepared: dict[Hashable, Compute] = {}
-"""By signature: what was checked once, and by which backend it is computed."""
+"""By signature: the function of the selected backend. Arguments are checked once for each signature."""
 _MAX_PREPARED = 4096
 
 
@@ -87,22 +87,21 @@ def group_norm_silu(
         add, scale, shift: (N, C), of any of those dtypes.
         activation: "silu" or None.
         center: whether the groups' means are subtracted.
-        backend: which implementation; "auto" is the fastest that is right for x. The choice changes the
-            speed, not the formula. "cuda" and "triton" run on GPUs, the former on NVIDIA's alone, in all dtypes but
+        backend: the implementation; "auto" takes the fastest that supports x. The choice changes the speed, not the
+            formula. "cuda" and "triton" run on GPUs, the former on NVIDIA's alone, in all dtypes but
             float64; "eager" on any device; "reference" is the formula in torch ops. What torch.compile makes of the
             last two is the same.
 
     Returns:
         y of x's shape, dtype and memory format (contiguous, channels_last, channels_last_3d), without layout
         copies. Statistics are fp32 (float64 for float64), also under autocast, which changes nothing here.
-        Backward keeps x, the groups' rstd and, if centred, mean, and the small tensors. Its gradients, and y, are
-        the same bits in every run, and a sample's own (y, dx) in every batch that it is part of; code that
-        torch.compile generates for a CPU does not keep the latter.
+        Backward keeps x, the groups' rstd and, if centred, mean, and the small tensors. Results are bit-identical in
+        every run; with "cuda" and "triton" a sample's y and dx are bit-identical in every batch that it is part of.
 
     Raises:
-        TypeError: a dtype that is not supported; groups that are no integer, an eps that is no number.
-        ValueError: shapes that do not fit, groups that do not divide C, an unknown activation or backend, a backend
-            that is not for x.
+        TypeError: an unsupported dtype; num_groups is not an integer, or eps not a number.
+        ValueError: shapes do not match, num_groups does not divide C, an unknown activation or backend, a backend that
+            does not support x.
     """
     args = NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu", center)
     is_transformed = _is_transformed()
@@ -122,10 +121,10 @@ def group_norm_silu(
 
 
 def select_backend(args: NormArgs, backend: str) -> Backend:
-    """The implementation that `backend` means for these arguments.
+    """The backend of that name, or the one that "auto" takes for these arguments.
 
     Raises:
-        ValueError: there is none of that name, or it is not for x; the text says why.
+        ValueError: it does not exist or does not support x; the message says why.
     """
     if backend not in backend_names():
         raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
@@ -138,14 +137,14 @@ def select_backend(args: NormArgs, backend: str) -> Backend:
 
 
 def backend_names() -> list[str]:
-    """What `backend` may be."""
+    """The valid values of `backend`."""
     return ["auto", *BACKENDS]
 
 
 def _auto_backend(args: NormArgs) -> str:
-    """On a GPU "cuda" where its clusters hold x, which is faster by the model of the kernels' time (README.md). That is
-    a matter of a sample's shape alone, not of the batch nor of a measurement, so that a sample's bits are, too.
-    torch.compile launches Triton's kernels itself, which costs the host less than to call others."""
+    """On a GPU "cuda" where it is worthwhile, else "triton". That depends on a sample's shape alone, not on the batch
+    or a measurement, so that neither do a sample's bits. When compiling always "triton": the compiler launches its
+    kernels itself, which takes less host time."""
     x = args.x
     is_compiling = torch.compiler.is_compiling()
     if not x.is_cuda or (not is_compiling and x.numel() == 0):
@@ -159,7 +158,7 @@ def _auto_backend(args: NormArgs) -> str:
 
 
 def _announced_backend(x: Tensor, name: str, why: str) -> str:
-    """Say in the log, once, which backend "auto" is and, where it lacks something for a better one, what."""
+    """The name; logs once which backend "auto" takes and why it is not a faster one."""
     if not torch.compiler.is_compiling() and (said := (x.device.type, name, why)) not in _announced:
         _announced.add(said)
         logger.info("group_norm_silu: backend 'auto' is %r on %s%s", name, x.device.type, why and f": {why}")
@@ -167,7 +166,7 @@ def _announced_backend(x: Tensor, name: str, why: str) -> str:
 
 
 def unsupported_reason(name: str, x: Tensor) -> str | None:
-    """Why an implementation does not work for x, in words, or None."""
+    """Why a backend does not support x, or None."""
     if name == "cuda":
         return cuda_launch.unsupported_reason(x)
     if name != "triton":
@@ -186,14 +185,15 @@ def unsupported_reason(name: str, x: Tensor) -> str | None:
 
 
 def _is_transformed() -> bool:
-    """Whether the call is part of what only torch's own operations know: torch.func, forward mode, torch.jit.trace."""
+    """Whether a transform is active that only torch's own operations support: torch.func, forward mode AD,
+    torch.jit.trace."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Whether torch's dispatcher has to see the call: of a subclass, as FakeTensor, or under a dispatch mode."""
+    """Whether torch's dispatcher has to see the call: x is a subclass, as FakeTensor, or a dispatch mode is active."""
     return torch._C._len_torch_dispatch_stack() > 0 or type(x) not in _TENSORS
 
 

@@ -8,5 +8,5 @@ _KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module also calls hooks of its own, before or after its forward or in backward."""
+    """Whether the module has forward or backward hooks."""
     return any(getattr(module, kind) for kind in _KINDS)

@@ -1,4 +1,4 @@
-"""A tensor of any number of dimensions as one of two 3-D layouts, and tables per channel or group."""
+"""Memory layouts: what kernels require of their tensors, and a feature map of any rank as a 3-D tensor."""
 
 from __future__ import annotations
 
@@ -8,66 +8,79 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from .batch_invariant import sum_columns, sum_rows
+from .arguments import NormArgs
 
-_CPU_PART = 2**20  # elements: what the passes over a part read and write stays in the caches
-_GPU_PART = 2**30  # elements: below the 2^31 that many kernels can count
+_CPU_CHUNK = 2**20  # elements: what the passes over a chunk read and write stays in the caches
 _ROW = 1024  # elements: a row long enough for a kernel's inner loop
 SAMPLING_STRIDE = 31  # positions; their mean is off by sqrt(31) standard deviations at most
 
 
-class Layout:
-    """Rows (N, S / k, k * C), that is channels_last, or columns (N, C, S), that is contiguous; S positions.
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x is dense with channels last, and not contiguous as well."""
+    if x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.movedim(1, -1).is_contiguous()
 
-    k positions are folded into a row, because kernels that broadcast a table over short rows are slow. What
-    lies in memory in neither way is read as columns. A table, (N, G, C / G), has a number for each channel;
-    (N, G, 1) has one for each group, (1, G, C / G) one for all samples.
+
+def dense(args: NormArgs) -> NormArgs:
+    """The arguments with x contiguous or channels_last, and the channels of the others adjacent in memory.
+
+    Rows of tables need not be: scale and shift are often the halves of one projection.
+    """
+    x, *others = args.tensors
+    x = x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
+    weight, bias, add, scale, shift = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in others)
+    return args._replace(x=x, weight=weight, bias=bias, add=add, scale=scale, shift=shift)
+
+
+def with_strides_of(t: Tensor, like: Tensor) -> Tensor:
+    """A tensor with the strides of another of its shape; t itself if it has them."""
+    return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)
+
+
+class Layout:
+    """A dense x as rows (N, S / k, k * C) where it is channels_last, else as columns (N, C, S); S positions.
+
+    k positions are folded into a row, because kernels that broadcast a table over short rows are slow. A table,
+    (N, G, C / G), has a number for each channel; (N, G, 1) has one for each group, (1, G, C / G) one for all samples.
     """
 
     def __init__(self, x: Tensor, num_groups: int) -> None:
-        self.channels, self.num_groups = x.shape[1], num_groups
+        self.x, self.channels, self.num_groups = x, x.shape[1], num_groups
         self.group_channels = self.channels // num_groups
         self.positions = x.shape[2:].numel()
-        self.shape, self.strides = x.shape, x.stride()
-        is_columns = x.is_contiguous()
-        self.is_rows = not is_columns and x.movedim(1, -1).is_contiguous()
-        self.is_dense = is_columns or self.is_rows
+        self.is_rows = is_channels_last(x)
         # The largest power of two that divides S and keeps the row within bounds.
         self.positions_per_row = gcd(self.positions, 1 << (max(1, _ROW // self.channels).bit_length() - 1))
 
     def view(self, t: Tensor) -> Tensor:
-        """A tensor of x's shape as a contiguous 3-D tensor; a copy only where it does not lie as x does."""
+        """A tensor with x's shape and strides as a contiguous 3-D tensor."""
         if not self.is_rows:
-            return t.contiguous().view(t.shape[0], self.channels, self.positions)
-        if t.stride() != self.strides:
-            t = t.movedim(1, -1).contiguous().movedim(-1, 1)
-        step, row = self.positions * self.channels, self.positions_per_row * self.channels
-        return t.as_strided((t.shape[0], self.positions // self.positions_per_row, row), (step, row, 1))
+            return t.view(t.shape[0], self.channels, self.positions)
+        row = self.positions_per_row * self.channels
+        return t.as_strided((t.shape[0], self.positions // self.positions_per_row, row), (t.stride(0), row, 1))
 
-    def unview(self, t: Tensor) -> Tensor:
-        """A 3-D tensor, of any number of samples, by x's dimensions and the strides PyTorch expects of them, which x's
-        own are not where a size is 1."""
-        shape = (t.shape[0], *self.shape[1:])
-        order = [1, *range(len(shape) - 1, 1, -1), 0] if self.is_rows else range(len(shape) - 1, -1, -1)
-        strides, step = [0] * len(shape), 1
-        for dim in order:
-            strides[dim] = step
-            step *= shape[dim]
-        return t.as_strided(shape, strides)
+    def channels_last_4d(self, rows: Tensor) -> Tensor:
+        """Rows as (N, C, S, 1) with channels last."""
+        step = self.positions * self.channels
+        strides = (step, 1, self.channels, self.channels)
+        return rows.as_strided((rows.shape[0], self.channels, self.positions, 1), strides)
 
-    def write_back(self, result: Tensor, t: Tensor) -> None:
-        """Write `result`, which was `view(t)`, to t where the view could not share its memory."""
-        if not self.is_dense:
-            t.copy_(result.view(t.shape))
+    def batch_chunks(self) -> Iterator[slice]:
+        """Ranges of samples to be processed one after the other."""
+        batch = len(self.x)
+        step = max(1, _CPU_CHUNK // (self.channels * self.positions)) if self.x.device.type == "cpu" else batch
+        return (slice(start, min(batch, start + step)) for start in range(0, batch, step))
 
-    def batch_chunks(self, x: Tensor, multiple: int = 1) -> Iterator[slice]:
-        """Ranges of samples, a multiple of some number but for the last, to be worked on one after the other.
-
-        How the batch is divided has no effect on any number.
-        """
-        size = _CPU_PART if x.device.type == "cpu" else _GPU_PART
-        step = max(1, size // (self.channels * self.positions * multiple)) * multiple
-        return (slice(start, start + step) for start in range(0, x.shape[0], step))
+    def write(self, result: Tensor, chunk: slice, part: Tensor) -> Tensor:
+        """`result`, like x, with a chunk of its samples from a 3-D tensor; that itself where it is all of it."""
+        if part.shape[0] == self.x.shape[0] and part.dtype == self.x.dtype:
+            # Detached, because autograd does not let a view that was made without gradients be changed in place.
+            return part.as_strided(result.shape, result.stride()).detach()
+        target = self.view(result)[chunk]
+        if part.data_ptr() != target.data_ptr():  # if not written in place
+            target.copy_(part)
+        return result
 
     def per_channel(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """(C,) or (N, C) -> a table."""
@@ -81,21 +94,18 @@ class Layout:
         return folded.reshape(-1, 1, self.positions_per_row * self.channels)
 
     def sums(self, t: Tensor) -> Tensor:
-        """A 3-D tensor's sums over the positions, as a table of channels."""
-        sums = sum_rows(self._unfold(t)) if self.is_rows else sum_columns(t)
+        """Sums of a 3-D tensor over the positions, as a table of channels."""
+        sums = t.view(-1, self.positions, self.channels).sum(1) if self.is_rows else t.sum(2)
         return sums.view(-1, self.num_groups, self.group_channels)
-
-    def _unfold(self, rows: Tensor) -> Tensor:
-        return rows.view(-1, self.positions, self.channels)
 
     def group_means(self, sums: Tensor) -> Tensor:
         """Sums over the positions -> a table of the groups' means."""
         return sums.sum(2, keepdim=True).div_(self.group_channels * self.positions)
 
-    def estimate_group_means(self, t: Tensor) -> Tensor:
+    def estimate_group_means(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """A table of the groups' means over some of the positions of a 3-D tensor."""
-        sample = self._unfold(t)[:, ::SAMPLING_STRIDE] if self.is_rows else t[:, :, ::SAMPLING_STRIDE]
-        sample = sample if sample.dtype == torch.float64 else sample.float()
-        sums = sum_rows(sample) if self.is_rows else sum_columns(sample)
-        table = sums.view(-1, self.num_groups, self.group_channels)
-        return table.mean(2, keepdim=True).div_(-(-self.positions // SAMPLING_STRIDE))
+        if self.is_rows:
+            means = t.view(-1, self.positions, self.channels)[:, ::SAMPLING_STRIDE].mean(1, dtype=dtype)
+        else:
+            means = t[:, :, ::SAMPLING_STRIDE].mean(2, dtype=dtype)
+        return means.view(-1, self.num_groups, self.group_channels).mean(2, keepdim=True)

@@ -11,8 +11,8 @@ from .group_norm_silu import ACTIVATIONS, backend_names, group_norm_silu
 class GroupNormSiLU(nn.Module):
     """torch.nn.GroupNorm with the conditioning and the SiLU of a diffusion U-Net's blocks in one operation.
 
-    Parameters `weight` and `bias`, (C,), are named and initialized as nn.GroupNorm's, so state dicts pass
-    both ways. See `gnunet.ops.group_norm_silu` for the formula, shapes, dtypes and backends.
+    Parameters `weight` and `bias`, (C,), are named and initialized as in nn.GroupNorm, so that state dicts load both
+    ways. See `gnunet.ops.group_norm_silu` for the formula, shapes, dtypes and backends.
 
     Raises:
         ValueError: num_groups does not divide num_channels; an unknown activation or backend.

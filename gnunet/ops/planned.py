@@ -1,4 +1,4 @@
-"""An operator by kernels: what is allocated and launched is planned once for all arguments of one signature."""
+"""Operators made of kernels: allocations and launches are planned once for all arguments of one signature."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import NormArgs
+from .arguments import TENSORS, NormArgs
+from .layout import dense, is_channels_last, with_strides_of
 
-FORWARD_TENSORS = ("x", "weight", "bias", "add", "scale", "shift", "y")
-"""What the kernels of forward are given, in this order, before a plan's own buffers."""
-BACKWARD_TENSORS = (
-    "x", "weight", "bias", "add", "scale", "shift", "dy", "stats", "dx", "dweight", "dbias", "dadd", "dscale", "dshift",
-)  # fmt: skip
-"""The same of backward."""
+FORWARD_TENSORS = (*TENSORS, "y")
+"""What the forward kernels are given, in this order, before a plan's own buffers."""
+BACKWARD_TENSORS = (*TENSORS, "dy", "stats", *(f"d{name}" for name in TENSORS))
+"""The same of the backward kernels."""
 Execute = Callable[[tuple[Tensor | None, ...]], None]
-"""Launches a plan's kernels on these tensors."""
+"""Launches the kernels of a plan on these tensors."""
 
 
 class Plan(NamedTuple):
     launches: list[Any]
     buffers: dict[str, int]
-    """The sizes, in fp32, of what is allocated beside y and the gradients; forward has "stats" alone."""
+    """Name and number of fp32 elements of each tensor to allocate in addition to y and the gradients; forward has one,
+    "stats"."""
 
 
 class Planner(NamedTuple):
-    """A kind of kernels."""
+    """How a backend plans and launches its kernels."""
 
     plan_forward: Callable[[NormArgs], Plan]
     plan_backward: Callable[[NormArgs, Sequence[bool]], Plan]
-    """Of the gradients that are needed."""
+    """For the gradients that are needed."""
     executable: Callable[[Sequence[Any], tuple[str, ...], int | None], Execute]
-    """From a plan's launches, the names of their tensors and the number of the device to what launches them."""
+    """From the launches of a plan, the names of its tensors and the index of the device."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a tensor its tiling depends on. channels_last: in memory (N, S, C), else (N, C, S), of S positions.
+    """The properties of x that its tiling depends on. channels_last: in memory (N, S, C), else (N, C, S); S positions.
 
-    The batch size is not part of it, so that a sample is reduced in the same order, with bit-identical results, in any
+    The batch size is not one of them, so that a sample is reduced in the same order, with bit-identical results, in any
     batch.
     """
 
@@ -63,7 +63,7 @@ class Shape:
 
 
 class PlannedOperator:
-    """An `autograd.Operator` for arguments of one signature: all that follows from it is decided once."""
+    """An `autograd.Operator` for arguments of one signature."""
 
     def __init__(self, args: NormArgs, planner: Planner) -> None:
         self.planner = planner
@@ -74,16 +74,16 @@ class PlannedOperator:
         inner = dense(args) if self.copies else args
         plan = self.plans.get(()) or self._prepare((), inner, self.planner.plan_forward(inner), FORWARD_TENSORS)
         y, stats = run_forward(inner, *plan)
-        return (as_laid_out(y, torch.empty_like(args.x)) if self.copies else y), stats
+        return (with_strides_of(y, torch.empty_like(args.x)) if self.copies else y), stats
 
     def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
         inner = dense(args) if self.copies else args
         key = tuple(needs)
         plan = self.plans.get(key)
         plan = plan or self._prepare(key, inner, self.planner.plan_backward(inner, needs), BACKWARD_TENSORS)
-        grads = run_backward(as_laid_out(dy, inner.x), stats, inner, needs, *plan)
+        grads = run_backward(with_strides_of(dy, inner.x), stats, inner, needs, *plan)
         if self.copies and needs[0]:
-            grads[0] = as_laid_out(grads[0], torch.empty_like(args.x))
+            grads[0] = with_strides_of(grads[0], torch.empty_like(args.x))
         return grads
 
     def _prepare(
@@ -95,9 +95,8 @@ class PlannedOperator:
 
 def run_forward(args: NormArgs, buffers: Sequence[Tensor | None], execute: Execute) -> tuple[Tensor, Tensor]:
     """y and the statistics, by a plan made for these arguments, with buffers like its `_buffers`."""
-    x, _, weight, bias, _, add, scale, shift, _, _ = args
-    y, stats = torch.empty_like(x), torch.empty_like(buffers[0])  # type: ignore[arg-type]
-    execute((x, weight, bias, add, scale, shift, y, stats))
+    y, stats = torch.empty_like(args.x), torch.empty_like(buffers[0])  # type: ignore[arg-type]
+    execute((*args.tensors, y, stats))
     return y, stats
 
 
@@ -110,38 +109,14 @@ def run_backward(
     execute: Execute,
 ) -> list[Tensor]:
     """The gradients that are needed, by a plan made for these arguments."""
-    x, _, weight, bias, _, add, scale, shift, _, _ = args
-    # Of what `dense` returns these are laid out as the kernels write them.
-    grads = [
-        torch.empty_like(t) if need else None  # type: ignore[arg-type]
-        for t, need in zip((x, weight, bias, add, scale, shift), needs, strict=True)
-    ]
+    tensors = args.tensors
+    # The arguments are `dense`, so that empty_like has the strides with which the kernels write.
+    grads = [torch.empty_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
     workspace = [None if t is None else torch.empty_like(t) for t in buffers]
-    execute((x, weight, bias, add, scale, shift, dy, stats, *grads, *workspace))
+    execute((*tensors, dy, stats, *grads, *workspace))
     return [grad for grad in grads if grad is not None]
 
 
 def _buffers(x: Tensor, sizes: Iterable[int]) -> list[Tensor | None]:
-    """For each size a tensor to call torch.empty_like with, quicker than with a size, which takes no memory itself."""
+    """For each size an expanded tensor for torch.empty_like, which is faster than torch.empty with a size."""
     return [x.new_empty((), dtype=torch.float32).expand(size) if size else None for size in sizes]
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether x is dense with channels last; what is dense in neither way is copied to be contiguous."""
-    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
-
-
-def dense(args: NormArgs) -> NormArgs:
-    """The arguments as kernels take them: x dense, the channels of the others side by side.
-
-    Rows of tables need not be: scale and shift are often the halves of one projection.
-    """
-    x, *others = args.tensors
-    x = x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
-    weight, bias, add, scale, shift = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in others)
-    return args._replace(x=x, weight=weight, bias=bias, add=add, scale=scale, shift=shift)
-
-
-def as_laid_out(t: Tensor, like: Tensor) -> Tensor:
-    """A tensor with the strides of another of its shape; itself if it has them."""
-    return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)

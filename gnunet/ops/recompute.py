@@ -1,9 +1,9 @@
-"""Layers whose input is made again in backward instead of being kept.
+"""Layers whose input is recomputed in the backward pass instead of being kept.
 
-A convolution keeps its input, to find its weight's gradient with. Where that input is cheap to make from
-tensors that are kept anyway (what a normalization takes, a feature map before it is enlarged, the parts of a
-concatenation), keeping those alone saves the larger part of what a U-Net holds for backward. Unlike
-torch.utils.checkpoint, which runs a whole function again, nothing but the input is computed twice.
+A convolution keeps its input, for the gradient of its weight. Where that input is cheap to compute from tensors that
+are kept anyway (what a normalization takes, a feature map before it is upsampled, the parts of a concatenation),
+keeping those alone saves the larger part of what a U-Net holds for backward. torch.utils.checkpoint would also run
+layers again, or keep their outputs (assets/LOG.md); here nothing but the input is computed twice.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def checkpoint_inputs(
 
         (y,) = checkpoint_inputs(lambda norm, x, t: (norm(x, add=t),), (x, t), (conv,), norm=norm)
 
-    is conv(norm(x, add=t)). Outputs and gradients have the bits of the plain calls. And it is the plain calls
-    where there is nothing to gain or too much to take care of: without gradients; with a layer that is not
-    exactly one of torch's convolutions or nn.Linear, a norm that is no GroupNormSiLU, hooks on one of them.
+    is conv(norm(x, add=t)). Outputs and gradients are bit-identical to those of the plain calls, which are made without
+    gradients, with a layer that is not exactly one of torch's convolutions or nn.Linear, with a norm that is not a
+    GroupNormSiLU, and with hooks on one of them.
 
     Args:
-        input_fn: from the norm and the saved tensors to one batched input for each layer, all of their own or shared. A
-            function of nothing else, without randomness or side effects, and cheap: it runs again in backward.
+        input_fn: from the norm and the saved tensors to one batched input for each layer. A function of nothing else,
+            without randomness or side effects, and cheap: it runs again in the backward pass.
         saved: tensors, which are kept, or None.
         layers: convolutions or linear layers.
         norm: what `input_fn` gets as its first argument, or None.
         dropout: probability in [0, 1) that an element of an input is set to zero. Its mask is kept, one byte
             an element.
-        enabled: False is the plain calls.
+        enabled: False makes the plain calls.
 
-    Works under autocast, on DDP's parameters, inside torch.utils.checkpoint, in torch.compile (which is told
-    by torch.utils.checkpoint to do the same); derivatives of any order are right.
+    Works under autocast, with DDP and FSDP2, inside torch.utils.checkpoint and in torch.compile, and has derivatives
+    of any order.
     """
     if enabled and torch.is_grad_enabled() and _can_recompute(norm):
         if torch.compiler.is_compiling():
@@ -78,7 +78,7 @@ def _can_recompute(norm: nn.Module | None) -> bool:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling the layer is no more than the operation that its type stands for."""
+    """Whether calling the layer is just the operation that its type stands for."""
     if type(layer) in _CONVOLUTIONS:
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and _has_no_hooks(layer)
     return type(layer) is nn.Linear and _has_no_hooks(layer)
@@ -90,7 +90,7 @@ def _has_no_hooks(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of checkpoint_inputs, but for the tensors."""
+    """The arguments of checkpoint_inputs without the tensors."""
 
     input_fn: InputFn
     norm: Any
@@ -99,7 +99,7 @@ class _Call:
     num_saved: int
 
     def parameters(self) -> list[Tensor | None]:
-        """The norm's two, if there is one, and two of each layer."""
+        """Weight and bias of the norm, if there is one, and of each layer."""
         modules = self.layers if self.norm is None else (self.norm, *self.layers)
         return [parameter for module in modules for parameter in (module.weight, module.bias)]
 
@@ -145,7 +145,7 @@ class _RecomputeInputFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *dys: Tensor | None) -> tuple[Tensor | None, ...]:
         call, create_graph = ctx.call, torch.is_grad_enabled()
-        # Looked at once, because torch.utils.checkpoint computes saved tensors at each look.
+        # Read once, because torch.utils.checkpoint recomputes saved tensors at each access.
         given, parameters, masks = call.split(ctx.saved_tensors)
         needs, layer_needs, _ = call.split(ctx.needs_input_grad[1:])
         with torch.enable_grad(), _autocast(ctx.device_type, ctx.autocast_dtype):
@@ -176,7 +176,7 @@ class _RecomputeInputFunction(torch.autograd.Function):
 
 
 def _as_grad_leaf(t: Tensor | None, need: bool, create_graph: bool) -> Tensor | None:
-    """t as an input to take gradients to, where there is need; joined to the graph it is part of on create_graph."""
+    """t as an input to differentiate with respect to, if needed; part of its graph if create_graph."""
     if t is None:
         return None
     if create_graph:
@@ -201,7 +201,7 @@ def _run(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _gradients(
     layer: Any, dy: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Those of x, weight and bias that `needs` asks for."""
+    """The gradients of x, weight and bias that are needed."""
     if isinstance(layer, nn.Linear):
         rows = dy.flatten(0, -2)
         dx = (rows @ weight).view(x.shape) if needs[0] else None
@@ -211,12 +211,12 @@ def _gradients(
 
 
 def _cast(t: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """As autocast does in front of these layers, which leaves float64 alone."""
+    """t as autocast casts it before these layers; float64 is left alone."""
     return t if dtype is None or t.dtype == torch.float64 else t.to(dtype)
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The type that autocast now gives to these layers; None where it is off."""
+    """The dtype that autocast now casts to for these layers; None where it is off."""
     if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
@@ -225,7 +225,7 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
 def _autocast(device_type: str, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """Autocast as it was when `_autocast_dtype` gave this dtype, but without its cache of parameters' copies.
 
-    The cache would hold them for as long as autocast is on, and for calls that want them with a gradient.
+    The cache would keep them while autocast is on, also for calls that need them with a gradient.
     """
     if dtype is None and _autocast_dtype(device_type) is None:
         return nullcontext()

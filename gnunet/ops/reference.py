@@ -10,10 +10,10 @@ from .arguments import NormArgs
 
 
 def group_norm_silu(args: NormArgs) -> Tensor:
-    """The definition that every other implementation is measured against.
+    """The definition against which every other backend is tested.
 
-    Computes in float64 where x is float64 and in float32 otherwise, whatever autocast says; differentiable any number
-    of times; saves whatever autograd saves. Returns x's shape, dtype and memory format.
+    Computes in float64 where x is float64 and in float32 otherwise, also under autocast; differentiable any number of
+    times. Returns x's shape, dtype and memory format.
     """
     x, num_groups, weight, bias, eps, add, scale, shift, silu, center = args
     spatial = (1,) * (x.dim() - 2)

@@ -202,3 +202,24 @@ def test_weight_and_bias_of_any_strides():
             results.append([y, *torch.autograd.grad(y.square().sum(), [x, *leaves])])
         for ours, formula in zip(*results, strict=True):
             torch.testing.assert_close(ours, formula, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_two_runs_are_bit_identical(make_case, layout):
+    case = make_case((5, 48, 17, 19), 8, layout=layout, given=("weight", "bias", "add", "scale", "shift"))
+    dy = torch.randn(case.x.shape)
+    first, second = case.run_with_gradients(dy), case.run_with_gradients(dy)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_sample_of_nan_does_not_affect_the_others(make_case, layout, center):
+    case = make_case((3, 48, 17, 19), 8, layout=layout, center=center, given=("weight", "bias", "scale", "shift"))
+    dy = torch.randn(case.x.shape)
+    expected = case.run_with_gradients(dy)
+    with torch.no_grad():
+        case.x[1] = torch.nan
+    results = case.run_with_gradients(dy)
+    for name in ("y", "dx", "dscale", "dshift"):
+        assert torch.equal(results[name][[0, 2]], expected[name][[0, 2]]), name

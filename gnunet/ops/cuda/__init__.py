@@ -1,1 +1,1 @@
-"""The operator by kernels in CUDA C++, compiled as they are needed. See README.md in the folder above."""
+"""The operator as kernels in CUDA C++, compiled as they are needed. See README.md in the folder above."""

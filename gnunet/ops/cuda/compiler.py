@@ -1,7 +1,7 @@
-"""The kernels' source compiled: for a GPU by NVRTC, which comes with PyTorch, for a CPU by g++, for tests.
+"""Compiles the kernels: for a GPU by NVRTC, which comes with PyTorch, and for tests on a CPU by g++.
 
-What is compiled is kept on disk, by source, options and compiler, in GNUNET_KERNEL_CACHE or, where that is not set, in
-the user's cache folder.
+The results are cached on disk by source, options and compiler, in GNUNET_KERNEL_CACHE or, if that is not set, in the
+user's cache folder.
 """
 
 from __future__ import annotations
@@ -24,23 +24,27 @@ import torch
 SOURCE = Path(__file__).with_name("group_norm_silu.cu")
 SHIM = Path(__file__).with_name("host_shim.h")
 _VERSIONS = ("13", "12")
-"""Of NVRTC, that know Hopper's instructions. That of torch's CUDA comes first: the driver can load what it compiles."""
+"""Versions of NVRTC that know Hopper's instructions. That of torch's CUDA comes first: the driver can load its code."""
 
 
 def cubin(options: Sequence[str], arch: int) -> bytes:
     """The machine code for a GPU of compute capability arch / 10, with names defined as in ["WIDTH=32"].
 
     Raises:
-        RuntimeError: NVRTC is missing, or cannot compile it; the text has its messages.
+        RuntimeError: NVRTC is missing or fails; the message includes its log.
     """
     nvrtc = _nvrtc()
     if nvrtc is None:
         raise RuntimeError(MISSING)
-    flags = [f"--gpu-architecture=sm_{_known(nvrtc, arch)}", "--std=c++17", *(f"-D{option}" for option in options)]
+    flags = [
+        f"--gpu-architecture=sm_{_newest_arch(nvrtc, arch)}",
+        "--std=c++17",
+        *(f"-D{option}" for option in options),
+    ]
     version = (ctypes.c_int(), ctypes.c_int())
     nvrtc.nvrtcVersion(*map(ctypes.byref, version))
     source = SOURCE.read_text()
-    path = _kept([*flags, *(str(number.value) for number in version), source], ".cubin")
+    path = _cache_path([*flags, *(str(number.value) for number in version), source], ".cubin")
     with suppress(OSError, AttributeError):
         return path.read_bytes()  # type: ignore[union-attr]
     code = _compile(nvrtc, source, flags)
@@ -57,7 +61,7 @@ MISSING = "needs NVRTC of CUDA 12 or 13, which CUDA builds of torch bring along 
 
 
 def nvrtc_problem(arch: int) -> str | None:
-    """Why nothing can be compiled for such a GPU, in words, or None."""
+    """Why nothing can be compiled for such a GPU, or None."""
     nvrtc = _nvrtc()
     if nvrtc is None:
         return MISSING
@@ -73,11 +77,13 @@ def probe(arch: int) -> bytes:
     """A kernel that does nothing, called `nothing`."""
     nvrtc = _nvrtc()
     assert nvrtc is not None
-    return _compile(nvrtc, 'extern "C" __global__ void nothing() {}', [f"--gpu-architecture=sm_{_known(nvrtc, arch)}"])
+    return _compile(
+        nvrtc, 'extern "C" __global__ void nothing() {}', [f"--gpu-architecture=sm_{_newest_arch(nvrtc, arch)}"]
+    )
 
 
-def _known(nvrtc: ctypes.CDLL, arch: int) -> int:
-    """The newest architecture that NVRTC knows and whose code such a GPU runs: of its generation, and no newer."""
+def _newest_arch(nvrtc: ctypes.CDLL, arch: int) -> int:
+    """The newest architecture of the GPU's generation, and not newer than it, that NVRTC knows."""
     count = ctypes.c_int()
     nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     known = (ctypes.c_int * count.value)()
@@ -123,14 +129,14 @@ def _compile(nvrtc: ctypes.CDLL, source: str, flags: list[str]) -> bytes:
 
 
 def host_library(options: Sequence[str], sanitizer: str | None = None) -> Path:
-    """The source as a library for this CPU, of which `run` launches a kernel. Needs g++.
+    """The source as a library for this CPU, whose `run` launches a kernel. Needs g++.
 
     Args:
         sanitizer: of -fsanitize, as in "address".
     """
     flags = ["-O1", "-g", "-std=c++17", "-shared", "-fPIC", "-DHOST_SHIM", *(f"-D{option}" for option in options)]
     flags += [f"-fsanitize={sanitizer}"] if sanitizer else []
-    path = _kept([*flags, SOURCE.read_text(), SHIM.read_text()], ".so")
+    path = _cache_path([*flags, SOURCE.read_text(), SHIM.read_text()], ".so")
     path = path or Path(tempfile.mkdtemp(), "host.so")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +147,8 @@ def host_library(options: Sequence[str], sanitizer: str | None = None) -> Path:
     return path
 
 
-def _kept(key: list[str], suffix: str) -> Path | None:
-    """Where what has such a key is kept; None where there is no folder for it."""
+def _cache_path(key: list[str], suffix: str) -> Path | None:
+    """The path in the cache for a key; None without a cache folder."""
     try:
         cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # a user without a home

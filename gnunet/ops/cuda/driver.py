@@ -42,14 +42,14 @@ def _check(status: int) -> None:
 
 
 def _enter(device: int) -> None:
-    """Make PyTorch's context current, which in a thread that has called nothing of CUDA's, as autograd's, none is."""
+    """Make PyTorch's context current: a thread that has not called CUDA yet, as autograd's, has none."""
     context = ctypes.c_void_p()
     _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
     _check(_driver().cuCtxSetCurrent(context))
 
 
 def load(device: int, cubin: bytes, name: str, shared_bytes: int, ranks: int) -> ctypes.c_void_p:
-    """A kernel of a cubin on a device, allowed so much shared memory and such clusters; it is never unloaded."""
+    """A kernel of a cubin, allowed this much shared memory and clusters of this size; it is never unloaded."""
     _enter(device)
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
@@ -61,7 +61,7 @@ def load(device: int, cubin: bytes, name: str, shared_bytes: int, ranks: int) ->
 
 
 def max_active_clusters(function: ctypes.c_void_p, threads: int, ranks: int, shared_bytes: int) -> int:
-    """How many clusters of a kernel the device runs at a time; 0 where it has no place for one."""
+    """How many clusters of a kernel the device runs at a time; 0 if it cannot hold one."""
     attribute, count = _Attribute(_CLUSTER_DIMENSION, 0, (ranks, 1, 1)), ctypes.c_int()
     config = _Config((ranks, 1, 1), (threads, 1, 1), shared_bytes, None, ctypes.addressof(attribute), 1)
     status = _driver().cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(config))
@@ -69,7 +69,7 @@ def max_active_clusters(function: ctypes.c_void_p, threads: int, ranks: int, sha
 
 
 class Launcher:
-    """Launches a kernel that takes one structure, which it copies, always on the same number of thread blocks."""
+    """Launches a kernel that takes one structure, by value, always on the same number of thread blocks."""
 
     def __init__(
         self,

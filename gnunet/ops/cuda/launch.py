@@ -1,7 +1,7 @@
-"""The operator by the kernels of group_norm_silu.cu: what is compiled, allocated and launched.
+"""The backend "cuda": what of group_norm_silu.cu is compiled, allocated for and launched.
 
-On a GPU, and, where GNUNET_EMULATE_CUDA is set, for tests, on a CPU: by host_shim.h, with 1; with "address" under
-AddressSanitizer too, which the process must have preloaded.
+For tests, GNUNET_EMULATE_CUDA=1 runs the kernels on a CPU by host_shim.h; with "address" also under AddressSanitizer,
+which the process must have preloaded.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ _CONSTANTS = (
     "CHANNELS", "NUM_GROUPS", "WIDTH", "VECTOR", "LANES", "ROWS", "FOLD", "THREADS", "RANKS", "RESIDENT", "THREAD_SUMS",
     "FITS", "NEED_X", "NEED_SUMS", "NEED_D",
 )  # fmt: skip
-"""What is defined when the source is compiled; the emulation, compiled once, is told in each launch."""
+"""What is defined when the source is compiled; the emulation, compiled once, receives it in each launch."""
 _FORWARD_POINTERS = ("x", "", "weight", "bias", "add", "scale", "shift", "y", "stats", *[""] * 6)
 _BACKWARD_POINTERS = (
     "x", "dy", "weight", "bias", "add", "scale", "shift", "dx", "stats", "dweight", "dbias", "dadd", "dscale", "dshift",
     "sums",
 )  # fmt: skip
 _POINTERS = {"forward": _FORWARD_POINTERS, "backward": _BACKWARD_POINTERS, "affine": _BACKWARD_POINTERS}
-"""The tensors at the beginning of the kernels' parameters, `Params`."""
+"""The tensors at the beginning of `Params`, the parameters of the kernels."""
 _FORMAT = "15Q4qf3i"
-"""Of the parameters."""
+"""The format of `Params` for `struct`."""
 _ALIGNMENT = 16
-"""Bytes, of x, y and their gradients; torch.empty gives more."""
+"""Alignment in bytes of x, y and their gradients; torch.empty gives more."""
 _MIN_CAPABILITY = 8
-"""Of GPUs that copy to shared memory while they compute."""
+"""The compute capability of the first GPUs that copy to shared memory asynchronously."""
 _WORTH_READING = 64
-"""Bytes of a row of channels, the least with which clusters are faster than Triton's two passes."""
+"""The least bytes of a row of channels with which clusters are faster than Triton's two passes."""
 _CLUSTERS = 9
-"""Compute capability of the first GPUs with clusters."""
+"""The compute capability of the first GPUs with clusters."""
 _LARGE_CLUSTER, _CLUSTER_THREADS = 16, 512
-"""Thread blocks of a cluster that some GPUs have a place for, others not, and their threads."""
+"""Thread blocks, and threads of each, of a cluster that only some GPUs can hold."""
 CHANNELS_AT_ONCE, _SAMPLES_AT_ONCE = 32, 16
-"""Of a thread block that adds up the sums of samples; group_norm_silu.cu has the same numbers."""
+"""Channels and samples of a thread block that adds up the sums of samples; group_norm_silu.cu has the same numbers."""
 _MAX_PLANNED = 4096
 
 
 class Launch(NamedTuple):
-    """A kernel, what is defined for it, its size, and its parameters after the pointers.
+    """A kernel, the values of _CONSTANTS, its size, and its parameters after the pointers.
 
     tiling: None for the kernel that adds up the sums of samples.
     """
@@ -110,7 +110,7 @@ def _arch(index: int) -> int:
 
 
 def tilings(shape: Shape, gpu: Gpu, has_add: bool) -> tuple[Tiling, Tiling] | None:
-    """Forward's and backward's; None where the kernels do not take the shape."""
+    """The tilings of forward and backward; None where the kernels do not support the shape."""
     forward, backward = choose_tiling(shape, gpu, 1, 0), choose_tiling(shape, gpu, 2, 2 + has_add)
     return None if forward is None or backward is None else (forward, backward)
 
@@ -126,8 +126,8 @@ def _tilings(args: NormArgs) -> tuple[Tiling, Tiling]:
 
 
 def is_worthwhile(args: NormArgs) -> bool:
-    """Whether these kernels are faster than Triton's, as assets/benchmarks has them: where both directions read
-    everything once, contiguous channels by clusters, and channels last in long rows, without clusters of 16."""
+    """Whether these kernels are faster than Triton's (measured, assets/benchmarks): both directions read everything
+    once, contiguous channels by clusters, channels_last in long rows and without clusters of 16."""
     shape = Shape.of(args)
     found = tilings(shape, gpu_of(args.x.device), args.add is not None)
     if found is None or not all(tiling.fits for tiling in found):
@@ -158,9 +158,9 @@ def _launch(direction: str, args: NormArgs, tiling: Tiling, needs: Sequence[bool
 
 
 def _affine_launch(launch: Launch) -> Launch:
-    """What adds up the sums that a backward launch leaves for each sample."""
+    """The launch that adds up the sums that a backward launch has stored for each sample."""
     channels = launch.constants[_CONSTANTS.index("CHANNELS")]
-    # The others are the same for all tilings, so that it has one kernel.
+    # The other constants are 1 for all tilings, so that there is one kernel for all of them.
     of_sums = ("WEIGHT_TYPE", "BIAS_TYPE", "CHANNELS")
     constants = tuple(
         n if name in of_sums else channels if name == "NUM_GROUPS" else 1
@@ -172,13 +172,13 @@ def _affine_launch(launch: Launch) -> Launch:
 
 
 def plan_forward(args: NormArgs) -> Plan:
-    """Buffer: the statistics, mean and rstd, or rstd alone, of the groups of all samples."""
+    """The buffer holds the statistics of all groups."""
     launch = _launch("forward", args, _tilings(args)[0], [False] * 6)
     return Plan([launch], {"stats": math.prod(_stats_shape(args))})
 
 
 def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
-    """Buffer: sums of channels."""
+    """The buffer holds the sums of each sample's channels."""
     launch = _launch("backward", args, _tilings(args)[1], needs)
     if len(args.x) == 1 or not (needs[1] or needs[2]):
         return Plan([launch], {"sums": 0})
@@ -190,7 +190,7 @@ def _stats_shape(args: NormArgs) -> tuple[int, int, int]:
 
 
 class _Executable:
-    """Launches a plan's kernels, all of which are given the same structure."""
+    """Launches the kernels of a plan, which all take the same structure."""
 
     def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> None:
         assert device is not None
@@ -234,7 +234,6 @@ class _Executable:
 
 @cache
 def _function(device: int, options: tuple[str, ...], kernel: str, shared_bytes: int, ranks: int) -> ctypes.c_void_p:
-    """A kernel, loaded once."""
     return driver.load(device, compiler.cubin(options, _arch(device)), kernel, shared_bytes, ranks)
 
 
@@ -245,7 +244,7 @@ def _emulator() -> Any:
 
 
 class _Emulation:
-    """Runs a plan's kernels on a CPU, after filling what they must write with NaN."""
+    """Runs the kernels of a plan on a CPU, after filling what they must write with NaN."""
 
     def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> None:
         self.launches, self.names = launches, names
@@ -274,7 +273,7 @@ PLANNER = Planner(plan_forward, plan_backward, _Emulation if EMULATION else _Exe
 
 
 class _Operator:
-    """An `autograd.Operator` for any arguments, for the operators of torch.library."""
+    """An `autograd.Operator` for arguments of any signature, for torch.library."""
 
     def __init__(self) -> None:
         self.planned: dict[Hashable, PlannedOperator] = {}
@@ -301,15 +300,15 @@ compiled_group_norm_silu = library_operator("cuda_group_norm_silu", _Operator(),
 
 
 def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:
-    """A function for arguments of this signature."""
+    """A differentiable function for arguments of this signature."""
     if args.x.numel() == 0:
         return eager.group_norm_silu
-    _tilings(args)  # which says what they do not take
+    _tilings(args)  # raises if the shape is not supported
     return partial(apply, PlannedOperator(args, PLANNER))
 
 
 def unsupported_reason(x: Tensor) -> str | None:
-    """Why the kernels cannot be run on x, in words, or None."""
+    """Why the kernels do not support x, or None."""
     if x.dtype == torch.float64:
         return "does not compute in float64"
     if EMULATION:
@@ -318,16 +317,16 @@ def unsupported_reason(x: Tensor) -> str | None:
         return None if _HAS_COMPILER else "is emulated by what g++ compiles: install it"
     if not x.is_cuda:
         return f"needs a tensor on a GPU, got one on {x.device}"
-    return _lacking(x.device.index)
+    return _missing(x.device.index)
 
 
-@torch.compiler.assume_constant_result  # which a cached function itself cannot be
-def _lacking(device: int) -> str | None:
-    return _find_lacking(device)
+@torch.compiler.assume_constant_result  # which a cached function itself cannot have
+def _missing(device: int) -> str | None:
+    return _find_missing(device)
 
 
 @cache
-def _find_lacking(device: int) -> str | None:
+def _find_missing(device: int) -> str | None:
     if torch.version.hip:
         return "needs a GPU of NVIDIA's"
     major, minor = torch.cuda.get_device_capability(device)

@@ -1,6 +1,6 @@
-"""How clusters of thread blocks share out a tensor: a function of its shape, memory format and element size.
+"""How a tensor is divided among clusters of thread blocks: a function of its shape, memory format and element size.
 
-As the Triton kernels' tiling it does not know the batch size: a sample's results are bit-identical in any batch.
+The batch size is not an input, as in the Triton kernels' tiling: a sample's results are bit-identical in any batch.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from gnunet.ops.planned import Shape
 _VECTOR_BYTES = 16
 """The widest load."""
 _SECTOR = 32
-"""Bytes that memory is read in."""
+"""The unit in bytes in which memory is read."""
 _ROW_BYTES = 64
-"""The least that a thread block should read in one piece with channels last."""
+"""The least that a thread block should read contiguously with channels_last."""
 _MOST_OVERHEAD = 1.15
-"""Bytes of the sectors that such a piece touches, over its own."""
+"""The most bytes of the sectors that such a piece touches, relative to its own."""
 _MIN_BLOCK = 4096
 """Bytes of a block of contiguous groups below which it takes more of them."""
 _PART_BYTES = 32 * 1024
-"""Of a block of groups, for each tensor that is read, that a thread block takes, as long as a cluster has more ranks:
-several are on a multiprocessor, and some of them compute while others wait for memory."""
+"""The part of a block of groups that a thread block takes of each tensor, as long as a cluster can have more ranks: so
+several are on a multiprocessor, and some compute while others wait for memory."""
 _VECTORS, _FEW_VECTORS = 16, 8
 """Vectors that a thread takes one after the other, as long as there are more threads: the second number of contiguous
 channels, and with channels last where a multiprocessor would have too few threads otherwise."""
 _RESIDENT_THREADS = 768
-"""Of a multiprocessor, below which they are too few."""
+"""Threads of a multiprocessor below which they are too few."""
 _MIN_THREADS, _MIN_THREADS_OF_ROWS, _MAX_THREADS, _LIMIT_THREADS = 64, 128, 512, 1024
-"""Of a thread block; the second with channels last, if a thread then has _LEAST_VECTORS."""
+"""Threads of a thread block; the second with channels_last, if a thread then has _LEAST_VECTORS."""
 _LEAST_VECTORS = 4
 _REGISTERS, _FORWARD_REGISTERS, _BACKWARD_REGISTERS = 65536, 60, 64
-"""Of a multiprocessor, and about the fewest that a thread is limited to."""
+"""Registers of a multiprocessor, and about the fewest that a thread is limited to."""
 _TABLE_REGISTERS = 48
 _RESIDENT, _RESIDENT_OF_CLUSTERS = 32, 8
-"""Thread blocks that a multiprocessor has at most."""
+"""The most thread blocks of a multiprocessor."""
 PORTABLE_RANKS = 8
-"""Of a cluster at most, but for what only a larger one holds: how many of those run at a time is up to the GPU."""
+"""The most thread blocks of a cluster that every GPU with clusters runs; larger ones are for what only they hold."""
 
 
 class Gpu(NamedTuple):
-    """What of a GPU the tiling depends on."""
+    """The properties of a GPU that the tiling depends on."""
 
     shared_bytes: int
-    """The most that a thread block may have."""
+    """The most shared memory of a thread block."""
     max_ranks: int
-    """Thread blocks of a cluster: 8 on every GPU that has clusters, 16 on the large ones, else 1."""
+    """The most thread blocks of a cluster: 8 on every GPU with clusters, 16 on the large ones, else 1."""
 
 
 H100 = Gpu(227 * 1024, 16)
@@ -56,26 +56,26 @@ H100 = Gpu(227 * 1024, 16)
 
 @dataclass(frozen=True)
 class Tiling:
-    """Of one direction. The names in capitals in group_norm_silu.cu are those here."""
+    """The tiling of one direction. group_norm_silu.cu has the same names in capitals."""
 
     width: int
     """Channels of a block of groups."""
     vector: int
     """Elements of a load."""
     lanes: int
-    """Threads beside one another in the channels of a block."""
+    """Threads across the channels of a block."""
     rows: int
-    """Threads beside one another in its positions."""
+    """Threads across its positions."""
     fold: int
-    """Rows that a warp has of the same channels, all of them or a power of two; 1 where it has others beside them."""
+    """Rows of the same channels in a warp, if these are all that it has, a power of two; else 1."""
     threads: int
     ranks: int
     steps: int
-    """Vectors of a tensor that a thread takes."""
+    """Vectors of a tensor that a thread processes."""
     held: tuple[int, ...]
     """How many of them stay in shared memory, for each tensor that is read."""
     thread_sums: int
-    """Numbers that threads hand over to be added up."""
+    """Numbers that the threads of a block exchange through shared memory."""
     shared_bytes: int
 
     @property
@@ -85,7 +85,7 @@ class Tiling:
 
     @property
     def share_held(self) -> float:
-        """Of what is read."""
+        """The share of what is read that stays in shared memory."""
         return sum(self.held) / (len(self.held) * self.steps)
 
     def resident(self, gpu: Gpu) -> int:
@@ -94,15 +94,15 @@ class Tiling:
         return max(1, min(most, (gpu.shared_bytes + 1024) // (self.shared_bytes + 1024)))
 
     def limited(self, gpu: Gpu, has_tables: bool) -> int:
-        """The same, as far as threads have the registers that they need, more where tables are given."""
+        """`resident`, limited also by the registers that threads need, more where tables are given."""
         registers = _BACKWARD_REGISTERS if len(self.held) > 1 else _FORWARD_REGISTERS
         registers += _TABLE_REGISTERS if has_tables else 0
         return max(1, min(self.resident(gpu), _REGISTERS // (self.threads * registers)))
 
 
 def choose_tiling(shape: Shape, gpu: Gpu, tensors: int, channel_sums: int) -> Tiling | None:
-    """The tiling for kernels that read `tensors` tensors and add up so many quantities for each channel, besides two
-    for each group; None where threads are too few for the channels of a group."""
+    """The tiling for kernels that read `tensors` tensors and add up `channel_sums` quantities for each channel, in
+    addition to two for each group; None where threads are too few for the channels of a group."""
     tilings = (_tiling(shape, width, vector, gpu, tensors, channel_sums) for width, vector in _blocks(shape))
     found = [tiling for tiling in tilings if tiling is not None]
     # What holds most, if possible by clusters of a size that every GPU has; of equal ones the first.
@@ -139,7 +139,7 @@ def _blocks(shape: Shape) -> Iterator[tuple[int, int]]:
 
 
 def sector_overhead(width: int, shape: Shape) -> float:
-    """Bytes of the sectors of memory that rows of blocks of such a width touch, with channels last, over their own."""
+    """With channels_last, the bytes of the sectors that rows of blocks of this width touch, relative to their own."""
     row, whole = width * shape.itemsize, shape.channels * shape.itemsize
     touched = sum((start + row - 1) // _SECTOR - start // _SECTOR + 1 for start in range(0, whole, row))
     return touched * _SECTOR / whole
@@ -186,7 +186,7 @@ def _tiling(shape: Shape, width: int, vector: int, gpu: Gpu, tensors: int, chann
 
 
 def _rows(channels_last: bool, lanes: int, steps: int, wanted: int) -> tuple[int, int]:
-    """Rows of a thread block of about so many threads, and how many of them a warp adds up."""
+    """Rows of a thread block of about `wanted` threads, and how many of them a warp adds up."""
     if not channels_last:
         rows = max(1, min(_power_of_two(steps), _power_of_two(wanted // lanes + 1) // 2))
         while rows * lanes > _LIMIT_THREADS:
@@ -215,5 +215,5 @@ def _span(channels: int, group: int) -> int:
 
 
 def _power_of_two(number: int) -> int:
-    """The least that is not below a number."""
+    """The least power of two that is not below a number."""
     return 1 << (max(1, number) - 1).bit_length()

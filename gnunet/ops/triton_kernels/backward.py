@@ -31,40 +31,13 @@ from .common import (
 
 @jit
 def bwd_single_pass(
-    dy_ptr,
-    x_ptr,
-    stats_ptr,
-    weight_ptr,
-    bias_ptr,
-    add_ptr,
-    scale_ptr,
-    shift_ptr,
-    dx_ptr,
-    sums_ptr,
-    dadd_ptr,
-    dscale_ptr,
-    dshift_ptr,
-    positions,
-    stats_stride,
-    add_stride_n,
-    scale_stride_n,
-    shift_stride_n,
-    sums_stride,
-    SILU: tl.constexpr,
-    CENTER: tl.constexpr,
-    FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP_BLOCKS: tl.constexpr,
-    EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, dx_ptr, sums_ptr, dadd_ptr,
+    dscale_ptr, dshift_ptr,
+    positions, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, sums_stride,
+    SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN_S: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """dx, the tables' gradients and the sums of a block of groups, which a program holds in its registers."""
     S = positions * ALIGN_S
     n, _, block = program_coords(1, GROUP_BLOCKS, CHANNELS_LAST, False)
@@ -87,10 +60,10 @@ def bwd_single_pass(
         tl.store(sums_ptr + sums_stride + n * C + c, sum_dw_d, c_mask)
     scaling = rstd / (S * 1.0 * GROUP)
     mean_dy = tl.zeros((BLOCK_C,), tl.float32)
-    dw_of_groups, of_groups = group_sums_of_two(weight_eff * sum_dw, weight_eff * sum_dw_d, GROUPS)
+    group_dw, group_dw_d = group_sums_of_two(weight_eff * sum_dw, weight_eff * sum_dw_d, GROUPS)
     if CENTER:
-        mean_dy = of_channels(dw_of_groups, GROUPS, BLOCK_C) * scaling
-    mean_dy_xhat = of_channels(of_groups, GROUPS, BLOCK_C) * scaling * rstd * rstd
+        mean_dy = of_channels(group_dw, GROUPS, BLOCK_C) * scaling
+    mean_dy_xhat = of_channels(group_dw_d, GROUPS, BLOCK_C) * scaling * rstd * rstd
     if dadd_ptr is not None:
         dadd = weight_eff * rstd * sum_dw - S * mean_dy - tl.sum(d, 0) * mean_dy_xhat
         tl.store(dadd_ptr + n * C + c, dadd, c_mask)
@@ -102,136 +75,139 @@ def bwd_single_pass(
 
 @jit
 def bwd_partial_sums(
-    dy_ptr,
-    x_ptr,
-    stats_ptr,
-    weight_ptr,
-    bias_ptr,
-    add_ptr,
-    scale_ptr,
-    shift_ptr,
-    sums_ptr,
-    partial_ptr,
-    positions,
-    stats_stride,
-    add_stride_n,
-    scale_stride_n,
-    shift_stride_n,
-    position_splits,
-    sums_stride,
+    dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, sums_ptr, partial_ptr,
+    positions, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits, sums_stride,
     partial_stride,
-    NEED_D: tl.constexpr,
-    SILU: tl.constexpr,
-    CENTER: tl.constexpr,
-    FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP_BLOCKS: tl.constexpr,
-    EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    SPLIT_SIZE: tl.constexpr,
-    CHANNEL_SPLITS: tl.constexpr,
-):
+    NEED_D: tl.constexpr, SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ALIGN_S: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    GROUP_BLOCKS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
+):  # fmt: skip
     """For a split of a block of groups: sums of dw, of dw * d and, if NEED_D, of d of each channel, and the first two,
     times weight_eff, of the part of each group in it."""
     splits = position_splits * CHANNEL_SPLITS
     n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, False)
-    _partial_sums(
-        n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
-        sums_ptr, partial_ptr, positions * ALIGN_S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n,
-        position_splits, sums_stride, partial_stride, NEED_D, SILU, CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS,
-        EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
+    S = positions * ALIGN_S
+    part_s, size, _, s, c, c_mask, offsets = split_tile(
+        n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+        CHANNEL_SPLITS,
     )  # fmt: skip
+    stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
+    dy_ptr += offsets
+    x_ptr += offsets
+
+    # Every tile is loaded while the one before it is reduced.
+    mask = tile_mask(s, size, c_mask, EVEN_S)
+    x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
+    center, rstd = load_mean_rstd(n, c, c_mask, G, GROUP, stats_ptr, stats_stride, add_ptr, add_stride_n, CENTER)
+    weight_eff, bias_eff = effective_affine(
+        n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
+    )
+    factor = weight_eff * rstd
+    sum_dw = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
+    sum_dw_d, sum_d = sum_dw, sum_dw
+    for done in range(0, size, BLOCK_S):
+        x, dw = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
+        x_ptr += stride
+        dy_ptr += stride
+        mask = tile_mask(s, size - done - BLOCK_S, c_mask, EVEN_S)
+        x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
+        d = zero_beyond(x - center[None, :], s, size - done, EVEN_S)
+        dw *= activation_gradient(d * factor[None, :] + bias_eff[None, :], SILU, FAST)
+        sum_dw += dw
+        sum_dw_d += dw * d
+        if NEED_D:
+            sum_d += d
+    sum_dw, sum_dw_d = tl.reduce((sum_dw, sum_dw_d), 0, add_pairs)
+
+    sums_ptr += (n * position_splits + part_s) * C + c
+    tl.store(sums_ptr, sum_dw, c_mask)
+    tl.store(sums_ptr + sums_stride, sum_dw_d, c_mask)
+    if NEED_D:
+        tl.store(sums_ptr + 2 * sums_stride, tl.sum(sum_d, 0), c_mask)
+    g = block * GROUPS + tl.arange(0, GROUPS)
+    g_mask = g < G
+    partial_ptr += (n * G + g) * splits + split
+    group_dw, group_dw_d = group_sums_of_two(weight_eff * sum_dw, weight_eff * sum_dw_d, GROUPS)
+    tl.store(partial_ptr, group_dw, g_mask)
+    tl.store(partial_ptr + partial_stride, group_dw_d, g_mask)
 
 
 @jit
 def bwd_dx(
-    dy_ptr,
-    x_ptr,
-    stats_ptr,
-    weight_ptr,
-    bias_ptr,
-    add_ptr,
-    scale_ptr,
-    shift_ptr,
-    partial_ptr,
-    means_ptr,
-    dx_ptr,
-    positions,
-    stats_stride,
-    add_stride_n,
-    scale_stride_n,
-    shift_stride_n,
-    position_splits,
-    partial_stride,
+    dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, partial_ptr, means_ptr, dx_ptr,
+    positions, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits, partial_stride,
     means_stride,
-    SILU: tl.constexpr,
-    CENTER: tl.constexpr,
-    FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP_BLOCKS: tl.constexpr,
-    EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    SPLIT_SIZE: tl.constexpr,
-    CHANNEL_SPLITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN_S: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """dx of a split, from the last to the first: `bwd_partial_sums` went the other way and left the end in L2."""
     S = positions * ALIGN_S
     splits = position_splits * CHANNEL_SPLITS
     n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, True)
-    mean_dy, mean_dy_xhat = _combine_means(
-        n, block, split, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride,
-        CENTER, G, GROUP, GROUPS, BLOCK_K,
-    )  # fmt: skip
-    _dx(
-        n, block, split, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, mean_dy,
-        mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits, SILU,
-        CENTER, FAST, CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
-        CHANNEL_SPLITS,
-    )  # fmt: skip
+
+    # What the means over a group take off its gradient, (GROUPS,), from the sums of its splits. The program of the
+    # first split stores it for `bwd_combine_sums`.
+    k = tl.arange(0, BLOCK_K)
+    g = block * GROUPS + tl.arange(0, GROUPS)
+    g_mask = g < G
+    mask = (k < splits)[:, None] & g_mask[None, :]
+    partial_ptr += n * G * splits + g[None, :] * splits + k[:, None]
+    mean_dy_xhat = tl.sum(tl.load(partial_ptr + partial_stride, mask, other=0.0), 0)
+    mean_dy = tl.zeros((GROUPS,), tl.float32)
+    rstd_ptr = stats_ptr
+    if CENTER:
+        mean_dy = tl.sum(tl.load(partial_ptr, mask, other=0.0), 0)
+        rstd_ptr += stats_stride
+    group_rstd = load_fp32(rstd_ptr + n * G + g, g_mask)
+    mean_dy *= group_rstd / (S * 1.0 * GROUP)
+    mean_dy_xhat *= group_rstd * group_rstd * group_rstd / (S * 1.0 * GROUP)
+    if means_ptr is not None:  # noqa: SIM102, the compiler decides the first, each program the second
+        if split == 0:
+            tl.store(means_ptr + n * G + g, mean_dy, g_mask)
+            tl.store(means_ptr + means_stride + n * G + g, mean_dy_xhat, g_mask)
+
+    if dx_ptr is not None:
+        _, size, _, s, c, c_mask, offsets = split_tile(
+            n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
+            CHANNEL_SPLITS,
+        )  # fmt: skip
+        stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
+        dy_ptr += offsets
+        x_ptr += offsets
+        dx_ptr += offsets
+
+        mask = tile_mask(s, size, c_mask, EVEN_S)
+        x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
+        center, rstd = load_mean_rstd(n, c, c_mask, G, GROUP, stats_ptr, stats_stride, add_ptr, add_stride_n, CENTER)
+        weight_eff, bias_eff = effective_affine(
+            n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
+        )
+        factor = weight_eff * rstd
+        mean_dy = of_channels(mean_dy, GROUPS, BLOCK_C)
+        mean_dy_xhat = of_channels(mean_dy_xhat, GROUPS, BLOCK_C)
+        for done in range(0, size, BLOCK_S):
+            x, dw = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
+            x_ptr += stride
+            dy_ptr += stride
+            mask = tile_mask(s, size - done - BLOCK_S, c_mask, EVEN_S)
+            x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
+            d = x - center[None, :]
+            dw *= activation_gradient(d * factor[None, :] + bias_eff[None, :], SILU, FAST)
+            dx = dw * factor[None, :] - mean_dy[None, :] - d * mean_dy_xhat[None, :]
+            tl.store(dx_ptr, dx, tile_mask(s, size - done, c_mask, EVEN_S))
+            dx_ptr += stride
 
 
 @jit
 def bwd_combine_sums(
-    sums_ptr,
-    stats_ptr,
-    means_ptr,
-    weight_ptr,
-    bias_ptr,
-    scale_ptr,
-    dadd_ptr,
-    dscale_ptr,
-    dshift_ptr,
-    combined_ptr,
-    positions,
-    stats_stride,
-    scale_stride_n,
-    position_splits,
-    sums_stride,
-    means_stride,
-    combined_stride,
-    CENTER: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    sums_ptr, stats_ptr, means_ptr, weight_ptr, bias_ptr, scale_ptr, dadd_ptr, dscale_ptr, dshift_ptr, combined_ptr,
+    positions, stats_stride, scale_stride_n, position_splits, sums_stride, means_stride, combined_stride,
+    CENTER: tl.constexpr, ALIGN_S: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """The gradients of a sample's tables, from the sums of its splits, and those sums of all splits."""
     S = positions * ALIGN_S
     blocks = tl.cdiv(C, BLOCK_C)
@@ -254,23 +230,11 @@ def bwd_combine_sums(
 
 @jit
 def bwd_dweight_dbias(
-    sums_ptr,
-    stats_ptr,
-    scale_ptr,
-    dweight_ptr,
-    dbias_ptr,
-    stats_stride,
-    scale_stride_n,
-    rows,
-    rows_of_sample,
-    sums_stride,
-    CENTER: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    sums_ptr, stats_ptr, scale_ptr, dweight_ptr, dbias_ptr,
+    stats_stride, scale_stride_n, rows, rows_of_sample, sums_stride,
+    CENTER: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):
+):  # fmt: skip
     """dweight and dbias from the sums of all samples, in a fixed order."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     dweight = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
@@ -296,131 +260,6 @@ def bwd_dweight_dbias(
         tl.store(dweight_ptr + c, dweight, c < C)
     if dbias_ptr is not None:
         tl.store(dbias_ptr + c, dbias, c < C)
-
-
-@jit
-def _partial_sums(
-    n, block, split, splits, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, sums_ptr,
-    partial_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits, sums_stride,
-    partial_stride, NEED_D: tl.constexpr, SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
-):  # fmt: skip
-    part_s, size, _, s, c, c_mask, offsets = split_tile(
-        n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
-        CHANNEL_SPLITS,
-    )  # fmt: skip
-    stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
-    dy_ptr += offsets
-    x_ptr += offsets
-
-    # Every tile is loaded while the one before it is reduced.
-    mask = tile_mask(s, size, c_mask, EVEN_S)
-    x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
-    center, rstd = load_mean_rstd(n, c, c_mask, G, GROUP, stats_ptr, stats_stride, add_ptr, add_stride_n, CENTER)
-    weight_eff, bias_eff = effective_affine(
-        n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
-    )
-    factor = weight_eff * rstd
-    sums = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
-    sums_d, sums_of_d = sums, sums
-    for done in range(0, size, BLOCK_S):
-        x, dw = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
-        x_ptr += stride
-        dy_ptr += stride
-        mask = tile_mask(s, size - done - BLOCK_S, c_mask, EVEN_S)
-        x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
-        d = zero_beyond(x - center[None, :], s, size - done, EVEN_S)
-        dw *= activation_gradient(d * factor[None, :] + bias_eff[None, :], SILU, FAST)
-        sums += dw
-        sums_d += dw * d
-        if NEED_D:
-            sums_of_d += d
-    sum_dw, sum_dw_d = tl.reduce((sums, sums_d), 0, add_pairs)
-
-    sums_ptr += (n * position_splits + part_s) * C + c
-    tl.store(sums_ptr, sum_dw, c_mask)
-    tl.store(sums_ptr + sums_stride, sum_dw_d, c_mask)
-    if NEED_D:
-        tl.store(sums_ptr + 2 * sums_stride, tl.sum(sums_of_d, 0), c_mask)
-    g = block * GROUPS + tl.arange(0, GROUPS)
-    g_mask = g < G
-    partial_ptr += (n * G + g) * splits + split
-    dw_of_groups, of_groups = group_sums_of_two(weight_eff * sum_dw, weight_eff * sum_dw_d, GROUPS)
-    tl.store(partial_ptr, dw_of_groups, g_mask)
-    tl.store(partial_ptr + partial_stride, of_groups, g_mask)
-
-
-@jit
-def _combine_means(
-    n, block, split, splits, partial_ptr, stats_ptr, means_ptr, S, stats_stride, partial_stride, means_stride,
-    CENTER: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """What centering and scaling take off the gradient of a block's groups, (GROUPS,), from their splits' sums.
-
-    Stored in means_ptr by the program of the first split, where `bwd_combine_sums` needs them.
-    """
-    k = tl.arange(0, BLOCK_K)
-    g = block * GROUPS + tl.arange(0, GROUPS)
-    g_mask = g < G
-    mask = (k < splits)[:, None] & g_mask[None, :]
-    partial_ptr += n * G * splits + g[None, :] * splits + k[:, None]
-    mean_dy_xhat = tl.sum(tl.load(partial_ptr + partial_stride, mask, other=0.0), 0)
-    mean_dy = tl.zeros((GROUPS,), tl.float32)
-    if CENTER:
-        mean_dy = tl.sum(tl.load(partial_ptr, mask, other=0.0), 0)
-        stats_ptr += stats_stride
-    rstd = load_fp32(stats_ptr + n * G + g, g_mask)
-    mean_dy *= rstd / (S * 1.0 * GROUP)
-    mean_dy_xhat *= rstd * rstd * rstd / (S * 1.0 * GROUP)
-    if means_ptr is not None:  # noqa: SIM102, the compiler decides the first, each program the second
-        if split == 0:
-            tl.store(means_ptr + n * G + g, mean_dy, g_mask)
-            tl.store(means_ptr + means_stride + n * G + g, mean_dy_xhat, g_mask)
-    return mean_dy, mean_dy_xhat
-
-
-@jit
-def _dx(
-    n, block, split, dy_ptr, x_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, mean_dy,
-    mean_dy_xhat, dx_ptr, S, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, position_splits,
-    SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, C: tl.constexpr,
-    G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr,
-    CHANNEL_SPLITS: tl.constexpr,
-):  # fmt: skip
-    if dx_ptr is not None:
-        _, size, _, s, c, c_mask, offsets = split_tile(
-            n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
-            CHANNEL_SPLITS,
-        )  # fmt: skip
-        stride = tile_stride(C, BLOCK_S, CHANNELS_LAST)
-        dy_ptr += offsets
-        x_ptr += offsets
-        dx_ptr += offsets
-
-        mask = tile_mask(s, size, c_mask, EVEN_S)
-        x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
-        center, rstd = load_mean_rstd(n, c, c_mask, G, GROUP, stats_ptr, stats_stride, add_ptr, add_stride_n, CENTER)
-        weight_eff, bias_eff = effective_affine(
-            n, c, c_mask, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride_n, shift_stride_n
-        )
-        factor = weight_eff * rstd
-        dy_part = of_channels(mean_dy, GROUPS, BLOCK_C)
-        xhat_part = of_channels(mean_dy_xhat, GROUPS, BLOCK_C)
-        for done in range(0, size, BLOCK_S):
-            x, dw = x_ahead.to(tl.float32), dy_ahead.to(tl.float32)
-            x_ptr += stride
-            dy_ptr += stride
-            mask = tile_mask(s, size - done - BLOCK_S, c_mask, EVEN_S)
-            x_ahead, dy_ahead = tl.load(x_ptr, mask, other=0.0), tl.load(dy_ptr, mask, other=0.0)
-            d = x - center[None, :]
-            dw *= activation_gradient(d * factor[None, :] + bias_eff[None, :], SILU, FAST)
-            dx = dw * factor[None, :] - dy_part[None, :] - d * xhat_part[None, :]
-            tl.store(dx_ptr, dx, tile_mask(s, size - done, c_mask, EVEN_S))
-            dx_ptr += stride
 
 
 @jit

@@ -2,11 +2,11 @@
 
 A tensor is (N, S, C) in memory, channels last, or (N, C, S), contiguous: S positions, C channels, G groups of C / G
 adjacent channels. A tile is always (positions, channels), whichever of the two is dense in memory. Every kernel
-computes in fp32, adds in an order that depends on S, C and G alone, and writes each number once.
+computes in fp32, adds in an order that depends on S, C and G alone, and writes each result once.
 
 In the names, as in `eager`: u = x + add, d = u - mean, w = d * rstd * weight_eff + bias_eff, y = silu(w); dw and so on
 are gradients. Without CENTER the mean is 0. `s` are positions and `c` channels; `c_in_tile` are channels counted from a
-tile's first. What a program does not need is a pointer that is None.
+tile's first. Pointers to tensors that are not given or not needed are None.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import Any
 import triton
 import triton.language as tl
 
-_OF_BATCH = ("stats_stride", "sums_stride", "partial_stride", "means_stride", "combined_stride", "rows")
-"""Arguments that depend on the batch size. Triton would compile other kernels for a 1 or a multiple of 16, which might
-add in another order; torch.compile does."""
+_BATCH_DEPENDENT = ("stats_stride", "sums_stride", "partial_stride", "means_stride", "combined_stride", "rows")
+"""Arguments that depend on the batch size. Triton would specialize kernels on a 1 or a multiple of 16, which might
+change the order of additions; torch.compile does."""
 
 
 def jit(kernel: Callable[..., Any]) -> Any:
-    return triton.jit(kernel, do_not_specialize=[n for n in inspect.signature(kernel).parameters if n in _OF_BATCH])
+    return triton.jit(
+        kernel, do_not_specialize=[n for n in inspect.signature(kernel).parameters if n in _BATCH_DEPENDENT]
+    )
 
 
 @jit
@@ -115,8 +117,8 @@ def split_tile(
     GROUPS: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
     SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Of a split: its part of the positions and their number, its part of the channels; of its first tile: positions,
-    channels, which of them exist, offsets."""
+    """For a split: its part of the positions, their number, its part of the channels; and for its first tile:
+    positions, channels, which of them exist, offsets."""
     part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
     s = tl.arange(0, BLOCK_S)
     c_in_tile, c, c_mask = tile_channels(block, part_c, C, GROUP, GROUPS, EVEN_C, BLOCK_C)
@@ -179,7 +181,7 @@ def group_sums(sums, GROUPS: tl.constexpr):
 
 @jit
 def add_pairs(a0, a1, b0, b1):
-    """Of two reductions that are done as one."""
+    """Combines two sums that are reduced together."""
     return a0 + b0, a1 + b1
 
 
@@ -207,14 +209,14 @@ def rstd_of(mean_square, mean_correction, eps, CENTER: tl.constexpr):
     """From the mean square of d; with CENTER, of d about a point that the mean is `mean_correction` away from."""
     if CENTER:
         mean_square = tl.maximum(mean_square - mean_correction * mean_correction, 0.0)
-    # torch.compile hands over eps in 64 bits.
+    # torch.compile passes eps in 64 bits.
     return tl.div_rn(1.0, tl.sqrt_rn(mean_square + tl.cast(eps, tl.float32)))
 
 
 @jit
 def sigmoid(w, FAST: tl.constexpr):
-    """FAST: by the GPU's approximations, within a relative 3e-6 of the exact value for |w| < 20, which 16 bits do not
-    show; outside of that within what 1 / (1 + inf) = 0 is off."""
+    """FAST uses the GPU's approximations: within a relative 3e-6 of the exact value for |w| < 20, which does not show
+    in 16 bits, and beyond that within the error of rounding to 0."""
     if FAST:
         return tl.inline_asm_elementwise(
             """

@@ -31,35 +31,12 @@ from .common import (
 
 @jit
 def fwd_single_pass(
-    x_ptr,
-    y_ptr,
-    stats_ptr,
-    weight_ptr,
-    bias_ptr,
-    add_ptr,
-    scale_ptr,
-    shift_ptr,
-    positions,
-    stats_stride,
-    add_stride_n,
-    scale_stride_n,
-    shift_stride_n,
-    eps,
-    SILU: tl.constexpr,
-    CENTER: tl.constexpr,
-    FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP_BLOCKS: tl.constexpr,
-    EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    x_ptr, y_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
+    positions, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, eps,
+    SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN_S: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """y and statistics of a block of groups, which a program holds in its registers."""
     S = positions * ALIGN_S
     n, _, block = program_coords(1, GROUP_BLOCKS, CHANNELS_LAST, False)
@@ -78,49 +55,32 @@ def fwd_single_pass(
     size = S * 1.0 * GROUP
     d = zero_beyond(u, s, S, EVEN_S)
     mean = tl.zeros((GROUPS,), tl.float32)
-    correction = mean
+    mean_correction = mean
     if CENTER:
         # The mean is rounded; what it is off by is found with the variance, so that no precision is lost.
         mean = group_sums(tl.sum(d, 0), GROUPS) / size
         d = zero_beyond(u - tl.where(c_mask, of_channels(mean, GROUPS, BLOCK_C), 0.0)[None, :], s, S, EVEN_S)
         sums, squares = tl.reduce((d, d * d), 0, add_pairs)
         sums, squares = group_sums_of_two(sums, squares, GROUPS)
-        correction = sums / size
+        mean_correction = sums / size
     else:
         squares = group_sums(tl.sum(d * d, 0), GROUPS)
-    rstd = rstd_of(squares / size, correction, eps, CENTER)
-    _store_stats(n, block, mean + correction, rstd, stats_ptr, stats_stride, G, GROUPS, CENTER)
+    rstd = rstd_of(squares / size, mean_correction, eps, CENTER)
+    _store_stats(n, block, mean + mean_correction, rstd, stats_ptr, stats_stride, G, GROUPS, CENTER)
     weight_eff *= of_channels(rstd, GROUPS, BLOCK_C)
-    bias_eff -= of_channels(correction, GROUPS, BLOCK_C) * weight_eff
+    bias_eff -= of_channels(mean_correction, GROUPS, BLOCK_C) * weight_eff
     w = d * weight_eff[None, :] + bias_eff[None, :]
     tl.store(y_ptr + start + offsets, activate(w, SILU, FAST), mask)
 
 
 @jit
 def fwd_partial_stats(
-    x_ptr,
-    stats_ptr,
-    add_ptr,
-    positions,
-    stats_stride,
-    add_stride_n,
-    position_splits,
-    partial_stride,
-    CENTER: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP_BLOCKS: tl.constexpr,
-    EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    SPLIT_SIZE: tl.constexpr,
-    CHANNEL_SPLITS: tl.constexpr,
-):
+    x_ptr, stats_ptr, add_ptr,
+    positions, stats_stride, add_stride_n, position_splits, partial_stride,
+    CENTER: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN_S: tl.constexpr, C: tl.constexpr, G: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, GROUP_BLOCKS: tl.constexpr, EVEN_S: tl.constexpr, EVEN_C: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
+):  # fmt: skip
     """For a split of a block of groups, the part of each group in it: mean, and sum of squared differences from it.
 
     They are stored behind the statistics.
@@ -128,74 +88,7 @@ def fwd_partial_stats(
     splits = position_splits * CHANNEL_SPLITS
     partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
     n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, False)
-    _partial_stats(
-        n, block, split, splits, x_ptr, add_ptr, partial_ptr, positions * ALIGN_S, add_stride_n, position_splits,
-        partial_stride, CHANNELS_LAST, C, G, GROUP, GROUPS, EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
-        CHANNEL_SPLITS,
-    )  # fmt: skip
-
-
-@jit
-def fwd_normalize(
-    x_ptr,
-    y_ptr,
-    stats_ptr,
-    weight_ptr,
-    bias_ptr,
-    add_ptr,
-    scale_ptr,
-    shift_ptr,
-    positions,
-    stats_stride,
-    add_stride_n,
-    scale_stride_n,
-    shift_stride_n,
-    eps,
-    position_splits,
-    partial_stride,
-    SILU: tl.constexpr,
-    CENTER: tl.constexpr,
-    FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ALIGN_S: tl.constexpr,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP_BLOCKS: tl.constexpr,
-    EVEN_S: tl.constexpr,
-    EVEN_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    SPLIT_SIZE: tl.constexpr,
-    CHANNEL_SPLITS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """y of a split, from the last to the first: `fwd_partial_stats` went the other way and left the end in L2."""
     S = positions * ALIGN_S
-    splits = position_splits * CHANNEL_SPLITS
-    partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
-    n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, True)
-    mean, rstd = _combine_stats(
-        n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST, G, GROUP, GROUPS,
-        BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS, BLOCK_K, CENTER,
-    )  # fmt: skip
-    if split == 0:
-        _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, CENTER)
-    _normalize(
-        n, block, split, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, S, add_stride_n,
-        scale_stride_n, shift_stride_n, position_splits, SILU, FAST, CHANNELS_LAST, C, GROUP, GROUPS,
-        EVEN_S, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE, CHANNEL_SPLITS,
-    )  # fmt: skip
-
-
-@jit
-def _partial_stats(
-    n, block, split, splits, x_ptr, add_ptr, partial_ptr, S, add_stride_n, position_splits, partial_stride,
-    CHANNELS_LAST: tl.constexpr, C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
-):  # fmt: skip
     _, size, part_c, s, c, c_mask, offsets = split_tile(
         n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
         CHANNEL_SPLITS,
@@ -228,51 +121,54 @@ def _partial_stats(
     width = tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
     group_mean = group_sums(mean, GROUPS) / width  # mean is 0 in idle columns
     d = tl.where(c_mask, mean - of_channels(group_mean, GROUPS, BLOCK_C), 0.0)
-    rest, group_m2 = group_sums_of_two(d, m2 + d * d * size, GROUPS)
-    rest /= width
-    group_m2 = tl.maximum(group_m2 - rest * rest * (size * 1.0 * width), 0.0)
+    mean_correction, group_m2 = group_sums_of_two(d, m2 + d * d * size, GROUPS)
+    mean_correction /= width
+    group_m2 = tl.maximum(group_m2 - mean_correction * mean_correction * (size * 1.0 * width), 0.0)
     g = block * GROUPS + tl.arange(0, GROUPS)
     g_mask = g < G
     partial_ptr += (n * G + g) * splits + split
-    tl.store(partial_ptr, group_mean + rest, g_mask)
+    tl.store(partial_ptr, group_mean + mean_correction, g_mask)
     tl.store(partial_ptr + partial_stride, group_m2, g_mask)
 
 
 @jit
-def _combine_stats(
-    n, block, splits, partial_ptr, S, eps, position_splits, partial_stride, CHANNELS_LAST: tl.constexpr,
-    G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
-    SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr, CENTER: tl.constexpr,
+def fwd_normalize(
+    x_ptr, y_ptr, stats_ptr, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr,
+    positions, stats_stride, add_stride_n, scale_stride_n, shift_stride_n, eps, position_splits, partial_stride,
+    SILU: tl.constexpr, CENTER: tl.constexpr, FAST: tl.constexpr, CHANNELS_LAST: tl.constexpr, ALIGN_S: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, GROUP_BLOCKS: tl.constexpr,
+    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr,
+    CHANNEL_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Mean and rstd of a block's groups, (GROUPS,), from those of their splits (Chan et al., 1979)."""
-    split = tl.arange(0, BLOCK_K)
+    """y of a split, from the last to the first: `fwd_partial_stats` went the other way and left the end in L2."""
+    S = positions * ALIGN_S
+    splits = position_splits * CHANNEL_SPLITS
+    partial_ptr = stats_ptr + (2 * stats_stride if CENTER else stats_stride)
+    n, split, block = program_coords(splits, GROUP_BLOCKS, CHANNELS_LAST, True)
+
+    # Mean and rstd of the block's groups, (GROUPS,), from those of their splits (Chan et al., 1979).
+    k = tl.arange(0, BLOCK_K)
     g = block * GROUPS + tl.arange(0, GROUPS)
-    mask = (split < splits)[:, None] & (g < G)[None, :]
-    partial_ptr += n * G * splits + g[None, :] * splits + split[:, None]
-    mean = tl.load(partial_ptr, mask, other=0.0)
-    m2 = tl.load(partial_ptr + partial_stride, mask, other=0.0)
-    part_s, part_c = split_coords(split, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
-    size = tl.minimum(S - tl.cast(part_s, tl.int64) * SPLIT_SIZE, SPLIT_SIZE).to(tl.float32)
-    size *= tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
-    size = tl.where(split < splits, size, 0.0)[:, None]
+    mask = (k < splits)[:, None] & (g < G)[None, :]
+    partial_ptr += n * G * splits + g[None, :] * splits + k[:, None]
+    split_mean = tl.load(partial_ptr, mask, other=0.0)
+    split_m2 = tl.load(partial_ptr + partial_stride, mask, other=0.0)
+    part_s, part_c = split_coords(k, position_splits, CHANNEL_SPLITS, CHANNELS_LAST)
+    count = tl.minimum(S - tl.cast(part_s, tl.int64) * SPLIT_SIZE, SPLIT_SIZE).to(tl.float32)
+    count *= tl.minimum(GROUP - part_c * BLOCK_C, BLOCK_C) if CHANNEL_SPLITS > 1 else GROUP
+    count = tl.where(k < splits, count, 0.0)[:, None]
     total = S * 1.0 * GROUP
-    group_mean = tl.zeros((GROUPS,), tl.float32)
+    mean = tl.zeros((GROUPS,), tl.float32)
     if CENTER:
-        group_mean = tl.sum(mean * size, 0) / total
-        mean = tl.where(mask, mean - group_mean[None, :], 0.0)
-    sums, squares = tl.reduce((mean * size, m2 + mean * mean * size), 0, add_pairs)
-    rest = sums / total if CENTER else group_mean
-    return group_mean + rest, rstd_of(squares / total, rest, eps, CENTER)
+        mean = tl.sum(split_mean * count, 0) / total
+        split_mean = tl.where(mask, split_mean - mean[None, :], 0.0)
+    sums, squares = tl.reduce((split_mean * count, split_m2 + split_mean * split_mean * count), 0, add_pairs)
+    mean_correction = sums / total if CENTER else mean
+    mean += mean_correction
+    rstd = rstd_of(squares / total, mean_correction, eps, CENTER)
+    if split == 0:
+        _store_stats(n, block, mean, rstd, stats_ptr, stats_stride, G, GROUPS, CENTER)
 
-
-@jit
-def _normalize(
-    n, block, split, x_ptr, y_ptr, mean, rstd, weight_ptr, bias_ptr, add_ptr, scale_ptr, shift_ptr, S, add_stride_n,
-    scale_stride_n, shift_stride_n, position_splits, SILU: tl.constexpr, FAST: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    EVEN_S: tl.constexpr, EVEN_C: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr, SPLIT_SIZE: tl.constexpr, CHANNEL_SPLITS: tl.constexpr,
-):  # fmt: skip
     _, size, _, s, c, c_mask, offsets = split_tile(
         n, block, split, S, position_splits, CHANNELS_LAST, C, GROUP, GROUPS, EVEN_C, BLOCK_S, BLOCK_C, SPLIT_SIZE,
         CHANNEL_SPLITS,

@@ -1,8 +1,8 @@
-"""The operator by Triton kernels: what is allocated and launched.
+"""The backend "triton": which kernels are launched, with which arguments, and what is allocated for them.
 
-On a GPU, and on a CPU where Triton interprets its kernels (TRITON_INTERPRET=1, for tests). In eager mode everything
-that follows from shapes, strides and types is decided once for each combination of them, and the compiled kernels are
-launched directly: with few images per GPU a step is bound by the host. torch.compile traces the same launches, and
+It runs on a GPU and, for tests, on a CPU, where Triton interprets its kernels (TRITON_INTERPRET=1). In eager mode
+everything that follows from shapes, strides and dtypes is computed once for each combination, and the compiled kernels
+are launched directly: with few images per GPU a step is bound by the host. torch.compile traces the same launches and
 launches the kernels itself.
 """
 
@@ -43,21 +43,22 @@ def _interpreter_fails() -> bool:
 
 
 IS_INTERPRETED = not isinstance(forward_kernels.fwd_single_pass, JITFunction)
-"""Triton's interpreter runs the kernels, on a CPU too."""
+"""Whether Triton's interpreter runs the kernels."""
 INTERPRETER_FAILS = IS_INTERPRETED and _interpreter_fails()
-"""The interpreter of Triton up to 3.6 cannot run a loop with NumPy 2.4 and newer."""
+"""Whether it cannot: up to Triton 3.6 it does not run loops with NumPy 2.4 and newer."""
 HAS_COMPILER = IS_INTERPRETED or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
-"""Triton compiles what launches its kernels with the machine's own C compiler."""
+"""Triton compiles the launchers of its kernels with the machine's C compiler."""
 _REGISTERS = 65536
-"""Of a multiprocessor, of every NVIDIA GPU that Triton knows."""
+"""Registers of a multiprocessor, on every NVIDIA GPU that Triton supports."""
 _COLUMNS = 8
 """Channels of a program that adds up rows of sums: a sector of memory."""
 _ROWS = 256
+"""The most rows that it adds up at a time."""
 _POINTER = "_ptr"
 
 
 class Launch(NamedTuple):
-    """A kernel, its programs and options, the tensors that it is given, by name, and its other arguments in order."""
+    """A kernel, its number of programs, its options, the names of its tensors, and its other arguments in order."""
 
     kernel: Any
     programs: int
@@ -83,7 +84,7 @@ def _options(num_warps: int, resident_warps: int) -> dict[str, int]:
 
 
 def _tiling(args: NormArgs, direction: str) -> tuple[SinglePass | SplitReduction, dict[str, Any]]:
-    """How x is tiled, and the kernels' arguments that follow from its shape and from the options."""
+    """The tiling of x, and the kernels' arguments that follow from its shape and the options."""
     x = args.x
     shape = Shape.of(args)
     tiling = choose_tiling(shape, direction)
@@ -127,7 +128,7 @@ def _is_nvidia(x: Tensor) -> bool:
 
 
 def _is_wide(args: NormArgs, values: dict[str, Any]) -> bool:
-    """Whether a thread needs a register for each element of x, or for its address."""
+    """Whether a thread needs a register for each element of x or for its address."""
     return args.x.element_size() > 2 or (not values["CHANNELS_LAST"] and values["ALIGN_S"] == 1)
 
 
@@ -137,13 +138,13 @@ def _is_plain(args: NormArgs, values: dict[str, Any]) -> bool:
 
 
 def _options_of_splits(args: NormArgs, num_warps: int, values: dict[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
-    """For kernels that hold much at a time, and for those that hold little."""
+    """The options of kernels that hold much at a time, and of those that hold little."""
     much = _options(num_warps, 8 if _is_wide(args, values) else 16)
     return much, _options(num_warps, 24) if _is_plain(args, values) else much
 
 
 def plan_forward(args: NormArgs) -> Plan:
-    """Buffer: the statistics, mean and rstd, or rstd alone, of each sample's groups, then those of splits."""
+    """The buffer holds the statistics of all groups, followed by those of their splits."""
     tiling, values = _tiling(args, "forward")
     blocks = len(args.x) * tiling.group_blocks
     much, little = _options_of_splits(args, tiling.num_warps, values)
@@ -157,7 +158,8 @@ def plan_forward(args: NormArgs) -> Plan:
 
 
 def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
-    """Buffers: sums of channels, sums of groups, what is taken off their gradients, and the first of all splits."""
+    """The buffers hold sums of channels in each split (sums), sums of groups in each split (partial), mean_dy and
+    mean_dy_xhat (means), and sums of channels in each sample (combined)."""
     need_x, need_weight, need_bias, need_add, need_scale, need_shift = needs
     need_tables, need_affine = need_add or need_scale or need_shift, need_weight or need_bias
     tiling, values = _tiling(args, "backward of tables" if args.has_tables else "backward")
@@ -204,10 +206,8 @@ def _block_of_rows(rows: int) -> int:
 
 
 class _Operator:
-    """An `autograd.Operator` that plans anew in each call, and launches by Triton's own dispatch or as traced.
-
-    Under interpretation and on tensors of torch's tracers there is nothing else to launch by.
-    """
+    """An `autograd.Operator` that plans in each call and launches through Triton's dispatch, for the interpreter and
+    for torch's tracers."""
 
     def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
         if args.x.numel() == 0:
@@ -235,12 +235,12 @@ def _traceable(launches: Sequence[Launch], names: tuple[str, ...], device: int |
 
 @cache
 def _with_options(kernel: Any, num_warps: int, maxnreg: int | None = None) -> Any:
-    """A kernel that torch's tracers can be told the options of, which they take from a configuration alone."""
+    """The kernel with its options as an autotuner's configuration, the only form in which torch's tracers take them."""
     return triton.autotune([triton.Config({}, num_warps=num_warps, maxnreg=maxnreg)], key=[])(kernel)
 
 
 class _Executable:
-    """Launches a plan's kernels: after the first call, where tensors are aligned, by the C function that Triton has."""
+    """Launches the kernels of a plan: from the second call on, if tensors are aligned, by Triton's C function."""
 
     def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> None:
         self.device = device
@@ -265,7 +265,7 @@ class _Executable:
                 launch(*before, stream, *after, *pick(pointers), *values)
 
     def _launch_by_triton(self, tensors: tuple[Tensor | None, ...], is_aligned: bool) -> None:
-        """Compile for these arguments what is not compiled; and launch it."""
+        """Launch the kernels, compiled for these arguments if they are not yet."""
         compiled = [
             kernel[(programs,)](*pick(tensors), *values, **options)
             for (kernel, programs, options, _, values), pick in self.launches
@@ -287,10 +287,11 @@ class LaunchCall(NamedTuple):
 
 
 def launch_call(compiled: Any, programs: int, count: int) -> LaunchCall:
-    """The C function under the launcher of a compiled kernel of `count` arguments: half of a launch's time is Python's.
+    """The C function that the launcher of a compiled kernel of `count` arguments calls: half of a launch's time is
+    spent in Python.
 
-    What that function takes beside them depends on Triton's release, so the launcher is watched as it calls it. Where
-    it allocates memory for each launch, or its call is of no known form, the launcher itself is what is called.
+    Its other arguments depend on Triton's release, so a call by the launcher is recorded. If the launcher allocates
+    memory for each launch, or the call has an unknown form, the launcher itself is called.
     """
     given = (compiled.function, compiled.packed_metadata, None, None, None)
     by_launcher = LaunchCall(compiled.run, (programs, 1, 1), given, False)
@@ -319,7 +320,7 @@ compiled_group_norm_silu = library_operator("triton_group_norm_silu", _operator,
 
 
 def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:
-    """A function for arguments of this signature."""
+    """A differentiable function for arguments of this signature."""
     if args.x.numel() == 0:
         return eager.group_norm_silu
     return partial(apply, _operator if IS_INTERPRETED else PlannedOperator(args, PLANNER))

@@ -28,17 +28,17 @@ _MIN_TILES, _MAX_TILES = 4, 16
 _MAX_PARTIALS = 4096
 """Partial results of the groups of a block, which every program of the second kernel combines."""
 _ROW_BYTES = 64
-"""The least that a program should read in one piece with channels last: two sectors of memory."""
+"""The least that a program should read contiguously with channels_last: two sectors of memory."""
 _MIN_ROW = 512
 """Positions, of contiguous channels, that a tile has at least."""
 _MAX_ROW = 128
-"""Channels of a block of groups that no cache holds: with more, each program would combine splits of more groups."""
+"""Channels of a block of groups that no cache holds; with more, each program would combine splits of more groups."""
 _SECTOR_BYTES = 32
-"""What memory is read in."""
+"""The unit in which memory is read."""
 _MIN_BLOCK = 2048
 """Elements below which a block of groups is too little work for a program, if it can have more groups."""
 _CACHED_BYTES = 128 * 1024
-"""Of a block of groups that a cache may still hold when it is read again."""
+"""Size of a block of groups that a cache may still hold when it is read again."""
 _SPLIT_WARPS = 8
 _THREAD_ELEMENTS = 16
 _MAX_WARPS = 16
@@ -83,7 +83,7 @@ class SplitReduction(_Tiling):
 
 
 def choose_tiling(shape: Shape, direction: str) -> SinglePass | SplitReduction:
-    """For the "forward" kernels, or the "backward" ones, or these "of tables", which take registers of their own."""
+    """For the kernels of "forward", "backward", or "backward of tables", which takes additional registers."""
     block_s = next_power_of_2(max(1, shape.positions))
     if (found := _group_block(shape, block_s, _SINGLE_PASS[direction])) is not None:
         groups, block_c = found
