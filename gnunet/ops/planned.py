@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,11 +69,14 @@ class PlannedOperator:
         self.planner = planner
         self.copies = any(a is not b for a, b in zip(dense(args).tensors, args.tensors, strict=True))
         self.plans: dict[tuple[bool, ...], tuple[list[Tensor | None], Execute]] = {}
+        """Prepared plans: that of forward by the key (), those of backward by the gradients that are needed."""
 
     def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
         inner = dense(args) if self.copies else args
         plan = self.plans.get(()) or self._prepare((), inner, self.planner.plan_forward(inner), FORWARD_TENSORS)
-        y, stats = run_forward(inner, *plan)
+        buffers, execute = plan
+        y, stats = torch.empty_like(inner.x), torch.empty_like(buffers[0])  # type: ignore[arg-type]
+        execute((*inner.tensors, y, stats))
         return (with_strides_of(y, torch.empty_like(args.x)) if self.copies else y), stats
 
     def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
@@ -81,42 +84,22 @@ class PlannedOperator:
         key = tuple(needs)
         plan = self.plans.get(key)
         plan = plan or self._prepare(key, inner, self.planner.plan_backward(inner, needs), BACKWARD_TENSORS)
-        grads = run_backward(with_strides_of(dy, inner.x), stats, inner, needs, *plan)
+        buffers, execute = plan
+        tensors = inner.tensors
+        # The arguments are dense, so that empty_like has the strides with which the kernels write.
+        grads = [torch.empty_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
+        workspace = [None if t is None else torch.empty_like(t) for t in buffers]
+        execute((*tensors, with_strides_of(dy, inner.x), stats, *grads, *workspace))
+        found = [grad for grad in grads if grad is not None]
         if self.copies and needs[0]:
-            grads[0] = with_strides_of(grads[0], torch.empty_like(args.x))
-        return grads
+            found[0] = with_strides_of(found[0], torch.empty_like(args.x))
+        return found
 
     def _prepare(
         self, key: tuple[bool, ...], inner: NormArgs, plan: Plan, names: tuple[str, ...]
     ) -> tuple[list[Tensor | None], Execute]:
         execute = self.planner.executable(plan.launches, (*names, *plan.buffers), inner.x.device.index)
-        return self.plans.setdefault(key, (_buffers(inner.x, plan.buffers.values()), execute))
-
-
-def run_forward(args: NormArgs, buffers: Sequence[Tensor | None], execute: Execute) -> tuple[Tensor, Tensor]:
-    """y and the statistics, by a plan made for these arguments, with buffers like its `_buffers`."""
-    y, stats = torch.empty_like(args.x), torch.empty_like(buffers[0])  # type: ignore[arg-type]
-    execute((*args.tensors, y, stats))
-    return y, stats
-
-
-def run_backward(
-    dy: Tensor,
-    stats: Tensor,
-    args: NormArgs,
-    needs: Sequence[bool],
-    buffers: Sequence[Tensor | None],
-    execute: Execute,
-) -> list[Tensor]:
-    """The gradients that are needed, by a plan made for these arguments."""
-    tensors = args.tensors
-    # The arguments are `dense`, so that empty_like has the strides with which the kernels write.
-    grads = [torch.empty_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
-    workspace = [None if t is None else torch.empty_like(t) for t in buffers]
-    execute((*tensors, dy, stats, *grads, *workspace))
-    return [grad for grad in grads if grad is not None]
-
-
-def _buffers(x: Tensor, sizes: Iterable[int]) -> list[Tensor | None]:
-    """For each size an expanded tensor for torch.empty_like, which is faster than torch.empty with a size."""
-    return [x.new_empty((), dtype=torch.float32).expand(size) if size else None for size in sizes]
+        empty = inner.x.new_empty((), dtype=torch.float32)
+        # torch.empty_like of an expanded tensor is faster than torch.empty with a size.
+        buffers = [empty.expand(size) if size else None for size in plan.buffers.values()]
+        return self.plans.setdefault(key, (buffers, execute))

@@ -18,14 +18,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
-_BATCH_DEPENDENT = ("stats_stride", "sums_stride", "partial_stride", "means_stride", "combined_stride", "rows")
+BATCH_DEPENDENT_ARGS = ("stats_stride", "sums_stride", "partial_stride", "means_stride", "combined_stride", "rows")
 """Arguments that depend on the batch size. Triton would specialize kernels on a 1 or a multiple of 16, which might
 change the order of additions; torch.compile does."""
 
 
 def jit(kernel: Callable[..., Any]) -> Any:
     return triton.jit(
-        kernel, do_not_specialize=[n for n in inspect.signature(kernel).parameters if n in _BATCH_DEPENDENT]
+        kernel, do_not_specialize=[n for n in inspect.signature(kernel).parameters if n in BATCH_DEPENDENT_ARGS]
     )
 
 

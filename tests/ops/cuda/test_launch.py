@@ -166,7 +166,7 @@ def test_code_is_loaded_once_for_all_batch_sizes(fake_driver):
 def test_a_driver_that_does_not_load_the_code_is_a_reason(fake_driver, monkeypatch):
     monkeypatch.setattr(compiler, "nvrtc_problem", lambda arch: None)
     monkeypatch.setattr(launch, "_gpu", lambda index: H100)
-    lacking = launch._find_lacking.__wrapped__  # without the cache
-    assert lacking(0) is None
+    missing = launch._find_missing.__wrapped__  # without the cache
+    assert missing(0) is None
     monkeypatch.setattr(compiler, "probe", lambda arch: b"code of the future")
-    assert "needs a driver that loads what NVRTC compiles: CUDA driver: out of luck" in lacking(0)
+    assert "needs a driver that loads what NVRTC compiles: CUDA driver: out of luck" in missing(0)

@@ -104,4 +104,4 @@ def test_no_kernel_is_compiled_for_a_batch_size(channels, size):
     for one, many in zip(plans(1), plans(300), strict=True):
         names = one.kernel.arg_names[len(one.tensors) :]
         of_batch = {n for n, a, b in zip(names, one.values, many.values, strict=True) if a != b}
-        assert one.kernel is many.kernel and of_batch - {"BLOCK_K"} <= set(common._OF_BATCH)
+        assert one.kernel is many.kernel and of_batch - {"BLOCK_K"} <= set(common.BATCH_DEPENDENT_ARGS)
