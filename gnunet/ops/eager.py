@@ -166,7 +166,7 @@ def _normalize_native(
     """`_normalize` where `_can_use_native`."""
     n, c, s, g = u.shape[0], layout.channels, layout.positions, layout.num_groups
     if not layout.is_rows:  # all channels as those of one sample, so that each has its own weight and bias
-        weight, bias = (None if t is None else t.expand(n, -1, -1).reshape(-1) for t in (weight, bias))
+        weight, bias = (None if t is None else t.expand(n, -1, -1).reshape(-1).contiguous() for t in (weight, bias))
         w, mean, rstd = torch.native_group_norm(u.view(1, n * c, s), weight, bias, 1, n * c, s, n * g, args.eps)
         return w.view(u.shape), mean.view(n, g), rstd.view(n, g)
     rows = layout.channels_last_4d(u)
@@ -193,7 +193,7 @@ def _gradients_native(
         n, c, g = 1, n * c, n * g
         given = dw.view(n, c, s), u.view(n, c, s)
     rstd = rstd.view(n, g)
-    weight = u.new_ones(c) if weight is None else weight.reshape(-1)
+    weight = u.new_ones(c) if weight is None else weight.reshape(-1).contiguous()  # the kernel takes it to be
     du, sum_dw_x_hat, sum_dw = torch.ops.aten.native_group_norm_backward(
         *given, torch.zeros_like(rstd), rstd, weight, n, c, s, g, [need_du, True, True]
     )
