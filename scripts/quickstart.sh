@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Environment, a few minutes of training on the embedded portraits, samples: one command on a fresh machine.
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh" evaluation
-python train.py
-python scripts/sample.py runs/noto_portraits32 --num_images 64 --out samples/quickstart
+gnunet train
+gnunet sample runs/noto_portraits32 --num_images 64 --out samples/quickstart
 echo "Look at samples/quickstart/grid.png, and at how the samples came about in runs/noto_portraits32/samples."

@@ -3,8 +3,9 @@ import pytest
 
 from gnunet.data import DecodedImages
 from gnunet.errors import ConfigError, DataError
-from gnunet.evaluation import Scorer, compute_metrics, get_metrics, load_extractors, sample_size_warnings
+from gnunet.evaluation import Scorer, get_metrics, load_extractors, sample_size_warnings
 from gnunet.evaluation.features import collect_statistics
+from gnunet.evaluation.metrics import compute_metrics
 from gnunet.evaluation.reference import reference_statistics
 
 ROWS = np.arange(3, 30)
