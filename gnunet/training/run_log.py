@@ -1,9 +1,11 @@
 """What a run logs: the sums of its steps, what is due when, and messages."""
 
+import math
 from dataclasses import dataclass
 
 import psutil
 import torch
+from torch import Tensor
 
 from gnunet.checkpoint.checkpoint import TrainState
 from gnunet.config import Config
@@ -34,6 +36,30 @@ class StepResult:
     """The examples whose own loss is not finite, in order; empty if only a gradient is not."""
     stop: bool
     """Some rank was asked to stop."""
+
+    @classmethod
+    def from_totals(
+        cls, session: Session, images: int, losses: list[tuple[Tensor, Tensor]], totals: list[float]
+    ) -> "StepResult":
+        """From the sums over all ranks of losses, gradient norm and stop requests.
+
+        All ranks call this.
+
+        Args:
+            session: the run.
+            images: images seen, including those of the step.
+            losses: indices and losses of this rank's examples, each (N,), by micro-batch.
+            totals: the sums.
+        """
+        accelerator, scaler = session.accelerator, session.accelerator.scaler
+        loss, grad_norm = totals[0] / session.config.train.batch_size, totals[1] / accelerator.num_processes
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
+        nonfinite: list[int] = []
+        if not math.isfinite(loss):
+            marked = [torch.where(x.isfinite(), -1, index.to(x.device)) for index, x in losses]
+            nonfinite = sorted(index for index in accelerator.gather(torch.cat(marked)).tolist() if index >= 0)
+        return cls(images, loss, grad_norm, finite, overflow, tuple(nonfinite), stop=totals[2] > 0)
 
 
 def count_step(session: Session, state: TrainState, result: StepResult, display: Display) -> None:

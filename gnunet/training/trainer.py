@@ -253,7 +253,7 @@ def train_step(
 
     lr = learning_rate(train, images_seen + train.batch_size / 2)
     decay = ema_decay(train, images_seen + train.batch_size)
-    result = partial(_step_result, session, images_seen + train.batch_size, losses_by_example)
+    result = partial(StepResult.from_totals, session, images_seen + train.batch_size, losses_by_example)
     if session.graphs is not None:  # the device decides whether the step is finite
         numbers = (totals.new_full((), value, dtype=torch.float32) for value in (lr, 1.0 - decay))
         run("update", update_if_finite, totals, *numbers)
@@ -268,20 +268,6 @@ def train_step(
     else:
         strategy.skip_step()
     return lambda: step
-
-
-def _step_result(
-    session: Session, images: int, losses_by_example: list[tuple[Tensor, Tensor]], totals: list[float]
-) -> StepResult:
-    accelerator, scaler = session.accelerator, session.accelerator.scaler
-    loss, grad_norm = totals[0] / session.config.train.batch_size, totals[1] / accelerator.num_processes
-    finite = math.isfinite(loss) and math.isfinite(grad_norm)
-    overflow = scaler is not None and not finite and math.isfinite(loss) and scaler.get_scale() > 1
-    nonfinite: list[int] = []
-    if not math.isfinite(loss):
-        marked = [torch.where(x.isfinite(), -1, index.to(x.device)) for index, x in losses_by_example]
-        nonfinite = sorted(index for index in accelerator.gather(torch.cat(marked)).tolist() if index >= 0)
-    return StepResult(images, loss, grad_norm, finite, overflow, tuple(nonfinite), stop=totals[2] > 0)
 
 
 @contextmanager

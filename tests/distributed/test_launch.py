@@ -85,7 +85,7 @@ def test_two_processes_train_as_one_does(tiny, tiny_flags, tmp_path):
 
 
 def test_running_statistics_are_those_of_all_processes(tiny, run_ranks, tmp_path):
-    """Each process has seen other images; what one of them writes is what all of them go on from."""
+    """Each process has seen other images; all resume from what one of them writes."""
     config = tiny("run", "--model.norm.kind", "batch")
     run_ranks(2, config)
     final = tmp_path / "run/checkpoints/000000064"

@@ -18,7 +18,7 @@ FLAGS = ["--train.total_images", str(IMAGES), "--train.log_every", str(BATCH), "
          "--train.sample_every", "0", "--train.validate_every", "0", "--train.max_grad_norm", str(CLIP),
          "--train.learning_rate", str(LEARNING_RATE), "--sampling.num_images", "1"]  # fmt: skip
 SPLITS = [(1, 2), (2, 4), (2, 2), (4, 2), (4, 1)]
-"""Processes and micro-batch sizes, besides one process and whole batches: accumulation 4, 1, 2, 1, 2."""
+"""Processes and micro-batch sizes, in addition to one process and whole batches: accumulation 4, 1, 2, 1, 2."""
 
 
 def record_draws(rank: int, folder: Path) -> Callable[[StepInfo], None]:
@@ -91,7 +91,7 @@ def assert_same_curve(run: Path, reference: Path) -> None:
 
 
 def stop_after(rank: int, images: int, asked: int, number: int) -> None:
-    """Have the process of rank `asked`, and no other, get a signal amid the step after so many images."""
+    """Only the process of rank `asked` gets a signal, in the middle of the step after `images` images."""
     to_device = Session.to_device
 
     def signalled(self, batch):
@@ -128,7 +128,7 @@ def test_a_run_moves_between_numbers_of_processes(tiny, run_ranks, tmp_path):
     assert_same_curve(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_batch_that_the_new_processes_cannot_split_is_refused_before_anything_changes(tiny, run_ranks, tmp_path):
+def test_a_batch_that_the_new_processes_cannot_split_is_rejected_before_anything_changes(tiny, run_ranks, tmp_path):
     config = tiny("run", *FLAGS)
     run_ranks(1, config, stop_after, 8, 0, signal.SIGTERM, status=128 + signal.SIGTERM)
     before = contents(tmp_path / "run")

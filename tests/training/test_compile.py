@@ -120,8 +120,7 @@ def test_modes_are_inductors(tiny, monkeypatch, value, options):
 
 
 def test_an_unknown_mode_is_refused(tiny):
-    valid = "true, false, default, reduce-overhead, max-autotune or max-autotune-no-cudagraphs"
-    with pytest.raises(ConfigError, match=f"train.compile: given fast.*valid: {valid}"):
+    with pytest.raises(ConfigError, match="train.compile: given fast"):
         tiny("run", "--train.compile", "fast")
 
 

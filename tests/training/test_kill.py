@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the same command goes on, and the run ends with the bits of one that nothing disturbed."""
+"""kill -9 at any moment: the same command resumes, and the run ends bit-identical to an undisturbed one."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from gnunet.config import Config
 from gnunet.training import fit
 
 IN_TIME, IN_FILES = 4, 16
-"""How many of the moments are so many seconds after the start, and how many at a change of a file, spread over all."""
+"""Moments at random times after the start, and at changes of files, spread over all of them."""
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 server = multiprocessing.get_context("forkserver")
@@ -60,7 +60,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_anywhere_a_run_ends_as_if_nothing_had_been(tiny, tmp_path):
+def test_a_run_killed_at_any_moment_resumes_bit_identically(tiny, tmp_path):
     """At changes of files in the cache, the log, grids, checkpoints, their rotation and the export, and at any time."""
     little = ["--sampling.num_inference_steps", "1", "--sampling.num_images", "2", "--validation.num_examples", "4"]
     config = tiny("run", "--evaluate.monitor", "validation_loss", "--train.total_images", "40", *little)

@@ -92,7 +92,7 @@ def test_a_weight_that_one_process_has_spoiled_ends_all_and_the_run_goes_on(tiny
     run_ranks(2, tiny("whole", *flags))
     config = tiny("run", *flags, "--train.max_nonfinite_steps", "4")
     said = run_ranks(2, config, poison, "weight", math.nan, tmp_path, status=2)
-    assert all("weights are not finite at 32 images (processes: 1)" in text for text in said)
+    assert all("at 32 images (processes: 1)" in text for text in said)
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000016"]
     run_ranks(2, tiny("run", *flags))
     assert final(tmp_path / "run") == final(tmp_path / "whole")
@@ -146,7 +146,7 @@ def test_a_checkpoint_of_broken_weights_is_never_written(tiny, tmp_path):
 
     flags = [*LATE, "--train.checkpoint_every", "24", "--sampling.num_images", "1"]
     fit(tiny("whole", *flags))
-    with pytest.raises(DivergenceError, match="weights are not finite at 48 images"):
+    with pytest.raises(DivergenceError, match="at 48 images"):
         fit(tiny("run", *flags), breaking)
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000024"]
     fit(tiny("run", *flags))

@@ -43,7 +43,7 @@ def statistics(path) -> dict[str, torch.Tensor]:
     ],
     ids=["noise_bins", "precise", "batch_renorm", "switchable", "magnitude_preserving", "hybrid"],
 )
-def test_a_stopped_run_ends_as_a_whole_one(tiny, tmp_path, fit_until, flags):
+def test_a_stopped_run_resumes_bit_identically(tiny, tmp_path, fit_until, flags):
     fit(tiny("whole", *flags))
     fit_until(40, tiny("stopped", *flags))
     fit(tiny("stopped", *flags))
@@ -61,7 +61,7 @@ def test_the_average_of_two_processes_has_running_statistics(tiny, run_ranks, tm
 
 
 @pytest.mark.parametrize("kind", ["batch", "weight_norm", "scaled_ws", "magnitude_preserving", "switchable", "rms"])
-def test_the_export_is_the_average(tiny, tmp_path, kind):
+def test_the_export_has_the_ema_weights(tiny, tmp_path, kind):
     """Also of norms that UNet2DModel lacks, with their buffers."""
     fit(tiny("run", *norm(kind)))
     exported, checkpoint = (load_trained_model(tmp_path / "run" / name) for name in ("model", FINAL))
@@ -74,11 +74,11 @@ def test_the_export_is_the_average(tiny, tmp_path, kind):
 
 def test_statistics_are_averaged_with_the_weights(tiny, tmp_path):
     fit(tiny("run", *norm("batch")))
-    raw, averaged = (statistics(tmp_path / "run" / FINAL / name) for name in ("model.safetensors", "ema.safetensors"))
-    assert raw and all(not torch.equal(raw[name], averaged[name]) for name in raw)
+    raw, ema = (statistics(tmp_path / "run" / FINAL / name) for name in ("model.safetensors", "ema.safetensors"))
+    assert raw and all(not torch.equal(raw[name], ema[name]) for name in raw)
 
 
-def test_precise_statistics_are_those_of_the_average(tiny, tmp_path):
+def test_reestimated_statistics_are_those_of_the_ema_weights(tiny, tmp_path):
     config = tiny("run", *norm("batch"), "--train.bn_update_batches", "3")
     fit(config)
     model = load_trained_model(tmp_path / "run" / FINAL).network
@@ -105,7 +105,7 @@ def test_forced_weights_have_magnitude_one(tiny, tmp_path):
     torch.testing.assert_close(magnitudes, torch.ones_like(magnitudes), rtol=1e-5, atol=0)
 
 
-def test_a_normalization_batch_cannot_change_in_a_run(tiny, tmp_path):
+def test_the_normalization_batch_of_a_run_cannot_change(tiny, tmp_path):
     flags = norm("batch")
     fit(tiny("run", *flags))
     state = json.loads((tmp_path / "run" / FINAL / "state.json").read_text())

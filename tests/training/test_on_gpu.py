@@ -21,7 +21,7 @@ LAUNCHES = {
 
 
 def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> Callable[[StepInfo], None]:
-    """Refuse to train without a GPU; train as a launch of one process, and stop after so many images."""
+    """Refuse to train without a GPU; train as a launch of one process, and stop after `stop_at` images."""
     if launch is not None:
         os.environ.update(LAUNCHES[launch], MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")

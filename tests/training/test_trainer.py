@@ -1,4 +1,4 @@
-"""Whole runs in this process: what they leave behind, and that stopping and resuming changes no bit of it."""
+"""Whole runs in this process: their files, and that a stopped and resumed run is bit-identical."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_what_the_design_says(finished):
+def test_files_of_a_finished_run(finished):
     run = finished
     assert sorted(p.name for p in run.iterdir()) == [
         "checkpoints", "config.yaml", "metrics.jsonl", "model", "samples", "timing.jsonl"
@@ -54,7 +54,7 @@ def test_running_a_finished_run_again_changes_nothing(tiny, run):
 
 
 @pytest.mark.parametrize("seen", [8, 24, 40, 56])
-def test_stopped_and_resumed_is_the_same_run_bit_for_bit(tiny, finished, tmp_path, fit_until, seen):
+def test_a_stopped_run_resumes_bit_identically(tiny, finished, tmp_path, fit_until, seen):
     """At 24 (a step that ends on log, validation, samples), on a checkpoint, in between, second and last step."""
     fit_until(seen, tiny("stopped"))
     assert (tmp_path / "stopped" / "checkpoints" / f"{seen + 8:09d}").is_dir()
@@ -119,7 +119,7 @@ def test_ema_is_not_the_model_but_near_it(finished):
     assert 0 < distance < 0.1 * size
 
 
-def test_another_configuration_is_refused_naming_the_keys(tiny, run):
+def test_another_configuration_is_rejected_naming_the_keys(tiny, run):
     before = contents(run)
     with pytest.raises(ConfigError, match=r"train\.learning_rate.*0\.001.*0\.002(.|\n)*seed|seed(.|\n)*train\.lea"):
         fit(tiny("run", "--train.learning_rate", "0.002", "--seed", "1"))
@@ -132,7 +132,7 @@ def test_keys_that_do_not_change_the_run_may_change(tiny, tmp_path, fit_until):
 
 
 @pytest.mark.parametrize("new", ["dark/new.png", "more/0.png"], ids=["image", "class"])
-def test_other_images_are_refused(tiny, tmp_path, images, fit_until, new):
+def test_other_images_are_rejected(tiny, tmp_path, images, fit_until, new):
     shutil.copytree(images, mine := tmp_path / "mine")
     source = ["--data.source", str(mine)]
     fit_until(24, tiny("run", *source))
@@ -142,7 +142,7 @@ def test_other_images_are_refused(tiny, tmp_path, images, fit_until, new):
         fit(tiny("run", *source))
 
 
-def test_checkpoints_without_their_configuration_are_refused(tiny, run):
+def test_checkpoints_without_their_configuration_are_rejected(tiny, run):
     (run / "config.yaml").unlink()
     with pytest.raises(CheckpointError, match="no config.yaml"):
         fit(tiny("run"))
@@ -166,13 +166,13 @@ def test_a_broken_image_stops_before_training_or_is_skipped(tiny, tmp_path, imag
         (["--train.mixed_precision", "fp16"], "train.mixed_precision: given fp16 on a CPU"),
     ],
 )
-def test_what_is_not_available_is_refused_before_anything_is_written(tiny, tmp_path, flags, key):
+def test_unavailable_settings_are_rejected_before_anything_is_written(tiny, tmp_path, flags, key):
     with pytest.raises(ConfigError, match=key):
         fit(tiny("run", *flags))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_dir_below_a_file_is_refused(tiny, tmp_path):
+def test_a_run_dir_below_a_file_is_rejected(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="run_dir"):
         fit(tiny("file/run"))
