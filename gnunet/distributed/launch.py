@@ -45,7 +45,7 @@ def join_launch() -> None:
     if is_one_of_several and on_cpus and not any(name in os.environ for name in RANK_VARIABLES):
         raise ConfigError(
             "accelerate launch: given several processes on CPUs, of which it starts only one; valid: "
-            f"torchrun --nproc_per_node N {' '.join(sys.argv[:1])} ..."
+            f"torchrun --nproc_per_node N {' '.join(_program())} ..."
         )
 
 
@@ -82,13 +82,17 @@ def run_as_processes(count: int) -> int | None:
         min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         run_id="gnunet", max_restarts=0,
     )  # fmt: skip
-    spec = sys.modules["__main__"].__spec__
-    program = ["-m", "gnunet"] if spec is not None and spec.name == "gnunet.__main__" else sys.argv[:1]
     try:
-        elastic_launch(launch, sys.executable)(*program, *sys.argv[1:])
+        elastic_launch(launch, sys.executable)(*_program(), *sys.argv[1:])
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     return 0
+
+
+def _program() -> list[str]:
+    """This program, as Python's command line names it."""
+    spec = sys.modules["__main__"].__spec__
+    return ["-m", "gnunet"] if spec is not None and spec.name == "gnunet.__main__" else sys.argv[:1]
