@@ -78,11 +78,11 @@ def _by_batch(session: Session) -> list[float]:
             module.train()
     # In the validation set's order neighbours have neighbouring noise levels.
     order = np.random.Generator(np.random.Philox(0)).permutation(len(val_set))
-    whole = size * accelerator.num_processes
-    padded = np.resize(order, math.ceil(len(val_set) / whole) * whole)
+    global_size = size * accelerator.num_processes
+    padded = np.resize(order, math.ceil(len(val_set) / global_size) * global_size)
     errors = torch.zeros(len(val_set), device=accelerator.device)
     with torch.no_grad():
-        for start in range(size * accelerator.process_index, len(padded), whole):
+        for start in range(size * accelerator.process_index, len(padded), global_size):
             indices = padded[start : start + size]
             found = per_example_errors(
                 network, session.process, val_set, indices, device=accelerator.device, autocast=accelerator.autocast

@@ -29,7 +29,7 @@ from gnunet.training.session import Session, build_session
 _GROUP_NUMBERS = itertools.count()
 """Numbers of the process groups that this process has joined."""
 KEYS_NOT_RECORDED = {"run_dir": True, "data": {"cache_dir"}}
-"""Keys that a record omits: they say where files are."""
+"""Keys that a record omits: locations of files."""
 UNMEASURED: dict[str, Any] = {
     "nearest": None,
     "magnitudes": None,

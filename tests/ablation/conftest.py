@@ -26,7 +26,7 @@ base:
   train: {total_images: 2000, batch_size: 8}
   sampling: {num_images: 6}
 """
-# The variants of a made-up study differ in a key that says nothing of norms: what their records hold is made up too.
+# The variants of a made-up study differ in a key unrelated to norms: the contents of their records are made up too.
 VARIANTS = "\n".join(f"  {kind}: {{train.weight_decay: {i / 1000}}}" for i, kind in enumerate(KINDS))
 KINDS_STUDY = f"""
 title: Every kind of normalization

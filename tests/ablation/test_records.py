@@ -1,4 +1,4 @@
-"""Records: written whole and alike, and the values that are read from them."""
+"""Records: written and read back, corrupted ones named, and their metrics."""
 
 import math
 

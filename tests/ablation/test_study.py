@@ -1,4 +1,4 @@
-"""Study files: what they say, and one readable line for each mistake."""
+"""Study files: what they mean, and errors that name the key and the part of the study."""
 
 import pytest
 

@@ -44,7 +44,7 @@ def rows(markdown, heading):
 
 
 class TestFiles:
-    def test_are_whole_and_the_same_again(self, made_up, small_study):
+    def test_are_complete_and_the_same_again(self, made_up, small_study):
         study, plan, records, folder = made_up(small_study, worse)
         stale = folder / "figures" / "of_an_earlier_report.png"
         stale.parent.mkdir()

@@ -54,7 +54,7 @@ class TestPlaces:
         assert ((("size", "2"), ("way", "up")), "b: size 2, way up", "a: size 2") in pairs
         assert ((("size", "2"),), "c", "a: size 2") in pairs
 
-    def test_settings_are_the_whole_ones(self, crossed):
+    def test_settings_that_are_part_of_another_are_left_out(self, crossed):
         assert crossed.settings == [(("size", s), ("way", w)) for s in "12" for w in ("up", "down")]
 
     def test_with_one_axis_its_name_is_left_out(self, batches):
@@ -99,7 +99,7 @@ class TestOutcomes:
         outcome = Results(study, plan, records, folder).scores(Condition("a", ()), "validation_loss")[0]
         assert outcome.value == math.inf
 
-    def test_trials_on_another_bank_are_paired_by_seed(self, made_up, small_study):
+    def test_trials_on_another_validation_set_are_paired_by_seed(self, made_up, small_study):
         study, plan, records, folder = made_up(small_study, lambda trial: 0.1 * (trial.variant == "b"))
         for trial in plan.trials:
             if trial.variant == "b":

@@ -18,13 +18,13 @@ from gnunet.ablation.analysis.statistics import (
 from gnunet.evaluation.validation import summarize
 
 BINS = np.arange(60) % 4
-BANK = ValidationBins(BINS)
+EXAMPLES = ValidationBins(BINS)
 DIVERGED = Score(math.inf)
 
 
-def trials(errors, bank="the same"):
+def trials(errors, val_set="the same"):
     """Outcomes by seed from rows of errors."""
-    return {seed: Score(BANK.loss(row), BANK.resampled(row), bank) for seed, row in enumerate(errors)}
+    return {seed: Score(EXAMPLES.loss(row), EXAMPLES.resampled(row), val_set) for seed, row in enumerate(errors)}
 
 
 def values(*numbers):
@@ -112,8 +112,8 @@ class TestIntervals:
         scale = np.mean([right[seed].value for seed in (0, 2, 3)])
         assert difference.by_seed == pytest.approx([0.01 * right[s].value / scale for s in (0, 2, 3)])
 
-    def test_different_banks_are_paired_by_seed_alone(self):
-        difference = paired_difference(trials(draw(seed=1)), trials(draw(seed=2), bank="another"))
+    def test_different_validation_sets_are_paired_by_seed_alone(self):
+        difference = paired_difference(trials(draw(seed=1)), trials(draw(seed=2), val_set="another"))
         assert difference.bootstrap is None and difference.interval == difference.student
 
     def test_relative_to_the_size_of_a_right_below_zero(self):
@@ -122,7 +122,7 @@ class TestIntervals:
 
     @pytest.mark.parametrize("seeds", [2, 3, 6])
     def test_covers_the_truth_as_often_as_it_says(self, seeds):
-        """Both the seeds and the bank's examples are drawn anew; the expected difference is 5% of 1."""
+        """Both the seeds and the examples are new draws; the expected difference is 5% of 1."""
         rng = np.random.default_rng(seeds)
         runs, covered = 300, 0
         for _ in range(runs):
@@ -131,7 +131,7 @@ class TestIntervals:
             right = np.tile(examples, (seeds, 1))
             left = right + effect + 0.02 * rng.standard_normal((seeds, 1))
             interval = paired_difference(trials(left), trials(right)).interval
-            scale = BANK.loss(examples)  # relative to what is measured
+            scale = EXAMPLES.loss(examples)  # relative to what is measured
             covered += interval.low * scale <= 0.05 <= interval.high * scale
         assert covered / runs > 0.93
 
