@@ -18,7 +18,7 @@ import json
 import logging
 from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ from gnunet.checkpoint.sharded_tensors import (
     write_tensors,
 )
 from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
-from gnunet.errors import CheckpointError, truncate
+from gnunet.errors import CheckpointError, first_few, truncate
 from gnunet.files import atomic_directory, atomic_rmtree, atomic_write, fsync_path
-from gnunet.safe_io import MAX_JSON_BYTES, read_json, read_text
+from gnunet.safe_io import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -232,8 +232,11 @@ def verify_checkpoint(path: Path) -> None:
 def read_state(path: Path) -> TrainState:
     """The TrainState of the checkpoint at `path`; CheckpointError if state.json holds anything else."""
     file = path / "state.json"
+    values = read_json(file)
+    if missing := [each.name for each in fields(TrainState) if each.name not in values]:
+        raise CheckpointError(f"{file}: lacks {first_few(missing)}")
     try:
-        return TypeAdapter(TrainState).validate_json(read_text(file, MAX_JSON_BYTES), strict=True)
+        return TypeAdapter(TrainState).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         raise CheckpointError(f"{file}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None

@@ -12,6 +12,7 @@ from gnunet.checkpoint.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
+    read_state,
     rotate_checkpoints,
     save_checkpoint,
 )
@@ -131,6 +132,15 @@ def test_another_format_is_rejected(tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="format 99"):
         newest_checkpoint(tmp_path)
+
+
+def test_state_that_lacks_a_field_is_rejected(tmp_path):
+    path = save(tmp_path, 8)
+    state = json.loads((path / "state.json").read_text())
+    del state["images"]
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="state.json: lacks images"):
+        read_state(path)
 
 
 def test_checkpoint_at_the_same_images_is_replaced(tmp_path):
