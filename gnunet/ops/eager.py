@@ -194,8 +194,9 @@ def _gradients_native(
         given = dw.view(n, c, s), u.view(n, c, s)
     rstd = rstd.view(n, g)
     weight = u.new_ones(c) if weight is None else weight.reshape(-1).contiguous()  # the kernel takes it to be
+    # PyTorch's channels_last kernel crashes unless du is requested.
     du, sum_dw_x_hat, sum_dw = torch.ops.aten.native_group_norm_backward(
-        *given, torch.zeros_like(rstd), rstd, weight, n, c, s, g, [need_du, True, True]
+        *given, torch.zeros_like(rstd), rstd, weight, n, c, s, g, [need_du or layout.is_rows, True, True]
     )
     table = (-1, layout.num_groups, layout.group_channels)
     return du.as_strided(u.shape, u.stride()) if need_du else None, sum_dw.view(table), sum_dw_x_hat.view(table)

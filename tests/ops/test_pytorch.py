@@ -139,3 +139,18 @@ def test_meta_device(memory_format, center):
     assert y.shape == x.shape and y.is_contiguous(memory_format=memory_format)
     y.sum().backward()
     assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_the_parameters_alone(memory_format):
+    x = torch.randn(2, 8, 4, 4).contiguous(memory_format=memory_format)
+    weight, bias = torch.randn(2, 8).unbind()
+    dy = torch.randn_like(x)
+
+    def gradients(function):
+        parameters = [weight.clone().requires_grad_(), bias.clone().requires_grad_()]
+        return torch.autograd.grad(function(*parameters), parameters, dy)
+
+    actual = gradients(lambda weight, bias: group_norm_silu(x, 4, weight, bias))
+    expected = gradients(lambda weight, bias: F.silu(F.group_norm(x.contiguous(), 4, weight, bias)))
+    torch.testing.assert_close(actual, expected)
