@@ -3,6 +3,7 @@
 Programs print a GnunetError without a traceback and exit with status 2. Any other exception is a bug.
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -49,6 +50,19 @@ def first_few(names: Sequence[object], count: int = 3) -> str:
     """The first `count` names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(map(truncate, names[:count])) + more
+
+
+def quoted(names: Sequence[str | int], limit: int = 20) -> str:
+    """A readable list of valid values, cut off after `limit`."""
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more
+
+
+def did_you_mean(given: object, valid: Sequence[str | int]) -> str:
+    """A hint at the valid value that is spelled most alike; empty if none is close."""
+    spelled = {str(value).lower(): value for value in valid}
+    close = difflib.get_close_matches(str(given).lower(), spelled, n=1)
+    return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
 
 
 def run_cli(program: Callable[[], int | None]) -> int:

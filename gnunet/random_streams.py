@@ -1,11 +1,8 @@
 """Random numbers as pure functions of (seed, purpose, index), drawn with a counter-based generator.
 
-Example k of a run is a pure function of (seed, k): no generator keeps state between examples, and no rank,
-worker or batch enters a key. A resumed run, any number of processes and any accumulation therefore see the
-same draws, and two runs with one seed are compared on the same images and noise.
-
-The generator is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as in
-NumPy. Uniforms are taken from its raw output, which NumPy keeps fixed; normals and permutations use
+No generator keeps state between examples, and no rank, worker or batch enters a key: a resumed run, any number of
+processes and any accumulation see the same draws. The generator is NumPy's Philox4x64-10 (Salmon et al., 2011).
+Uniforms are taken from its raw output, which NumPy keeps fixed; normals and permutations use
 numpy.random.Generator, whose stream NumPy may change between releases (NEP 19).
 """
 
@@ -33,16 +30,8 @@ class StreamKey(IntEnum):
 class Stream:
     """The streams of one (seed, purpose), one stream for each index.
 
-    The index is the highest word of Philox's 256-bit counter, so each stream has 2**192 blocks to itself:
-    streams never overlap, however many numbers are drawn. Moving to an index reuses one generator, which is
-    several times faster than making a new one.
-
-    Args:
-        seed: 0 to 2**64 - 1.
-        purpose: what the numbers are for.
-
-    Raises:
-        ConfigError: the seed is out of range.
+    The index is the highest word of Philox's 256-bit counter, so each stream has 2**192 blocks to itself, and
+    streams never overlap. Moving to an index reuses one generator: several times faster than making a new one.
     """
 
     def __init__(self, seed: int, purpose: StreamKey):

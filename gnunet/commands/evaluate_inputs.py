@@ -13,7 +13,7 @@ from gnunet.checkpoint.trained_model import TrainedModel, is_model_path, sanitiz
 from gnunet.commands.options import load_model
 from gnunet.config import Config, EvaluateConfig
 from gnunet.data import DecodedImages, load_images
-from gnunet.data.sources.files import visible_files
+from gnunet.data.sources import visible_files
 from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.evaluation import ImageFiles

@@ -26,12 +26,10 @@ log = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.bin"
 METADATA_FILE = "table.json"
-MAX_PENDING = 256
-"""Images that are read ahead of the decoding at most."""
-MAX_PENDING_BYTES = 2**28
-"""Size of their files at most, if there is more than one."""
-MAX_REPORTED = 20
-"""Corrupted images that are kept by name."""
+MAX_PENDING = 256  # images read ahead of the decoding
+MAX_PENDING_BYTES = 2**28  # size of their files, if there is more than one
+MAX_REPORTED = 20  # corrupted images that are kept by name
+HOW_TO_SKIP = "; fix or remove it, or set data.on_error to skip"
 
 
 def load_images(
@@ -59,7 +57,6 @@ def load_images(
         source, split, image_column, label_column, subset, resolution, on_error: as the keys of `data`.
         channels: 1 (grey) or 3 (RGB).
         class_conditional: require labels.
-        cache_dir: where decoded images are kept.
         progress: called with (images done, images in all) while decoding.
 
     Raises:
@@ -101,9 +98,6 @@ def load_images(
             f"data.label_column to one of {', '.join(opened.columns)}"
         )
     return images
-
-
-HOW_TO_SKIP = "; fix or remove it, or set data.on_error to skip"
 
 
 def cache_folder(configured: str | None) -> Path:

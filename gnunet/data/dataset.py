@@ -16,19 +16,10 @@ class TrainingDataset(Dataset):
     """Example k of a run, for any k >= 0: a pure function of (seed, k), the images and the rows.
 
     Args:
-        table: the decoded images.
         rows: int (n,), the rows of the table to train on; each epoch of n examples visits each once.
-        seed: the run's seed.
         flip: mirror each example left to right with probability 1/2.
         label_dropout: probability that an example's label is replaced by the null label.
-        class_conditional: return labels.
-
-    Attributes:
-        num_classes: number of classes; 0 if not class_conditional.
-        null_label: see `null_label`.
-
-    Raises:
-        DataError: there are no rows, or no labels although class_conditional.
+        class_conditional: return labels; DataError if the table has none. Otherwise `num_classes` is 0.
     """
 
     def __init__(
@@ -54,14 +45,13 @@ class TrainingDataset(Dataset):
         self._rng = ExampleRNG(seed, len(rows), label_dropout=label_dropout)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The collated examples with these indices.
+        """The collated examples with these indices:
 
-        Returns:
-            images: uint8 (b, C, H, W), channels_last.
-            noise: float32 (b, C, H, W), channels_last; standard normal.
-            u: float64 (b,) in (0, 1), which `Process.noise_level` maps to noise levels.
-            index: int64 (b,), the indices.
-            labels: int64 (b,), null_label where dropped; only if class_conditional.
+        images: uint8 (b, C, H, W), channels_last.
+        noise: float32 (b, C, H, W), channels_last; standard normal.
+        u: float64 (b,) in (0, 1), which `Process.noise_level` maps to noise levels.
+        index: int64 (b,), the indices.
+        labels: int64 (b,), null_label where dropped; only if class_conditional.
         """
         random = self._rng.examples(indices)
         rows = self.rows[random.rows]

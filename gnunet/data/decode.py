@@ -26,7 +26,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
 
 def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
-    """Decode, flatten, resize and crop one image.
+    """Decode, flatten, resize and crop one image to uint8 (resolution, resolution, channels).
 
     An EXIF orientation is applied, transparency is flattened on white, 16 bits are scaled to 8. The shorter
     side is resized to `resolution` by Lanczos' antialiased filter (as in EDM's dataset_tool), unless it has that
@@ -35,11 +35,7 @@ def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
     Args:
         cell: a file's path or bytes, `datasets`' {"bytes", "path"}, a PIL image, or 8-bit pixels (arrays or
             nested lists of (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4).
-        resolution: height and width of the result in pixels.
         channels: 1 (grey) or 3 (RGB).
-
-    Returns:
-        uint8 (resolution, resolution, channels).
 
     Raises:
         Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format,

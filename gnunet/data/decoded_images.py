@@ -16,36 +16,21 @@ IMAGES_FILE = "images.bin"
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Decoded images of one size, usually mapped from the cache that `load_images` writes.
+    """Decoded images of one size, usually mapped from the cache that `load_images` writes."""
 
-    Mapped images are pickled as their path, so that loader workers map them too.
-    """
-
-    images: np.ndarray
-    """uint8 (n, H, W, C), read-only if mapped from disk."""
-    labels: np.ndarray | None
-    """int64 (n,), 0..len(class_names)-1; None if the data has no labels."""
-    class_names: tuple[str, ...]
-    """Name of each label; empty if the data has none."""
-    fingerprint: str
-    """sha256 over images, labels and class names: the same for the same data wherever it is stored."""
-    skipped: int = 0
-    """Number of corrupted images that were left out (data.on_error: skip)."""
-    broken: tuple[str, ...] = ()
-    """What is wrong with them, for the first ones."""
-    folder: Path | None = None
-    """The cache that the images are mapped from; None if they are in memory."""
+    images: np.ndarray  # uint8 (n, H, W, C), read-only if mapped from disk
+    labels: np.ndarray | None  # int64 (n,), 0..len(class_names)-1; None if the data has no labels
+    class_names: tuple[str, ...]  # name of each label; empty if the data has none
+    fingerprint: str  # sha256 over images, labels and class names: the same wherever the data is stored
+    skipped: int = 0  # number of corrupted images that were left out (data.on_error: skip)
+    broken: tuple[str, ...] = ()  # what is wrong with them, for the first ones
+    folder: Path | None = None  # the cache that the images are mapped from; None if they are in memory
 
     @classmethod
     def from_arrays(
         cls, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
     ) -> "DecodedImages":
-        """Images in memory.
-
-        Args:
-            images: uint8 (n, H, W, C) with C 1 or 3.
-            labels: integers (n,).
-            class_names: names of the labels; "0", "1", ... if empty.
+        """Images in memory, uint8 (n, H, W, 1 or 3), with integer labels (n,), named "0", "1", ... by default.
 
         Raises:
             DataError: another shape or dtype, or a label out of range.
@@ -69,10 +54,10 @@ class DecodedImages:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 if the data has no labels."""
         return len(self.class_names)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Mapped images are pickled as their path, so that loader workers map them too.
         return self.__dict__ | ({} if self.folder is None else {"images": self.images.shape})
 
     def __setstate__(self, state: dict[str, Any]) -> None:

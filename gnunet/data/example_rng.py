@@ -15,10 +15,7 @@ def row_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
 
 
 def split_rows(num_rows: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the rows held out of training, independent of a run's seed.
-
-    Returns:
-        (training rows, validation rows), both ascending int64; the second is empty for 0 validation images.
+    """Split rows into those to train on and those held out, both ascending int64, independent of a run's seed.
 
     Raises:
         DataError: no rows would be left to train on.
@@ -45,11 +42,6 @@ class ExampleRNG:
     """Draws a run's examples; example k is a pure function of (seed, k) and num_rows.
 
     Each epoch of num_rows examples visits every row once, in a different order.
-
-    Args:
-        seed: the run's seed, 0 to 2**64 - 1.
-        num_rows: rows to train on.
-        label_dropout: probability that an example's label is dropped.
     """
 
     def __init__(self, seed: int, num_rows: int, *, label_dropout: float = 0.0):
@@ -61,7 +53,6 @@ class ExampleRNG:
         self._orders: dict[int, np.ndarray] = {}
 
     def examples(self, indices: Sequence[int]) -> ExampleRandomness:
-        """Rows, flips, noise levels (u) and label drops of the examples with these indices."""
         raw = np.empty((len(indices), 3), np.uint64)
         rows = np.empty(len(indices), np.int64)
         for i, index in enumerate(indices):

@@ -23,14 +23,8 @@ def training_loader(
 ) -> DataLoader:
     """A loader of one rank's micro-batches, as `TrainingDataset.__getitems__` returns them.
 
-    The batches do not depend on num_workers. The loader keeps no state: to resume, make another with a later
-    `first`.
-
-    Args:
-        sizes: the arguments of `MicroBatchSampler`.
-
-    Raises:
-        ConfigError: sizes that do not divide.
+    `sizes` are the arguments of `MicroBatchSampler`. The batches do not depend on num_workers. The loader keeps no
+    state: to resume, make another with a later `first`.
     """
     return DataLoader(
         dataset,
@@ -38,7 +32,7 @@ def training_loader(
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
+        worker_init_fn=_ignore_signals_in_worker,
         prefetch_factor=4 if num_workers else None,
     )
 
@@ -55,7 +49,6 @@ class MicroBatchSampler(Sampler[list[int]]):
         last: example at which it ends; the last batch is the first that reaches it.
         batch_size: examples in one step over all ranks and micro-batches.
         micro_batch_size: examples in one forward pass on one rank.
-        rank, world_size: this process, and the number of processes.
 
     Raises:
         ConfigError: sizes that do not divide.
@@ -121,12 +114,7 @@ def _collate(batch: Any) -> Any:
     return SharedMemoryBatch(batch) if get_worker_info() else batch
 
 
-def _init_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    _ignore_signals_in_worker()
-
-
-def _ignore_signals_in_worker() -> None:
+def _ignore_signals_in_worker(worker: int) -> None:
     """Ignore SIGINT and SIGTERM sent to the process group, so that the trainer can finish its step.
 
     SIGTERM from the parent itself still ends the worker: that is how Python stops its children at exit, and it

@@ -6,22 +6,17 @@ from typing import Any
 import numpy as np
 
 from gnunet.data.sources import Source
-from gnunet.data.sources.columns import check_column, did_you_mean, quoted
-from gnunet.errors import DataError
+from gnunet.errors import DataError, did_you_mean, quoted
 
 
 def select_rows(source: Source, subset: Mapping[str, Any]) -> np.ndarray:
-    """The rows that have one of the given values in each column of `subset`, ascending int64.
+    """The rows that match `subset`, ascending int64.
 
-    Args:
-        subset: {column: value or list of values}; class labels by name.
-
-    Raises:
-        DataError: a column or a value that does not exist, or no row left.
+    It maps columns to the value, or the list of values, that a row may have there; class labels by name.
     """
     keep = np.ones(len(source), bool)
     for column, allowed in subset.items():
-        check_column("data.subset", column, source.columns, source.name)
+        source.check_column("data.subset", column)
         values = source.values(column)
         occurring = _distinct(values)
         allowed = allowed if isinstance(allowed, (list, tuple)) else [allowed]
@@ -38,16 +33,10 @@ def select_rows(source: Source, subset: Mapping[str, Any]) -> np.ndarray:
 
 
 def read_labels(source: Source, rows: np.ndarray) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The labels of the given rows and the names of the classes.
+    """The labels of the given rows, int64 (len(rows),), and the names of the classes; (None, ()) without labels.
 
     Classes are the labels that occur in these rows, in the order of the source's class names if it has them,
-    otherwise sorted.
-
-    Returns:
-        (int64 (len(rows),), class names); (None, ()) if the source has no labels.
-
-    Raises:
-        DataError: a row without a label, or labels that are not strings, integers or booleans.
+    otherwise sorted. DataError if a row has no label, or one of another type than a string, integer or boolean.
     """
     values, order = source.labels(), source.class_names
     if values is None:

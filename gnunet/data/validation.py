@@ -23,18 +23,10 @@ class ValidationSet:
     not dropped.
 
     Args:
-        table: the decoded images.
-        rows: int (n,), the rows of the table to validate on.
+        rows: int (n,), the rows of the table to validate on; DataError if there are none.
         num_examples: size of the set.
-        num_bins: equal bins of log-SNR.
-        log_snr_min, log_snr_max: lower end of the first bin, upper end of the last.
-
-    Attributes:
-        log_snr: float64 (num_examples,), natural logarithm of signal power over noise power.
-        bins: int64 (num_examples,).
-
-    Raises:
-        DataError: no rows.
+        log_snr_min, log_snr_max: lower end of the first bin, upper end of the last. Log-SNR is the natural logarithm
+            of signal power over noise power.
     """
 
     def __init__(
@@ -68,14 +60,13 @@ class ValidationSet:
         return len(self.rows)
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The examples with these indices.
+        """The collated examples with these indices:
 
-        Returns:
-            images: uint8 (b, C, H, W), channels_last.
-            noise: float32 (b, C, H, W), channels_last; standard normal.
-            log_snr: float64 (b,).
-            bin: int64 (b,).
-            labels: int64 (b,); only if the table has labels.
+        images: uint8 (b, C, H, W), channels_last.
+        noise: float32 (b, C, H, W), channels_last; standard normal.
+        log_snr: float64 (b,).
+        bin: int64 (b,).
+        labels: int64 (b,); only if the table has labels.
         """
         chosen = np.asarray(indices, np.int64)
         rows = self.rows[chosen]

@@ -11,10 +11,9 @@ from torch import Tensor
 from gnunet.diffusion.process import NoiseLevel, Process, append_dims
 from gnunet.errors import ConfigError
 
+# Our names -> diffusers'.
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}
-"""Our names of the prediction types -> diffusers'."""
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-"""Our names of the beta schedules -> diffusers'."""
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large")
 
 MIN_LOG_SNR = -10.2
@@ -31,10 +30,8 @@ class DDPM(Process):
         beta_schedule: "linear", from beta_start to beta_end, or "cosine".
         prediction_type: what the network predicts: "epsilon" (the noise), "v" or "sample" (x0).
         min_snr_gamma: clamp of the SNR in the loss weight (Hang et al., 2023); None gives every level weight 1.
-        schedule: a DDPMScheduler to take betas, prediction type, variance and clipping from instead.
-
-    Raises:
-        ConfigError: `schedule` has a prediction type or a variance that is not supported.
+        schedule: a DDPMScheduler to take betas, prediction type, variance and clipping from instead; ConfigError if
+            its prediction type or variance is not supported.
     """
 
     kind = "ddpm"

@@ -41,7 +41,6 @@ class EDM(Process):
         return self._from_sigma((self.p_mean + self.p_std * torch.special.ndtri(u)).exp())
 
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
-        """The noise levels at `log_snr`, float64 (N,), with sigma clamped to [sigma_min, sigma_max]."""
         return self._from_sigma((-log_snr / 2).exp().clamp(self.sigma_min, self.sigma_max))
 
     def _from_sigma(self, sigma: Tensor) -> NoiseLevel:
@@ -98,13 +97,8 @@ def edm_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float) -> li
 def edm_heun(denoise: Callable[[Tensor, float], Tensor], noise: Tensor, sigmas: Sequence[float]) -> Tensor:
     """Integrate dx/dsigma = (x - D(x; sigma)) / sigma by Heun's second-order method (Algorithm 1).
 
-    Args:
-        denoise: D, from x (N, C, H, W) and one sigma to an estimate of x0.
-        noise: (N, C, H, W), standard normal.
-        sigmas: decreasing, the last one 0.
-
-    Returns:
-        (N, C, H, W) at the last sigma, after 2 * steps - 1 calls of `denoise`.
+    `denoise` is D, from x (N, C, H, W) and one sigma to an estimate of x0. The sigmas decrease; where the last is 0,
+    it is called 2 * steps - 1 times.
     """
     x = noise * sigmas[0]
     for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):

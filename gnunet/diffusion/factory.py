@@ -25,16 +25,12 @@ MAX_CONFIG_VALUE = 100_000
 
 
 def make_process(kind: str, **settings: Any) -> Process:
-    """A process of PROCESSES by its name; `settings` are the arguments of its class."""
+    """One of PROCESSES by name; `settings` are the arguments of its class."""
     return PROCESSES[kind](**settings)
 
 
 def check_scheduler(config: Mapping[str, Any]) -> None:
-    """Check that an untrusted scheduler config, as read from JSON, cannot make its scheduler take unbounded memory.
-
-    Raises:
-        ConfigError: a number above MAX_CONFIG_VALUE, a longer list, or a nested value; names the key.
-    """
+    """Raise ConfigError if an untrusted scheduler config, as read from JSON, could take unbounded memory."""
     for key, value in config.items():
         if isinstance(value, list) and len(value) > MAX_CONFIG_VALUE:
             raise ConfigError(f"{key[:100]}: a list of {len(value)}; valid: at most {MAX_CONFIG_VALUE} numbers")
@@ -48,9 +44,6 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
 
 def process_from_scheduler(scheduler: Any) -> Process:
     """The process that a diffusers scheduler samples from; settings of training alone keep their defaults.
-
-    Args:
-        scheduler: an EDM or flow-match scheduler, or one over betas (DDPM, DDIM, DPM-Solver, Euler, ...).
 
     Raises:
         ConfigError: the scheduler belongs to none of the processes, or has an option that they lack.

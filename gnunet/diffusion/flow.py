@@ -41,7 +41,6 @@ class Flow(Process):
         return self._from_t((self.t_mean + self.t_std * torch.special.ndtri(u)).sigmoid())
 
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
-        """The noise levels at `log_snr`, float64 (N,): t = 1 / (1 + exp(log_snr / 2))."""
         return self._from_t((-log_snr / 2).sigmoid())
 
     def _from_t(self, t: Tensor) -> NoiseLevel:

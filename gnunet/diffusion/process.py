@@ -24,16 +24,11 @@ ModelFn = Callable[[Tensor, Tensor], Tensor]
 class NoiseLevel:
     """The noise levels of N examples; every field is an fp32 tensor of shape (N,)."""
 
-    alpha: Tensor
-    """Factor of the image in x = alpha * x0 + sigma * noise."""
-    sigma: Tensor
-    """Factor of the noise."""
-    timestep: Tensor
-    """The network's `timestep` argument."""
-    weight: Tensor
-    """Weight of the network's mean squared error in the loss."""
-    log_snr: Tensor
-    """log(alpha^2 / sigma^2)."""
+    alpha: Tensor  # factor of the image in x = alpha * x0 + sigma * noise
+    sigma: Tensor  # factor of the noise
+    timestep: Tensor  # the network's argument
+    weight: Tensor  # of the network's mean squared error in the loss
+    log_snr: Tensor  # log(alpha^2 / sigma^2)
 
     @classmethod
     def from_float64(cls, alpha: Tensor, sigma: Tensor, timestep: Tensor, weight: Tensor) -> "NoiseLevel":
@@ -42,7 +37,6 @@ class NoiseLevel:
         return cls(alpha.float(), sigma.float(), timestep.float(), weight.float(), log_snr.float())
 
     def to(self, device: torch.device | str) -> "NoiseLevel":
-        """Move to a device."""
         return NoiseLevel(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
 
@@ -51,7 +45,7 @@ class Process(ABC):
 
     kind: ClassVar[str]
     samplers: tuple[str, ...]
-    """Names of its samplers, the default first."""
+    """Names of the samplers, the default first."""
 
     @abstractmethod
     def noise_level(self, u: Tensor) -> NoiseLevel:
@@ -87,8 +81,7 @@ class Process(ABC):
 
         Args:
             network: called as network(x, timestep, class_labels=labels, return_dict=False)[0].
-            images: fp32 (N, C, H, W) in [-1, 1].
-            noise: fp32 (N, C, H, W), standard normal.
+            images: fp32 (N, C, H, W) in [-1, 1]; noise likewise, standard normal.
             level: from `noise_level`, on the images' device.
             labels: int64 (N,), or None for a network without classes.
         """
@@ -103,11 +96,7 @@ class Process(ABC):
 
     @abstractmethod
     def scheduler(self, sampler: str, steps: int) -> Any:
-        """A new diffusers scheduler with its timesteps set; its `step` takes what `to_scheduler` returns.
-
-        Raises:
-            ConfigError: the process has no such sampler, or the sampler cannot take that many steps.
-        """
+        """A new diffusers scheduler with its timesteps set; its `step` takes what `to_scheduler` returns."""
 
     def to_scheduler(self, output: Tensor, model_input: Tensor, timestep: Tensor) -> Tensor:
         """Convert the network's output at the scheduler's scaled input to what the scheduler's `step` expects."""
@@ -120,17 +109,11 @@ class Process(ABC):
     def sample(
         self, model_fn: ModelFn, noise: Tensor, sampler: str, steps: int, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Turn noise into images.
+        """Turn noise, fp32 (N, C, H, W), into images of the same shape and type, nominally in [-1, 1].
 
         Args:
             model_fn: the network, with classifier-free guidance if any.
-            noise: fp32 (N, C, H, W), standard normal.
-            sampler: one of `samplers`.
-            steps: sampling steps.
             generators: one host generator per image, for the noise that a stochastic sampler adds.
-
-        Returns:
-            fp32 (N, C, H, W), nominally in [-1, 1].
 
         Raises:
             ConfigError: the process has no such sampler, or the sampler cannot take that many steps.
@@ -149,11 +132,7 @@ class Process(ABC):
         return x
 
     def resolve_sampler(self, sampler: str | None, steps: int) -> str:
-        """Check a sampler and its number of steps; None means the default sampler.
-
-        Raises:
-            ConfigError: the process has no such sampler, or the sampler cannot take that many steps.
-        """
+        """The sampler, or by default the first; ConfigError if the process lacks it or it cannot take the steps."""
         if sampler is not None and sampler not in self.samplers:
             raise ConfigError(f"sampling.sampler: {sampler!r} given; valid: {', '.join(self.samplers)} ({self.kind})")
         if steps < 1:

@@ -41,32 +41,23 @@ def sample_images(
     progress: Callable[[int], None] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Sample the images with the given indices.
+    """Sample the images with the given indices, uint8 (len(indices), H, W, C).
 
     The network runs in eval mode, without gradients; its modes are restored. A warning counts the images with
     values that are not finite.
 
     Args:
         network: called as network(x, timestep, class_labels=labels, return_dict=False)[0].
-        process: the process that the network was trained on.
-        indices: which images, each 0 or more, in any order.
-        resolution: height and width in pixels.
-        channels: channels of the images.
-        seed: the images' seed.
-        steps: sampling steps.
+        indices: each 0 or more, in any order.
         batch_size: images per batch; an image's bits depend on this and on its own index alone.
         sampler: one of process.samplers; None means the first.
         guidance_scale: scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the
             network runs on batches of 2 * batch_size, the second half with null_label.
         labels: int64 (len(indices),), each image's class; None for a network without classes.
         null_label: the label of a dropped class; needed for guidance.
-        device: the network's device.
         autocast: makes the context that the network runs in.
         progress: called after each batch with the number of images it added to the result.
         check: called before each forward pass; what it raises ends the sampling.
-
-    Returns:
-        uint8 (len(indices), H, W, C), in the order of `indices`.
 
     Raises:
         ConfigError: no such sampler, too many steps for it, or guidance without labels and a null label.
@@ -108,15 +99,9 @@ def sample_images(
 
 
 def sample_labels(indices: Sequence[int], seed: int, class_counts: Sequence[int]) -> np.ndarray:
-    """Draw each image's class with the classes' frequencies; a pure function of (seed, index).
+    """Draw each image's class, int64 (len(indices),), with the frequencies of `class_counts`, which are not all 0.
 
-    Args:
-        indices: which images.
-        seed: the images' seed.
-        class_counts: examples of each class, not all 0.
-
-    Returns:
-        int64 (len(indices),); a class without examples is never drawn.
+    A pure function of (seed, index); a class without examples is never drawn.
     """
     upper = np.cumsum(class_counts)
     stream = Stream(seed, StreamKey.SAMPLE_LABEL)

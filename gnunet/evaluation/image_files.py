@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gnunet.data.decode import decode_image, open_image
-from gnunet.data.sources.files import visible_files
+from gnunet.data.sources import visible_files
 from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
 from gnunet.errors import DataError
 

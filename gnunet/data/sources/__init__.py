@@ -1,10 +1,10 @@
 """Data sources: what `data.source` may name."""
 
+import os
 from pathlib import Path
 
 import gnunet
 from gnunet.data.sources.base import Source
-from gnunet.data.sources.files import visible_files
 from gnunet.data.sources.idx import IdxFolder
 from gnunet.data.sources.image_folder import ImageFolder
 from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
@@ -40,6 +40,20 @@ def _open_path(path: Path, split: str) -> Source | None:
         if cls.accepts(path, files):
             return cls(path, files, split)
     raise DataError(f"data.source: {path} given; valid: a folder, or a .parquet or .arrow file")
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; links are followed, hidden files and folders left out."""
+    files, seen = [], set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link to a folder above
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
+        files += [Path(path) for path in paths if os.path.isfile(path)]
+    return sorted(files)
 
 
 def _embedded_file() -> Path:

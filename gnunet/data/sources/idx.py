@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gnunet.data.sources.base import Source
-from gnunet.data.sources.files import SPLITS, choose_split, file_fingerprint
+from gnunet.data.sources.base import SPLITS, Source, choose_split, file_fingerprint
 from gnunet.errors import DataError
 
 MAX_IDX_BYTES = 2**31
@@ -21,12 +20,7 @@ IDX_NAME = re.compile(r"(?:(?P<split>\w+)-)?(?P<part>images|labels)[-.]idx[13]-u
 
 
 class IdxFolder(Source):
-    """A folder of idx files under MNIST's names (train-images-idx3-ubyte, t10k-..., plain or .gz).
-
-    Raises:
-        DataError: no images of the split, a file that is not what its name says, or unequal numbers of images
-            and labels.
-    """
+    """A folder of idx files under MNIST's names (train-images-idx3-ubyte, t10k-..., plain or .gz)."""
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         self.name = str(path)
@@ -64,9 +58,6 @@ def read_idx(file: Path, ndim: int) -> np.ndarray:
 
     The format: two zero bytes, 8 for unsigned bytes, the number of dimensions, each length as big-endian
     uint32, then the values.
-
-    Raises:
-        DataError: not such a file, not as long as its header says, or of more than MAX_IDX_BYTES.
     """
     header_size = 4 + 4 * ndim
     is_packed, size = file.suffix == ".gz", file.stat().st_size

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from gnunet.data.sources.base import Source
-from gnunet.data.sources.files import SPLITS, choose_split, file_fingerprint
+from gnunet.data.sources.base import SPLITS, Source, choose_split, file_fingerprint
 from gnunet.errors import DataError
 
 IMAGE_SUFFIXES = (
@@ -17,9 +16,6 @@ class ImageFolder(Source):
 
     If all top subfolders are named after splits (train, test, val, ...), that of the requested split is read, and the
     folders in it are the classes.
-
-    Raises:
-        DataError: no images, or not the requested split.
     """
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:

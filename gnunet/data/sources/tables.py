@@ -14,10 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gnunet.data.sources.base import Source
-from gnunet.data.sources.columns import quoted
-from gnunet.data.sources.files import SPLITS, choose_split, file_fingerprint
-from gnunet.errors import DataError
+from gnunet.data.sources.base import SPLITS, Source, choose_split, file_fingerprint
+from gnunet.errors import DataError, quoted
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "png", "jpg", "jpeg", "webp")
 LABEL_COLUMNS = (
@@ -32,10 +30,7 @@ MAX_GROUP_VALUES = 2**28
 
 
 class Table(Source):
-    """Rows described by the features of `datasets`.
-
-    Images are in the requested column, or else in the one that is found by its name or type; likewise labels.
-    """
+    """Rows described by the features of `datasets`; columns that are not given are found by name or type."""
 
     features: datasets.Features
     image_column: str
@@ -93,11 +88,7 @@ class Table(Source):
 
 
 class ParquetFiles(Table):
-    """Parquet files with equal columns, read in place, without a copy in the cache of `datasets`.
-
-    Raises:
-        DataError: a file that cannot be read, unequal columns, or not the requested split.
-    """
+    """Parquet files with equal columns, read in place, without a copy in the cache of `datasets`."""
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         self.name = str(path)
@@ -183,7 +174,7 @@ class DatasetRows(Table):
 
 
 class ArrowFiles(DatasetRows):
-    """Arrow files with equal columns; DataError for one that cannot be read, or if the split is missing."""
+    """Arrow files with equal columns."""
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         parts = []
@@ -199,7 +190,7 @@ class ArrowFiles(DatasetRows):
 
 
 class SavedDataset(DatasetRows):
-    """A folder written by `save_to_disk`; DataError if it is corrupted or lacks the split."""
+    """A folder written by `save_to_disk`."""
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         with _as_data_error(path):
@@ -228,11 +219,7 @@ def open_hub_dataset(name: str, split: str) -> DatasetRows:
 
 
 def table_files(path: Path, files: list[Path], split: str) -> list[Path]:
-    """The parquet or arrow files among those at `path`; of one split, if their names or folders begin with one.
-
-    Raises:
-        DataError: files of both kinds, or not the requested split.
-    """
+    """The parquet or arrow files among those at `path`; of one split, if their names or folders begin with one."""
     files = [file for file in files if file.suffix in (".parquet", ".arrow")]
     if len({file.suffix for file in files}) > 1:
         raise DataError(f"{path} has .arrow and .parquet files; valid: one kind of them")

@@ -1,8 +1,7 @@
 import numpy as np
 
 from gnunet.data import sources
-from gnunet.data.sources.base import Source
-from gnunet.data.sources.files import file_fingerprint
+from gnunet.data.sources.base import Source, file_fingerprint
 
 
 class NumpyFile(Source):
