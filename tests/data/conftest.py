@@ -1,9 +1,13 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import gnunet
 from gnunet.data import DecodedImages, load_images
 
 
@@ -46,3 +50,17 @@ def load():
 def greys():
     """The value of each picture that is all of one grey."""
     return lambda table: table.images[:, 0, 0, 0].tolist()
+
+
+@pytest.fixture
+def run_python():
+    """Runs a program in a new session, with more environment variables."""
+
+    def run(program: str, **environment: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONPATH": str(Path(gnunet.__file__).parent.parent), **environment}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(
+            command, env=environment, start_new_session=True, capture_output=True, text=True, timeout=600
+        )
+
+    return run

@@ -53,6 +53,7 @@ def test_label_dropout_gives_the_null_label(table):
     assert abs((labels == 5).mean() - 0.3) < 0.03
     assert (kept < 5).all() and (labels[labels != 5] == kept[labels != 5]).all()
     np.testing.assert_array_equal(kept, table.labels[examples._rng.examples(range(4000)).rows])
+    assert (null_label(5, 0.0), null_label(0, 0.1)) == (None, None)
 
 
 def test_invalid_images_rows_and_labels(table):
@@ -86,10 +87,6 @@ def test_metadata_of_a_checkpoint(table):
     counts = np.bincount(table.labels[rows], minlength=5).tolist()
     assert labelled["class_counts"] == counts and labelled["class_names"] == list("abcde")
     assert (plain["class_counts"], plain["class_names"], plain["num_images"]) == (None, None, 17)
-
-
-def test_null_label_follows_the_last_class():
-    assert (null_label(5, 0.1), null_label(5, 0.0), null_label(0, 0.1)) == (5, None, None)
 
 
 def test_examples_survive_pickling(table):

@@ -29,8 +29,7 @@ class GaussianOracle(nn.Module):
         super().__init__()
         self.config, self.mean, self.std = config, mean, std
         self.calls = 0
-        if config["kind"] == "ddpm":
-            self.abar = torch.from_numpy(cumulative_alphas(config))
+        self.abar = torch.from_numpy(cumulative_alphas(config))  # of ddpm
 
     def posterior_mean(self, x, alpha, sigma):
         gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
@@ -70,11 +69,6 @@ class GaussianOracle(nn.Module):
 @pytest.fixture
 def gaussian_oracle():
     return GaussianOracle
-
-
-@pytest.fixture(name="cumulative_alphas")
-def cumulative_alphas_fixture():
-    return cumulative_alphas
 
 
 @pytest.fixture(autouse=True)

@@ -60,6 +60,13 @@ def test_round_trip(config, tmp_path, gaussian_oracle):
         assert torch.equal(ours, theirs), sampler
 
 
+def test_edm_and_flow_options():
+    edm = process_from_scheduler(EDMDPMSolverMultistepScheduler(sigma_data=0.8))
+    assert edm.kind == "edm" and edm.sigma_data == 0.8
+    flow = process_from_scheduler(FlowMatchEulerDiscreteScheduler(num_train_timesteps=500, shift=2.0))
+    assert flow.noise_level(torch.tensor([0.5], dtype=torch.float64)).timestep == 250 and flow.shift == 2.0
+
+
 @pytest.mark.parametrize(
     "cls", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler]
 )
@@ -118,13 +125,6 @@ def test_zero_terminal_snr(gaussian_oracle):
         torch.testing.assert_close(images, torch.full_like(images, 0.5), rtol=0, atol=1e-4)
 
 
-def test_edm_and_flow_options():
-    edm = process_from_scheduler(EDMDPMSolverMultistepScheduler(sigma_data=0.8))
-    assert edm.kind == "edm" and edm.sigma_data == 0.8
-    flow = process_from_scheduler(FlowMatchEulerDiscreteScheduler(num_train_timesteps=500, shift=2.0))
-    assert flow.noise_level(torch.tensor([0.5], dtype=torch.float64)).timestep == 250 and flow.shift == 2.0
-
-
 @pytest.mark.parametrize(
     ("scheduler", "key"),
     [
@@ -166,35 +166,24 @@ def test_saved_scheduler_configs_pass(scheduler, tmp_path):
     check_scheduler(json.loads((tmp_path / "scheduler_config.json").read_text()))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v", "sample"])
-def test_exported_ddpm_scheduler_in_a_stock_loop(prediction_type, gaussian_oracle):
-    """The loop of diffusers' DDPMPipeline gives what our "ddpm" gives, noise for noise."""
-    config = dict(kind="ddpm", num_train_timesteps=40, beta_end=0.3, prediction_type=prediction_type)
+SHORT = dict(kind="ddpm", num_train_timesteps=40, beta_end=0.3)
+STOCK_LOOPS = [
+    *((SHORT | dict(prediction_type=p), "ddpm", {"num_inference_steps": 40}) for p in ("epsilon", "v", "sample")),
+    (dict(kind="edm"), "euler", {"num_inference_steps": 40}),
+    (dict(kind="flow", shift=3.0), "euler", {"sigmas": np.linspace(1, 1 / 40, 40)}),
+]
+
+
+@pytest.mark.parametrize(("config", "sampler", "timesteps"), STOCK_LOOPS, ids=repr)
+def test_exported_schedulers_in_stock_loops(config, sampler, timesteps, gaussian_oracle):
+    """The loops of diffusers' pipelines give what our samplers give, noise for noise."""
     process, oracle = make_process(**config), gaussian_oracle(config)
-    noise = torch.randn(3, 1, 8, 8)
     scheduler = process.export_scheduler()
-    scheduler.set_timesteps(40)
-    x, random = noise, generators(3)
+    scheduler.set_timesteps(**timesteps)
+    noise, random = torch.randn(3, 1, 8, 8), generators(3)
+    x = noise * scheduler.init_noise_sigma if config["kind"] == "edm" else noise
     for t in scheduler.timesteps:
-        x = scheduler.step(oracle(x, t.float().expand(3))[0], t, x, generator=random).prev_sample
-    ours = process.sample(oracle.model_fn, noise, "ddpm", 40, generators(3))
-    torch.testing.assert_close(ours, x, rtol=0, atol=1e-4)
-
-
-def test_exported_edm_and_flow_schedulers_in_stock_loops(gaussian_oracle):
-    noise = torch.randn(3, 1, 8, 8)
-    edm, oracle = make_process("edm"), gaussian_oracle(dict(kind="edm"))
-    scheduler = edm.export_scheduler()
-    scheduler.set_timesteps(20)
-    x = noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        x = scheduler.step(oracle(scheduler.scale_model_input(x, t), t.expand(3))[0], t, x).prev_sample
-    assert torch.equal(x, edm.sample(oracle.model_fn, noise, "euler", 20, []))
-
-    flow, oracle = make_process("flow", shift=3.0), gaussian_oracle(dict(kind="flow"))
-    scheduler = flow.export_scheduler()
-    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 20, 20))
-    x = noise
-    for t in scheduler.timesteps:
-        x = scheduler.step(oracle(x, t.expand(3))[0], t, x).prev_sample
-    assert torch.equal(x, flow.sample(oracle.model_fn, noise, "euler", 20, []))
+        model_input = scheduler.scale_model_input(x, t) if config["kind"] == "edm" else x
+        x = scheduler.step(oracle(model_input, t.float().expand(3))[0], t, x, generator=random).prev_sample
+    ours = process.sample(oracle.model_fn, noise, sampler, 40, generators(3))
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-4 if config["kind"] == "ddpm" else 0)

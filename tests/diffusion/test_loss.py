@@ -43,10 +43,10 @@ def losses(config, examples, network=None):
 @pytest.mark.parametrize("gamma", [None, 5.0])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_ddpm_loss(schedule, prediction_type, gamma, examples, cumulative_alphas):
+def test_ddpm_loss(schedule, prediction_type, gamma, examples, gaussian_oracle):
     config = dict(kind="ddpm", beta_schedule=schedule, prediction_type=prediction_type, min_snr_gamma=gamma)
     images, noise, u = examples
-    abar = cumulative_alphas(config)[np.floor(u * 1000).astype(int)]
+    abar = gaussian_oracle(config).abar.numpy()[np.floor(u * 1000).astype(int)]
     a, s = column(np.sqrt(abar)), column(np.sqrt(1 - abar))
     x = a * images + s * noise
     target = {"epsilon": noise, "v": a * noise - s * images, "sample": images}[prediction_type]

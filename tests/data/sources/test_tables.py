@@ -1,8 +1,6 @@
+import io
 import json
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -12,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import gnunet
 from gnunet.data import cache
 from gnunet.data.sources import tables
 from gnunet.errors import DataError
@@ -24,35 +21,24 @@ def picture(value: int) -> Image.Image:
     return Image.new("L", (8, 8), value)
 
 
-@pytest.fixture
-def png(tmp_path):
-    def encoded(value: int) -> bytes:
-        picture(value).save(tmp_path / "x.png")
-        return (tmp_path / "x.png").read_bytes()
-
-    return encoded
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    picture(value).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture
 def rows() -> datasets.Dataset:
     """Ten grey pictures, their values 0..9, with class labels and other columns."""
-    features = datasets.Features(
-        {
-            "img": datasets.Image(),
-            "fine_label": datasets.ClassLabel(names=NAMES),
-            "size": datasets.Value("int64"),
-            "round": datasets.Value("bool"),
-            "weight": datasets.Value("float32"),
-        }
-    )
     columns = {
-        "img": [picture(i) for i in range(10)],
-        "fine_label": [i % 3 for i in range(10)],
-        "size": [30 - i // 4 * 10 for i in range(10)],
-        "round": [i % 2 == 0 for i in range(10)],
-        "weight": [0.5] * 10,
+        "img": ([picture(i) for i in range(10)], datasets.Image()),
+        "fine_label": ([i % 3 for i in range(10)], datasets.ClassLabel(names=NAMES)),
+        "size": ([30 - i // 4 * 10 for i in range(10)], datasets.Value("int64")),
+        "round": ([i % 2 == 0 for i in range(10)], datasets.Value("bool")),
+        "weight": ([0.5] * 10, datasets.Value("float32")),
     }
-    return datasets.Dataset.from_dict(columns, features)
+    features = datasets.Features({name: feature for name, (_, feature) in columns.items()})
+    return datasets.Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features)
 
 
 def write(file: Path, **columns) -> Path:
@@ -69,12 +55,10 @@ def store(kind: str, rows: datasets.Dataset, root: Path) -> Path:
     if kind == "parquet file":
         rows.to_parquet(root / "a.parquet")
         return root / "a.parquet"
-    if kind == "arrow file":
-        rows.save_to_disk(root)
-        return next(root.glob("*.arrow"))
-    if kind == "save_to_disk":
-        rows.save_to_disk(root, num_shards=2)
-    elif kind == "dict to disk":
+    if kind in ("arrow file", "save_to_disk"):
+        rows.save_to_disk(root, num_shards=1 if kind == "arrow file" else 2)
+        return next(root.glob("*.arrow")) if kind == "arrow file" else root
+    if kind == "dict to disk":
         datasets.DatasetDict(splits).save_to_disk(root)
     elif kind == "parquet shards":
         for i in range(2):
@@ -112,11 +96,7 @@ def test_splits_keep_their_own_names(rows, tmp_path, load, greys):
 
 @pytest.mark.parametrize(
     ("column", "names", "labels"),
-    [
-        ("fine_label", ("zebra", "ant", "cow"), [i % 3 for i in range(10)]),
-        ("size", ("10", "20", "30"), [2] * 4 + [1] * 4 + [0] * 2),
-        ("round", ("false", "true"), [1, 0] * 5),
-    ],
+    [("size", ("10", "20", "30"), [2] * 4 + [1] * 4 + [0] * 2), ("round", ("false", "true"), [1, 0] * 5)],
 )
 def test_label_columns(rows, tmp_path, load, column, names, labels):
     table = load(store("parquet file", rows, tmp_path), label_column=column)
@@ -142,7 +122,7 @@ def test_columns_and_values_that_do_not_exist(rows, tmp_path, load, keys, named)
         load(store("parquet file", rows, tmp_path), **keys)
 
 
-def test_images_in_plain_columns(tmp_path, load, greys, png):
+def test_images_in_plain_columns(tmp_path, load, greys):
     pixels = np.full((2, 8, 8), 5, np.uint8)
     pixels[1] = 6
     nested = load(write(tmp_path / "nested.parquet", Image=pixels.tolist(), CLASS=["b", "a"]))
@@ -162,22 +142,18 @@ def test_columns_are_found_by_type(tmp_path, load, greys):
     assert (greys(table), table.class_names, table.labels.tolist()) == ([1, 2], ("x", "y"), [1, 0])
 
 
-def test_rows_without_labels(tmp_path, load, png):
-    hidden = (
-        pa.array([0, -1]),
-        datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x"])}),
-    )
-    missing = pa.array(["a", None]), None
-    for labels, features in (hidden, missing):
-        table = pa.table({"image": [{"bytes": png(i), "path": None} for i in (5, 6)], "label": labels})
-        file = tmp_path / "a.parquet"
-        pq.write_table(table.cast(features.arrow_schema) if features else table, file)
-        assert load(file).labels is None
-        with pytest.raises(DataError, match="row 1 has no label in the column 'label'"):
-            load(file, label_column="label")
+@pytest.mark.parametrize("hidden", [True, False])
+def test_rows_without_labels(tmp_path, load, hidden):
+    feature = datasets.ClassLabel(names=["x"]) if hidden else datasets.Value("string")
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    columns = {"image": [picture(5), picture(6)], "label": [0, -1] if hidden else ["a", None]}
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "a.parquet")
+    assert load(tmp_path).labels is None
+    with pytest.raises(DataError, match="row 1 has no label in the column 'label'"):
+        load(tmp_path, label_column="label")
 
 
-def test_nested_labels(tmp_path, load, png):
+def test_nested_labels(tmp_path, load):
     file = write(tmp_path / "a.parquet", image=[png(5)], label=[["a", "b"]])
     assert load(file).labels is None
     for keys in ({"label_column": "label"}, {"subset": {"label": "a"}}):
@@ -210,7 +186,7 @@ def test_more_rows_than_bytes(tmp_path, load, little_memory):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_memory_is_bounded_where_rows_share_a_value(tmp_path, load, greys, png, little_memory, monkeypatch, nested):
+def test_memory_is_bounded_where_rows_share_a_value(tmp_path, load, greys, little_memory, monkeypatch, nested):
     """Here 2 GiB of rows in some kilobytes."""
     monkeypatch.setattr(tables, "MAX_BATCH_BYTES", 2**25)
     monkeypatch.setattr(cache, "MAX_PENDING_BYTES", 2**25)
@@ -251,14 +227,12 @@ def test_arrow_offsets_beyond_the_file(tmp_path, load, offset):
         load(file)
 
 
-@pytest.mark.parametrize(
-    "features", [{"image": {"_type": "Evil"}}, {"image": 3}, [], {"image": {"_type": ["x"]}}, None]
-)
-def test_features_that_cannot_be_read(tmp_path, load, features):
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    pq.write_table(pa.table({"image": [b"x"]}).replace_schema_metadata(metadata), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet"):
-        load(tmp_path / "a.parquet")
+def test_features_that_cannot_be_read(tmp_path, load):
+    for features in ({"image": {"_type": "Evil"}}, {"image": 3}, [], {"image": {"_type": ["x"]}}, None):
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        pq.write_table(pa.table({"image": [b"x"]}).replace_schema_metadata(metadata), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"a\.parquet"):
+            load(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("cut", [5, 50, 400])
@@ -299,17 +273,7 @@ def test_hub_data_sets(rows, tmp_path, monkeypatch, load, greys):
     assert requested == [("someone/things", "test")]
 
 
-def test_hub_names_offline(tmp_path):
-    program = (
-        "from gnunet.data import load_images\n"
-        "from gnunet.errors import DataError\n"
-        "try:\n    load_images('nobody/nothing', resolution=32, channels=3)\n"
-        "except DataError as error:\n    print(error)\n"
-    )
-    root = Path(gnunet.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert "data.source: 'nobody/nothing'" in result.stdout
-    assert "Traceback" not in result.stderr
+def test_hub_names_offline(tmp_path, run_python):
+    program = "import gnunet.data; gnunet.data.load_images('nobody/nothing', resolution=32, channels=3)"
+    result = run_python(program, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert "gnunet.errors.DataError: data.source: 'nobody/nothing'" in result.stderr
