@@ -107,7 +107,7 @@ def test_defaults_and_custom_betas():
     assert process_from_scheduler(sigmoid).scheduler("heun", 5).sigmas.isfinite().all()
 
 
-def test_zero_terminal_snr(gaussian_oracle):
+def test_zero_terminal_snr():
     process = process_from_scheduler(
         DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
     )
