@@ -81,7 +81,7 @@ class Process(ABC):
 
         Args:
             network: called as network(x, timestep, class_labels=labels, return_dict=False)[0].
-            images: fp32 (N, C, H, W) in [-1, 1]; noise likewise, standard normal.
+            images, noise: fp32 (N, C, H, W); images in [-1, 1], noise standard normal.
             level: from `noise_level`, on the images' device.
             labels: int64 (N,), or None for a network without classes.
         """
@@ -109,7 +109,7 @@ class Process(ABC):
     def sample(
         self, model_fn: ModelFn, noise: Tensor, sampler: str, steps: int, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Turn noise, fp32 (N, C, H, W), into images of the same shape and type, nominally in [-1, 1].
+        """Turn standard normal noise, fp32 (N, C, H, W), into images, fp32 (N, C, H, W), nominally in [-1, 1].
 
         Args:
             model_fn: the network, with classifier-free guidance if any.
