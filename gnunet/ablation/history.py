@@ -1,22 +1,17 @@
 """The training history of a run, from its logs."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+from gnunet.checkpoint.jsonl import read_jsonl
+
 CURVE = ("images", "loss", "grad_norm", "learning_rate")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, without a line that is being written; none where there is no file."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def training_history(run: Path) -> dict[str, Any]:
     """`curve`, `validation` and `metrics` of a record, from a run's metrics.jsonl."""
-    lines = read_lines(run / "metrics.jsonl")
+    lines = read_jsonl(run / "metrics.jsonl")
     evaluations = [line for line in lines if "evaluation_num_images" in line]
     metrics = evaluations[-1] if evaluations else {}
     return {
@@ -35,12 +30,11 @@ def training_history(run: Path) -> dict[str, Any]:
 
 
 def times(run: Path) -> dict[str, Any]:
-    """`images_per_second` (the median of the log), `wall_seconds` and `seconds_at` of a run's training steps.
+    """Median `images_per_second`, `wall_seconds` and `seconds_at` of a run's training steps, over all interruptions.
 
-    From its timing.jsonl, and so over all interruptions. Validation, samples and evaluations are not included. None
-    and empty where nothing was timed.
+    None and empty where nothing was timed.
     """
-    lines = read_lines(run / "timing.jsonl")
+    lines = read_jsonl(run / "timing.jsonl")
     speeds = [line["images_per_second"] for line in lines if line["images_per_second"]]
     if not speeds:
         return {"images_per_second": None, "wall_seconds": None, "seconds_at": []}

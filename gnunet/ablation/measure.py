@@ -5,8 +5,6 @@ All processes of a launch call these functions, and get the same results.
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -54,7 +52,8 @@ def val_errors(session: Session) -> dict[str, list[float] | None]:
     found: dict[str, list[float] | None] = {"running": _by_running(session), "precise": None, "batch": None}
     if is_batch_dependent(session.ema.model):
         found["batch"] = _by_batch(session)
-        _estimate_statistics(session)
+        images = min(STATISTICS_IMAGES, session.total_images)
+        session.update_ema_bn_stats(max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size)))
         found["precise"] = _by_running(session)
     return found
 
@@ -84,19 +83,11 @@ def _by_batch(session: Session) -> list[float]:
     with torch.no_grad():
         for start in range(size * accelerator.process_index, len(padded), global_size):
             indices = padded[start : start + size]
-            found = per_example_errors(
-                network, session.process, val_set, indices, device=accelerator.device, autocast=accelerator.autocast
-            )
+            found = _errors(session, network, indices)
             new = max(min(len(val_set) - start, size), 0)
             errors[torch.from_numpy(indices[:new]).to(accelerator.device)] = found[:new]
     every = accelerator.gather(errors).view(accelerator.num_processes, len(val_set)).double().sum(dim=0)
     return rounded(every.cpu().numpy())
-
-
-def _estimate_statistics(session: Session) -> None:
-    """Re-estimate the running statistics of the EMA weights, as train.bn_update_batches does."""
-    images = min(STATISTICS_IMAGES, session.total_images)
-    session.update_ema_bn_stats(max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size)))
 
 
 def magnitudes(session: Session) -> dict[str, Any]:
@@ -108,77 +99,64 @@ def magnitudes(session: Session) -> dict[str, Any]:
         `gradient_norm`: of the gradient of the bin's mean error of v with respect to all weights. None for an empty
         bin.
     """
+    # A copy: its hooks and gradients end with it.
     val_set, network = session.val_set, copy.deepcopy(session.ema.model).eval().requires_grad_(True)
-    edges = bin_edges(session)
-    found: dict[str, Any] = {
-        "log_snr": [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)],
-        "activation_rms": {region: [] for region in REGIONS.values()},
-        "activation_max": {region: [] for region in REGIONS.values()},
-        "gradient_norm": [],
-    }
+    layers = [InputStats(REGIONS[path.split(".")[0]], norm) for path, norm in network.norm_layers().items()]
+    edges, size = bin_edges(session), session.config.validation.batch_size
+    rms: dict[str, list[float | None]] = {region: [] for region in REGIONS.values()}
+    largest: dict[str, list[float | None]] = {region: [] for region in REGIONS.values()}
+    gradient_norm: list[float | None] = []
     for b in range(val_set.num_bins):
+        network.zero_grad()
+        for layer in layers:
+            layer.reset()
         indices = np.flatnonzero(val_set.bins == b)
-        network.zero_grad(set_to_none=True)
-        with _record_inputs(network) as layers:
-            _backward(session, network, indices)
+        for start in range(0, len(indices), size):
+            (_errors(session, network, indices[start : start + size]).sum() / len(indices)).backward()
         for region in REGIONS.values():
-            inputs = [layer for layer in layers if layer.region == region and len(indices)]
-            squares = [layer.square_sum / layer.elements for layer in inputs]
-            rms = math.sqrt(sum(squares) / len(squares)) if squares else None
-            found["activation_rms"][region].append(rms)
-            found["activation_max"][region].append(max((layer.largest for layer in inputs), default=None))
+            found = [layer for layer in layers if layer.region == region and layer.elements]
+            squares = [layer.square_sum / layer.elements for layer in found]
+            rms[region].append(math.sqrt(sum(squares) / len(squares)) if squares else None)
+            largest[region].append(max((layer.largest for layer in found), default=None))
         gradients = [p.grad.double().square().sum() for p in network.parameters() if p.grad is not None]
-        found["gradient_norm"].append(float(torch.stack(gradients).sum().sqrt()) if len(indices) else None)
-    for values in (found["gradient_norm"], *found["activation_rms"].values(), *found["activation_max"].values()):
-        values[:] = rounded(values)
-    return found
+        gradient_norm.append(float(torch.stack(gradients).sum().sqrt()) if gradients else None)
+    return {
+        "log_snr": [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)],
+        "activation_rms": {region: rounded(values) for region, values in rms.items()},
+        "activation_max": {region: rounded(values) for region, values in largest.items()},
+        "gradient_norm": rounded(gradient_norm),
+    }
 
 
-class ActivationStats:
-    """Magnitudes of the inputs of one norm layer so far."""
+class InputStats:
+    """Magnitudes of the inputs of one norm layer since the last `reset`."""
 
-    def __init__(self, region: str):
+    def __init__(self, region: str, norm: nn.Module):
         self.region = region
+        norm.register_forward_pre_hook(self._update)
+
+    def reset(self) -> None:
         self.square_sum, self.largest, self.elements = 0.0, 0.0, 0
 
-    def update(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _update(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
         self.square_sum += float(x.double().square().sum())
         self.largest = max(self.largest, float(x.abs().max()))
         self.elements += x.numel()
 
 
-@contextmanager
-def _record_inputs(network: UNet2D) -> Iterator[list[ActivationStats]]:
-    """Within the context, record the inputs of the network's norm layers."""
-    layers, hooks = [], []
-    for path, norm in network.norm_layers().items():
-        layers.append(ActivationStats(REGIONS[path.split(".")[0]]))
-        hooks.append(norm.register_forward_pre_hook(layers[-1].update))
-    try:
-        yield layers
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _backward(session: Session, network: UNet2D, indices: np.ndarray) -> None:
-    """Add the gradient of the mean error of v of some of the validation set's examples to the network's gradients."""
-    accelerator, size = session.accelerator, session.config.validation.batch_size
-    for start in range(0, len(indices), size):
-        errors = per_example_errors(
-            network, session.process, session.val_set, indices[start : start + size], device=accelerator.device,
-            autocast=accelerator.autocast,
-        )  # fmt: skip
-        (errors.sum() / len(indices)).backward()
+def _errors(session: Session, network: UNet2D, indices: np.ndarray) -> Tensor:
+    """The error of v of some of the validation set's examples, (n,)."""
+    accelerator = session.accelerator
+    return per_example_errors(
+        network, session.process, session.val_set, indices, device=accelerator.device, autocast=accelerator.autocast
+    )
 
 
 def nearest(session: Session) -> dict[str, Any] | None:
     """Whether samples of the EMA weights are copies of training images, by the first extractor of the evaluations.
 
-    Returns:
-        `extractor`, `num_images`, and of `gnunet.evaluation.Neighbours` `distance_ratio` and (as `near_share`)
-        `near_duplicate_rate`. None where the run has no evaluations.
+    See `gnunet.evaluation.Neighbours`; None where the run has no evaluations.
     """
     settings, accelerator, examples = session.config.evaluate, session.accelerator, session.train_set
     if settings.every is None:

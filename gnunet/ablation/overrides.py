@@ -8,7 +8,7 @@ from gnunet.ablation.study import Study
 from gnunet.config import Config, load_config
 from gnunet.config.merge import ConfigSource
 from gnunet.config.schema import find, sections_of
-from gnunet.config.yaml_io import format_value, load_yaml
+from gnunet.config.yaml_io import format_value, load_yaml_file
 from gnunet.errors import ConfigError
 
 RESERVED_KEYS = {"seed": "seeds in the study", "run_dir": "--folder"}
@@ -18,38 +18,26 @@ Keys = tuple[str, ...]
 
 
 class StudyLayers:
-    """The sources that the configurations of a study are merged from.
-
-    Raises:
-        ConfigError: a configuration file cannot be read, or a source sets a key that it may not set.
-    """
+    """The sources that the configurations of a study are merged from."""
 
     def __init__(self, study: Study, path: Path, budget: str | None, flags: Mapping[str, Any]):
         self.study, self.name = study, path.name
         self.below = [_read(path.parent / file, f"config {file} of {path.name}") for file in study.config]
         self.below.append(self._layer("base", study.base))
         if budget is not None:
-            size = study.budgets[budget]
-            where = f"budget {budget!r}"
+            size, where = study.budgets[budget], f"budget {budget!r}"
+            is_file = isinstance(size, str)
             self.below.append(
-                _read(path.parent / size, f"{where} of {path.name}")
-                if isinstance(size, str)
-                else self._layer(where, size)
+                _read(path.parent / size, f"{where} of {path.name}") if is_file else self._layer(where, size)
             )
         self.above = _checked(ConfigSource("command line", dict(flags)), self._not_free)
 
     def resolve(
         self, variant: str, setting: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False
     ) -> Config:
-        """The configuration of a variant in a setting.
+        """The configuration of a variant in a setting, with the value of the tuned key if there is one.
 
-        Args:
-            variant, setting: of the study.
-            tuned: the value of the tuned key, if there is one.
-            tries: whether it is of a tuning trial, which has the overrides of `tuning.set`.
-
-        Raises:
-            ConfigError: with one line for each problem.
+        `tries` says whether it is of a tuning trial, which has the overrides of `tuning.set`.
         """
         layers = [self._layer(f"variant {variant!r}", self.study.variants[variant].set, free=False)]
         for axis, value in setting:
@@ -71,11 +59,7 @@ class StudyLayers:
 
 
 def nested(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Nested mappings from overrides with dotted keys at any depth.
-
-    Raises:
-        ConfigError: a key is given twice.
-    """
+    """Nested mappings from overrides with dotted keys at any depth; raises ConfigError for a key given twice."""
     tree: dict[str, Any] = {}
     placed: list[Keys] = []
     for path, value in _leaves(overrides):
@@ -109,9 +93,5 @@ def _checked(layer: ConfigSource, instead: Mapping[str, str]) -> ConfigSource:
 
 
 def _read(path: Path, where: str) -> ConfigSource:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{where}: {path}: {reason}; valid: a configuration file, relative to the study") from None
-    return ConfigSource(path.name, load_yaml(text, path.name))
+    hint = "valid: a configuration file, relative to the study"
+    return ConfigSource(path.name, load_yaml_file(path, f"{where}: {path}", hint))

@@ -48,6 +48,10 @@ class Trial:
         text = json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def run_dir(self, folder: Path) -> Path:
+        """Its run folder in a study's folder."""
+        return folder / "trials" / self.name
+
     @property
     def title(self) -> str:
         """Variant, setting, seed and tuned value as text."""
@@ -90,22 +94,13 @@ def make_plan(
     flags: Mapping[str, Any] | None = None,
     records: Records | None = None,
 ) -> Plan:
-    """Resolve the configuration of every trial.
+    """Resolve the configuration of every trial of the study in the file `path`; tuning chooses by the `records`.
 
     Later sources win: the study's configuration files, its base, the budget, the variant, the axis values of the
-    setting, the tuned value, the flags.
-
-    Args:
-        study: from `load_study`.
-        path: its file; configuration files are relative to it.
-        budget: one of the study's budgets; None is the first.
-        only: the variants to plan; empty is all.
-        flags: overrides from the command line, as a nested mapping.
-        records: the existing records, by which tuning chooses.
+    setting, the tuned value, the `flags` (nested).
 
     Raises:
-        ConfigError: a variant, a budget, a metric or a file does not exist, or an override is not valid; one line for
-            each problem, with the variant or axis value that it is from.
+        ConfigError: one line for each problem, with the variant or axis value that it is from.
     """
     if unknown := [variant for variant in only if variant not in study.variants]:
         raise ConfigError(f"--only: given {', '.join(unknown)}; valid: {', '.join(study.variants)}")
@@ -128,11 +123,7 @@ def make_plan(
 
 
 def budget_of(study: Study, given: str | None) -> str | None:
-    """The given budget, or the study's first; None where it has none.
-
-    Raises:
-        ConfigError: the study has no such budget.
-    """
+    """The given budget, or the study's first; None where it has none. Raises ConfigError for an unknown one."""
     budgets = list(study.budgets or {})
     if given is not None and given not in budgets:
         raise ConfigError(f"--budget: given {given}; valid: {', '.join(budgets) or 'none, the study has no budgets'}")
@@ -188,16 +179,10 @@ def _unknown_metrics(study: Study, layers: StudyLayers, variant: str) -> list[st
 
 
 def check_records(trials: Sequence[Trial], records: Records, folder: Path, *, processes: int | None = None) -> None:
-    """Check that the recorded trials would have the same results now, as far as their names do not ensure it.
+    """Raise CheckpointError where a recorded trial would have another result now, though it has the same name.
 
-    Args:
-        trials, records: of a study.
-        folder: the study's.
-        processes: the number of processes of a trial; None where none will run.
-
-    Raises:
-        CheckpointError: a default differed when a record was made, or the number of processes with norms that depend on
-            the batch.
+    That is where a default has changed or, with norms that depend on the batch, the number of processes of a trial
+    (`processes`; None where none will run).
     """
     for trial in trials:
         if (record := records.get(trial.name)) is None:

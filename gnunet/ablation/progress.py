@@ -9,21 +9,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gnunet.ablation.history import read_lines
 from gnunet.ablation.plan import Plan, Records, Setting, Trial
 from gnunet.ablation.records import metric_value, record_path
 from gnunet.ablation.study import Study
-from gnunet.ablation.trial import run_folder
+from gnunet.checkpoint.jsonl import read_jsonl
 
 
 class TimeEstimate:
     """The expected time of trials, by the median seconds per image of finished ones: of the same variant in the same
-    setting, else of the variant, else of any, else of a probe.
-
-    Args:
-        plan: all trials, including those with records.
-        records: the existing records.
-    """
+    setting, else of the variant, else of any, else of a probe."""
 
     def __init__(self, plan: Plan, records: Records):
         self.probed: float | None = None
@@ -73,14 +67,9 @@ def format_duration(seconds: float) -> str:
 
 
 class Display:
-    """Progress of a round of trials: bars on a terminal, plain lines elsewhere.
+    """Progress of a round of trials, `at_a_time` in parallel: bars on a terminal, plain lines elsewhere.
 
-    Args:
-        trials: the trials to run.
-        folder: the study's.
-        estimate: the expected time; finished trials are added.
-        at_a_time: trials that run in parallel.
-        enabled: whether this process shows anything.
+    Adds the finished trials to `estimate`.
     """
 
     def __init__(
@@ -113,7 +102,7 @@ class Display:
         total = trial.config.train.total_images
         self._tasks[trial.name] = self._progress.add_task(trial.title, total=total, note="")
         if not self._is_live:
-            self.message(f"{trial.title}: started in {run_folder(self._folder, trial.name)}")
+            self.message(f"{trial.title}: started in {trial.run_dir(self._folder)}")
 
     def finished(self, trial: Trial, seconds: float) -> None:
         """Show the result of a trial whose record is written, `seconds` after its start."""
@@ -133,11 +122,12 @@ class Display:
         names = {trial.name for trial in running}
         for name in [name for name in self._tasks if name not in names]:
             self._progress.remove_task(self._tasks.pop(name))
-        for name, task in self._tasks.items() if self._is_live else ():
-            lines = read_lines(run_folder(self._folder, name) / "metrics.jsonl")
+        for trial in running if self._is_live else ():
+            lines = read_jsonl(trial.run_dir(self._folder) / "metrics.jsonl")
             losses = [line["loss"] for line in lines if line.get("loss") is not None]
             note = f"loss {losses[-1]:.5f}" if losses else ""
-            self._progress.update(task, completed=lines[-1]["images"] if lines else 0, note=note)
+            images = lines[-1]["images"] if lines else 0
+            self._progress.update(self._tasks[trial.name], completed=images, note=note)
 
 
 def print_plan(study: Study, plan: Plan, records: Records) -> None:

@@ -15,7 +15,7 @@ from gnunet.ablation import worker
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.progress import Display
 from gnunet.ablation.records import record_path
-from gnunet.ablation.trial import run_folder, run_trial
+from gnunet.ablation.trial import run_trial
 from gnunet.distributed.signals import StopSignal
 from gnunet.environment import num_cpus
 from gnunet.errors import GnunetError
@@ -51,20 +51,15 @@ def pending_trials(trials: Iterable[Trial], folder: Path) -> list[Trial]:
 
 
 def slots(jobs: int | None) -> list[str | None]:
-    """The device of each trial that runs at a time: the GPU that it sees, or None on a machine without GPUs.
+    """The GPU that each of `jobs` trials at a time sees, or None for each on a machine without GPUs.
 
-    Args:
-        jobs: trials at a time; None is one for each GPU, or for each core. More jobs than GPUs share them.
+    None is a job for each GPU, or for each core. More jobs than GPUs share them.
     """
-    gpus = _visible_gpus()
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    gpus = names or [str(number) for number in range(torch.cuda.device_count())]
     if jobs is None:
         jobs = len(gpus) or (1 if torch.accelerator.is_available() else num_cpus())
     return [gpus[slot % len(gpus)] if gpus else None for slot in range(jobs)]
-
-
-def _visible_gpus() -> list[str]:
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return names or [str(number) for number in range(torch.cuda.device_count())]
 
 
 class ParallelRunner:
@@ -101,7 +96,7 @@ class ParallelRunner:
     def _start(self, trial: Trial) -> None:
         gpu = self.free.pop(0)
         self.display.started(trial)
-        process = worker.start(self.context, worker.Task.of(trial, self.folder, gpu))
+        process = worker.start(self.context, trial, self.folder, gpu)
         self.running[process] = trial, gpu, time.monotonic()
 
     def _end(self, process: ForkServerProcess, *, stopping: bool) -> Failure | None:
@@ -114,7 +109,7 @@ class ParallelRunner:
             return None
         if stopping:
             return None
-        log = run_folder(self.folder, trial.name) / "log.txt"
+        log = trial.run_dir(self.folder) / "log.txt"
         reason = _reason(process.exitcode, log)
         self.display.message(f"failed: {trial.title}: {reason}")
         return Failure(trial, reason, log)
@@ -139,9 +134,8 @@ def run_in_process(trials: Sequence[Trial], folder: Path, display: Display) -> R
     for trial in trials:
         display.started(trial)
         start = time.monotonic()
-        config = trial.config.model_copy(update={"run_dir": str(run_folder(folder, trial.name))})
         try:
-            if status := run_trial(trial.name, config, folder):
+            if status := run_trial(trial, folder):
                 return RunOutcome(failures, status - 128)
         except GnunetError as error:
             reason = str(error).splitlines()[0]

@@ -1,6 +1,6 @@
 """A study file: the configurations that are compared, on which seeds, and the claims that are tested.
 
-`load_study` checks the file alone. `gnunet.ablation.plan` checks what its overrides do to a configuration.
+This checks the file alone; `gnunet.ablation.plan` checks what its overrides do to a configuration.
 """
 
 import math
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from gnunet.config import Config, Text
 from gnunet.config.merge import ConfigSource, issue_lines, merge_and_validate, raise_all
 from gnunet.config.schema import ConfigIssue, InvalidConfig, Section, ValidValues, find, join_or
-from gnunet.config.yaml_io import format_value, load_yaml
+from gnunet.config.yaml_io import format_value, load_yaml_file
 from gnunet.errors import ConfigError
 
 
@@ -230,57 +230,45 @@ class Study(Section):
         return None
 
 
-def load_study(path: Path) -> Study:
-    """Read and check a study file.
+_PARTS: dict[type[Section], list[tuple[str, type, type[Section]]]] = {
+    Study: [("variants", dict, Variant), ("axes", dict, Axis), ("hypotheses", list, Hypothesis)],
+    Hypothesis: [("comparisons", list, Comparison)],
+}
+"""The keys whose items are sections, as a mapping or a list."""
 
-    Raises:
-        ConfigError: the file cannot be read, or something in it is not valid; one line for each problem.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{path}: {reason}; valid: a study file, such as configs/ablations/smoke.yaml") from None
-    values = load_yaml(text, path.name)
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file; raises ConfigError with one line for each problem."""
+    values = load_yaml_file(path, str(path), "valid: a study file, such as configs/ablations/smoke.yaml")
     if "arms" in values:  # the name of `variants` until 0.1.0
         values = {"variants" if key == "arms" else key: value for key, value in values.items()}
     problems: list[str] = []
 
     def check(section: type[Section], given: Any, where: str) -> Section | None:
-        """A part of the study, or None with its problems added: messages then name the part."""
+        """A section from its checked parts, so that messages name the part; None with its problems added."""
+        known = len(problems)
+        if section is Variant and not (isinstance(given, dict) and given.keys() & {"set", "axes"}):
+            given = {"set": given}
+        if not isinstance(given, dict):
+            valid = f"a mapping with {', '.join(section.model_fields)}"
+            problems.append(f"{where}: given {format_value(given)}; valid: {valid}")
+            return None
+        for key, container, part in _PARTS.get(section, ()):
+            items, noun = given.get(key), part.__name__.lower()
+            if isinstance(items, dict) and container is dict:
+                parts = {name: check(part, item, f"{noun} {label(name)!r} of {where}") for name, item in items.items()}
+                given = {**given, key: parts}
+            elif isinstance(items, list) and container is list:
+                parts = [check(part, item, f"{noun} {i} of {where}") for i, item in enumerate(items, start=1)]
+                given = {**given, key: parts}
+        if len(problems) > known:
+            return None
         try:
-            if not isinstance(given, dict):
-                keys = ", ".join(section.model_fields)
-                raise ConfigError(f"{where}: given {format_value(given)}; valid: a mapping with {keys}")
             return merge_and_validate(section, [ConfigSource(where, given)])
         except ConfigError as error:
             problems.extend(line.replace("(default)", f"({where})") for line in issue_lines(error))  # for a missing key
             return None
 
-    if isinstance(variants := values.get("variants"), dict):
-        values["variants"] = {
-            name: check(Variant, _variant_keys(given), f"variant {label(name)!r} of {path.name}")
-            for name, given in variants.items()
-        }
-    if isinstance(axes := values.get("axes"), dict):
-        values["axes"] = {
-            name: check(Axis, given, f"axis {label(name)!r} of {path.name}") for name, given in axes.items()
-        }
-    if isinstance(hypotheses := values.get("hypotheses"), list):
-        for i, given in enumerate(hypotheses):
-            where = f"hypothesis {i + 1} of {path.name}"
-            if isinstance(given, dict) and isinstance(comparisons := given.get("comparisons"), list):
-                found = [
-                    check(Comparison, part, f"comparison {n + 1} of {where}") for n, part in enumerate(comparisons)
-                ]
-                if None in found:
-                    continue
-                given = {**given, "comparisons": found}
-            hypotheses[i] = check(Hypothesis, given, where)
+    study = check(Study, values, path.name)
     raise_all(problems, path.name)
-    return merge_and_validate(Study, [ConfigSource(path.name, values)])
-
-
-def _variant_keys(value: Any) -> Any:
-    """A variant may be given by its overrides alone."""
-    return value if isinstance(value, dict) and value.keys() & {"set", "axes"} else {"set": value}
+    return study

@@ -38,17 +38,13 @@ class StudyRunner:
     def open(
         cls, path: Path, *, budget: str | None, folder: Path | None, only: Sequence[str], flags: Mapping[str, Any]
     ) -> "StudyRunner":
-        """Read a study.
+        """Read a study; raises ConfigError if the file or the budget is not valid.
 
         Args:
-            path: its file.
-            budget: None is its first, if it has any.
-            folder: of its records; None is runs/ablations/STUDY, with the budget if it has any.
+            budget: None is the study's first, if it has any.
+            folder: None is runs/ablations/STUDY[-BUDGET].
             only: the variants to run; empty is all.
             flags: overrides of the configuration from the command line, as a nested mapping.
-
-        Raises:
-            ConfigError: the file or the budget is not valid.
         """
         study = load_study(path)
         budget = budget_of(study, budget)
@@ -58,8 +54,7 @@ class StudyRunner:
     def plan(self, *, processes: int | None = None) -> tuple[Plan, dict[str, dict[str, Any]]]:
         """The trials that are known so far, and the existing records.
 
-        Args:
-            processes: the number of processes of a trial; None where none will run.
+        `processes` is the number of processes of a trial; None where none will run.
 
         Raises:
             ConfigError: an override is not valid.
@@ -71,18 +66,13 @@ class StudyRunner:
         return plan, records
 
     def run(self, jobs: int | None, *, dry_run: bool = False) -> int:
-        """Print the plan and the expected time, and run the trials without a record.
+        """Print the plan and the expected time and, unless `dry_run`, run the trials without a record.
 
-        Args:
-            jobs: trials at a time, see `gnunet.ablation.runner.slots`; a launch of several processes runs one.
-            dry_run: print only.
-
-        Returns:
-            0 when all have a record, 1 when some ended in an error, 128 + signal number after a signal.
+        `jobs` trials run at a time, see `gnunet.ablation.runner.slots`; a launch of several processes runs one.
+        Returns 0 when all have a record, 1 when some ended in an error, 128 + signal number after a signal.
 
         Raises:
-            ConfigError: as `plan`; the launch is for FSDP; or another runner uses the folder.
-            CheckpointError: as `plan`.
+            ConfigError, CheckpointError: as `plan`; also where the launch is for FSDP, or the folder is in use.
         """
         if fsdp.is_requested():
             raise ConfigError("accelerate launch: given FSDP for an ablation; valid: one process or DDP")
@@ -129,7 +119,7 @@ class StudyRunner:
         trials = [*plan.trials, *plan.tuning_trials]
         trial = next((trial for trial in trials if trial.variant == self.study.baseline), trials[0])
         with tempfile.TemporaryDirectory() as folder:
-            return worker.probe(context, worker.Task.of(trial, Path(folder), gpu))
+            return worker.probe(context, trial, Path(folder), gpu)
 
     def _expected_time(self, plan: Plan, estimate: TimeEstimate, at_a_time: int) -> str:
         trials = pending_trials([*plan.tuning_trials, *plan.trials], self.folder)
@@ -147,8 +137,7 @@ class StudyRunner:
         """Write the report of the existing records; returns its path.
 
         Raises:
-            ConfigError: as `plan`; or a package of the extra `ablation` is not installed.
-            CheckpointError: as `plan`.
+            ConfigError, CheckpointError: as `plan`; also where a package of the extra `ablation` is not installed.
         """
         try:
             from gnunet.ablation.analysis.report import write_report

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
 from gnunet.ablation.cost import StepCost, activation_memory_mib, step_cost
-from gnunet.ablation.history import read_lines, times, training_history
+from gnunet.ablation.history import times, training_history
 from gnunet.ablation.measure import bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
+from gnunet.ablation.plan import Trial
 from gnunet.ablation.records import FORMAT, write_record
-from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name, load_checkpoint, newest_checkpoint
-from gnunet.config import Config
+from gnunet.checkpoint.checkpoint import checkpoint_name, load_checkpoint, newest_checkpoint
+from gnunet.checkpoint.jsonl import read_jsonl
 from gnunet.distributed.accelerator import close, make_accelerator
 from gnunet.environment import environment
 from gnunet.errors import DivergenceError
@@ -39,32 +40,14 @@ UNMEASURED: dict[str, Any] = {
 """The measurements of a trial that diverged."""
 
 
-def run_folder(folder: Path, name: str) -> Path:
-    """The run folder of a trial, in a study's folder."""
-    return folder / "trials" / name
-
-
-def samples_path(folder: Path, name: str) -> Path:
-    """The grid of a trial's last samples, in a study's folder."""
-    return folder / "samples" / f"{name}.png"
-
-
-def run_trial(name: str, config: Config, folder: Path) -> int:
+def run_trial(trial: Trial, folder: Path) -> int:
     """Train a trial, resuming from its newest checkpoint if there is one, measure it, and write its record.
 
-    A trial that diverges is a result, and has a record too. All processes of a launch call this.
-
-    Args:
-        name: of the trial.
-        config: of the trial, with `run_folder` as run_dir.
-        folder: of the study.
-
-    Returns:
-        0 when the record is written, 128 + signal number when a signal stopped the training.
-
-    Raises:
-        GnunetError: as `gnunet.training.fit`.
+    A trial that diverges has a record too. All processes of a launch call this. Returns 0 when the record is written,
+    128 + signal number when a signal stopped the training.
     """
+    run = trial.run_dir(folder)
+    config = trial.config.model_copy(update={"run_dir": str(run)})
     start = time.perf_counter()
     reset_process_state()
     diverged: DivergenceError | None = None
@@ -79,10 +62,12 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
 
     reset_process_state()
     session = build_session(config, make_accelerator(config))
-    run = Path(config.run_dir)
     history = training_history(run)
     if diverged is None:
-        state = _load(session, run)
+        state = load_checkpoint(
+            newest_checkpoint(run / "checkpoints"),
+            model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw,
+        )  # fmt: skip
         finite = history["validation"][-1]["validation_loss"] is not None
         ended = {
             "outcome": "complete" if finite else "diverged",
@@ -99,7 +84,7 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
     cost = step_cost(session) if ended["outcome"] == "complete" else None  # last, since it trains further
     record = {
         "format": FORMAT,
-        "cell": name,
+        "cell": trial.name,
         "config": config.model_dump(exclude=KEYS_NOT_RECORDED),
         "seed": config.seed,
         **ended,
@@ -116,8 +101,8 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
     }
     if session.accelerator.is_main_process:
         if grid is not None:
-            samples_path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(samples_path(folder, name), grid.read_bytes())
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / "samples" / f"{trial.name}.png", grid.read_bytes())
         write_record(folder, record)
     accelerator = session.accelerator
     accelerator.wait_for_everyone()
@@ -126,14 +111,8 @@ def run_trial(name: str, config: Config, folder: Path) -> int:
     return 0
 
 
-def _load(session: Session, run: Path) -> TrainState:
-    """Load the newest checkpoint of a run."""
-    checkpoint = newest_checkpoint(run / "checkpoints")
-    return load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
-
-
 def _network(session: Session) -> dict[str, Any]:
-    """What is known of a trial\'s network and validation set without training it."""
+    """The parts of a record that are known without training."""
     val_set = session.val_set
     return {
         "parameters": sum(parameter.numel() for parameter in session.unet.parameters()),
@@ -160,7 +139,7 @@ def _measured(session: Session) -> dict[str, Any]:
 
 def _peak_memory_mib(run: Path, session: Session, cost: StepCost | None, resident: float) -> float:
     """Peak memory: on a GPU of a step, including weights and optimizer; on a CPU of the process."""
-    logged = [line["memory_mib"] for line in read_lines(run / "timing.jsonl")]
+    logged = [line["memory_mib"] for line in read_jsonl(run / "timing.jsonl")]
     if session.accelerator.device.type == "cpu":
         return max([resident, *logged])
     return cost.peak_memory_mib if cost is not None and cost.peak_memory_mib is not None else max(logged, default=0.0)

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -18,37 +17,10 @@ import torch
 
 from gnunet.ablation.cost import step_cost
 from gnunet.ablation.plan import Trial
-from gnunet.ablation.trial import reset_process_state, run_folder, run_trial
-from gnunet.config import Config, from_yaml, to_yaml
+from gnunet.ablation.trial import reset_process_state, run_trial
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import GnunetError, print_error
 from gnunet.training.session import build_session
-
-
-@dataclass(frozen=True)
-class Task:
-    """The argument of a worker process."""
-
-    name: str
-    folder: Path
-    config_text: str
-    gpu: str | None
-    """The GPU that it sees, as CUDA_VISIBLE_DEVICES names it; None on a machine without GPUs."""
-
-    @classmethod
-    def of(cls, trial: Trial, folder: Path, gpu: str | None) -> "Task":
-        """The task of a trial; `folder` is the study's."""
-        config = trial.config.model_copy(update={"run_dir": str(run_folder(folder, trial.name))})
-        return cls(trial.name, folder, to_yaml(config), gpu)
-
-    @property
-    def config(self) -> Config:
-        return from_yaml(self.config_text, self.name)
-
-    @property
-    def log(self) -> Path:
-        """File of the process's output."""
-        return run_folder(self.folder, self.name) / "log.txt"
 
 
 def context() -> ForkServerContext:
@@ -67,28 +39,31 @@ def context() -> ForkServerContext:
     return context
 
 
-def start(context: ForkServerContext, task: Task) -> ForkServerProcess:
-    """Run a trial in a new process; its exit status is that of `run_trial`, or 1 after an error."""
+def start(context: ForkServerContext, trial: Trial, folder: Path, gpu: str | None) -> ForkServerProcess:
+    """Run a trial in a new process; its exit status is that of `run_trial`, or 1 after an error.
+
+    `gpu` is the one that it sees, as CUDA_VISIBLE_DEVICES names it; None on a machine without GPUs.
+    """
     # Not a daemon: a trial may start loader processes.
-    process = context.Process(target=_work, args=(task,), name=task.name, daemon=False)
+    process = context.Process(target=_work, args=(trial, folder, gpu), name=trial.name, daemon=False)
     process.start()
     return process
 
 
-def _work(task: Task) -> None:
-    _init_worker(task)
+def _work(trial: Trial, folder: Path, gpu: str | None) -> None:
+    _init_worker(trial.run_dir(folder), gpu)
     try:
-        status = run_trial(task.name, task.config, task.folder)
+        status = run_trial(trial, folder)
     except GnunetError as error:
         print_error(error)
         status = 1
     sys.exit(status)
 
 
-def probe(context: ForkServerContext, task: Task) -> float | None:
+def probe(context: ForkServerContext, trial: Trial, folder: Path, gpu: str | None) -> float | None:
     """Seconds per image of training, from a few steps; None where they fail, as the trial then will."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_probe, args=(task, theirs), daemon=False)
+    process = context.Process(target=_probe, args=(trial, folder, gpu, theirs), daemon=False)
     process.start()
     theirs.close()
     try:
@@ -100,29 +75,29 @@ def probe(context: ForkServerContext, task: Task) -> float | None:
         process.join()
 
 
-def _probe(task: Task, connection: Connection) -> None:
-    _init_worker(task)
+def _probe(trial: Trial, folder: Path, gpu: str | None, connection: Connection) -> None:
+    _init_worker(trial.run_dir(folder), gpu)
     reset_process_state()
-    config = task.config
+    config = trial.config.model_copy(update={"run_dir": str(trial.run_dir(folder))})
     cost = step_cost(build_session(config, make_accelerator(config)))
     connection.send(cost.seconds / config.train.batch_size)
 
 
-def _init_worker(task: Task) -> None:
-    """Set up this process for a task: session, signals, output, device."""
+def _init_worker(run_dir: Path, gpu: str | None) -> None:
+    """Set up this process for a trial: session, signals, output, device."""
     os.setsid()  # Ctrl-C goes to the runner, which passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    task.log.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
         stream.reconfigure(line_buffering=True)
     os.close(log)
-    if task.gpu is None:
+    if gpu is None:
         torch.set_num_threads(1)  # results depend on the number of threads
     else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = task.gpu
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
 
 def _die_with_parent() -> None:

@@ -48,6 +48,12 @@ class JsonlLogger:
             fsync_path(self.path)
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, without a line that is still being written; none if there is no file."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
 def nan_to_null(value: Any) -> Any:
     """Replace NaN and infinity, which JSON lacks, by None in nested dicts and lists."""
     if isinstance(value, dict):

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.record import ROOT
-from gnunet.ablation.history import read_lines
+from gnunet.checkpoint.jsonl import read_jsonl
 from gnunet.config import Config, parse_args, to_yaml
 from gnunet.errors import TrainingError, run_cli
 
@@ -58,14 +58,14 @@ def sample(process: psutil.Process, run: Path) -> dict[str, float]:
         for name in files:
             with suppress(OSError):
                 sizes.append(os.path.getsize(os.path.join(parent, name)))
-    images = read_lines(run / "timing.jsonl")[-1]["images"]
+    images = read_jsonl(run / "timing.jsonl")[-1]["images"]
     return {**found, "run folder, MiB": sum(sizes) / 2**20, "files in it": len(sizes), "images": images}
 
 
 def watch(process: subprocess.Popen, run: Path, seconds: float) -> list[dict[str, float]]:
     """Samples from the first line of the log on; fewer where the run ends early."""
     watched, samples = psutil.Process(process.pid), []
-    while process.poll() is None and not read_lines(run / "timing.jsonl"):
+    while process.poll() is None and not read_jsonl(run / "timing.jsonl"):
         time.sleep(0.1)
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:

@@ -15,11 +15,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from gnunet.ablation.analysis.formatting import describe
+from gnunet.ablation.analysis.formatting import DifferenceText, describe
 from gnunet.ablation.analysis.metrics import metric_info, sample_metrics
 from gnunet.ablation.analysis.results import ComparisonResult, Condition, Results
 from gnunet.ablation.analysis.statistics import RESAMPLES
-from gnunet.ablation.plan import Plan
+from gnunet.ablation.plan import Plan, Records
 from gnunet.ablation.records import LOSSES, NEAREST
 from gnunet.ablation.study import Hypothesis, Study
 from gnunet.errors import ConfigError
@@ -52,30 +52,11 @@ class Table:
     rows: list[list[Cell]]
 
 
-def write_report(
-    study: Study,
-    plan: Plan,
-    records: Mapping[str, Mapping[str, Any]],
-    folder: Path,
-    *,
-    name: str,
-    budget: str | None,
-) -> Path:
-    """Write report.html, report.md and figures/ into `folder`, replacing earlier ones.
+def write_report(study: Study, plan: Plan, records: Records, folder: Path, *, name: str, budget: str | None) -> Path:
+    """Write report.html, report.md and figures/ into `folder`, replacing earlier ones; returns the first's path.
 
-    Args:
-        study: the study.
-        plan: its trials; those without a record are shown as missing.
-        records: by the names of the trials.
-        folder: the study's, with samples/NAME.png of the trials.
-        name: the study's name.
-        budget: the budget of the trials, if there is one.
-
-    Returns:
-        The path of report.html.
-
-    Raises:
-        ConfigError: no trial has a record; or matplotlib or scipy is missing.
+    The grids of samples are read from `folder`/samples/NAME.png. Raises ConfigError if no trial has a record, or
+    matplotlib or scipy is missing.
     """
     if absent := [package for package in ("matplotlib", "scipy") if importlib.util.find_spec(package) is None]:
         raise ConfigError(f'a report needs {" and ".join(absent)}; valid: after pip install -e ".[ablation]"')
@@ -137,6 +118,10 @@ def _numbers(texts: Iterable[str]) -> list[Cell]:
     return [Cell(text, "number") for text in texts]
 
 
+def _difference(found: DifferenceText) -> list[Cell]:
+    return [Cell(found.mean, "number"), Cell(found.interval, "interval"), Cell(found.pairs, "number")]
+
+
 def _four_digits(value: float) -> str:
     """Four significant digits; empty for NaN."""
     return f"{value:#.4g}".rstrip(".") if math.isfinite(value) else ""
@@ -150,16 +135,10 @@ def _verdicts(results: Results) -> Table:
         claim = [Cell(hypothesis.claim), Cell(hypothesis.source or ""), Cell(verdict, f"verdict {_css(verdict)}")]
         for result in comparisons:
             found = describe(result.difference)
-            rows.append(
-                [
-                    *(claim if result is comparisons[0] else [Cell("")] * 3),
-                    Cell(_expectation(results, hypothesis, result)),
-                    Cell(found.mean, "number"),
-                    Cell(found.interval, "interval"),
-                    Cell(found.pairs, "number"),
-                    Cell(result.verdict if len(comparisons) > 1 else "", _css(result.verdict)),
-                ]
-            )
+            row = [*(claim if result is comparisons[0] else [Cell("")] * 3)]
+            row += [Cell(_expectation(results, hypothesis, result)), *_difference(found)]
+            row.append(Cell(result.verdict if len(comparisons) > 1 else "", _css(result.verdict)))
+            rows.append(row)
     columns = ["claim", "source", "verdict", "expected", "difference", "95% interval", "n", "of the comparison"]
     return Table(columns, rows)
 
@@ -195,7 +174,7 @@ def _means(results: Results) -> Table:
         is_base = condition.variant == study.baseline
         if len(baselines) == 1:
             found = describe(results.compare(condition, baselines[0], "validation_loss"))
-            difference = [Cell(found.mean, "number"), Cell(found.interval, "interval"), Cell(found.pairs, "number")]
+            difference = _difference(found)
         else:  # several where the baseline alone crosses an axis: the forest plot shows them
             difference = [*_numbers(["base" if is_base else "see figures"]), Cell(""), Cell("")]
         complete = f"{results.states(condition).count('complete')} of {len(study.seeds)}"
@@ -240,12 +219,9 @@ def _tuning(results: Results) -> Table | None:
 
 def _configuration_values(results: Results) -> dict[str, list[Any]]:
     """How the networks were trained and scored: the value of each record."""
-
-    def value(record: Mapping[str, Any], key: str) -> Any:
-        section, _, name = key.partition(".")
-        return record["config"][section][name] if name else record[key]
-
-    return {key: [value(record, key) for record in results.found] for key in (*_CONFIGURATION, "parameters")}
+    paths = [key.split(".") for key in _CONFIGURATION]
+    values = {f"{section}.{key}": [r["config"][section][key] for r in results.found] for section, key in paths}
+    return values | {"parameters": [record["parameters"] for record in results.found]}
 
 
 def _environment_values(results: Results) -> dict[str, list[Any]]:

@@ -21,7 +21,7 @@ from gnunet.ablation.analysis.statistics import (
     judge_all,
     paired_difference,
 )
-from gnunet.ablation.plan import Plan, Setting, settings_of
+from gnunet.ablation.plan import Plan, Records, Setting, settings_of
 from gnunet.ablation.records import LOSSES, metric_value, rank
 from gnunet.ablation.study import Hypothesis, Study
 from gnunet.norms import NORMS
@@ -67,16 +67,9 @@ class ComparisonResult:
 
 
 class Results:
-    """The records of a study by the conditions of its plan.
+    """The records of a study by the conditions of its plan; `samples/NAME.png` are in `folder`."""
 
-    Args:
-        study: the study.
-        plan: its trials; a trial without a record is missing.
-        records: by the names of the trials.
-        folder: where `samples/NAME.png` are.
-    """
-
-    def __init__(self, study: Study, plan: Plan, records: Mapping[str, Mapping[str, Any]], folder: Path):
+    def __init__(self, study: Study, plan: Plan, records: Records, folder: Path):
         self.study, self.plan, self.folder = study, plan, folder
         self._records = records
         self._names = {(Condition(trial.variant, trial.setting), trial.seed): trial.name for trial in plan.trials}
@@ -214,10 +207,7 @@ class Results:
     def scores(self, condition: Condition, metric: str, bin_: int | None = None) -> dict[int, Score]:
         """The scores of a condition's trials by seed, without missing trials and values.
 
-        Args:
-            condition: which trials.
-            metric: its name.
-            bin_: for a loss, only the examples in this bin.
+        For a loss, `bin_` restricts them to the examples in one bin.
         """
         found = {}
         for seed in self.study.seeds:
@@ -256,13 +246,7 @@ class Results:
         return sum(finite) / len(finite) if finite else math.nan
 
     def compare(
-        self,
-        left: Condition,
-        right: Condition,
-        metric: str,
-        bin_: int | None = None,
-        *,
-        right_metric: str | None = None,
+        self, left: Condition, right: Condition, metric: str, bin_: int | None = None, right_metric: str | None = None
     ) -> Difference:
         """The paired difference of two conditions in a metric; `right_metric` where the right has another."""
         return paired_difference(self.scores(left, metric, bin_), self.scores(right, right_metric or metric, bin_))

@@ -44,11 +44,7 @@ class Interval:
 
 
 class ValidationBins:
-    """The bins of the validation examples: a loss is the mean of the means over its bins.
-
-    Args:
-        bins: the bin of each example, (n,).
-    """
+    """The bin of each validation example, (n,): a loss is the mean of the means over its bins."""
 
     def __init__(self, bins: Sequence[int]):
         self.bins = np.asarray(bins, dtype=np.int64)
@@ -163,14 +159,9 @@ def student_interval(values: np.ndarray) -> Interval | None:
 
 
 def judge(difference: Difference, expect: Expectation, margin: float = 0.0) -> Verdict:
-    """Judge whether left is higher or lower than right by more than `margin`, or the same within it.
+    """Judge whether left is higher or lower than right by more than `margin` of right's mean, or the same within it.
 
     Supported where the whole interval is in the expected range, refuted where the whole interval is outside it.
-
-    Args:
-        difference: of left and right.
-        expect: how left was expected to compare.
-        margin: relative to right's mean.
     """
     interval = difference.interval
     if difference.pairs + difference.both_diverged == 0:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.results import Condition, Results
@@ -21,6 +20,7 @@ from gnunet.ablation.figures.style import (
     new_figure,
     put_legend,
     render,
+    variant_handles,
 )
 
 _MAX_IN_A_PANEL = 8
@@ -98,8 +98,7 @@ def _draw(
             for variant in variants:
                 if set(study.axes_of(variant)) <= dict(setting).keys():
                     _draw_curves(panel, styles[variant], curves[results.at(variant, setting)])
-        looks = ((variant, styles[variant]) for variant in variants)
-        put_legend(figure, [Line2D([], [], label=v, color=look.colour, linestyle=look.line) for v, look in looks])
+        put_legend(figure, variant_handles(styles, variants, marker=None))
     if relative:
         relative_axis(panels[0], "y", np.concatenate(values).tolist(), f"difference to {study.baseline}")
     else:

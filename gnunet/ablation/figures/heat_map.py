@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.formatting import is_clear, percent, percent_tick
 from gnunet.ablation.analysis.results import Contrast, Results
-from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, new_figure, render
+from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, new_figure, render, set_rows
 
 _SHOWN = 0.8
 """Share of the differences that the colours span; those beyond have the colours at the ends."""
@@ -40,9 +40,8 @@ def draw(results: Results) -> Picture | None:
     for row in rows:
         diverged = row.difference.diverged if row.difference else 0
         labels.append("" if row.difference is None else f"{row.label} ({diverged} diverged)" if diverged else row.label)
-    panel.set_yticks(range(len(rows)), labels)
+    set_rows(panel, labels)
     panel.set_xticks(np.arange(len(edges)) - 0.5, [f"{edge:.3g}".replace("-", "\N{MINUS SIGN}") for edge in edges])
-    panel.tick_params(axis="y", length=0)
     panel.set_xlabel("log-SNR (natural logarithm; left: mostly noise)")
     is_clipped = np.nanmax(np.abs(grid), initial=0.0) > limit
     bar = figure.colorbar(image, extend="both" if is_clipped else "neither", aspect=30, pad=0.01)

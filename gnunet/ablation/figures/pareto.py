@@ -5,14 +5,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from gnunet.ablation.analysis.metrics import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.scales import loss_axis
-from gnunet.ablation.figures.style import GREY, Picture, VariantStyle, legend_height, new_figure, put_legend, render
+from gnunet.ablation.figures.style import (
+    GREY,
+    Picture,
+    VariantStyle,
+    legend_height,
+    new_figure,
+    put_legend,
+    render,
+    variant_handles,
+)
 
 Point = tuple[float, float]
 """(cost, loss)."""
@@ -46,8 +54,7 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
         panel.set_xlabel(metric_info(name).label)
         if panel.get_xscale() == "linear":
             panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    no_line = {"linestyle": "none"}
-    put_legend(figure, [Line2D([], [], label=v, **styles[v].line_kwargs | no_line) for v in results.study.variants])
+    put_legend(figure, variant_handles(styles, results.study.variants, linestyle="none"))
     figure.draw_without_rendering()  # labels are placed in pixels, which the layout decides
     for panel, (name, points) in zip(panels, shown.items(), strict=True):
         front = _front(points, _COSTS[name])

@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from matplotlib import rc_context, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 WIDTH = 10.0  # inches: 960 CSS pixels, the width of the report's text
 ROW = 0.23  # inches of a row of text
@@ -98,6 +99,11 @@ def legend_height(count: int) -> float:
     return 0.2 * math.ceil(count / _MAX_LEGEND_COLUMNS)
 
 
+def variant_handles(styles: Mapping[str, VariantStyle], variants: Iterable[str], **changes: Any) -> list[Line2D]:
+    """The legend entries of variants, with changes to their `line_kwargs`."""
+    return [Line2D([], [], label=variant, **styles[variant].line_kwargs | changes) for variant in variants]
+
+
 def put_legend(figure: Figure, handles: Sequence[Any]) -> None:
     """Put a legend above the panels."""
     location = "outside upper left" if figure.get_layout_engine() else "upper left"
@@ -106,10 +112,7 @@ def put_legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 
 def row_panels(labels: Sequence[str], count: int, *, row: float = ROW, extra: float) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of `count` panels next to each other that share labelled rows, from the top.
-
-    `row` is the height of a row and `extra` that of the rest, in inches.
-    """
+    """`count` panels that share labelled rows, `row` inches high; `extra` is the height of the rest."""
     figure = new_figure(row * len(labels) + extra)
     panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
     for panel in panels:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from gnunet.ablation.history import read_lines
+from gnunet.checkpoint.jsonl import read_jsonl
 
 from .parts import Part
 
@@ -49,7 +49,7 @@ def claims(folder: Path, parts: Sequence[Part]) -> list[Claim]:
 def of_tests(part: str, path: Path) -> list[Claim]:
     """A claim for each test function: how many of its cases have passed."""
     outcomes: dict[str, dict[str, str]] = defaultdict(dict)  # by function, by case
-    for line in read_lines(path):
+    for line in read_jsonl(path):
         reported = [(test, NOT_REACHED) for test in line.get("collected", ())]
         if "test" in line:
             reported.append((line["test"], line["outcome"]))
