@@ -31,9 +31,7 @@ def drawn(request):
     results, figures = Results(*request.getfixturevalue(f"{request.param}_study")), {}
     with pytest.MonkeyPatch.context() as patch:
         save = Figure.savefig
-        patch.setattr(
-            Figure, "savefig", lambda figure, *a, **k: (figures.update({figure: None}), save(figure, *a, **k))
-        )
+        patch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.setdefault(self), save(self, *a, **k)))
         pictures = draw_all(results)
     names = [picture.name for picture in pictures]
     return request.param, results, dict(zip(names, pictures, strict=True)), dict(zip(names, figures, strict=True))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gnunet.ablation.history import read_lines, times, training_history
+from gnunet.ablation.history import times, training_history
 
 
 @pytest.fixture
@@ -17,13 +17,6 @@ def log(tmp_path):
 
 def speed(images: int, per_second: float | None) -> dict:
     return {"images": images, "images_per_second": per_second, "memory_mib": 1.0}
-
-
-def test_a_line_that_is_being_written_is_left_out(tmp_path):
-    path = tmp_path / "log.jsonl"
-    assert read_lines(path) == []
-    path.write_text('{"images": 1}\n{"images": 2')
-    assert read_lines(path) == [{"images": 1}]
 
 
 def test_times_add_up_over_interruptions(log, tmp_path):

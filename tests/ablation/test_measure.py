@@ -42,11 +42,8 @@ def session(tiny):
 
 
 def plain_errors(session, network, indices) -> torch.Tensor:
-    with torch.no_grad():
-        accelerator = session.accelerator
-        return per_example_errors(
-            network, session.process, session.val_set, indices, device="cpu", autocast=accelerator.autocast
-        )  # fmt: skip
+    autocast = session.accelerator.autocast
+    return per_example_errors(network, session.process, session.val_set, indices, device="cpu", autocast=autocast)
 
 
 def test_errors_are_those_of_the_validation_loss(session):
@@ -60,7 +57,7 @@ def test_errors_are_those_of_the_validation_loss(session):
 
 class TestOfNormsThatDependOnTheBatch:
     @pytest.mark.parametrize(("batch_size", "size"), [(8, 8), (12, 6), (32, 32)])
-    def test_by_the_batch_at_hand(self, session, batch_size, size):
+    def test_by_the_statistics_of_the_batch(self, session, batch_size, size):
         """Of 16 examples: whole batches, a last one that is filled up, one that is larger than the validation set."""
         flags = ["--train.batch_size", str(batch_size), "--train.micro_batch_size", str(size)]
         trained = session("batch", *flags, "--train.total_images", "64")
@@ -68,9 +65,8 @@ class TestOfNormsThatDependOnTheBatch:
         network = copy.deepcopy(trained.ema.model).train()  # no dropout: training differs by the norms alone
         order = np.resize(np.random.Generator(np.random.Philox(0)).permutation(16), -(-16 // size) * size)
         batches = np.split(order, len(order) // size)
-        found = torch.cat([plain_errors(trained, network, batch) for batch in batches])[:16]
         expected = np.zeros(16)
-        expected[order[:16]] = found
+        expected[order[:16]] = torch.cat([plain_errors(trained, network, batch) for batch in batches])[:16].detach()
         errors = val_errors(trained)
         assert errors["batch"] == pytest.approx(expected, rel=1e-5)
         assert errors["batch"] != errors["running"]
@@ -87,7 +83,8 @@ class TestOfNormsThatDependOnTheBatch:
         errors = val_errors(trained)
         same = session("batch")
         same.update_ema_bn_stats(16)  # batches, which have 64 images and more
-        assert errors["precise"] == pytest.approx(plain_errors(same, same.ema.model.eval(), range(16)), rel=1e-5)
+        expected = plain_errors(same, same.ema.model.eval(), range(16)).detach()
+        assert errors["precise"] == pytest.approx(expected, rel=1e-5)
         assert errors["precise"] != errors["running"]
 
     def test_kinds(self, session):
@@ -109,12 +106,8 @@ class TestMagnitudes:
             layer.register_forward_pre_hook(lambda _, args, path=path: seen.update({path: args[0]}))
         for b in range(4):
             indices = np.flatnonzero(trained.val_set.bins == b)
-            with torch.enable_grad():
-                errors = per_example_errors(
-                    network, trained.process, trained.val_set, indices, device="cpu",
-                    autocast=trained.accelerator.autocast,
-                )  # fmt: skip
-                gradients = torch.autograd.grad(errors.mean(), list(network.parameters()), allow_unused=True)
+            loss = plain_errors(trained, network, indices).mean()
+            gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
             norm = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
             assert found["gradient_norm"][b] == pytest.approx(norm.item(), rel=1e-4)
             rms, largest = found["activation_rms"], found["activation_max"]
@@ -150,13 +143,14 @@ def test_nearest_is_of_the_evaluations_samples(session, tmp_path, monkeypatch):
 
 class TestCost:
     def test_what_is_kept_grows_with_the_batch_and_shrinks_by_recomputing(self, session):
-        one = activation_memory_mib(session())
-        assert activation_memory_mib(session("group", "--train.batch_size", "16")) == pytest.approx(2 * one, rel=0.01)
-        assert (
-            activation_memory_mib(session("group", "--train.batch_size", "16", "--train.micro_batch_size", "8")) == one
-        )
-        assert activation_memory_mib(session("group", "--model.activation_checkpointing", "norm")) < 0.7 * one
-        assert activation_memory_mib(session("batch")) > one  # not fused
+        def kept(*flags: str) -> float:
+            return activation_memory_mib(session(*flags))
+
+        one, large = kept("group"), ("group", "--train.batch_size", "16")
+        assert kept(*large) == pytest.approx(2 * one, rel=0.01)
+        assert kept(*large, "--train.micro_batch_size", "8") == one
+        assert kept("group", "--model.activation_checkpointing", "norm") < 0.7 * one
+        assert kept("batch") > one  # not fused
 
     @pytest.mark.parametrize(
         "flags",

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,7 +12,6 @@ from gnunet.ablation.study import load_study
 from gnunet.config import Config
 from gnunet.errors import CheckpointError, ConfigError
 
-ROOT = Path(__file__).parents[2]
 BASE = {
     "data.resolution": 16,
     "model": {"block_out_channels": [8, 16], "norm.groups": 4, "add_attention": False},
@@ -27,6 +25,11 @@ VARIANTS = {
     "none": {"set": {"model.norm.kind": "none"}, "axes": []},
 }
 BATCH = {"label": "images", "values": {2: {"train.batch_size": 2}, 4: {"train.batch_size": 4}}}
+BUDGETS = {"large": {"train.total_images": 1000}, "small": "small.yaml"}
+TUNING = {"key": "train.learning_rate", "values": [1e-3, 2e-3, 4e-3], "seeds": [100, 101]}
+STUDY = {
+    "title": "T", "question": "Q", "base": BASE, "baseline": "group", "seeds": [0, 1], "variants": VARIANTS,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -34,16 +37,8 @@ def plan(tmp_path):
     """The plan of a study with the given keys."""
 
     def plan(*, options=None, **keys):
-        study = {
-            "title": "T",
-            "question": "Q",
-            "base": BASE,
-            "baseline": "group",
-            "seeds": [0, 1],
-            "variants": VARIANTS,
-        }
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump({**study, **keys}, sort_keys=False))
+        path.write_text(yaml.safe_dump({**STUDY, **keys}, sort_keys=False))
         return make_plan(load_study(path), path, **(options or {}))
 
     return plan
@@ -87,26 +82,14 @@ def test_later_layers_win(plan, tmp_path):
     assert train.keep_checkpoints == 7 and trial.config.seed == 1
 
 
-def test_budgets(plan):
-    budgets = {"large": {"train.total_images": 1000}, "small": {"train.total_images": 10}}
-
-    def images(**options) -> int:
-        return plan(budgets=budgets, options=options).trials[0].config.train.total_images
-
-    assert (images(), images(budget="small")) == (1000, 10)
-    assert refusal(plan, budgets=budgets, options={"budget": "tiny"}) == "--budget: given tiny; valid: large, small"
-    assert "the study has no budgets" in refusal(plan, options={"budget": "tiny"})
-
-
-def test_a_budget_may_be_a_file(plan, tmp_path):
+def test_a_budget_is_overrides_or_a_file(plan, tmp_path):
     (tmp_path / "small.yaml").write_text("train: {total_images: 24}")
-    assert plan(budgets={"small": "small.yaml"}).trials[0].config.train.total_images == 24
-    assert "budget 'small' of study.yaml" in refusal(plan, budgets={"small": "none.yaml"})
+    for options, images in (({}, 1000), ({"budget": "small"}, 24)):
+        assert plan(budgets=BUDGETS, options=options).trials[0].config.train.total_images == images
 
 
 def test_only_some_variants(plan):
     assert {trial.variant for trial in plan(options={"only": ["none", "layer"]}).trials} == {"none", "layer"}
-    assert refusal(plan, options={"only": ["non"]}) == "--only: given non; valid: group, layer, none"
 
 
 class TestNames:
@@ -147,27 +130,39 @@ class TestErrors:
         assert len(lines) == 4
         assert all(any(f"{key}:" in line and where in line for line in lines) for key, where in expected.items())
 
-    def test_that_all_variants_have_are_reported_once(self, plan):
-        assert refusal(plan, base={**BASE, "train.imags": 1}).count("\n") == 0
-        axes = {"groups": {"label": "x", "values": {3: {"model.norm.groups": 3}}}}
-        text = refusal(plan, axes=axes)
+    def test_of_some_variants_name_them(self, plan):
+        text = refusal(plan, axes={"groups": {"label": "x", "values": {3: {"model.norm.groups": 3}}}})
         assert "model.norm.groups" in text and "[with variant 'group']" in text
         assert "[with variant 'layer']" in text  # where the key does not exist
 
     @pytest.mark.parametrize(
         ("keys", "named"),
         [
+            ({"base": {**BASE, "train.imags": 1}}, ("train.imags", "base")),
             ({"options": {"flags": {"train": {"imags": 1}}}}, ("train.imags", "command line")),
             ({"config": "none.yaml"}, ("none.yaml", "study.yaml")),
             ({"base": {**BASE, "seed": 3}}, ("seed", "base")),
             ({"variants": {"group": {"run_dir": "x"}}}, ("run_dir", "variant 'group'")),
             ({"axes": {"s": {"label": "x", "values": {1: {"seed": 1}}}}}, ("seed", "s 1")),
             ({"options": {"flags": {"seed": 3}}}, ("seed", "command line")),
+            ({"options": {"only": ["non"]}}, ("--only", "non", "group, layer, none")),
+            ({"options": {"budget": "tiny"}, "budgets": BUDGETS}, ("--budget", "tiny", "large, small")),
+            ({"options": {"budget": "tiny"}}, ("--budget", "tiny", "no budgets")),
+            ({"budgets": {"small": "none.yaml"}}, ("budget 'small'", "none.yaml", "study.yaml")),
+            (
+                {"tuning": TUNING, "variants": {"group": {TUNING["key"]: 1e-2}}},
+                (TUNING["key"], "0.01", "variant 'group'", "tuning"),
+            ),
+            (
+                {"tuning": TUNING, "options": {"flags": {"train": {"learning_rate": 1e-2}}}},
+                (TUNING["key"], "command line", "tuning"),
+            ),
+            ({"tuning": {**TUNING, "values": [1e-3, -1]}}, (TUNING["key"], "-1", "tuning of study.yaml", "above 0")),
         ],
     )
-    def test_of_one_source_name_the_key_and_the_source(self, plan, keys, named):
+    def test_are_reported_once_and_name_the_key_and_the_source(self, plan, keys, named):
         text = refusal(plan, **keys)
-        assert all(name in text for name in named)
+        assert "\n" not in text and all(name in text for name in named), text
 
     def test_metrics_must_be_measured(self, plan):
         comparison = {"left": {"variant": "group"}, "expect": "lower", "right": {"variant": "none"}}
@@ -176,20 +171,19 @@ class TestErrors:
         assert "kid_efficientnet_lite0" in text and "hypothesis 'C'" in text
         evaluated = {**BASE, "evaluate.every": 0, "evaluate.metrics": ["kid_efficientnet_lite0"]}
         assert plan(hypotheses=[hypothesis], base=evaluated).trials
-        tuning = {**TestTuning.TUNING, "set": {"evaluate.every": None}}
+        tuning = {**TUNING, "set": {"evaluate.every": None}}
         assert plan(hypotheses=[hypothesis], base=evaluated, tuning=tuning).tuning_trials
         text = refusal(plan, base=evaluated, tuning={**tuning, "metric": "kid_efficientnet_lite0"})
         assert "kid_efficientnet_lite0 (tuning)" in text
 
 
 class TestTuning:
-    TUNING = {"key": "train.learning_rate", "values": [1e-3, 2e-3, 4e-3], "seeds": [100, 101]}
-
-    def losses(self, plan, losses: dict) -> dict:
-        """Records of the tuning trials: the validation loss of each variant at each value."""
+    def records(self, plan, losses: dict | None = None) -> dict:
+        """Records of the tuning trials: the validation loss of each variant at each value; 1 by default."""
         records = {}
         for trial in plan.tuning_trials:
-            loss = losses[trial.variant][trial.tuned] + (0.1 if trial.seed == 101 else -0.1)
+            loss = losses[trial.variant][trial.tuned] if losses else 1.0
+            loss += 0.1 if trial.seed == 101 else -0.1
             records[trial.name] = {
                 "outcome": "complete" if math.isfinite(loss) else "diverged",
                 "errors": {"running": [loss, loss], "precise": None, "batch": None},
@@ -198,7 +192,7 @@ class TestTuning:
         return records
 
     def test_every_variant_at_every_setting_tries_the_same(self, plan):
-        first = plan(tuning=self.TUNING, axes={"batch": BATCH})
+        first = plan(tuning=TUNING, axes={"batch": BATCH})
         assert first.trials == [] and len(first.tuning_trials) == (2 + 2 + 1) * 3 * 2
         assert len(first.pending_tuning) == 5 and first.chosen == {}
         assert {trial.config.train.learning_rate for trial in first.tuning_trials} == {1e-3, 2e-3, 4e-3}
@@ -210,64 +204,43 @@ class TestTuning:
             "layer": {"0.001": 1.0, "0.002": 1.0, "0.004": math.inf},  # of equal ones the first
             "none": {"0.001": math.inf, "0.002": math.inf, "0.004": 9.0},  # divergence is the worst
         }
-        records = self.losses(plan(tuning=self.TUNING), losses)
-        second = plan(tuning=self.TUNING, options={"records": records})
+        second = plan(tuning=TUNING, options={"records": self.records(plan(tuning=TUNING), losses)})
         assert second.chosen == {("group", ()): "0.002", ("layer", ()): "0.001", ("none", ()): "0.004"}
         assert [trial.config.train.learning_rate for trial in second.trials] == [2e-3, 2e-3, 1e-3, 1e-3, 4e-3, 4e-3]
         assert {trial.seed for trial in second.trials} == {0, 1} and not second.pending_tuning
 
-    def test_an_variant_waits_for_all_its_tuning_trials(self, plan):
-        losses = {variant: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for variant in VARIANTS}
-        first = plan(tuning=self.TUNING)
-        records = self.losses(first, losses)
+    def test_a_variant_waits_for_all_its_tuning_trials(self, plan):
+        first = plan(tuning=TUNING)
+        records = self.records(first)
         del records[next(trial.name for trial in first.tuning_trials if trial.variant == "layer")]
-        second = plan(tuning=self.TUNING, options={"records": records})
-        assert second.pending_tuning == [("layer", ())] and {trial.variant for trial in second.trials} == {
-            "group",
-            "none",
-        }
+        second = plan(tuning=TUNING, options={"records": records})
+        assert second.pending_tuning == [("layer", ())]
+        assert {trial.variant for trial in second.trials} == {"group", "none"}
 
-    def test_its_trials_may_have_keys_of_their_own(self, plan):
-        first = plan(tuning={**self.TUNING, "set": {"train.total_images": 8}})
+    def test_its_trials_may_have_overrides(self, plan):
+        tuning = {**TUNING, "set": {"train.total_images": 8}}
+        first = plan(tuning=tuning)
         assert {trial.config.train.total_images for trial in first.tuning_trials} == {8}
-        records = self.losses(first, {variant: dict.fromkeys(("0.001", "0.002", "0.004"), 1.0) for variant in VARIANTS})
-        second = plan(tuning={**self.TUNING, "set": {"train.total_images": 8}}, options={"records": records})
+        second = plan(tuning=tuning, options={"records": self.records(first)})
         assert {trial.config.train.total_images for trial in second.trials} == {64}
 
-    def test_nothing_else_may_set_the_key(self, plan):
-        variants = {"group": {"train.learning_rate": 1e-2}}
-        text = refusal(plan, tuning=self.TUNING, variants=variants)
-        assert "train.learning_rate: given 0.01 (variant 'group' of study.yaml); valid: leave it to tuning" in text
-        flags = {"flags": {"train": {"learning_rate": 1e-2}}}
-        assert "(command line); valid: leave it to tuning" in refusal(plan, tuning=self.TUNING, options=flags)
 
-    def test_values_are_checked_too(self, plan):
-        text = refusal(plan, tuning={**self.TUNING, "values": [1e-3, -1]})
-        assert "train.learning_rate: given -1 (tuning of study.yaml); valid: a number, above 0" in text
-
-
-class TestRecords:
-    def record(self, trial, **changes) -> dict:
-        config = trial.config.model_dump(exclude={"run_dir": True, "data": {"cache_dir"}})
-        return {"config": config, "batch_dependent": False, "environment": {"processes": 1}, **changes}
-
-    def test_made_with_other_defaults_are_refused(self, plan, tmp_path):
-        trial = plan().trials[0]
-        record = self.record(trial)
+def test_records_that_would_differ_now_are_errors(plan, tmp_path):
+    trial = plan().trials[0]
+    config = trial.config.model_dump(exclude={"run_dir": True, "data": {"cache_dir"}})
+    record = {"config": config, "batch_dependent": True, "environment": {"processes": 1}}
+    for processes in (1, None):
+        check_records([trial], {trial.name: record}, tmp_path, processes=processes)
+    with pytest.raises(CheckpointError, match=trial.name):  # of other batches
         check_records([trial], {trial.name: record}, tmp_path, processes=2)
-        record["config"]["train"]["max_nonfinite_steps"] = 3
-        del record["config"]["train"]["bn_update_batches"]  # a key that was not there yet
-        record["config"]["data"]["num_workers"] = 17  # says how fast, not what
-        with pytest.raises(CheckpointError, match=rf"{trial.name}.json: .* train.max_nonfinite_steps 3"):
-            check_records([trial], {trial.name: record}, tmp_path)
 
-    def test_of_other_batches_are_refused(self, plan, tmp_path):
-        trial = plan().trials[0]
-        record = self.record(trial, batch_dependent=True)
-        check_records([trial], {trial.name: record}, tmp_path, processes=1)
+    record["batch_dependent"] = False
+    del record["config"]["train"]["bn_update_batches"]  # a key that was not there yet
+    record["config"]["data"]["num_workers"] = 17  # says how fast, not what
+    check_records([trial], {trial.name: record}, tmp_path, processes=2)
+    record["config"]["train"]["max_nonfinite_steps"] = 3  # another default
+    with pytest.raises(CheckpointError, match=rf"{trial.name}.json: .* train.max_nonfinite_steps 3"):
         check_records([trial], {trial.name: record}, tmp_path)
-        with pytest.raises(CheckpointError, match=trial.name):
-            check_records([trial], {trial.name: record}, tmp_path, processes=2)
 
 
 class TestNested:

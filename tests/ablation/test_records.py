@@ -12,17 +12,14 @@ from gnunet.errors import CheckpointError
 @pytest.fixture
 def record() -> dict:
     return {
-        "format": 1,
-        "cell": "0123456789ab",
-        "config": {},
-        "outcome": "complete",
+        "format": 1, "cell": "0123456789ab", "config": {}, "outcome": "complete",
         "errors": {"running": [1.0, 2.0, 6.0], "precise": [1.0, 1.0, 1.0], "batch": None},
         "bank": {"bins": [0, 0, 2], "log_snr_edges": [-3.0, -1.0, 1.0, 3.0]},
         "metrics": {"kid_x": 0.5, "recall_x": 0.25},
         "nearest": {"extractor": "x", "distance_ratio": 2.0, "near_share": 0.0},
         "saved_mib": 7.0,
         "times": {"images_per_second": 10.0, "wall_seconds": 5.0, "peak_memory_mib": None, "norm_share": 0.1},
-    }
+    }  # fmt: skip
 
 
 def test_are_read_back(record, tmp_path):

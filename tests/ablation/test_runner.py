@@ -1,6 +1,5 @@
-"""Running trials: side by side in processes of their own, with tuning, divergence and errors."""
+"""Running trials in parallel, each in a separate process, with tuning, divergence and errors."""
 
-import json
 import os
 import subprocess
 import sys
@@ -39,17 +38,14 @@ def on_the_cpu(monkeypatch):
 
 def test_tuning_divergence_errors_and_shared_trials(study_runner, tmp_path, capfd):
     """One study with all of them: a rate that diverges, a variant that is another's double, one without its data."""
-    variants = {
-        "group": {},
-        "double": {"model.norm.kind": "group"},
-        "broken": {"data.source": str(tmp_path / "nowhere")},
-    }
+    nowhere = str(tmp_path / "nowhere")
+    variants = {"group": {}, "double": {"model.norm.kind": "group"}, "broken": {"data.source": nowhere}}
     keys = {"variants": variants, "tuning": {"key": "train.learning_rate", "values": [1e30, 1e-3], "seeds": [100]}}
     study = study_runner(**keys)
     assert study.run(2) == 1
     out = capfd.readouterr().out
     assert "6 trials, 2 of them shared: 0 done, 4 to run" in out
-    assert "failed: broken, seed 100, trying 1.0e+30: error:" in out and str(tmp_path / "nowhere") in out
+    assert "failed: broken, seed 100, trying 1.0e+30: error:" in out and nowhere in out
     assert "not run: the reported trials of 1 settings" in out
 
     plan, records = study.plan()
@@ -116,13 +112,13 @@ def test_slots(monkeypatch):
     assert slots(None) == ["4", "GPU-abc"]
 
 
-class TestExpected:
+class TestTimeEstimate:
     def trial(self, variant: str, setting=(), seed: int = 0, images: int = 100) -> Trial:
         train = Config().train.model_copy(update={"total_images": images})
         return Trial(variant, setting, seed, Config(seed=seed, run_dir=f"{variant}{setting}", train=train))
 
-    def record(self, seconds: float) -> dict:
-        return {"images": 100, "times": {"cell_seconds": seconds, "wall_seconds": seconds / 2}}
+    def record(self, seconds: float, of_training: float = 0.0) -> dict:
+        return {"images": 100, "times": {"cell_seconds": seconds, "wall_seconds": of_training}}
 
     def test_by_the_nearest_trials_that_are_done(self):
         two, four = (("batch", "2"),), (("batch", "4"),)
@@ -140,11 +136,9 @@ class TestExpected:
 
     def test_a_resumed_trial_counts_its_training_before(self):
         expected = TimeEstimate(Plan(), {})
-        trial = self.trial("a")
-        expected.update(trial, json.loads('{"images": 100, "times": {"cell_seconds": 1, "wall_seconds": 50}}'))
-        assert expected.seconds([trial], 1) == 50
+        expected.update(self.trial("a"), self.record(1, of_training=50))
+        assert expected.seconds([self.trial("a")], 1) == 50
 
-    def test_in_words(self):
-        assert [format_duration(seconds) for seconds in (3.4, 89, 600, 5000, 7200)] == [
-            "3 s", "89 s", "10 min", "83 min", "2 h 0 min",
-        ]  # fmt: skip
+    def test_format_duration(self):
+        texts = [format_duration(seconds) for seconds in (3.4, 89, 600, 5000, 7200)]
+        assert texts == ["3 s", "89 s", "10 min", "83 min", "2 h 0 min"]

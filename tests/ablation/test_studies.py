@@ -14,12 +14,6 @@ ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
 
 
-def test_what_is_shipped():
-    assert {path.stem for path in STUDIES} == {
-        "smoke", "batch_size", "groups", "kinds", "conditioning", "hybrids"
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_resolves_at_every_size_and_says_what_it_tests(path):
     study = load_study(path)

@@ -45,9 +45,6 @@ def test_what_a_file_says(load):
     assert (study.axes_of("group"), study.axes_of("none")) == (["batch"], [])
     assert list(study.axes["batch"].values) == ["2", "0.5"]
     assert study.hypotheses[0].comparisons[0].left == {"variant": "group", "batch": "2"}
-    assert (study.hypotheses[0].metric, study.hypotheses[0].margin, study.tuning.metric) == (
-        "validation_loss", 0.0, "validation_loss",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import json
 import math
 
-from gnunet.checkpoint.jsonl import JsonlLogger
+from gnunet.checkpoint.jsonl import JsonlLogger, read_jsonl
 
 
 def test_write_appends_one_object_per_line(tmp_path):
@@ -27,6 +27,13 @@ def test_truncate_after_drops_later_lines_and_a_partial_one(tmp_path):
     assert [json.loads(line)["images"] for line in log.path.read_text().splitlines()] == [8, 16, 16]
     log.truncate_after(0)
     assert log.path.read_text() == ""
+
+
+def test_read_leaves_out_a_line_that_is_being_written(tmp_path):
+    path = tmp_path / "m.jsonl"
+    assert read_jsonl(path) == []
+    path.write_text('{"images": 1}\n{"images": 2')
+    assert read_jsonl(path) == [{"images": 1}]
 
 
 def test_truncate_after_creates_no_file(tmp_path):

@@ -25,7 +25,7 @@ axes:
 
 @pytest.fixture
 def crossed(made_up):
-    return Results(*made_up(TWO_AXES, lambda trial: {"a": 0.0, "b": 0.1, "c": 0.2}[trial.variant]))
+    return Results(*made_up(TWO_AXES, lambda trial: 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def batches(batch_study):
     return Results(*batch_study)
 
 
-class TestPlaces:
+class TestConditions:
     def test_conditions_and_their_names(self, crossed):
         labels = [crossed.label(condition) for condition in crossed.conditions]
         assert labels == [
@@ -61,17 +61,13 @@ class TestPlaces:
         assert batches.label(Condition("batch", (("batch", "32"),))) == "batch: 32"
 
 
-class TestOutcomes:
-    def test_the_loss_is_that_of_the_errors(self, kinds):
-        outcome = kinds.scores(Condition("rms", ()), "validation_loss")[1]
+class TestScores:
+    @pytest.mark.parametrize(("bin_", "examples"), [(None, slice(None)), (3, slice(3, None, 8))])  # bins in turn
+    def test_the_loss_is_that_of_the_errors(self, kinds, bin_, examples):
+        outcome = kinds.scores(Condition("rms", ()), "validation_loss", bin_)[1]
         errors = np.array(kinds.record(Condition("rms", ()), 1)["errors"]["running"])
-        assert outcome.value == pytest.approx(errors.reshape(-1, 8).mean())  # 8 bins of equal size, in turn
+        assert outcome.value == pytest.approx(errors[examples].mean())  # bins of equal size
         assert outcome.resampled.mean() == pytest.approx(outcome.value, rel=0.01)
-
-    def test_a_bin_has_its_own_examples(self, kinds):
-        outcome = kinds.scores(Condition("rms", ()), "validation_loss", 3)[0]
-        errors = np.array(kinds.record(Condition("rms", ()), 0)["errors"]["running"])
-        assert outcome.value == pytest.approx(errors[3::8].mean())
 
     def test_batch_statistics_of_a_norm_that_has_none_are_the_same(self, kinds):
         losses = ("validation_loss", "validation_loss_precise", "validation_loss_batch")
@@ -125,34 +121,34 @@ class TestVerdicts:
         assert judged[0].difference.above == 1 and judged[1].difference.pairs == 3
 
     def test_one_seed_has_no_verdict(self, made_up, small_study):
-        results = Results(
-            *made_up(small_study.replace("seeds: [0, 1]", "seeds: [4]"), lambda c: float(c.variant == "b"))
-        )
+        text = small_study.replace("seeds: [0, 1]", "seeds: [4]")
+        results = Results(*made_up(text, lambda trial: float(trial.variant == "b")))
         verdict, judged = results.judge(results.study.hypotheses[0])
         assert verdict == "not enough evidence" and judged[0].difference.interval.low > 0.5
 
 
-class TestWords:
+class TestText:
     @pytest.mark.parametrize(
-        ("value", "words"),
+        ("value", "text"),
         [(0.01234, "+1.23%"), (-0.0999, "−9.99%"), (0.1, "+10.0%"), (2.5, "+250%"), (math.inf, "∞"), (-math.inf, "−∞")],
     )
-    def test_percent(self, value, words):
-        assert percent(value) == words
+    def test_percent(self, value, text):
+        assert percent(value) == text
 
     @pytest.mark.parametrize(
-        ("variant", "mean", "interval", "pairs"),
-        [("pixel", "", "missing", ""), ("group", "0", "identical", "3")],
+        ("study", "condition", "mean", "interval", "pairs"),
+        [
+            ("kinds", Condition("pixel", ()), "", "missing", ""),
+            ("kinds", Condition("group", ()), "0", "identical", "3"),
+            ("kinds", Condition("none", ()), "", "to ∞, 2 diverged", "3"),
+            ("batches", Condition("batch", (("batch", "1"),)), "", "3 of 3 diverged", "3"),
+        ],
+        ids=["missing", "identical", "some diverged", "all diverged"],
     )
-    def test_of_a_difference(self, kinds, variant, mean, interval, pairs):
-        described = describe(kinds.compare(Condition(variant, ()), Condition("group", ()), "validation_loss"))
-        assert (described.mean, described.interval, described.pairs) == (mean, interval, pairs)
-
-    def test_of_a_divergence(self, kinds, batches):
-        described = describe(kinds.compare(Condition("none", ()), Condition("group", ()), "validation_loss"))
-        assert described.mean == "" and described.interval.endswith("to ∞, 2 diverged")
-        all_lost = batches.compare(batches.at("batch", [("batch", "1")]), Condition("group", ()), "validation_loss")
-        assert describe(all_lost).interval == "3 of 3 diverged"
+    def test_of_a_difference(self, request, study, condition, mean, interval, pairs):
+        results = request.getfixturevalue(study)
+        described = describe(results.compare(condition, Condition("group", ()), "validation_loss"))
+        assert (described.mean, described.pairs) == (mean, pairs) and described.interval.endswith(interval)
 
     @pytest.mark.parametrize(
         ("name", "label", "worst"),

@@ -1,4 +1,5 @@
 import math
+from math import inf
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from gnunet.evaluation.validation import summarize
 
 BINS = np.arange(60) % 4
 EXAMPLES = ValidationBins(BINS)
-DIVERGED = Score(math.inf)
+DIVERGED = Score(inf)
+UNKNOWN = "not enough evidence"
 
 
 def trials(errors, val_set="the same"):
@@ -44,7 +46,7 @@ def between(low, high):
     return Difference(3, (low + high) / 2, (low, (low + high) / 2, high), Interval(low, high), None)
 
 
-class TestBank:
+class TestValidationBins:
     def test_the_loss_is_the_validation_loss(self):
         bins = np.array([0, 0, 0, 1, 3, 3])  # of different sizes, one empty
         errors = np.random.default_rng(0).random(6)
@@ -57,9 +59,8 @@ class TestBank:
         assert resampled.shape == (RESAMPLES,)
         expected = math.sqrt(sum(errors[bins == b].var() / 40 for b in range(3))) / 3
         assert resampled.std() == pytest.approx(expected, rel=0.06)
-        assert resampled.mean() == pytest.approx(
-            ValidationBins(bins).loss(errors), abs=4 * expected / math.sqrt(RESAMPLES)
-        )
+        loss = ValidationBins(bins).loss(errors)
+        assert resampled.mean() == pytest.approx(loss, abs=4 * expected / math.sqrt(RESAMPLES))
 
     def test_every_trial_has_the_same_resamples(self):
         a, b = draw(2)
@@ -73,9 +74,7 @@ class TestIntervals:
         interval = student_interval(numbers)
         expected = stats.ttest_1samp(numbers, 0).confidence_interval(0.95)
         assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
-
-    def test_one_value_has_none(self):
-        assert student_interval(np.array([0.1])) is None
+        assert student_interval(numbers[:1]) is None
 
     def test_the_interval_reaches_over_both(self):
         difference = paired_difference(trials(draw(seed=1)), trials(draw(seed=2)))
@@ -139,8 +138,8 @@ class TestIntervals:
 class TestDivergence:
     def test_all_of_left(self):
         difference = paired_difference(dict.fromkeys(range(3), DIVERGED), trials(draw()))
-        assert difference.interval == Interval(math.inf, math.inf)
-        assert difference.relative == math.inf and difference.diverged == 3
+        assert difference.interval == Interval(inf, inf)
+        assert difference.relative == inf and difference.diverged == 3
         assert judge(difference, "higher", 0.5) == "supported"
         assert judge(difference, "lower") == judge(difference, "same", 0.5) == "refuted"
 
@@ -149,42 +148,36 @@ class TestDivergence:
         whole = trials(1.1 * right)
         difference = paired_difference(whole | {0: DIVERGED}, trials(right))
         without = paired_difference({s: whole[s] for s in (1, 2)}, {s: trials(right)[s] for s in (1, 2)})
-        assert difference.interval == Interval(without.interval.low, math.inf)
+        assert difference.interval == Interval(without.interval.low, inf)
         assert (difference.pairs, difference.diverged, len(difference.by_seed)) == (3, 1, 2)
         assert judge(difference, "lower") == judge(difference, "same", 0.01) == "refuted"
-
-    def test_one_of_right(self):
-        difference = paired_difference(values(1.0, 1.0, 1.0), values(1.0, 1.0, math.inf))
-        assert difference.interval == Interval(-math.inf, 0.0)
-        assert judge(difference, "lower") == "not enough evidence"
-        assert judge(difference, "higher") == "not enough evidence"
-        assert judge(difference, "higher", 0.01) == "refuted"
 
     def test_a_finite_pair_that_says_otherwise(self):
         left, right = trials(0.9 * draw(1)), trials(draw(1))
         difference = paired_difference(left | {1: DIVERGED}, right | {1: right[0]})
-        assert difference.interval.low < 0 and difference.interval.high == math.inf
-        assert judge(difference, "higher") == "not enough evidence"
+        assert difference.interval.low < 0 and difference.interval.high == inf
+        assert judge(difference, "higher") == UNKNOWN
 
-    def test_different_sides_at_different_seeds(self):
-        difference = paired_difference(values(1.0, math.inf), values(math.inf, 1.0))
-        assert difference.interval == Interval(-math.inf, math.inf) and math.isnan(difference.relative)
-        for expect in ("higher", "lower", "same"):
-            assert judge(difference, expect, 0.1) == "not enough evidence"
+    @pytest.mark.parametrize(
+        ("left", "right", "relative", "interval", "verdicts"),
+        [
+            ([1, 1, 1], [1, 1, inf], -inf, (-inf, 0), {"lower": UNKNOWN, "higher": "refuted"}),
+            ([1, inf], [inf, 1], math.nan, (-inf, inf), dict.fromkeys(("higher", "lower", "same"), UNKNOWN)),
+            ([inf], [1], inf, (inf, inf), {"higher": UNKNOWN}),  # one pair is no evidence
+            ([-inf, -inf], [0.7, 0.8], -inf, (-inf, -inf), {"lower": "supported"}),  # where high is good
+        ],
+    )
+    def test_of_metrics_without_examples(self, left, right, relative, interval, verdicts):
+        difference = paired_difference(values(*left), values(*right))
+        assert difference.relative == pytest.approx(relative, nan_ok=True)
+        assert difference.interval == Interval(*interval)
+        assert {expect: judge(difference, expect, 0.01) for expect in verdicts} == verdicts
 
     def test_both_sides_of_a_pair_say_nothing(self):
-        difference = paired_difference(values(1.1, math.inf, 1.1), values(1.0, math.inf, 1.0))
+        difference = paired_difference(values(1.1, inf, 1.1), values(1.0, inf, 1.0))
         assert difference.pairs == 2 and difference.both_diverged == 1
-        assert difference.relative == pytest.approx(0.1) and difference.interval.high < math.inf
-        assert judge(paired_difference(values(math.inf), values(math.inf)), "higher") == "not enough evidence"
-
-    def test_where_high_is_good_it_is_below_any_number(self):
-        difference = paired_difference(values(-math.inf, -math.inf), values(0.7, 0.8))
-        assert difference.interval == Interval(-math.inf, -math.inf)
-        assert judge(difference, "lower") == "supported"
-
-    def test_one_pair_is_no_evidence(self):
-        assert judge(paired_difference(values(math.inf), values(1.0)), "higher") == "not enough evidence"
+        assert difference.relative == pytest.approx(0.1) and difference.interval.high < inf
+        assert judge(paired_difference(values(inf), values(inf)), "higher") == UNKNOWN
 
 
 class TestVerdicts:
@@ -192,15 +185,16 @@ class TestVerdicts:
         ("low", "high", "expect", "margin", "verdict"),
         [
             (0.011, 0.03, "higher", 0.01, "supported"),
-            (0.005, 0.03, "higher", 0.01, "not enough evidence"),
+            (0.005, 0.03, "higher", 0.01, UNKNOWN),
             (-0.02, 0.005, "higher", 0.01, "refuted"),  # higher, if at all, by less than the margin
             (0.001, 0.03, "higher", 0.0, "supported"),
+            (-0.03, 0.0, "higher", 0.0, UNKNOWN),
             (-0.03, -0.011, "lower", 0.01, "supported"),
-            (-0.03, -0.005, "lower", 0.01, "not enough evidence"),
+            (-0.03, -0.005, "lower", 0.01, UNKNOWN),
             (-0.005, 0.02, "lower", 0.01, "refuted"),
             (-0.01, 0.01, "same", 0.01, "supported"),
             (0.002, 0.008, "same", 0.01, "supported"),  # a difference, but a small one
-            (-0.02, 0.005, "same", 0.01, "not enough evidence"),
+            (-0.02, 0.005, "same", 0.01, UNKNOWN),
             (0.011, 0.02, "same", 0.01, "refuted"),
             (-0.02, -0.011, "same", 0.01, "refuted"),
         ],
@@ -208,24 +202,25 @@ class TestVerdicts:
     def test_by_where_the_interval_is(self, low, high, expect, margin, verdict):
         assert judge(between(low, high), expect, margin) == verdict
 
-    def test_one_seed_is_not_enough(self):
-        difference = paired_difference(trials(2 * draw(1)), trials(draw(1)))
-        assert difference.interval.low > 0.9
-        assert judge(difference, "higher") == judge(difference, "lower") == "not enough evidence"
-
-    def test_missing(self):
-        assert judge(paired_difference({}, trials(draw())), "higher") == "missing"
-        assert judge(paired_difference({0: Score(1.0)}, {1: Score(1.0)}), "higher") == "missing"
-
-    def test_without_an_interval_there_is_no_verdict(self):
-        assert judge(paired_difference(values(1.0, 2.0), values(0.0, 0.0)), "higher") == "not enough evidence"
+    @pytest.mark.parametrize(
+        ("left", "right", "verdict"),
+        [
+            (trials(2 * draw(1)), trials(draw(1)), UNKNOWN),  # one seed
+            ({}, trials(draw()), "missing"),
+            ({0: Score(1.0)}, {1: Score(1.0)}, "missing"),
+            (values(1.0, 2.0), values(0.0, 0.0), UNKNOWN),  # relative to 0: no interval
+        ],
+        ids=["one seed", "no left", "no pair", "no interval"],
+    )
+    def test_needs_pairs_and_an_interval(self, left, right, verdict):
+        assert judge(paired_difference(left, right), "higher") == verdict
 
     @pytest.mark.parametrize(
         ("verdicts", "verdict"),
         [
             (["supported", "supported"], "supported"),
-            (["supported", "not enough evidence"], "not enough evidence"),
-            (["not enough evidence", "missing"], "missing"),
+            (["supported", UNKNOWN], UNKNOWN),
+            ([UNKNOWN, "missing"], "missing"),
             (["missing", "refuted", "supported"], "refuted"),
         ],
     )
