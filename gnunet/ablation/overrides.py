@@ -6,7 +6,7 @@ from typing import Any
 
 from gnunet.ablation.study import Study
 from gnunet.config import Config, load_config
-from gnunet.config.merge import ConfigSource
+from gnunet.config.merge import ConfigSource, nest
 from gnunet.config.schema import find, sections_of
 from gnunet.config.yaml_io import format_value, load_yaml_file
 from gnunet.errors import ConfigError
@@ -22,15 +22,17 @@ class StudyLayers:
 
     def __init__(self, study: Study, path: Path, budget: str | None, flags: Mapping[str, Any]):
         self.study, self.name = study, path.name
+        tuned = {} if study.tuning is None else {study.tuning.key: "tuning in the study"}
+        self.reserved_above_base = RESERVED_KEYS | tuned
         self.below = [_read(path.parent / file, f"config {file} of {path.name}") for file in study.config]
         self.below.append(self._layer("base", study.base))
         if budget is not None:
             size, where = study.budgets[budget], f"budget {budget!r}"
-            is_file = isinstance(size, str)
-            self.below.append(
-                _read(path.parent / size, f"{where} of {path.name}") if is_file else self._layer(where, size)
-            )
-        self.above = _checked(ConfigSource("command line", dict(flags)), self._not_free)
+            if isinstance(size, str):
+                self.below.append(_read(path.parent / size, f"{where} of {path.name}"))
+            else:
+                self.below.append(self._layer(where, size))
+        self.above = _checked(ConfigSource("command line", dict(flags)), self.reserved_above_base)
 
     def resolve(
         self, variant: str, setting: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False
@@ -39,38 +41,30 @@ class StudyLayers:
 
         `tries` says whether it is of a tuning trial, which has the overrides of `tuning.set`.
         """
-        layers = [self._layer(f"variant {variant!r}", self.study.variants[variant].set, free=False)]
+        reserved = self.reserved_above_base
+        layers = [self._layer(f"variant {variant!r}", self.study.variants[variant].set, reserved)]
         for axis, value in setting:
-            layers.append(self._layer(f"{axis} {value}", self.study.axes[axis].values[value], free=False))
+            layers.append(self._layer(f"{axis} {value}", self.study.axes[axis].values[value], reserved))
         for value in tuned:
             more = self.study.tuning.set if tries else {}
             layers.append(self._layer("tuning", {self.study.tuning.key: value, **more}))
         return load_config(*self.below, *layers, self.above)
 
-    def _layer(self, what: str, overrides: Mapping[str, Any], *, free: bool = True) -> ConfigSource:
+    def _layer(
+        self, what: str, overrides: Mapping[str, Any], reserved: Mapping[str, str] = RESERVED_KEYS
+    ) -> ConfigSource:
         where = f"{what} of {self.name}"
-        return _checked(ConfigSource(where, nested(overrides, where)), RESERVED_KEYS if free else self._not_free)
-
-    @property
-    def _not_free(self) -> dict[str, str]:
-        """Keys that sources above the base may not set, and what sets them."""
-        tuning = self.study.tuning
-        return RESERVED_KEYS if tuning is None else {**RESERVED_KEYS, tuning.key: "tuning in the study"}
+        return _checked(ConfigSource(where, nested(overrides, where)), reserved)
 
 
 def nested(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Nested mappings from overrides with dotted keys at any depth; raises ConfigError for a key given twice."""
-    tree: dict[str, Any] = {}
-    placed: list[Keys] = []
+    values: dict[Keys, Any] = {}
     for path, value in _leaves(overrides):
-        if any(path[: len(other)] == other or other[: len(path)] == path for other in placed):
+        if any(path[: len(other)] == other or other[: len(path)] == path for other in values):
             raise ConfigError(f"{'.'.join(path)}: given twice ({where}); valid: once")
-        placed.append(path)
-        below = tree
-        for name in path[:-1]:
-            below = below.setdefault(name, {})
-        below[path[-1]] = value
-    return tree
+        values[path] = value
+    return nest((".".join(path), value) for path, value in values.items())
 
 
 def _leaves(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
@@ -84,10 +78,10 @@ def _leaves(overrides: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Ke
             yield path, value
 
 
-def _checked(layer: ConfigSource, instead: Mapping[str, str]) -> ConfigSource:
-    """The source itself, if it sets no key of `instead`."""
+def _checked(layer: ConfigSource, reserved: Mapping[str, str]) -> ConfigSource:
+    """The source itself; raises ConfigError if it sets a reserved key."""
     for path, value in _leaves(layer.values):
-        if decides := instead.get(key := ".".join(path)):
+        if decides := reserved.get(key := ".".join(path)):
             raise ConfigError(f"{key}: given {format_value(value)} ({layer.name}); valid: leave it to {decides}")
     return layer
 

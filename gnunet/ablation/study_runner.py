@@ -139,7 +139,7 @@ class StudyRunner:
         Raises:
             ConfigError, CheckpointError: as `plan`; also where a package of the extra `ablation` is not installed.
         """
-        try:
+        try:  # optional packages: jinja2, matplotlib, scipy
             from gnunet.ablation.analysis.report import write_report
         except ModuleNotFoundError as error:
             raise ConfigError(f"--report: needs {error.name}; pip install -e '.[ablation]'") from None

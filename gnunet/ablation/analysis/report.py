@@ -4,7 +4,6 @@ The same records give the same bytes.
 """
 
 import base64
-import importlib.util
 import math
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from gnunet.ablation.analysis.formatting import DifferenceText, describe
 from gnunet.ablation.analysis.metrics import metric_info, sample_metrics
 from gnunet.ablation.analysis.results import ComparisonResult, Condition, Results
 from gnunet.ablation.analysis.statistics import RESAMPLES
+from gnunet.ablation.figures import draw_all
 from gnunet.ablation.plan import Plan, Records
 from gnunet.ablation.records import LOSSES, NEAREST
 from gnunet.ablation.study import Hypothesis, Study
@@ -55,13 +55,8 @@ class Table:
 def write_report(study: Study, plan: Plan, records: Records, folder: Path, *, name: str, budget: str | None) -> Path:
     """Write report.html, report.md and figures/ into `folder`, replacing earlier ones; returns the first's path.
 
-    The grids of samples are read from `folder`/samples/NAME.png. Raises ConfigError if no trial has a record, or
-    matplotlib or scipy is missing.
+    The grids of samples are read from `folder`/samples/NAME.png. Raises ConfigError if no trial has a record.
     """
-    if absent := [package for package in ("matplotlib", "scipy") if importlib.util.find_spec(package) is None]:
-        raise ConfigError(f'a report needs {" and ".join(absent)}; valid: after pip install -e ".[ablation]"')
-    from gnunet.ablation.figures import draw_all  # needs these packages
-
     results = Results(study, plan, records, folder)
     if not results.found:
         raise ConfigError(f"{folder / 'records'}: has no record of a trial of {name}; valid: after a run of the study")

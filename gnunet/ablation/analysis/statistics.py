@@ -21,6 +21,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -207,6 +208,4 @@ def _seed_weights(count: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _t_quantile(degrees: int) -> float:
-    from scipy import stats  # optional, and slow to import; `write_report` reports where it is missing
-
     return float(stats.t.ppf(0.5 + LEVEL / 2, degrees))

@@ -24,9 +24,9 @@ DIVERGED = Score(inf)
 UNKNOWN = "not enough evidence"
 
 
-def trials(errors, val_set="the same"):
+def trials(errors):
     """Outcomes by seed from rows of errors."""
-    return {seed: Score(EXAMPLES.loss(row), EXAMPLES.resampled(row), val_set) for seed, row in enumerate(errors)}
+    return {seed: Score(EXAMPLES.loss(row), EXAMPLES.resampled(row)) for seed, row in enumerate(errors)}
 
 
 def values(*numbers):
@@ -110,10 +110,6 @@ class TestIntervals:
         assert difference.pairs == 3
         scale = np.mean([right[seed].value for seed in (0, 2, 3)])
         assert difference.by_seed == pytest.approx([0.01 * right[s].value / scale for s in (0, 2, 3)])
-
-    def test_different_validation_sets_are_paired_by_seed_alone(self):
-        difference = paired_difference(trials(draw(seed=1)), trials(draw(seed=2), val_set="another"))
-        assert difference.bootstrap is None and difference.interval == difference.student
 
     def test_relative_to_the_size_of_a_right_below_zero(self):
         assert paired_difference(values(-0.5, -0.5), values(-1.0, -1.0)).relative == pytest.approx(0.5)
