@@ -34,11 +34,7 @@ def record_path(folder: Path, name: str) -> Path:
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records in a study's folder by the names of their trials.
-
-    Raises:
-        CheckpointError: a record is corrupted or of another format.
-    """
+    """The records in a study's folder by trial name; CheckpointError for a corrupted one or another format."""
     records = {}
     for path in sorted((folder / "records").glob("*.json")):
         try:

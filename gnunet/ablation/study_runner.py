@@ -142,7 +142,8 @@ class StudyRunner:
         try:  # optional packages: jinja2, matplotlib, scipy
             from gnunet.ablation.analysis.report import write_report
         except ModuleNotFoundError as error:
-            raise ConfigError(f"--report: needs {error.name}; pip install -e '.[ablation]'") from None
+            package = error.name.partition(".")[0]
+            raise ConfigError(f"--report: needs {package}; pip install -e '.[ablation]'") from None
         plan, records = self.plan()
         return write_report(self.study, plan, records, self.folder, name=self.path.stem, budget=self.budget)
 

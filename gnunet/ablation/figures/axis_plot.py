@@ -12,15 +12,7 @@ from gnunet.ablation.analysis.metrics import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.analysis.statistics import Interval, student_interval
 from gnunet.ablation.figures.scales import dodge, loss_axis, positions, relative_axis, study_axis
-from gnunet.ablation.figures.style import (
-    Picture,
-    VariantStyle,
-    legend_height,
-    new_figure,
-    put_legend,
-    render,
-    variant_handles,
-)
+from gnunet.ablation.figures.style import Picture, VariantStyle, legend_height, new_figure, render, variant_legend
 from gnunet.ablation.plan import Setting
 from gnunet.ablation.study import Axis, Study
 
@@ -67,7 +59,7 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: s
         _draw_panel(right, study.axes[axis], styles, differences, flat if base in flat else [])
         relative_axis(right, "y", _extent(differences), f"difference to {base}")
         right.axhline(0, color=styles[base].colour, linewidth=1)
-    put_legend(figure, variant_handles(styles, drawn))
+    variant_legend(figure, styles, drawn)
     caption = (
         "Left: mean over the seeds with Student's 95% interval, without the uncertainty of the validation set, which "
         f"all variants share. Right: paired difference to {base} with the 95% interval that verdicts use (see "

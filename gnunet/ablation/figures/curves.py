@@ -18,9 +18,8 @@ from gnunet.ablation.figures.style import (
     VariantStyle,
     legend_height,
     new_figure,
-    put_legend,
     render,
-    variant_handles,
+    variant_legend,
 )
 
 _MAX_IN_A_PANEL = 8
@@ -98,7 +97,7 @@ def _draw(
             for variant in variants:
                 if set(study.axes_of(variant)) <= dict(setting).keys():
                     _draw_curves(panel, styles[variant], curves[results.at(variant, setting)])
-        put_legend(figure, variant_handles(styles, variants, marker=None))
+        variant_legend(figure, styles, variants, marker=None)
     if relative:
         relative_axis(panels[0], "y", np.concatenate(values).tolist(), f"difference to {study.baseline}")
     else:

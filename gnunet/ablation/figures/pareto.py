@@ -11,16 +11,7 @@ from matplotlib.transforms import Bbox
 from gnunet.ablation.analysis.metrics import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.scales import loss_axis
-from gnunet.ablation.figures.style import (
-    GREY,
-    Picture,
-    VariantStyle,
-    legend_height,
-    new_figure,
-    put_legend,
-    render,
-    variant_handles,
-)
+from gnunet.ablation.figures.style import GREY, Picture, VariantStyle, legend_height, new_figure, render, variant_legend
 
 Point = tuple[float, float]
 """(cost, loss)."""
@@ -54,7 +45,7 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
         panel.set_xlabel(metric_info(name).label)
         if panel.get_xscale() == "linear":
             panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    put_legend(figure, variant_handles(styles, results.study.variants, linestyle="none"))
+    variant_legend(figure, styles, results.study.variants, linestyle="none")
     figure.draw_without_rendering()  # labels are placed in pixels, which the layout decides
     for panel, (name, points) in zip(panels, shown.items(), strict=True):
         front = _front(points, _COSTS[name])

@@ -99,16 +99,16 @@ def legend_height(count: int) -> float:
     return 0.2 * math.ceil(count / _MAX_LEGEND_COLUMNS)
 
 
-def variant_handles(styles: Mapping[str, VariantStyle], variants: Iterable[str], **changes: Any) -> list[Line2D]:
-    """The legend entries of variants, with changes to their `line_kwargs`."""
-    return [Line2D([], [], label=variant, **styles[variant].line_kwargs | changes) for variant in variants]
-
-
 def put_legend(figure: Figure, handles: Sequence[Any]) -> None:
     """Put a legend above the panels."""
     location = "outside upper left" if figure.get_layout_engine() else "upper left"
     rows = math.ceil(len(handles) / _MAX_LEGEND_COLUMNS)
     figure.legend(handles=handles, loc=location, borderaxespad=0.2, ncols=math.ceil(len(handles) / rows))
+
+
+def variant_legend(figure: Figure, styles: Mapping[str, VariantStyle], variants: Iterable[str], **changes: Any) -> None:
+    """Put a legend of variants above the panels, with `changes` to their `line_kwargs`."""
+    put_legend(figure, [Line2D([], [], label=v, **styles[v].line_kwargs | changes) for v in variants])
 
 
 def row_panels(labels: Sequence[str], count: int, *, row: float = ROW, extra: float) -> tuple[Figure, Sequence[Axes]]:
