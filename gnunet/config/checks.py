@@ -67,7 +67,7 @@ def cuda_graph_obstacle(config: Config) -> str | None:
 
 
 def _check_model(config: Config) -> Iterator[ConfigIssue]:
-    issues = [*_check_levels(config), *_check_norm_groups(config)]
+    issues = [*_check_levels(config), *_check_norm_groups(config)] or [*_check_depth(config)]
     if not issues:
         issues = [*_check_resolution(config), *_check_attention(config), *_check_norm(config)]
     yield from issues
@@ -80,6 +80,15 @@ def _check_levels(config: Config) -> Iterator[ConfigIssue]:
         if len(types) != levels:
             valid = f"{levels} of them, one for each level of model.block_out_channels"
             yield ConfigIssue.of(f"model.{name}", f"{len(types)}: {', '.join(types) or 'none'}", valid)
+
+
+def _check_depth(config: Config) -> Iterator[ConfigIssue]:
+    from gnunet.models.unet import MAX_ENCODER_LAYERS
+
+    layers, levels = config.model.layers_per_block, len(config.model.block_out_channels)
+    if layers * levels > MAX_ENCODER_LAYERS:
+        valid = f"at most {MAX_ENCODER_LAYERS // levels} with {levels} levels of model.block_out_channels"
+        yield ConfigIssue.of("model.layers_per_block", layers, valid)
 
 
 def _check_resolution(config: Config) -> Iterator[ConfigIssue]:

@@ -30,7 +30,6 @@ class FusedResnetBlock2D(ResnetBlock2D):
         return h if self.output_scale_factor == 1 else h / self.output_scale_factor
 
     def _conditioning(self, temb: Tensor | None, batch_size: int) -> dict[str, Tensor]:
-        """The arguments of the second norm for the time embedding."""
         if self.time_emb_proj is not None:
             temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
         if self.time_embedding_norm not in ("default", "scale_shift"):

@@ -17,15 +17,7 @@ _FEW_POSITIONS = 64
 class Attention(nn.Module):
     """Norm, multi-head self-attention over all positions, residual; parameters are named as diffusers' Attention.
 
-    Args:
-        channels: of input and output.
-        head_dim: channels of a head; there are channels // head_dim heads.
-        site: of the layer.
-        has_norm: whether there is a norm, which has no activation.
-        output_scale_factor: the sum of input and result is divided by it.
-
-    Raises:
-        ValueError: head_dim is larger than channels; the norm config does not fit.
+    There are channels // head_dim heads. The residual sum is divided by output_scale_factor.
     """
 
     # diffusers' loaders look for this flag to rename query, key, value and proj_attn in old files.
@@ -54,24 +46,17 @@ class Attention(nn.Module):
         self.residual = make_residual(site.norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W), channels_last -> as x."""
-        height, width = x.shape[2:]
         projections = (self.to_q, self.to_k, self.to_v)
-        q, k, v = (
-            tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for tokens in checkpoint_inputs(
-                _normed_tokens, (x,), projections, norm=self.group_norm, enabled=self.recompute
-            )
-        )
+        tokens = checkpoint_inputs(_normed_tokens, (x,), projections, norm=self.group_norm, enabled=self.recompute)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in tokens)
         h = _attend(q, k, v).transpose(1, 2).flatten(2)
-        h = self.to_out[0](h).transpose(1, 2).unflatten(2, (height, width))
+        h = self.to_out[0](h).transpose(1, 2).unflatten(2, x.shape[2:])
         y = self.residual(x, h)
         return y / self.output_scale_factor if self.output_scale_factor != 1 else y
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention. On a CPU, bfloat16 over few positions is computed in float32: its backward pass is
-    4 times as fast, and saves twice the bytes."""
+    # In float32, the backward pass over few positions is 4 times as fast on a CPU, and saves twice the bytes.
     if q.device.type == "cpu" and q.shape[2] <= _FEW_POSITIONS and q.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
@@ -81,6 +66,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _normed_tokens(norm: nn.Module | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The input of query, key and value: (N, H * W, C)."""
     h = x if norm is None else norm(x)
-    # In channels_last this is a view.
-    tokens = h.flatten(2).transpose(1, 2)
+    tokens = h.flatten(2).transpose(1, 2)  # in channels_last, a view
     return tokens, tokens, tokens

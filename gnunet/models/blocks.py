@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +21,14 @@ Norm = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What all blocks of a model share.
-
-    attention_head_dim: None for one head. scale_shift: the time embedding scales and shifts the second norm's output
-    instead of being added to its input. downsample_padding: 0 pads at the bottom and on the right only.
-    """
+    """What all blocks of a model share."""
 
     temb_channels: int
     norms: NormSites
     dropout: float
-    scale_shift: bool
-    attention_head_dim: int | None
-    downsample_padding: int
+    scale_shift: bool  # the time embedding scales and shifts the second norm's output; else it is added to its input
+    attention_head_dim: int | None  # None for one head
+    downsample_padding: int  # 0 pads at the bottom and on the right only
 
 
 class ResnetBlock(nn.Module):
@@ -69,8 +65,7 @@ class ResnetBlock(nn.Module):
         self.residual = make_residual(site.norm)
 
     def forward(self, x: Tensor, temb: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x: (N, C, H, W); temb: (N, temb_channels), the time embedding after its SiLU; skip: as x, with further
-        channels, for a block that has a convolution in its shortcut and does not change the resolution."""
+        """x: (N, C, H, W); temb: (N, temb_channels), after its SiLU; skip: as x, only without `resample`."""
         if skip is None:
             (h,) = checkpoint_inputs(self._normed, (x,), (self.conv1,), norm=self.norm1, enabled=self.recompute)
             x = self._resampled(x)
@@ -149,24 +144,18 @@ def _nearest(x: Tensor) -> Tensor:
 class _Block(nn.Module):
     """Residual layers at one resolution, and attention after each of the first num_attentions.
 
-    Args:
-        path: of the block in the model.
-        level: how often the resolution is halved before it.
-        in_channels: of each residual layer, with its skip connection.
-        out_channels: of all residual layers.
-        skip_channels: how many of in_channels are a skip connection; none if empty.
-        attention_norm: whether attention has a norm.
-        output_scale_factor: residual sums are divided by it.
+    level: how often the resolution is halved before the block. in_channels: of each residual layer, of which the last
+    skip_channels are a skip connection.
     """
 
     def __init__(
         self,
         path: str,
+        settings: BlockSettings,
+        *,
         level: int,
         in_channels: Sequence[int],
         out_channels: int,
-        settings: BlockSettings,
-        *,
         num_attentions: int,
         skip_channels: Sequence[int] = (),
         attention_norm: bool = True,
@@ -184,6 +173,21 @@ class _Block(nn.Module):
             site = settings.norms.at(f"{path}.attentions.{j}", level, attention=attention_norm)
             self.attentions.append(Attention(out_channels, head_dim, site, has_norm=attention_norm, **scale))
 
+        self.path, self.level, self.channels = path, level, out_channels
+
+    def _make_resamplers(
+        self, direction: Literal["down", "up"], kind: str | None, settings: BlockSettings
+    ) -> nn.ModuleList:
+        """No layer, or one that changes the resolution; kind: None, "conv" or "resnet"."""
+        if kind is None:
+            return nn.ModuleList()
+        site = settings.norms.at(f"{self.path}.{direction}samplers.0", self.level)
+        if kind == "resnet":
+            return nn.ModuleList([ResnetBlock(self.channels, self.channels, site, settings, resample=direction)])
+        if direction == "up":
+            return nn.ModuleList([Upsample(self.channels, site)])
+        return nn.ModuleList([Downsample(self.channels, site, settings.downsample_padding)])
+
     def _maybe_checkpoint(self, layer: nn.Module, *args: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(layer, *args)
@@ -193,27 +197,12 @@ class _Block(nn.Module):
 class DownBlock(_Block):
     """diffusers' DownBlock2D, or AttnDownBlock2D with attention. downsample: None, "conv" or "resnet"."""
 
-    def __init__(
-        self,
-        path: str,
-        level: int,
-        in_channels: Sequence[int],
-        channels: int,
-        settings: BlockSettings,
-        *,
-        downsample: str | None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(path, level, in_channels, channels, settings, **kwargs)
-        self.downsamplers = nn.ModuleList()
-        site = settings.norms.at(f"{path}.downsamplers.0", level)
-        if downsample == "resnet":
-            self.downsamplers.append(ResnetBlock(channels, channels, site, settings, resample="down"))
-        elif downsample == "conv":
-            self.downsamplers.append(Downsample(channels, site, settings.downsample_padding))
+    def __init__(self, path: str, settings: BlockSettings, *, downsample: str | None, **kwargs: Any) -> None:
+        super().__init__(path, settings, **kwargs)
+        self.downsamplers = self._make_resamplers("down", downsample, settings)
 
     def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """-> the output, and the skip connections to the up path: the result of every layer."""
+        """-> the output, and the skip connections: the result of every layer."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             h = self._maybe_checkpoint(resnet, h, temb)
@@ -240,24 +229,9 @@ class MidBlock(_Block):
 class UpBlock(_Block):
     """diffusers' UpBlock2D, or AttnUpBlock2D with attention. upsample: None, "conv" or "resnet"."""
 
-    def __init__(
-        self,
-        path: str,
-        level: int,
-        in_channels: Sequence[int],
-        channels: int,
-        settings: BlockSettings,
-        *,
-        upsample: str | None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(path, level, in_channels, channels, settings, **kwargs)
-        self.upsamplers = nn.ModuleList()
-        site = settings.norms.at(f"{path}.upsamplers.0", level)
-        if upsample == "resnet":
-            self.upsamplers.append(ResnetBlock(channels, channels, site, settings, resample="up"))
-        elif upsample == "conv":
-            self.upsamplers.append(Upsample(channels, site))
+    def __init__(self, path: str, settings: BlockSettings, *, upsample: str | None, **kwargs: Any) -> None:
+        super().__init__(path, settings, **kwargs)
+        self.upsamplers = self._make_resamplers("up", upsample, settings)
 
     def forward(self, h: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
         """skips: the remaining skip connections, of which this block removes its own from the end."""

@@ -1,4 +1,4 @@
-"""Checks of a U-Net's config: the model is built on the meta device, which takes no memory for weights."""
+"""A U-Net's config is checked by building the model on the meta device, which takes no memory for weights."""
 
 from __future__ import annotations
 

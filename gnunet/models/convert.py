@@ -12,30 +12,16 @@ from torch import nn
 from gnunet.errors import first_few
 from gnunet.norms import ConcatNorm, kind_of
 
-Network = TypeVar("Network", bound=nn.Module)
-"""UNet2D, which imports this file."""
-
+Network = TypeVar("Network", bound=nn.Module)  # UNet2D, which imports this file
 _MID_ATTENTION = "mid_block.attentions"
-_KINDS = ("group", "layer", "instance")
-"""The kinds of norm that are group normalization with some number of groups."""
+_KINDS = ("group", "layer", "instance")  # group normalization with some number of groups
 
 
 def from_diffusers(cls: type[Network], model: UNet2DModel) -> Network:
-    """A `cls` with a copy of the model's weights, in its dtype, device and mode.
-
-    Raises:
-        ValueError: the model has a block type or another setting that UNet2D does not support.
-    """
     return _rebuild(cls, model, _settings(model, cls))
 
 
 def to_diffusers(model: nn.Module) -> UNet2DModel:
-    """A UNet2DModel with a copy of the model's weights, in its dtype, device and mode.
-
-    Raises:
-        ValueError: norm layers that UNet2DModel does not have: it knows group normalization, by one count of
-            groups and one eps for all layers, and another count in the middle block's attention.
-    """
     norms = model.norm_layers()
     if separate := [path for path, norm in norms.items() if isinstance(norm, ConcatNorm)]:
         raise ValueError(

@@ -24,11 +24,7 @@ class NormSite:
     def make_norm(
         self, name: str, channels: int, *, skip_channels: int = 0, activation: str | None = "silu"
     ) -> nn.Module:
-        """The layer's norm called `name`; the last skip_channels of its channels are a skip connection.
-
-        Raises:
-            ValueError: the norm config does not fit; names the norm's path.
-        """
+        """The layer's norm called `name`; the last skip_channels of its channels are a skip connection."""
         try:
             if skip_channels and self.separate_skip:
                 parts = (channels - skip_channels, skip_channels)
@@ -65,13 +61,8 @@ class NormSites:
         self._regions: dict[str, None] = {}
 
     def at(self, path: str, level: int, *, attention: bool = False) -> NormSite:
-        """The site of a layer.
-
-        Args:
-            path: of the layer in the model.
-            level: how often the resolution is halved before it.
-            attention: whether it is attention with a norm.
-        """
+        """The site of a layer. level: how often the resolution is halved before it. attention: whether it is attention
+        with a norm."""
         regions = [_REGIONS[path.split(".")[0]]]
         if self._height is not None:
             regions.insert(0, str(self._height // 2**level))

@@ -18,15 +18,10 @@ WEIGHTS = "diffusion_pytorch_model"
 
 
 def check_weights_match(build: type[ModelMixin], config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
-    """Compare a config with the headers of weights, before any memory is allocated for them.
-
-    Args:
-        build: the class of the model.
-        config: its keyword arguments, which may be untrusted.
-        stored: the tensors that the headers declare.
+    """Compare a config, which may be untrusted, with the headers of weights, before any memory is allocated for them.
 
     Raises:
-        CheckpointError: the config is not valid, or its model does not have exactly these tensors.
+        CheckpointError: build(**config) is an error, or does not have exactly the tensors that the headers declare.
     """
     try:
         with torch.device("meta"):
@@ -42,24 +37,18 @@ def check_weights_match(build: type[ModelMixin], config: Mapping[str, Any], stor
 def check_pretrained(build: type[ModelMixin], folder: Path, *, variant: str | None = None, **kwargs: Any) -> None:
     """`check_weights_match` for a folder written by save_pretrained, if it has safetensors weights.
 
-    Args:
-        build: the class of the model.
-        variant, kwargs: further arguments of from_pretrained, which may replace values of the stored config.
-
-    Raises:
-        CheckpointError: config and weights do not belong together; a file cannot be read; an index of shards names
-            files other than safetensors in this folder; the model is quantized.
+    variant, kwargs: further arguments of from_pretrained, which may replace values of the stored config.
     """
     suffix = f".{variant}" if variant else ""
     index = folder / f"{WEIGHTS}.safetensors.index{suffix}.json"
     single = folder / f"{WEIGHTS}{suffix}.safetensors"
     if not index.exists() and not single.exists():
         return
-    files = [folder / name for name in _shards(index)] if index.exists() else [single]
     file = folder / "config.json"
     stored = read_json(file)
     if stored.get("quantization_config") is not None:
         raise CheckpointError(f"{file}: quantized weights; valid: floating-point ones")
+    files = [folder / name for name in _shards(index)] if index.exists() else [single]
     weights = {name: tensor for file in files for name, tensor in read_safetensors_header(file).items()}
     try:
         config, _, _ = build.extract_init_dict(stored, **kwargs)  # what diffusers builds from this file

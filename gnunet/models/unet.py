@@ -32,6 +32,7 @@ from .pretrained import check_pretrained
 # A config may be untrusted, and its model is built, without memory, before its weights are compared with it: these
 # bounds lie far above what trains. No tensor bounds the number of classes of some class embeddings.
 MAX_CLASSES = 2**20
+MAX_ENCODER_LAYERS = 256  # layers_per_block in all blocks of the encoder
 Size = Annotated[int, Ge(1), Le(8192)]
 Width = Annotated[int, Ge(1), Le(2**16)]
 DownBlockType = Literal["DownBlock2D", "AttnDownBlock2D"]
@@ -48,14 +49,12 @@ class UNet2D(ModelMixin, ConfigMixin):
     in channels_last, whatever the input's memory format.
 
     Args:
-        norm: a norm config (see gnunet.norms.make_norm), completed from norm_num_groups and norm_eps. None is
-            UNet2DModel's group normalization. Two further keys:
+        norm: a norm config (see gnunet.norms.make_norm), completed from norm_num_groups and norm_eps. Two further keys:
             `overrides` maps regions to norm configs whose keys replace the others there. Regions are `encoder`,
             `middle`, `decoder`, `attention` (its norms, in any block), `out` (the last norm), and the heights that
             feature maps have at sample_size, as strings. `attention` takes precedence over the other names, and these
             over heights. A region's norm config also decides on its convolutions and residual sums.
-            `separate_skip_norm`, true or false, has a norm layer for a skip connection, and one for what it is
-            concatenated with.
+            `separate_skip_norm` normalizes a skip connection separately from what it is concatenated with.
 
     Raises:
         ValueError: a value that is not supported; a norm config that does not fit a layer, named by its path.
@@ -110,6 +109,11 @@ class UNet2D(ModelMixin, ConfigMixin):
                 raise ValueError(
                     f"{name} and block_out_channels must have the same length; got {len(types)} and {levels}"
                 )
+        if layers_per_block * levels > MAX_ENCODER_LAYERS:
+            raise ValueError(
+                f"layers_per_block must be at most {MAX_ENCODER_LAYERS // levels} with {levels} blocks; "
+                f"got {layers_per_block}"
+            )
         if time_embedding_type == "learned" and num_train_timesteps is None:
             raise ValueError("time_embedding_type learned needs num_train_timesteps")
         width = block_out_channels[0]
@@ -138,13 +142,14 @@ class UNet2D(ModelMixin, ConfigMixin):
             # As in diffusers, only blocks with attention can resample by a resnet.
             downsample = None if level == lowest else downsample_type if attention else "conv"
             block = DownBlock(
-                f"down_blocks.{level}", level, in_channels, channels[level], settings, downsample=downsample,
-                num_attentions=layers_per_block * attention,
+                f"down_blocks.{level}", settings, level=level, in_channels=in_channels, out_channels=channels[level],
+                num_attentions=layers_per_block * attention, downsample=downsample,
             )  # fmt: skip
             self.down_blocks.append(block)
         if mid_block_type is not None:
             self.mid_block = MidBlock(
-                "mid_block", lowest, [channels[-1]] * 2, channels[-1], settings, num_attentions=int(add_attention),
+                "mid_block", settings, level=lowest, in_channels=[channels[-1]] * 2, out_channels=channels[-1],
+                num_attentions=int(add_attention),
                 # As in diffusers: with scale_shift, attention only has a norm if its number of groups is given.
                 attention_norm=attn_norm_num_groups is not None or not settings.scale_shift,
                 output_scale_factor=mid_block_scale_factor,
@@ -155,10 +160,10 @@ class UNet2D(ModelMixin, ConfigMixin):
             skip_channels = [channels[level]] * layers_per_block + [channels[max(level - 1, 0)]]
             previous = [channels[min(level + 1, lowest)]] + [channels[level]] * layers_per_block
             upsample = None if level == 0 else upsample_type if attention else "conv"
+            in_channels = [p + s for p, s in zip(previous, skip_channels, strict=True)]
             block = UpBlock(
-                f"up_blocks.{i}", level, [p + s for p, s in zip(previous, skip_channels, strict=True)], channels[level],
-                settings, upsample=upsample, num_attentions=(layers_per_block + 1) * attention,
-                skip_channels=skip_channels,
+                f"up_blocks.{i}", settings, level=level, in_channels=in_channels, skip_channels=skip_channels,
+                out_channels=channels[level], num_attentions=(layers_per_block + 1) * attention, upsample=upsample,
             )  # fmt: skip
             self.up_blocks.append(block)
 
@@ -188,9 +193,6 @@ class UNet2D(ModelMixin, ConfigMixin):
 
         Returns:
             UNet2DOutput with `sample`, (N, out_channels, H, W), channels_last.
-
-        Raises:
-            ValueError: labels missing or unexpected; a size that the blocks cannot halve.
         """
         factor = 2 ** (len(self.down_blocks) - 1)
         if any(size % factor for size in sample.shape[2:]):
@@ -243,7 +245,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         return layers
 
     def norms_without_checkpointing(self) -> list[str]:
-        """The paths of the norm layers that cannot be recomputed in the backward pass in training."""
+        """The paths of the norm layers that cannot be recomputed in the backward pass."""
         return [path for path, layer in self.norm_layers().items() if not layer.supports_checkpointing]
 
     def fsdp_units(self) -> list[nn.Module]:
@@ -263,11 +265,7 @@ class UNet2D(ModelMixin, ConfigMixin):
                 module.recompute = enabled
 
     def enable_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
-        """As ModelMixin.enable_gradient_checkpointing.
-
-        Raises:
-            ValueError: the model has a norm that cannot be recomputed in the backward pass in training.
-        """
+        """As ModelMixin's; a ValueError if a norm of the model cannot be recomputed in the backward pass."""
         if paths := self.norms_without_checkpointing():
             raise ValueError(
                 "gradient checkpointing recomputes layers in the backward pass, when the running statistics that some "
@@ -296,11 +294,17 @@ class UNet2D(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_diffusers(cls, model: UNet2DModel) -> UNet2D:
-        """A copy of a diffusers model: same weights, dtype, device and mode; see `convert.from_diffusers`."""
+        """A copy of a diffusers model, in its dtype, device and mode; a ValueError if a block type or another setting
+        is not supported."""
         return convert.from_diffusers(cls, model)
 
     def to_diffusers(self) -> UNet2DModel:
-        """A copy as a plain diffusers model, which needs no gnunet; see `convert.to_diffusers`."""
+        """A copy as a plain diffusers model, in its dtype, device and mode.
+
+        Raises:
+            ValueError: norm layers that UNet2DModel does not have: it knows group normalization, by one count of
+                groups and one eps for all layers, and another count in the middle block's attention.
+        """
         return convert.to_diffusers(self)
 
 

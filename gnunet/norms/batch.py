@@ -21,7 +21,7 @@ class BatchNorm(RunningStatsNorm):
     """
 
     def merge_samples(self, samples: ChannelStats) -> ChannelStats:
-        """From each sample's statistics to those of each normalization batch, which here is all of them."""
+        """From each sample's statistics to those of each normalization batch."""
         return samples.merge(len(samples.mean))
 
     def normalize(self, u: Tensor) -> Tensor:
@@ -48,9 +48,8 @@ class SyncBatchNorm(BatchNorm):
 class GhostBatchNorm(BatchNorm):
     """BatchNorm over `ghost_size` consecutive samples at a time; the last ghost batch may have fewer.
 
-    It decouples the size of the normalization batch from the batch size. Parameters are shared; the mean over the
-    ghost batches counts as one batch in the running statistics. Hoffer et al., Train Longer, Generalize Better
-    (arXiv:1705.08741).
+    The mean over the ghost batches counts as one batch in the running statistics. Hoffer et al., Train Longer,
+    Generalize Better (arXiv:1705.08741).
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class GhostBatchNorm(BatchNorm):
 
 
 class AllReduceSum(torch.autograd.Function):
-    """The sum of a tensor over all processes. Its gradient is that of the sum of their losses."""
+    """torch.distributed.nn.functional.all_reduce, which torch.compile does not support (torch 2.13)."""
 
     @staticmethod
     def forward(ctx: Any, t: Tensor) -> Tensor:

@@ -22,9 +22,6 @@ class BatchRenorm(BatchNorm):
     without bounds, training and evaluation compute the same. The bounds grow from there linearly over the first
     `renorm_warmup` batches. Ioffe, Batch Renormalization (arXiv:1702.03275), with bounds of 3 and 5; the defaults
     are those of Wu and He (arXiv:1803.08494) for small batches.
-
-    Raises:
-        RuntimeError: it is recomputed in the backward pass, when the running statistics have changed.
     """
 
     supports_checkpointing = False

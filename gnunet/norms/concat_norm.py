@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 
 class ConcatNorm(nn.Module):
-    """A norm layer for each part of the channels of a concatenation, so that no statistics are taken across parts.
-
-    parts: norm layers, in the order of their channels.
-    """
+    """A norm layer for each part of the channels of a concatenation, so that no statistics are taken across parts."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
         super().__init__()
@@ -25,19 +22,10 @@ class ConcatNorm(nn.Module):
         self.has_state = any(part.has_state for part in parts)
         self.supports_checkpointing = all(part.supports_checkpointing for part in parts)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        add: Tensor | None = None,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-    ) -> Tensor:
-        """x: (N, C, *spatial); add, scale, shift: (N, C) -> y as x."""
-        columns = [
-            [None] * len(self.sizes) if t is None else torch.split(t, self.sizes, dim=1) for t in (x, add, scale, shift)
-        ]
-        outputs = [
-            part(x_part, add=a, scale=b, shift=c) for part, x_part, a, b, c in zip(self.parts, *columns, strict=True)
-        ]
+    def forward(self, x: Tensor, **conditioning: Tensor | None) -> Tensor:
+        """x: (N, C, *spatial); conditioning: add, scale, shift, (N, C) -> y as x."""
+        tables = {name: t.split(self.sizes, dim=1) for name, t in conditioning.items() if t is not None}
+        outputs = []
+        for i, (part, x_part) in enumerate(zip(self.parts, x.split(self.sizes, dim=1), strict=True)):
+            outputs.append(part(x_part, **{name: table[i] for name, table in tables.items()}))
         return torch.cat(outputs, dim=1)

@@ -43,7 +43,6 @@ class ReparametrizedConv(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, in_channels, *spatial) -> (N, out_channels, *spatial)."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
             weight = self.effective_weight(self.weight.to(dtype)).to(self.weight.dtype)

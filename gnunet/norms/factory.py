@@ -16,9 +16,8 @@ from .dyt import Derf, DyT
 from .evonorm import EvoNormS0
 from .frn import FRN
 from .group import GroupNorm, GroupRMSNorm, InstanceNorm, LayerNorm
-from .layer import NormLayer
+from .layer import NoNorm, NormLayer
 from .magnitude import MagnitudePreserving, PixelNorm
-from .none import NoNorm
 from .signature import validate_options
 from .switchable import SwitchableNorm
 from .weight_norm import WeightNorm
@@ -55,21 +54,16 @@ def kind_of(layer: NormLayer) -> str:
 
 
 def make_norm(norm_config: Mapping[str, Any], num_channels: int, *, activation: str | None, ndim: int = 2) -> nn.Module:
-    """The norm layer that a plain mapping describes.
+    """A `NormLayer`: forward(x, *, add=None, scale=None, shift=None) with x (N, C, *spatial) and the rest (N, C).
 
     Args:
         norm_config: `kind`, a key of NORMS ("group" if missing), and options of that kind. Options of other kinds are
             ignored, so that an override can change the kind alone.
-        num_channels: C.
         activation: "silu" or None, applied last. frn and evonorm_s0 have their own in place of SiLU.
         ndim: spatial dimensions of the input. No layer depends on it.
 
-    Returns:
-        A `NormLayer`: forward(x, *, add=None, scale=None, shift=None) with x (N, C, *spatial) and the rest (N, C).
-
     Raises:
-        ValueError: an unknown key or kind, a value that its option does not allow, or groups that do not divide
-            num_channels; with the value and what would be valid.
+        ValueError: an unknown key or kind, an invalid value, or groups that do not divide num_channels.
     """
     norm, options, _ = _read(norm_config)
     layer: nn.Module = norm(num_channels, **{**options, "activation": activation})  # type: ignore[call-arg, assignment]
@@ -99,9 +93,8 @@ def make_conv(
 ) -> nn.Module:
     """The convolution to use with a norm: torch's, or the kind's `conv_layer`.
 
-    weight_norm, weight_standardization, scaled_ws, pixel and magnitude_preserving have one. Its parameters are
-    `weight`, initialized as torch does, `bias`, except for pixel and magnitude_preserving, and `gain`,
-    (out_channels,), where the formula has one.
+    Its parameters are `weight`, initialized as torch does, `bias`, except for pixel and magnitude_preserving, and
+    `gain`, (out_channels,), where the formula has one.
 
     Raises:
         ValueError: the norm config is not valid, or ndim is not 1, 2 or 3.
@@ -116,13 +109,9 @@ def make_conv(
 
 
 def make_residual(norm_config: Mapping[str, Any]) -> nn.Module:
-    """The end of a residual block with this norm: forward(x, h) -> x + h, or what the kind has in its place.
+    """The end of a residual block: forward(x, h) -> x + h, or the kind's `residual_layer`.
 
-    x is the block's input, h the output of its layers. scaled_ws scales h, by a gain that starts at 0; pixel and
-    magnitude_preserving preserve the magnitude of the sum.
-
-    Raises:
-        ValueError: the norm config is not valid.
+    x is the block's input, h the output of its layers. Raises ValueError if the norm config is not valid.
     """
     norm, _, options = _read(norm_config)
     return norm.residual_layer(**options)

@@ -23,11 +23,7 @@ Backend = Annotated[
 
 
 def resolve_groups(num_channels: int, groups: int | None, channels_per_group: int | None) -> int:
-    """The number of groups: `groups`, or what follows from `channels_per_group` if that is given.
-
-    Raises:
-        ValueError: neither is given, or the number does not divide num_channels.
-    """
+    """The number of groups; channels_per_group takes precedence."""
     name, number = ("groups", groups) if channels_per_group is None else ("channels_per_group", channels_per_group)
     if number is None:
         raise ValueError("one of groups and channels_per_group must be a number; got None for both")

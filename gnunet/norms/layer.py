@@ -22,7 +22,6 @@ class ResidualAdd(nn.Module):
     """The sum x + h at the end of a residual block."""
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """x: the block's input; h: the output of its layers; both of one shape -> as x."""
         return x + h
 
 
@@ -64,9 +63,6 @@ class NormAct(NormLayer, nn.Module):
         y = silu(w), or w if activation is None
 
     All of it is computed in float32 (float64 if x is), also under autocast; y has x's dtype and memory format.
-
-    Raises:
-        ValueError: an unknown activation; in forward, a shape of add, scale or shift other than (N, C).
     """
 
     affine: ClassVar[tuple[str, ...]] = ("weight", "bias")
@@ -89,14 +85,8 @@ class NormAct(NormLayer, nn.Module):
         return F.silu(w) if self.activation == "silu" else w
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        add: Tensor | None = None,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
+        self, x: Tensor, *, add: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """x: (N, C, *spatial); add, scale, shift: (N, C) -> y as x."""
         for name, table in (("add", add), ("scale", scale), ("shift", shift)):
             if table is not None and table.shape != x.shape[:2]:
                 raise ValueError(
@@ -126,6 +116,19 @@ class NormAct(NormLayer, nn.Module):
     def extra_repr(self) -> str:
         settings = [f"{key}={getattr(self, key)!r}" for key in self.options() if hasattr(self, key)]
         return ", ".join([str(self.num_channels), *settings, f"activation={self.activation!r}"])
+
+
+class NoNorm(NormAct):
+    """y = act((x + add) * (1 + scale) + shift): no normalization, and no parameters.
+
+    Weight and bias would repeat those of the convolution before it.
+    """
+
+    is_pointwise = True
+    affine = ()
+
+    def normalize(self, u: Tensor) -> Tensor:
+        return u
 
 
 def append_dims(table: Tensor, u: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from .conv import ReparametrizedConv, filter_dims
-from .layer import Eps, NormAct
+from .layer import Eps, NoNorm
 
 _SILU_MAGNITUDE = 0.59646921112
 """The magnitude of silu(z), z standard normal."""
@@ -36,11 +36,7 @@ class MagnitudePreservingConv(ReparametrizedConv):
 
     @torch.no_grad()
     def force_weight_norm(self, where: Tensor | None = None) -> None:
-        """Give every filter of `weight` a magnitude of 1, which does not change the layer's output.
-
-        Args:
-            where: bool (), on the weight's device; if false, nothing changes. None is true.
-        """
+        """Give every filter of `weight` a magnitude of 1, which does not change the layer's output."""
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         unit = self.effective_weight(self.weight.to(dtype))
         forced = unit * math.sqrt(math.prod(unit.shape[1:]))
@@ -50,10 +46,7 @@ class MagnitudePreservingConv(ReparametrizedConv):
 def force_weight_norm(model: nn.Module, where: Tensor | None = None) -> None:
     """Restore a magnitude of 1 in the weights of a model's magnitude-preserving convolutions, if it has any.
 
-    To be called after each optimizer step.
-
-    Args:
-        where: bool (), on the model's device; if false, nothing changes. None is true.
+    To be called after each optimizer step. where: bool (), on the model's device; if false, nothing changes.
     """
     for module in model.modules():
         if isinstance(module, MagnitudePreservingConv):
@@ -70,26 +63,20 @@ class MPAdd(nn.Module):
         self.t = residual_balance
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """x, h: of one shape -> as x."""
         return torch.lerp(x, h, self.t) / math.hypot(1 - self.t, self.t)
 
     def extra_repr(self) -> str:
         return f"t={self.t}"
 
 
-class MagnitudePreserving(NormAct):
+class MagnitudePreserving(NoNorm):
     """No normalization of activations: SiLU scaled to unit magnitude, between `MagnitudePreservingConv`s.
 
     Residual blocks end in `MPAdd`, with t = residual_balance.
     """
 
-    is_pointwise = True
-    affine = ()
     conv_layer = MagnitudePreservingConv
     residual_layer = MPAdd
-
-    def normalize(self, u: Tensor) -> Tensor:
-        return u
 
     def activate(self, w: Tensor) -> Tensor:
         return w if self.activation is None else F.silu(w) / _SILU_MAGNITUDE

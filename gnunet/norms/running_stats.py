@@ -20,24 +20,20 @@ NoiseEdges = Annotated[Sequence[float], Doc("Ascending timesteps at which one se
 class ChannelStats(NamedTuple):
     """Mean and variance of each channel over all positions, of S sets of samples."""
 
-    mean: Tensor
-    """(S, C)."""
-    variance: Tensor
-    """(S, C), biased."""
-    elements: Tensor
-    """(S, 1): number of elements in a channel, samples times positions."""
-    noise: Tensor
-    """(S, K): the fraction of each noise bin in the set."""
+    mean: Tensor  # (S, C)
+    variance: Tensor  # (S, C), biased
+    elements: Tensor  # (S, 1): the number of elements in a channel, samples times positions
+    noise: Tensor  # (S, K): the fraction of each noise bin in the set
 
     @classmethod
     def per_sample(cls, u: Tensor, noise: Tensor) -> ChannelStats:
-        """The statistics of each sample of u, (N, C, *spatial)."""
+        """Of each sample of u, (N, C, *spatial)."""
         variance, mean = torch.var_mean(u, spatial_dims(u), correction=0)
         elements = mean.new_full((len(u), 1), u.shape[2:].numel())
         return cls(mean, variance, elements, noise)
 
     def merge(self, size: int) -> ChannelStats:
-        """The statistics of the unions of `size` consecutive sets; the last union may have fewer."""
+        """Of the unions of `size` consecutive sets; the last union may have fewer."""
         size = min(size, len(self.mean))
         remainder = len(self.mean) % size
         if remainder:
@@ -95,13 +91,11 @@ class RunningStatsNorm(NormAct):
         self.register_buffer("running_mean", torch.zeros(*sets, num_channels))
         self.register_buffer("running_var", torch.ones(*sets, num_channels))
         self.register_buffer("num_batches_tracked", torch.zeros(sets, dtype=torch.long))
-        self.noise_bin: Tensor | None = None
-        """(N,), the noise bin of each sample of the next batch."""
+        self.noise_bin: Tensor | None = None  # (N,), the noise bin of each sample of the next batch
+        # While set, it takes the statistics of batches, and the buffers do not change.
         self.population_stats: PopulationStats | None = None
-        """While set, it takes the statistics of batches, and the buffers do not change."""
 
     def sample_stats(self, u: Tensor) -> ChannelStats:
-        """The statistics of each sample of u, (N, C, *spatial)."""
         if not self.noise_edges:
             return ChannelStats.per_sample(u, u.new_ones(len(u), 1))
         bins = torch.arange(len(self.noise_edges) + 1, device=u.device)
@@ -144,14 +138,10 @@ class RunningStatsNorm(NormAct):
 
 
 class PopulationStats:
-    """Population statistics of a layer's inputs, for each noise bin, from the statistics of batches.
-
-    The mean is the mean of the batches' means; the variance is the mean of their variances plus the variance of their
-    means.
-    """
+    """For each noise bin: the mean of the batches' means, and the mean of their variances plus the variance of their
+    means. mean: (K, C), a template for shape, dtype and device."""
 
     def __init__(self, mean: Tensor) -> None:
-        """mean: (K, C), a template for shape, dtype and device."""
         self.count = mean.new_zeros(len(mean), 1)
         self.mean, self.variance = torch.zeros_like(mean), torch.zeros_like(mean)
 
@@ -179,11 +169,9 @@ def in_checkpoint_recompute() -> bool:
 
 
 def set_noise_level(model: nn.Module, timestep: Tensor) -> None:
-    """Set the noise level of the next batch in all layers with `noise_edges`.
+    """Set the noise level of the next batch in all of a module's layers with `noise_edges`.
 
-    Args:
-        model: the layer, or any module that contains such layers.
-        timestep: (N,), as the network takes it. A sample's bin is the number of edges that are at most its timestep.
+    timestep: (N,), as the network takes it. A sample's bin is the number of edges that are at most its timestep.
     """
     bins: dict[tuple[float, ...], Tensor] = {}
     for layer in model.modules():

@@ -10,10 +10,8 @@ from typing import Any, get_type_hints
 
 @cache
 def options_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments that have a default, with evaluated annotations.
-
-    Where the constructor passes `**kwargs` on, those of its base class are among them.
-    """
+    """The constructor's arguments that have a default, with evaluated annotations, and those of the base classes that
+    it passes `**kwargs` on to."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base):
@@ -30,9 +28,7 @@ def options_of(cls: type) -> dict[str, inspect.Parameter]:
 def validate_options(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a class: the given values, and defaults for the rest.
 
-    Raises:
-        ValueError: the type or a bound in an option's annotation does not allow its value; names the option, what
-            would be valid, and the value.
+    Raises ValueError, with option and value, if the type or a bound in an option's annotation does not allow a value.
     """
     from pydantic import ValidationError  # only here, so that the layers can be imported without it
 

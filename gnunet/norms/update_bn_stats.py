@@ -24,14 +24,13 @@ def update_bn_stats(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> int
         model: in any mode, which is restored. Layers with running statistics normalize by the batch meanwhile, as in
             training; all others, such as dropout, are in evaluation mode.
         batches: the positional arguments of one call of the model each, with the batch size and the mix of noise
-            levels of training. With sync_batch on several processes, all of them must call this with the same number
-            of batches.
+            levels of training; with sync_batch, the same number on every process.
 
     Returns:
         The number of batches. 0, without reading `batches`, if no layer has running statistics.
 
     Raises:
-        ValueError: no batches. After this and after any error of the model, the statistics are unchanged.
+        ValueError: no batches. The statistics are unchanged after this and any other error.
     """
     layers = [module for module in model.modules() if isinstance(module, RunningStatsNorm)]
     if not layers:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .conv import ReparametrizedConv, filter_dims, per_filter
-from .none import NoNorm
+from .layer import NoNorm
 
 
 class WeightNormConv(ReparametrizedConv):

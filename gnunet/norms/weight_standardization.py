@@ -65,7 +65,6 @@ class ScaledResidual(nn.Module):
         self.gain = nn.Parameter(torch.zeros(1))  # not a scalar, which FSDP2 cannot shard
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """x, h: of one shape -> as x."""
         return x + h * (self.scale * self.gain).to(h.dtype)
 
     def extra_repr(self) -> str:

@@ -37,7 +37,7 @@ def test_one_file_and_two_lines(tmp_path):
     import_line, entry = re.search(r"```python\n(from .*)\n\n( +\".*,)\n```", section).groups()
     (tmp_path / file).write_text(code)
     factory = tmp_path / "gnunet/norms/factory.py"
-    text = factory.read_text().replace("from .none", f"{import_line}\nfrom .none", 1)
+    text = factory.read_text().replace("from .signature", f"{import_line}\nfrom .signature", 1)
     factory.write_text(text.replace('    "derf": Derf,\n', f'    "derf": Derf,\n{entry}\n'))
     program = PROGRAM.replace("CONFIG", f"__import__('pathlib').Path({str(ROOT / 'configs/noto_portraits32.yaml')!r})")
     error = subprocess.run(
