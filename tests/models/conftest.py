@@ -79,11 +79,11 @@ def _inputs(config: dict[str, Any], batch: int = 3) -> dict[str, torch.Tensor]:
 
 
 def _run(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """-> the output, and the gradients of the input and of every parameter, of a random projection."""
+    """The output, and the gradients of the input and of every parameter, of a random projection."""
     model.zero_grad()
     sample = inputs["sample"].clone().requires_grad_()
     output = model(**{**inputs, "sample": sample}).sample
-    # Of a size at which gradients are of the order of 1, whatever the number of pixels is.
+    # Scaled so that gradients are of the order of 1 for any number of pixels.
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)) / output.numel() ** 0.5
     output.backward(weights)
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -101,12 +101,22 @@ def run() -> Callable[..., dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def assert_all_close() -> Callable[..., None]:
-    def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerances: float) -> None:
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerances)
+def not_channels_last() -> Callable[[nn.Module], list[str]]:
+    """not_channels_last(model): a list that will hold the paths of modules that give an image in another format."""
 
-    return check
+    def watch(model: nn.Module) -> list[str]:
+        found: list[str] = []
+
+        def look(name: str, output: Any) -> None:
+            is_image = isinstance(output, torch.Tensor) and output.dim() == 4
+            if is_image and not output.is_contiguous(memory_format=torch.channels_last):
+                found.append(name)
+
+        for name, module in model.named_modules():
+            module.register_forward_hook(lambda module, args, output, name=name: look(name, output))
+        return found
+
+    return watch
 
 
 @pytest.fixture(scope="session")

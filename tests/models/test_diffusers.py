@@ -8,12 +8,11 @@ from safetensors.torch import load_file, save_file
 from gnunet.models import UNet2D
 
 
-def test_same_outputs_and_gradients(config, diffusers_model, inputs_for, run, assert_all_close):
+def test_same_outputs_and_gradients(config, diffusers_model, inputs_for, run):
     model = UNet2D.from_diffusers(diffusers_model)
     assert model.state_dict().keys() == diffusers_model.state_dict().keys()
     expected, found = (run(m, inputs_for(config)) for m in (diffusers_model, model))
-    assert found.keys() == expected.keys()
-    assert_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_conversion_back_gives_the_same_model(config, diffusers_model, inputs_for, run):
@@ -61,10 +60,7 @@ def test_exports_the_norms_that_diffusers_has(small_config, inputs_for, norm, ex
         ({"kind": "none"}, "kind 'none'"),
         ({"kind": "instance"}, r"kind 'instance' has \[16, 32"),
         ({"channels_per_group": 8}, r"\[2, 4"),
-        (
-            {"kind": "weight_standardization"},
-            "kind 'weight_standardization', which is in down_blocks.0.resnets.0.norm1",
-        ),
+        ({"kind": "weight_standardization"}, "'weight_standardization', which is in down_blocks.0.resnets.0.norm1"),
         ({"overrides": {"attention": {"kind": "rms"}}}, "kind 'rms', which is in .*attentions.0.group_norm"),
         ({"overrides": {"decoder": {"eps": 1e-3}}}, r"one eps for all norms; kind 'group' has \[1e-05, 0.001\]"),
         ({"separate_skip_norm": True}, "separate_skip_norm in up_blocks.0.resnets.0.norm1"),
@@ -73,22 +69,6 @@ def test_exports_the_norms_that_diffusers_has(small_config, inputs_for, norm, ex
 def test_exporting_other_norms_is_an_error(small_config, norm, words):
     with pytest.raises(ValueError, match=words):
         UNet2D(**small_config, norm=norm).to_diffusers()
-
-
-def test_saves_and_loads(small_config, inputs_for, tmp_path):
-    model = UNet2D(**small_config, norm={"kind": "layer"}).eval()
-    model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "config.json",
-        "diffusion_pytorch_model.safetensors",
-    ]
-    loaded = UNet2D.from_pretrained(tmp_path)
-    inputs = inputs_for(small_config)
-    assert torch.equal(loaded(**inputs).sample, model(**inputs).sample)
-    assert loaded.config.norm == {"kind": "layer"}
-    assert loaded.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
-    half = UNet2D.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16
 
 
 def test_loads_a_diffusers_folder_with_the_old_attention_names(small_config, inputs_for, tmp_path):

@@ -79,6 +79,27 @@ def recomputing(config, enabled=True):
     return model
 
 
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.fixture
+def assert_recompute_changes_memory_only(inputs_for, run):
+    def check(config, *, training=True, dtype=None, share=1.0):
+        """`share`: the most of the bytes that may be left."""
+        results, sizes = [], []
+        for enabled in (False, True):
+            model = recomputing(config, enabled).train(training)
+            torch.manual_seed(1)  # of the dropout masks
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                results.append(run(model, inputs_for(config)))
+                sizes.append(saved_bytes(model, *inputs_for(config).values()))
+        assert_same(*results)
+        assert sizes[1] <= share * sizes[0]
+
+    return check
+
+
 def bytes_on_cuda(make_model, config, dtype=None):
     """What a batch of 8 keeps; computes nothing."""
     with torch.device("meta"):
@@ -112,32 +133,13 @@ def test_bytes_counted_in_a_real_forward_pass(enabled, mib):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_recompute_changes_memory_only(config, inputs_for, run, training):
-    results, sizes = [], []
-    for enabled in (False, True):
-        model = recomputing({**config, "dropout": 0.2}, enabled).train(training)
-        torch.manual_seed(1)  # of the dropout masks
-        results.append(run(model, inputs_for(config)))
-        sizes.append(saved_bytes(model, *inputs_for(config).values()))
-    assert sizes[1] < 0.7 * sizes[0]
-    assert_same(*results)
-
-
-def assert_same(results, others):
-    assert results.keys() == others.keys()
-    for name, value in results.items():
-        assert torch.equal(others[name], value), name
+def test_recompute_changes_memory_only(config, assert_recompute_changes_memory_only, training):
+    assert_recompute_changes_memory_only({**config, "dropout": 0.2}, training=training, share=0.7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_recompute_under_autocast(small_config, inputs_for, run, dtype):
-    results = []
-    for enabled in (False, True):
-        model = recomputing({**small_config, "dropout": 0.2}, enabled)
-        torch.manual_seed(1)
-        with torch.autocast("cpu", dtype):
-            results.append(run(model, inputs_for(small_config)))
-    assert_same(*results)
+def test_recompute_under_autocast(small_config, assert_recompute_changes_memory_only, dtype):
+    assert_recompute_changes_memory_only({**small_config, "dropout": 0.2}, dtype=dtype, share=0.7)
 
 
 @pytest.mark.parametrize(
@@ -146,18 +148,15 @@ def test_recompute_under_autocast(small_config, inputs_for, run, dtype):
         ({"kind": "group"}, 0.7),
         ({"kind": "layer"}, 0.7),
         ({"kind": "instance"}, 0.7),
-        ({"separate_skip_norm": True}, 0.9),  # nothing is made again where a norm is of parts
+        ({"separate_skip_norm": True}, 0.9),  # nothing is recomputed where a norm is of parts
         ({"kind": "weight_standardization"}, 1.0),  # nor where a convolution is not torch's own
         ({"kind": "batch"}, 1.0),
         ({"kind": "scaled_ws"}, 1.0),
         ({"kind": "none"}, 1.0),
     ],
 )
-def test_kinds_of_norm(small_config, inputs_for, run, norm, share):
-    models = [recomputing({**small_config, "norm": norm}, enabled) for enabled in (False, True)]
-    assert_same(*(run(model, inputs_for(small_config)) for model in models))
-    sizes = [saved_bytes(model, *inputs_for(small_config).values()) for model in models]
-    assert sizes[1] <= share * sizes[0]
+def test_recompute_with_each_kind_of_norm(small_config, assert_recompute_changes_memory_only, norm, share):
+    assert_recompute_changes_memory_only({**small_config, "norm": norm}, share=share)
 
 
 @pytest.mark.parametrize("enabled", [False, True])
@@ -165,7 +164,7 @@ def test_gradient_checkpointing_changes_memory_only(config, inputs_for, run, ena
     model, inputs = recomputing(config, enabled), inputs_for(config)
     plain, plain_bytes = run(model, inputs), saved_bytes(model, *inputs.values())
     model.enable_gradient_checkpointing()
-    assert_same(plain, run(model, inputs))
+    assert_same(run(model, inputs), plain)
     assert saved_bytes(model, *inputs.values()) < 0.7 * plain_bytes
 
 
@@ -178,17 +177,21 @@ def test_dropout_of_zero_saves_nothing(small_config, inputs_for, enabled):
     assert saved_bytes(recomputing({**small_config, "dropout": 0.1}, enabled).train(), *inputs) > training
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_recompute_compiles_without_a_graph_break(small_config, inputs_for, run, assert_all_close, checkpointing):
+@pytest.mark.parametrize(
+    ("recompute", "checkpointing"), [(False, False), (True, False), pytest.param(True, True, marks=pytest.mark.slow)]
+)
+def test_compiles_without_a_graph_break(small_config, inputs_for, run, recompute, checkpointing):
+    """Forward and backward as the compiler traces them; training/test_compile.py tests inductor's code."""
     torch.compiler.reset()
     model, inputs = recomputing(small_config, enabled=False), inputs_for(small_config)
     expected, plain_bytes = run(model, inputs), saved_bytes(model, *inputs.values())
-    model.enable_recompute()
+    model.enable_recompute(recompute)
     if checkpointing:
         model.enable_gradient_checkpointing()
     model.compile(fullgraph=True, backend="aot_eager")
-    assert_all_close(run(model, inputs), expected, rtol=1e-4, atol=1e-5)
-    assert saved_bytes(model, *inputs.values()) < 0.7 * plain_bytes
+    torch.testing.assert_close(run(model, inputs), expected, rtol=1e-4, atol=1e-5)
+    if recompute:
+        assert saved_bytes(model, *inputs.values()) < 0.7 * plain_bytes
 
 
 def test_recompute_under_ddp(small_config, inputs_for, run):
@@ -200,8 +203,7 @@ def test_recompute_under_ddp(small_config, inputs_for, run):
         wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         for _ in range(2):
             found = run(wrapped, inputs)
-            for name, value in expected.items():
-                assert torch.equal(found[name if name in found else f"module.{name}"], value), name
+            assert_same({name.removeprefix("module."): value for name, value in found.items()}, expected)
         # Were DDP the last to hold the group, it would wait for threads that may wait for the interpreter.
         del wrapped
         gc.collect()

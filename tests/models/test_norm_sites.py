@@ -10,9 +10,7 @@ from gnunet.models import UNet2D, check_config, norm_sites
 
 
 def kinds_of(model):
-    """Class names by path, without the parts of a split layer."""
-    layers = {name: m for name, m in model.named_modules() if hasattr(m, "batch_dependent")}
-    return {name: type(layer).__name__ for name, layer in layers.items() if ".parts." not in name}
+    return {name: type(layer).__name__ for name, layer in model.norm_layers().items()}
 
 
 def starting_with(kinds, *prefixes):

@@ -13,6 +13,7 @@ VARIANTS = {
     "separate_skip_norm": {"separate_skip_norm": True},
     "hybrid": {"kind": "scaled_ws", "overrides": {"encoder": {"kind": "batch"}, "8": {"kind": "pixel"}}},
 }
+EXACTLY = {"rtol": 0, "atol": 0}
 TINY = {
     "sample_size": 16,
     "block_out_channels": (8, 16),
@@ -34,26 +35,15 @@ def model_with(norm, config):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_trains_in_float32_and_channels_last(small_config, inputs_for, run, norm, training):
+def test_trains_in_float32_and_channels_last(small_config, inputs_for, run, not_channels_last, norm, training):
     model = model_with(norm, small_config).train(training)
-    not_channels_last = []
-
-    def look(name):
-        def hook(module, args, output):
-            image = isinstance(output, torch.Tensor) and output.dim() == 4
-            if image and not output.is_contiguous(memory_format=torch.channels_last):
-                not_channels_last.append(name)
-
-        return hook
-
-    for name, module in model.named_modules():
-        module.register_forward_hook(look(name))
+    others = not_channels_last(model)
     results = run(model, inputs_for(small_config))
     assert results.keys() == {"output", "sample", *(name for name, _ in model.named_parameters())}
     for name, value in results.items():
         assert value.isfinite().all(), name
         assert value.dtype == torch.float32, name
-    assert not not_channels_last
+    assert not others
 
 
 @pytest.mark.parametrize("kind", NORMS)
@@ -72,38 +62,40 @@ def test_saves_and_loads(small_config, inputs_for, norm, tmp_path):
     model, inputs = model_with(norm, small_config), inputs_for(small_config)
     model(**inputs)
     model.eval().save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
     loaded = UNet2D.from_pretrained(tmp_path)
     assert not loaded.training
-    expected, found = model.state_dict(), loaded.state_dict()
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert torch.equal(found[name], value), name
+    assert loaded.config.norm == norm
+    assert loaded.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), **EXACTLY)
     assert torch.equal(loaded(**inputs).sample, model(**inputs).sample)
+    assert UNet2D.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_gradient_checkpointing_changes_nothing(small_config, inputs_for, run, norm):
     models = [model_with(norm, small_config) for _ in range(2)]
     if norm.get("kind") == "batch_renorm":
-        with pytest.raises(ValueError, match="running statistics .* down_blocks.0.resnets.0.norm1"):
-            models[1].enable_gradient_checkpointing()
-        return
+        pytest.skip("an error, as the next test shows")
     models[1].enable_gradient_checkpointing()
     expected, found = (run(model, inputs_for(small_config)) for model in models)
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-    for (name, value), other in zip(models[0].named_buffers(), models[1].buffers(), strict=True):
-        assert torch.equal(value, other), name
+    torch.testing.assert_close(found, expected, **EXACTLY)
+    torch.testing.assert_close(dict(models[1].named_buffers()), dict(models[0].named_buffers()), **EXACTLY)
 
 
-def test_gradient_checkpointing_with_batch_renorm_anywhere_is_an_error(small_config):
-    norm = {"overrides": {"out": {"kind": "batch_renorm"}}}
-    with pytest.raises(ValueError, match="running statistics .* in conv_norm_out"):
+@pytest.mark.parametrize(
+    ("norm", "path"),
+    [
+        ({"kind": "batch_renorm"}, "down_blocks.0.resnets.0.norm1"),
+        ({"overrides": {"out": {"kind": "batch_renorm"}}}, "conv_norm_out"),
+    ],
+)
+def test_gradient_checkpointing_with_batch_renorm_is_an_error(small_config, norm, path):
+    with pytest.raises(ValueError, match=f"running statistics .* in {path}"):
         UNet2D(**small_config, norm=norm).enable_gradient_checkpointing()
 
 
 @pytest.mark.parametrize("name", ["batch_renorm", "noise_levels", "separate_skip_norm", "hybrid"])
-def test_compiles_without_a_graph_break(inputs_for, run, assert_all_close, name):
+def test_compiles_without_a_graph_break(inputs_for, run, name):
     """What is not a layer's alone; norms/test_formulas.py compiles a layer of every kind."""
     torch.compiler.reset()
     one_level = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
@@ -111,8 +103,8 @@ def test_compiles_without_a_graph_break(inputs_for, run, assert_all_close, name)
     model, compiled = (model_with(VARIANTS[name], config) for _ in range(2))
     compiled.compile(fullgraph=True, backend="aot_eager")
     inputs = inputs_for(config)
-    assert_all_close(run(compiled, inputs), run(model, inputs), rtol=1e-4, atol=1e-5)
-    assert_all_close(dict(compiled.named_buffers()), dict(model.named_buffers()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(run(compiled, inputs), run(model, inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dict(compiled.named_buffers()), dict(model.named_buffers()), rtol=1e-5, atol=1e-6)
 
 
 def test_running_statistics_are_of_the_timesteps_noise_level(small_config, inputs_for):

@@ -10,28 +10,29 @@ from gnunet.models import UNet2D, check_config, norm_sites
 from gnunet.models.attention import _attend
 
 
-def norm_layers(model):
-    return {name: m for name, m in model.named_modules() if hasattr(m, "batch_dependent")}
-
-
 def test_norm_sites_are_the_norm_layers(config):
     model = UNet2D(**config)
     sites = dict(norm_sites(config))
-    assert sites == {name: m.num_channels for name, m in norm_layers(model).items()}
+    assert sites == {name: m.num_channels for name, m in model.norm_layers().items()}
     theirs = UNet2DModel(**config).named_modules()
     assert sites.keys() == {name for name, m in theirs if isinstance(m, nn.GroupNorm)}
 
 
 def test_only_attention_norms_have_no_activation(small_config):
-    for name, norm in norm_layers(UNet2D(**small_config)).items():
+    for name, norm in UNet2D(**small_config).norm_layers().items():
         assert norm.activation == (None if "attentions" in name else "silu"), name
 
 
 def test_the_norms_backend_and_eps_reach_the_layers(small_config):
-    model = UNet2D(**small_config, norm={"backend": "reference"})
-    assert {norm.backend for norm in norm_layers(model).values()} == {"reference"}
-    assert {norm.num_groups for norm in norm_layers(model).values()} == {8}
-    assert {norm.eps for norm in norm_layers(UNet2D(**small_config, norm_eps=1e-3)).values()} == {1e-3}
+    model = UNet2D(**small_config, norm_eps=1e-3, norm={"backend": "reference"})
+    assert {(m.backend, m.num_groups, m.eps) for m in model.norm_layers().values()} == {("reference", 8, 1e-3)}
+
+
+LEVELS_14 = {
+    "block_out_channels": [8] * 14,
+    "down_block_types": ["DownBlock2D"] * 14,
+    "up_block_types": ["UpBlock2D"] * 14,
+}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,7 @@ def test_the_norms_backend_and_eps_reach_the_layers(small_config):
         ({"up_block_types": ("UpBlock2D",)}, ["up_block_types", "got 1 and 2"]),
         ({"layers_per_block": 10**6}, ["layers_per_block", "64", "1000000"]),
         ({"block_out_channels": [8] * 10**4}, ["block_out_channels", "14"]),
+        ({**LEVELS_14, "layers_per_block": 19}, ["layers_per_block", "at most 18 with 14 blocks", "19"]),
         ({"sample_size": [16]}, ["sample_size", "[16]"]),
         ({"resnet_time_scale_shift": "spatial"}, ["'default' or 'scale_shift'", "'spatial'"]),
         ({"time_embedding_type": "learned"}, ["num_train_timesteps"]),
@@ -69,20 +71,16 @@ def test_check_config_knows_defaults_and_keys(small_config):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("config", "size", "class_labels", "words"),
     [
-        ({"sample": torch.zeros(1, 3, 15, 16)}, r"divisible by 2; got \(15, 16\)"),
-        ({"sample": torch.zeros(1, 3, 16, 16), "class_labels": torch.zeros(1)}, "without class embedding"),
+        ({}, (15, 16), None, r"divisible by 2; got \(15, 16\)"),
+        ({}, (16, 16), torch.zeros(1), "without class embedding"),
+        ({"num_class_embeds": 3}, (16, 16), None, "needs class_labels"),
     ],
 )
-def test_wrong_inputs_are_errors(small_config, arguments, words):
+def test_wrong_inputs_are_errors(small_config, config, size, class_labels, words):
     with pytest.raises(ValueError, match=words):
-        UNet2D(**small_config)(timestep=1, **arguments)
-
-
-def test_missing_class_labels(small_config):
-    with pytest.raises(ValueError, match="needs class_labels"):
-        UNet2D(**small_config, num_class_embeds=3)(torch.zeros(1, 3, 16, 16), 1)
+        UNet2D(**small_config, **config)(torch.zeros(1, 3, *size), 1, class_labels)
 
 
 def test_timesteps_may_be_numbers_or_tensors(small_config):
@@ -92,20 +90,11 @@ def test_timesteps_may_be_numbers_or_tensors(small_config):
         assert torch.equal(model(sample, timestep).sample, expected)
 
 
-def test_is_channels_last_throughout(config, inputs_for):
-    model = UNet2D(**config)
-    formats = []
-
-    def look(module, args, output):
-        if isinstance(output, torch.Tensor) and output.dim() == 4:
-            # A 1x1 image and a single channel are in every format at once.
-            formats.append(output.is_contiguous(memory_format=torch.channels_last))
-
-    for module in model.modules():
-        module.register_forward_hook(look)
-    inputs = inputs_for(config)
+def test_is_channels_last_throughout(config, inputs_for, not_channels_last):
+    model, inputs = UNet2D(**config), inputs_for(config)
+    others = not_channels_last(model)
     output = model(**inputs).sample
-    assert all(formats) and len(formats) > 20
+    assert output.is_contiguous(memory_format=torch.channels_last) and not others
     inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
     assert torch.equal(model(**inputs).sample, output)
 
@@ -120,16 +109,6 @@ def test_trains_under_autocast(small_config, inputs_for, dtype):
     output.float().square().mean().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
     assert (output - exact).abs().max() < 0.05
-
-
-def test_compiles_without_a_graph_break(small_config, inputs_for, run, assert_all_close):
-    """Forward and backward as the compiler traces them; inductor's code for them is training/test_compile.py's."""
-    torch.compiler.reset()
-    model, inputs = UNet2D(**small_config), inputs_for(small_config)
-    expected = run(model, inputs)
-    model.compile(fullgraph=True, backend="aot_eager")
-    found = run(model, inputs)
-    assert_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", [16, 100])

@@ -191,16 +191,6 @@ def exact() -> Callable[..., Tensor]:
 
 
 @pytest.fixture(scope="session")
-def activated() -> Callable[[str, Tensor, dict[str, Tensor]], Tensor]:
-    return _activated
-
-
-@pytest.fixture(scope="session")
-def moment_of_silu() -> Callable[[int], float]:
-    return _moment_of_silu
-
-
-@pytest.fixture(scope="session")
 def make_layer() -> Callable[..., nn.Module]:
     return _make_layer
 

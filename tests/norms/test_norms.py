@@ -14,17 +14,6 @@ from gnunet.ops import backend_names
 X = torch.randn(3, 12, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", NORMS)
-@pytest.mark.parametrize("spatial", [(), (9,), (4, 5), (2, 3, 4)])
-def test_one_signature_for_all(kind, spatial):
-    layer = make_norm({"kind": kind, "groups": 4}, 12, activation="silu", ndim=len(spatial))
-    x = torch.randn(2, 12, *spatial, dtype=torch.bfloat16)
-    add, scale, shift = torch.randn(3, 2, 12)
-    y = layer(x, add=add, scale=scale, shift=shift)
-    assert (y.shape, y.dtype) == (x.shape, x.dtype)
-    assert all(isinstance(getattr(layer, name), bool) for name in ("batch_dependent", "is_pointwise", "has_state"))
-
-
 def test_channels_per_group_takes_precedence_over_groups():
     layer = make_norm({"kind": "group", "groups": 5, "channels_per_group": 3}, 12, activation=None)
     torch.testing.assert_close(layer(X), F.group_norm(X, 4))
