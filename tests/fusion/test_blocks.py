@@ -42,27 +42,16 @@ def resnet(randomized):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("training", [True, False])
-def test_resnet_block(resnet, run, assert_same, options, training):
+@pytest.mark.parametrize(("training", "embeddings"), [(True, 3), (False, 3), (True, 1)])
+def test_resnet_block(resnet, run, assert_same, options, training, embeddings):
+    """With a time embedding for each sample, or one for all."""
     block = resnet(**options).train(training)
 
     def call(block, randn):
-        return block(randn(3, 8, 6, 6), randn(3, 6) if block.time_emb_proj else None)
+        return block(randn(3, 8, 6, 6), randn(embeddings, 6) if block.time_emb_proj else None)
 
     expected = run(block, call)
     assert gnunet.fuse(block).fused == ["norm1", "norm2"]
-    assert_same(run(block, call), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("options", [{}, SCALE_SHIFT])
-def test_one_time_embedding_for_all_samples(resnet, run, assert_same, options):
-    block = resnet(**options)
-
-    def call(block, randn):
-        return block(randn(3, 8, 6, 6), randn(1, 6))
-
-    expected = run(block, call)
-    gnunet.fuse(block)
     assert_same(run(block, call), expected, rtol=1e-12)
 
 

@@ -15,6 +15,13 @@ import gnunet
 from gnunet.models import UNet2D
 
 ATTENTION = "no SiLU is known to follow it in Attention"
+ONE_LEVEL = {
+    "block_out_channels": (8,),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "norm_num_groups": 4,
+}
 
 
 def test_report(unet):
@@ -30,7 +37,7 @@ def test_report(unet):
     assert (back, back.fused, back.skipped) == (report, report.fused, report.skipped)
 
 
-def test_a_second_call_fuses_nothing(unet, run, call):
+def test_a_second_call_fuses_nothing(unet, run, call, assert_same):
     first = gnunet.fuse(unet)
     expected = run(unet, call)
     second = gnunet.fuse(unet)
@@ -38,8 +45,7 @@ def test_a_second_call_fuses_nothing(unet, run, call):
     assert [path for path, reason in second.skipped.items() if reason == "already fused"] == [
         path for path, _ in unet.named_modules() if path in first.fused
     ]
-    found = run(unet, call)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_same(run(unet, call), expected, rtol=0)
 
 
 @pytest.mark.parametrize("function", [gnunet.fuse, gnunet.unfuse])
@@ -70,14 +76,8 @@ def test_subclass_that_runs_the_known_forward():
         def forward(self, *args, **kwargs):
             return super().forward(*args, **kwargs)
 
-    config = {
-        "block_out_channels": (8,),
-        "down_block_types": ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "norm_num_groups": 4,
-    }
-    assert "conv_norm_out" in gnunet.fuse(Mine(**config)).fused
-    assert gnunet.fuse(Other(**config)).skipped["conv_norm_out"] == "no SiLU is known to follow it in Other"
+    assert "conv_norm_out" in gnunet.fuse(Mine(**ONE_LEVEL)).fused
+    assert gnunet.fuse(Other(**ONE_LEVEL)).skipped["conv_norm_out"] == "no SiLU is known to follow it in Other"
 
 
 def test_parameters_stay_the_same_objects(unet, run, call):
@@ -96,33 +96,29 @@ def test_parameters_stay_the_same_objects(unet, run, call):
     assert not torch.equal(run(unet, call)["output 0"], expected)
 
 
-def test_saves_and_loads_as_before(unet, run, call, tmp_path):
+def test_saves_and_loads_as_before(unet, run, call, assert_same, tmp_path):
     state = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     expected = run(unet, call)
     gnunet.fuse(unet)
     assert list(unet.state_dict()) == list(state)
     unet.save_pretrained(tmp_path)
-    loaded = UNet2DModel.from_pretrained(tmp_path).train()
-    found = run(loaded, call)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_same(run(UNet2DModel.from_pretrained(tmp_path).train(), call), expected, rtol=0)
 
     fused = run(unet, call)
     for p in unet.parameters():
         nn.init.zeros_(p)
     unet.load_state_dict(state, strict=True)
-    found = run(unet, call)
-    assert all(torch.equal(found[name], value) for name, value in fused.items())
+    assert_same(run(unet, call), fused, rtol=0)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_are_fused_and_independent(unet, run, call, duplicate):
+def test_copies_are_fused_and_independent(unet, run, call, assert_same, duplicate):
     gnunet.fuse(unet)
     expected = run(unet, call)
     twin = duplicate(unet)
     assert not {id(p) for p in unet.parameters()} & {id(p) for p in twin.parameters()}
     assert gnunet.unfuse(unet) == 17
-    found = run(twin, call)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert_same(run(twin, call), expected, rtol=0)
     assert gnunet.unfuse(twin) == 17
 
 
@@ -134,16 +130,7 @@ def test_compiles_as_one_graph(randomized, run, call, assert_same):
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     torch.compiler.reset()
-    unet = randomized(
-        UNet2DModel(
-            block_out_channels=(8,),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=4,
-            add_attention=False,
-        )
-    )
+    unet = randomized(UNet2DModel(**ONE_LEVEL, add_attention=False))
     expected = run(unet, call)
     compiled = torch.compile(unet, fullgraph=True, backend=backend)
     run(compiled, call)
