@@ -87,8 +87,10 @@ def _check_depth(config: Config) -> Iterator[ConfigIssue]:
 
     layers, levels = config.model.layers_per_block, len(config.model.block_out_channels)
     if layers * levels > MAX_ENCODER_LAYERS:
-        valid = f"an integer, above 0 and at most {MAX_ENCODER_LAYERS // levels} with {levels} levels of model.block_out_channels"
-        yield ConfigIssue.of("model.layers_per_block", layers, valid)
+        valid = f"an integer, above 0 and at most {MAX_ENCODER_LAYERS // levels}"
+        yield ConfigIssue.of(
+            "model.layers_per_block", layers, f"{valid} with {levels} levels of model.block_out_channels"
+        )
 
 
 def _check_resolution(config: Config) -> Iterator[ConfigIssue]:

@@ -162,6 +162,7 @@ class _Block(nn.Module):
         output_scale_factor: float = 1.0,
     ) -> None:
         super().__init__()
+        self.path, self.level, self.channels = path, level, out_channels
         self.gradient_checkpointing = False  # set by ModelMixin.enable_gradient_checkpointing, with the function
         self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
         scale = {"output_scale_factor": output_scale_factor}
@@ -172,8 +173,6 @@ class _Block(nn.Module):
         for j in range(num_attentions):
             site = settings.norms.at(f"{path}.attentions.{j}", level, attention=attention_norm)
             self.attentions.append(Attention(out_channels, head_dim, site, has_norm=attention_norm, **scale))
-
-        self.path, self.level, self.channels = path, level, out_channels
 
     def _make_resamplers(
         self, direction: Literal["down", "up"], kind: str | None, settings: BlockSettings
