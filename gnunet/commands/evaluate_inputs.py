@@ -19,9 +19,9 @@ from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.features import CHUNK, Images
-from gnunet.training.data import load_run_data
 from gnunet.training.evaluation import sample_fn, sampling_metadata
 from gnunet.training.progress import decode_progress
+from gnunet.training.session import load_run_data
 
 MAX_SIZES_CHECKED = 1000
 """Files of a reference directory whose size is checked."""

@@ -30,7 +30,7 @@ from gnunet.evaluation import (
 from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.features import Images
 from gnunet.processes import Processes
-from gnunet.training.data import load_run_data
+from gnunet.training.session import load_run_data
 
 MAX_NEAREST = 1024
 """Images for which the nearest training images are found."""

@@ -39,11 +39,7 @@ def keep_freed_memory() -> None:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The Accelerator of a run; sets torch's deterministic mode as train.deterministic says.
-
-    Raises:
-        ConfigError: a precision, tracker or kind of launch that is not available.
-    """
+    """The Accelerator of a run; sets torch's deterministic mode as train.deterministic says."""
     train = config.train
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

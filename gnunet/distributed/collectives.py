@@ -14,10 +14,7 @@ Result = TypeVar("Result")
 
 
 def run_on_all_ranks(accelerator: Accelerator, function: Callable[[], Result]) -> list[Result]:
-    """Call `function` on every rank, and wait for all.
-
-    Returns:
-        Each rank's result, in the order of ranks, on every rank.
+    """Call `function` on every rank; returns each rank's result, in the order of ranks, on every rank.
 
     Raises:
         GnunetError, OSError: on every rank, its own error or that of the first rank that failed; a SafetensorError as

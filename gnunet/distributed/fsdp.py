@@ -6,7 +6,8 @@ configs/accelerate/fsdp2.yaml; it is applied here rather than by Accelerate, whi
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -47,36 +48,26 @@ def check_options(config: Config) -> None:
         raise ConfigError("train.mixed_precision: given fp16 with FSDP; valid: no or bf16")
 
 
-@dataclass(frozen=True)
-class Sharding:
-    """How networks are sharded."""
+def sharding_of_launch(accelerator: Accelerator) -> Callable[[UNet2D], None] | None:
+    """`shard` with the options that this process was launched with; None without FSDP or without a launcher."""
+    if not is_requested() or not torch.distributed.is_initialized():
+        return None
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    return partial(shard, mesh=mesh, reshard_after_forward=bool(FullyShardedDataParallelPlugin().reshard_after_forward))
 
-    mesh: DeviceMesh
-    """All ranks, in one dimension."""
-    reshard_after_forward: bool
-    """Free the other ranks' rows after the forward pass, and gather them again for the backward pass."""
 
-    @classmethod
-    def of_launch(cls, accelerator: Accelerator) -> "Sharding | None":
-        """The one that this process was launched with; None without FSDP or without a launcher."""
-        if not is_requested() or not torch.distributed.is_initialized():
-            return None
-        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        return cls(mesh, bool(FullyShardedDataParallelPlugin().reshard_after_forward))
+def shard(network: UNet2D, *, mesh: DeviceMesh, reshard_after_forward: bool) -> None:
+    """Shard a network in place, leaving this rank its rows of the parameters on the mesh's device.
 
-    def shard(self, network: UNet2D) -> None:
-        """Shard a network in place, leaving this rank its rows of the parameters on the mesh's device.
-
-        Raises:
-            ConfigError: a parameter is a scalar.
-        """
-        make_params_contiguous(network)
-        trains = any(parameter.requires_grad for parameter in network.parameters())
-        # The EMA has no backward pass, after which its rows would be freed.
-        reshard = self.reshard_after_forward or not trains
-        for layer in network.fsdp_units():
-            fully_shard(layer, mesh=self.mesh, reshard_after_forward=reshard)
-        fully_shard(network, mesh=self.mesh, reshard_after_forward=not trains)
+    With `reshard_after_forward` the other ranks' rows are freed after the forward pass, and gathered again for the
+    backward pass.
+    """
+    make_params_contiguous(network)
+    trains = any(parameter.requires_grad for parameter in network.parameters())
+    # The EMA has no backward pass, after which its rows would be freed.
+    for layer in network.fsdp_units():
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward or not trains)
+    fully_shard(network, mesh=mesh, reshard_after_forward=not trains)
 
 
 def make_params_contiguous(network: nn.Module) -> None:
@@ -104,9 +95,3 @@ def shard_offset(tensor: Tensor) -> int:
         return 0
     chunk = -(-len(tensor) // tensor.device_mesh.size())
     return min(tensor.device_mesh.get_local_rank() * chunk, len(tensor))
-
-
-def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
-    """Clip the gradients of a sharded network by their global norm, which is returned, float32 ()."""
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

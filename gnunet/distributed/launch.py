@@ -66,11 +66,8 @@ def die_with_parent() -> None:
 def run_as_processes(count: int) -> int | None:
     """Run this program as `count` processes with one thread each, unless a launcher has started it.
 
-    Signals are passed on to them.
-
-    Returns:
-        128 + signal number after a signal, else the status of the first process that failed, or 0. None if this
-        process is to do the work itself.
+    Signals are passed on to them. Returns 128 + signal number after a signal, else the status of the first process that
+    failed, or 0; None if this process is to do the work itself.
     """
     if count == 1 or any(name in RANK_VARIABLES or name.startswith("ACCELERATE_") for name in os.environ):
         return None

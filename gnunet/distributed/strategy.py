@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from gnunet.distributed import fsdp
 from gnunet.models import UNet2D
 
 
@@ -56,31 +56,40 @@ class DDPStrategy:
 
     def step(self, learning_rate: float) -> None:
         """Take the optimizer step and free the gradients."""
-        self.set_learning_rate(learning_rate)
+        for group in self.adamw.param_groups:
+            group["lr"] = float(np.float32(learning_rate))  # as a CUDA graph reads it
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def skip_step(self) -> None:
         """Free gradients that are not finite; weights and optimizer stay unchanged."""
-        if self.accelerator.scaler is not None:
-            back_off_scale(self.accelerator.scaler)
+        if (scaler := self.accelerator.scaler) is not None:
+            # As GradScaler does when it skips a step, which it would decide by this rank's gradients alone.
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+            scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 0})
         self.optimizer.zero_grad()
 
-    def set_learning_rate(self, value: float) -> None:
-        """Set that of all parameters, rounded to float32, as a CUDA graph reads it."""
-        for group in self.adamw.param_groups:
-            group["lr"] = float(np.float32(value))
+
+class _UnwrappedStrategy(DDPStrategy):
+    """The base of those whose network Accelerate neither wraps in DDP nor shards."""
+
+    def _prepare(self) -> None:
+        # In evaluation mode it only adds autocast.
+        self.network = self.accelerator.prepare_model(self.unet, device_placement=False, evaluation_mode=True)
+        self.optimizer = self.accelerator.prepare_optimizer(self.adamw)
+
+    def accumulate(self, is_last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
-class CudaGraphStrategy(DDPStrategy):
+class CudaGraphStrategy(_UnwrappedStrategy):
     """`DDPStrategy` with capturable functions: nothing is decided on the host, and no collective runs in them.
 
     One all-reduce averages the gradients instead of DDP, whose collectives cannot be captured separately.
     """
 
     def _prepare(self) -> None:
-        self.network = self.accelerator.prepare_model(self.unet, device_placement=False, evaluation_mode=True)
-        self.optimizer = self.accelerator.prepare_optimizer(self.adamw)
+        super()._prepare()
         self.parameters = list(self.unet.parameters())
         if self.accelerator.num_processes > 1:
             broadcast([tensor.data for tensor in (*self.parameters, *self.unet.buffers())])  # as DDP does
@@ -90,9 +99,6 @@ class CudaGraphStrategy(DDPStrategy):
                 flat.as_strided(parameter.shape, parameter.stride())
                 for flat, parameter in zip(self.flat_grad.split(sizes), self.parameters, strict=True)
             ]
-
-    def accumulate(self, is_last: bool) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def average_gradients(self, run: Callable[..., Any]) -> None:
         if self.accelerator.num_processes > 1:
@@ -108,11 +114,9 @@ class CudaGraphStrategy(DDPStrategy):
             parameter.grad = view
 
     def step_where(self, condition: Tensor, learning_rate: Tensor) -> None:
-        """Take the optimizer step; if the condition is false, weights and optimizer stay unchanged.
+        """Take the optimizer step if the condition is true; otherwise weights and optimizer stay unchanged.
 
-        Args:
-            condition: bool (), on the device.
-            learning_rate: float32 (), on the device.
+        Both arguments are on the device: bool () and float32 ().
         """
         before = [{"lr": group["lr"], "capturable": group["capturable"]} for group in self.adamw.param_groups]
         self.adamw.found_inf = 1.0 - condition.float()  # by which GradScaler makes a fused optimizer skip a step
@@ -128,24 +132,14 @@ class CudaGraphStrategy(DDPStrategy):
                 group.update(options)
 
 
-class FSDPStrategy(DDPStrategy):
-    """FSDP2: a network that `Sharding.shard` has sharded across ranks."""
+class FSDPStrategy(_UnwrappedStrategy):
+    """FSDP2: a network that `fsdp.shard` has sharded across ranks.
+
+    It reduces the gradients of each micro-batch, since it keeps only shards.
+    """
 
     state_is_sharded = True
 
-    def _prepare(self) -> None:
-        # Only for its autocast, which evaluation_mode leaves: Accelerate would shard the network itself otherwise.
-        self.network = self.accelerator.prepare_model(self.unet, device_placement=False, evaluation_mode=True)
-        self.optimizer = self.accelerator.prepare_optimizer(self.adamw)
-
-    def accumulate(self, is_last: bool) -> AbstractContextManager[None]:
-        return nullcontext()  # FSDP reduces the gradients of each micro-batch, since it keeps only shards
-
     def clip(self, max_norm: float) -> Tensor:
-        return fsdp.clip_gradients(self.unet, max_norm)
-
-
-def back_off_scale(scaler: torch.amp.GradScaler) -> None:
-    """Lower the scale as GradScaler does when it skips a step, which it would decide by this rank's gradients alone."""
-    scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
-    scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 0})
+        norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -27,10 +27,7 @@ from gnunet.training.session import Session
 
 
 def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | None]:
-    """Open the run's folder and load its newest checkpoint, if there is one, into `session`.
-
-    Returns:
-        The state to train from, and the checkpoint; None for a new run.
+    """Open the run's folder and load its newest checkpoint into `session`; returns the state and that checkpoint.
 
     Raises:
         CheckpointError, ConfigError, DataError: the folder or the checkpoint cannot be used, or would now be trained
@@ -38,7 +35,7 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | N
     """
     accelerator = session.accelerator
     run_on_main_rank(accelerator, lambda: run.open(session.config))
-    state = TrainState(data=session.data, normalized_by=session.batch_norm_scope)
+    state = TrainState(data=session.train_set.metadata, normalized_by=session.batch_norm_scope)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
         state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
@@ -59,7 +56,7 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | N
 
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
     """Raise an error if the same configuration would now compute something else than before the checkpoint."""
-    if saved.data != session.data:
+    if saved.data != session.train_set.metadata:
         raise DataError(f"{session.config.data.source}: these are not the images that {checkpoint} was trained on")
     if saved.normalized_by != session.batch_norm_scope:
         before, now = (
@@ -73,12 +70,7 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
 
 
 def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool = True) -> None:
-    """Write a checkpoint and, unless `with_model` is False, the exported model.
-
-    Raises, on every rank:
-        CheckpointError: the disk is full or broken; earlier checkpoints are intact.
-        DivergenceError: see `check_finite`.
-    """
+    """Write a checkpoint and, if `with_model`, the exported model. Every rank raises the error of any."""
     check_finite(session, state)
     accelerator = session.accelerator
     state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
@@ -133,7 +125,7 @@ def prune_checkpoints(session: Session, run: RunDir, state: TrainState) -> None:
 def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -> None:
     """Write the EMA weights to the run's model/; those of a sharded run are read from its checkpoint."""
     ema = session.ema.model
-    if session.sharding is not None:
+    if session.strategy.state_is_sharded:
         ema = UNet2D.from_config(session.unet.config).eval()
         load_weights(checkpoint, "ema", ema)
-    export_model(run.model, ema, session.process, images=state.images, data=session.data)
+    export_model(run.model, ema, session.process, images=state.images, data=state.data)

@@ -1,5 +1,4 @@
-"""The training step as CUDA graphs (train.cuda_graph): its parts are called, then captured, then replayed without
-Python."""
+"""The training step as CUDA graphs (train.cuda_graph): its parts are called, then captured, then replayed."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -26,11 +25,7 @@ compiled, and the optimizer creates its state."""
 
 
 def is_enabled(config: Config, accelerator: Accelerator) -> bool:
-    """Whether the steps of a run are to be replayed as CUDA graphs.
-
-    Raises:
-        ConfigError: train.cuda_graph is true, but they cannot be.
-    """
+    """Whether a run replays its steps as CUDA graphs; ConfigError if train.cuda_graph is true but it cannot."""
     obstacle = _obstacle(config, accelerator)
     if config.train.cuda_graph is True and obstacle is not None:
         raise ConfigError(f"train.cuda_graph: given true {obstacle}; valid: auto or false")
@@ -84,10 +79,8 @@ class Graphs:
 
     They share one memory pool, so every step must run the same functions in the same order. They may depend only on
     their input tensors and on what is on the device; random numbers are drawn by the seed at the time of a replay. If a
-    capture fails on any rank, all ranks continue with calls, which compute the same.
-
-    Args:
-        must_capture: raise an error if a capture fails.
+    capture fails on any rank, all ranks continue with calls, which compute the same, or raise an error if
+    `must_capture` is set.
     """
 
     def __init__(self, accelerator: Accelerator, *, must_capture: bool) -> None:
@@ -101,11 +94,9 @@ class Graphs:
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
     def run(self, name: str, function: Callable[..., Any], *inputs: Tensor | None) -> Any:
-        """`function(*inputs)`. The next run of the same name overwrites the tensors that it returns.
+        """`function(*inputs)`, whose name and inputs' shapes and dtypes are the same in every step.
 
-        Args:
-            name: identifies the function in every step.
-            inputs: of the same shapes and types in every step.
+        The next run of the same name overwrites the tensors that are returned.
         """
         if name not in self._inputs:
             self._inputs[name] = [None if tensor is None else torch.empty_like(tensor) for tensor in inputs]
@@ -137,11 +128,7 @@ class Graphs:
             return function
 
     def end_step(self) -> None:
-        """To be called by every rank at the end of each step.
-
-        Raises:
-            ConfigError: a capture has failed and `must_capture` is set.
-        """
+        """To be called by every rank at the end of each step."""
         if self.steps == WARM_UP_STEPS:
             failures = [text for text in gather_object([self.failure]) if text is not None]
             if failures:

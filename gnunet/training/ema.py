@@ -35,14 +35,11 @@ def ema_decay(train: TrainConfig, images: int) -> float:
 
 
 class EMA:
-    """The exponential moving average of a model: parameters and running statistics in fp32; counters are copied.
-
-    It is a second model in eval mode for validation and sampling: nothing is swapped into the model that trains, which
-    may be compiled or wrapped for DDP.
+    """A copy of a model in eval mode, whose parameters and running statistics are averages in fp32.
 
     Args:
-        model: the model to average.
-        shard: shards a model across ranks, in place: first the copy, then `model` (see `Sharding.shard`).
+        model: the model to average; its counters are copied.
+        shard: shards a model across ranks, in place; called with the copy, then with `model`.
         running_statistics: average running statistics too. False leaves them unchanged, to be re-estimated.
     """
 
@@ -70,11 +67,9 @@ class EMA:
 
     @torch.no_grad()
     def update_where(self, condition: Tensor, weight: Tensor) -> None:
-        """`update` by tensors on the device; if the condition is false, only the sign of a negative zero may change.
+        """`update` with weight = 1 - decay, float32 (), if the condition, bool (), is true; both are on the device.
 
-        Args:
-            condition: bool ().
-            weight: 1 - decay, float32 ().
+        If it is false, only the sign of a negative zero may change.
         """
         ema, model = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(ema, model, [weight * condition] * len(ema))

@@ -49,11 +49,7 @@ def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[],
     """A function from indices to a model's images: image i is the one that `gnunet sample` writes.
 
     On a CPU it samples in one thread, since an image's bits depend on the number of threads, which launches change.
-
-    Args:
-        model: to sample from.
-        accelerator: gives device and precision.
-        check: called before each run of the network; what it raises ends the sampling.
+    `check` is called before each run of the network; what it raises ends the sampling.
     """
 
     def images(indices: range) -> Any:
@@ -96,12 +92,8 @@ def validate(session: Session, images_seen: int, *, stop: StopSignal, display: D
 def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: Display) -> dict[str, Any]:
     """Metrics of the EMA weights' samples against the training images, as a record of metrics.jsonl.
 
-    All ranks call this: each samples whole batches round-robin, and they exchange features after each round. Extractors
-    are in memory only meanwhile. The record is the same on every rank, but for rounding on different devices.
-
-    Raises:
-        DataError: fewer training images than the metrics need.
-        StopRequested: a rank received a signal.
+    Ranks sample whole batches round-robin, and exchange features after each round. The record is the same on every
+    rank, but for rounding on different devices. Raises StopRequested after a signal.
     """
     config, accelerator = session.config, session.accelerator
     settings, model, train_set = config.evaluate, session.ema_model, session.train_set

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,13 +24,7 @@ def decode_progress() -> Callable[[int, int], None]:
 
 
 class Display:
-    """Progress of one run.
-
-    Args:
-        images: images seen at the start.
-        total: images at which the run ends.
-        enabled: whether this rank prints anything.
-    """
+    """Progress of one run from `images` to `total` images seen; prints nothing unless `enabled`."""
 
     def __init__(self, *, images: int, total: int, enabled: bool) -> None:
         self._console = Console(highlight=False, soft_wrap=True, quiet=not enabled)
@@ -48,13 +41,10 @@ class Display:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
     def message(self, text: str) -> None:
-        """Print a line."""
         self._console.print(text, markup=False)
 
     def log(self, images: int, values: dict[str, str]) -> None:
@@ -65,7 +55,6 @@ class Display:
         self.message(f"images {images}/{self._total}  {text}{left}")
 
     def step(self, images: int, loss: float) -> None:
-        """Move the bar."""
         self._bar.update(self._task, completed=min(images, self._total), loss=f"{loss:.5f}")
 
     def set_status(self, text: str) -> None:

@@ -41,15 +41,9 @@ class StepResult:
     def from_totals(
         cls, session: Session, images: int, losses: list[tuple[Tensor, Tensor]], totals: list[float]
     ) -> "StepResult":
-        """From the sums over all ranks of losses, gradient norm and stop requests.
+        """From the sums over all ranks of losses, gradient norm and stop requests; all ranks call this.
 
-        All ranks call this.
-
-        Args:
-            session: the run.
-            images: images seen, including those of the step.
-            losses: indices and losses of this rank's examples, each (N,), by micro-batch.
-            totals: the sums.
+        `losses` are indices and losses of this rank's examples, each (N,), by micro-batch.
         """
         accelerator, scaler = session.accelerator, session.accelerator.scaler
         loss, grad_norm = totals[0] / session.config.train.batch_size, totals[1] / accelerator.num_processes

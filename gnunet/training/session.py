@@ -1,27 +1,53 @@
-"""The parts of a run, built from its configuration."""
+"""The images and the parts of a run, built from its configuration."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.config import Config, accumulation_steps, unet_kwargs
-from gnunet.data import TrainingDataset, ValidationSet, training_loader
+from gnunet.config import Config, ValidationConfig, accumulation_steps, image_kwargs, unet_kwargs
+from gnunet.data import DecodedImages, TrainingDataset, ValidationSet, load_images, split_rows, training_loader
 from gnunet.diffusion import NoiseLevel, Process, make_process, to_unit_range
-from gnunet.distributed.fsdp import Sharding
+from gnunet.distributed import fsdp
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
 from gnunet.models import UNet2D
 from gnunet.norms import NORMS, running_buffers, update_bn_stats
 from gnunet.training import cuda_graph
 from gnunet.training.cuda_graph import Graphs
-from gnunet.training.data import load_run_data
 from gnunet.training.ema import EMA
+from gnunet.training.progress import decode_progress
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A table of images and how its rows are split."""
+
+    table: DecodedImages
+    train_rows: np.ndarray
+    """int64, ascending."""
+    validation_rows: np.ndarray
+    """int64, ascending; empty if none are held out."""
+
+    def val_set(self, validation: ValidationConfig) -> ValidationSet:
+        """The validation set, over training images if none are held out."""
+        return ValidationSet(
+            self.table, self.validation_rows if len(self.validation_rows) else self.train_rows,
+            num_examples=validation.num_examples, num_bins=validation.num_bins,
+            log_snr_min=validation.log_snr_min, log_snr_max=validation.log_snr_max,
+        )  # fmt: skip
+
+
+def load_run_data(config: Config) -> RunData:
+    """The images that a configuration trains and validates on. Raises DataError if they cannot be loaded."""
+    # One process fills the cache, the others wait for it.
+    table = load_images(**image_kwargs(config.data), channels=config.model.in_channels, progress=decode_progress())
+    return RunData(table, *split_rows(len(table.images), config.data.validation_images))
 
 
 @dataclass
@@ -35,14 +61,10 @@ class Session:
     """Micro-batches of an optimizer step on each rank."""
     train_set: TrainingDataset
     val_set: ValidationSet
-    data: dict[str, Any]
-    """What a checkpoint records of the data, `TrainingDataset.metadata`."""
     unet: UNet2D
     ema: EMA
     strategy: DDPStrategy
     process: Process
-    sharding: Sharding | None = None
-    """How network and EMA are sharded across ranks; None if each rank has full replicas."""
     graphs: Graphs | None = None
     """Replays the parts of a step as CUDA graphs; None without train.cuda_graph."""
     ema_stats_are_current: bool = False
@@ -80,13 +102,11 @@ class Session:
     @property
     def ema_model(self) -> TrainedModel:
         """The EMA weights, to sample from."""
-        return TrainedModel.of_run(self.ema_network, self.config, self.data, Path(self.config.run_dir).name)
+        name = Path(self.config.run_dir).name
+        return TrainedModel.of_run(self.ema_network, self.config, self.train_set.metadata, name)
 
     def update_ema_bn_stats(self, num_batches: int) -> None:
-        """Re-estimate the EMA's running statistics on the first micro-batches of a single-process run.
-
-        These are the same at any time and on every rank.
-        """
+        """Re-estimate the EMA's running statistics on a single-process run's first micro-batches, on every rank."""
         size = self.micro_batch_size
         loader = training_loader(
             self.train_set, first=0, last=num_batches * size, batch_size=size, micro_batch_size=size, num_workers=0
@@ -130,43 +150,38 @@ class Session:
 
 
 def build_session(config: Config, accelerator: Accelerator) -> Session:
-    """Load the data and build the network, its average, the optimizer and the process.
-
-    Raises:
-        ConfigError, DataError: before anything is written but the cache of decoded images.
-    """
-    micro_batch_size, accumulation = accumulation_steps(config.train, accelerator.num_processes)
+    """Load the data and build network, EMA, optimizer and process. Writes nothing but the cache of decoded images."""
+    train, device = config.train, accelerator.device
+    micro_batch_size, accumulation = accumulation_steps(train, accelerator.num_processes)
 
     run_data = load_run_data(config)
-    table, train_rows = run_data.table, run_data.train_rows
     train_set = TrainingDataset(
-        table, train_rows, seed=config.seed, flip=config.data.flip, label_dropout=config.data.label_dropout,
-        class_conditional=config.data.class_conditional,
+        run_data.table, run_data.train_rows, seed=config.seed, flip=config.data.flip,
+        label_dropout=config.data.label_dropout, class_conditional=config.data.class_conditional,
     )  # fmt: skip
 
-    train, device = config.train, accelerator.device
     is_graphed = cuda_graph.is_enabled(config, accelerator)
     torch.manual_seed(config.seed)
     unet = UNet2D(**unet_kwargs(config, train_set.num_classes)).train()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.enable_recompute(config.model.activation_checkpointing == "norm")
-    sharding = Sharding.of_launch(accelerator)
-    if sharding is None:
+    shard = fsdp.sharding_of_launch(accelerator)
+    if shard is None:
         unet.to(device)  # else layer by layer
-    ema = EMA(unet, shard=sharding and sharding.shard, running_statistics=not train.bn_update_batches)
+    ema = EMA(unet, shard=shard, running_statistics=not train.bn_update_batches)
     adamw = torch.optim.AdamW(
         unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
     )  # fmt: skip
-    kind = CudaGraphStrategy if is_graphed else DDPStrategy if sharding is None else FSDPStrategy
+    kind = CudaGraphStrategy if is_graphed else DDPStrategy if shard is None else FSDPStrategy
     strategy = kind(unet, adamw, accelerator)
     if train.compile:
         compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
-        train_set=train_set, val_set=run_data.val_set(config.validation), data=train_set.metadata, unet=unet, ema=ema,
-        strategy=strategy, process=make_process(**config.diffusion.model_dump()), sharding=sharding,
+        train_set=train_set, val_set=run_data.val_set(config.validation), unet=unet, ema=ema, strategy=strategy,
+        process=make_process(**config.diffusion.model_dump()),
         graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,
     )  # fmt: skip
 

@@ -124,12 +124,7 @@ def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callbac
 def train(
     session: Session, run: RunDir, state: TrainState, stop: StopSignal, display: Display, callback: Callback | None
 ) -> None:
-    """Train from `state` to the end of the run.
-
-    Raises:
-        StopRequested: a rank received a signal; `state` is to be saved.
-        DivergenceError: too many steps in a row were not finite.
-    """
+    """Train from `state` to the end of the run. Raises StopRequested after a signal: `state` is to be saved."""
     config, accelerator, total = session.config, session.accelerator, session.total_images
     batches = session.batches(state.images)
     pending: deque[Callable[[], StepResult]] = deque()  # steps whose results have not been read yet
@@ -198,14 +193,9 @@ def train_step(
 ) -> Callable[[], StepResult]:
     """One optimizer step over a global batch: forward and backward, clipping, weights, EMA.
 
-    Args:
-        session: the run.
-        batches: this rank's micro-batches; `session.accumulation` of them are taken.
-        images_seen: images seen before the step.
-        stop: whether this rank was asked to stop, read as late in the step as possible; all ranks learn of it.
-
-    Returns:
-        A function that waits for the device and returns the result. Every rank must call it, in the order of steps.
+    `stop` says whether this rank was asked to stop; it is read as late in the step as possible, and all ranks learn of
+    it. Returns a function that waits for the device and returns the result, to be called on every rank in the order of
+    steps.
     """
     config, accelerator, strategy = session.config, session.accelerator, session.strategy
     train, unet = config.train, session.unet
