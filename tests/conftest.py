@@ -31,10 +31,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("GNUNET_EMULATE_CUDA", "1")
 
-from gnunet.config import (
-    Config,  # noqa: E402
-    parse_args,  # noqa: E402
-)
+from gnunet.config import Config, parse_args  # noqa: E402
 from gnunet.errors import run_cli  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +89,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags_in(folder: Path, images: Path) -> Callable[..., list[str]]:
-    """`flags(name, *more)`: arguments of train.py for a tiny run in folder/name, with more flags behind."""
+    """`flags(name, *more)`: arguments of train.py for a tiny run in folder/name, followed by more flags."""
     file = folder / "tiny.yaml"
     file.write_text(TINY)
 
@@ -107,7 +104,7 @@ def flags_in(folder: Path, images: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def tiny_flags(images: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """Arguments of train.py for the tiny run named `name`, with more flags behind."""
+    """Arguments of train.py for the tiny run, as `tiny_flags(name, "--key", "value", ...)`."""
     return flags_in(tmp_path, images)
 
 
@@ -145,7 +142,7 @@ def fresh_accelerate() -> Iterator[None]:
 
 @pytest.fixture
 def little_memory() -> Callable[..., AbstractContextManager[None]]:
-    """A context in which no more than so many bytes beyond those the process has can be taken."""
+    """Context in which the process can allocate at most the given number of bytes."""
 
     @contextmanager
     def limited(spare: int = 2**28) -> Iterator[None]:
@@ -168,7 +165,7 @@ class Ranks(list[BaseProcess]):
         self.outputs = outputs
 
     def ended(self, seconds: float = 600) -> list[int | None]:
-        """Wait for all and give their exit statuses; None for one that goes on."""
+        """Wait for all and return their exit statuses; None for one that still runs."""
         end = time.monotonic() + seconds
         for process in self:
             process.join(max(0, end - time.monotonic()))
@@ -176,7 +173,7 @@ class Ranks(list[BaseProcess]):
 
     @property
     def said(self) -> list[str]:
-        """What each has printed."""
+        """The output of each."""
         return [path.read_text() if path.exists() else "" for path in self.outputs]
 
 
@@ -213,7 +210,7 @@ def work_as_rank(
 def start_ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     """`start_ranks(world, work, before, *also)`: the processes of a launch, each the leader of its process group.
 
-    `work` is the configuration of a run or a program that returns its exit status; each process first calls
+    `work` is the configuration of a run or a function that returns an exit status; each process first calls
     `before(rank, *also)`, which may return the callback of the run.
     """
     started: list[BaseProcess] = []
@@ -247,7 +244,7 @@ def start_ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
 
 @pytest.fixture
 def run_ranks(start_ranks: Callable[..., Ranks]) -> Callable[..., list[str]]:
-    """`run_ranks(world, work, before, *also, status=0)`: the same to the end; gives what each rank has printed."""
+    """`run_ranks(world, work, before, *also, status=0)`: `start_ranks` to the end; returns each rank's output."""
 
     def run(*arguments: object, status: int = 0) -> list[str]:
         ranks = start_ranks(*arguments)
@@ -259,8 +256,7 @@ def run_ranks(start_ranks: Callable[..., Ranks]) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def fit_until() -> Callable[..., None]:
-    """`fit_until(images, config, number=SIGTERM)`: train, receive a signal once so many images are seen, and end by it
-    in the step that follows."""
+    """`fit_until(images, config, number=SIGTERM)`: train; a signal after `images` images ends it in the next step."""
     from gnunet.training import fit
 
     def fit_and_stop(images: int, config: Config, number: int = signal.SIGTERM) -> None:

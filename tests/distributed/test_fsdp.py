@@ -1,6 +1,5 @@
 """Runs that FSDP2 shards: DDP's numbers, and sharded checkpoints from which any launch resumes."""
 
-import json
 import math
 import os
 import shutil
@@ -24,15 +23,10 @@ from gnunet.errors import CheckpointError, ConfigError
 from gnunet.models import UNet2D
 from gnunet.training import StepInfo
 from gnunet.training.session import Session
+from tests.runs import FINAL, ROOT, SHARDED, assert_same_run, read_log, to_device_with
 
 FLAGS = ["--train.sample_every", "0", "--train.validate_every", "32", "--train.log_every", "8"]
-LAUNCHES = {
-    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
-    "zero2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
-    "ddp": {},
-}
-"""What `accelerate launch` tells its processes by configs/accelerate/fsdp2.yaml, zero2.yaml and ddp.yaml."""
-SPLIT = ["fsdp", "zero2"]
+LAUNCHES = {**SHARDED, "ddp": {}}
 
 
 def launched(rank: int, kind: str, stop_at: int | None = None) -> Callable[[StepInfo], None]:
@@ -41,27 +35,12 @@ def launched(rank: int, kind: str, stop_at: int | None = None) -> Callable[[Step
     return lambda step: signal.raise_signal(signal.SIGTERM) if step.images == stop_at else None
 
 
-def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def assert_same_curve(run: Path, other: Path) -> None:
     """To the rounding of sums in another order, which 8 steps of these runs raise to less than 1e-5."""
-    for line, theirs in zip(lines(run), lines(other), strict=True):
+    for line, theirs in zip(read_log(run), read_log(other), strict=True):
         assert line.keys() == theirs.keys()
         for name in line.keys() & {"loss", "grad_norm", "validation_loss"}:
             assert math.isclose(line[name], theirs[name], rel_tol=1e-5), (line, theirs)
-
-
-def last(run: Path) -> Path:
-    return run / "checkpoints" / "000000064"
-
-
-def final(run: Path, parts: int) -> dict[str, bytes]:
-    names = [name for name in checkpoint_files(parts) if name != "config.yaml"]  # which names the run's folder
-    return {name: (last(run) / name).read_bytes() for name in names} | {
-        "metrics.jsonl": (run / "metrics.jsonl").read_bytes()
-    }
 
 
 def joined(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
@@ -78,14 +57,14 @@ def test_sharded_runs_match_ddp_and_any_launch_resumes_them(tiny, run_ranks, tmp
     assert_same_curve(tmp_path / "sharded", tmp_path / "whole")
 
     # No file holds a model, and together they hold it once.
-    sizes = {name: (last(tmp_path / "whole") / f"{name}.safetensors").stat().st_size for name in TENSOR_FILES}
+    sizes = {name: (tmp_path / "whole" / FINAL / f"{name}.safetensors").stat().st_size for name in TENSOR_FILES}
     for name, size in sizes.items():
         for number in range(2):
-            part = last(tmp_path / "sharded") / file_name(name, ShardId(number, 2))
+            part = tmp_path / "sharded" / FINAL / file_name(name, ShardId(number, 2))
             assert part.stat().st_size < 0.6 * size
     for name in ("model", "ema"):
-        whole = load_file(last(tmp_path / "whole") / f"{name}.safetensors")
-        parts = joined(last(tmp_path / "sharded"), name)
+        whole = load_file(tmp_path / "whole" / FINAL / f"{name}.safetensors")
+        parts = joined(tmp_path / "sharded" / FINAL, name)
         assert whole.keys() == parts.keys()
         for key, value in whole.items():
             # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
@@ -98,12 +77,12 @@ def test_sharded_runs_match_ddp_and_any_launch_resumes_them(tiny, run_ranks, tmp
         said = run_ranks(world, tiny(name, *FLAGS), launched, how)[0]
         assert "resuming" in said and "000000032" in said
         assert_same_curve(tmp_path / name, tmp_path / "whole")
-        assert (last(tmp_path / name) / file_name("model", ShardId(0, 1 if how == "ddp" else world))).is_file()
+        assert (tmp_path / name / FINAL / file_name("model", ShardId(0, 1 if how == "ddp" else world))).is_file()
         assert load_trained_model(tmp_path / name / "model").network.config.sample_size == 16
-    assert final(tmp_path / "two", 2) == final(tmp_path / "sharded", 2)
+    assert_same_run(tmp_path / "two", tmp_path / "sharded")
     for name in [*checkpoint_files(2), "manifest.json"]:
         for damage in (Path.unlink, cut, flip):
-            whole = (file := last(tmp_path / "two") / name).read_bytes()
+            whole = (file := tmp_path / "two" / FINAL / name).read_bytes()
             damage(file)
             assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000048", (name, damage)
             file.write_bytes(whole)
@@ -139,7 +118,7 @@ def in_bf16(rank: int, kind: str) -> Callable[[StepInfo], None]:
     return after_step
 
 
-@pytest.mark.parametrize("kind", SPLIT)
+@pytest.mark.parametrize("kind", SHARDED)
 def test_one_launched_process_in_bf16(tiny, run_ranks, tmp_path, kind):
     run_ranks(1, tiny("run", *FLAGS, "--train.total_images", "16", "--train.mixed_precision", "bf16"), in_bf16, kind)
     checkpoint = newest_checkpoint(tmp_path / "run/checkpoints")
@@ -151,11 +130,11 @@ def test_one_launched_process_in_bf16(tiny, run_ranks, tmp_path, kind):
     assert all(not torch.equal(value, initial[name]) for name, value in average.items() if "conv" in name)
 
 
-@pytest.mark.parametrize("kind", SPLIT)
+@pytest.mark.parametrize("kind", SHARDED)
 def test_ablations_are_rejected(monkeypatch, tmp_path, kind):
     for name, value in LAUNCHES[kind].items():
         monkeypatch.setenv(name, value)
-    study = Path(__file__).parents[2] / "configs/ablations/smoke.yaml"
+    study = ROOT / "configs/ablations/smoke.yaml"
     with pytest.raises(ConfigError, match="given FSDP for an ablation"):
         StudyRunner.open(study, budget=None, folder=tmp_path, only=[], flags={}).run(1, dry_run=True)
 
@@ -184,12 +163,12 @@ VARIANTS = {
 def test_variants(tiny, run_ranks, tmp_path, variant):
     flags = [*FLAGS, "--train.total_images", "32", *VARIANTS[variant]]
     run_ranks(2, tiny("whole", *flags))
-    for kind in SPLIT:
+    for kind in SHARDED:
         run_ranks(2, tiny(kind, *flags), launched, kind)
     rel = 1e-2 if "bf16" in flags else 1e-4
     whole = newest_checkpoint(tmp_path / "whole/checkpoints")
-    for run in SPLIT:
-        for line, theirs in zip(lines(tmp_path / run), lines(tmp_path / "whole"), strict=True):
+    for run in SHARDED:
+        for line, theirs in zip(read_log(tmp_path / run), read_log(tmp_path / "whole"), strict=True):
             assert all(
                 math.isclose(line[name], theirs[name], rel_tol=rel) for name in line.keys() & {"loss", "grad_norm"}
             )
@@ -202,15 +181,14 @@ def test_variants(tiny, run_ranks, tmp_path, variant):
 def spoil(rank: int, kind: str, what: str) -> None:
     """Once make an image of one process not a number, or its losses infinite, or only its gradients not numbers."""
     launched(rank, kind)
-    to_device = Session.to_device
 
-    def spoilt(self, batch):
-        images, *others = to_device(self, batch)
+    def act(session, batch, images):
         if 20 not in batch["index"].tolist():
-            return images, *others
+            return
         if what == "image":
-            return images * math.nan, *others
-        loss, own = self.process.loss, self.process.__dict__
+            images.fill_(math.nan)
+            return
+        loss, own = session.process.loss, session.process.__dict__
 
         def spoilt_loss(*given):
             del own["loss"]
@@ -221,20 +199,19 @@ def spoil(rank: int, kind: str, what: str) -> None:
             return losses
 
         own["loss"] = spoilt_loss
-        return images, *others
 
-    Session.to_device = spoilt
+    Session.to_device = to_device_with(act)
 
 
 @pytest.mark.parametrize("what", ["image", "losses", "gradients"])
 def test_what_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path, what):
     for kind in LAUNCHES:
         run_ranks(2, tiny(kind, *FLAGS, "--train.total_images", "48"), spoil, kind, what)
-        found = [line for line in lines(tmp_path / kind) if "loss" in line]
+        found = read_log(tmp_path / kind, "loss")
         assert [line["images"] for line in found] == [8, 16, 32, 40, 48]  # a step without a loss has no line
         assert [line["nonfinite"] for line in found] == [0, 0, 1, 1, 1]
         assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in found)
-    for kind in SPLIT:
+    for kind in SHARDED:
         assert_same_curve(tmp_path / kind, tmp_path / "ddp")
 
 
@@ -251,7 +228,7 @@ def refuse_the_disk(rank: int, kind: str) -> None:
     checkpoints.write_tensors = full
 
 
-@pytest.mark.parametrize("kind", SPLIT)
+@pytest.mark.parametrize("kind", SHARDED)
 def test_one_process_that_cannot_write_stops_all_and_leaves_the_last_checkpoint(
     tiny, start_ranks, run_ranks, tmp_path, kind
 ):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,35 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
 
 from gnunet.commands import sample, train
 from gnunet.distributed.launch import run_as_processes
 from gnunet.training import fit
-
-ROOT = Path(__file__).parents[2]
-SECONDS = 600
-"""How long a process may take that takes some: machines that run tests are busy."""
+from tests.runs import ROOT, TORCHRUN, program_environment, read_log, wait_until
 
 
 def start(*command: str, cwd: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command, cwd=cwd, env=program_environment(), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
 
 def run(*command: str, cwd: Path) -> str:
     process = start(*command, cwd=cwd)
-    out, err = process.communicate(timeout=SECONDS)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, f"{out}\n{err}"
     return out + err
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
-            "--rdzv_endpoint", "localhost:0"]  # fmt: skip
-"""Two processes; the endpoint lets the system choose a port."""
 
 
 @pytest.fixture
@@ -59,40 +48,7 @@ def program(tmp_path, monkeypatch, capfd) -> Callable[..., str]:
 
 
 def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
-
-
-def wait_until(reached: Callable[[], object], is_alive: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not reached():
-        assert is_alive() and time.monotonic() < end
-        time.sleep(0.05)
-
-
-STEPS20 = ["--train.total_images", "160", "--train.log_every", "8", "--train.checkpoint_every", "0"]
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(tiny, tiny_flags, tmp_path):
-    """The same examples (the losses agree), the same validation, the same image in every place."""
-    fit(tiny("one", *STEPS20))
-    run(*TORCHRUN, str(ROOT / "train.py"), *tiny_flags("two", *STEPS20), cwd=tmp_path)
-    assert len(losses(tmp_path / "one")) == 20
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    pictures = [np.asarray(Image.open(tmp_path / n / "samples/000000160.png"), dtype=int) for n in ("one", "two")]
-    assert np.abs(pictures[0] - pictures[1]).max() <= 2
-
-
-def test_running_statistics_are_those_of_all_processes(tiny, run_ranks, tmp_path):
-    """Each process has seen other images; all resume from what one of them writes."""
-    config = tiny("run", "--model.norm.kind", "batch")
-    run_ranks(2, config)
-    final = tmp_path / "run/checkpoints/000000064"
-    before = {path.name: path.read_bytes() for path in final.iterdir()}
-    final.rename(tmp_path / "away")
-    assert "resuming" in run_ranks(2, config)[0]
-    assert {path.name: path.read_bytes() for path in final.iterdir()} == before
+    return [line["loss"] for line in read_log(folder, "loss")]
 
 
 @pytest.mark.slow
@@ -105,16 +61,14 @@ def test_two_processes_sample_what_one_does(finished, program, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_two_processes_evaluate_as_one_does(tiny, run_ranks, tmp_path):
+def test_two_processes_train_sample_and_evaluate_as_one_does(tiny, run_ranks, tmp_path):
     flags = ["--evaluate.every", "32", "--evaluate.num_images", "10", "--evaluate.monitor", "kid_efficientnet_lite0"]
     fit(tiny("one", *flags))
     run_ranks(2, tiny("two", *flags))
-
-    def scores(folder: Path) -> list[dict]:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [line for line in lines if "evaluation_num_images" in line]
-
-    one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    grids = [np.asarray(Image.open(tmp_path / n / "samples/000000064.png"), dtype=int) for n in ("one", "two")]
+    assert np.abs(grids[0] - grids[1]).max() <= 2  # the same image in every place
+    one, two = (read_log(tmp_path / name, "evaluation_num_images") for name in ("one", "two"))
     assert [line["images"] for line in one] == [line["images"] for line in two] == [32, 64]
     for ours, theirs in zip(one, two, strict=True):
         assert theirs.keys() == ours.keys()
@@ -130,7 +84,7 @@ def test_ctrl_c_breaks_off_an_evaluation_on_two_processes(tiny_flags, tmp_path):
     process = start(*TORCHRUN, str(ROOT / "train.py"), *flags, cwd=tmp_path)
     wait_until(lambda: list((tmp_path / "cache").glob("reference-*.safetensors")), lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=SECONDS)
+    out, err = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "stopped at 32 images, checkpoint written; the same command resumes the run" in out, err
     assert (tmp_path / "run/checkpoints/000000032/manifest.json").is_file()
@@ -186,9 +140,3 @@ def test_user_errors_are_one_message_and_status_2(tiny_flags, program):
     assert "train.learning_rate" in out and "Traceback" not in out
     out = program(train.main, "--data.source", "/nowhere/at/all", status=2)
     assert "/nowhere/at/all" in out and "Traceback" not in out
-
-
-def test_a_checkpoint_holds_only_safetensors_json_and_yaml(finished):
-    checkpoint = finished / "checkpoints/000000064"
-    assert {p.suffix for p in checkpoint.iterdir()} == {".safetensors", ".json", ".yaml"}
-    assert load_file(checkpoint / "ema.safetensors")["conv_in.weight"].shape == (8, 3, 3, 3)

@@ -1,31 +1,12 @@
 """One of several processes dies or hangs: the others report it and end, and the same command resumes the run."""
 
-import os
 import re
 import signal
-from pathlib import Path
 
-from gnunet.training.session import Session
+from tests.runs import assert_same_run, signal_in_step
 
 LOST = r"Connection (closed|reset|refused)|Broken pipe"
 """What gloo and the system say of a peer that has died: which of these depends on what was under way."""
-EXACT = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
-
-
-def signal_itself(rank: int, doomed: int, number: int, images: int) -> None:
-    """Have the process of rank `doomed` send itself a signal in the middle of the step after `images` images."""
-    to_device = Session.to_device
-
-    def struck(self, batch):
-        if rank == doomed and images <= int(batch["index"][0]) < images + 8:
-            os.kill(os.getpid(), number)
-        return to_device(self, batch)
-
-    Session.to_device = struck
-
-
-def final(run: Path) -> dict[str, bytes]:
-    return {name: (run / "checkpoints/000000064" / name).read_bytes() for name in EXACT}
 
 
 def test_the_others_end_with_an_error_and_the_run_resumes(tiny, start_ranks, run_ranks, tmp_path):
@@ -34,7 +15,7 @@ def test_the_others_end_with_an_error_and_the_run_resumes(tiny, start_ranks, run
     run_ranks(2, tiny("whole", *flags))
     fates = [("killed", 1, signal.SIGKILL), ("main", 0, signal.SIGKILL), ("hung", 1, signal.SIGSTOP)]
     for name, doomed, number in fates:
-        ranks, other = start_ranks(2, tiny(name, *flags), signal_itself, doomed, number, 32), 1 - doomed
+        ranks, other = start_ranks(2, tiny(name, *flags), signal_in_step, doomed, 32, number), 1 - doomed
         ranks[other].join(600)
         said = ranks.said[other]
         assert ranks[other].exitcode == 2, said
@@ -46,5 +27,4 @@ def test_the_others_end_with_an_error_and_the_run_resumes(tiny, start_ranks, run
         ranks[doomed].join()
         assert ranks[doomed].exitcode == -signal.SIGKILL
         assert "resuming" in run_ranks(2, tiny(name, *flags))[0]
-        assert final(tmp_path / name) == final(tmp_path / "whole")
-        assert (tmp_path / name / "metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+        assert_same_run(tmp_path / name, tmp_path / "whole")

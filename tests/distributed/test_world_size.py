@@ -12,6 +12,7 @@ from safetensors import safe_open
 from gnunet.checkpoint.checkpoint import newest_checkpoint
 from gnunet.training import StepInfo
 from gnunet.training.session import Session
+from tests.runs import read_log, signal_in_step, to_device_with
 
 BATCH, IMAGES, LEARNING_RATE, CLIP = 8, 64, 1e-3, 1.0
 FLAGS = ["--train.total_images", str(IMAGES), "--train.log_every", str(BATCH), "--train.checkpoint_every", "0",
@@ -23,21 +24,19 @@ SPLITS = [(1, 2), (2, 4), (2, 2), (4, 2), (4, 1)]
 
 def record_draws(rank: int, folder: Path) -> Callable[[StepInfo], None]:
     """Have a process write down, for each step, the examples it gets and a digest of all that belongs to each."""
-    to_device = Session.to_device
     drawn: dict[int, str] = {}
 
-    def noted(self, batch):
+    def note(session, batch, images):
         for i, index in enumerate(batch["index"].tolist()):
             parts = [batch[name][i].contiguous().numpy().tobytes() for name in sorted(batch)]
             drawn[index] = hashlib.sha256(b"".join(parts)).hexdigest()
-        return to_device(self, batch)
 
     def after_step(step: StepInfo) -> None:
         with (folder / f"draws-{rank}.jsonl").open("a") as file:
             file.write(json.dumps([step.images - BATCH, drawn]) + "\n")
         drawn.clear()
 
-    Session.to_device = noted
+    Session.to_device = to_device_with(note)
     return after_step
 
 
@@ -51,11 +50,6 @@ def draws(folder: Path) -> dict[int, dict[int, str]]:
             assert not step.keys() & drawn.keys()
             step.update(drawn)
     return steps
-
-
-def curve(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
 
 
 def bounds(run: Path) -> list[float]:
@@ -77,29 +71,17 @@ def bounds(run: Path) -> list[float]:
     with safe_open(next((run / "checkpoints").iterdir()) / "model.safetensors", "pt") as file:
         weights = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
     moved, result = 0.0, []
-    for line in curve(run):
+    for line in read_log(run, "loss"):
         result.append(roundings * (line["loss"] + math.sqrt(weights) * moved))
         moved += LEARNING_RATE * min(CLIP, line["grad_norm"])
     return result
 
 
 def assert_same_curve(run: Path, reference: Path) -> None:
-    lines = list(zip(curve(run), curve(reference), bounds(reference), strict=True))
+    lines = list(zip(read_log(run, "loss"), read_log(reference, "loss"), bounds(reference), strict=True))
     assert [ours["images"] for ours, _, _ in lines] == list(range(BATCH, IMAGES + 1, BATCH))
     for ours, theirs, bound in lines:
         assert abs(ours["loss"] - theirs["loss"]) <= bound, f"at {ours['images']} images"
-
-
-def stop_after(rank: int, images: int, asked: int, number: int) -> None:
-    """Only the process of rank `asked` gets a signal, in the middle of the step after `images` images."""
-    to_device = Session.to_device
-
-    def signalled(self, batch):
-        if rank == asked and images <= int(batch["index"][0]) < images + BATCH:
-            signal.raise_signal(number)
-        return to_device(self, batch)
-
-    Session.to_device = signalled
 
 
 def test_every_split_draws_the_same_examples_and_has_the_same_curve(tiny, run_ranks, tmp_path):
@@ -122,7 +104,7 @@ def test_a_run_moves_between_numbers_of_processes(tiny, run_ranks, tmp_path):
     config = tiny("run", *FLAGS)
     stops = [(2, 8, 1, signal.SIGTERM), (1, 24, 0, signal.SIGINT), (4, 40, 2, signal.SIGINT)]
     for world, images, asked, number in stops:
-        run_ranks(world, config, stop_after, images, asked, number, status=128 + number)
+        run_ranks(world, config, signal_in_step, asked, images, number, status=128 + number)
         assert newest_checkpoint(tmp_path / "run/checkpoints").name == f"{images + BATCH:09d}"
     run_ranks(2, config)
     assert_same_curve(tmp_path / "run", tmp_path / "whole")
@@ -130,14 +112,13 @@ def test_a_run_moves_between_numbers_of_processes(tiny, run_ranks, tmp_path):
 
 def test_a_batch_that_the_new_processes_cannot_split_is_rejected_before_anything_changes(tiny, run_ranks, tmp_path):
     config = tiny("run", *FLAGS)
-    run_ranks(1, config, stop_after, 8, 0, signal.SIGTERM, status=128 + signal.SIGTERM)
-    before = contents(tmp_path / "run")
+    run_ranks(1, config, signal_in_step, 0, 8, signal.SIGTERM, status=128 + signal.SIGTERM)
+    before = files_and_times(tmp_path / "run")
     said = run_ranks(3, config, status=2)
     assert all("train.batch_size" in text and "Traceback" not in text for text in said)
-    assert contents(tmp_path / "run") == before
+    assert files_and_times(tmp_path / "run") == before
 
 
-def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file and when it was last written."""
+def files_and_times(folder: Path) -> dict[str, tuple[bytes, int]]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}

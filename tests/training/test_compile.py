@@ -14,6 +14,7 @@ from gnunet.models import UNet2D
 from gnunet.random_streams import StreamKey, generator
 from gnunet.training import fit
 from gnunet.training.session import build_session, compile_network
+from tests.runs import ROOT, read_log
 
 SIZES = ("in_channels", "out_channels", "norm_eps", "num_class_embeds")
 """Settings of a tiny network that make it no other kind of network."""
@@ -42,7 +43,7 @@ def tiny_network(file: Path) -> tuple[Config, dict]:
 def kinds() -> list[Path]:
     """The first shipped configuration with each kind of network."""
     files = {}
-    for file in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
+    for file in sorted((ROOT / "configs").glob("*.yaml")):
         _, keys = tiny_network(file)
         kind = {name: value for name, value in keys.items() if name not in SIZES} | {"norm": keys["norm"]["kind"]}
         files.setdefault(str(kind), file)
@@ -134,9 +135,8 @@ def test_a_mode_for_gpus_does_no_harm_on_a_cpu(tiny, mode):
 def test_a_compiled_run_trains_and_its_average_follows(tiny, tmp_path):
     fit(tiny("eager"))
     fit(tiny("compiled", "--train.compile", "true"))
-    last = [
-        [float(line.split('"validation_loss": ')[1].split(",")[0])
-         for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines() if '"validation_loss"' in line]
+    eager, compiled = (
+        [line["validation_loss"] for line in read_log(tmp_path / name, "validation_loss")]
         for name in ("eager", "compiled")
-    ]  # fmt: skip
-    assert last[1] == pytest.approx(last[0], rel=1e-4)
+    )
+    assert compiled == pytest.approx(eager, rel=1e-4)

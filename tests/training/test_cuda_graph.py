@@ -1,8 +1,6 @@
 """train.cuda_graph changes no bit of a run, with a tape on the CPU in a CUDA graph's place."""
 
 import json
-import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,19 +12,12 @@ from gnunet.errors import ConfigError, DivergenceError
 from gnunet.training import cuda_graph, fit
 from gnunet.training.session import Session, build_session
 from gnunet.training.trainer import train_step
+from tests.runs import assert_same_run, poisoned
 
 ON, OFF = ["--train.cuda_graph", "auto"], ["--train.cuda_graph", "false"]
 READS_LATE = Session.reads_late
-LONG = [
-    "--train.batch_size",
-    "12",
-    "--train.total_images",
-    "96",
-    "--train.log_every",
-    "24",
-    "--train.checkpoint_every",
-    "48",
-]
+LONG = ["--train.batch_size", "12", "--train.total_images", "96", "--train.log_every", "24",
+        "--train.checkpoint_every", "48"]  # fmt: skip
 
 
 class Tape(TorchDispatchMode):
@@ -92,30 +83,6 @@ def on_cpu(request, monkeypatch):
     graphs_on_cpu(late=request.param)
 
 
-def contents(run: Path) -> dict[str, bytes]:
-    """Every file of a run but the times and what names its folder or this option."""
-    left_out = ("timing.jsonl", "config.yaml", "manifest.json")
-    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name not in left_out]
-    return {str(path.relative_to(run)): path.read_bytes() for path in files}
-
-
-def assert_same(run: Path, other: Path) -> None:
-    ours, theirs = contents(run), contents(other)
-    assert {name for name in ours.keys() | theirs if ours.get(name) != theirs.get(name)} == set()
-
-
-def spoil(monkeypatch, examples: set[int]) -> None:
-    """Set a pixel of these examples to NaN."""
-    to_device = Session.to_device
-
-    def spoiled(self, batch):
-        images, *others = to_device(self, batch)
-        images[torch.tensor([index in examples for index in batch["index"].tolist()]), 0, 0, 0] = math.nan
-        return images, *others
-
-    monkeypatch.setattr(Session, "to_device", spoiled)
-
-
 CASES = {
     "plain": [],
     "accumulation": [*LONG, "--train.micro_batch_size", "4"],
@@ -133,11 +100,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_graphs_do_not_change_a_run(tiny, tmp_path, on_cpu, monkeypatch, case):
     """Also after a skipped step among the replayed ones, which a checkpoint follows at once."""
-    spoil(monkeypatch, {44, 49, 50})
+    monkeypatch.setattr(Session, "to_device", poisoned({44, 49, 50}))
     fit(tiny("without", *CASES[case], *OFF))
     fit(tiny("with", *CASES[case], *ON))
     assert "nonfinite_examples" in (tmp_path / "with/metrics.jsonl").read_text()
-    assert_same(tmp_path / "with", tmp_path / "without")
+    assert_same_run(tmp_path / "with", tmp_path / "without")
 
 
 @pytest.mark.parametrize("micro", ["4", "2"])
@@ -145,7 +112,7 @@ def test_graphs_do_not_change_a_run_of_two_processes(tiny, run_ranks, tmp_path, 
     flags = ["--train.micro_batch_size", micro, "--model.norm.kind", "batch"]
     run_ranks(2, tiny("without", *flags, *OFF))
     run_ranks(2, tiny("with", *flags, *ON), graphs_on_cpu, record, True)
-    assert_same(tmp_path / "with", tmp_path / "without")
+    assert_same_run(tmp_path / "with", tmp_path / "without")
 
 
 @pytest.mark.parametrize("modes", [(ON, OFF), (OFF, ON)], ids=["on_then_off", "off_then_on"])
@@ -153,7 +120,7 @@ def test_a_stopped_run_resumes_in_the_other_mode(tiny, tmp_path, on_cpu, fit_unt
     fit(tiny("whole", *OFF))
     fit_until(32, tiny("run", *modes[0]))
     fit(tiny("run", *modes[1]))
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_stop_that_is_read_late_is_one_step_late(tiny, tmp_path, on_cpu, fit_until):
@@ -165,7 +132,7 @@ def test_a_stop_that_is_read_late_is_one_step_late(tiny, tmp_path, on_cpu, fit_u
 
 
 def test_too_many_skipped_steps_end_a_run_as_without_graphs(tiny, on_cpu, monkeypatch, capsys):
-    spoil(monkeypatch, {26, 33})
+    monkeypatch.setattr(Session, "to_device", poisoned({26, 33}))
     errors, said = [], []
     for name, mode in (("without", OFF), ("with", ON)):
         with pytest.raises(DivergenceError) as caught:
@@ -194,7 +161,7 @@ def test_a_capture_that_fails_changes_nothing(tiny, tmp_path, on_cpu, monkeypatc
         fit(tiny("with", *flags, *ON))
     [warning] = [record.message for record in caplog.records if "cuda_graph" in record.message]
     assert "operation not permitted when stream is capturing" in warning
-    assert_same(tmp_path / "with", tmp_path / "without")
+    assert_same_run(tmp_path / "with", tmp_path / "without")
     with pytest.raises(ConfigError, match="train.cuda_graph: given true"):
         captured.clear()
         fit(tiny("must", *flags, "--train.cuda_graph", "true"))
@@ -204,7 +171,7 @@ def test_a_capture_that_fails_on_one_process_is_given_up_on_all(tiny, run_ranks,
     run_ranks(2, tiny("without", *OFF))
     said = run_ranks(2, tiny("with", *ON), graphs_on_cpu, record, True, (1,))
     assert [text.count("the step cannot be captured") for text in said] == [1, 0]
-    assert_same(tmp_path / "with", tmp_path / "without")
+    assert_same_run(tmp_path / "with", tmp_path / "without")
     must = tiny("must", "--train.cuda_graph", "true")
     said = run_ranks(2, must, graphs_on_cpu, record, False, (1,), status=2)
     assert all("train.cuda_graph: given true" in text for text in said)

@@ -26,15 +26,14 @@ def test_power_average_of_steps_follows_the_power_profile():
     assert share[499] / share[999] == pytest.approx(0.5**gamma, rel=0.02)
 
 
-def test_half_life():
-    train = TrainConfig(batch_size=100, ema_half_life=100, ema_rampup=None)
-    assert ema_decay(train, 5000) == 0.5
-
-
-def test_ramp_up_shortens_the_half_life_early():
-    train = TrainConfig(batch_size=100, ema_half_life=10_000, ema_rampup=0.05)
-    assert ema_decay(train, 2000) == 0.5  # a half-life of 5% of 2000 images
-    assert ema_decay(train, 10**9) == 0.5**0.01
+@pytest.mark.parametrize(
+    ("half_life", "rampup", "images", "expected"),
+    [(100, None, 5000, 0.5), (10_000, 0.05, 2000, 0.5), (10_000, 0.05, 10**9, 0.5**0.01)],
+    ids=["constant", "5%_of_2000_images", "after_rampup"],
+)
+def test_decay_halves_over_the_half_life(half_life, rampup, images, expected):
+    train = TrainConfig(batch_size=100, ema_half_life=half_life, ema_rampup=rampup)
+    assert ema_decay(train, images) == expected
 
 
 def test_update_averages_parameters_and_statistics_and_copies_counts():

@@ -13,6 +13,7 @@ from gnunet.distributed.signals import StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import evaluation, fit, progress, trainer
 from gnunet.training.evaluation import update_best
+from tests.runs import FINAL, assert_same_run, read_log
 
 EXTRACTOR = """
 import torch
@@ -36,40 +37,28 @@ def evaluated(tiny, tmp_path, monkeypatch):
     return lambda name, *more: tiny(name, *flags, *more)
 
 
-def lines(run) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def stop_after(patch: pytest.MonkeyPatch, what: str, rounds: int) -> None:
+    """Make the run receive SIGTERM after a number of rounds of an evaluation."""
+    seen = 0
+    show = progress.Display.progress
+
+    def count(self, text, done, total):
+        nonlocal seen
+        show(self, text, done, total)
+        seen += what in text
+        if seen == rounds:
+            signal.raise_signal(signal.SIGTERM)
+
+    patch.setattr(progress.Display, "progress", count)
 
 
-def evaluations(run) -> list[dict]:
-    return [line for line in lines(run) if NAME in line]
-
-
-@pytest.fixture
-def stop_after():
-    """Make the run receive SIGTERM after a number of rounds of an evaluation; returns the patch to undo."""
-    patch = pytest.MonkeyPatch()
-
-    def arrange(what: str, rounds: int) -> pytest.MonkeyPatch:
-        seen = [0]
-        show = progress.Display.progress
-
-        def counted(self, text, done, total):
-            show(self, text, done, total)
-            seen[0] += what in text
-            if seen[0] == rounds:
-                signal.raise_signal(signal.SIGTERM)
-
-        patch.setattr(progress.Display, "progress", counted)
-        return patch
-
-    yield arrange
-    patch.undo()
-
-
-def test_metrics_and_their_settings_are_logged(evaluated, tmp_path):
-    fit(evaluated("run"))
-    found = evaluations(tmp_path / "run")
+def test_metrics_and_their_settings_are_logged_and_the_best_is_noted(evaluated, tmp_path):
+    fit(evaluated("run", "--evaluate.monitor", NAME, "--train.keep_checkpoints", "1"))
+    found = read_log(tmp_path / "run", NAME)
     assert [line["images"] for line in found] == [32, 64]
+    best = min(found, key=lambda line: line[NAME])
+    pointer = json.loads((tmp_path / "run/checkpoints/best").read_text())
+    assert (pointer["images"], pointer["value"]) == (best["images"], best[NAME])
     for line in found:
         assert len(line.pop("evaluation_reference")) == 16
         assert line[NAME] > 0 and line["kid_coarse_standard_error"] > 0
@@ -89,7 +78,7 @@ def test_metrics_are_those_of_the_checkpoints_samples(evaluated, tmp_path):
     open_weights = load_trained_model(tmp_path / "run").network.state_dict()
     session.ema.model.load_state_dict(open_weights)
     again = evaluation.evaluate(session, 64, stop=StopSignal(), display=quiet())
-    assert again == evaluations(tmp_path / "run")[-1]
+    assert again == read_log(tmp_path / "run", NAME)[-1]
 
 
 def quiet() -> progress.Display:
@@ -98,27 +87,25 @@ def quiet() -> progress.Display:
 
 def test_evaluation_changes_nothing_of_the_training(evaluated, finished, tmp_path):
     fit(evaluated("with"))
-    final = "checkpoints/000000064/ema.safetensors"
-    assert (tmp_path / "with" / final).read_bytes() == (finished / final).read_bytes()
-    assert [line for line in lines(tmp_path / "with") if NAME not in line] == lines(finished)
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+        assert (tmp_path / "with" / FINAL / name).read_bytes() == (finished / FINAL / name).read_bytes()
+    assert [line for line in read_log(tmp_path / "with") if NAME not in line] == read_log(finished)
 
 
 @pytest.mark.parametrize(("what", "rounds"), [("training images", 1), ("samples", 1), ("samples", 3)])
-def test_stopped_in_an_evaluation_and_resumed_is_the_same_run(evaluated, tmp_path, stop_after, what, rounds):
+def test_stopped_in_an_evaluation_and_resumed_is_the_same_run(evaluated, tmp_path, monkeypatch, what, rounds):
     """In the reference's statistics; between the batches of the first evaluation; in the second one."""
     best = ["--evaluate.monitor", NAME]
     fit(evaluated("whole", *best, "--data.cache_dir", str(tmp_path / "other_cache")))
-    patched = stop_after(what, rounds)
-    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-        fit(evaluated("stopped", *best))
-    patched.undo()
+    with monkeypatch.context() as patch:
+        stop_after(patch, what, rounds)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            fit(evaluated("stopped", *best))
     seen = 64 if rounds == 3 else 32
-    assert [line["images"] for line in evaluations(tmp_path / "stopped")] == ([32] if seen == 64 else [])
-    assert not [line for line in lines(tmp_path / "stopped") if line["images"] == seen]
+    assert [line["images"] for line in read_log(tmp_path / "stopped", NAME)] == ([32] if seen == 64 else [])
+    assert not [line for line in read_log(tmp_path / "stopped") if line["images"] == seen]
     fit(evaluated("stopped", *best))
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for name in ("metrics.jsonl", "checkpoints/best", "checkpoints/000000064/state.json"):
-        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_progress_is_shown(evaluated, monkeypatch, capsys):
@@ -189,19 +176,8 @@ class TestBest:
         (folder / "best").unlink()  # as if the machine had crashed before it was written
         fit(tiny("run", *self.flags()))
         assert f"resuming {folder / f'{seen:09d}'}" in capsys.readouterr().out
-        for name in ("metrics.jsonl", "checkpoints/best", "checkpoints/000000064/state.json"):
-            assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert_same_run(tmp_path / "run", tmp_path / "whole")
         assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
-
-    def test_best_checkpoint_by_a_metric(self, evaluated, tmp_path):
-        fit(evaluated("run", "--evaluate.monitor", NAME, "--train.keep_checkpoints", "1"))
-        first, last = evaluations(tmp_path / "run")
-        best = min((first, last), key=lambda line: line[NAME])
-        pointer = json.loads((tmp_path / "run/checkpoints/best").read_text())
-        assert (pointer["images"], pointer["value"]) == (best["images"], best[NAME])
-        assert {path.name for path in list_checkpoints(tmp_path / "run/checkpoints")} == {
-            "000000064", pointer["checkpoint"],
-        }  # fmt: skip
 
     @pytest.mark.parametrize(
         ("name", "values", "kept"),

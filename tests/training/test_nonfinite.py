@@ -1,7 +1,6 @@
 """NaN and infinity in an image, a gradient or a weight: skipped on all processes alike, counted and named."""
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,38 +16,15 @@ from gnunet.errors import DivergenceError
 from gnunet.training import StepInfo, fit, run_log
 from gnunet.training.session import Session, build_session
 from gnunet.training.trainer import train_step
+from tests.runs import FINAL, assert_same_run, poisoned, read_log
 
-FILES = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
 LATE = ["--train.log_every", "32", "--train.sample_every", "0", "--train.validate_every", "0"]
-
-
-def lines(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if "loss" in line]
-
-
-def final(run: Path) -> dict[str, bytes]:
-    return {name: (run / "checkpoints/000000064" / name).read_bytes() for name in FILES}
-
-
-def poison_images(examples: set[int], value: float):
-    """Session.to_device with a pixel of these examples set to `value`."""
-    to_device = Session.to_device
-
-    def poisoned(self, batch):
-        images, noise, level, labels = to_device(self, batch)
-        for i, index in enumerate(batch["index"].tolist()):
-            if index in examples:
-                images[i, 0, 0, 0] = value
-        return images, noise, level, labels
-
-    return poisoned
 
 
 def poison(rank: int, what: str, value: float, folder: Path) -> Callable[[StepInfo], None]:
     """Spoil something on rank 1: examples 16 to 23, or a weight after 24; write a digest after each step."""
     if what == "image":
-        Session.to_device = poison_images({21}, value)  # rank 1 has 20 to 23
+        Session.to_device = poisoned({21}, value)  # rank 1 has 20 to 23
 
     def after_step(step: StepInfo) -> None:
         session = step.session
@@ -79,8 +55,8 @@ def test_one_process_spoils_a_step_and_all_skip_it(tiny, run_ranks, tmp_path, wh
     zero, one = ((tmp_path / f"weights-{rank}.txt").read_text().splitlines() for rank in (0, 1))
     digests = [line.split()[1] for line in zero]
     assert zero == one and [i for i in range(1, 8) if digests[i] == digests[i - 1]] == [2]  # the third step is skipped
-    assert [line["nonfinite"] for line in lines(tmp_path / "run")] == [1, 1]
-    named = [line.get("nonfinite_examples") for line in lines(tmp_path / "run")]
+    assert [line["nonfinite"] for line in read_log(tmp_path / "run", "loss")] == [1, 1]
+    named = [line.get("nonfinite_examples") for line in read_log(tmp_path / "run", "loss")]
     assert named == ([[21], None] if what == "image" else [None, None])
     assert "skipped the step over examples 16 to 23" in said[0]
     assert ("not finite: 21 (image " in said[0]) == (what == "image")
@@ -95,27 +71,25 @@ def test_a_weight_that_one_process_has_spoiled_ends_all_and_the_run_goes_on(tiny
     assert all("at 32 images (processes: 1)" in text for text in said)
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000016"]
     run_ranks(2, tiny("run", *flags))
-    assert final(tmp_path / "run") == final(tmp_path / "whole")
-    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch, fit_until):
     """Spoiled in the step after 16 images, stopped in the one after it, logged at 32."""
-    monkeypatch.setattr(Session, "to_device", poison_images({18, 20}, math.inf))
+    monkeypatch.setattr(Session, "to_device", poisoned({18, 20}, math.inf))
     fit(tiny("whole", *LATE))
     fit_until(16, tiny("run", *LATE))
     assert read_state(tmp_path / "run/checkpoints/000000024").nonfinite_examples == [18, 20]
     fit(tiny("run", *LATE))
-    assert lines(tmp_path / "run")[0]["nonfinite_examples"] == [18, 20]
-    assert final(tmp_path / "run") == final(tmp_path / "whole")
-    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert read_log(tmp_path / "run", "loss")[0]["nonfinite_examples"] == [18, 20]
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_many_examples_are_named_in_part(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_log, "MAX_NAMED_EXAMPLES", 3)
-    monkeypatch.setattr(Session, "to_device", poison_images(set(range(8, 24)), math.nan))
+    monkeypatch.setattr(Session, "to_device", poisoned(set(range(8, 24)), math.nan))
     fit(tiny("run", *LATE))
-    assert lines(tmp_path / "run")[0]["nonfinite_examples"] == [8, 9, 10]
+    assert read_log(tmp_path / "run", "loss")[0]["nonfinite_examples"] == [8, 9, 10]
     assert "10 (image " in (said := capsys.readouterr().out) and " and 5 more" in said
 
 
@@ -129,10 +103,10 @@ def test_an_example_is_named_with_the_image_it_shows(tiny, tmp_path):
 
 
 def test_running_statistics_stay_finite(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(Session, "to_device", poison_images({18}, math.nan))
+    monkeypatch.setattr(Session, "to_device", poisoned({18}, math.nan))
     fit(tiny("run", *LATE, "--model.norm.kind", "batch"))
-    for name in FILES[:2]:
-        tensors = load_file(tmp_path / "run/checkpoints/000000064" / name)
+    for name in ("model", "ema"):
+        tensors = load_file(tmp_path / "run" / FINAL / f"{name}.safetensors")
         assert "down_blocks.0.resnets.0.norm1.running_var" in tensors
         assert all(tensor.isfinite().all() for tensor in tensors.values())
 
@@ -150,7 +124,7 @@ def test_a_checkpoint_of_broken_weights_is_never_written(tiny, tmp_path):
         fit(tiny("run", *flags), breaking)
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000024"]
     fit(tiny("run", *flags))
-    assert final(tmp_path / "run") == final(tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.fixture
@@ -190,7 +164,7 @@ def test_fp16_scaling_recovers(scaled):
 def test_fp16_a_broken_image_lowers_the_scale_and_counts_as_not_finite(scaled, monkeypatch):
     scaler = scaled.accelerator.scaler
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**16})
-    monkeypatch.setattr(Session, "to_device", poison_images({9}, math.nan))
+    monkeypatch.setattr(Session, "to_device", poisoned({9}, math.nan))
     batches = scaled.batches(0)
     results = [train_step(scaled, batches, seen)() for seen in range(0, 24, 8)]
     assert [(r.finite, r.overflow, r.nonfinite_examples) for r in results] == [

@@ -13,27 +13,17 @@ from gnunet.errors import ConfigError
 from gnunet.norms import update_bn_stats
 from gnunet.training import fit
 from gnunet.training.session import build_session
-
-FINAL = "checkpoints/000000064"
-FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+from tests.runs import FINAL, assert_same_run, contents
 
 
 def norm(kind: str, **keys) -> list[str]:
     return [f"--model.norm.{key}={value}" for key, value in {"kind": kind, **keys}.items()]
 
 
-def same_run(one, other) -> bool:
-    names = [*(f"{FINAL}/{name}" for name in FILES), "metrics.jsonl", "samples/000000064.png"]
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
-
-
-def statistics(path) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in load_file(path).items() if "running_" in name}
-
-
 @pytest.mark.parametrize(
     "flags",
     [
+        ["--model.dropout", "0.3"],
         norm("batch", noise_bins=2),
         [*norm("batch"), "--train.bn_update_batches", "3"],
         norm("batch_renorm", renorm_warmup=4),
@@ -41,19 +31,28 @@ def statistics(path) -> dict[str, torch.Tensor]:
         norm("magnitude_preserving"),
         norm("scaled_ws", overrides="{encoder: {kind: ghost_batch, ghost_size: 3}}", separate_skip_norm="true"),
     ],
-    ids=["noise_bins", "precise", "batch_renorm", "switchable", "magnitude_preserving", "hybrid"],
+    ids=["dropout", "noise_bins", "precise", "batch_renorm", "switchable", "magnitude_preserving", "hybrid"],
 )
 def test_a_stopped_run_resumes_bit_identically(tiny, tmp_path, fit_until, flags):
     fit(tiny("whole", *flags))
     fit_until(40, tiny("stopped", *flags))
     fit(tiny("stopped", *flags))
-    assert same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_the_average_of_two_processes_has_running_statistics(tiny, run_ranks, tmp_path):
-    run_ranks(2, tiny("run", *norm("batch")))
-    ema, model = (load_file(tmp_path / "run" / FINAL / f"{name}.safetensors") for name in ("ema", "model"))
+def test_two_processes_share_running_statistics_and_average_them(tiny, run_ranks, tmp_path):
+    """Each process has seen other images; both resume from what one of them has written."""
+    config, final = tiny("run", *norm("batch")), tmp_path / "run" / FINAL
+    run_ranks(2, config)
+    before = contents(final)
+    final.rename(tmp_path / "away")
+    assert "resuming" in run_ranks(2, config)[0]
+    assert contents(final) == before
+
+    ema, model = (load_file(final / f"{name}.safetensors") for name in ("ema", "model"))
     for name in model:
+        if "running_var" in name:
+            assert not torch.equal(ema[name], model[name])
         if name.endswith("running_mean"):
             assert 0 < (ema[name] - model[name]).norm() < 0.5 * model[name].norm()
         if name.endswith("num_batches_tracked"):
@@ -70,12 +69,6 @@ def test_the_export_has_the_ema_weights(tiny, tmp_path, kind):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     call = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.9]), torch.tensor([0, 1])
     assert torch.equal(exported.network(*call)[0], checkpoint.network(*call)[0])
-
-
-def test_statistics_are_averaged_with_the_weights(tiny, tmp_path):
-    fit(tiny("run", *norm("batch")))
-    raw, ema = (statistics(tmp_path / "run" / FINAL / name) for name in ("model.safetensors", "ema.safetensors"))
-    assert raw and all(not torch.equal(raw[name], ema[name]) for name in raw)
 
 
 def test_reestimated_statistics_are_those_of_the_ema_weights(tiny, tmp_path):
@@ -110,11 +103,11 @@ def test_the_normalization_batch_of_a_run_cannot_change(tiny, tmp_path):
     fit(tiny("run", *flags))
     state = json.loads((tmp_path / "run" / FINAL / "state.json").read_text())
     assert state["normalized_by"] == {"micro_batch_size": 8}
-    before = {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()}
+    before = contents(tmp_path / "run")
     with pytest.raises(ConfigError) as caught:
         fit(tiny("run", *flags, "--train.micro_batch_size", "4"))
-    assert "batch" in str(caught.value) and "micro_batch_size 8" in str(caught.value)
-    assert {p: p.read_bytes() for p in sorted((tmp_path / "run").rglob("*")) if p.is_file()} == before
+    assert "micro_batch_size 8" in str(caught.value)
+    assert contents(tmp_path / "run") == before
     shutil.rmtree(tmp_path / "run")
     fit(tiny("run"))  # group norm does not care
     fit(tiny("run", "--train.micro_batch_size", "4"))

@@ -5,25 +5,21 @@ import math
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
 from gnunet.training import StepInfo
 from gnunet.training.session import Session
+from tests.runs import FINAL, SHARDED, assert_same_run, poisoned, read_log
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-LAUNCHES = {
-    "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"},
-    "zero2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
-}
 
 
 def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> Callable[[StepInfo], None]:
     """Refuse to train without a GPU; train as a launch of one process, and stop after `stop_at` images."""
     if launch is not None:
-        os.environ.update(LAUNCHES[launch], MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        os.environ.update(SHARDED[launch], MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 
     def after_step(step: StepInfo) -> None:
@@ -36,22 +32,8 @@ def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> 
 
 def spoiled_on_gpu(rank: int) -> Callable[[StepInfo], None]:
     """`on_gpu`, with a pixel of an example set to NaN."""
-    to_device = Session.to_device
-
-    def spoiled(self, batch):
-        images, *others = to_device(self, batch)
-        images[(batch["index"] == 50).to(images.device), 0, 0, 0] = math.nan
-        return images, *others
-
-    Session.to_device = spoiled
+    Session.to_device = poisoned({50})
     return on_gpu(rank)
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    """Every file of a run but the times and what names its folder."""
-    left_out = ("timing.jsonl", "config.yaml", "manifest.json")
-    files = [path for path in sorted(run.rglob("*")) if path.is_file() and path.name not in left_out]
-    return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
@@ -60,9 +42,9 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_a_whole_one(tiny, run_rank
     run_ranks(1, tiny("whole", *flags), on_gpu)
     run_ranks(1, tiny("run", *flags), on_gpu, None, 24, status=143)
     assert "resuming" in run_ranks(1, tiny("run", *flags), on_gpu)[0]
-    whole, run = contents(tmp_path / "whole"), contents(tmp_path / "run")
-    assert {name for name in whole.keys() | run if whole.get(name) != run.get(name)} == set()
-    assert ("scale" in json.loads(whole["checkpoints/000000064/state.json"])["scaler"]) == (precision == "fp16")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    state = json.loads((tmp_path / "whole" / FINAL / "state.json").read_text())
+    assert ("scale" in state["scaler"]) == (precision == "fp16")
 
 
 @pytest.mark.parametrize(
@@ -78,20 +60,15 @@ def test_cuda_graphs_change_no_bit(tiny, run_ranks, tmp_path, flags):
     for name, mode in (("without", "false"), ("with", "true")):
         config = tiny(name, *flags, "--train.deterministic", "true", "--train.cuda_graph", mode)
         run_ranks(1, config, spoiled_on_gpu)
-    one, other = contents(tmp_path / "without"), contents(tmp_path / "with")
-    assert {name for name in one.keys() | other if one.get(name) != other.get(name)} == set()
+    assert_same_run(tmp_path / "with", tmp_path / "without")
 
 
-@pytest.mark.parametrize("kind", LAUNCHES)
+@pytest.mark.parametrize("kind", SHARDED)
 def test_launches_that_split_a_run_have_the_losses_of_a_plain_one(tiny, run_ranks, tmp_path, kind):
     flags = ["--train.deterministic", "true", "--train.total_images", "32", "--train.log_every", "8"]
     run_ranks(1, tiny("plain", *flags), on_gpu)
     run_ranks(1, tiny("split", *flags), on_gpu, kind)
-    plain, split = (
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("plain", "split")
-    )
-    for line, theirs in zip(plain, split, strict=True):
+    for line, theirs in zip(read_log(tmp_path / "plain"), read_log(tmp_path / "split"), strict=True):
         for name in line.keys() & {"loss", "grad_norm", "validation_loss"}:
             # Weights that lie otherwise go through other convolutions, in TF32.
             assert math.isclose(line[name], theirs[name], rel_tol=1e-2), (line, theirs)

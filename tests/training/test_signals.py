@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from gnunet.distributed import launch
 from gnunet.distributed import signals as stopping
 from gnunet.errors import ConfigError
 from gnunet.training import StepInfo, fit
+from tests.runs import ROOT, TORCHRUN, assert_same_run, program_environment, wait_until
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
@@ -39,8 +38,8 @@ sys.exit(status)
 """train.py that writes down how it ends, since a launcher's own status does not say."""
 PR_GET_PDEATHSIG = 2
 LAUNCHERS = {
-    1: ["accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu.yaml")],
-    2: ["torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"],
+    1: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu.yaml")],
+    2: TORCHRUN,
 }
 """The launchers of one and of two processes on CPUs."""
 ENDLESS = ["--train.total_images", "1000000", "--train.log_every", "8", "--train.checkpoint_every", "0",
@@ -55,16 +54,15 @@ def launched(tiny_flags, tmp_path):
     started = []
 
     def start(processes: int) -> subprocess.Popen:
-        command = [sys.executable, "-m", *LAUNCHERS[processes], str(program), *tiny_flags("run", *ENDLESS)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        command = [*LAUNCHERS[processes], str(program), *tiny_flags("run", *ENDLESS)]
         with (tmp_path / "said").open("w") as said:
             launcher = subprocess.Popen(
-                command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                command, cwd=tmp_path, env=program_environment(), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
                 start_new_session=True,
             )  # fmt: skip
         started.append(launcher)
         log = tmp_path / "run/metrics.jsonl"
-        wait_for(lambda: log.exists() and log.read_text().count("\n") >= 2, launcher, tmp_path)
+        wait_until(lambda: log.exists() and log.read_text().count("\n") >= 2, lambda: launcher.poll() is None)
         return launcher
 
     yield start
@@ -76,29 +74,11 @@ def launched(tiny_flags, tmp_path):
         launcher.communicate()
 
 
-def wait_for(condition, launcher: subprocess.Popen | None, folder: Path, seconds: float = 600) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end and (launcher is None or launcher.poll() is None), (folder / "said").read_text()
-        time.sleep(0.05)
-
-
 def ended(folder: Path, names: list[str]) -> dict[str, str]:
     """The status of each process once all have ended."""
     files = {name: folder / f"status-{name}" for name in names}
-    wait_for(lambda: all(file.exists() and file.read_text() for file in files.values()), None, folder)
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files.values()))
     return {name: file.read_text() for name, file in files.items()}
-
-
-def assert_resumable(folder: Path) -> None:
-    newest = newest_checkpoint(folder / "run/checkpoints")
-    said = (folder / "said").read_text()
-    assert f"stopped at {int(newest.name)} images" in said
-
-
-def rank_process(launcher: subprocess.Popen, rank: str) -> psutil.Process:
-    (found,) = (child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == rank)
-    return found
 
 
 @pytest.mark.slow
@@ -110,24 +90,23 @@ def test_signal_to_the_launcher_stops_its_processes(launched, tmp_path, processe
     launched(processes).send_signal(number)
     ranks = [str(rank) for rank in range(processes)]
     assert ended(tmp_path, ranks) == dict.fromkeys(ranks, "143")
-    assert_resumable(tmp_path)
+    newest = newest_checkpoint(tmp_path / "run/checkpoints")
+    assert f"stopped at {int(newest.name)} images" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.slow
-def test_sigint_to_one_of_two_processes(launched, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "output"),
+    [(signal.SIGINT, "130", "stopped at"), (signal.SIGKILL, "2", "another process of this run has ended")],
+    ids=str,
+)
+def test_signal_to_one_of_two_processes_stops_both(launched, tmp_path, number, status, output):
     launcher = launched(2)
-    rank_process(launcher, "1").send_signal(signal.SIGINT)
-    assert ended(tmp_path, ["0", "1"]) == {"0": "130", "1": "130"}
-    assert_resumable(tmp_path)
-    assert launcher.wait(600) != 0
-
-
-@pytest.mark.slow
-def test_kill_9_of_one_of_two_processes(launched, tmp_path):
-    launcher = launched(2)
-    rank_process(launcher, "1").kill()
-    assert ended(tmp_path, ["0"]) == {"0": "2"}
-    assert "another process of this run has ended" in (tmp_path / "said").read_text()
+    children = psutil.Process(launcher.pid).children()
+    (rank_1,) = (child for child in children if child.environ().get("RANK") == "1")
+    rank_1.send_signal(number)
+    assert ended(tmp_path, ["0"]) == {"0": status}
+    assert output in (tmp_path / "said").read_text()
     assert launcher.wait(600) != 0
 
 
@@ -194,7 +173,4 @@ def test_a_second_signal_ends_at_once_without_harm(tiny, finished, start_ranks, 
     assert "Traceback" not in ranks.said[0] and "stopped at" not in ranks.said[0]
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000024"]
     fit(tiny("run"))
-    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"):
-        run, whole = (each / "checkpoints/000000064" / name for each in (tmp_path / "run", finished))
-        assert run.read_bytes() == whole.read_bytes()
-    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+    assert_same_run(tmp_path / "run", finished)

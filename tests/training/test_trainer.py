@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,19 +14,7 @@ from safetensors.torch import load_file
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.norms import NORMS
 from gnunet.training import fit
-
-FINAL = "checkpoints/000000064"
-EXACT = [f"{FINAL}/model.safetensors", f"{FINAL}/ema.safetensors", f"{FINAL}/optimizer.safetensors",
-         f"{FINAL}/state.json", "metrics.jsonl", "samples/000000032.png", "samples/000000064.png"]  # fmt: skip
-"""Files of a finished tiny run that must not depend on how it came about."""
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    return {name: (run / name).read_bytes() for name in EXACT}
-
-
-def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+from tests.runs import FINAL, assert_same_run, contents, read_log
 
 
 def test_files_of_a_finished_run(finished):
@@ -36,21 +23,22 @@ def test_files_of_a_finished_run(finished):
         "checkpoints", "config.yaml", "metrics.jsonl", "model", "samples", "timing.jsonl"
     ]  # fmt: skip
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000000048", "000000064"]
+    assert {p.suffix for p in (run / FINAL).iterdir()} == {".safetensors", ".json", ".yaml"}
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000032.png", "000000064.png"]
     assert Image.open(run / "samples" / "000000064.png").size == (3 * 16 + 2 * 2, 2 * 16 + 2)
-    losses = [line for line in lines(run) if "loss" in line]
+    losses = read_log(run, "loss")
     assert [line["images"] for line in losses] == [16, 32, 48, 64]
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["nonfinite"] == 0 for line in losses)
-    validations = [line for line in lines(run) if "validation_loss" in line]
+    validations = read_log(run, "validation_loss")
     assert [line["images"] for line in validations] == [32, 64]
     assert all(len(line["validation_loss_by_log_snr"]) == 4 for line in validations)
     assert {"images_per_second", "memory_mib"} < json.loads((run / "timing.jsonl").read_text().splitlines()[0]).keys()
 
 
 def test_running_a_finished_run_again_changes_nothing(tiny, run):
-    before = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    before = contents(run)
     fit(tiny("run"))
-    assert {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()} == before
+    assert contents(run) == before
 
 
 @pytest.mark.parametrize("seen", [8, 24, 40, 56])
@@ -59,34 +47,18 @@ def test_a_stopped_run_resumes_bit_identically(tiny, finished, tmp_path, fit_unt
     fit_until(seen, tiny("stopped"))
     assert (tmp_path / "stopped" / "checkpoints" / f"{seen + 8:09d}").is_dir()
     fit(tiny("stopped"))
-    assert contents(tmp_path / "stopped") == contents(finished)
+    assert_same_run(tmp_path / "stopped", finished)
 
 
-def test_resume_from_an_older_checkpoint_rewrites_the_same_lines(tiny, run):
-    before = contents(run)
+def test_resume_from_an_older_checkpoint_rewrites_the_same_files(tiny, run, finished):
     (run / FINAL / "ema.safetensors").write_bytes(b"torn")
     fit(tiny("run"))
-    assert contents(run) == before
-
-
-def test_dropout_resumes_exactly_too(tiny, tmp_path, fit_until):
-    fit(tiny("whole", "--model.dropout", "0.3"))
-    fit_until(24, tiny("stopped", "--model.dropout", "0.3"))
-    fit(tiny("stopped", "--model.dropout", "0.3"))
-    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    assert_same_run(run, finished)
 
 
 def test_loader_processes_change_nothing(tiny, finished, tmp_path):
     fit(tiny("run", "--data.num_workers", "2"))
-    assert contents(tmp_path / "run") == contents(finished)
-
-
-@pytest.mark.parametrize("micro", ["4", "2"])
-def test_accumulation_agrees_with_whole_batches(tiny, finished, tmp_path, micro):
-    fit(tiny("parts", "--train.micro_batch_size", micro))
-    for whole, parts in zip(lines(finished), lines(tmp_path / "parts"), strict=True):
-        for key in {"loss", "validation_loss"} & whole.keys():
-            assert parts[key] == pytest.approx(whole[key], rel=1e-4)
+    assert_same_run(tmp_path / "run", finished)
 
 
 @pytest.mark.parametrize(
@@ -94,19 +66,11 @@ def test_accumulation_agrees_with_whole_batches(tiny, finished, tmp_path, micro)
     [*(("flow", norm) for norm in NORMS), ("ddpm", "group"), ("edm", "group"), ("ddpm", "batch"), ("edm", "scaled_ws")],
 )
 def test_every_process_and_norm_trains_and_learns(tiny, tmp_path, kind, norm):
-    flags = [
-        "--diffusion.kind",
-        kind,
-        "--model.norm.kind",
-        norm,
-        "--train.total_images",
-        "128",
-        "--train.log_every",
-        "64",
-    ]
+    flags = ["--diffusion.kind", kind, "--model.norm.kind", norm, "--train.total_images", "128",
+             "--train.log_every", "64"]  # fmt: skip
     at_the_end = ["--train.checkpoint_every", "0", "--train.sample_every", "0", "--train.validate_every", "0"]
     fit(tiny("run", *flags, *at_the_end))
-    first, second = (line["loss"] for line in lines(tmp_path / "run") if "loss" in line)
+    first, second = (line["loss"] for line in read_log(tmp_path / "run", "loss"))
     assert second < first
 
 
