@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# torch.cuda.is_available() initializes CUDA unless it asks NVML, and CUDA cannot be initialized again in a process that
-# is forked from this one or from the fork server below.
+# Else torch.cuda.is_available() initializes CUDA, which processes that are forked from this one or from the fork server
+# below cannot do again.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import numpy as np
@@ -26,7 +26,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from torch.distributed import TCPStore
 
-# Where there is no GPU, kernels run on the CPU. It is looked at this when they are imported.
+# Without a GPU, kernels run on the CPU; these variables are read when the kernels are imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("GNUNET_EMULATE_CUDA", "1")
@@ -64,8 +64,7 @@ sampling: {num_inference_steps: 4, num_images: 6, batch_size: 4}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that of several workers none is at one of them when the others have nothing left; then the
-    tests that only a GPU can run, because GPU time is limited."""
+    """Slow tests first, so that workers end at about the same time; then those for GPUs, whose time is limited."""
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_on_gpu.py"))
 
 
@@ -164,9 +163,9 @@ class Ranks(list[BaseProcess]):
         super().__init__(processes)
         self.outputs = outputs
 
-    def ended(self, seconds: float = 600) -> list[int | None]:
-        """Wait for all and return their exit statuses; None for one that still runs."""
-        end = time.monotonic() + seconds
+    def ended(self) -> list[int | None]:
+        """Wait for all and return their exit statuses; None for one that still runs after ten minutes."""
+        end = time.monotonic() + 600
         for process in self:
             process.join(max(0, end - time.monotonic()))
         return [process.exitcode for process in self]
@@ -186,7 +185,7 @@ def work_as_rank(
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    multiprocessing.set_start_method(None, force=True)  # not by a fork server of their own, which takes seconds
+    multiprocessing.set_start_method(None, force=True)  # else a fork server, which takes seconds
     os.environ.clear()
     os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -219,7 +218,7 @@ def start_ranks(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     def start(world: int, work: Config | Callable[[], int], before: Callable | None = None, *also: object) -> Ranks:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if world > 1:
-            # The store is ours, as it is a launcher's: no port is chosen that another process may take before a rank.
+            # The test keeps the store, as launchers do, so that no other process takes its port before a rank.
             stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
             environment |= {
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(stores[-1].port), "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -252,19 +251,6 @@ def run_ranks(start_ranks: Callable[..., Ranks]) -> Callable[..., list[str]]:
         return ranks.said
 
     return run
-
-
-@pytest.fixture
-def fit_until() -> Callable[..., None]:
-    """`fit_until(images, config, number=SIGTERM)`: train; a signal after `images` images ends it in the next step."""
-    from gnunet.training import fit
-
-    def fit_and_stop(images: int, config: Config, number: int = signal.SIGTERM) -> None:
-        with pytest.raises(SystemExit) as stopped:
-            fit(config, lambda step: signal.raise_signal(number) if step.images == images else None)
-        assert stopped.value.code == 128 + number
-
-    return fit_and_stop
 
 
 @pytest.fixture

@@ -3,14 +3,18 @@
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
+from gnunet.config import Config
+from gnunet.training import fit
 from gnunet.training.session import Session
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +46,12 @@ def assert_same_run(run: Path, expected: Path) -> None:
     ours, theirs = contents(run), contents(expected)
     differ = {Path(name) for name in ours.keys() | theirs if ours.get(name) != theirs.get(name)}
     assert not [path for path in differ if path.name not in ("timing.jsonl", "config.yaml", "manifest.json")]
+
+
+def fit_until(images_seen: int, config: Config) -> None:
+    """Train; SIGTERM after `images_seen` images ends the run in the step that follows."""
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        fit(config, lambda step: signal.raise_signal(signal.SIGTERM) if step.images == images_seen else None)
 
 
 def to_device_with(act: Callable[[Session, dict[str, Tensor], Tensor], None]) -> Callable:

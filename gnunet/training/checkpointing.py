@@ -27,7 +27,7 @@ from gnunet.training.session import Session
 
 
 def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | None]:
-    """Open the run's folder and load its newest checkpoint into `session`; returns the state and that checkpoint.
+    """Open the run's folder and load its newest checkpoint, if any, into `session`; returns state and checkpoint.
 
     Raises:
         CheckpointError, ConfigError, DataError: the folder or the checkpoint cannot be used, or would now be trained

@@ -35,7 +35,7 @@ def ema_decay(train: TrainConfig, images: int) -> float:
 
 
 class EMA:
-    """A copy of a model in eval mode, whose parameters and running statistics are averages in fp32.
+    """The EMA of a model's parameters and running statistics in fp32, as a second model in eval mode.
 
     Args:
         model: the model to average; its counters are copied.

@@ -12,7 +12,7 @@ from gnunet.errors import ConfigError, DivergenceError
 from gnunet.training import cuda_graph, fit
 from gnunet.training.session import Session, build_session
 from gnunet.training.trainer import train_step
-from tests.runs import assert_same_run, poisoned
+from tests.runs import assert_same_run, fit_until, poisoned
 
 ON, OFF = ["--train.cuda_graph", "auto"], ["--train.cuda_graph", "false"]
 READS_LATE = Session.reads_late
@@ -116,14 +116,14 @@ def test_graphs_do_not_change_a_run_of_two_processes(tiny, run_ranks, tmp_path, 
 
 
 @pytest.mark.parametrize("modes", [(ON, OFF), (OFF, ON)], ids=["on_then_off", "off_then_on"])
-def test_a_stopped_run_resumes_in_the_other_mode(tiny, tmp_path, on_cpu, fit_until, modes):
+def test_a_stopped_run_resumes_in_the_other_mode(tiny, tmp_path, on_cpu, modes):
     fit(tiny("whole", *OFF))
     fit_until(32, tiny("run", *modes[0]))
     fit(tiny("run", *modes[1]))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_stop_that_is_read_late_is_one_step_late(tiny, tmp_path, on_cpu, fit_until):
+def test_a_stop_that_is_read_late_is_one_step_late(tiny, tmp_path, on_cpu):
     late = tiny("run", *ON, "--train.log_every", "64", "--train.checkpoint_every", "0", "--train.sample_every", "0")
     fit_until(40, late)
     [checkpoint] = (tmp_path / "run/checkpoints").iterdir()

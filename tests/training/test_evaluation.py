@@ -13,7 +13,7 @@ from gnunet.distributed.signals import StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import evaluation, fit, progress, trainer
 from gnunet.training.evaluation import update_best
-from tests.runs import FINAL, assert_same_run, read_log
+from tests.runs import FINAL, assert_same_run, fit_until, read_log
 
 EXTRACTOR = """
 import torch
@@ -164,9 +164,7 @@ class TestBest:
         assert load_trained_model(tmp_path / "run").name == "run-000000064"
 
     @pytest.mark.parametrize("seen", [24, 32, 56])
-    def test_best_checkpoint_survives_resuming_from_the_newest(
-        self, tiny, tmp_path, monkeypatch, fit_until, seen, capsys
-    ):
+    def test_best_checkpoint_survives_resuming_from_the_newest(self, tiny, tmp_path, monkeypatch, seen, capsys):
         self.set_losses(monkeypatch, self.VALUES)
         fit(tiny("whole", *self.flags()))
         fit_until(seen, tiny("run", *self.flags()))

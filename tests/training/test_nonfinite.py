@@ -16,7 +16,7 @@ from gnunet.errors import DivergenceError
 from gnunet.training import StepInfo, fit, run_log
 from gnunet.training.session import Session, build_session
 from gnunet.training.trainer import train_step
-from tests.runs import FINAL, assert_same_run, poisoned, read_log
+from tests.runs import FINAL, assert_same_run, fit_until, poisoned, read_log
 
 LATE = ["--train.log_every", "32", "--train.sample_every", "0", "--train.validate_every", "0"]
 
@@ -74,7 +74,7 @@ def test_a_weight_that_one_process_has_spoiled_ends_all_and_the_run_goes_on(tiny
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch, fit_until):
+def test_a_resumed_run_names_the_same_examples(tiny, tmp_path, monkeypatch):
     """Spoiled in the step after 16 images, stopped in the one after it, logged at 32."""
     monkeypatch.setattr(Session, "to_device", poisoned({18, 20}, math.inf))
     fit(tiny("whole", *LATE))

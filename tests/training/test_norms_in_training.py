@@ -13,7 +13,7 @@ from gnunet.errors import ConfigError
 from gnunet.norms import update_bn_stats
 from gnunet.training import fit
 from gnunet.training.session import build_session
-from tests.runs import FINAL, assert_same_run, contents
+from tests.runs import FINAL, assert_same_run, contents, fit_until
 
 
 def norm(kind: str, **keys) -> list[str]:
@@ -33,7 +33,7 @@ def norm(kind: str, **keys) -> list[str]:
     ],
     ids=["dropout", "noise_bins", "precise", "batch_renorm", "switchable", "magnitude_preserving", "hybrid"],
 )
-def test_a_stopped_run_resumes_bit_identically(tiny, tmp_path, fit_until, flags):
+def test_a_stopped_run_resumes_bit_identically(tiny, tmp_path, flags):
     fit(tiny("whole", *flags))
     fit_until(40, tiny("stopped", *flags))
     fit(tiny("stopped", *flags))

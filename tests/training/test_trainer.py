@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.norms import NORMS
 from gnunet.training import fit
-from tests.runs import FINAL, assert_same_run, contents, read_log
+from tests.runs import FINAL, assert_same_run, contents, fit_until, read_log
 
 
 def test_files_of_a_finished_run(finished):
@@ -42,7 +42,7 @@ def test_running_a_finished_run_again_changes_nothing(tiny, run):
 
 
 @pytest.mark.parametrize("seen", [8, 24, 40, 56])
-def test_a_stopped_run_resumes_bit_identically(tiny, finished, tmp_path, fit_until, seen):
+def test_a_stopped_run_resumes_bit_identically(tiny, finished, tmp_path, seen):
     """At 24 (a step that ends on log, validation, samples), on a checkpoint, in between, second and last step."""
     fit_until(seen, tiny("stopped"))
     assert (tmp_path / "stopped" / "checkpoints" / f"{seen + 8:09d}").is_dir()
@@ -90,13 +90,13 @@ def test_another_configuration_is_rejected_naming_the_keys(tiny, run):
     assert contents(run) == before
 
 
-def test_keys_that_do_not_change_the_run_may_change(tiny, tmp_path, fit_until):
+def test_keys_that_do_not_change_the_run_may_change(tiny, tmp_path):
     fit_until(24, tiny("run"))
     fit(tiny("run", "--train.micro_batch_size", "4", "--data.num_workers", "1"))
 
 
 @pytest.mark.parametrize("new", ["dark/new.png", "more/0.png"], ids=["image", "class"])
-def test_other_images_are_rejected(tiny, tmp_path, images, fit_until, new):
+def test_other_images_are_rejected(tiny, tmp_path, images, new):
     shutil.copytree(images, mine := tmp_path / "mine")
     source = ["--data.source", str(mine)]
     fit_until(24, tiny("run", *source))
