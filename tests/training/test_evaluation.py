@@ -133,74 +133,73 @@ def test_too_few_training_images_are_rejected(evaluated, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-class TestBest:
-    def set_losses(self, monkeypatch, values: dict[int, float]) -> None:
-        """Replace a run's validation losses, by images seen."""
-        measure = trainer.validate
+LOSSES = {8: 3.0, 16: float("nan"), 24: 1.0, 32: 2.0, 40: 1.0, 48: 1.5, 56: 0.5, 64: 0.7}
 
-        def validate(session, images, **options):
-            return {**measure(session, images, **options), "validation_loss": values[images]}
 
-        monkeypatch.setattr(trainer, "validate", validate)
+@pytest.fixture
+def monitored(tiny, monkeypatch):
+    """The tiny run with LOSSES as validation losses by images seen, and checkpoints only of the best and the last."""
+    measure = trainer.validate
 
-    def flags(self, *more: str) -> list[str]:
-        return [
-            "--evaluate.monitor", "validation_loss", "--train.validate_every", "8", "--train.keep_checkpoints", "1",
-            "--train.checkpoint_every", "0", *more,
-        ]  # fmt: skip
+    def validate(session, images, **options):
+        return {**measure(session, images, **options), "validation_loss": LOSSES[images]}
 
-    VALUES = {8: 3.0, 16: float("nan"), 24: 1.0, 32: 2.0, 40: 1.0, 48: 1.5, 56: 0.5, 64: 0.7}
+    monkeypatch.setattr(trainer, "validate", validate)
+    flags = ["--evaluate.monitor", "validation_loss", "--train.validate_every", "8", "--train.keep_checkpoints", "1",
+             "--train.checkpoint_every", "0"]  # fmt: skip
+    return lambda name: tiny(name, *flags)
 
-    def test_best_checkpoint_is_kept_next_to_the_newest(self, tiny, tmp_path, monkeypatch):
-        self.set_losses(monkeypatch, self.VALUES)
-        fit(tiny("run", *self.flags()))
-        folder = tmp_path / "run" / "checkpoints"
-        assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
-        assert json.loads((folder / "best").read_text()) == {
-            "checkpoint": "000000056", "images": 56, "metric": "validation_loss", "value": 0.5,
-        }  # fmt: skip
-        assert is_model_path(folder / "best") and find_checkpoint(folder / "best") == folder / "000000056"
-        assert load_trained_model(folder / "best").name == "run-000000056"
-        assert load_trained_model(tmp_path / "run").name == "run-000000064"
 
-    @pytest.mark.parametrize("seen", [24, 32, 56])
-    def test_best_checkpoint_survives_resuming_from_the_newest(self, tiny, tmp_path, monkeypatch, seen, capsys):
-        self.set_losses(monkeypatch, self.VALUES)
-        fit(tiny("whole", *self.flags()))
-        fit_until(seen, tiny("run", *self.flags()))
-        folder = tmp_path / "run" / "checkpoints"
-        best = max(i for i in (8, 24, 56) if i < seen)  # the signal comes before this validation
-        assert {path.name for path in list_checkpoints(folder)} == {f"{i:09d}" for i in (best, seen)}
-        (folder / "best").unlink()  # as if the machine had crashed before it was written
-        fit(tiny("run", *self.flags()))
-        assert f"resuming {folder / f'{seen:09d}'}" in capsys.readouterr().out
-        assert_same_run(tmp_path / "run", tmp_path / "whole")
-        assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
+def test_best_checkpoint_is_kept_next_to_the_newest(monitored, tmp_path):
+    fit(monitored("run"))
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
+    assert json.loads((folder / "best").read_text()) == {
+        "checkpoint": "000000056", "images": 56, "metric": "validation_loss", "value": 0.5,
+    }  # fmt: skip
+    assert is_model_path(folder / "best") and find_checkpoint(folder / "best") == folder / "000000056"
+    assert load_trained_model(folder / "best").name == "run-000000056"
+    assert load_trained_model(tmp_path / "run").name == "run-000000064"
 
-    @pytest.mark.parametrize(
-        ("name", "values", "kept"),
-        [("fd_x", [3.0, 4.0, 3.0, 2.0], [True, False, False, True]),
-         ("recall_x", [0.5, 0.4, 0.5, 0.6], [True, False, False, True]),
-         ("validation_loss", [float("nan"), 1.0, float("inf"), 0.5], [False, True, False, True])],
-    )  # fmt: skip
-    def test_only_values_better_than_all_before_count(self, name, values, kept):
-        settings = EvaluateConfig(metrics=["fd_x", "recall_x"], extractors={"x": "m:X"}, monitor=name)
-        state = TrainState()
-        assert [update_best(state, settings, {name: value}) for value in values] == kept
-        assert state.best["value"] == values[-1] and not update_best(state, settings, {"other": 0.0})
 
-    def test_without_its_checkpoint_there_is_no_pointer(self, tiny, tmp_path, monkeypatch):
-        self.set_losses(monkeypatch, self.VALUES)
-        fit(tiny("run", *self.flags()))
-        folder = tmp_path / "run" / "checkpoints"
-        (folder / "000000056").rename(tmp_path / "elsewhere")
-        with pytest.raises(CheckpointError, match="000000056"):
-            load_trained_model(folder / "best")
-        fit(tiny("run", *self.flags()))
-        assert not (folder / "best").exists()
-        (folder / "best").write_text("{")
-        with pytest.raises(CheckpointError, match="best"):
-            load_trained_model(folder / "best")
+@pytest.mark.parametrize("seen", [24, 32, 56])
+def test_best_checkpoint_survives_resuming_from_the_newest(monitored, tmp_path, seen, capsys):
+    fit(monitored("whole"))
+    fit_until(seen, monitored("run"))
+    folder = tmp_path / "run" / "checkpoints"
+    best = max(i for i in (8, 24, 56) if i < seen)  # the signal comes before this validation
+    assert {path.name for path in list_checkpoints(folder)} == {f"{i:09d}" for i in (best, seen)}
+    (folder / "best").unlink()  # as if the machine had crashed before it was written
+    fit(monitored("run"))
+    assert f"resuming {folder / f'{seen:09d}'}" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kept"),
+    [("fd_x", [3.0, 4.0, 3.0, 2.0], [True, False, False, True]),
+     ("recall_x", [0.5, 0.4, 0.5, 0.6], [True, False, False, True]),
+     ("validation_loss", [float("nan"), 1.0, float("inf"), 0.5], [False, True, False, True])],
+)  # fmt: skip
+def test_only_values_better_than_all_before_count(name, values, kept):
+    settings = EvaluateConfig(metrics=["fd_x", "recall_x"], extractors={"x": "m:X"}, monitor=name)
+    state = TrainState()
+    assert [update_best(state, settings, {name: value}) for value in values] == kept
+    assert state.best["value"] == values[-1] and not update_best(state, settings, {"other": 0.0})
+
+
+def test_without_its_checkpoint_there_is_no_pointer(monitored, tmp_path):
+    fit(monitored("run"))
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "000000056").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="000000056"):
+        load_trained_model(folder / "best")
+    fit(monitored("run"))
+    assert not (folder / "best").exists()
+    (folder / "best").write_text("{")
+    with pytest.raises(CheckpointError, match="best"):
+        load_trained_model(folder / "best")
 
 
 def test_raw_weights_can_be_loaded(finished):
