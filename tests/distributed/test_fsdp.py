@@ -17,7 +17,7 @@ from gnunet.checkpoint.checkpoint import checkpoint_files, newest_checkpoint, op
 from gnunet.checkpoint.sharded_tensors import TENSOR_FILES, UNSHARDED, ShardedTensorReader, ShardId, file_name
 from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.config import unet_kwargs
-from gnunet.distributed import fsdp as sharding
+from gnunet.distributed import fsdp
 from gnunet.distributed.accelerator import open_accelerator
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.models import UNet2D
@@ -272,21 +272,21 @@ def test_too_few_rows_are_rejected(parts):
 
 
 @pytest.mark.parametrize(
-    ("kind", "environment", "flags", "message"),
+    ("environment", "flags", "message"),
     [
-        ("fsdp", {"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "given 1; valid: 2"),
-        ("fsdp", {"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: given true; valid: false"),
-        ("fsdp", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "valid: false, and model.gradient_checkpointing"),
-        ("fsdp", {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "rejected by Accelerate"),
-        ("fsdp", {}, ["--train.compile", "true"], "train.compile: given true with FSDP; valid: false"),
-        ("fsdp", {}, ["--train.mixed_precision", "fp16"], "given fp16 with FSDP; valid: no or bf16"),
+        ({"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "given 1; valid: 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: given true; valid: false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "valid: false, and model.gradient_checkpointing"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "rejected by Accelerate"),
+        ({}, ["--train.compile", "true"], "train.compile: given true with FSDP; valid: false"),
+        ({}, ["--train.mixed_precision", "fp16"], "given fp16 with FSDP; valid: no or bf16"),
     ],
 )  # fmt: skip
-def test_unsupported_options_of_a_launch_are_rejected(monkeypatch, tiny, kind, environment, flags, message):
-    for name, value in {**LAUNCHES[kind], **environment}.items():
+def test_unsupported_options_of_a_launch_are_rejected(monkeypatch, tiny, environment, flags, message):
+    for name, value in {**SHARDED["fsdp"], **environment}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        sharding.check_options(tiny("run", *flags))
+        fsdp.check_options(tiny("run", *flags))
 
 
 def test_deepspeed_is_rejected(monkeypatch):
