@@ -73,8 +73,8 @@ check() { # FOLDER [OPTION ...], as gpu_check/__main__.py takes them
         echo "gpu_check.sh needs a GPU: torch.cuda.is_available() is not true in $python" >&2
         exit 2
     fi
-    # With the first two set, kernels run on the CPU; with the third, every process compiles the modules it imports.
-    unset TRITON_INTERPRET GNUNET_EMULATE_CUDA PYTHONDONTWRITEBYTECODE
+    # With the first set, Triton's kernels run on the CPU; with the second, every process compiles the modules it imports.
+    unset TRITON_INTERPRET PYTHONDONTWRITEBYTECODE
     # Else torch.cuda.is_available() initializes CUDA, which then cannot be used in forked processes.
     export PYTORCH_NVML_BASED_CUDA_CHECK=1
     export PYTHONPATH="$PWD:$PWD/scripts/benchmarks${PYTHONPATH:+:$PYTHONPATH}"

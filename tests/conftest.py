@@ -26,10 +26,9 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from torch.distributed import TCPStore
 
-# Without a GPU, kernels run on the CPU; these variables are read when the kernels are imported.
+# Without a GPU, Triton's kernels run on the CPU; the variable is read when they are imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    os.environ.setdefault("GNUNET_EMULATE_CUDA", "1")
 
 from gnunet.config import Config, parse_args  # noqa: E402
 from gnunet.errors import run_cli  # noqa: E402

@@ -10,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import cuda_emulation
 from gnunet.ops import group_norm_silu
+
+if not torch.cuda.is_available():
+    cuda_emulation.install()
 
 
 def _lay_out(x: Tensor, layout: str) -> Tensor:

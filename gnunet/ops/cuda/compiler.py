@@ -1,4 +1,4 @@
-"""Compiles the kernels: for a GPU by NVRTC, which comes with PyTorch, and for tests on a CPU by g++.
+"""Compiles the kernels by NVRTC, which comes with PyTorch.
 
 The results are cached on disk by source, options and compiler, in GNUNET_KERNEL_CACHE or, if that is not set, in the
 user's cache folder.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import site
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +20,6 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("group_norm_silu.cu")
-SHIM = Path(__file__).with_name("host_shim.h")
 _VERSIONS = ("13", "12")
 """Versions of NVRTC that know Hopper's instructions. That of torch's CUDA comes first: the driver can load its code."""
 
@@ -126,25 +123,6 @@ def _compile(nvrtc: ctypes.CDLL, source: str, flags: list[str]) -> bytes:
     if status:
         raise RuntimeError(f"NVRTC cannot compile {SOURCE.name} ({' '.join(flags)}):\n{text.value.decode()}")
     return text.raw
-
-
-def host_library(options: Sequence[str], sanitizer: str | None = None) -> Path:
-    """The source as a library for this CPU, whose `run` launches a kernel. Needs g++.
-
-    Args:
-        sanitizer: of -fsanitize, as in "address".
-    """
-    flags = ["-O1", "-g", "-std=c++17", "-shared", "-fPIC", "-DHOST_SHIM", *(f"-D{option}" for option in options)]
-    flags += [f"-fsanitize={sanitizer}"] if sanitizer else []
-    path = _cache_path([*flags, SOURCE.read_text(), SHIM.read_text()], ".so")
-    path = path or Path(tempfile.mkdtemp(), "host.so")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        command = ["g++", *flags, "-Wno-unknown-pragmas", "-x", "c++", str(SOURCE), "-o", str(partial)]
-        subprocess.run(command, check=True)
-        partial.replace(path)
-    return path
 
 
 def _cache_path(key: list[str], suffix: str) -> Path | None:

@@ -1,15 +1,9 @@
-"""The backend "cuda": what of group_norm_silu.cu is compiled, allocated for and launched.
-
-For tests, GNUNET_EMULATE_CUDA=1 runs the kernels on a CPU by host_shim.h; with "address" also under AddressSanitizer,
-which the process must have preloaded.
-"""
+"""The backend "cuda": which kernels of group_norm_silu.cu are compiled and launched, and what is allocated for them."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import os
-import shutil
 import struct
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -23,15 +17,11 @@ from torch import Tensor
 from gnunet.ops import eager
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.autograd import apply, library_operator
-from gnunet.ops.planned import FORWARD_TENSORS, Plan, PlannedOperator, Planner, Shape
+from gnunet.ops.planned import Plan, PlannedOperator, Planner, Shape
 
 from . import compiler, driver
 from .tiling import PORTABLE_RANKS, Gpu, Tiling, choose_tiling
 
-EMULATION = os.environ.get("GNUNET_EMULATE_CUDA", "")
-"""Empty on a GPU."""
-_HAS_COMPILER = bool(shutil.which("g++"))
-EMULATED = Gpu(48 * 1024, 16)
 _TYPES = {None: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.float64: 4}
 """As group_norm_silu.cu numbers them."""
 _CONSTANTS = (
@@ -39,7 +29,7 @@ _CONSTANTS = (
     "CHANNELS", "NUM_GROUPS", "WIDTH", "VECTOR", "LANES", "ROWS", "FOLD", "THREADS", "RANKS", "RESIDENT", "THREAD_SUMS",
     "FITS", "NEED_X", "NEED_SUMS", "NEED_D",
 )  # fmt: skip
-"""What is defined when the source is compiled; the emulation, compiled once, receives it in each launch."""
+"""The names that are defined when the source is compiled."""
 _FORWARD_POINTERS = ("x", "", "weight", "bias", "add", "scale", "shift", "y", "stats", *[""] * 6)
 _BACKWARD_POINTERS = (
     "x", "dy", "weight", "bias", "add", "scale", "shift", "dx", "stats", "dweight", "dbias", "dadd", "dscale", "dshift",
@@ -80,17 +70,13 @@ class Launch(NamedTuple):
     values: tuple[Any, ...]
 
     @property
-    def kernel(self) -> str:
-        return f"group_norm_silu_{self.name}"
-
-    @property
     def options(self) -> list[str]:
         defined = [f"{name}={value}" for name, value in zip(_CONSTANTS, self.constants, strict=True)]
         return [*defined, self.name.upper()]
 
 
 def gpu_of(device: torch.device) -> Gpu:
-    return EMULATED if EMULATION else _gpu(device.index)
+    return _gpu(device.index)
 
 
 @cache
@@ -208,7 +194,8 @@ class _Executable:
             with torch.cuda.device(self.device):
                 self(tensors)
             return
-        launchers = self.launchers or self._prepare()
+        if not self.launchers:
+            self.launchers = [self._launcher(launch) for launch in self.launches]
         pointers = [0 if t is None else t.data_ptr() for t in tensors]
         copies = []
         for i in self.read:
@@ -219,16 +206,12 @@ class _Executable:
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         with self.lock:
             self.pack(self.structure, 0, *self.pick(pointers), *self.values)
-            for launcher in launchers:
+            for launcher in self.launchers:
                 launcher(stream)
 
-    def _prepare(self) -> list[driver.Launcher]:
-        self.launchers = [self._launcher(launch) for launch in self.launches]
-        return self.launchers
-
     def _launcher(self, launch: Launch) -> driver.Launcher:
-        name, blocks, threads, ranks, shared_bytes = launch.kernel, *launch[2:6]
-        function = _function(self.device, tuple(launch.options), name, shared_bytes, ranks)
+        name, _, blocks, threads, ranks, shared_bytes, _, _ = launch
+        function = _function(self.device, tuple(launch.options), f"group_norm_silu_{name}", shared_bytes, ranks)
         return driver.Launcher(self.device, function, self.structure, blocks, threads, ranks, shared_bytes)
 
 
@@ -237,39 +220,7 @@ def _function(device: int, options: tuple[str, ...], kernel: str, shared_bytes: 
     return driver.load(device, compiler.cubin(options, _arch(device)), kernel, shared_bytes, ranks)
 
 
-@cache
-def _emulator() -> Any:
-    options = [f"{name}=(p.constants[{i}])" for i, name in enumerate(_CONSTANTS)]
-    return ctypes.CDLL(str(compiler.host_library(options, None if EMULATION == "1" else EMULATION))).run
-
-
-class _Emulation:
-    """Runs the kernels of a plan on a CPU, after filling what they must write with NaN."""
-
-    def __init__(self, launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> None:
-        self.launches, self.names = launches, names
-
-    def __call__(self, tensors: tuple[Tensor | None, ...]) -> None:
-        first = self.launches[0]
-        given = dict(zip(self.names, tensors, strict=True))
-        for name in ("x", "dy"):
-            t = given.get(name)
-            if t is not None and t.data_ptr() % _ALIGNMENT:
-                given[name] = t.clone()
-        read = {*FORWARD_TENSORS[:-1], "dy", "" if first.name == "forward" else "stats"}
-        for name, t in given.items():
-            if t is not None and name not in read:
-                t.detach().fill_(torch.nan)
-        found = (given.get(name) for name in _POINTERS[first.name])
-        pointers = [0 if t is None else t.data_ptr() for t in found]
-        for launch in self.launches:
-            constants = (ctypes.c_int * len(_CONSTANTS))(*launch.constants)
-            parameters = struct.pack(_FORMAT + "Q", *pointers, *launch.values, ctypes.addressof(constants))
-            which, shared_bytes = list(_POINTERS).index(launch.name), ctypes.c_size_t(launch.shared_bytes)
-            _emulator()(which, launch.blocks, launch.threads, launch.ranks, shared_bytes, parameters)
-
-
-PLANNER = Planner(plan_forward, plan_backward, _Emulation if EMULATION else _Executable)
+PLANNER = Planner(plan_forward, plan_backward, _Executable)
 
 
 class _Operator:
@@ -309,15 +260,13 @@ def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:
 
 def unsupported_reason(x: Tensor) -> str | None:
     """Why the kernels do not support x, or None."""
-    if x.dtype == torch.float64:
-        return "does not compute in float64"
-    if EMULATION:
-        if x.device.type != "cpu":
-            return "is emulated, on CPUs alone (GNUNET_EMULATE_CUDA is set)"
-        return None if _HAS_COMPILER else "is emulated by what g++ compiles: install it"
-    if not x.is_cuda:
-        return f"needs a tensor on a GPU, got one on {x.device}"
-    return _missing(x.device.index)
+    return "does not compute in float64" if x.dtype == torch.float64 else unsupported_device(x.device)
+
+
+def unsupported_device(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"needs a tensor on a GPU, got one on {device}"
+    return _missing(device.index)
 
 
 @torch.compiler.assume_constant_result  # which a cached function itself cannot have

@@ -4,13 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 PROGRAM = """
+import cuda_emulation
 import torch
 from gnunet.ops import group_norm_silu
 from gnunet.ops.cuda import launch, tiling
+
+cuda_emulation.install("address")
 
 def run(shape, groups, channels_last, dtype, given):
     x = torch.randn(shape).to(dtype)
@@ -21,7 +25,7 @@ def run(shape, groups, channels_last, dtype, given):
     torch.autograd.grad(y.float().sum(), leaves)
 
 tiny = dict(_PART_BYTES=128, _VECTORS=2, _FEW_VECTORS=2, _MIN_THREADS=32, _MIN_THREADS_OF_ROWS=32)
-for sizes, gpu in (({}, launch.EMULATED), (tiny, tiling.Gpu(16384, 8))):
+for sizes, gpu in (({}, cuda_emulation.GPU), (tiny, tiling.Gpu(16384, 8))):
     vars(tiling).update(sizes)
     launch.gpu_of = lambda device: gpu
     for channels_last in (True, False):
@@ -41,6 +45,7 @@ def test_no_access_out_of_bounds():
     library = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not os.path.isabs(library):
         pytest.skip("needs g++'s AddressSanitizer")
-    environment = {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "GNUNET_EMULATE_CUDA": "address"}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0 and "no access out of bounds" in done.stdout, done.stderr[-4000:]

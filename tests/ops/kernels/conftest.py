@@ -1,6 +1,6 @@
 """These tests run on a CPU where there is no GPU, and are GPU tests where there is one.
 
-There Triton's interpreter runs the Triton kernels, and gnunet/ops/cuda/host_shim.h those in CUDA C++.
+On a CPU Triton's interpreter runs the Triton kernels, and tests/ops/cuda/cuda_emulation.py those in CUDA C++.
 """
 
 import os
