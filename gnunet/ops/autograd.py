@@ -97,18 +97,15 @@ class _Backward(torch.autograd.Function):
 def library_operator(name: str, operator: Operator, *, traceable: bool) -> Callable[[NormArgs], Tensor]:
     """Make gnunet::NAME and gnunet::NAME_backward and return the differentiable function of the former.
 
-    Args:
-        traceable: whether the compiler can trace the backend, which then consists of torch operations and of kernels
-            launched by torch.library.wrap_triton; otherwise the operators are opaque to it.
+    traceable: the backend consists of torch operations and of kernels launched by torch.library.wrap_triton, which the
+    compiler traces; otherwise the operators are opaque to it.
     """
 
     def forward_op(*inputs: Any) -> tuple[Tensor, Tensor]:
-        *args, _ = inputs
-        return operator.forward(NormArgs._make(args))
+        return operator.forward(NormArgs._make(inputs[:-1]))
 
     def backward_op(dy: Tensor, stats: Tensor, needs: Sequence[bool], *inputs: Any) -> list[Tensor]:
-        *args, _ = inputs
-        return operator.backward(dy, stats, NormArgs._make(args), needs)
+        return operator.backward(dy, stats, NormArgs._make(inputs[:-1]), needs)
 
     register: Any = torch.library.triton_op if traceable else torch.library.custom_op
     _sign(forward_op, {}, tuple[Tensor, Tensor])
@@ -161,10 +158,8 @@ def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 def _backward_fake(dy: Tensor, stats: Tensor, needs: Sequence[bool], *inputs: Any) -> list[Tensor]:
     args = NormArgs._make(inputs[:-1])
-    tensors = zip(args.tensors, needs, strict=True)
-    return [
-        torch.empty_like(t) if t is args.x else t.new_empty(t.shape) for t, need in tensors if need and t is not None
-    ]
+    needed = [t for t, need in zip(args.tensors, needs, strict=True) if need and t is not None]
+    return [torch.empty_like(t) if t is args.x else t.new_empty(t.shape) for t in needed]
 
 
 def _save_for_backward(ctx: Any, args: NormArgs, stats: Tensor) -> None:
@@ -189,7 +184,7 @@ def _to_inputs(grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
 
 
 def _by_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """The gradients of the saved tensors by the reference formula, which transforms of torch.func can transform."""
+    """The gradients of the saved tensors by the formula, which torch.func can transform."""
     _, *tensors = ctx.saved_tensors
     needs = ctx.needs_input_grad[2:]
     with torch.enable_grad():
@@ -203,10 +198,7 @@ def _save_for_double_backward(ctx: Any, dy: Tensor, args: NormArgs, needs: Seque
 
 
 def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The gradients of dy and of NormArgs.tensors, from the gradients of the reference formula.
-
-    The statistics get none: the formula computes them from x.
-    """
+    """The gradients of dy and of NormArgs.tensors by the formula, which computes the statistics from x."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         dy, *tensors = map(_as_grad_leaf, ctx.saved_tensors)

@@ -22,7 +22,7 @@ from .autograd import apply, library_operator
 from .layout import Layout, dense, with_strides_of
 
 _MAX_NATIVE_POSITIONS = 4096
-"""PyTorch's channels_last kernel adds up position after position, which at 4096 costs two digits of rstd."""
+"""PyTorch's channels_last kernel adds positions one by one: with more, rstd would lose over two digits."""
 
 
 def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
@@ -125,19 +125,10 @@ def _normalize(
 
 
 def _gradients(
-    layout: Layout,
-    dw: Tensor,
-    u: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-    center: bool,
-    need_du: bool,
-    out: Tensor,
+    layout: Layout, dw: Tensor, u: Tensor, rstd: Tensor, weight: Tensor | None, center: bool, need_du: bool, out: Tensor
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """du if needed, written to `out` if that has u's dtype, and the sums over the positions of dw and of dw * x_hat.
-
-    u is x + add less its means. All but dw, u and du are tables.
-    """
+    """du if needed, in `out` if that has u's dtype, and the sums over the positions of dw and of dw * x_hat, as tables.
+    u is x + add less its means."""
     du = torch.mul(dw, u, out=out if out.dtype == u.dtype else None)
     sum_dw, sum_dw_x_hat = layout.sums(dw), layout.sums(du).mul_(rstd)
     if not need_du:
@@ -152,7 +143,7 @@ def _gradients(
 
 
 def _can_use_native(layout: Layout, args: NormArgs, backward: bool = False) -> bool:
-    """Whether PyTorch's CPU kernels for group norm do the work. They know no weight or bias of a sample's own."""
+    """Whether PyTorch's CPU kernels for group norm are used. They have the same weight and bias for all samples."""
     if args.x.device.type != "cpu" or not args.center or layout.positions == 1:
         return False
     if not layout.is_rows:

@@ -28,8 +28,8 @@ class Backend(NamedTuple):
     """The function for torch.compile and other tracers."""
 
 
-# A new backend is one line here, one in `unsupported_reason` to say what it cannot take, and one in `_auto_backend` to
-# say where "auto" takes it. None stands for a backend whose package is not installed.
+# A new backend is one line here, one in `unsupported_reason` if it does not support every tensor, and one in
+# `_auto_backend` if "auto" may take it. None stands for a backend whose package is not installed.
 BACKENDS: dict[str, Backend | None] = {
     "eager": Backend(lambda args: eager.group_norm_silu, fusible.group_norm_silu),
     "reference": Backend(lambda args: reference.group_norm_silu, fusible.group_norm_silu),
@@ -37,13 +37,14 @@ BACKENDS: dict[str, Backend | None] = {
     "cuda": Backend(cuda_launch.prepare, cuda_launch.compiled_group_norm_silu),
 }
 try:
-    from .triton_kernels import launch
+    from .triton_kernels import launch as triton_launch
 except ImportError:  # torch for a CPU comes without triton
     pass
 else:
-    BACKENDS["triton"] = Backend(launch.prepare, launch.compiled_group_norm_silu)
+    BACKENDS["triton"] = Backend(triton_launch.prepare, triton_launch.compiled_group_norm_silu)
 ACTIVATIONS = ("silu", None)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
 _TENSORS = (Tensor, nn.Parameter)
 _MAX_SPATIAL_DIMS = 3
 _announced: set[tuple[str, str, str]] = set()
@@ -121,11 +122,8 @@ def group_norm_silu(
 
 
 def select_backend(args: NormArgs, backend: str) -> Backend:
-    """The backend of that name, or the one that "auto" takes for these arguments.
-
-    Raises:
-        ValueError: it does not exist or does not support x; the message says why.
-    """
+    """The backend of that name, or the one that "auto" takes for these arguments; a ValueError if it does not support
+    x."""
     if backend not in backend_names():
         raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
     name = _auto_backend(args) if backend == "auto" else backend
@@ -142,9 +140,9 @@ def backend_names() -> list[str]:
 
 
 def _auto_backend(args: NormArgs) -> str:
-    """On a GPU "cuda" where it is worthwhile, else "triton". That depends on a sample's shape alone, not on the batch
-    or a measurement, so that neither do a sample's bits. When compiling always "triton": the compiler launches its
-    kernels itself, which takes less host time."""
+    """On a GPU "cuda" where it is worthwhile, else "triton"; when compiling always "triton"."""
+    # This depends on a sample's shape, not on the batch or a measurement, so that neither do a sample's bits. The
+    # compiler launches Triton's kernels itself, which takes less host time.
     x = args.x
     is_compiling = torch.compiler.is_compiling()
     if not x.is_cuda or (not is_compiling and x.numel() == 0):
@@ -167,26 +165,15 @@ def _announced_backend(x: Tensor, name: str, why: str) -> str:
 
 def unsupported_reason(name: str, x: Tensor) -> str | None:
     """Why a backend does not support x, or None."""
+    if BACKENDS[name] is None:
+        return "needs the package triton (pip install triton)"
     if name == "cuda":
         return cuda_launch.unsupported_reason(x)
-    if name != "triton":
-        return None
-    if BACKENDS["triton"] is None:
-        return "needs the package triton (pip install triton)"
-    if not x.is_cuda and not launch.IS_INTERPRETED:
-        return f"needs a tensor on a GPU, got one on {x.device} (or TRITON_INTERPRET=1, which is slow)"
-    if launch.INTERPRETER_FAILS:
-        return "is interpreted by a Triton that cannot do so with this NumPy: install triton >= 3.7, or numpy < 2.4"
-    if not launch.HAS_COMPILER:
-        return "needs a C compiler, with which Triton makes its launchers: install gcc or clang, or set CC"
-    if x.dtype == torch.float64:
-        return "does not compute in float64"
-    return None
+    return triton_launch.unsupported_reason(x) if name == "triton" else None
 
 
 def _is_transformed() -> bool:
-    """Whether a transform is active that only torch's own operations support: torch.func, forward mode AD,
-    torch.jit.trace."""
+    """Whether torch.func, forward mode AD or torch.jit.trace is active, which support only torch's own operations."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     return not torch.compiler.is_compiling() and torch._C._is_tracing()
@@ -213,7 +200,7 @@ def _check(args: NormArgs, activation: str | None) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {list(ACTIVATIONS)}; got {activation!r}")
     if x.dtype not in _DTYPES:
-        raise TypeError(f"x must be one of {_names(_DTYPES)}; got {x.dtype}")
+        raise TypeError(f"x must be one of {_DTYPE_NAMES}; got {x.dtype}")
     for name, tensor, shape in (
         ("weight", weight, (c,)),
         ("bias", bias, (c,)),
@@ -227,10 +214,6 @@ def _check(args: NormArgs, activation: str | None) -> None:
             given = f"{tuple(tensor.shape)} with x of {tuple(x.shape)}"
             raise ValueError(f"{name} must have shape {shape}; got {given}")
         if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be one of {_names(_DTYPES)}; got {tensor.dtype}")
+            raise TypeError(f"{name} must be one of {_DTYPE_NAMES}; got {tensor.dtype}")
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on x's device {x.device}; got {tensor.device}")
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

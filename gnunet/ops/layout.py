@@ -23,10 +23,8 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def dense(args: NormArgs) -> NormArgs:
-    """The arguments with x contiguous or channels_last, and the channels of the others adjacent in memory.
-
-    Rows of tables need not be: scale and shift are often the halves of one projection.
-    """
+    """The arguments with x contiguous or channels_last, and the channels of the others adjacent in memory; rows of
+    tables need not be, because scale and shift are often the halves of one projection."""
     x, *others = args.tensors
     x = x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
     weight, bias, add, scale, shift = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in others)
@@ -41,8 +39,8 @@ def with_strides_of(t: Tensor, like: Tensor) -> Tensor:
 class Layout:
     """A dense x as rows (N, S / k, k * C) where it is channels_last, else as columns (N, C, S); S positions.
 
-    k positions are folded into a row, because kernels that broadcast a table over short rows are slow. A table,
-    (N, G, C / G), has a number for each channel; (N, G, 1) has one for each group, (1, G, C / G) one for all samples.
+    k positions are folded into a row, because broadcasting a table over short rows is slow. A table is (N, G, C / G):
+    a number for each channel; (N, G, 1) has one for each group, (1, G, C / G) has the same for all samples.
     """
 
     def __init__(self, x: Tensor, num_groups: int) -> None:

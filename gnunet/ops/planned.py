@@ -13,9 +13,8 @@ from .arguments import TENSORS, NormArgs
 from .layout import dense, is_channels_last, with_strides_of
 
 FORWARD_TENSORS = (*TENSORS, "y")
-"""What the forward kernels are given, in this order, before a plan's own buffers."""
 BACKWARD_TENSORS = (*TENSORS, "dy", "stats", *(f"d{name}" for name in TENSORS))
-"""The same of the backward kernels."""
+"""The tensors that an Execute takes, in this order, followed by the plan's buffers."""
 Execute = Callable[[tuple[Tensor | None, ...]], None]
 """Launches the kernels of a plan on these tensors."""
 
@@ -39,10 +38,9 @@ class Planner(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """The properties of x that its tiling depends on. channels_last: in memory (N, S, C), else (N, C, S); S positions.
+    """The properties of x that its tiling depends on. x is (N, S, C) in memory where channels_last, else (N, C, S).
 
-    The batch size is not one of them, so that a sample is reduced in the same order, with bit-identical results, in any
-    batch.
+    The batch size is not one of them, so that a sample's results are bit-identical in any batch.
     """
 
     positions: int
@@ -73,8 +71,9 @@ class PlannedOperator:
 
     def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
         inner = dense(args) if self.copies else args
-        plan = self.plans.get(()) or self._prepare((), inner, self.planner.plan_forward(inner), FORWARD_TENSORS)
-        buffers, execute = plan
+        buffers, execute = self.plans.get(()) or self._prepare(
+            (), inner, self.planner.plan_forward(inner), FORWARD_TENSORS
+        )
         y, stats = torch.empty_like(inner.x), torch.empty_like(buffers[0])  # type: ignore[arg-type]
         execute((*inner.tensors, y, stats))
         return (with_strides_of(y, torch.empty_like(args.x)) if self.copies else y), stats
@@ -82,9 +81,9 @@ class PlannedOperator:
     def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
         inner = dense(args) if self.copies else args
         key = tuple(needs)
-        plan = self.plans.get(key)
-        plan = plan or self._prepare(key, inner, self.planner.plan_backward(inner, needs), BACKWARD_TENSORS)
-        buffers, execute = plan
+        buffers, execute = self.plans.get(key) or self._prepare(
+            key, inner, self.planner.plan_backward(inner, needs), BACKWARD_TENSORS
+        )
         tensors = inner.tensors
         # The arguments are dense, so that empty_like has the strides with which the kernels write.
         grads = [torch.empty_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]

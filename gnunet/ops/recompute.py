@@ -1,9 +1,8 @@
 """Layers whose input is recomputed in the backward pass instead of being kept.
 
-A convolution keeps its input, for the gradient of its weight. Where that input is cheap to compute from tensors that
-are kept anyway (what a normalization takes, a feature map before it is upsampled, the parts of a concatenation),
-keeping those alone saves the larger part of what a U-Net holds for backward. torch.utils.checkpoint would also run
-layers again, or keep their outputs (assets/LOG.md); here nothing but the input is computed twice.
+A convolution keeps its input for the gradient of its weight. Often that is cheap to compute from tensors that are kept
+anyway, such as the input of a normalization. torch.utils.checkpoint would also run layers again, or keep their outputs
+(assets/LOG.md); here nothing but the input is computed twice.
 """
 
 from __future__ import annotations
@@ -40,22 +39,17 @@ def checkpoint_inputs(
 
         (y,) = checkpoint_inputs(lambda norm, x, t: (norm(x, add=t),), (x, t), (conv,), norm=norm)
 
-    is conv(norm(x, add=t)). Outputs and gradients are bit-identical to those of the plain calls, which are made without
-    gradients, with a layer that is not exactly one of torch's convolutions or nn.Linear, with a norm that is not a
-    GroupNormSiLU, and with hooks on one of them.
+    is conv(norm(x, add=t)). Outputs and gradients are bit-identical to those of the plain calls, which it makes where
+    no gradients are needed, a layer is not exactly one of torch's convolutions or nn.Linear, the norm is not a
+    GroupNormSiLU, or one of them has hooks. It works under autocast, with DDP and FSDP2, inside torch.utils.checkpoint
+    and in torch.compile, and has derivatives of any order.
 
     Args:
-        input_fn: from the norm and the saved tensors to one batched input for each layer. A function of nothing else,
-            without randomness or side effects, and cheap: it runs again in the backward pass.
-        saved: tensors, which are kept, or None.
-        layers: convolutions or linear layers.
-        norm: what `input_fn` gets as its first argument, or None.
+        input_fn: from the norm and the saved tensors to one batched input for each layer. A cheap function of nothing
+            else, without randomness or side effects: it runs again in the backward pass.
         dropout: probability in [0, 1) that an element of an input is set to zero. Its mask is kept, one byte
             an element.
         enabled: False makes the plain calls.
-
-    Works under autocast, with DDP and FSDP2, inside torch.utils.checkpoint and in torch.compile, and has derivatives
-    of any order.
     """
     if enabled and torch.is_grad_enabled() and _can_recompute(norm):
         if torch.compiler.is_compiling():
@@ -110,7 +104,7 @@ class _Call:
         return values[:start], [values[i : i + 2] for i in range(start, end, 2)], values[end:]
 
     def inputs(self, given: Sequence[Tensor | None]) -> Sequence[Tensor]:
-        """The layers' inputs from the saved tensors and the norm's parameters."""
+        """The layers' inputs, from the saved tensors and the norm's parameters."""
         if self.norm is None:
             return self.input_fn(None, *given)
         *saved, weight, bias = given
@@ -223,10 +217,8 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 def _autocast(device_type: str, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Autocast as it was when `_autocast_dtype` gave this dtype, but without its cache of parameters' copies.
-
-    The cache would keep them while autocast is on, also for calls that need them with a gradient.
-    """
+    """Autocast as it was when `_autocast_dtype` returned this dtype, but without its cache of parameters' copies."""
+    # The cache would keep copies made here, without a gradient, for calls that need one.
     if dtype is None and _autocast_dtype(device_type) is None:
         return nullcontext()
     return torch.autocast(device_type, dtype, enabled=dtype is not None, cache_enabled=False)

@@ -30,9 +30,10 @@ def _lay_out(x: Tensor, layout: str) -> Tensor:
 
 @dataclass
 class Case:
-    """Arguments of one call; tensors are leaves that require gradients."""
+    """Arguments of one call, whose tensors are leaves that require gradients, and the gradient of y."""
 
     x: Tensor
+    dy: Tensor
     num_groups: int
     eps: float = 1e-5
     activation: str | None = "silu"
@@ -43,16 +44,22 @@ class Case:
         options = {"eps": self.eps, "activation": self.activation, "center": self.center, "backend": backend}
         return group_norm_silu(self.x, self.num_groups, **options, **self.tensors)
 
-    def run_with_gradients(self, dy: Tensor, backend: str = "auto") -> dict[str, Tensor]:
-        y = self.run(backend)
+    def run_with_gradients(self, backend: str = "auto", compiled: bool = False) -> dict[str, Tensor]:
+        """y and the gradients, as dx, dweight, ..."""
+        run = torch.compile(self.run, fullgraph=True, backend="aot_eager") if compiled else self.run
+        y = run(backend)
         inputs = {"x": self.x, **self.tensors}
-        grads = torch.autograd.grad(y, list(inputs.values()), dy.to(y.dtype))
+        grads = torch.autograd.grad(y, list(inputs.values()), self.dy)
         return {"y": y.detach(), **{f"d{name}": grad for name, grad in zip(inputs, grads, strict=True)}}
 
-    def assert_right(self, results: dict[str, Tensor], dy: Tensor, tolerances: dict[torch.dtype, float]) -> None:
-        """Compare what `run_with_gradients` gave with the formula in float64. Rounded is what comes in, what goes out,
-        or both."""
-        exact = self.double().run_with_gradients(dy, "reference")
+    def exact(self) -> dict[str, Tensor]:
+        """What `run_with_gradients` returns, by the formula in float64."""
+        return self.double().run_with_gradients("reference")
+
+    def assert_right(self, results: dict[str, Tensor], tolerances: dict[torch.dtype, float]) -> None:
+        """Compare results of `run_with_gradients` with the exact ones. The tolerance is that of x's dtype or the
+        result's, the larger one, because either is rounded."""
+        exact = self.exact()
         for name, value in results.items():
             tolerance = max(tolerances[self.x.dtype], tolerances[value.dtype])
             assert _relative_error(value, exact[name], self.floor(name)) < tolerance, name
@@ -67,7 +74,18 @@ class Case:
     def double(self) -> Case:
         tensors = {name: t.detach().double().requires_grad_() for name, t in self.tensors.items()}
         x = self.x.detach().double().requires_grad_()
-        return Case(x, self.num_groups, self.eps, self.activation, self.center, tensors)
+        return Case(x, self.dy.double(), self.num_groups, self.eps, self.activation, self.center, tensors)
+
+    def opcheck(self, operator: str) -> None:
+        """Check gnunet::OPERATOR and gnunet::OPERATOR_backward."""
+        weight, bias, *tables = map(self.tensors.get, ("weight", "bias", "add", "scale", "shift"))
+        inputs = (self.x, self.num_groups, weight, bias, self.eps, *tables, self.activation == "silu", self.center, "")
+        torch.library.opcheck(getattr(torch.ops.gnunet, operator), inputs)
+        detached = [t.detach() if isinstance(t, Tensor) else t for t in inputs]
+        _, stats = getattr(torch.ops.gnunet, operator)(*detached)
+        needs = [t is not None for t in (self.x, weight, bias, *tables)]
+        backward = getattr(torch.ops.gnunet, f"{operator}_backward")
+        torch.library.opcheck(backward, (self.dy, stats, needs, *detached))
 
 
 def _make_case(
@@ -87,12 +105,13 @@ def _make_case(
     """Random values; `given` names the optional tensors that are not None."""
     generator = torch.Generator().manual_seed(seed)
     x = _lay_out((torch.randn(shape, generator=generator) + mean).to(device, dtype), layout).requires_grad_()
+    dy = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1)).to(device, dtype)
     tensors = {}
     for name in given:
         size = shape[1:2] if name in ("weight", "bias") else shape[:2]
         values = torch.randn(size, generator=generator).to(device, parameter_dtype or dtype)
         tensors[name] = values.requires_grad_()
-    return Case(x, num_groups, activation=activation, center=center, tensors=tensors)
+    return Case(x, dy, num_groups, activation=activation, center=center, tensors=tensors)
 
 
 def _norm_of_torch(

@@ -71,14 +71,14 @@ def test_triton_says_what_it_lacks(monkeypatch):
     module = sys.modules[group_norm_silu.__module__]
     monkeypatch.setattr(module, "_prepared", {})
     if module.BACKENDS["triton"] is not None:
-        monkeypatch.setattr(module.launch, "IS_INTERPRETED", False)
+        monkeypatch.setattr(module.triton_launch, "IS_INTERPRETED", False)
         with pytest.raises(ValueError, match="'triton' needs a tensor on a GPU, got one on cpu"):
             group_norm_silu(X, 2, backend="triton")
-        monkeypatch.setattr(module.launch, "IS_INTERPRETED", True)
-        monkeypatch.setattr(module.launch, "HAS_COMPILER", False)
+        monkeypatch.setattr(module.triton_launch, "IS_INTERPRETED", True)
+        monkeypatch.setattr(module.triton_launch, "HAS_COMPILER", False)
         with pytest.raises(ValueError, match="'triton' needs a C compiler"):
             group_norm_silu(X, 2, backend="triton")
-        monkeypatch.setattr(module.launch, "INTERPRETER_FAILS", True)
+        monkeypatch.setattr(module.triton_launch, "INTERPRETER_FAILS", True)
         with pytest.raises(ValueError, match="install triton >= 3.7, or numpy < 2.4"):
             group_norm_silu(X, 2, backend="triton")
     monkeypatch.setitem(module.BACKENDS, "triton", None)

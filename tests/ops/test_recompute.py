@@ -1,4 +1,4 @@
-"""Layers whose input is made again in backward: bits, what is kept, and PyTorch's systems around them."""
+"""Layers whose input is recomputed in the backward pass: bits, what is kept, and PyTorch's systems around them."""
 
 import copy
 from dataclasses import dataclass, field
@@ -131,13 +131,6 @@ def is_recomputed(output):
     return type(output.grad_fn).__name__ == "_RecomputeInputFunctionBackward"
 
 
-def run_and_measure(function, exclude=()):
-    """The function's result, and the bytes it saves for the backward pass besides `exclude`."""
-    results = []
-    size = activation_bytes(lambda: results.append(function()), exclude)
-    return results[0], size
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16])
 def test_bits_are_those_of_the_plain_calls(call, amp, layout):
@@ -156,11 +149,12 @@ def test_keeps_what_is_saved_and_nothing_else(call):
 def test_autocast_copies_of_weights_are_not_kept_or_handed_on(call):
     call = call.prepare()
     with torch.autocast("cpu", torch.bfloat16):
-        (first, *_), size = run_and_measure(call.run, call.leaves())
+        outputs = []
+        size = activation_bytes(lambda: outputs.extend(call.run()), call.leaves())
         again, *_ = call.run(enabled=False)
     assert size == (call.saved[0].numel() if call.dropout else 0)
     weight = call.layers[0].weight
-    for output in (first, again):
+    for output in (outputs[0], again):
         assert torch.autograd.grad(output.sum(), weight)[0].abs().sum() > 0
 
 
@@ -192,8 +186,8 @@ def test_an_output_that_is_not_used():
 def test_without_gradients_it_is_the_plain_calls(call):
     call = call.prepare()
     with torch.no_grad():
-        outputs, size = run_and_measure(call.run)
-    assert size == 0 and not any(y.requires_grad for y in outputs)
+        assert activation_bytes(call.run) == 0
+        assert not any(y.requires_grad for y in call.run())
     for leaf in call.leaves():
         leaf.requires_grad_(False)
     assert not any(y.requires_grad for y in call.run())
@@ -211,47 +205,24 @@ class Shifted(GroupNormSiLU):
         return super().forward(x + 1, **tables)
 
 
-def forward_hook(call):
-    call.layers[0].register_forward_hook(lambda module, args, output: 2 * output)
+def double_output(module, args, output):
+    return 2 * output
 
 
-def forward_hook_of_the_norm(call):
-    call.norm.register_forward_hook(lambda module, args, output: 2 * output)
+CHANGES = {
+    "a hook": lambda call: call.layers[0].register_forward_hook(double_output),
+    "a hook of the norm": lambda call: call.norm.register_forward_hook(double_output),
+    "a replaced forward": lambda call: setattr(call.layers[0], "forward", lambda x: 2 * x),
+    "circular padding": lambda call: setattr(call, "layers", [nn.Conv2d(16, 24, 3, 1, 1, padding_mode="circular")]),
+    "padding by name": lambda call: setattr(call, "layers", [nn.Conv2d(16, 24, 3, padding="same")]),
+    "a subclass": lambda call: setattr(call, "layers", [Doubled(16, 24, 3)]),
+    "a subclass of the norm": lambda call: setattr(call, "norm", Shifted(4, 16)),
+    "another norm": lambda call: vars(call).update(norm=nn.GroupNorm(4, 16), input_fn=lambda norm, x: (norm(x),)),
+}
 
 
-def replaced_forward(call):
-    call.layers[0].forward = lambda x: 2 * F.conv2d(x, call.layers[0].weight)
-
-
-def circular_padding(call):
-    call.layers = [nn.Conv2d(16, 24, 3, padding=1, padding_mode="circular")]
-
-
-def padding_by_name(call):
-    call.layers = [nn.Conv2d(16, 24, 3, padding="same")]
-
-
-def subclass(call):
-    call.layers = [Doubled(16, 24, 3)]
-
-
-def subclass_of_the_norm(call):
-    call.norm = Shifted(4, 16)
-
-
-def another_norm(call):
-    call.norm = nn.GroupNorm(4, 16)
-    call.input_fn = lambda norm, x: (norm(x),)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        forward_hook, forward_hook_of_the_norm, replaced_forward, circular_padding, padding_by_name, subclass,
-        subclass_of_the_norm, another_norm,
-    ],
-)  # fmt: skip
-def test_what_it_does_not_know_is_called_plainly(change):
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_unknown_layers_and_norms_are_called_plainly(change):
     call = CALLS["normed"].prepare()
     change(call)
     assert not is_recomputed(call.run()[0])
@@ -278,7 +249,7 @@ def test_second_derivatives(name):
 
 @pytest.mark.parametrize("name", ["added", "scaled", "dropped", "joined", "tokens", "enlarged"])
 def test_a_gradient_penalty_is_that_of_the_plain_calls(name):
-    """With the gradients of all parameters, through what the sources were computed from."""
+    """With the gradients of all parameters, through what the saved tensors were computed from."""
     call = CALLS[name].prepare(torch.float64)
     leaves = call.saved
 
@@ -315,7 +286,7 @@ def test_parameters_that_stand_in_for_the_modules_own():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-def test_a_source_changed_before_backward_is_refused():
+def test_a_saved_tensor_changed_before_backward_is_an_error():
     call = CALLS["normed"].prepare()
     call.saved = [call.saved[0] * 1]
     (y,) = call.run()
@@ -338,18 +309,11 @@ def test_compiles_without_a_graph_break(call):
     call = call.prepare()
     call.dropout = 0.0  # whose masks the compiler draws in another order
     expected = call.run_with_gradients()
-    plain_size = activation_bytes(
-        lambda: checkpoint_inputs(call.input_fn, call.saved, call.layers, norm=call.norm, enabled=False), call.leaves()
-    )
-
-    compiled = torch.compile(call.run, fullgraph=True, backend="aot_eager")
-    outputs, size = run_and_measure(compiled, call.leaves())
-    torch.manual_seed(2)
-    dys = [torch.randn_like(y) for y in outputs]
-    found = [*outputs, *torch.autograd.grad(outputs, call.leaves(), dys)]
-    for a, b in zip(found, expected, strict=True):  # the compiler has the formula, which rounds otherwise
+    plain_size = activation_bytes(lambda: call.run(enabled=False), call.leaves())
+    call.run = torch.compile(call.run, fullgraph=True, backend="aot_eager")
+    for a, b in zip(call.run_with_gradients(), expected, strict=True):  # compiled, the formula rounds otherwise
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert size < plain_size
+    assert activation_bytes(call.run, call.leaves()) < plain_size
 
 
 @pytest.mark.parametrize("name", ["normed", "dropped", "joined", "tokens"])

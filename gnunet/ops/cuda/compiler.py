@@ -22,22 +22,16 @@ import torch
 SOURCE = Path(__file__).with_name("group_norm_silu.cu")
 _VERSIONS = ("13", "12")
 """Versions of NVRTC that know Hopper's instructions. That of torch's CUDA comes first: the driver can load its code."""
+_MISSING = "needs NVRTC of CUDA 12 or 13, which CUDA builds of torch bring along (else pip install nvidia-cuda-nvrtc)"
 
 
 def cubin(options: Sequence[str], arch: int) -> bytes:
-    """The machine code for a GPU of compute capability arch / 10, with names defined as in ["WIDTH=32"].
-
-    Raises:
-        RuntimeError: NVRTC is missing or fails; the message includes its log.
-    """
+    """The machine code for a GPU of compute capability arch / 10, with names defined as in ["WIDTH=32"]; a RuntimeError
+    with NVRTC's log if that fails."""
     nvrtc = _nvrtc()
     if nvrtc is None:
-        raise RuntimeError(MISSING)
-    flags = [
-        f"--gpu-architecture=sm_{_newest_arch(nvrtc, arch)}",
-        "--std=c++17",
-        *(f"-D{option}" for option in options),
-    ]
+        raise RuntimeError(_MISSING)
+    flags = [_arch_flag(nvrtc, arch), "--std=c++17", *(f"-D{option}" for option in options)]
     version = (ctypes.c_int(), ctypes.c_int())
     nvrtc.nvrtcVersion(*map(ctypes.byref, version))
     source = SOURCE.read_text()
@@ -54,14 +48,11 @@ def cubin(options: Sequence[str], arch: int) -> bytes:
     return code
 
 
-MISSING = "needs NVRTC of CUDA 12 or 13, which CUDA builds of torch bring along (else pip install nvidia-cuda-nvrtc)"
-
-
 def nvrtc_problem(arch: int) -> str | None:
     """Why nothing can be compiled for such a GPU, or None."""
     nvrtc = _nvrtc()
     if nvrtc is None:
-        return MISSING
+        return _MISSING
     try:
         probe(arch)
     except RuntimeError as error:
@@ -74,18 +65,17 @@ def probe(arch: int) -> bytes:
     """A kernel that does nothing, called `nothing`."""
     nvrtc = _nvrtc()
     assert nvrtc is not None
-    return _compile(
-        nvrtc, 'extern "C" __global__ void nothing() {}', [f"--gpu-architecture=sm_{_newest_arch(nvrtc, arch)}"]
-    )
+    return _compile(nvrtc, 'extern "C" __global__ void nothing() {}', [_arch_flag(nvrtc, arch)])
 
 
-def _newest_arch(nvrtc: ctypes.CDLL, arch: int) -> int:
-    """The newest architecture of the GPU's generation, and not newer than it, that NVRTC knows."""
+def _arch_flag(nvrtc: ctypes.CDLL, arch: int) -> str:
+    """For the newest architecture of the GPU's generation, and not newer than it, that NVRTC knows."""
     count = ctypes.c_int()
     nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     known = (ctypes.c_int * count.value)()
     nvrtc.nvrtcGetSupportedArchs(known)
-    return max((other for other in known if other <= arch and other // 10 == arch // 10), default=arch)
+    newest = max((other for other in known if other <= arch and other // 10 == arch // 10), default=arch)
+    return f"--gpu-architecture=sm_{newest}"
 
 
 @cache
@@ -111,18 +101,14 @@ def _compile(nvrtc: ctypes.CDLL, source: str, flags: list[str]) -> bytes:
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name, 0, None, None)
     arguments = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
     status = nvrtc.nvrtcCompileProgram(program, len(flags), arguments)
-    get_size, get = (
-        (nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
-        if status
-        else (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
-    )
-    get_size(program, ctypes.byref(size))
-    text = ctypes.create_string_buffer(size.value)
-    get(program, text)
+    kind = "ProgramLog" if status else "CUBIN"
+    nvrtc[f"nvrtcGet{kind}Size"](program, ctypes.byref(size))
+    result = ctypes.create_string_buffer(size.value)
+    nvrtc[f"nvrtcGet{kind}"](program, result)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     if status:
-        raise RuntimeError(f"NVRTC cannot compile {SOURCE.name} ({' '.join(flags)}):\n{text.value.decode()}")
-    return text.raw
+        raise RuntimeError(f"NVRTC cannot compile {SOURCE.name} ({' '.join(flags)}):\n{result.value.decode()}")
+    return result.raw
 
 
 def _cache_path(key: list[str], suffix: str) -> Path | None:

@@ -101,8 +101,8 @@ class Tiling:
 
 
 def choose_tiling(shape: Shape, gpu: Gpu, tensors: int, channel_sums: int) -> Tiling | None:
-    """The tiling for kernels that read `tensors` tensors and add up `channel_sums` quantities for each channel, in
-    addition to two for each group; None where threads are too few for the channels of a group."""
+    """The tiling for kernels that read `tensors` tensors and add up `channel_sums` quantities for each channel, besides
+    two for each group; None where a group has more channels than a thread block can process."""
     tilings = (_tiling(shape, width, vector, gpu, tensors, channel_sums) for width, vector in _blocks(shape))
     found = [tiling for tiling in tilings if tiling is not None]
     # What holds most, if possible by clusters of a size that every GPU has; of equal ones the first.
@@ -124,13 +124,9 @@ def _blocks(shape: Shape) -> Iterator[tuple[int, int]]:
     def quality(width: int) -> tuple[bool, ...]:
         row, vector = width * shape.itemsize, gcd(shape.channels, width, most)
         is_whole = width == shape.channels
-        is_small = row * shape.positions < _MIN_BLOCK and not is_whole
-        return (
-            is_small,
-            sector_overhead(width, shape) > _MOST_OVERHEAD,
-            vector < most,
-            row < _ROW_BYTES and not is_whole,
-        )
+        is_small, is_short = row * shape.positions < _MIN_BLOCK, row < _ROW_BYTES
+        is_unaligned = _sector_overhead(width, shape) > _MOST_OVERHEAD
+        return is_small and not is_whole, is_unaligned, vector < most, is_short and not is_whole
 
     least = min(_SECTOR, shape.channels * shape.itemsize)
     for width in sorted(widths, key=quality):  # of equal ones the narrowest
@@ -138,7 +134,7 @@ def _blocks(shape: Shape) -> Iterator[tuple[int, int]]:
             yield width, gcd(shape.channels, width, most)
 
 
-def sector_overhead(width: int, shape: Shape) -> float:
+def _sector_overhead(width: int, shape: Shape) -> float:
     """With channels_last, the bytes of the sectors that rows of blocks of this width touch, relative to their own."""
     row, whole = width * shape.itemsize, shape.channels * shape.itemsize
     touched = sum((start + row - 1) // _SECTOR - start // _SECTOR + 1 for start in range(0, whole, row))
@@ -215,5 +211,5 @@ def _span(channels: int, group: int) -> int:
 
 
 def _power_of_two(number: int) -> int:
-    """The least power of two that is not below a number."""
+    """The least power of two >= number."""
     return 1 << (max(1, number) - 1).bit_length()

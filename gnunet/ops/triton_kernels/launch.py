@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from triton import cdiv, next_power_of_2
 from triton.runtime import JITFunction
 
@@ -36,10 +37,7 @@ from .tiling import SinglePass, SplitReduction, align_s, choose_tiling
 def _interpreter_fails() -> bool:
     import numpy  # which the interpreter needs
 
-    triton_release, numpy_release = (
-        tuple(int(number) for number in package.__version__.split(".")[:2]) for package in (triton, numpy)
-    )
-    return triton_release < (3, 7) and numpy_release >= (2, 4)
+    return TorchVersion(triton.__version__) < "3.7" and TorchVersion(numpy.__version__) >= "2.4"
 
 
 IS_INTERPRETED = not isinstance(forward_kernels.fwd_single_pass, JITFunction)
@@ -206,8 +204,7 @@ def _block_of_rows(rows: int) -> int:
 
 
 class _Operator:
-    """An `autograd.Operator` that plans in each call and launches through Triton's dispatch, for the interpreter and
-    for torch's tracers."""
+    """Plans in each call and launches through Triton's dispatch, for the interpreter and torch's tracers."""
 
     def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
         if args.x.numel() == 0:
@@ -287,8 +284,7 @@ class LaunchCall(NamedTuple):
 
 
 def launch_call(compiled: Any, programs: int, count: int) -> LaunchCall:
-    """The C function that the launcher of a compiled kernel of `count` arguments calls: half of a launch's time is
-    spent in Python.
+    """The C function that the launcher of a compiled kernel of `count` arguments calls, which takes half of its time.
 
     Its other arguments depend on Triton's release, so a call by the launcher is recorded. If the launcher allocates
     memory for each launch, or the call has an unknown form, the launcher itself is called.
@@ -324,3 +320,14 @@ def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:
     if args.x.numel() == 0:
         return eager.group_norm_silu
     return partial(apply, _operator if IS_INTERPRETED else PlannedOperator(args, PLANNER))
+
+
+def unsupported_reason(x: Tensor) -> str | None:
+    """Why the kernels do not support x, or None."""
+    if not x.is_cuda and not IS_INTERPRETED:
+        return f"needs a tensor on a GPU, got one on {x.device} (or TRITON_INTERPRET=1, which is slow)"
+    if INTERPRETER_FAILS:
+        return "is interpreted by a Triton that cannot do so with this NumPy: install triton >= 3.7, or numpy < 2.4"
+    if not HAS_COMPILER:
+        return "needs a C compiler, with which Triton makes its launchers: install gcc or clang, or set CC"
+    return "does not compute in float64" if x.dtype == torch.float64 else None
