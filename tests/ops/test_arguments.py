@@ -1,4 +1,4 @@
-"""What the operator refuses, how it says so, and the module."""
+"""Invalid arguments of the operator and their errors, and the module."""
 
 import logging
 import subprocess
@@ -10,41 +10,41 @@ from torch import nn
 
 from gnunet.ops import GroupNormSiLU, group_norm_silu
 
+module = sys.modules[group_norm_silu.__module__]
 X = torch.zeros(2, 6, 4, 4)
-GIVEN = {"x": X, "num_groups": 2}
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"x": X, "num_groups": 4}, ValueError, r"6 channels; got 4, valid are \[1, 2, 3, 6\]"),
-        ({"x": X, "num_groups": 2.0}, TypeError, r"num_groups must be an integer; got 2\.0"),
-        ({"x": X, "num_groups": torch.tensor(2)}, TypeError, r"num_groups must be an integer; got tensor"),
-        ({"x": X, "num_groups": 2, "eps": torch.tensor(1e-5)}, TypeError, r"eps must be a number; got tensor"),
-        ({"x": X, "num_groups": 0}, ValueError, "got 0"),
-        ({"x": X[0, 0, 0], "num_groups": 1}, ValueError, r"got shape \(4,\)"),
-        ({"x": X[..., None, None, None], "num_groups": 1}, ValueError, "0 to 3 spatial"),
-        ({"x": X.int(), "num_groups": 2}, TypeError, "float32, bfloat16, float16, float64; got torch.int32"),
-        ({**GIVEN, "weight": torch.ones(5)}, ValueError, r"must have shape \(6,\); got \(5,\)"),
-        ({**GIVEN, "add": torch.ones(6)}, ValueError, r"add must have shape \(2, 6\)"),
-        ({**GIVEN, "bias": torch.ones(6).int()}, TypeError, "bias must be one of .* torch.int32"),
-        ({**GIVEN, "bias": torch.ones(6, device="meta")}, ValueError, "bias must be on x's device"),
-        ({**GIVEN, "activation": "gelu"}, ValueError, r"\['silu', None\]; got 'gelu'"),
-        ({**GIVEN, "backend": "fastest"}, ValueError, r"'cuda'\]; got 'fastest'"),
+        ({"num_groups": 4}, ValueError, r"num_groups .* 4, .*\[1, 2, 3, 6\]"),
+        ({"num_groups": 2.0}, TypeError, r"num_groups .* 2\.0"),
+        ({"num_groups": torch.tensor(2)}, TypeError, "num_groups .* tensor"),
+        ({"eps": torch.tensor(1e-5)}, TypeError, "eps .* tensor"),
+        ({"num_groups": 0}, ValueError, "num_groups .* 0"),
+        ({"x": X[0, 0, 0]}, ValueError, r"x .* \(4,\)"),
+        ({"x": X[..., None, None, None]}, ValueError, "x .* 0 to 3 spatial"),
+        ({"x": X.int()}, TypeError, "x .* float32, bfloat16, float16, float64; .*int32"),
+        ({"weight": torch.ones(5)}, ValueError, r"weight .* \(6,\); .*\(5,\)"),
+        ({"add": torch.ones(6)}, ValueError, r"add .* \(2, 6\)"),
+        ({"bias": torch.ones(6).int()}, TypeError, "bias .*int32"),
+        ({"bias": torch.ones(6, device="meta")}, ValueError, "bias .* device"),
+        ({"activation": "gelu"}, ValueError, "activation .* 'gelu'"),
+        ({"backend": "fastest"}, ValueError, "backend .* 'cuda'.* 'fastest'"),
     ],
 )
-def test_refuses(arguments, error, message):
+def test_invalid_arguments_are_errors(arguments, error, message):
     with pytest.raises(error, match=message):
-        group_norm_silu(**arguments)
+        group_norm_silu(**{"x": X, "num_groups": 2, **arguments})
 
 
-def test_auto_says_once_what_it_is(caplog, monkeypatch):
-    monkeypatch.setattr(sys.modules[group_norm_silu.__module__], "_announced", set())
+def test_auto_logs_its_backend_once(caplog, monkeypatch):
+    monkeypatch.setattr(module, "_announced", set())
     with caplog.at_level(logging.INFO, logger="gnunet"):
         group_norm_silu(X, 2)
         group_norm_silu(X, 2)
-    said = [record.message for record in caplog.records]
-    assert said == ["group_norm_silu: backend 'auto' is 'eager' on cpu"]
+    (record,) = caplog.records
+    assert "backend 'auto' is 'eager' on cpu" in record.message
 
 
 def test_module_is_group_norm_with_silu():
@@ -62,25 +62,30 @@ def test_module_is_group_norm_with_silu():
 
 
 @pytest.mark.parametrize("wrong", [{"num_groups": 4}, {"activation": "relu"}, {"backend": "fastest"}])
-def test_module_refuses(wrong):
+def test_invalid_arguments_of_the_module_are_errors(wrong):
     with pytest.raises(ValueError):
         GroupNormSiLU(**{"num_groups": 3, "num_channels": 6, **wrong})
 
 
-def test_triton_says_what_it_lacks(monkeypatch):
-    module = sys.modules[group_norm_silu.__module__]
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({"IS_INTERPRETED": False}, "needs a tensor on a GPU, got one on cpu"),
+        ({"HAS_COMPILER": False}, "needs a C compiler"),
+        ({"INTERPRETER_FAILS": True}, "install triton >= 3.7, or numpy < 2.4"),
+    ],
+)
+def test_triton_that_cannot_run_is_an_error(monkeypatch, state, reason):
+    launch = pytest.importorskip("gnunet.ops.triton_kernels.launch", reason="needs Triton")
     monkeypatch.setattr(module, "_prepared", {})
-    if module.BACKENDS["triton"] is not None:
-        monkeypatch.setattr(module.triton_launch, "IS_INTERPRETED", False)
-        with pytest.raises(ValueError, match="'triton' needs a tensor on a GPU, got one on cpu"):
-            group_norm_silu(X, 2, backend="triton")
-        monkeypatch.setattr(module.triton_launch, "IS_INTERPRETED", True)
-        monkeypatch.setattr(module.triton_launch, "HAS_COMPILER", False)
-        with pytest.raises(ValueError, match="'triton' needs a C compiler"):
-            group_norm_silu(X, 2, backend="triton")
-        monkeypatch.setattr(module.triton_launch, "INTERPRETER_FAILS", True)
-        with pytest.raises(ValueError, match="install triton >= 3.7, or numpy < 2.4"):
-            group_norm_silu(X, 2, backend="triton")
+    for name, value in {"IS_INTERPRETED": True, "INTERPRETER_FAILS": False, **state}.items():
+        monkeypatch.setattr(launch, name, value)
+    with pytest.raises(ValueError, match=f"'triton' .*{reason}"):
+        group_norm_silu(X, 2, backend="triton")
+
+
+def test_triton_that_is_not_installed_is_an_error_and_not_needed(monkeypatch):
+    monkeypatch.setattr(module, "_prepared", {})
     monkeypatch.setitem(module.BACKENDS, "triton", None)
     with pytest.raises(ValueError, match="'triton' needs the package triton"):
         group_norm_silu(X, 2, backend="triton")

@@ -141,7 +141,7 @@ def test_an_error_of_the_driver_is_raised(fake_driver, monkeypatch):
         run_forward(arguments())
 
 
-def test_groups_too_wide_for_a_thread_block_are_refused():
+def test_groups_too_wide_for_a_thread_block_are_an_error():
     from gnunet.ops import group_norm_silu
 
     with pytest.raises(ValueError, match="'cuda' does not take x of .* in 1 groups"):

@@ -1,4 +1,4 @@
-"""These tests run on a CPU where there is no GPU, and are GPU tests where there is one.
+"""These tests run on a GPU where there is one, and are marked as GPU tests there; else on a CPU.
 
 On a CPU Triton's interpreter runs the Triton kernels, and tests/ops/cuda/cuda_emulation.py those in CUDA C++.
 """

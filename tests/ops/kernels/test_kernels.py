@@ -143,8 +143,8 @@ def test_alone_as_in_a_batch_of_three(lay_out, how, channels, groups, spatial, c
             assert all(torch.equal(t[i : i + 1], single) for t, single in zip(batch, alone, strict=True)), i
         companions = x.clone()
         companions[[0, 2]] = torch.nan
-        beside_nan = run(companions, dy, {**shared, **own})
-    assert all(torch.equal(t[1], beside[1]) for t, beside in zip(batch, beside_nan, strict=True))
+        next_to_nan = run(companions, dy, {**shared, **own})
+    assert all(torch.equal(t[1], other[1]) for t, other in zip(batch, next_to_nan, strict=True))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -266,6 +266,6 @@ def test_strides_and_storage_offsets_of_real_models(relative_error, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_float64_is_refused(backend):
+def test_float64_is_an_error(backend):
     with pytest.raises(ValueError, match=f"'{backend}' does not compute in float64"):
         group_norm_silu(torch.randn(2, 4, 3, 3, dtype=torch.float64, device=DEVICE), 2, backend=backend)
