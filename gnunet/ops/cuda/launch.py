@@ -43,13 +43,13 @@ _ALIGNMENT = 16
 """Alignment in bytes of x, y and their gradients; torch.empty gives more."""
 _MIN_CAPABILITY = 8
 """The compute capability of the first GPUs that copy to shared memory asynchronously."""
-_WORTH_READING = 64
+_MIN_ROW_BYTES = 64
 """The least bytes of a row of channels with which clusters are faster than Triton's two passes."""
-_CLUSTERS = 9
+_CLUSTER_CAPABILITY = 9
 """The compute capability of the first GPUs with clusters."""
 _LARGE_CLUSTER, _CLUSTER_THREADS = 16, 512
 """Thread blocks, and threads of each, of a cluster that only some GPUs can hold."""
-CHANNELS_AT_ONCE, _SAMPLES_AT_ONCE = 32, 16
+_CHANNELS_AT_ONCE, _SAMPLES_AT_ONCE = 32, 16
 """Channels and samples of a thread block that adds up the sums of samples; group_norm_silu.cu has the same numbers."""
 _MAX_PLANNED = 4096
 
@@ -83,7 +83,7 @@ def gpu_of(device: torch.device) -> Gpu:
 def _gpu(index: int) -> Gpu:
     properties = torch.cuda.get_device_properties(index)
     shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    if properties.major < _CLUSTERS:
+    if properties.major < _CLUSTER_CAPABILITY:
         return Gpu(shared, 1)
     nothing = driver.load(index, compiler.probe(_arch(index)), "nothing", shared, _LARGE_CLUSTER)
     has_place = driver.max_active_clusters(nothing, _CLUSTER_THREADS, _LARGE_CLUSTER, shared) > 0
@@ -120,7 +120,7 @@ def is_worthwhile(args: NormArgs) -> bool:
         return False
     if not shape.channels_last:
         return found[0].ranks > 1
-    least_row = min(_WORTH_READING, shape.channels * shape.itemsize)
+    least_row = min(_MIN_ROW_BYTES, shape.channels * shape.itemsize)
     return all(t.ranks <= PORTABLE_RANKS and t.width * shape.itemsize >= least_row for t in found)
 
 
@@ -152,8 +152,8 @@ def _affine_launch(launch: Launch) -> Launch:
         n if name in of_sums else channels if name == "NUM_GROUPS" else 1
         for name, n in zip(_CONSTANTS, launch.constants, strict=True)
     )
-    threads = CHANNELS_AT_ONCE * _SAMPLES_AT_ONCE
-    blocks = -(-channels // CHANNELS_AT_ONCE)
+    threads = _CHANNELS_AT_ONCE * _SAMPLES_AT_ONCE
+    blocks = -(-channels // _CHANNELS_AT_ONCE)
     return Launch("affine", constants, blocks, threads, 1, 8 * threads, None, launch.values)
 
 
