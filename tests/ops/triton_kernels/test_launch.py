@@ -4,17 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from triton.backends.nvidia import driver
 
-driver = pytest.importorskip("triton.backends.nvidia.driver", reason="needs Triton")
-from gnunet.ops.arguments import NormArgs  # noqa: E402
-from gnunet.ops.triton_kernels import common  # noqa: E402
-from gnunet.ops.triton_kernels.launch import (  # noqa: E402
-    Launch,
-    _Executable,
-    launch_call,
-    plan_backward,
-    plan_forward,
-)
+from gnunet.ops.arguments import NormArgs
+from gnunet.ops.triton_kernels import common
+from gnunet.ops.triton_kernels.launch import Launch, _Executable, launch_call, plan_backward, plan_forward
 
 
 def launcher(calls: list, **scratch: int) -> object:
