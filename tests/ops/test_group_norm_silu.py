@@ -80,6 +80,7 @@ def test_a_large_mean_costs_no_more_than_it_costs_torch(
 ):
     shape = (4, 64, 32, 32)
     case = make_case(shape, 16, layout=layout, mean=mean, center=center)
+    case.dy = torch.randn(shape)
     ours, exact = case.run_with_gradients(backend), case.exact()
     plain = make_case(shape, 16, mean=mean)
     y = F.silu(norm_of_torch(plain.x, 16, **plain.tensors, center=center))
