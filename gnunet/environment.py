@@ -1,4 +1,4 @@
-"""What results and timings may depend on besides the configuration: commit, device, versions; and memory meters."""
+"""What results and timings may depend on besides the configuration: commit, device, versions; and a memory meter."""
 
 import importlib.metadata
 import os
@@ -62,10 +62,7 @@ def version(package: str) -> str | None:
 
 
 def activation_bytes(forward: Callable[[], Any], exclude: Iterable[Tensor] = ()) -> int:
-    """Bytes that calling `forward` saves for the backward pass.
-
-    Each storage counts once; those of `exclude`, usually the parameters, do not count.
-    """
+    """Bytes that `forward` saves for backward. A storage counts once, those of `exclude` (parameters) do not."""
     excluded = {tensor.untyped_storage()._cdata for tensor in exclude}
     storages: dict[int, torch.UntypedStorage] = {}
 

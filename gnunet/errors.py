@@ -1,7 +1,4 @@
-"""Errors whose text is meant for the user, and how command-line programs report them.
-
-Programs print a GnunetError without a traceback and exit with status 2. Any other exception is a bug.
-"""
+"""Errors whose text is meant for the user, and how command-line programs report them. Any other exception is a bug."""
 
 import difflib
 import os
@@ -34,10 +31,8 @@ class DivergenceError(TrainingError):
 
     def __init__(self, message: str, *, images: int, nonfinite: int) -> None:
         super().__init__(message)
-        self.images = images
-        """Images seen, including those of the last step."""
-        self.nonfinite = nonfinite
-        """Steps skipped since the run began."""
+        self.images = images  # seen, including those of the last step
+        self.nonfinite = nonfinite  # steps skipped since the run began
 
 
 def truncate(value: object, length: int = 100) -> str:
@@ -66,10 +61,7 @@ def did_you_mean(given: object, valid: Sequence[str | int]) -> str:
 
 
 def run_cli(program: Callable[[], int | None]) -> int:
-    """Call the main function of a command-line program and return its exit status.
-
-    That is what `program` returns (0 for None), 2 after a GnunetError, or 130 after Ctrl-C.
-    """
+    """The exit status of a program's main function: its result (0 for None), 2 on GnunetError, or 130 on Ctrl-C."""
     try:
         return program() or 0
     except GnunetError as error:

@@ -28,7 +28,7 @@ class StreamKey(IntEnum):
 
 
 class Stream:
-    """The streams of one (seed, purpose), one stream for each index.
+    """The streams of one (seed, purpose), one stream for each index; ConfigError unless 0 <= seed < 2**64.
 
     The index is the highest word of Philox's 256-bit counter, so each stream has 2**192 blocks to itself, and
     streams never overlap. Moving to an index reuses one generator: several times faster than making a new one.

@@ -27,17 +27,12 @@ _FLOATS = ("F16", "BF16", "F32", "F64")
 class TensorSpec(NamedTuple):
     """A tensor as declared by a safetensors header."""
 
-    dtype: str
-    """In safetensors' spelling, such as F32."""
+    dtype: str  # in safetensors' spelling, such as F32
     shape: tuple[int, ...]
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """Read a UTF-8 text file.
-
-    Raises:
-        CheckpointError: it is missing, not a regular file, not UTF-8, or larger than `max_bytes`.
-    """
+    """Read a UTF-8 file; CheckpointError if it is missing, not a regular file, not UTF-8, or above `max_bytes`."""
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing, or not a regular file")
     try:
@@ -52,7 +47,7 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises CheckpointError if the file cannot be read or is not one."""
+    """Read a JSON object; CheckpointError if the file cannot be read or holds anything else."""
     try:
         values = json.loads(read_text(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
@@ -63,10 +58,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_yaml(text: str, source: str) -> None:
-    """Reject YAML that a safe loader would accept but that is costly to load or print: aliases, depth, huge scalars.
+    """Raise ConfigError, with `source` and the line, for what is costly to load or print: aliases, depth, huge scalars.
 
-    Raises:
-        ConfigError: names `source` and the line. Malformed YAML passes: the loader reports it.
+    Malformed YAML passes: the loader reports it.
     """
     depth = 0
     try:
@@ -86,11 +80,7 @@ def check_yaml(text: str, source: str) -> None:
 
 
 def read_safetensors_header(path: Path) -> dict[str, TensorSpec]:
-    """Read the names, dtypes and shapes in a safetensors file, and none of the tensors.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or its header does not fit its size.
-    """
+    """Read the dtypes and shapes in a safetensors file but no tensor; CheckpointError if it is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing, or not a regular file")
     try:

@@ -71,9 +71,7 @@ def test_no_circle():
 
 def test_reports_import_nothing_that_trains():
     imported, reached = graph(), set()
-    queue = [
-        module for module in imported if module.startswith(("gnunet.ablation.analysis", "gnunet.ablation.figures"))
-    ]
+    queue = [m for m in imported if m.startswith(("gnunet.ablation.analysis", "gnunet.ablation.figures"))]
     while queue:
         module = queue.pop()
         if module not in reached:

@@ -105,8 +105,7 @@ def save_checkpoint(
 ) -> Path:  # fmt: skip
     """Write the checkpoint of `state.images` under `folder` (checkpoints/) and return its path.
 
-    Args:
-        accelerator: if given, every rank calls this and writes a shard; if None, this process writes everything.
+    With `accelerator`, every rank calls this and writes a shard; without, this process writes everything.
 
     Raises:
         OSError, SafetensorError: writing failed, on all ranks; earlier checkpoints are unchanged.
@@ -174,18 +173,14 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
 
 
 def load_weights(path: Path, kind: str, module: nn.Module) -> None:
-    """Load a checkpoint's weights, `model` or `ema`, into `module`, in place; names and shapes must match exactly.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or belongs to another model; nothing has been changed.
-    """
+    """Load a checkpoint's weights, `model` or `ema`, into `module`, in place; raises as `load_checkpoint`."""
     weights, into = open_tensors(path, kind), module.state_dict()
     weights.check(into)
     weights.read(into)
 
 
 def open_tensors(path: Path, kind: str) -> ShardedTensorReader:
-    """A reader of one of TENSOR_FILES in the checkpoint at `path`; CheckpointError if a file is missing or damaged."""
+    """A reader of one of TENSOR_FILES in the checkpoint at `path`."""
     num_shards = count_shards(read_json(path / "manifest.json"))
     return ShardedTensorReader([path / name for name in file_names(kind, num_shards)])
 
@@ -254,9 +249,7 @@ def _is_number(name: str) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint under `folder`, or None if there are no checkpoints at all.
-
-    Damaged ones are named in the log and skipped.
+    """The newest undamaged checkpoint under `folder`; damaged ones are named in the log. None if there are none at all.
 
     Raises:
         CheckpointError: all are damaged; a run never starts again silently.
@@ -271,18 +264,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             return path
     if problems:
-        raise CheckpointError(
-            "all checkpoints are damaged:\n  " + "\n  ".join(problems) + f"\nRemove {folder} to start again."
-        )
+        lines = ["all checkpoints are damaged:", *(f"  {problem}" for problem in problems)]
+        raise CheckpointError("\n".join([*lines, f"Remove {folder} to start again."]))
     return None
 
 
 def rotate_checkpoints(folder: Path, keep: int, newest: int, best: int | None = None) -> None:
-    """Remove all but the `keep` newest checkpoints up to `newest` images, and the one at `best` images.
-
-    Later ones are damaged, or the run would have resumed from them, and do not count among those kept.
-    """
+    """Remove all but the `keep` newest checkpoints up to `newest` images, and the one at `best` images."""
     paths = list_checkpoints(folder)
+    # Later ones are damaged, or the run would have resumed from them.
     candidates = [path for path in paths if int(path.name) <= newest]
     for path in set(paths) - set(candidates[-keep:]):
         if int(path.name) != best:
@@ -292,7 +282,7 @@ def rotate_checkpoints(folder: Path, keep: int, newest: int, best: int | None = 
 def write_best_pointer(folder: Path, best: dict[str, Any]) -> None:
     """Make `folder`/best name the checkpoint of `TrainState.best`, or remove it if there is no such checkpoint.
 
-    Called between writing that checkpoint and removing the previous best one, so that the named one always exists.
+    Call it after writing that checkpoint and before removing the previous best: the named one must always exist.
     """
     pointer = folder / BEST
     if best and (folder / (name := checkpoint_name(best["images"]))).is_dir():

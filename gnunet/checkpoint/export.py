@@ -1,8 +1,7 @@
-"""The newest EMA weights as a diffusers pipeline in RUN/model/.
+"""The newest EMA weights as a diffusers pipeline in RUN/model/, with gnunet.json for what diffusers has no place for.
 
 A U-Net with group norms is saved as diffusers' UNet2DModel, which loads without gnunet. DDPM runs get a complete
-DDPMPipeline. EDM and flow, for which diffusers has no unconditional pipeline, get the U-Net and the scheduler in the
-subfolders of a pipeline. gnunet.json holds what diffusers has no place for.
+DDPMPipeline; EDM and flow, for which diffusers has no unconditional pipeline, its U-Net and scheduler folders.
 """
 
 import json

@@ -16,11 +16,7 @@ class JsonlLogger:
         self.path = path
 
     def truncate_after(self, images: int) -> None:
-        """Drop a partially written last line and all lines after `images`, which a resumed run writes again.
-
-        Raises:
-            CheckpointError: a line is not a JSON object with `images`.
-        """
+        """Drop a partially written last line and all lines after `images`, which a resumed run writes again."""
         if not self.path.exists():
             return
         text = self.path.read_text()

@@ -76,13 +76,12 @@ class RunDir:
 
         Raises:
             ConfigError: names the keys that differ.
-            CheckpointError: it has checkpoints but no config.yaml, or a symbolic link, through which a run prepared by
-                somebody else could write elsewhere.
+            CheckpointError: it has checkpoints but no config.yaml, or a symbolic link.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run_dir: {self.path} is a file; valid: a directory, new or of this run")
         for entry in self.path.iterdir() if self.path.exists() else ():
-            if entry.is_symlink():
+            if entry.is_symlink():  # through which a run that somebody else prepared could write elsewhere
                 raise CheckpointError(f"{entry} is a link; valid: regular files and directories, or a link to the run")
         if not self.config_file.exists():
             if any(self.checkpoints.glob("*")):
@@ -101,13 +100,13 @@ class RunDir:
         """Create the directory, lock it, save the configuration, and remove what a crash left partially written.
 
         Raises:
-            ConfigError: the directory cannot be written, or another process trains in it.
-            GnunetError: `check` fails; another process may have been there since it was called.
+            ConfigError: the directory cannot be written, or another process trains in it; or as `check`.
+            CheckpointError: as `check`.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
-            self.check(config)
+            self.check(config)  # again: another process may have been there since
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             if not self.config_file.exists():

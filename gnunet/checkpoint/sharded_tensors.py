@@ -58,11 +58,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], shard: ShardId) -> 
 
 
 class ShardedTensorReader:
-    """Tensors in one or several files. The constructor reads only the headers.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or its rows do not match those of the files before it.
-    """
+    """Tensors in one or several files; CheckpointError if one is damaged. The constructor reads only the headers."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files

@@ -76,16 +76,13 @@ class TrainedModel:
         self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> np.ndarray:  # fmt: skip
-        """Sample the images with these indices, with the settings in `sampling` and `seed`.
+        """Sample the images with these indices, uint8 (len(indices), H, W, C), by the settings `sampling` and `seed`.
 
         Args:
             indices: which images, in any order.
             accelerator: gives the device, which the network is on, and the precision.
             labels: int64 (len(indices),), each image's class; None draws them with the training set's frequencies.
             check: called before each forward pass of the network; may raise to stop sampling.
-
-        Returns:
-            uint8 (len(indices), H, W, C).
 
         Raises:
             ConfigError: the sampler does not fit the process, or guidance needs labels that there are not.
@@ -134,10 +131,7 @@ def load_trained_model(path: Path, weights: str = "ema") -> TrainedModel:
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The undamaged checkpoint that a run's directory, a checkpoint's or RUN/checkpoints/best refers to.
-
-    Returns:
-        Its path; None if `path` is none of these.
+    """The checkpoint, verified, of a run's directory, of its own path or of RUN/checkpoints/best; None for other paths.
 
     Raises:
         CheckpointError: the run has no checkpoint yet, or it is damaged.
@@ -182,9 +176,6 @@ def sanitize_config(file: Path) -> Config:
 
     Ignored are custom extractors (TorchScript and classes are code), extractor weights that are not safetensors, and
     a cache directory that does not hold a cache yet.
-
-    Raises:
-        CheckpointError, ConfigError: the file cannot be read, or is not a configuration.
     """
     config = from_yaml(read_text(file, MAX_YAML_BYTES), str(file))
     evaluate, data = config.evaluate, config.data

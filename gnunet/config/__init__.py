@@ -1,9 +1,7 @@
-"""The configuration: sections with their defaults, YAML files and flags, checks, and keyword arguments made from it.
+"""The configuration: sections.py has all keys (norms.py those of model.norm), on the base class in schema.py.
 
->>> config = load_config("cifar10", overrides={"train.batch_size": 8})
-
-sections.py has all keys (norms.py those of model.norm), on the base class in schema.py. load.py and cli.py read files
-and flags, merge.py merges and validates them and explains errors, checks.py finds values that do not work together.
+load.py and cli.py read files and flags, merge.py merges and validates them and explains errors, checks.py finds values
+that do not work together.
 """
 
 from gnunet.config.checks import accumulation_steps

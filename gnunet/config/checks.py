@@ -1,8 +1,4 @@
-"""Checks of values that are valid one by one but not together.
-
-`check_config` looks at a whole configuration before anything is built from it. `accumulation_steps` needs the number of
-processes.
-"""
+"""Checks of values that are valid one by one but not together, before anything is built from them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -31,13 +27,10 @@ def check_config(config: Config) -> list[ConfigIssue]:
 
 
 def accumulation_steps(train: TrainConfig, num_processes: int) -> tuple[int, int]:
-    """Split the global batch over processes and forward passes.
-
-    Returns:
-        The images per forward pass on one process, and the forward passes per optimizer step.
+    """The images per forward pass on one process, and the forward passes per optimizer step.
 
     Raises:
-        ConfigError: the batch does not split evenly; the message says what would.
+        ConfigError: the global batch does not split evenly; the message says what would.
     """
     batch, micro = train.batch_size, train.micro_batch_size
     if batch % num_processes:
@@ -66,11 +59,13 @@ def cuda_graph_obstacle(config: Config) -> str | None:
     return None
 
 
-def _check_model(config: Config) -> Iterator[ConfigIssue]:
-    issues = [*_check_levels(config), *_check_norm_groups(config)] or [*_check_depth(config)]
-    if not issues:
-        issues = [*_check_resolution(config), *_check_attention(config), *_check_norm(config)]
-    yield from issues
+def _check_model(config: Config) -> list[ConfigIssue]:
+    # Each line needs the checks of those before it to pass.
+    return (
+        [*_check_levels(config), *_check_norm_groups(config)]
+        or [*_check_depth(config)]
+        or [*_check_resolution(config), *_check_attention(config), *_check_norm(config)]
+    )
 
 
 def _check_levels(config: Config) -> Iterator[ConfigIssue]:
@@ -136,9 +131,11 @@ def _check_norm(config: Config) -> Iterator[ConfigIssue]:
     if hasattr(model.norm, "channels_per_group") and not model.norm.overrides:
         # One number for all layers, so that the numbers that are valid for all can be listed.
         name = "groups" if model.norm.channels_per_group is None else "channels_per_group"
-        own = [] if model.attn_norm_num_groups is None else ["mid_block.attentions."]
-        middle = [site for site in norm_sites(arguments) if site[0].startswith(tuple(own))]
-        others = [site for site in norm_sites(arguments) if site not in middle]
+        sites = norm_sites(arguments)
+        middle = []
+        if model.attn_norm_num_groups is not None:
+            middle = [site for site in sites if site[0].startswith("mid_block.attentions.")]
+        others = [site for site in sites if site not in middle]
         issues = [
             *_check_divisible(f"model.norm.{name}", getattr(model.norm, name), others),
             *_check_divisible("model.attn_norm_num_groups", model.attn_norm_num_groups, middle),
@@ -149,8 +146,8 @@ def _check_norm(config: Config) -> Iterator[ConfigIssue]:
     if error := check_unet_config(arguments):
         given = {"kind": model.norm.kind, **model.norm.model_dump(exclude_defaults=True)}
         yield ConfigIssue("model.norm", f"given {format_value(given)}", error)
-    elif model.gradient_checkpointing and (sites := norms_without_checkpointing(arguments)):
-        valid = f"false with the norms of {first_few(sites)}, whose training forward pass cannot be recomputed"
+    elif model.gradient_checkpointing and (norms := norms_without_checkpointing(arguments)):
+        valid = f"false with the norms of {first_few(norms)}, whose training forward pass cannot be recomputed"
         yield ConfigIssue.of("model.gradient_checkpointing", "true", valid)
 
 

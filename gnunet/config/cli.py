@@ -40,17 +40,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
-    """Resolve command-line arguments to a checked configuration.
-
-    Flags take precedence over files, later files over earlier ones, and files over the defaults. `--help` and
-    `--print_config` print and exit; what --print_config prints is a config file with the same result.
+    """Resolve command-line arguments to a checked configuration; flags take precedence over files.
 
     Args:
         argv: the arguments, without the program's name.
         default_config: path or name of the config that is used without --config.
 
     Raises:
-        ConfigError: an argument is not a flag, a file cannot be read, or one line for each issue of `load_config`.
+        ConfigError: an argument is not a flag, or as `load_config`.
         SystemExit: after --help and --print_config, or if --config has no value.
     """
     parser = _Parser(
@@ -70,11 +67,7 @@ def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
 
 
 def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """Parse `--section.key VALUE` and `--section.key=VALUE` to nested mappings, unknown keys included.
-
-    Raises:
-        ConfigError: an argument does not belong to a flag, or a flag has no value.
-    """
+    """Parse `--section.key VALUE` and `--section.key=VALUE` to nested mappings, unknown keys included."""
     flags: list[tuple[str, list[str]]] = []
     for argument in argv:
         if argument.startswith("--"):

@@ -47,21 +47,21 @@ def _as_source(source: str | Path | Mapping[str, Any] | Config | ConfigSource) -
         return ConfigSource("configuration", source.model_dump())
     if isinstance(source, Mapping):
         return ConfigSource("mapping", source)
-    path = find_config(source)
-    here = Path.cwd()
+    return _read_file(source)
+
+
+def _read_file(source: str | Path) -> ConfigSource:
+    """A YAML file by its path, or a shipped config by its name."""
+    path, here = Path(source), Path.cwd()
+    shipped = SHIPPED / f"{path}.yaml"
+    if not path.is_file() and path.name == str(source) and shipped.is_file():
+        path = shipped
     name = str(path.relative_to(here) if path.is_relative_to(here) else path)
-    shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-    similar = difflib.get_close_matches(path.stem, shipped, 1)
+    names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+    similar = difflib.get_close_matches(path.stem, names, 1)
     guess = f"did you mean {similar[0]}? " if similar else ""
-    hint = f"{guess}valid: a YAML file, or one of the shipped configs {', '.join(shipped)}"
+    hint = f"{guess}valid: a YAML file, or one of the shipped configs {', '.join(names)}"
     return ConfigSource(name, load_yaml_file(path, name, hint))
-
-
-def find_config(name: str | Path) -> Path:
-    """The path itself if it is a file, otherwise the shipped config with this name, if there is one."""
-    path = Path(name)
-    shipped = SHIPPED / f"{name}.yaml"
-    return shipped if not path.is_file() and path.name == str(name) and shipped.is_file() else path
 
 
 def to_yaml(config: Config) -> str:
@@ -70,11 +70,10 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(text: str, name: str) -> Config:
-    """Read and check a configuration written by `to_yaml`, which may be untrusted; keys of earlier versions are read.
+    """Read and check a configuration written by `to_yaml` of this or an earlier version, which may be untrusted.
 
     Raises:
-        ConfigError: it has aliases or tags, which `to_yaml` never writes, or one line for each issue; `name` is that
-            of the text in messages.
+        ConfigError: as `load_config`, or it has aliases or tags, which `to_yaml` never writes; `name` is the text's.
     """
     check_yaml(text, name)
     return load_config(ConfigSource(name, with_new_names(load_yaml(text, name))))
@@ -95,7 +94,6 @@ def diff_configs(a: Config, b: Config) -> list[str]:
 
 
 def _flatten(section: Section, prefix: str = "") -> list[tuple[str, Any]]:
-    """All keys below a section by their full paths, with their values."""
     items: list[tuple[str, Any]] = []
     for name in type(section).model_fields:
         value = getattr(section, name)

@@ -56,16 +56,10 @@ def merge_and_validate(
     sources: Sequence[ConfigSource],
     check: Callable[[Tree], Sequence[ConfigIssue]] = lambda config: (),
 ) -> Tree:
-    """Merge sources, later over earlier, and validate the result.
+    """Merge sources, later over earlier, and validate the result; ConfigError has one line for each issue.
 
     A section is merged key by key; any other value is replaced. A change of `kind` removes the keys of earlier
-    sources that the new kind does not have.
-
-    Args:
-        check: finds values that are valid one by one but not together.
-
-    Raises:
-        ConfigError: one line for each issue: the key's full path, the value given and its source, and what is valid.
+    sources that the new kind does not have. `check` finds values that are valid one by one but not together.
     """
     merged: dict[str, Any] = {}
     for source in sources:

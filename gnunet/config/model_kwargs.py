@@ -16,12 +16,9 @@ def image_kwargs(data: DataConfig) -> dict[str, Any]:
 
 
 def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
-    """Keyword arguments of `gnunet.models.UNet2D`.
+    """Keyword arguments of `gnunet.models.UNet2D`; with `num_classes` None or 0 it has no class embedding.
 
-    Args:
-        config: the configuration.
-        num_classes: number of classes in the data; None or 0 trains without labels. If data.label_dropout is above 0,
-            the null label has an embedding of its own, the last.
+    If data.label_dropout is above 0, the last embedding is the null label's.
     """
     model, num_embeddings = config.model, None
     if num_classes:
@@ -51,10 +48,9 @@ def _norm_kwargs(config: Config) -> dict[str, Any]:
 
 def _noise_edges(diffusion: DDPMConfig | EDMConfig | FlowConfig, bins: int) -> list[float]:
     """The timesteps between ranges of the noise level that are equally frequent in training."""
-    # Imported here because diffusers takes seconds to import.
     import torch
 
-    from gnunet.diffusion import make_process
+    from gnunet.diffusion import make_process  # imports diffusers, which takes seconds
 
     shares = torch.arange(1, bins, dtype=torch.float64) / bins
     return sorted(set(make_process(**diffusion.model_dump()).noise_level(shares).timestep.double().tolist()))

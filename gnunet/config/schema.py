@@ -26,10 +26,7 @@ class Section(BaseModel):
 
     @classmethod
     def drop_overridden(cls, earlier: dict[str, Any], later: Mapping[str, Any]) -> None:
-        """Remove from `earlier` the values that cannot hold with those of a later file or flag.
-
-        Keys that a new `kind` does not have are removed without this.
-        """
+        """Remove from `earlier` the values that cannot hold with those of a later file or flag."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,6 @@
 """All keys of the configuration with their types, defaults and help texts (the string below a key).
 
-Lengths and intervals of training are counted in images seen, not in steps. `Config(...)` validates each value by
-itself; `load_config` also checks that the values work together.
+`Config(...)` validates each value by itself; `load_config` also checks that the values work together.
 """
 
 from collections.abc import Mapping
@@ -57,8 +56,7 @@ class DataConfig(Section):
     class_conditional: bool = False
     """Train on the class labels."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
-    """Probability that an example's label is replaced by the null label, which classifier-free guidance needs. Used
-    only with class_conditional."""
+    """Probability of replacing a label by the null label, as classifier-free guidance needs, if class_conditional."""
     validation_images: NonNegativeInt = 0
     """Images held out for the validation loss; 0 validates on training images."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -238,10 +236,9 @@ class TrainConfig(Section):
     ] = False
     """Compile the U-Net with torch.compile, optionally in one of inductor's modes."""
     cuda_graph: Annotated[bool | Literal["auto"], ValidValues("auto, true or false")] = "auto"
-    """Replay the training step as CUDA graphs, which removes Python's overhead for small networks and batches; results
-    are identical, and the memory of a step stays reserved. auto: on CUDA with one process or DDP, unless the step
-    cannot be captured. Not with fp16, gradient_checkpointing, FSDP, sync_batch norms on several processes, or
-    train.compile reduce-overhead and max-autotune."""
+    """Replay the training step as CUDA graphs: faster for small networks and batches, identical results, but a step's
+    memory stays reserved. auto: on CUDA with one process or DDP, unless the step cannot be captured. Not with fp16,
+    gradient_checkpointing, FSDP, sync_batch on several processes, or compile reduce-overhead or max-autotune."""
     deterministic: bool = False
     """Use deterministic algorithms on GPUs; CPU runs are deterministic without it."""
     log_every: PositiveInt = 10_000
@@ -304,8 +301,7 @@ class EvaluateConfig(Section):
     """Metrics: fid, kid, and fd_, kid_, precision_ and recall_ followed by the name of an extractor (inception,
     dinov2, efficientnet_lite0, or one of evaluate.extractors)."""
     monitor: Text | None = None
-    """Metric, or validation_loss, whose best checkpoint is kept in addition to the newest ones and named in
-    checkpoints/best."""
+    """Metric, or validation_loss, whose best checkpoint is also kept, and named in checkpoints/best."""
     weights: Files = {}
     """Weight files of extractors, if not at their usual location."""
     extractors: Files = {}

@@ -8,10 +8,7 @@ from typing import Any
 
 import yaml
 
-from gnunet.errors import ConfigError
-
-MAX_LINE = 120
-"""Longest value in an error message, in characters."""
+from gnunet.errors import ConfigError, truncate
 
 
 class _Loader(yaml.SafeLoader):
@@ -85,7 +82,6 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value on one line, as in a configuration file; truncated to MAX_LINE characters."""
+    """A value on one line, as in a configuration file, cut to 120 characters."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf, allow_unicode=True)
-    text = " ".join(text.removesuffix("...\n").split())
-    return text if len(text) <= MAX_LINE else text[: MAX_LINE - 3] + "..."
+    return truncate(" ".join(text.removesuffix("...\n").split()), 120)

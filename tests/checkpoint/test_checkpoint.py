@@ -8,7 +8,6 @@ from torch import nn
 from gnunet.checkpoint.checkpoint import (
     FILES,
     TrainState,
-    file_sha256,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -45,7 +44,9 @@ def save(folder, images, model=None, optimizer=None):
 
 def test_round_trip_is_exact(tmp_path):
     model, optimizer = trained()
-    path = save(tmp_path, 24, model, optimizer)
+    before = network()
+    save(tmp_path, 24, before, torch.optim.AdamW(before.parameters()))
+    path = save(tmp_path, 24, model, optimizer)  # replaces the first
     assert sorted(p.name for p in path.iterdir()) == sorted([*FILES, "manifest.json"])
 
     torch.manual_seed(1)
@@ -90,14 +91,13 @@ def test_training_does_not_restart_when_all_checkpoints_are_damaged(tmp_path):
         newest_checkpoint(tmp_path)
 
 
-def test_no_checkpoint_at_all_starts_a_new_run(tmp_path):
+def test_only_directories_named_by_a_number_are_checkpoints(tmp_path):
     assert newest_checkpoint(tmp_path / "checkpoints") is None
-
-
-def test_partially_written_directories_are_not_checkpoints(tmp_path):
-    save(tmp_path, 8)
-    (tmp_path / ".000000016.tmp").mkdir()
-    assert [p.name for p in list_checkpoints(tmp_path)] == ["000000008"]
+    for name in (".000000016.tmp", "²", "٣", "-1", "8.0"):
+        (tmp_path / name).mkdir()
+    assert newest_checkpoint(tmp_path) is None
+    path = save(tmp_path, 8)
+    assert list_checkpoints(tmp_path) == [path]
 
 
 def test_rotation_keeps_those_with_most_images(tmp_path):
@@ -116,24 +116,6 @@ def test_rotation_does_not_count_damaged_later_checkpoints(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path)] == ["000000020"]
 
 
-def test_weights_of_another_model_are_rejected(tmp_path):
-    path = save(tmp_path, 8)
-    other = nn.Linear(3, 3)
-    with pytest.raises(CheckpointError, match="model.safetensors"):
-        load_checkpoint(path, model=other, ema=other, optimizer=torch.optim.AdamW(other.parameters()))
-
-
-def test_another_format_is_rejected(tmp_path):
-    path = save(tmp_path, 8)
-    state = json.loads((path / "state.json").read_text()) | {"format": 99}
-    (path / "state.json").write_text(json.dumps(state))
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["state.json"] = file_sha256(path / "state.json")
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="format 99"):
-        newest_checkpoint(tmp_path)
-
-
 def test_state_that_lacks_a_field_is_rejected(tmp_path):
     path = save(tmp_path, 8)
     state = json.loads((path / "state.json").read_text())
@@ -141,14 +123,3 @@ def test_state_that_lacks_a_field_is_rejected(tmp_path):
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match="state.json: lacks images"):
         read_state(path)
-
-
-def test_checkpoint_at_the_same_images_is_replaced(tmp_path):
-    model, optimizer = trained()
-    save(tmp_path, 8, model, optimizer)
-    with torch.no_grad():
-        model[0].bias.fill_(7.0)
-    path = save(tmp_path, 8, model, optimizer)
-    other = network()
-    load_checkpoint(path, model=other, ema=network(), optimizer=torch.optim.AdamW(other.parameters()))
-    assert torch.equal(other[0].bias, torch.full((4,), 7.0))

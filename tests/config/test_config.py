@@ -22,18 +22,15 @@ from gnunet.config import (
     unet_kwargs,
 )
 from gnunet.config.load import SHIPPED
+from gnunet.config.merge import ConfigSource
 from gnunet.config.norms import SECTIONS
-from gnunet.config.schema import describe_field, sections_of, walk
+from gnunet.config.schema import sections_of, walk
 from gnunet.diffusion import PROCESSES, make_process
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D, norm_sites
 from gnunet.norms import NORMS
 
-SMALL = {
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownBlock2D"] * 2,
-    "up_block_types": ["UpBlock2D"] * 2,
-}
+SMALL = {"block_out_channels": [8, 16], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 SMALL_NORM = {"norm": {"groups": 4}}
 
 
@@ -41,31 +38,23 @@ def build(**sections: Any) -> Config:
     return load_config(sections)
 
 
-def test_every_key_has_help_and_valid_values() -> None:
-    for path, field in walk({"": Config}):
-        assert field.description, path
-        if not sections_of(field):
-            assert describe_field(field), path
-
-
 def test_configuration_is_immutable() -> None:
     with pytest.raises(ValidationError):
         Config().seed = 1
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1E-4", "+1.0e-4", "0.0001", ".0001", "1_0e-5"])
-def test_every_spelling_of_a_number_is_read(text: str) -> None:
-    assert from_yaml(f"train: {{learning_rate: {text}}}", "x").train.learning_rate == 1e-4
-
-
-def test_integral_float_is_an_integer() -> None:
-    assert build(train={"total_images": 1e6}).train.total_images == 1_000_000
-    assert type(build(train={"total_images": 1e6}).train.total_images) is int
-
-
-@pytest.mark.parametrize("text", ["no", "'no'"])
-def test_no_is_a_precision(text: str) -> None:
-    assert from_yaml(f"train: {{mixed_precision: {text}}}", "x").train.mixed_precision == "no"
+@pytest.mark.parametrize(
+    ("key", "texts", "expected"),
+    [
+        ("learning_rate", ["1e-4", "1E-4", "+1.0e-4", "0.0001", ".0001", "1_0e-5"], 1e-4),
+        ("total_images", ["1e6", "1_000_000"], 1_000_000),
+        ("mixed_precision", ["no", "'no'"], "no"),
+    ],
+)
+def test_every_spelling_of_a_value_is_read(key: str, texts: list[str], expected: Any) -> None:
+    for text in texts:
+        value = getattr(from_yaml(f"train: {{{key}: {text}}}", "x").train, key)
+        assert value == expected and type(value) is type(expected)
 
 
 @pytest.mark.parametrize("text", ["train:\nmodel:\n", "# nothing\n"])
@@ -76,9 +65,8 @@ def test_empty_section_is_its_defaults(text: str) -> None:
 def test_load_config_takes_paths_names_mappings_and_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("train: {batch_size: 4, learning_rate: 1}")
-    config = load_config(
-        "cifar10", "mine.yaml", {"seed": 3}, overrides={"train.batch_size": 8, "model.norm.groups": 16}
-    )
+    overrides = {"train.batch_size": 8, "model.norm.groups": 16}
+    config = load_config("cifar10", "mine.yaml", {"seed": 3}, overrides=overrides)
     assert (config.run_dir, config.seed, config.model.dropout) == ("runs/cifar10", 3, 0.1)
     assert (config.train.batch_size, config.train.learning_rate, config.model.norm.groups) == (8, 1.0, 16)
     assert load_config(SHIPPED / "cifar10.yaml") == load_config("cifar10")
@@ -104,9 +92,8 @@ def test_change_of_kind_removes_the_keys_that_the_new_kind_lacks() -> None:
     assert load_config(ddpm, edm, {"diffusion": {"p_std": 1.1}}).diffusion.p_std == 1.1
     assert load_config(ddpm, {"diffusion": {"kind": "ddpm"}}).diffusion.beta_end == 0.03
     assert load_config(ddpm, edm, ddpm).sampling.sampler == "ddpm"
-    norm = load_config(
-        {"model": {"norm": {"groups": 16, "eps": 1e-6}}}, {"model": {"norm": {"kind": "layer"}}}
-    ).model.norm
+    group = {"model": {"norm": {"groups": 16, "eps": 1e-6}}}
+    norm = load_config(group, {"model": {"norm": {"kind": "layer"}}}).model.norm
     assert (norm.kind, norm.eps) == ("layer", 1e-6)
     for later in ({"kind": "edm", "beta_end": 0.05}, {"kind": "edm", "bta": 1}):  # given with the new kind, or unknown
         with pytest.raises(ConfigError, match="diffusion.b.*: unknown key"):
@@ -135,11 +122,10 @@ def test_values_that_are_mappings_are_replaced() -> None:
     assert load_config({"data": {"subset": {"a": 1}}}, {"data": {"subset": {"b": 2}}}).data.subset == {"b": 2}
 
 
-def test_error_names_the_last_source_that_gives_the_key(tmp_path: Path) -> None:
-    for name, text in (("a", "data: {resolution: 30}"), ("b", "data: {flip: false}")):
-        (tmp_path / f"{name}.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"^data.resolution: given 30 \(.*a.yaml\)"):
-        load_config(tmp_path / "a.yaml", tmp_path / "b.yaml")
+def test_error_names_the_last_source_that_gives_the_key() -> None:
+    sources = [ConfigSource("a", {"data": {"resolution": 30}}), ConfigSource("b", {"data": {"flip": False}})]
+    with pytest.raises(ConfigError, match=r"^data.resolution: given 30 \(a\)"):
+        load_config(*sources)
 
 
 def test_groups_that_an_error_lists_are_those_that_build() -> None:
@@ -155,13 +141,7 @@ def test_groups_that_an_error_lists_are_those_that_build() -> None:
 
 @pytest.mark.parametrize(
     ("batch", "micro", "processes", "expected"),
-    [
-        (24, None, 1, (24, 1)),
-        (24, None, 2, (12, 1)),
-        (24, 4, 2, (4, 3)),
-        (24, 12, 2, (12, 1)),
-        (1, None, 1, (1, 1)),
-    ],
+    [(24, None, 1, (24, 1)), (24, None, 2, (12, 1)), (24, 4, 2, (4, 3)), (24, 12, 2, (12, 1)), (1, None, 1, (1, 1))],
 )
 def test_accumulation_steps(batch: int, micro: int | None, processes: int, expected: tuple[int, int]) -> None:
     train = TrainConfig(batch_size=batch, micro_batch_size=micro)
@@ -233,7 +213,6 @@ def test_configuration_can_be_pickled() -> None:
 def test_overrides_give_regions_other_norms() -> None:
     overrides = {"decoder": {"kind": "batch", "noise_bins": 2}, 8: {"kind": "layer"}, "out": {"groups": 2}}
     config = build(data={"resolution": 16}, model={**SMALL, "norm": {"groups": 4, "overrides": overrides}})
-    assert set(config.model.norm.overrides) == {"decoder", "8", "out"}
     model = UNet2D(**unet_kwargs(config, None))
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert kinds["down_blocks.0.resnets.0.norm1"] is NORMS["group"]

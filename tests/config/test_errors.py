@@ -59,15 +59,14 @@ def test_error_of_a_file_that_is_not_a_configuration(tmp_path, monkeypatch, text
 def test_error_of_a_file_that_cannot_be_read(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_bytes(b"\xff\xfe\x00")
+    missing = "No such file or directory"
     for name, text in (
         ("bad.yaml", "bad.yaml: not UTF-8 text"),
-        (
-            "none.yaml",
-            "none.yaml: No such file or directory; valid: a YAML file, or one of the shipped configs cifar10",
-        ),
-        ("cifar1O", "cifar1O: No such file or directory; did you mean cifar10?"),
-        (tmp_path, f"{tmp_path}: Is a directory"),
+        ("none.yaml", f"none.yaml: {missing}; valid: a YAML file, or one of the shipped configs cifar10"),
+        ("accelerate/cpu", f"accelerate/cpu: {missing}"),
+        ("cifar1O", f"cifar1O: {missing}; did you mean cifar10?"),
+        (tmp_path, ".: Is a directory"),
     ):
         with pytest.raises(ConfigError) as caught:
             load_config(name)
-        assert str(caught.value).startswith(text.replace(f"{tmp_path}:", ".:"))
+        assert str(caught.value).startswith(text)
