@@ -16,7 +16,7 @@ may be untrusted: the headers of the weights must match the model before any ten
 import hashlib
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -111,7 +111,8 @@ def save_checkpoint(
         OSError, SafetensorError: writing failed, on all ranks; earlier checkpoints are unchanged.
     """
     path = folder / checkpoint_name(state.images)
-    tensors = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer_tensors(optimizer, model)}
+    moments = optimizer_tensors(optimizer.state_dict()["state"], model)
+    tensors = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": moments}
 
     def write_shard(temporary: Path, shard: ShardId) -> dict[str, dict[str, Any]]:
         written = {}
@@ -154,21 +155,20 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
         CheckpointError: a file is missing or damaged, or belongs to another model; nothing has been changed.
     """
     state = read_state(path)
-    into = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": empty_optimizer_tensors(model)}
     readers = {kind: open_tensors(path, kind) for kind in TENSOR_FILES}
-    # A parameter has no moments before its first step that was not skipped.
-    saved = {key.rpartition("/")[0] for key in readers["optimizer"].specs}
-    into["optimizer"] = {key: value for key, value in into["optimizer"].items() if key.rpartition("/")[0] in saved}
+    moments = {}
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        # A parameter has none before its first step that was not skipped.
+        if f"{name}/step" in readers["optimizer"].specs:
+            # In the parameter's memory format, which fused AdamW requires.
+            buffers = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            moments[index] = {"step": torch.zeros(()), **buffers}
+    into = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer_tensors(moments, model)}
     for kind, reader in readers.items():
         reader.check(into[kind])
     for kind, reader in readers.items():
         reader.read(into[kind])
-    indices = {name: index for index, (name, _) in enumerate(model.named_parameters())}
-    entries: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in into["optimizer"].items():
-        name, _, entry = key.rpartition("/")
-        entries.setdefault(indices[name], {})[entry] = value
-    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
 
@@ -189,20 +189,10 @@ def count_shards(manifest: Collection[str]) -> int:
     return max(1, sum(name.startswith("model-") for name in manifest))
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[str, torch.Tensor]:
-    """AdamW's state as PARAMETER/ENTRY."""
+def optimizer_tensors(state: Mapping[int, Mapping[str, torch.Tensor]], model: nn.Module) -> dict[str, torch.Tensor]:
+    """AdamW's state, by parameter's index, as PARAMETER/ENTRY."""
     names = [name for name, _ in model.named_parameters()]
-    state = optimizer.state_dict()["state"]
     return {f"{names[index]}/{key}": value for index, entries in state.items() for key, value in entries.items()}
-
-
-def empty_optimizer_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Buffers for AdamW's state in the parameters' memory formats, which fused AdamW requires to match."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensors[f"{name}/step"] = torch.zeros(())
-        tensors |= {f"{name}/{moment}": torch.empty_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
-    return tensors
 
 
 def verify_checkpoint(path: Path) -> None:

@@ -62,6 +62,7 @@ class RunDir:
     """Paths, logs and lock of the run in `config.run_dir`."""
 
     def __init__(self, config: Config) -> None:
+        self.config = config
         self.path = Path(config.run_dir).expanduser()
         self.config_file = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
@@ -71,8 +72,8 @@ class RunDir:
         self.timing = JsonlLogger(self.path / "timing.jsonl")
         self.lock = RunLock(self.path)
 
-    def check(self, config: Config) -> None:
-        """Check that the directory is new or holds a run of this configuration. Writes nothing.
+    def check(self) -> None:
+        """Check that the directory is new or holds a run of the same configuration. Writes nothing.
 
         Raises:
             ConfigError: names the keys that differ.
@@ -88,7 +89,8 @@ class RunDir:
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
         saved = from_yaml(read_text(self.config_file, MAX_YAML_BYTES), str(self.config_file))
-        changed = [line for line in diff_configs(saved, config) if line.split(":")[0] not in KEYS_ALLOWED_TO_CHANGE]
+        lines = diff_configs(saved, self.config)
+        changed = [line for line in lines if line.split(":")[0] not in KEYS_ALLOWED_TO_CHANGE]
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration; these keys differ (run_dir -> now):\n  "
@@ -96,7 +98,7 @@ class RunDir:
                 + "\nChoose another run_dir, or restore that configuration to resume."
             )
 
-    def open(self, config: Config) -> None:
+    def open(self) -> None:
         """Create the directory, lock it, save the configuration, and remove what a crash left partially written.
 
         Raises:
@@ -106,11 +108,11 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
-            self.check(config)  # again: another process may have been there since
+            self.check()  # again: another process may have been there since
             self.samples.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
             if not self.config_file.exists():
-                atomic_write(self.config_file, to_yaml(config))
+                atomic_write(self.config_file, to_yaml(self.config))
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
         for folder in (self.path, self.checkpoints, self.samples):

@@ -34,7 +34,7 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | N
             on other images or with other normalization batches.
     """
     accelerator = session.accelerator
-    run_on_main_rank(accelerator, lambda: run.open(session.config))
+    run_on_main_rank(accelerator, run.open)
     state = TrainState(data=session.train_set.metadata, normalized_by=session.batch_norm_scope)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)

@@ -86,7 +86,7 @@ def fit(config: Config, callback: Callback | None = None) -> Path:
     # The run's folder is checked before anything is built, and written only once everything is.
     accelerator = make_accelerator(config)
     run = RunDir(config)
-    run.check(config)
+    run.check()
     try:
         with _errors_for_users(run, accelerator):
             signum = _run_training(run, config, accelerator, callback)
