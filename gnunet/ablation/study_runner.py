@@ -17,9 +17,9 @@ from gnunet.ablation.progress import Display, TimeEstimate, format_duration, pri
 from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import Failure, ParallelRunner, pending_trials, run_in_process, slots
 from gnunet.ablation.study import Study, load_study
-from gnunet.ablation.trial import is_distributed_launch
 from gnunet.checkpoint.run_dir import RunLock
 from gnunet.distributed import fsdp
+from gnunet.distributed.launch import is_distributed_launch
 from gnunet.errors import ConfigError
 
 

@@ -20,7 +20,8 @@ from gnunet.ablation.plan import Trial
 from gnunet.ablation.records import FORMAT, write_record
 from gnunet.checkpoint.checkpoint import checkpoint_name, load_checkpoint, newest_checkpoint
 from gnunet.checkpoint.jsonl import read_jsonl
-from gnunet.distributed.accelerator import close, make_accelerator
+from gnunet.distributed.accelerator import close, fresh_accelerate_state, make_accelerator
+from gnunet.distributed.launch import is_distributed_launch
 from gnunet.environment import environment
 from gnunet.errors import DivergenceError
 from gnunet.files import atomic_write
@@ -40,6 +41,7 @@ UNMEASURED: dict[str, Any] = {
 """The measurements of a trial that diverged."""
 
 
+@fresh_accelerate_state()
 def run_trial(trial: Trial, folder: Path) -> int:
     """Train a trial, resuming from its newest checkpoint if there is one, measure it, and write its record.
 
@@ -49,7 +51,7 @@ def run_trial(trial: Trial, folder: Path) -> int:
     run = trial.run_dir(folder)
     config = trial.config.model_copy(update={"run_dir": str(run)})
     start = time.perf_counter()
-    reset_process_state()
+    join_new_process_group()
     diverged: DivergenceError | None = None
     try:
         fit(config)
@@ -60,7 +62,7 @@ def run_trial(trial: Trial, folder: Path) -> int:
         diverged = error.with_traceback(None)  # whose frames would keep the run's networks alive
     peak = _resident_mib()
 
-    reset_process_state()
+    join_new_process_group()
     session = build_session(config, make_accelerator(config))
     history = training_history(run)
     if diverged is None:
@@ -151,25 +153,19 @@ def _resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def is_distributed_launch() -> bool:
-    """Whether a launcher (accelerate launch, torchrun) has started this process as one of several."""
-    return "WORLD_SIZE" in os.environ
-
-
-def reset_process_state() -> None:
-    """Reset the state that an earlier run of this process left in Accelerate and torch, and join a new process group
-    with the other processes of the launch."""
+def join_new_process_group() -> None:
+    """In a launch, join a new process group with its other processes; an earlier run has ended the one before."""
+    if not is_distributed_launch():
+        return
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    torch.use_deterministic_algorithms(False)
     if dist.is_initialized():
         dist.destroy_process_group()
-    if is_distributed_launch():
-        store, rank, world_size = _rendezvous()
-        on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
-        # A new prefix, since the store keeps the addresses of earlier groups.
-        store = dist.PrefixStore(f"run-{next(_GROUP_NUMBERS)}", store)
-        dist.init_process_group("gloo" if on_cpus else "nccl", store=store, rank=rank, world_size=world_size)
+    store, rank, world_size = _rendezvous()
+    on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
+    # A new prefix, since the store keeps the addresses of earlier groups.
+    store = dist.PrefixStore(f"run-{next(_GROUP_NUMBERS)}", store)
+    dist.init_process_group("gloo" if on_cpus else "nccl", store=store, rank=rank, world_size=world_size)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ import torch
 
 from gnunet.ablation.cost import step_cost
 from gnunet.ablation.plan import Trial
-from gnunet.ablation.trial import reset_process_state, run_trial
+from gnunet.ablation.trial import run_trial
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import GnunetError, print_error
 from gnunet.training.session import build_session
@@ -77,7 +77,6 @@ def probe(context: ForkServerContext, trial: Trial, folder: Path, gpu: str | Non
 
 def _probe(trial: Trial, folder: Path, gpu: str | None, connection: Connection) -> None:
     _init_worker(trial.run_dir(folder), gpu)
-    reset_process_state()
     config = trial.config.model_copy(update={"run_dir": str(trial.run_dir(folder))})
     cost = step_cost(build_session(config, make_accelerator(config)))
     connection.send(cost.seconds / config.train.batch_size)

@@ -53,13 +53,11 @@ def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status."""
     arguments, flags = parse_arguments(argv)
     return run_cli(lambda: ablate(arguments, flags))
 
 
 def ablate(arguments: argparse.Namespace, flags: list[str]) -> int:
-    """Run or report a study; returns the exit status."""
     # Imported here so that --help does not wait for torch.
     from gnunet.ablation.study_runner import StudyRunner
     from gnunet.config.cli import parse_flags

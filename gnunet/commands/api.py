@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.measure import Evaluation
 from gnunet.commands.options import load_model
-from gnunet.distributed.accelerator import open_accelerator
+from gnunet.distributed.accelerator import fresh_accelerate_state, open_accelerator
 from gnunet.errors import ConfigError
 from gnunet.evaluation.batching import indices_for_rank
 
 logger = logging.getLogger(__name__)
 
 
+@fresh_accelerate_state()
 def sample(
     source: str | Path,
     num_images: int = 16,
@@ -33,7 +34,8 @@ def sample(
         num_images: how many.
         classes: class names or numbers, assigned to the images in turn; None draws them as often as in training.
         cpu: use the CPU even if there is a GPU.
-        settings: as for `load_model`.
+        settings: weights ("ema" or "raw"), seed, and the keys sampler, num_inference_steps, guidance_scale and
+            batch_size of the config's `sampling`; by default the run's own.
 
     Returns:
         uint8 (num_images, H, W, C), the images that `gnunet sample` writes.
@@ -49,11 +51,7 @@ def sample(
 def sample_batches(
     model: TrainedModel, num_images: int, accelerator: Accelerator, classes: Sequence[str] | None = None
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Sample this rank's share of images 0..num_images-1: yields the indices of a batch, and uint8 (len, H, W, C).
-
-    Raises:
-        ConfigError: classes that the model does not have.
-    """
+    """Sample this rank's share of images 0..num_images-1: yields the indices of a batch, and uint8 (len, H, W, C)."""
     labels = None if not classes else class_labels(model, classes)
     model.network.to(accelerator.device)
     size = model.sampling.batch_size
@@ -80,13 +78,14 @@ def class_labels(model: TrainedModel, classes: Sequence[str]) -> np.ndarray:
     return np.array(labels, dtype=np.int64)
 
 
+@fresh_accelerate_state()
 def evaluate(source: str | Path, *, cpu: bool = False, **settings: Any) -> dict[str, float]:
     """Measure a model's samples, or a directory of images, against reference images, in this process.
 
     Args:
         source: a run, a checkpoint, a diffusers directory or a directory of images.
         cpu: use the CPU even if there is a GPU.
-        settings: as for `Evaluation`: metrics, num_images, reference, seed, ...
+        settings: as for `gnunet.commands.measure.Evaluation`: metrics, num_images, reference, seed, ...
 
     Returns:
         The metrics by name, means over the repeats.

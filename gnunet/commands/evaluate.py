@@ -17,7 +17,13 @@ of the reference images are cached.
 import argparse
 from pathlib import Path
 
-from gnunet.commands.options import add_sampling_options, make_output_dir, make_parser, positive_int
+from gnunet.commands.options import (
+    add_sampling_options,
+    make_output_dir,
+    make_parser,
+    parse_sampling_arguments,
+    positive_int,
+)
 from gnunet.errors import run_cli
 
 IMAGES_PER_PROCESS = 128
@@ -48,7 +54,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="directory for JSON and PNG (default: evaluations/NAME)")
     add_sampling_options(parser)
-    return parser.parse_args(argv)
+    return parse_sampling_arguments(parser, argv)
 
 
 def name_and_value(text: str) -> tuple[str, str]:
@@ -60,13 +66,12 @@ def name_and_value(text: str) -> tuple[str, str]:
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status."""
     arguments = parse_arguments(argv)
     return run_cli(lambda: validate(arguments) if arguments.validation_loss else evaluate(arguments))
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Measure, print and write, in several processes if that is faster; returns the exit status."""
+    """Measure, print and write, in several processes if that is faster."""
     # Imported here so that --help does not wait for torch.
     from gnunet.commands.measure import Evaluation
     from gnunet.commands.progress import ProgressBar

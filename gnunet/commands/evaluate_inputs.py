@@ -105,16 +105,9 @@ def open_reference(given: str | Path | None, split: str, subject: Subject, *, al
     """The reference images, prepared like training images at the subject's resolution and channels.
 
     Args:
-        given: a run or a checkpoint (possibly untrusted), for the images that it trained on; or a `data.source`; None
-            for the images that the subject's own model trained on.
-        split: of a `data.source`.
-        subject: what will be compared with them.
+        given: a run or a checkpoint (possibly untrusted), for the images that it trained on; or a `data.source`, of
+            which `split` is used; None for the images that the subject's own model trained on.
         allow_enlarging: whether smaller images may be enlarged to the subject's resolution.
-
-    Raises:
-        ConfigError: none given for a subject that has no training images.
-        DataError: other images than the model's, or too small.
-        CheckpointError: the given run's configuration cannot be read.
     """
     if given is None:
         model = subject.model

@@ -53,9 +53,9 @@ class Evaluation:
         split: split of the reference.
         resolution: resize and crop a directory's images to this size, in RGB.
         nearest: number of nearest reference images to find for each image.
-        extractors: user-defined extractors by name (see `load_user_extractor`).
+        extractors: user-defined extractors by name: a TorchScript file or package.module:Class.
         extractor_weights: weights files by extractor.
-        sampling: as for `load_model`.
+        sampling: as the settings of `gnunet.sample`.
 
     Raises:
         GnunetError: an input is missing, unknown, too small, or does not fit the others.
@@ -104,11 +104,7 @@ class Evaluation:
     def run(
         self, accelerator: Accelerator, stage: Stage = lambda description, total: lambda done: None
     ) -> tuple[dict[str, Any], Image.Image | None]:
-        """Compute the metrics, on all ranks together.
-
-        Returns:
-            The record, and a picture of the nearest reference images if they were requested.
-        """
+        """Compute the record on all ranks together, and a picture of the nearest reference images if requested."""
         subject, reference, processes = self.subject, self.reference, Processes.of(accelerator)
         num_images, num_reference = subject.num_images, len(reference.rows)
         extractors = load_extractors(self.metrics, **self.extractors, device=accelerator.device)
@@ -156,7 +152,7 @@ class Evaluation:
 
 
 class FirstImages:
-    """A source of images that keeps the first `count` of those that this rank makes."""
+    """A source of images that keeps those of the first `count` that this rank makes."""
 
     def __init__(self, source: Images, count: int):
         self.source, self.count, self.images = source, count, np.zeros((0,), np.uint8)
@@ -177,12 +173,7 @@ class FirstImages:
 
 
 def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
-    """The validation loss by noise level of a run's EMA and raw weights, on the run's own validation set.
-
-    Raises:
-        CheckpointError: `source` is not a run or a checkpoint.
-        DataError: its images have changed.
-    """
+    """The validation loss by noise level of a run's EMA and raw weights, on the run's own validation set."""
     if find_checkpoint(source) is None:
         raise CheckpointError(f"{source}: --validation_loss needs a run or a checkpoint, which know their data")
     models = {weights: load_trained_model(source, weights) for weights in WEIGHTS}

@@ -1,9 +1,10 @@
 """Arguments shared by the subcommands, and the model that they name."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gnunet.errors import ConfigError
 
@@ -22,7 +23,7 @@ def make_parser(command: str, description: str | None) -> argparse.ArgumentParse
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Add what decides the samples; values left out are the run's own."""
+    """Add what decides the samples, with the names in SAMPLING; values left out are the run's own."""
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="EMA or raw weights (default ema)")
     parser.add_argument("--seed", type=int, help="seed of the images (default: the run's)")
     parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
@@ -32,9 +33,17 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
 
 
-def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values that `add_sampling_options` has read, as keywords of `load_model`."""
-    return {name: getattr(arguments, name) for name in SAMPLING}
+def parse_sampling_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse arguments with those of `add_sampling_options`; a former name of one is an error that gives the new one."""
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        from gnunet.config.renamed_keys import RENAMED_KEYS  # takes seconds, which valid arguments need not wait for
+
+        for flag in (word.partition("=")[0] for word in unknown if word.startswith("--")):
+            if new := RENAMED_KEYS.get(f"sampling.{flag[2:]}"):
+                parser.exit(2, f"error: {flag}: renamed to --{new.removeprefix('sampling.')}\n")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def load_model(
@@ -47,13 +56,7 @@ def load_model(
     guidance_scale: float | None = None,
     batch_size: int | None = None,
 ) -> "TrainedModel":
-    """Load a run, a checkpoint or a diffusers model; None leaves a setting as the run has it.
-
-    Args:
-        source: its directory.
-        weights: ema or raw.
-        seed: seed of the images.
-        sampler, num_inference_steps, guidance_scale, batch_size: as the keys of the config's sampling section.
+    """Load a run, a checkpoint or a diffusers model with settings as in the config's `sampling`; None: the run's own.
 
     Raises:
         CheckpointError: there is no model at `source`, or it is corrupted.

@@ -12,7 +12,14 @@ import argparse
 import time
 from pathlib import Path
 
-from gnunet.commands.options import add_sampling_options, make_output_dir, make_parser, positive_int, sampling_options
+from gnunet.commands.options import (
+    SAMPLING,
+    add_sampling_options,
+    make_output_dir,
+    make_parser,
+    parse_sampling_arguments,
+    positive_int,
+)
 from gnunet.errors import run_cli
 
 MAX_GRID_IMAGES = 256
@@ -25,11 +32,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="class names or numbers, assigned in turn")
     parser.add_argument("--out", type=Path, help="directory for the PNGs (default: samples/NAME)")
     add_sampling_options(parser)
-    return parser.parse_args(argv)
+    return parse_sampling_arguments(parser, argv)
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status."""
     arguments = parse_arguments(argv)
     return run_cli(lambda: sample(arguments))
 
@@ -47,7 +53,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from gnunet.distributed.launch import join_launch
 
     join_launch()
-    model = load_model(arguments.source, **sampling_options(arguments))
+    model = load_model(arguments.source, **{name: getattr(arguments, name) for name in SAMPLING})
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
     out = make_output_dir(arguments.out, Path("samples") / model.name)
     start, num_images = time.perf_counter(), arguments.num_images

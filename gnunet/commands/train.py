@@ -7,8 +7,6 @@ DEFAULT_CONFIG = "noto_portraits32"
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit status."""
-
     def train() -> None:
         config = parse_args(argv, default_config=DEFAULT_CONFIG)
         from gnunet.distributed.launch import join_launch

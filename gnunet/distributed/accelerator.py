@@ -4,11 +4,14 @@ import ctypes
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -19,7 +22,7 @@ from accelerate.utils import (
 
 from gnunet.config import Config
 from gnunet.distributed import fsdp
-from gnunet.distributed.launch import UNSUPPORTED
+from gnunet.distributed.launch import UNSUPPORTED, is_distributed_launch
 from gnunet.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -43,7 +46,7 @@ def make_accelerator(config: Config) -> Accelerator:
     train = config.train
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.benchmark = not train.deterministic
     fsdp.check_options(config)
     accelerator = open_accelerator(
@@ -84,6 +87,28 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("gnunet").setLevel(level)
     return accelerator
+
+
+@contextmanager
+def fresh_accelerate_state() -> Iterator[None]:
+    """Start without Accelerate's process-wide state, and restore it at the end; for use as a decorator.
+
+    The state includes the precision and the device. Without this, one process could not train and sample with several
+    of them. In a launch do nothing: there the state also describes the process group, which the ranks have in common.
+    """
+    if is_distributed_launch():
+        yield
+        return
+    states = [each._shared_state for each in (PartialState, AcceleratorState, GradientState)]
+    earlier = [dict(state) for state in states]
+    for state in states:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, values in zip(states, earlier, strict=True):
+            state.clear()
+            state.update(values)
 
 
 def close(accelerator: Accelerator) -> None:

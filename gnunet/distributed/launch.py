@@ -31,6 +31,11 @@ SHUTDOWN_SECONDS = 300
 """Time that processes which were signalled have for their checkpoint before they are killed."""
 
 
+def is_distributed_launch() -> bool:
+    """Whether a launcher (accelerate launch, torchrun) has started this process as one of several."""
+    return "WORLD_SIZE" in os.environ
+
+
 def join_launch() -> None:
     """To be called first by a program: bind this process to the launcher that started it, if one has.
 

@@ -2,9 +2,15 @@
 
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.image_files import ImageFiles
-from gnunet.evaluation.metrics import FeatureMetric, get_metrics, sample_size_warnings
+from gnunet.evaluation.metrics import (
+    FeatureMetric,
+    Scorer,
+    check_reference,
+    get_metrics,
+    load_extractors,
+    sample_size_warnings,
+)
 from gnunet.evaluation.neighbours import draw_neighbours, nearest_images
-from gnunet.evaluation.scoring import Scorer, check_reference, load_extractors
 from gnunet.evaluation.validation import validation_loss
 
 __all__ = [

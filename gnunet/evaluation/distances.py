@@ -25,9 +25,6 @@ def frechet_distance(a: RunningCovariance, b: RunningCovariance) -> float:
     covariances, that is for fewer images than features.
 
     The estimate is biased upwards by an amount that depends on the number of images: compare at equal numbers only.
-
-    Raises:
-        ValueError: fewer than two images, or different numbers of features.
     """
     if len(a.mean) != len(b.mean):
         raise ValueError(f"{len(a.mean)} features against {len(b.mean)}; valid: equal numbers")
@@ -70,12 +67,9 @@ def kernel_distance(features: Tensor, reference: Tensor, *, reference_sums: Tens
     is not a standard error: it depends on the subset size instead of the number of images.)
 
     Args:
-        features: float (n, D), n at least 3.
-        reference: float (m, D), m at least 3, on the same device.
+        features: floating point (n, D), n at least 3.
+        reference: floating point (m, D), m at least 3, on the same device.
         reference_sums: `kernel_sums(reference)`, if known.
-
-    Raises:
-        ValueError: too few images, or different numbers of features.
     """
     n, m = len(features), len(reference)
     if min(n, m) < 3 or features.shape[1:] != reference.shape[1:]:
@@ -135,11 +129,8 @@ def precision_recall(features: Tensor, reference: Tensor, *, neighbours: int = 3
     is used, as large as the smaller set.
 
     Args:
-        features: float (n, D).
-        reference: float (m, D), on the same device.
-
-    Raises:
-        ValueError: too few images, or different numbers of features.
+        features: floating point (n, D), n more than `neighbours`.
+        reference: floating point (m, D), m more than `neighbours`, on the same device.
     """
     count = min(len(features), len(reference))
     if count <= neighbours or features.shape[1:] != reference.shape[1:]:

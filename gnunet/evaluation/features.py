@@ -32,21 +32,9 @@ class FeatureStatistics:
     subset: Tensor
     """float32 (m, D), the features of m = min(num_images, MAX_SUBSET) images, evenly spaced."""
 
-    @property
-    def num_images(self) -> int:
-        return self.moments.count
-
 
 def extract(extractor: Extractor, images: np.ndarray) -> Tensor:
-    """The features of images, float32 (N, D) on `extractor.statistics_device`.
-
-    Args:
-        images: uint8 (N, H, W, C), C 1 (grey, repeated to RGB) or 3, N at least 1.
-
-    Raises:
-        TypeError, ValueError: images of another dtype or shape.
-        ConfigError: the user's network does not return finite (N, D).
-    """
+    """The features of uint8 (N > 0, H, W, 1 or 3), float32 (N, D) on `extractor.statistics_device`."""
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images have shape {images.shape}; valid: (N > 0, H, W, 1 or 3)")
     batches = channels_last(np.array(images)).split(FORWARD_BATCH)
@@ -71,17 +59,12 @@ def stream_features(
 
     Args:
         images: the source. It is called for whole chunks, and for image 0 on ranks without a chunk in the last round.
-        num_images: at least 1.
-        extractors: all run on the same images.
         chunk: images per chunk, such as a sampler's batch size. Results depend on it.
         processes: the ranks that share the work; all of them must call this.
         progress: called after each round with the number of images done so far.
 
     Yields:
         Indices of a chunk, and for each extractor float32 (len(indices), D).
-
-    Raises:
-        DataError: no images.
     """
     if num_images < 1:
         raise DataError("there are no images to evaluate")
@@ -103,7 +86,7 @@ def collect_statistics(
     processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
 ) -> list[FeatureStatistics]:
-    """Statistics of images 0..num_images-1 for each extractor, on every rank. Arguments as for `stream_features`."""
+    """Statistics of images 0..num_images-1 for each extractor, on every rank; arguments as for `stream_features`."""
     selected = evenly_spaced(num_images, MAX_SUBSET)
     statistics: list[FeatureStatistics] = []
     for indices, blocks in stream_features(

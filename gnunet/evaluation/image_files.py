@@ -20,19 +20,12 @@ class ImageFiles:
 
     Resampling changes distances, so by default nothing is resized: the images must all be squares of one size, and
     all grey or all in colour. With `resolution` they may be anything, and are prepared like training images
-    (`decode_image`), in RGB.
-
-    Args:
-        folder: where they are.
-        resolution: height and width to resize and crop to; None leaves them as they are.
+    (`decode_image`), in RGB. Raises DataError if there are no images, or one is broken or unlike the others.
 
     Attributes:
         files: their paths.
         resolution: height and width.
         channels: 1 if all are grey, else 3.
-
-    Raises:
-        DataError: no images, or an image that is broken or unlike the others; names it.
     """
 
     def __init__(self, folder: Path, resolution: int | None = None):
@@ -57,17 +50,13 @@ class ImageFiles:
         return len(self.files)
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """The images with these indices, uint8 (len(indices), resolution, resolution, channels).
-
-        Raises:
-            DataError: a file cannot be decoded.
-        """
+        """The images with these indices, uint8 (len(indices), resolution, resolution, channels)."""
         return np.stack([self._decode(self.files[index]) for index in indices])
 
     def _decode(self, file: Path) -> np.ndarray:
         try:
             return decode_image(file, self.resolution, self.channels)
-        except Exception as error:  # image decoders raise all kinds for broken files
+        except Exception as error:  # image decoders raise many kinds of exceptions for broken files
             raise DataError(f"{file} cannot be decoded: {error}") from error
 
 

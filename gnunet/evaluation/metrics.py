@@ -1,14 +1,20 @@
-"""Metrics by name, and their values."""
+"""Metrics of a set of images against reference images, from names to numbers."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from gnunet.errors import ConfigError
+import numpy as np
+import torch
+
+from gnunet.data.decoded_images import DecodedImages
+from gnunet.errors import ConfigError, DataError
 from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
-from gnunet.evaluation.extractors import EXTRACTORS
-from gnunet.evaluation.features import FeatureStatistics
-from gnunet.evaluation.reference import Reference
+from gnunet.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
+from gnunet.evaluation.features import CHUNK, FeatureStatistics, Images, collect_statistics
+from gnunet.evaluation.reference import Reference, reference_statistics
+from gnunet.processes import SINGLE_PROCESS, Processes
 
 MIN_IMAGES = {"fd": 2, "kid": 3, "precision": 4, "recall": 4}
 """The statistics that a metric can be, and the number of images that each needs."""
@@ -58,19 +64,24 @@ def get_metrics(names: Sequence[str], extractors: Iterable[str] = EXTRACTORS) ->
     return [table[name] for name in names]
 
 
+def load_extractors(
+    metrics: Sequence[FeatureMetric],
+    *,
+    sources: Mapping[str, str],
+    weights: Mapping[str, str],
+    device: torch.device | str = "cpu",
+) -> dict[str, Extractor]:
+    """The extractors that metrics need, by name; `sources` and `weights` by extractor, as for `load_extractor`."""
+    return {
+        name: load_extractor(name, source=sources.get(name), weights=weights.get(name), device=device)
+        for name in dict.fromkeys(metric.extractor for metric in metrics)
+    }
+
+
 def compute_metrics(
     metrics: Sequence[FeatureMetric], statistics: Mapping[str, FeatureStatistics], references: Mapping[str, Reference]
 ) -> dict[str, float]:
-    """The values of metrics by name, and NAME_standard_error for kernel distances.
-
-    Args:
-        metrics: what to compute.
-        statistics: of the images, by extractor.
-        references: by extractor.
-
-    Raises:
-        ValueError: fewer images than `FeatureMetric.min_images`.
-    """
+    """The values of metrics by name, and NAME_standard_error for kernel distances; statistics are by extractor."""
     values: dict[str, float] = {}
     pairs: dict[str, tuple[float, float]] = {}
     for metric in metrics:
@@ -88,16 +99,65 @@ def compute_metrics(
     return values
 
 
+class Scorer:
+    """Measures sets of images by metrics and their extractors against the rows of a table.
+
+    The reference's arguments are those of `reference_statistics`.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[FeatureMetric],
+        extractors: Mapping[str, Extractor],
+        table: DecodedImages,
+        rows: np.ndarray,
+        cache_dir: Path,
+        *,
+        processes: Processes = SINGLE_PROCESS,
+        progress: Callable[[int], None] | None = None,
+    ):
+        check_reference(metrics, len(rows))
+        self.metrics, self.extractors = metrics, extractors
+        self.references = {
+            name: reference_statistics(table, rows, extractor, cache_dir, processes=processes, progress=progress)
+            for name, extractor in extractors.items()
+        }
+
+    @property
+    def num_features(self) -> dict[str, int]:
+        """Features of each extractor."""
+        return {name: len(reference.statistics.moments.mean) for name, reference in self.references.items()}
+
+    def score(
+        self,
+        images: Images,
+        num_images: int,
+        *,
+        chunk: int = CHUNK,
+        processes: Processes = SINGLE_PROCESS,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, float]:
+        """The metrics of images 0..num_images-1 (see `compute_metrics`), the same on every rank.
+
+        Arguments as for `stream_features`.
+        """
+        statistics = collect_statistics(
+            images, num_images, list(self.extractors.values()), chunk=chunk, processes=processes, progress=progress
+        )
+        return compute_metrics(self.metrics, dict(zip(self.extractors, statistics, strict=True)), self.references)
+
+
+def check_reference(metrics: Sequence[FeatureMetric], num_images: int) -> None:
+    """Raise DataError if metrics need more reference images."""
+    for metric in metrics:
+        if num_images < metric.min_images:
+            raise DataError(f"{metric.name} needs at least {metric.min_images} reference images; given {num_images}")
+
+
 def sample_size_warnings(
     metrics: Sequence[FeatureMetric], num_images: int, num_reference: int, num_features: Mapping[str, int]
 ) -> list[str]:
-    """Warnings about Frechet distances of fewer images than in published ones.
-
-    Args:
-        metrics: what was computed.
-        num_images, num_reference: images on either side.
-        num_features: by extractor.
-    """
+    """Warnings about Frechet distances of fewer images than in published ones; `num_features` is by extractor."""
     warnings = []
     fewer = min(num_images, num_reference)
     for metric in metrics:

@@ -56,14 +56,11 @@ def nearest_images(
 
     Args:
         samples: uint8 (n, H, W, C), the same on every rank, n at least 1.
-        images: uint8 (N, H', W', C), a table's images.
+        images: uint8 (N, H', W', C).
         rows: int (m,), the rows of `images` that were trained on, m more than k.
-        extractor: computes the features.
         k: neighbours per sample.
-        processes, progress: as for `stream_features`.
-
-    Raises:
-        DataError: at most k training images, or no sample.
+        processes: the ranks that share the work; all of them must call this.
+        progress: called with the number of training images compared so far.
     """
     if len(samples) == 0 or len(rows) <= k:
         raise DataError(
@@ -105,15 +102,13 @@ def nearest_images(
 def draw_neighbours(
     samples: np.ndarray, nearest: np.ndarray, neighbours: Neighbours, limit: int | None = None
 ) -> Image.Image:
-    """Draw samples next to their nearest training images: one per row, sorted by distance.
+    """Draw samples next to their nearest training images: at most `limit` lines of a sample each, sorted by distance.
 
     Below each sample is its index, below each training image its distance, in red if it is near.
 
     Args:
         samples: uint8 (n, H, W, C), as given to `nearest_images`.
         nearest: uint8 (n, k, H', W', C), the images at `neighbours.rows`.
-        neighbours: the result of `nearest_images`.
-        limit: the maximum number of rows; None draws all.
     """
     side = TILE
     drawn = np.argsort(neighbours.distances[:, 0], kind="stable")[:limit]

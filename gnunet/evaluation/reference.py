@@ -36,11 +36,6 @@ class Reference:
     kernel_sums: Tensor
     """float64 (m,), `kernel_sums` of the statistics' subset."""
 
-    def to(self, device: torch.device) -> "Reference":
-        moments = self.statistics.moments
-        moments = RunningCovariance(moments.count, moments.mean.to(device), moments.scatter.to(device))
-        return Reference(FeatureStatistics(moments, self.statistics.subset.to(device)), self.kernel_sums.to(device))
-
 
 def reference_statistics(
     table: DecodedImages,
@@ -58,22 +53,16 @@ def reference_statistics(
     written to only causes a warning.
 
     Args:
-        table: the decoded images.
         rows: int (n,), the table's rows to compare with.
-        extractor: computes the features.
-        cache_dir: where the file is kept.
         processes, progress: as for `stream_features`.
-
-    Raises:
-        DataError: no rows.
     """
     key = cache_key(table, rows, extractor)
     path = cache_dir / f"reference-{key[:24]}.safetensors"
-    cached = load_reference(path, key, len(rows))
+    cached = load_reference(path, key, len(rows), extractor.statistics_device)
     # All or none: a rank that does not see the file yet would wait for the others indefinitely.
     is_cached = torch.tensor([cached is not None], dtype=torch.int64, device=extractor.device)
     if bool(processes.gather(is_cached).all()) and cached is not None:
-        return cached.to(extractor.statistics_device)
+        return cached
     [statistics] = collect_statistics(
         lambda indices: table.images[rows[indices.start : indices.stop]], len(rows), [extractor],
         processes=processes, progress=progress,
@@ -97,10 +86,10 @@ def cache_key(table: DecodedImages, rows: np.ndarray, extractor: Extractor) -> s
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load_reference(path: Path, key: str, num_images: int) -> Reference | None:
-    """Read cached statistics to the CPU; None if the file is missing, corrupted or of another key."""
+def load_reference(path: Path, key: str, num_images: int, device: torch.device) -> Reference | None:
+    """Read cached statistics; None if the file is missing, corrupted or of another key."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", device=str(device)) as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
             mean, scatter, subset, sums = map(file.get_tensor, ("mean", "scatter", "subset", "kernel_sums"))
@@ -121,7 +110,8 @@ def _save_reference(reference: Reference, path: Path, key: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if load_reference(path, key, statistics.num_images) is None:  # no other rank was faster
+            # Unless another rank was faster.
+            if load_reference(path, key, statistics.moments.count, torch.device("cpu")) is None:
                 atomic_write(path, content)
     except OSError as error:
         log.warning("cannot write the statistics of the reference images to %s: %s", path.parent, error)

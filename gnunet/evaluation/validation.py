@@ -38,7 +38,7 @@ def validation_loss(network: nn.Module, process: Process, val_set: ValidationSet
     (Salimans & Ho, 2022), into which every network's output can be converted. Since
     v_hat - v = -(x0_hat - x0) / sigma, its square is (1 + SNR) times the squared error of x0.
 
-    Arguments as for `validation_errors`.
+    The settings are the keywords of `validation_errors`.
     """
     return summarize(validation_errors(network, process, val_set, **settings), val_set.bins, val_set.num_bins)
 
@@ -59,10 +59,7 @@ def validation_errors(
     Args:
         network: called as network(x, timestep, class_labels=labels, return_dict=False)[0], with the set's labels if it
             has a class embedding. Runs in eval mode without gradients; its modes are restored.
-        process: the process that the network was trained on.
-        val_set: images, noise and log-SNR.
         device: where the network is.
-        batch_size: images per forward pass.
         autocast: makes the context that the network runs in.
         processes: the ranks that share the work; all of them must call this.
         progress: called after each round of batches with the number of examples done so far.

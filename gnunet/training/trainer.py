@@ -22,7 +22,7 @@ from gnunet.checkpoint.checkpoint import TrainState
 from gnunet.checkpoint.run_dir import RunDir
 from gnunet.config import Config
 from gnunet.diffusion import NoiseLevel
-from gnunet.distributed.accelerator import close, keep_freed_memory, make_accelerator
+from gnunet.distributed.accelerator import close, fresh_accelerate_state, keep_freed_memory, make_accelerator
 from gnunet.distributed.signals import StopRequested, StopSignal
 from gnunet.errors import TrainingError
 from gnunet.norms import force_weight_norm
@@ -67,6 +67,7 @@ class StepInfo:
 Callback = Callable[[StepInfo], None]
 
 
+@fresh_accelerate_state()
 def fit(config: Config, callback: Callback | None = None) -> Path:
     """Train as `config` says, resuming the run in its folder if there is one.
 

@@ -1,36 +1,68 @@
-"""The Python interface, as the README shows it."""
+"""The Python interface: the README's example, and several precisions in one process."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 
 import gnunet
+from gnunet.config import Config
 from gnunet.errors import ConfigError
 
-EXAMPLE = """
-import gnunet
-
-config = gnunet.load_config("noto_portraits32", overrides={"train.total_images": 50_000})
-run = gnunet.train(config, callback=lambda step: print(step.images, step.loss))
-images = gnunet.sample(run, num_images=8, seed=1)
-scores = gnunet.evaluate(run, num_images=256, metrics=["kid_efficientnet_lite0"])
-"""
+README = Path(__file__).parents[2] / "README.md"
 
 
-def test_example_trains_samples_and_evaluates(tiny_flags, tmp_path, monkeypatch, capsys):
+def readme_example() -> str:
+    [example] = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+        if "gnunet.train(" in block
+    ]
+    return example
+
+
+def test_readme_example_trains_samples_and_evaluates(tiny_flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("GNUNET_CACHE", str(tmp_path / "cache"))
     _, file, _, source, _, cache, *_ = tiny_flags("run")
-    small = {"train.total_images": 32, "data.source": source, "data.cache_dir": cache, "run_dir": str(tmp_path / "run")}
-    example = EXAMPLE.replace("noto_portraits32", file).replace("num_images=256", "num_images=8")
+    load_config = gnunet.load_config
+
+    def load_tiny(name: str, overrides: dict) -> Config:
+        load_config(name, overrides=overrides)  # what the README names is valid
+        small = {"train.total_images": 32, "data.source": source, "data.cache_dir": cache}
+        return load_config(file, overrides={**overrides, **small, "run_dir": str(tmp_path / "run")})
+
+    monkeypatch.setattr(gnunet, "load_config", load_tiny)
     names: dict = {}
-    exec(example.replace('{"train.total_images": 50_000}', repr(small)), names)
+    exec(readme_example().replace("num_images=256", "num_images=8"), names)
     steps = [line.split() for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
     assert [int(images) for images, _ in steps] == [8, 16, 24, 32]
     assert all(np.isfinite(float(loss)) for _, loss in steps)
     assert names["run"] == tmp_path / "run"
     assert names["images"].shape == (8, 16, 16, 3) and names["images"].dtype == np.uint8
-    assert names["scores"].keys() == {"kid_efficientnet_lite0"} and np.isfinite(
-        names["scores"]["kid_efficientnet_lite0"]
-    )
+    [(metric, value)] = names["scores"].items()
+    assert metric == "kid_efficientnet_lite0" and np.isfinite(value)
+
+
+def test_one_process_trains_and_samples_at_several_precisions(tiny, finished):
+    expected = gnunet.sample(finished, 2)
+    sampled = []
+
+    def callback(step):
+        if step.images == 8:
+            sampled.append(gnunet.sample(finished, 2))  # a run at fp32 while another trains at bf16
+        assert step.session.accelerator.mixed_precision == "bf16"
+
+    mine = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+    short = ("--train.total_images", "16", "--train.sample_every", "0", "--train.validate_every", "0")
+    run = gnunet.train(tiny("bf16", "--train.mixed_precision", "bf16", *short), callback)
+    assert gnunet.sample(run, 1).shape == (1, 16, 16, 3)
+    gnunet.train(tiny("fp32", *short))
+    assert np.array_equal(sampled, [expected])
+    assert np.array_equal(gnunet.sample(finished, 2), expected)
+    assert mine.mixed_precision == "no"
 
 
 def test_sample_gives_the_first_images_whatever_their_number(finished):

@@ -1,5 +1,6 @@
 """`gnunet sample`: which images it writes."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 import gnunet
-from gnunet.commands import sample
+from gnunet.commands import evaluate, sample
 
 
 @pytest.fixture
@@ -56,6 +57,15 @@ def test_settings_change_the_images(run_sample, image, flags):
     run_sample("plain", "--classes", "dark")
     run_sample("changed", "--classes", "dark", *flags.split())
     assert not np.array_equal(image("plain"), image("changed"))
+
+
+@pytest.mark.parametrize("command", [sample, evaluate])
+@pytest.mark.parametrize(("old", "new"), [("--steps=5", "--num_inference_steps"), ("--guidance 2", "--guidance_scale")])
+def test_former_flag_is_an_error_of_one_line_that_names_the_new_one(command, old, new, capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main(["runs/x", *old.split()])
+    [line] = capsys.readouterr().err.splitlines()
+    assert exit.value.code == 2 and re.split("[= ]", old)[0] in line and line.endswith(new)
 
 
 def test_invalid_arguments_are_named(finished, run_sample, tmp_path):

@@ -35,10 +35,9 @@ def load_extractor(
         name: one of EXTRACTORS; with `source`, any other name.
         source: the user's own extractor: a TorchScript file or package.module:Class (see `load_user_extractor`).
         weights: a weights file; None takes the extractor's default location.
-        device: where it will run.
 
     Raises:
-        ConfigError: an unknown name, or a package or file is missing; says what to install or put where.
+        ConfigError: an unknown name, or a missing package or file; the message says what to install, or put where.
     """
     device = torch.device(device)
     if source is not None:

@@ -77,10 +77,6 @@ class Extractor:
 
         Returns:
             float32 (N, D) on the extractor's device.
-
-        Raises:
-            TypeError: not uint8. ValueError: not (N, 1 or 3, H, W).
-            ConfigError: the user's network does not return finite (N, D).
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images are {images.dtype}; valid: torch.uint8, 0 to 255")
@@ -99,11 +95,7 @@ class Extractor:
 
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
-    """Read a state_dict from .safetensors, or from torch's format with `weights_only`.
-
-    Raises:
-        ConfigError: the file is missing, corrupted, or holds more than weights.
-    """
+    """Read a state_dict from .safetensors, or from torch's format with `weights_only`."""
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -111,7 +103,7 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ConfigError(f"extractor {name}: there is no weights file {path}") from error
-    except Exception as error:  # the parsers raise all kinds on foreign files
+    except Exception as error:  # the parsers raise many kinds of exceptions for other files
         reason = str(error).split(". ")[0]  # torch then suggests loading it without weights_only
         raise ConfigError(f"extractor {name}: {path} is not a complete file of plain weights: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -129,11 +121,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def find_weights(name: str, given: str | Path | None, url: str) -> Path:
-    """The given weights file, or by default the one of `url` in torch.hub's cache; nothing is downloaded.
-
-    Raises:
-        ConfigError: there is no such file; says how to get it.
-    """
+    """The given weights file, or by default the one of `url` in torch.hub's cache; nothing is downloaded."""
     default = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     path = default if given is None else Path(given).expanduser()
     if path.is_file():
@@ -147,7 +135,7 @@ def find_weights(name: str, given: str | Path | None, url: str) -> Path:
 
 
 def load_state_dict_strict(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load weights and freeze the network in eval mode. Raises ConfigError if keys or shapes differ."""
+    """Load weights and freeze the network in eval mode."""
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -37,14 +37,8 @@ def load_dinov2(weights: str | Path | None, device: torch.device) -> Extractor:
 class VisionTransformer(nn.Module):
     """DINOv2's vision transformer for inference, with the parameter names of the published weights.
 
-    Args:
-        width: features per token.
-        depth: number of blocks.
-        heads: attention heads.
-        patch: height and width of a patch in pixels.
-        grid: patches per side of the images that the position embedding was trained on.
-
-    forward: fp32 (N, 3, H, W), H and W multiples of `patch` -> (N, width), the normalized class token.
+    fp32 (N, 3, H, W), H and W multiples of `patch` -> (N, width), the normalized class token. `grid` is the number of
+    patches per side of the images that the position embedding was trained on.
     """
 
     def __init__(self, *, width: int, depth: int, heads: int, patch: int, grid: int):

