@@ -17,13 +17,7 @@ of the reference images are cached.
 import argparse
 from pathlib import Path
 
-from gnunet.commands.options import (
-    add_sampling_options,
-    make_output_dir,
-    make_parser,
-    parse_sampling_arguments,
-    positive_int,
-)
+from gnunet.commands.options import make_output_dir, make_parser, parse_with_sampling_options, positive_int
 from gnunet.errors import run_cli
 
 IMAGES_PER_PROCESS = 128
@@ -53,8 +47,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="weights files that are not in the default location",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="directory for JSON and PNG (default: evaluations/NAME)")
-    add_sampling_options(parser)
-    return parse_sampling_arguments(parser, argv)
+    return parse_with_sampling_options(parser, argv)
 
 
 def name_and_value(text: str) -> tuple[str, str]:

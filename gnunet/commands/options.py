@@ -22,8 +22,11 @@ def make_parser(command: str, description: str | None) -> argparse.ArgumentParse
     )  # fmt: skip
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Add what decides the samples, with the names in SAMPLING; values left out are the run's own."""
+def parse_with_sampling_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Add --cpu and the options in SAMPLING, which are by default the run's own, and parse.
+
+    A former name of one is an error that gives the new one.
+    """
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="EMA or raw weights (default ema)")
     parser.add_argument("--seed", type=int, help="seed of the images (default: the run's)")
     parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
@@ -31,10 +34,6 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance_scale", type=float, metavar="W", help="classifier-free guidance scale; 1 is off")
     parser.add_argument("--batch_size", type=positive_int, metavar="N", help="images sampled together on each process")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
-
-
-def parse_sampling_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse arguments with those of `add_sampling_options`; a former name of one is an error that gives the new one."""
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         from gnunet.config.renamed_keys import RENAMED_KEYS  # takes seconds, which valid arguments need not wait for

@@ -12,14 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
-from gnunet.commands.options import (
-    SAMPLING,
-    add_sampling_options,
-    make_output_dir,
-    make_parser,
-    parse_sampling_arguments,
-    positive_int,
-)
+from gnunet.commands.options import SAMPLING, make_output_dir, make_parser, parse_with_sampling_options, positive_int
 from gnunet.errors import run_cli
 
 MAX_GRID_IMAGES = 256
@@ -31,8 +24,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--num_images", type=positive_int, default=16, metavar="N", help="images 0..N-1 (default 16)")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="class names or numbers, assigned in turn")
     parser.add_argument("--out", type=Path, help="directory for the PNGs (default: samples/NAME)")
-    add_sampling_options(parser)
-    return parse_sampling_arguments(parser, argv)
+    return parse_with_sampling_options(parser, argv)
 
 
 def main(argv: list[str]) -> int:

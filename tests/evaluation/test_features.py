@@ -13,7 +13,7 @@ def source(images):
 
 def same(a, b):
     return (
-        a.num_images == b.num_images
+        a.moments.count == b.moments.count
         and torch.equal(a.moments.mean, b.moments.mean)
         and torch.equal(a.moments.scatter, b.moments.scatter)
         and torch.equal(a.subset, b.subset)
@@ -24,7 +24,7 @@ def test_statistics_are_those_of_all_features(pixels, noise_images):
     images = noise_images(37)
     [found] = collect_statistics(source(images), 37, [pixels], chunk=8)
     x = torch.from_numpy(images).permute(0, 3, 1, 2).reshape(37, -1) / 255
-    assert found.num_images == 37 and found.subset.dtype == torch.float32
+    assert found.moments.count == 37 and found.subset.dtype == torch.float32
     assert torch.equal(found.subset, x)
     torch.testing.assert_close(found.moments.mean, x.double().mean(dim=0))
     torch.testing.assert_close(found.moments.covariance, torch.cov(x.double().T))
@@ -57,49 +57,31 @@ def test_features_do_not_depend_on_the_number_of_threads(efficientnet, noise_ima
     assert all(torch.equal(first, other) for other in others)
 
 
-def test_several_extractors_see_the_same_images_once(pixels, extractor_of, noise_images):
-    images, asked = noise_images(10), []
+def test_several_extractors_see_the_same_images_once_and_keep_a_subset(pixels, extractor_of, noise_images, monkeypatch):
+    monkeypatch.setattr(features, "MAX_SUBSET", 7)
+    images, asked = noise_images(50), []
     mean = extractor_of(lambda batch: batch.float().mean(dim=(2, 3)))
 
     def taken(indices):
-        asked.extend(indices)
+        asked.append(indices)
         return images[indices.start : indices.stop]
 
-    first, second = collect_statistics(taken, 10, [pixels, mean], chunk=4)
-    assert asked == list(range(10))
-    assert first.subset.shape == (10, 48)
-    torch.testing.assert_close(second.subset, first.subset.view(10, 3, 16).mean(dim=2) * 255)
+    first, second = collect_statistics(taken, 50, [pixels, mean], chunk=6)
+    assert asked == [range(start, min(start + 6, 50)) for start in range(0, 50, 6)]
+    assert first.moments.count == second.moments.count == 50
+    assert torch.equal(first.subset, extract(pixels, images[np.arange(7) * 50 // 7]))
+    torch.testing.assert_close(second.subset, first.subset.view(7, 3, 16).mean(dim=2) * 255)
 
 
-def test_memory_does_not_grow_with_the_number(pixels, noise_images, monkeypatch):
-    monkeypatch.setattr(features, "MAX_SUBSET", 7)
-    images, longest = noise_images(50), []
-
-    def taken(indices):
-        longest.append(len(indices))
-        return images[indices.start : indices.stop]
-
-    [found] = collect_statistics(taken, 50, [pixels], chunk=6)
-    assert max(longest) == 6
-    assert found.num_images == 50
-    assert torch.equal(found.subset, extract(pixels, images[np.arange(7) * 50 // 7]))
-
-
-def test_progress(pixels, noise_images, launch):
-    seen = []
-
+def test_progress_counts_the_images_of_all_ranks(pixels, noise_images, launch):
     def work(processes):
         done = []
-        seen.append(done)
-        stream = stream_features(
-            source(noise_images(20)), 20, [pixels], chunk=3, processes=processes,
-            progress=done.append,
-        )  # fmt: skip
-        return [list(indices) for indices, _ in stream]
+        options = {"chunk": 3, "processes": processes, "progress": done.append}
+        chunks = [list(indices) for indices, _ in stream_features(source(noise_images(20)), 20, [pixels], **options)]
+        return chunks, done
 
-    for chunks in launch(2, work):
-        assert sum(chunks, []) == list(range(20))
-    assert seen == [[6, 12, 18, 20]] * 2
+    for chunks, done in launch(2, work):
+        assert sum(chunks, []) == list(range(20)) and done == [6, 12, 18, 20]
 
 
 def test_grey_is_rgb_of_equal_channels(efficientnet, noise_images):
@@ -107,7 +89,7 @@ def test_grey_is_rgb_of_equal_channels(efficientnet, noise_images):
     assert torch.equal(extract(efficientnet, grey), extract(efficientnet, np.repeat(grey, 3, axis=3)))
 
 
-def test_invalid_images_and_features_raise(pixels, extractor_of, noise_images):
+def test_invalid_images_raise(pixels, noise_images):
     with pytest.raises(DataError, match="no images"):
         collect_statistics(source(noise_images(0)), 0, [pixels])
     for images in (noise_images(2)[0], noise_images(0), noise_images(2, channels=4)):
@@ -115,9 +97,16 @@ def test_invalid_images_and_features_raise(pixels, extractor_of, noise_images):
             extract(pixels, images)
     with pytest.raises(TypeError, match="torch.float64"):
         extract(pixels, noise_images(2) / 255)
-    with pytest.raises(ConfigError, match=r"pixels.*\(2, 3, 4, 4\)"):
-        extract(extractor_of(lambda images: images.float()), noise_images(2))
-    with pytest.raises(ConfigError, match="pixels.*tuple"):
-        extract(extractor_of(lambda images: (images,)), noise_images(2))
-    with pytest.raises(ConfigError, match="not finite"):
-        extract(extractor_of(lambda images: images.flatten(1) / 0), noise_images(2))
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (lambda images: images.float(), r"\(2, 3, 4, 4\)"),
+        (lambda images: (images,), "tuple"),
+        (lambda images: images.flatten(1) / 0, "not finite"),
+    ],
+)
+def test_invalid_features_raise(extractor_of, noise_images, network, named):
+    with pytest.raises(ConfigError, match=f"pixels.*{named}"):
+        extract(extractor_of(network), noise_images(2))

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from gnunet.data import DecodedImages
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, DataError
+from gnunet.evaluation import Scorer, get_metrics, load_extractors, sample_size_warnings
 from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from gnunet.evaluation.features import collect_statistics
-from gnunet.evaluation.metrics import compute_metrics, get_metrics, metric_table
-from gnunet.evaluation.reference import reference_statistics
+from gnunet.evaluation.metrics import metric_table
 
 
 def test_metrics_are_named_by_statistic_and_extractor():
@@ -32,18 +32,56 @@ def test_unknown_name_raises_with_the_closest(name, meant):
         get_metrics(["zzz"])
 
 
-def test_values_are_the_distances(pixels, noise_images, tmp_path):
-    images, other = noise_images(60), noise_images(60, seed=1) // 2
-    reference = reference_statistics(DecodedImages.from_arrays(images), np.arange(60), pixels, tmp_path)
-    [ours], theirs = collect_statistics(lambda r: other[r.start : r.stop], 60, [pixels]), reference.statistics
-    metrics = get_metrics(["kid_pixels", "recall_pixels", "fd_pixels", "precision_pixels"], ["pixels"])
-    values = compute_metrics(metrics, {"pixels": ours}, {"pixels": reference})
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_scores_are_the_distances_on_every_rank(pixels, noise_images, tmp_path, launch, world_size):
+    rows, table = np.arange(3, 60), DecodedImages.from_arrays(noise_images(60))
+    images = noise_images(50, seed=1) // 2
+    [ours] = collect_statistics(lambda r: images[r.start : r.stop], 50, [pixels], chunk=4)
+    [theirs] = collect_statistics(lambda r: table.images[rows[r.start : r.stop]], len(rows), [pixels])
     kid = kernel_distance(ours.subset, theirs.subset)
     precision, recall = precision_recall(ours.subset, theirs.subset)
-    assert list(values.items()) == [
+    expected = [
         ("kid_pixels", kid.value),
         ("kid_pixels_standard_error", kid.standard_error),
         ("recall_pixels", recall),
         ("fd_pixels", frechet_distance(ours.moments, theirs.moments)),
         ("precision_pixels", precision),
     ]
+    metrics = get_metrics(["kid_pixels", "recall_pixels", "fd_pixels", "precision_pixels"], ["pixels"])
+
+    def work(processes):
+        scorer = Scorer(metrics, {"pixels": pixels}, table, rows, tmp_path, processes=processes)
+        assert scorer.num_features == {"pixels": 48}
+        return scorer.score(lambda r: images[r.start : r.stop], 50, chunk=4, processes=processes)
+
+    assert [list(scores.items()) for scores in launch(world_size, work)] == [expected] * world_size
+
+
+def test_only_the_extractors_that_metrics_need_are_loaded(tmp_path):
+    metrics = get_metrics(["kid_efficientnet_lite0", "fd_efficientnet_lite0"])
+    assert list(load_extractors(metrics, sources={}, weights={})) == ["efficientnet_lite0"]
+    with pytest.raises(ConfigError, match="absent"):
+        load_extractors(metrics, sources={}, weights={"efficientnet_lite0": str(tmp_path / "absent")})
+    with pytest.raises(ConfigError, match="own.*absent"):
+        load_extractors(get_metrics(["fd_own"], ["own"]), sources={"own": str(tmp_path / "absent")}, weights={})
+
+
+@pytest.mark.parametrize(("name", "needed"), [("fd_pixels", 2), ("kid_pixels", 3), ("recall_pixels", 4)])
+def test_too_few_reference_images_raise(pixels, noise_images, tmp_path, name, needed):
+    table, metrics = DecodedImages.from_arrays(noise_images(5)), get_metrics([name], ["pixels"])
+    with pytest.raises(DataError, match=f"{name}.*at least {needed}.*given {needed - 1}"):
+        Scorer(metrics, {"pixels": pixels}, table, np.arange(needed - 1), tmp_path)
+    scorer = Scorer(metrics, {"pixels": pixels}, table, np.arange(needed), tmp_path)
+    assert scorer.score(lambda r: table.images[r.start : r.stop], needed)[name] == pytest.approx(
+        {"recall_pixels": 1}.get(name, 0), abs=1e-12
+    )
+
+
+def test_warnings_name_metrics_of_too_few_images():
+    metrics = get_metrics(["fid", "kid", "fd_dinov2", "precision_dinov2"])
+    features = {"inception": 2048, "dinov2": 1024}
+    few, between = sample_size_warnings(metrics, 1500, 60_000, features)
+    assert few.startswith("fid of 1500 images against 60000") and few.endswith("prefer kid")
+    assert between.startswith("fd_dinov2 of 1500 images") and "prefer" not in between
+    assert sample_size_warnings(metrics, 50_000, 1000, features)[1].endswith("prefer kid_dinov2")
+    assert sample_size_warnings(metrics, 50_000, 50_000, features) == []

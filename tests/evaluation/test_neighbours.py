@@ -25,7 +25,7 @@ def test_agrees_with_brute_force(pixels, noise_images, monkeypatch):
     assert found.near_duplicate_rate == (distances.min(axis=1) <= found.threshold).mean()
 
 
-def test_numbers_of_fresh_images_and_of_copies(pixels, noise_images):
+def test_copies_differ_from_new_images(pixels, noise_images):
     images, rows = noise_images(400), np.arange(400)
     fresh = nearest_images(noise_images(200, seed=1), images, rows, pixels)
     assert 0.97 < fresh.distance_ratio < 1.03 and 0.01 < fresh.near_duplicate_rate < 0.12
@@ -44,7 +44,7 @@ def test_equal_distances_go_to_the_first_row(pixels, noise_images):
     assert np.isnan(found.distance_ratio) and found.near_duplicate_rate == 1
 
 
-def test_every_launch_gives_the_same(efficientnet, noise_images, launch, monkeypatch):
+def test_result_is_identical_for_any_world_size(efficientnet, noise_images, launch, monkeypatch):
     monkeypatch.setattr(neighbours, "PROBES", 20)
     images, samples, rows = noise_images(150, size=8), noise_images(3, seed=1, size=8), np.arange(5, 145)
     alone = nearest_images(samples, images, rows, efficientnet, k=2)
@@ -60,23 +60,16 @@ def test_every_launch_gives_the_same(efficientnet, noise_images, launch, monkeyp
 
 def test_memory_does_not_grow_with_the_number(extractor_of, noise_images, monkeypatch):
     monkeypatch.setattr(neighbours, "PROBES", 8)
-    longest = []
-
-    def network(images):
-        longest.append(len(images))
-        return images.flatten(1).float()
+    sizes = []
 
     class Watched(np.ndarray):
-        """Notes how many images are taken at once."""
-
         def __getitem__(self, index):
-            taken = super().__getitem__(index)
-            longest.append(len(taken))
+            sizes.append(len(taken := super().__getitem__(index)))
             return taken
 
     images = noise_images(1000).view(Watched)
-    nearest_images(noise_images(3), images, np.arange(1000), extractor_of(network))
-    assert max(longest) <= 128
+    nearest_images(noise_images(3), images, np.arange(1000), extractor_of(lambda batch: batch.flatten(1).float()))
+    assert max(sizes) <= 128
 
 
 def test_too_few_images_raise(pixels, noise_images):
@@ -87,7 +80,7 @@ def test_too_few_images_raise(pixels, noise_images):
 
 
 @pytest.mark.parametrize("size, channels", [(4, 3), (4, 1), (200, 3)])
-def test_picture(extractor_of, size, channels):
+def test_picture_is_sorted_and_marks_copies(extractor_of, size, channels):
     mean = extractor_of(lambda images: images.float().mean(dim=(2, 3)))
     levels = np.array([0, 50, 100, 150, 200, 201], np.uint8)
     images = np.broadcast_to(levels[:, None, None, None], (6, size, size, channels)).copy()
