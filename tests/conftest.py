@@ -22,7 +22,6 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from torch.distributed import TCPStore
 
@@ -31,6 +30,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from gnunet.config import Config, parse_args  # noqa: E402
+from gnunet.distributed.accelerator import fresh_accelerate_state  # noqa: E402
 from gnunet.errors import run_cli  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -122,20 +122,14 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GNUNET_CACHE", str(folder / "cache"))
         fit(parse_args(flags, default_config=ROOT / "none.yaml"))
-    forget_accelerate()
     return folder / "run"
-
-
-def forget_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps process-wide state; each test starts without it."""
-    yield
-    forget_accelerate()
+    with fresh_accelerate_state():
+        yield
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def _samples(model: TrainedModel, num_images: int | None, repeat: int) -> Subjec
 
 
 def _files(path: Path, num_images: int | None, repeat: int, resolution: int | None) -> Subject:
-    """Images from all over the directory, none in two repeats."""
+    """Images evenly spaced over the directory; no two repeats have one in common."""
     files = ImageFiles(path, resolution)
     available = len(files) // repeat
     if (num_images or 1) > available:

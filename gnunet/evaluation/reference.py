@@ -25,7 +25,7 @@ from gnunet.processes import SINGLE_PROCESS, Processes
 log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Part of the cache key: to be raised whenever the same images would give other statistics."""
+"""Part of the cache key. Increased whenever the same images would give other statistics."""
 
 
 @dataclass(frozen=True)

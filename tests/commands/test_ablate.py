@@ -1,4 +1,4 @@
-"""`gnunet ablate` as its users run it: plans, refusals, kill -9 and going on, several processes."""
+"""`gnunet ablate`: plans, invalid arguments, kill -9 and resuming, several processes."""
 
 import glob
 import json
@@ -25,6 +25,7 @@ from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import RunOutcome, pending_trials, run_in_process
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.commands import ablate as script
+from gnunet.evaluation.batching import single_threaded
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "ablate.py"
@@ -32,7 +33,7 @@ SCRIPT = ROOT / "scripts" / "ablate.py"
 
 @pytest.fixture
 def study(tiny_flags, tmp_path, monkeypatch):
-    """Writes study.yaml into the current folder: two variants of tiny runs on two seeds; more keys behind."""
+    """`study(**keys)`: write study.yaml into the current folder: two variants of tiny runs on two seeds."""
     _, file, _, source, _, cache, *_ = tiny_flags("unused")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -50,26 +51,18 @@ def study(tiny_flags, tmp_path, monkeypatch):
 
 @pytest.fixture
 def ablate(capsys) -> Callable[..., str]:
-    """Runs the script in this process; gives its output."""
+    """`ablate(*arguments, status=0)`: run the command in this process; returns its output."""
 
     def run(*arguments: str, status: int = 0) -> str:
-        found = script.main(["study.yaml", *arguments])
-        output = capsys.readouterr()
-        assert found == status, output.err
-        return output.out + output.err
+        actual = script.main(["study.yaml", *arguments])
+        output = "".join(capsys.readouterr())
+        assert actual == status, output
+        return output
 
     return run
 
 
-def start(*command: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, *command], env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-
-
-def test_a_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
+def test_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
     study(budgets={"large": {"train.total_images": 100_000}, "small": {}})
     out = ablate("--budget", "small", "--dry_run", "--only", "batch", "--jobs", "2")
     assert "2 trials: 0 done, 2 to run" in out and "group" not in out
@@ -85,16 +78,16 @@ def test_shipped_studies_are_found_by_name(tmp_path, monkeypatch, capsys):
     assert "runs/ablations/smoke" in capsys.readouterr().err
 
 
-def test_mistakes_are_one_message_and_status_2(study, ablate, tmp_path):
+def test_all_mistakes_are_in_one_message_with_status_2(study, ablate, tmp_path):
     study(variants={"group": {}, "batch": {"model.norm.kimd": "batch"}, "other": {"train.total_images": "many"}})
     out = ablate(status=2)
-    assert "error: 2 problems in study.yaml:" in out and "Traceback" not in out
-    assert "model.norm.kimd: unknown key (variant 'batch' of study.yaml); did you mean model.norm.kind?" in out
-    assert "train.total_images: given many (variant 'other' of study.yaml); valid: an integer" in out
+    assert "Traceback" not in out
+    for named in ("study.yaml", "model.norm.kimd", "model.norm.kind?", "train.total_images: given many", "'other'"):
+        assert named in out
     study()
-    assert "train.imags: unknown key (command line)" in ablate("--train.imags", "64", status=2)
+    assert "train.imags" in ablate("--train.imags", "64", status=2)
     assert "--only: given nobody; valid: group, batch" in ablate("--only", "nobody", status=2)
-    assert "--budget: given big; valid: none" in ablate("--budget", "big", status=2)
+    assert "--budget: given big" in ablate("--budget", "big", status=2)
     for arguments in (["--report", "--only", "group"], ["--report", "--dry_run"], ["--jobs", "0"], ["--seed", "1"]):
         with pytest.raises(SystemExit) as exit:
             ablate(*arguments)
@@ -104,7 +97,7 @@ def test_mistakes_are_one_message_and_status_2(study, ablate, tmp_path):
 
 @pytest.fixture
 def runner(monkeypatch):
-    """Starts the script in a process that need not import anything anew; those that are left are killed."""
+    """Starts the script in a process forked with everything imported; kills what is left at the end."""
     started = []
 
     def start_runner() -> ForkServerProcess:
@@ -128,19 +121,18 @@ def wait_until(reached: Callable[[], object], seconds: float = 600) -> None:
 
 
 def at_work(folder: Path) -> list[psutil.Process]:
-    """The processes that have a file in a folder open, as trials have their logs."""
+    """The processes with an open file in a folder, as trials have their logs."""
     found = []
     for process in psutil.process_iter():
         try:
             if any(file.path.startswith(f"{folder}/") for file in process.open_files()):
                 found.append(process)
-        except psutil.Error:  # it has ended, or is somebody else's
+        except psutil.Error:  # it has ended, or belongs to another user
             pass
     return found
 
 
-def lasting(folder: Path) -> dict[str, str]:
-    """The records in a study's folder as text, without their times."""
+def records_without_times(folder: Path) -> dict[str, str]:
     return {name: json.dumps({**record, "times": None}) for name, record in read_records(folder).items()}
 
 
@@ -149,8 +141,8 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner, tmp_path):
-    """kill -9 while a trial trains, while one is measured, between trials; against trials that nobody disturbed."""
+def test_study_killed_and_run_again_has_the_same_records(study, runner, tmp_path):
+    """kill -9 while a trial trains, while one is measured, between trials; compared with undisturbed trials."""
     path, folder = study(base={"train.total_images": 120}), tmp_path / "runs" / "ablations" / "study"
 
     def unfinished() -> list[Path]:
@@ -175,20 +167,17 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_records(study, runner
     study_runner = StudyRunner.open(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
     trials = pending_trials(study_runner.plan()[0].trials, study_runner.folder)
     display = Display(trials, study_runner.folder, TimeEstimate(Plan(), {}), at_a_time=1, enabled=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with single_threaded():
         assert run_in_process(trials, study_runner.folder, display) == RunOutcome([])
-    finally:
-        torch.set_num_threads(threads)
-    assert len(lasting(folder)) == 4 and lasting(folder) == lasting(study_runner.folder)
+    records = records_without_times(folder)
+    assert len(records) == 4 and records == records_without_times(study_runner.folder)
     assert pictures(folder) == pictures(study_runner.folder)
 
 
 def test_two_processes_run_trials_together(study, run_ranks, tmp_path):
     study(seeds=[0])
-    said = run_ranks(2, partial(script.main, ["study.yaml", "--train.total_images", "32"]))
-    assert [text.count("2 trials: 0 done, 2 to run") for text in said] == [1, 0]  # one process speaks
+    outputs = run_ranks(2, partial(script.main, ["study.yaml", "--train.total_images", "32"]))
+    assert [text.count("2 trials: 0 done, 2 to run") for text in outputs] == [1, 0]  # the main process prints
     records = read_records(tmp_path / "runs" / "ablations" / "study").values()
     assert sorted(kind for record in records for kind in record["norm_kinds"]) == ["batch", "group"]
     for record in records:
@@ -197,9 +186,13 @@ def test_two_processes_run_trials_together(study, run_ranks, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_all_its_processes_stops_the_runner_in_good_order(study, tmp_path):
+def test_signal_to_all_processes_stops_the_runner_after_checkpoints(study, tmp_path):
     study(base={"train.total_images": 100_000, "train.checkpoint_every": 0, "train.sample_every": 0})
-    process = start(str(SCRIPT), "study.yaml", "--jobs", "1")
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "study.yaml", "--jobs", "1"], text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     logs = f"{tmp_path}/runs/ablations/study/trials/*/metrics.jsonl"
     wait_until(lambda: glob.glob(logs) or process.poll() is not None)
     assert process.poll() is None, process.communicate()

@@ -1,4 +1,4 @@
-"""`gnunet evaluate` as its users run it: models, folders, launches, interruptions, and what it refuses."""
+"""`gnunet evaluate`: models, folders, launches, interruptions, invalid arguments."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from PIL import Image
 from gnunet.commands import evaluate as evaluate_script
 from gnunet.commands import sample
 from gnunet.distributed import launch
+from gnunet.evaluation.batching import single_threaded
 from gnunet.safe_io import MAX_YAML_BYTES
 
 
@@ -36,22 +37,23 @@ def coarse(tmp_path_factory):
 
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch, capsys):
-    """Runs the script in this process, with the caches in the test's folder; gives its output and metrics.json."""
+    """`evaluate(*arguments, status=0, out="out")`: run the command in this process, with caches in the test's folder;
+    returns its output and metrics.json."""
     monkeypatch.setenv("GNUNET_CACHE", str(tmp_path / "cache"))
 
     def run(*arguments, status: int = 0, out: str = "out") -> tuple[str, dict]:
-        found = evaluate_script.main([*map(str, arguments), "--out", str(tmp_path / out)])
-        output = capsys.readouterr()
-        assert found == status, output.err
+        actual = evaluate_script.main([*map(str, arguments), "--out", str(tmp_path / out)])
+        output = "".join(capsys.readouterr())
+        assert actual == status, output
         file = tmp_path / out / "metrics.json"
-        return output.out + output.err, json.loads(file.read_text()) if file.exists() else {}
+        return output, json.loads(file.read_text()) if file.exists() else {}
 
     return run
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Writes a folder of 24 noised copies of the same pictures of 8 x 8."""
+    """`pictures(name, noise=0, channels=3)`: write a folder of 24 noised copies of the same pictures of 8 x 8."""
 
     def write(name: str, noise: float = 0, channels: int = 3) -> Path:
         rng = np.random.default_rng(0)
@@ -71,7 +73,7 @@ def means(record: dict) -> dict[str, float]:
 
 
 class TestFolders:
-    def test_against_itself_and_its_noised_copies(self, evaluate, pictures, coarse):
+    def test_distances_are_zero_to_itself_and_grow_with_noise(self, evaluate, pictures, coarse):
         clean = pictures("clean")
         out, record = evaluate(clean, "--reference", clean, *coarse)
         assert means(record) == {
@@ -96,7 +98,7 @@ class TestFolders:
         (note,) = record["notes"]
         assert "fewer images than the 1280 features prefer kid_efficientnet_lite0" in note
 
-    def test_repeats_take_other_images(self, evaluate, pictures, coarse):
+    def test_repeats_measure_other_images(self, evaluate, pictures, coarse):
         clean, noised = pictures("clean"), pictures("noised", 10)
         out, record = evaluate(noised, "--reference", clean, *coarse, "--repeat", 3, "--num_images", 8)
         entry = record["metrics"]["fd_coarse"]
@@ -117,15 +119,13 @@ class TestFolders:
         _, record = evaluate(grey, "--reference", pictures("colour"), *coarse)
         assert record["reference"]["channels"] == record["images"]["channels"] == 1
 
-    def test_nearest(self, evaluate, pictures, coarse, tmp_path):
-        """Copies of training images are told from fresh ones, and each copy's nearest is its original."""
+    def test_nearest_finds_the_originals_of_copies(self, evaluate, pictures, coarse, tmp_path):
         clean = pictures("clean")
         out, record = evaluate(pictures("copies", 0.3), "--reference", clean, *coarse, "--nearest", 2)
         nearest = record["nearest"]
         assert [row[0] for row in nearest["rows"]] == list(range(24))
-        assert (
-            nearest["near_duplicate_rate"] == 1 and nearest["distance_ratio"] < 0.1 and "near-duplicate rate  1 " in out
-        )
+        assert nearest["near_duplicate_rate"] == 1 and nearest["distance_ratio"] < 0.1
+        assert "near-duplicate rate  1 " in out
         with Image.open(tmp_path / "out" / "nearest.png") as picture:
             assert picture.size == (3 * 96 + 10, 24 * (96 + 14 + 2))
         _, record = evaluate(pictures("other", 20), "--reference", clean, *coarse, "--nearest", 2)
@@ -164,7 +164,7 @@ class TestFolders:
         out, record = evaluate(source, *coarse, *more, status=2)
         assert named.format(**folders) in out and "Traceback" not in out and not record
 
-    def test_resolution_brings_images_to_one_size(self, evaluate, pictures, coarse):
+    def test_resolution_resizes_images(self, evaluate, pictures, coarse):
         clean = pictures("clean")
         Image.new("RGB", (16, 16)).save(clean / "odd.png")
         _, record = evaluate(clean, "--reference", clean, *coarse, "--resolution", 4)
@@ -172,8 +172,7 @@ class TestFolders:
 
 
 class TestModels:
-    def test_is_what_its_samples_folder_gives(self, evaluate, finished, coarse, tmp_path):
-        """Image i is `gnunet sample`'s: a run and the folder of its samples measure the same."""
+    def test_run_measures_as_the_folder_of_its_samples(self, evaluate, finished, coarse, tmp_path):
         out, record = evaluate(finished, "--num_images", 10, *coarse)
         assert record["images"] == {
             "resolution": 16, "channels": 3, "sampler": "euler", "steps": 4, "guidance": 1.0, "batch_size": 4,
@@ -181,14 +180,10 @@ class TestModels:
         }  # fmt: skip
         assert record["reference"]["num_images"] == 16 and record["num_images"] == 10
         assert "run-000000064 (euler, 4 steps, guidance 1, seed 0): n = 10" in out
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with single_threaded():
             assert sample.main([str(finished), "--num_images", "10", "--out", str(tmp_path / "samples")]) == 0
-        finally:
-            torch.set_num_threads(threads)
         _, of_folder = evaluate(tmp_path / "samples", "--reference", finished, *coarse)
-        assert of_folder["num_images"] == 10  # the grid beside them is no sample
+        assert of_folder["num_images"] == 10  # grid.png is not counted
         assert means(of_folder) == pytest.approx(means(record), rel=1e-9)
         assert of_folder["reference"]["fingerprint"] == record["reference"]["fingerprint"]
 
@@ -201,13 +196,8 @@ class TestModels:
         assert twice["metrics"]["fd_coarse"]["values"][0] == plain["metrics"]["fd_coarse"]["mean"]
         _, second = evaluate(finished, "--num_images", 6, *coarse, "--seed", 1)
         assert twice["metrics"]["fd_coarse"]["values"][1] == second["metrics"]["fd_coarse"]["mean"]
-        for flags in (
-            ["--num_inference_steps", 2],
-            ["--sampler", "heun"],
-            ["--guidance_scale", 3],
-            ["--weights", "raw"],
-        ):
-            _, other = evaluate(finished, "--num_images", 6, *coarse, *flags)
+        for flags in ("--num_inference_steps 2", "--sampler heun", "--guidance_scale 3", "--weights raw"):
+            _, other = evaluate(finished, "--num_images", 6, *coarse, *flags.split())
             assert other["metrics"] != plain["metrics"]
         assert other["name"] == "run-000000064-raw"
 
@@ -223,7 +213,7 @@ class TestModels:
         out, _ = evaluate(finished, *coarse, "--sampler", "ddim", status=2)
         assert "ddim" in out and "euler, heun" in out
 
-    def test_other_training_images_are_refused(self, evaluate, finished, coarse, images):
+    def test_changed_training_images_raise(self, evaluate, finished, coarse, images):
         extra = images / "dark" / "new.png"
         Image.new("RGB", (16, 16)).save(extra)
         try:
@@ -232,18 +222,18 @@ class TestModels:
             extra.unlink()
         assert "run-000000064" in out and str(images) in out
 
-    def test_a_reference_may_be_a_strangers_run(self, evaluate, finished, coarse, images, tmp_path):
-        stranger, elsewhere = tmp_path / "stranger", tmp_path / "elsewhere"
-        stranger.mkdir()
+    def test_untrusted_run_as_reference_chooses_no_paths(self, evaluate, finished, coarse, images, tmp_path):
+        untrusted, elsewhere = tmp_path / "untrusted", tmp_path / "elsewhere"
+        untrusted.mkdir()
         config = (finished / "config.yaml").read_text()
         assert "cache_dir: null" in config
-        (stranger / "config.yaml").write_text(config.replace("cache_dir: null", f"cache_dir: {elsewhere}"))
-        _, of_stranger = evaluate(images, "--reference", stranger, *coarse)
+        (untrusted / "config.yaml").write_text(config.replace("cache_dir: null", f"cache_dir: {elsewhere}"))
+        _, record = evaluate(images, "--reference", untrusted, *coarse)
         assert not elsewhere.exists()
         _, of_run = evaluate(images, "--reference", finished, *coarse)
-        assert of_stranger["reference"]["fingerprint"] == of_run["reference"]["fingerprint"]
-        (stranger / "config.yaml").write_text("#" * MAX_YAML_BYTES + config)
-        out, _ = evaluate(images, "--reference", stranger, *coarse, status=2)
+        assert record["reference"]["fingerprint"] == of_run["reference"]["fingerprint"]
+        (untrusted / "config.yaml").write_text("#" * MAX_YAML_BYTES + config)
+        out, _ = evaluate(images, "--reference", untrusted, *coarse, status=2)
         assert "config.yaml" in out and str(MAX_YAML_BYTES) in out
 
     def test_validation_loss(self, evaluate, finished, tmp_path):
@@ -251,28 +241,28 @@ class TestModels:
         record = json.loads((tmp_path / "out" / "validation_loss.json").read_text())
         logged = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
         assert record["bank"]["fingerprint"].startswith(logged["validation_bank"]) and logged["validation_bank"] in out
-        averaged, raw = record["weights"]["ema"], record["weights"]["raw"]
-        assert averaged["validation_loss"] == pytest.approx(logged["validation_loss"], rel=1e-6)
-        assert averaged["by_log_snr"] == pytest.approx(logged["validation_loss_by_log_snr"], rel=1e-5)
-        assert raw["validation_loss"] != averaged["validation_loss"] and raw["standard_error"] > 0
+        ema, raw = record["weights"]["ema"], record["weights"]["raw"]
+        assert ema["validation_loss"] == pytest.approx(logged["validation_loss"], rel=1e-6)
+        assert ema["by_log_snr"] == pytest.approx(logged["validation_loss_by_log_snr"], rel=1e-5)
+        assert raw["validation_loss"] != ema["validation_loss"] and raw["standard_error"] > 0
         assert [len(raw[key]) for key in ("by_log_snr", "by_log_snr_standard_errors")] == [4, 4]
         assert record["bank"]["bins"] == [[-8, -4], [-4, 0], [0, 4], [4, 8]] and "-8 to -4" in out
-        assert f"{averaged['validation_loss']:.5f}" in out
+        assert f"{ema['validation_loss']:.5f}" in out
 
 
-def test_1_2_and_4_processes_give_the_same_bytes(evaluate, finished, coarse, run_ranks, tmp_path):
+def test_results_are_byte_identical_for_1_2_and_4_processes(evaluate, finished, coarse, run_ranks, tmp_path):
     arguments = [str(finished), "--num_images", "18", "--repeat", "2", "--nearest", "2", *coarse]
     evaluate(*arguments, out="1")
     for processes in (2, 4):
         out = tmp_path / str(processes)
-        said = run_ranks(processes, partial(evaluate_script.main, [*arguments, "--out", str(out)]))
-        assert [text.count("run-000000064 (euler") for text in said] == [1] + [0] * (processes - 1)
+        outputs = run_ranks(processes, partial(evaluate_script.main, [*arguments, "--out", str(out)]))
+        assert [text.count("run-000000064 (euler") for text in outputs] == [1] + [0] * (processes - 1)
         for name in ("metrics.json", "nearest.png"):
             assert (out / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_killed_evaluation_starts_again(evaluate, finished, coarse, start_ranks, tmp_path, number):
+def test_killed_evaluation_starts_again(evaluate, finished, coarse, start_ranks, tmp_path, number):
     command = [str(finished), "--num_images", "120", "--num_inference_steps", "2000", *coarse]
     killed = [*command, "--out", str(tmp_path / "killed")]
     (process,) = ranks = start_ranks(1, partial(evaluate_script.main, killed))
@@ -291,8 +281,7 @@ def test_a_killed_evaluation_starts_again(evaluate, finished, coarse, start_rank
     assert after == fresh
 
 
-def test_a_plain_start_takes_the_cores(evaluate, finished, coarse, monkeypatch):
-    """On a CPU, a process for each 128 images; never where a launcher has decided."""
+def test_one_process_per_128_images_on_a_cpu_without_a_launcher(evaluate, finished, coarse, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3), raising=False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     started = []
