@@ -121,7 +121,6 @@ def test_kinds_of_cells(tmp_path):
         None, 3, [], [[0.5, 0.5], [1.0, 0.0]], [[0, 256], [0, 0]], [1, 2, 3, 4], np.zeros((2, 2, 7), np.uint8), b"x",
         Image.new("I", (2, 2), 70000), Image.new("F", (2, 2), 70000),
     ],
-    ids=repr,
 )  # fmt: skip
 def test_cells_that_are_not_images_or_have_no_known_range(cell):
     with pytest.raises((ValueError, OSError)):
