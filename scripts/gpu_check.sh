@@ -8,7 +8,7 @@
 #   bash scripts/gpu_check.sh --compile             # those, and all kernels compiled for an H100, without a GPU
 #   bash scripts/gpu_check.sh --rehearse [--small]  # compile, then run everything on a device that computes nothing
 #
-# It uses the Python at hand (PYTHON selects another), its torch and triton, and the packages in wheels/ rather than
+# It uses python3 (PYTHON selects another), its torch and triton, and the packages in wheels/ rather than
 # those that are installed. Where the tree is a copy, set GIT_COMMIT. On a machine that is lent by a tool that copies
 # the tree: carry wheels/, and give the command 10 seconds more than --seconds.
 set -euo pipefail

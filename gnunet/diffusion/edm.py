@@ -13,7 +13,7 @@ from gnunet.diffusion.process import ModelFn, NoiseLevel, Process, append_dims
 
 class EDM(Process):
     """x = x0 + sigma * noise; the network sees c_in * x and log(sigma) / 4, and its output F gives the
-    denoiser D = c_skip * x + c_out * F (Table 1).
+    denoiser D = c_skip * x + c_out * F (Table 1). The loss is the mean squared error of F, with weight 1.
 
     Args:
         p_mean, p_std: mean and standard deviation of log sigma in training.

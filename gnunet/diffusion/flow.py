@@ -12,6 +12,7 @@ from gnunet.diffusion.process import NoiseLevel, Process, append_dims
 
 class Flow(Process):
     """x_t = (1 - t) x0 + t noise; the network sees x_t and 1000 t, and predicts the velocity noise - x0.
+    The loss weight is 1.
 
     Args:
         t_distribution: distribution of the time t in training: "logit_normal" or "uniform".

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.loops import COMPILED, GRADIENT_TOLERANCE, SIDES, Loop, compile_loop, make_loop
-from common.overhead import own_work
+from common.overhead import framework_overhead
 from common.program import run
 from common.record import ROOT, failure, origin, record_path, rounded, target, verdict, write
 from common.timing import alternate_repeats
@@ -142,7 +142,7 @@ def measure(name: str, config: Config, sides: Sequence[str], arguments: argparse
         yield from compare(config, sides, arguments.rounds, arguments.block)
         if name == OWN_CASE and "gnunet" in sides and not any(side.endswith(COMPILED) for side in sides):
             with tempfile.TemporaryDirectory() as folder:
-                yield own_work(config, Path(folder), arguments.rounds)
+                yield framework_overhead(config, Path(folder), arguments.rounds)
     except Exception as error:  # one failure does not stop the others
         yield {"failed": failure(error)}
 

@@ -90,7 +90,7 @@ def test_gradient_error():
     assert math.isnan(error([large, small * math.nan, noise], [large, small, noise]))
 
 
-def test_own_work_is_all_but_the_networks(tiny, tmp_path, monkeypatch):
+def test_framework_overhead_is_all_but_the_networks(tiny, tmp_path, monkeypatch):
     """By a clock that nothing but the parts of a step moves on."""
     now = 0.0
 
@@ -104,7 +104,7 @@ def test_own_work_is_all_but_the_networks(tiny, tmp_path, monkeypatch):
 
         monkeypatch.setattr(owner, name, run)
 
-    monkeypatch.setattr(overhead._Watch, "_now", lambda self: now)
+    monkeypatch.setattr(overhead._StepTimer, "_now", lambda self: now)
     monkeypatch.setattr(overhead, "loader_speed", lambda session: 7.0)
     taking(60, Flow, "loss")
     taking(30, Accelerator, "backward")
@@ -113,9 +113,9 @@ def test_own_work_is_all_but_the_networks(tiny, tmp_path, monkeypatch):
     taking(2, EMA, "update")
     taking(5, JsonlLogger, "write")  # to metrics.jsonl and to timing.jsonl, every other step
     config = tiny("run", "--train.log_every", "16")
-    found = overhead.own_work(config, tmp_path, steps=10)
+    found = overhead.framework_overhead(config, tmp_path, steps=10)
     assert found == {"step_seconds": 100, "overhead_share": 0.08, "loader_examples_per_second": 7}
-    assert not list((tmp_path / "own_work" / "checkpoints").iterdir())
+    assert not list((tmp_path / "framework_overhead" / "checkpoints").iterdir())
 
 
 def test_record_of_a_run(tiny_flags, tmp_path, monkeypatch, capsys):

@@ -21,8 +21,9 @@ SPLITS = {
 class Source(ABC):
     """Images by row, with labels if there are any.
 
-    To add a kind of source, write a subclass in a new file and add it to SOURCES. Opening a source should be
-    cheap: images are read by `image` and `iter_images` only.
+    To add a kind of source, write a subclass in a new file and add it to SOURCES, before any class that also accepts
+    its paths (`ImageFolder` accepts every folder). Opening a source should be cheap: images are read by `image` and
+    `iter_images` only.
     """
 
     name: str  # in error messages

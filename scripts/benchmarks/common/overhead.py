@@ -23,7 +23,7 @@ LOADER_SECONDS = 3.0
 """How long the loader is watched."""
 
 
-def own_work(config: Config, folder: Path, steps: int) -> dict[str, Any]:
+def framework_overhead(config: Config, folder: Path, steps: int) -> dict[str, Any]:
     """Measure what a training step spends outside forward pass and loss, backward pass and optimizer.
 
     That is draws, loader, transfers, average, progress and logging, in the trainer's own loop. The device is waited
@@ -41,9 +41,9 @@ def own_work(config: Config, folder: Path, steps: int) -> dict[str, Any]:
     never = {"validate_every": 0, "sample_every": 0, "checkpoint_every": 0}  # but at the end, which never comes
     timed = train.model_copy(update={**never, "total_images": 10**9, "log_every": LINE_EVERY * train.batch_size})
     timed = timed.model_copy(update={"cuda_graph": False})  # which has no borders between its parts
-    update = {"run_dir": str(folder / "own_work"), "train": timed, "evaluate": EvaluateConfig()}
-    watch = _Watch(LINE_EVERY + max(steps, LINE_EVERY))
-    with redirect_stdout(io.StringIO()), suppress(_Enough):
+    update = {"run_dir": str(folder / "framework_overhead"), "train": timed, "evaluate": EvaluateConfig()}
+    watch = _StepTimer(LINE_EVERY + max(steps, LINE_EVERY))
+    with redirect_stdout(io.StringIO()), suppress(_StopTiming):
         fit(config.model_copy(update=update), watch)
 
     wholes, own = watch.steps(first=LINE_EVERY)
@@ -74,11 +74,11 @@ def loader_speed(session: Session) -> float:
     return rounded(count / (time.perf_counter() - start))
 
 
-class _Enough(Exception):
+class _StopTiming(Exception):
     """Ends the run when enough steps are timed."""
 
 
-class _Watch:
+class _StepTimer:
     """A callback of `fit` that notes when each step ends, and what was spent until then on the network.
 
     Args:
@@ -98,7 +98,7 @@ class _Watch:
             self._watch_network(step.session)
         self._ended.append((self._now(), self._spent))
         if len(self._ended) > self.count:
-            raise _Enough
+            raise _StopTiming
 
     def _watch_network(self, session: Session) -> None:
         for owner, name in (
