@@ -18,6 +18,7 @@ MAX_JSON_BYTES = 2**24
 """Enough for the names of several hundred thousand classes; parsing takes up to about 40 times as much memory."""
 MAX_YAML_BYTES = 2**18
 MAX_YAML_DEPTH = 16
+MAX_YAML_SCALARS = 4000
 MAX_YAML_SCALAR = 2048
 """Characters of one value: Python refuses to print integers of more than 4300 digits."""
 
@@ -58,16 +59,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_yaml(text: str, source: str) -> None:
-    """Raise ConfigError, with `source` and the line, for what is costly to load or print: aliases, depth, huge scalars.
+    """Raise ConfigError, with `source` and the line, for tags and for what is costly to load, check or print:
+    aliases, depth, huge scalars, very many of them.
 
     Malformed YAML passes: the loader reports it.
     """
-    depth = 0
+    depth = scalars = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            scalars += isinstance(event, yaml.ScalarEvent)
             if isinstance(event, yaml.AliasEvent):
                 problem = "has an alias; valid: values written out"
+            elif getattr(event, "tag", None) is not None:
+                problem = f"has the YAML tag {truncate(event.tag)}; valid: values without tags"
+            elif scalars > MAX_YAML_SCALARS:
+                problem = f"has more than {MAX_YAML_SCALARS} keys and values"
             elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_YAML_SCALAR:
                 problem = f"a value of {len(event.value)} characters; valid: at most {MAX_YAML_SCALAR}"
             elif depth > MAX_YAML_DEPTH:

@@ -20,7 +20,7 @@ max_bytes=$((64 * 2 ** 20)) # of tree, wheels and kernels together
 # What images with torch, accelerate, rich and pytest tend to lack, and hypothesis, of which another version would draw
 # other shapes, whose kernels are not compiled. Requirements of these packages are listed too, since --no-deps, which
 # leaves the image's torch alone, fetches none.
-wheels=(diffusers importlib-metadata lazy-importer datasets dill multiprocess tyro docstring-parser typeguard pydantic
+wheels=(diffusers importlib-metadata lazy-importer datasets dill multiprocess pydantic
     pydantic-core annotated-types typing-inspection typing-extensions hypothesis liger-kernel)
 
 usage() {
@@ -85,8 +85,8 @@ check() { # FOLDER [OPTION ...], as gpu_check/__main__.py takes them
         export PYTHONPATH="$site:$PYTHONPATH"
     fi
     if ! "$python" -c 'import sys; from importlib.util import find_spec as f; sys.exit(not all(map(f, sys.argv[1:])))' \
-        diffusers datasets pydantic tyro; then
-        echo "gpu_check.sh needs diffusers, datasets, pydantic and tyro: install them, or carry wheels/ along" >&2
+        diffusers datasets pydantic; then
+        echo "gpu_check.sh needs diffusers, datasets and pydantic: install them, or carry wheels/ along" >&2
         exit 2
     fi
     "$python" -m gpu_check "$@" --started "$started"

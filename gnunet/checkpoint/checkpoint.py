@@ -44,6 +44,8 @@ from gnunet.safe_io import read_json
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+ADDED_LATER = ("nonfinite_examples", "normalized_by", "best")
+"""Fields of TrainState that the first checkpoints of this format lack."""
 BEST = "best"
 
 
@@ -208,23 +210,28 @@ def verify_checkpoint(path: Path) -> None:
     for name, entry in expected.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path}: {name} is missing")
-        if file_sha256(path / name) != entry:
+        if not _has_size(path / name, entry) or file_sha256(path / name) != entry:
             raise CheckpointError(f"{path}: {name} does not match manifest.json (truncated or modified)")
     if (version := read_json(path / "state.json").get("format")) != FORMAT:
         raise CheckpointError(f"{path}: state.json has format {truncate(version)}; this version reads format {FORMAT}")
+
+
+def _has_size(file: Path, entry: Any) -> bool:
+    """Whether a file has the size in its entry of the manifest, which is known sooner than its digest."""
+    return isinstance(entry, dict) and file.stat().st_size == entry.get("bytes")
 
 
 def read_state(path: Path) -> TrainState:
     """The TrainState of the checkpoint at `path`; CheckpointError if state.json holds anything else."""
     file = path / "state.json"
     values = read_json(file)
-    if missing := [each.name for each in fields(TrainState) if each.name not in values]:
+    if missing := [each.name for each in fields(TrainState) if each.name not in (*values, *ADDED_LATER)]:
         raise CheckpointError(f"{file}: lacks {first_few(missing)}")
     try:
         return TypeAdapter(TrainState).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
-        raise CheckpointError(f"{file}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        raise CheckpointError(f"{file}: {truncate('.'.join(map(str, problem['loc'])))}: {problem['msg']}") from None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

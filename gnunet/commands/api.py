@@ -43,6 +43,8 @@ def sample(
     Raises:
         GnunetError: the model cannot be loaded, or a setting is invalid.
     """
+    if num_images < 1:
+        raise ConfigError(f"num_images: given {num_images}; valid: an integer of at least 1")
     model = load_model(source, **settings)
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
     return np.concatenate([images for _, images in sample_batches(model, num_images, accelerator, classes)])
@@ -71,7 +73,7 @@ def class_labels(model: TrainedModel, classes: Sequence[str]) -> np.ndarray:
     for name in map(str, classes):
         if name in names:
             labels.append(names.index(name))
-        elif name.isdigit() and int(name) < len(names):
+        elif name.isascii() and name.isdecimal() and int(name) < len(names):
             labels.append(int(name))
         else:
             raise ConfigError(f"classes: given {name!r}; valid: {', '.join(names)}, or a number below {len(names)}")

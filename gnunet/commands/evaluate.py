@@ -54,7 +54,7 @@ def name_and_value(text: str) -> tuple[str, str]:
     """argparse type: NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"given {text}; valid: NAME=VALUE")
     return name, value
 
 

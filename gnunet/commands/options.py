@@ -59,9 +59,15 @@ def load_model(
 
     Raises:
         CheckpointError: there is no model at `source`, or it is corrupted.
+        ConfigError: a setting is not valid.
     """
-    from gnunet.checkpoint.trained_model import load_trained_model  # takes seconds, which --help need not wait for
+    # These take seconds, which --help need not wait for.
+    from gnunet.checkpoint.trained_model import WEIGHTS, load_trained_model
+    from gnunet.config import SamplingConfig
+    from gnunet.config.merge import ConfigSource, merge_and_validate
 
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights: given {weights}; valid: {' or '.join(WEIGHTS)}")
     model = load_trained_model(Path(source).expanduser(), weights)
     settings = {
         "sampler": sampler,
@@ -69,14 +75,16 @@ def load_model(
         "guidance_scale": guidance_scale,
         "batch_size": batch_size,
     }
-    sampling = model.sampling.model_copy(update={key: value for key, value in settings.items() if value is not None})
+    given = {key: value for key, value in settings.items() if value is not None}
+    sources = [ConfigSource(model.name, model.sampling.model_dump()), ConfigSource("given", given)]
+    sampling = merge_and_validate(SamplingConfig, sources)
     return replace(model, sampling=sampling, seed=model.seed if seed is None else seed)
 
 
 def positive_int(text: str) -> int:
     """argparse type: an integer of at least 1."""
-    if (value := int(text)) < 1:
-        raise ValueError
+    if not text.isdecimal() or (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"given {text}; valid: an integer of at least 1")
     return value
 
 

@@ -1,6 +1,7 @@
 """Renamed keys. In users' files and flags the former name is an error that gives the new one; files that gnunet itself
 wrote with former names, such as a run's config.yaml and a study's records, are still read."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,5 +41,6 @@ def _rename(
             value = _rename(value, keys, renamed_values, f"{path}.")
         elif isinstance(value, str):
             value = renamed_values.get(path, {}).get(value, value)
-        renamed[keys.get(path, path).rpartition(".")[2]] = value
+        key = re.sub(r"^model\.norm\.overrides\.[^.]+\.", "model.norm.", path)  # a region has the keys of a norm
+        renamed[keys[key].rpartition(".")[2] if key in keys else name] = value
     return renamed

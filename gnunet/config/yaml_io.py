@@ -46,7 +46,8 @@ def parse_value(text: str) -> Any:
     """Parse one YAML value; raises yaml.YAMLError."""
     try:
         return yaml.load(text, _Loader)
-    except ValueError as error:  # of PyYAML's constructors: `0x_` looks like an integer, `2024-13-01` like a date
+    # Of PyYAML's constructors: `0x_` looks like an integer, `2024-13-01` like a date, and tags may not fit.
+    except (ValueError, KeyError, AttributeError, IndexError) as error:
         raise yaml.YAMLError(str(error)) from None
 
 

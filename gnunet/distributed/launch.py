@@ -19,11 +19,11 @@ from gnunet.errors import ConfigError
 
 RANK_VARIABLES = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Environment variables by which torchrun or MPI tells a process that it is one of several."""
-LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 """Environment variables that torchrun and `accelerate launch` set for every process that they start."""
 UNSUPPORTED = (
     "accelerate launch: DeepSpeed and Megatron-LM are not supported; valid: one process, DDP or FSDP2 "
-    "(configs/accelerate/fsdp2.yaml; zero2.yaml shards what ZeRO-2 does)"
+    "(configs/accelerate/fsdp2.yaml; zero2.yaml shards the same state as ZeRO-2)"
 )
 PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>: sets the signal that a process receives when its parent dies."""
@@ -45,12 +45,12 @@ def join_launch() -> None:
     """
     die_with_parent()
     # It sets MASTER_PORT only for several processes.
-    is_one_of_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    is_one_of_several = "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_PORT" in os.environ
     on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     if is_one_of_several and on_cpus and not any(name in os.environ for name in RANK_VARIABLES):
         raise ConfigError(
-            "accelerate launch: given several processes on CPUs, of which it starts only one; valid: "
-            f"torchrun --nproc_per_node N {' '.join(_program())} ..."
+            "accelerate launch: given several processes on CPUs (MASTER_PORT is set), of which it starts only one; "
+            f"valid: torchrun --nproc_per_node N {' '.join(_program())} ..., or for one process no MASTER_PORT"
         )
 
 

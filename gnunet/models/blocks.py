@@ -169,7 +169,7 @@ class _Block(nn.Module):
         for j, (channels, skip) in enumerate(zip(in_channels, skip_channels or [0] * len(in_channels), strict=True)):
             site = settings.norms.at(f"{path}.resnets.{j}", level)
             self.resnets.append(ResnetBlock(channels, out_channels, site, settings, skip_channels=skip, **scale))
-        head_dim = settings.attention_head_dim or out_channels
+        head_dim = out_channels if settings.attention_head_dim is None else settings.attention_head_dim
         for j in range(num_attentions):
             site = settings.norms.at(f"{path}.attentions.{j}", level, attention=attention_norm)
             self.attentions.append(Attention(out_channels, head_dim, site, has_norm=attention_norm, **scale))

@@ -60,7 +60,8 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
 def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
     x, dtype = args.x, stats.dtype
     if x.numel() == 0:
-        return [torch.zeros_like(t) for t, need in zip(args.tensors, needs, strict=True) if t is not None and need]
+        zeros = [t if t is None else t.new_zeros(t.shape) for t in args.tensors]
+        return args.needed(needs, torch.zeros_like(x), *zeros[1:])
     args = dense(args)
     layout = Layout(args.x, args.num_groups)
     is_native = _can_use_native(layout, args, backward=True)

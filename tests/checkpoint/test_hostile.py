@@ -161,6 +161,8 @@ BAD_YAML = {
     "a long integer": b"seed: 0x" + b"f" * 20_000,
     "an integer out of range": b"seed: " + b"9" * 2000,
     "large": b"# " + b"x" * 2**20,
+    "a tag that does not fit": b"seed: !!bool maybe",
+    "very many keys": b"".join(b"k%d: 1\n" % i for i in range(20_000)),
     "a tag that constructs": b"seed: !!python/object/apply:os.system [touch marker]",
     "not UTF-8": b"\xff\xfe\0",
     "a NUL": b"run_dir: a\0b",

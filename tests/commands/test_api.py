@@ -70,5 +70,8 @@ def test_sample_gives_the_first_images_whatever_their_number(finished):
     assert np.array_equal(few, many[:3])
     with pytest.raises(ConfigError, match="'grey'.*dark, light"):
         gnunet.sample(finished, 1, classes=["grey"])
+    for setting in ({"weights": "best"}, {"batch_size": 0}, {"guidance_scale": -1.0}, {"num_images": 0}):
+        with pytest.raises(ConfigError, match=next(iter(setting))):
+            gnunet.sample(finished, **setting)
     with pytest.raises(TypeError, match="step_count"):
         gnunet.sample(finished, 1, step_count=3)

@@ -20,7 +20,11 @@ def test_stored_configuration_of_the_first_version_is_read() -> None:
     config = Config().model_dump()
     config["train"]["total_images"], config["model"]["norm"]["separate_skip_norm"] = 3, True
     config["sampling"]["num_inference_steps"], config["data"]["label_dropout"] = 7, 0.25
+    config["model"]["norm"]["overrides"] = {"decoder": {"kind": "group", "separate_skip_norm": True}}
+    config["evaluate"]["extractors"] = {"my.net": "package.module:Class"}
     former = with_former_names(config)
+    assert former["model"]["norm"]["overrides"]["decoder"]["split_skip"]
     assert former["train"]["images"] == 3 and former["data"]["on_error"] == "stop" and former["sampling"]["steps"] == 7
     assert with_new_names(former) == config == with_new_names(config)
+    config["evaluate"]["extractors"] = former["evaluate"]["extractors"] = {}  # a name with a dot is not valid
     assert from_yaml(dump_yaml(former), "x") == from_yaml(to_yaml(Config.model_validate(config)), "x")

@@ -138,7 +138,7 @@ def test_several_cpu_processes_of_accelerate_launch_are_refused(monkeypatch):
     monkeypatch.setattr(launch, "die_with_parent", lambda: None)
     for name in launch.RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True"}.items():
+    for name, value in {"ACCELERATE_DYNAMO_BACKEND": "no", "ACCELERATE_USE_CPU": "True"}.items():
         monkeypatch.setenv(name, value)
     launch.join_launch()
     monkeypatch.setenv("MASTER_PORT", "29500")

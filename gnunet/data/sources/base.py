@@ -82,7 +82,7 @@ class Source(ABC):
 
     def values(self, column: str) -> Sequence[Any]:
         """A column's values, one per row; class labels by name."""
-        return self.labels() or () if column == "label" else [self.image(row) for row in range(len(self))]
+        return self.labels() or () if column == "label" else [self.describe_row(row) for row in range(len(self))]
 
 
 def file_fingerprint(files: Iterable[Path]) -> list[list]:
