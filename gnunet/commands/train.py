@@ -10,9 +10,10 @@ def main(argv: list[str]) -> int:
     def train() -> None:
         config = parse_args(argv, default_config=DEFAULT_CONFIG)
         from gnunet.distributed.launch import join_launch
-        from gnunet.training import fit  # takes seconds, which --help need not wait for
 
         join_launch()
+        from gnunet.training import fit  # takes seconds, in which a launcher may die
+
         fit(config)
 
     return run_cli(train)

@@ -91,7 +91,7 @@ def fit(config: Config, callback: Callback | None = None) -> Path:
     try:
         with _errors_for_users(run, accelerator):
             signum = _run_training(run, config, accelerator, callback)
-        close(accelerator)  # here, since no frame holds a network any more
+            close(accelerator)  # here, since no frame holds a network any more
     finally:
         run.lock.release()
     if signum is not None:
