@@ -128,24 +128,22 @@ def _check_norm(config: Config) -> Iterator[ConfigIssue]:
     from gnunet.models import norm_sites, norms_without_checkpointing
 
     model, arguments = config.model, unet_kwargs(config, None)
-    if hasattr(model.norm, "channels_per_group") and not model.norm.overrides:
-        # One number for all layers, so that the numbers that are valid for all can be listed.
-        name = "groups" if model.norm.channels_per_group is None else "channels_per_group"
-        sites = norm_sites(arguments)
-        middle = []
-        if model.attn_norm_num_groups is not None:
-            middle = [site for site in sites if site[0].startswith("mid_block.attentions.")]
-        others = [site for site in sites if site not in middle]
-        issues = [
-            *_check_divisible(f"model.norm.{name}", getattr(model.norm, name), others),
-            *_check_divisible("model.attn_norm_num_groups", model.attn_norm_num_groups, middle),
-        ]
-        if issues:
-            yield from issues
-            return
     if error := check_unet_config(arguments):
+        issues: list[ConfigIssue] = []
+        if hasattr(model.norm, "channels_per_group") and not model.norm.overrides:
+            # One number for all layers, so that the numbers that are valid for all can be listed.
+            name = "groups" if model.norm.channels_per_group is None else "channels_per_group"
+            sites = norm_sites(arguments)
+            middle = []
+            if model.attn_norm_num_groups is not None:
+                middle = [site for site in sites if site[0].startswith("mid_block.attentions.")]
+            others = [site for site in sites if site not in middle]
+            issues = [
+                *_check_divisible(f"model.norm.{name}", getattr(model.norm, name), others),
+                *_check_divisible("model.attn_norm_num_groups", model.attn_norm_num_groups, middle),
+            ]
         given = {"kind": model.norm.kind, **model.norm.model_dump(exclude_defaults=True)}
-        yield ConfigIssue("model.norm", f"given {format_value(given)}", error)
+        yield from issues or [ConfigIssue("model.norm", f"given {format_value(given)}", error)]
     elif model.gradient_checkpointing and (norms := norms_without_checkpointing(arguments)):
         valid = f"false with the norms of {first_few(norms)}, whose training forward pass cannot be recomputed"
         yield ConfigIssue.of("model.gradient_checkpointing", "true", valid)

@@ -29,8 +29,8 @@ def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     Options that do not fit their layers, and attention_head_dim, are ignored.
     """
     norm = config.get("norm") or {}
-    overrides = {region: _without_kind(partial) for region, partial in (norm.get("overrides") or {}).items()}
-    norm = {**_without_kind(norm), "kind": "none", "overrides": overrides}
+    overrides = {region: _skip_option(partial) for region, partial in (norm.get("overrides") or {}).items()}
+    norm = {**_skip_option(norm), "kind": "none", "overrides": overrides}
     model = _build_on_meta(json.dumps({**config, "norm": norm, "attention_head_dim": None}))
     sites = []
     for path, layer in model.norm_layers().items():
@@ -46,7 +46,7 @@ def norms_without_checkpointing(config: Mapping[str, Any]) -> list[str]:
     return _build_on_meta(json.dumps(config)).norms_without_checkpointing()
 
 
-def _without_kind(norm: Mapping[str, Any]) -> dict[str, Any]:
+def _skip_option(norm: Mapping[str, Any]) -> dict[str, Any]:
     return {key: norm[key] for key in norm if key == "separate_skip_norm"}
 
 
