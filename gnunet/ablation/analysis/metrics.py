@@ -18,9 +18,9 @@ _TITLES = {
     "wall_seconds": ("training time", "s"),
     "norm_share": ("norms' share of a step's time", ""),
     "peak_memory_mib": ("peak memory", "MiB"),
-    "saved_mib": ("kept for backward", "MiB"),
+    "saved_mib": ("saved for backward", "MiB"),
     "nearest_distance_ratio": ("nearest training image, distance ratio", ""),
-    "nearest_near_share": ("nearest training image, near share", ""),
+    "nearest_near_share": ("share of near-duplicates of training images", ""),
     "fid": ("FID", ""),
     "kid": ("KID", ""),
 }

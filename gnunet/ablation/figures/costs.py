@@ -24,7 +24,7 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
         panel.set_xlabel(metric_info(name).label)
     caption = (
         "Means over the seeds that trained to their end; dots: each seed. Speed and peak memory are of the whole "
-        "training step; kept for backward are the bytes that one micro-batch's forward pass saves. Hatched: no number."
+        "training step; saved for backward are the bytes that one micro-batch's forward pass saves. Hatched: no number."
     )
     return render(figure, "costs", "Speed and memory", caption)
 

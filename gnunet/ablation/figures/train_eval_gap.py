@@ -9,7 +9,7 @@ from gnunet.ablation.figures.style import GREY, HATCHES, LIGHT, ROW, Picture, ha
 _MARKERS = {
     "validation_loss": {"label": "running statistics", "marker": "o", "color": "black"},
     "validation_loss_precise": {"label": "precise statistics", "marker": "D", "color": "#0072B2"},
-    "validation_loss_batch": {"label": "statistics of the batch at hand", "marker": "^", "color": "#D55E00"},
+    "validation_loss_batch": {"label": "statistics of the current batch", "marker": "^", "color": "#D55E00"},
 }
 
 

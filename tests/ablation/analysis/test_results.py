@@ -151,7 +151,7 @@ class TestText:
             ("fid", "FID", math.inf),
             ("recall_mine", "recall, mine", -math.inf),
             ("images_per_second", "training speed (images/s)", None),
-            ("saved_mib", "kept for backward (MiB)", None),
+            ("saved_mib", "saved for backward (MiB)", None),
         ],
     )
     def test_of_metrics(self, name, label, worst):
