@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 class GnunetError(Exception):
@@ -58,6 +59,19 @@ def did_you_mean(given: object, valid: Sequence[str | int]) -> str:
     spelled = {str(value).lower(): value for value in valid}
     close = difflib.get_close_matches(str(given).lower(), spelled, n=1)
     return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
+
+
+def did_you_mean_path(path: Path) -> str:
+    """A hint at the file or folder that is spelled most alike, or is runs/`path`; empty if there is none."""
+    if (run := Path("runs") / path).exists():
+        return f" (did you mean {run}?)"
+    while not path.parent.is_dir() and path.parent != path:
+        path = path.parent
+    try:
+        close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+    except OSError:
+        close = []
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 
 def run_cli(program: Callable[[], int | None]) -> int:

@@ -16,13 +16,18 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path`: a reader sees the old file or the new one, never a partially written one."""
+def atomic_write(path: Path, content: str | bytes, *, fsync: bool = True) -> None:
+    """Write `content` to `path`: a reader sees the old file or the new one, never a partially written one.
+
+    Without `fsync`, for many small files, this holds if the process dies but not if the machine does.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    fsync_path(temporary)
+    if fsync:
+        fsync_path(temporary)
     os.replace(temporary, path)
-    fsync_path(path.parent)
+    if fsync:
+        fsync_path(path.parent)
 
 
 def atomic_rmtree(path: Path) -> None:

@@ -154,11 +154,8 @@ class StudyRunner:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(self.folder)
-        try:
-            lock.acquire()
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("run_dir", "--folder")) from None
+        lock = RunLock(self.folder, "--folder")
+        lock.acquire()
         try:
             yield
         finally:

@@ -23,10 +23,13 @@ KEYS_ALLOWED_TO_CHANGE = (
 
 
 class RunLock:
-    """An exclusive lock on an existing directory, freed even if its process is killed; children do not inherit it."""
+    """An exclusive lock on an existing directory, freed even if its process is killed; children do not inherit it.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".lock"
+    `key` is the key or the flag that chose the directory, for errors.
+    """
+
+    def __init__(self, folder: Path, key: str = "run_dir") -> None:
+        self.path, self.key = folder / ".lock", key
         # Without flock, filelock would fall back to a lock file that survives a killed process.
         self._lock = FileLock(self.path, timeout=0, fallback_to_soft=False)
 
@@ -37,10 +40,10 @@ class RunLock:
             self._lock.acquire()
         except Timeout:
             raise ConfigError(
-                f"run_dir: {folder} is in use by {self._owner()}; wait for it, or choose another run_dir"
+                f"{self.key}: {folder} is in use by {self._owner()}; wait for it, or choose another {self.key}"
             ) from None
         except OSError as error:
-            raise ConfigError(f"run_dir: {folder} cannot be locked: {error.strerror}") from None
+            raise ConfigError(f"{self.key}: {folder} cannot be locked: {error.strerror}") from None
         since = datetime.now().isoformat(" ", "seconds")
         self.path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}))
 

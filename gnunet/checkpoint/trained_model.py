@@ -1,5 +1,7 @@
 """Load a trained model to sample from or evaluate: a run's directory, one checkpoint, or a diffusers folder."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from gnunet.checkpoint.checkpoint import (
@@ -22,7 +25,7 @@ from gnunet.checkpoint.checkpoint import (
 from gnunet.config import Config, SamplingConfig, from_yaml, unet_kwargs
 from gnunet.diffusion import Process, make_process, process_from_scheduler, sample_images, sample_labels
 from gnunet.diffusion.factory import check_scheduler
-from gnunet.errors import CheckpointError, ConfigError, truncate
+from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
 from gnunet.models.pretrained import check_weights_match
 from gnunet.safe_io import MAX_YAML_BYTES, read_json, read_text
@@ -31,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = {"ema": "ema", "raw": "model"}
 """Kinds of weights, and their files in a checkpoint: the EMA weights, and those being trained."""
+VALID_SOURCES = (
+    "a run's directory (with checkpoints/), a checkpoint (with manifest.json), or a diffusers folder (with unet/ and "
+    "scheduler/)"
+)
 
 
 @dataclass
@@ -71,6 +78,28 @@ class TrainedModel:
         """The label of a dropped class; None if the network was trained without label dropout."""
         embeddings, classes = self.network.config.num_class_embeds, self.class_counts
         return len(classes) if embeddings and classes and embeddings > len(classes) else None
+
+    def sampling_metadata(self) -> dict[str, Any]:
+        """The settings that determine the samples, under their names in records."""
+        sampling = self.sampling
+        return {
+            "sampler": self.process.resolve_sampler(sampling.sampler, sampling.num_inference_steps),
+            "steps": sampling.num_inference_steps,
+            "guidance": sampling.guidance_scale,
+            "batch_size": sampling.batch_size,
+            "seed": self.seed,
+        }
+
+    def digest(self) -> str:
+        """sha256 of the weights, the network's configuration and the noise schedule, wherever they are stored."""
+        scheduler = self.process.export_scheduler()
+        configs = [(type(each).__name__, each.config) for each in (self.network, scheduler)]
+        public = [(name, {key: config[key] for key in config if key[0] != "_"}) for name, config in configs]
+        found = hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode())
+        for name, tensor in self.network.state_dict().items():
+            found.update(name.encode())
+            found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
 
     def sample(
         self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None,
@@ -124,10 +153,9 @@ def load_trained_model(path: Path, weights: str = "ema") -> TrainedModel:
         if weights != "ema":
             raise CheckpointError(f"{path}: a diffusers folder has one kind of weights; valid: ema")
         return _load_diffusers(path)
-    raise CheckpointError(
-        f"{path}: not found as a run's directory (with checkpoints/), a checkpoint (with manifest.json), "
-        "or a diffusers folder (with unet/ and scheduler/)"
-    )
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or directory{did_you_mean_path(path)}; valid: {VALID_SOURCES}")
+    raise CheckpointError(f"{path}: holds no model; valid: {VALID_SOURCES}")
 
 
 def find_checkpoint(path: Path) -> Path | None:
@@ -225,10 +253,12 @@ def _load_diffusers(path: Path) -> TrainedModel:
         names, counts = [str(i) for i in range(embeddings)], [1] * embeddings
     if not isinstance(resolution := network.config.sample_size, int):
         raise CheckpointError(f"{unet_folder / 'config.json'}: sample_size {resolution}; valid: one integer")
+    folder = path.resolve()
+    exported = (folder.parent / "config.yaml").is_file()  # as RUN/model: the name of the run tells it from others
     return TrainedModel(
         network=network, process=_load_process(path), resolution=resolution, channels=network.config.in_channels,
-        sampling=SamplingConfig(), seed=0, mixed_precision="no", name=path.resolve().name, class_names=names,
-        class_counts=counts,
+        sampling=SamplingConfig(), seed=0, mixed_precision="no",
+        name=f"{folder.parent.name}-{folder.name}" if exported else folder.name, class_names=names, class_counts=counts,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from accelerate import Accelerator
 
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.measure import Evaluation
-from gnunet.commands.options import load_model
+from gnunet.commands.options import check_integer, load_model
+from gnunet.diffusion import sample_labels
 from gnunet.distributed.accelerator import fresh_accelerate_state, open_accelerator
-from gnunet.errors import ConfigError
-from gnunet.evaluation.batching import indices_for_rank
+from gnunet.errors import ConfigError, did_you_mean, quoted, truncate
 
 logger = logging.getLogger(__name__)
 
@@ -43,40 +44,60 @@ def sample(
     Raises:
         GnunetError: the model cannot be loaded, or a setting is invalid.
     """
-    if num_images < 1:
-        raise ConfigError(f"num_images: given {num_images}; valid: an integer of at least 1")
+    num_images = check_integer("num_images", num_images)
     model = load_model(source, **settings)
+    labels = image_labels(model, num_images, class_labels(model, classes))
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
-    return np.concatenate([images for _, images in sample_batches(model, num_images, accelerator, classes)])
+    return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator, labels)])
 
 
 def sample_batches(
-    model: TrainedModel, num_images: int, accelerator: Accelerator, classes: Sequence[str] | None = None
+    model: TrainedModel, indices: Sequence[int], accelerator: Accelerator, labels: np.ndarray | None
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Sample this rank's share of images 0..num_images-1: yields the indices of a batch, and uint8 (len, H, W, C)."""
-    labels = None if not classes else class_labels(model, classes)
+    """Sample this rank's share of images: yields the indices of a batch, and uint8 (len, H, W, C).
+
+    `indices` are ascending, `labels` those of all images from 0 on. Batches are distributed round-robin across ranks.
+    """
     model.network.to(accelerator.device)
-    size = model.sampling.batch_size
-    indices = indices_for_rank(range(num_images), size, accelerator.process_index, accelerator.num_processes)
-    for first in range(0, len(indices), size):
-        batch = indices[first : first + size]
-        of_batch = None if labels is None else labels[np.array(batch) % len(labels)]
-        yield batch, model.sample(batch, accelerator, labels=of_batch)
+    batches = groupby(indices, lambda index: index // model.sampling.batch_size)
+    for _, group in islice(batches, accelerator.process_index, None, accelerator.num_processes):
+        batch = list(group)
+        yield batch, model.sample(batch, accelerator, labels=None if labels is None else labels[batch])
 
 
-def class_labels(model: TrainedModel, classes: Sequence[str]) -> np.ndarray:
-    """int64 labels of classes given by name or number. Raises ConfigError for classes that the model does not have."""
-    if model.class_names is None:
+def image_labels(model: TrainedModel, num_images: int, classes: np.ndarray | None) -> np.ndarray | None:
+    """Each image's class, int64 (num_images,): of `classes` in turn or, if None, drawn with the training set's
+    frequencies. None for a network without classes."""
+    if classes is not None:
+        return np.resize(classes, num_images)
+    return None if model.class_counts is None else sample_labels(range(num_images), model.seed, model.class_counts)
+
+
+def class_labels(model: TrainedModel, classes: Sequence[str] | None) -> np.ndarray | None:
+    """int64 labels of classes given by name or number. Raises ConfigError for those that the model does not know."""
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not len(classes):
+        raise ConfigError(f"classes: given {classes!r}; valid: a list of names or numbers of classes")
+    if model.class_names is None or model.class_counts is None:
         raise ConfigError(f"classes: given {' '.join(map(str, classes))}, but {model.name} is not class-conditional")
     names = model.class_names
+    trained = [name for name, count in zip(names, model.class_counts, strict=True) if count]
     labels = []
     for name in map(str, classes):
         if name in names:
-            labels.append(names.index(name))
-        elif name.isascii() and name.isdecimal() and int(name) < len(names):
-            labels.append(int(name))
+            label = names.index(name)
+        elif name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < len(names):
+            label = int(name)
         else:
-            raise ConfigError(f"classes: given {name!r}; valid: {', '.join(names)}, or a number below {len(names)}")
+            valid = f"{quoted(trained)}, or a number below {len(names)}"
+            raise ConfigError(f"classes: given {truncate(name)!r}{did_you_mean(name, trained)}; valid: {valid}")
+        if not model.class_counts[label]:
+            raise ConfigError(
+                f"classes: given {truncate(name)!r}, of which {model.name} saw no training image; valid: "
+                f"{quoted(trained)}"
+            )
+        labels.append(label)
     return np.array(labels, dtype=np.int64)
 
 

@@ -16,9 +16,13 @@ of the reference images are cached.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gnunet.commands.options import make_output_dir, make_parser, parse_with_sampling_options, positive_int
+from gnunet.commands.options import Parser, add_sampling_options, check_exists, integer, make_output_dir, numbered
 from gnunet.errors import run_cli
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGES_PER_PROCESS = 128
 """Without a launcher or a GPU, one more process is started for each of these many images."""
@@ -26,17 +30,21 @@ MAX_PROCESSES = 8
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = make_parser("evaluate", __doc__)
+    parser = Parser("evaluate", __doc__)
     parser.add_argument("source", type=Path, help="run, checkpoint, diffusers directory or directory of images")
     parser.add_argument("--metrics", nargs="+", help="fid, kid, or fd_, kid_, precision_, recall_ and an extractor")
-    parser.add_argument("--num_images", type=positive_int, metavar="N", help="images 0..N-1 (default: the run's; all)")
     parser.add_argument(
-        "--repeat", type=positive_int, default=1, metavar="N", help="measure N times, on images of other seeds"
+        "--num_images", type=integer("num_images"), metavar="N", help="images 0..N-1 (default: the run's; all)"
+    )
+    parser.add_argument(
+        "--repeat", type=integer("repeat"), default=1, metavar="N", help="measure N times, on images of other seeds"
     )
     parser.add_argument("--reference", help="a run, or any data.source (default: what the model trained on)")
     parser.add_argument("--split", default="train", help="split of the reference (default train)")
-    parser.add_argument("--resolution", type=positive_int, metavar="N", help="resize a directory's images, in RGB")
-    parser.add_argument("--nearest", type=positive_int, metavar="K", help="find the K nearest reference images")
+    parser.add_argument(
+        "--resolution", type=integer("resolution"), metavar="N", help="resize a directory's images, in RGB"
+    )
+    parser.add_argument("--nearest", type=integer("nearest"), metavar="K", help="find the K nearest reference images")
     parser.add_argument("--validation_loss", action="store_true", help="only the validation loss by noise level")
     parser.add_argument(
         "--extractors", nargs="+", type=name_and_value, default=[], metavar="NAME=SOURCE",
@@ -46,8 +54,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--extractor_weights", nargs="+", type=name_and_value, default=[], metavar="NAME=FILE",
         help="weights files that are not in the default location",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="directory for JSON and PNG (default: evaluations/NAME)")
-    return parse_with_sampling_options(parser, argv)
+    parser.add_argument(
+        "--out", type=Path,
+        help="directory for JSON and PNG (default: evaluations/NAME, or with a number after it if that has the results "
+        "of other settings)",
+    )  # fmt: skip
+    add_sampling_options(parser)
+    return parser.parse_args(argv)
 
 
 def name_and_value(text: str) -> tuple[str, str]:
@@ -65,6 +78,7 @@ def main(argv: list[str]) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure, print and write, in several processes if that is faster."""
+    check_exists(arguments.source)
     # Imported here so that --help does not wait for torch.
     from gnunet.commands.measure import Evaluation
     from gnunet.commands.progress import ProgressBar
@@ -75,7 +89,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     not_inputs = ("out", "cpu", "validation_loss")
     evaluation = Evaluation(**{name: value for name, value in vars(arguments).items() if name not in not_inputs})
     subject = evaluation.subject
-    out = make_output_dir(arguments.out, Path("evaluations") / subject.name)
+    # Not among those of a model of this name, whose samples these may be.
+    default = Path("evaluations") / (subject.name if subject.model else f"{subject.name}-images")
+    make_output_dir(arguments.out or default.parent)
     join_launch()
     processes = num_processes(subject.num_images * arguments.repeat, arguments.cpu)
     if (status := run_as_processes(processes)) is not None:
@@ -84,18 +100,31 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with ProgressBar(accelerator) as bar:
         record, picture = evaluation.run(accelerator, bar.stage)
     if accelerator.is_main_process:
-        report.write_json(out / "metrics.json", record)
         report.print_all(*report.metrics_report(record))
         if picture is not None:
-            report.write_picture(out / "nearest.png", picture)
-            report.print_all(*report.neighbours_report(record["nearest"]), f"  {out / 'nearest.png'}")
-        report.print_all(f"written to {out / 'metrics.json'}")
+            report.print_all(*report.neighbours_report(record["nearest"]))
+        write(record, arguments.out, default, "metrics.json", picture)
     accelerator.end_training()
     return 0
 
 
+def write(record: dict, given: Path | None, default: Path, name: str, picture: "Image.Image | None" = None) -> None:
+    """Write a record and its picture, by default where no other evaluation's stand."""
+    from gnunet.commands.sample_folder import writing_to
+    from gnunet.evaluation import report
+
+    out = given or next(path for path in numbered(default) if report.has_same_inputs(path / name, record))
+    make_output_dir(out)
+    with writing_to(out):
+        report.write_json(out / name, record)
+        if picture is not None:
+            report.write_picture(out / "nearest.png", picture)
+    report.print_all(f"written to {out / name}" + (f", {out / 'nearest.png'}" if picture is not None else ""))
+
+
 def validate(arguments: argparse.Namespace) -> None:
     """Print and write the validation loss by noise level."""
+    check_exists(arguments.source)
     from accelerate import PartialState
 
     from gnunet.commands.measure import measure_validation
@@ -105,9 +134,8 @@ def validate(arguments: argparse.Namespace) -> None:
     join_launch()
     record = measure_validation(arguments.source.expanduser(), cpu=arguments.cpu)
     if PartialState().is_main_process:
-        out = make_output_dir(arguments.out, Path("evaluations") / record["name"])
-        report.write_json(out / "validation_loss.json", record)
-        report.print_all(*report.validation_report(record), f"written to {out / 'validation_loss.json'}")
+        report.print_all(*report.validation_report(record))
+        write(record, arguments.out, Path("evaluations") / record["name"], "validation_loss.json")
 
 
 def num_processes(num_images: int, cpu: bool) -> int:

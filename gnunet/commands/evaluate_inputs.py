@@ -1,7 +1,7 @@
 """What an evaluation measures, and against which reference images."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +11,17 @@ from PIL import Image
 
 from gnunet.checkpoint.trained_model import TrainedModel, is_model_path, sanitize_config
 from gnunet.commands.options import load_model
+from gnunet.commands.sample_folder import check_complete, read_record
 from gnunet.config import Config, EvaluateConfig
 from gnunet.data import DecodedImages, load_images
-from gnunet.data.sources import visible_files
-from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
-from gnunet.errors import CheckpointError, ConfigError, DataError
+from gnunet.errors import CheckpointError, ConfigError, DataError, did_you_mean_path
 from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.features import CHUNK, Images
-from gnunet.training.evaluation import sample_fn, sampling_metadata
+from gnunet.evaluation.image_files import image_files
+from gnunet.training.evaluation import sample_fn
 from gnunet.training.progress import decode_progress
-from gnunet.training.session import load_run_data
+from gnunet.training.session import RunData, load_run_data
 
 MAX_SIZES_CHECKED = 1000
 """Files of a reference directory whose size is checked."""
@@ -63,13 +63,16 @@ def open_subject(
             raise ConfigError("--resolution: only for a directory of images; a model samples at its own resolution")
         return _samples(load_model(path, **sampling), num_images, repeat)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; valid: a run, a checkpoint, a diffusers model or images")
+        hint = did_you_mean_path(path)
+        raise CheckpointError(
+            f"{path}: no such directory{hint}; valid: a run, a checkpoint, a diffusers model or images"
+        )
     return _files(path, num_images, repeat, resolution)
 
 
 def _samples(model: TrainedModel, num_images: int | None, repeat: int) -> Subject:
     defaults = model.config.evaluate if model.config else EvaluateConfig()
-    metadata = sampling_metadata(model)
+    metadata = {"checkpoint": model.digest(), **model.sampling_metadata()}
     seed = metadata.pop("seed")
 
     def images(number: int, accelerator: Accelerator) -> Images:
@@ -85,6 +88,12 @@ def _samples(model: TrainedModel, num_images: int | None, repeat: int) -> Subjec
 def _files(path: Path, num_images: int | None, repeat: int, resolution: int | None) -> Subject:
     """Images evenly spaced over the directory; no two repeats have one in common."""
     files = ImageFiles(path, resolution)
+    metadata = {}
+    if (record := read_record(path)) is not None:
+        check_complete(record, path, files.files)
+        metadata = {**asdict(record.settings), "seeds": [record.settings.seed]}
+        for name in ("resolution", "channels", "seed"):
+            del metadata[name]
     available = len(files) // repeat
     if (num_images or 1) > available:
         times = f" {repeat} times" if repeat > 1 else ""
@@ -98,7 +107,7 @@ def _files(path: Path, num_images: int | None, repeat: int, resolution: int | No
     def images(number: int, accelerator: Accelerator) -> Images:
         return lambda indices: files.read(selected[number::repeat][indices.start : indices.stop])
 
-    return Subject(path.resolve().name, files.resolution, files.channels, count, images, CHUNK, {})
+    return Subject(path.resolve().name, files.resolution, files.channels, count, images, CHUNK, metadata)
 
 
 def open_reference(given: str | Path | None, split: str, subject: Subject, *, allow_enlarging: bool) -> ReferenceImages:
@@ -116,16 +125,11 @@ def open_reference(given: str | Path | None, split: str, subject: Subject, *, al
                 f"--reference: needed, because {subject.name} does not know its training images; valid: a run, or "
                 "images in any form that data.source accepts"
             )
-        reference = _training_images(model.config, model.name)
-        if reference.table.fingerprint != model.fingerprint:
-            raise DataError(
-                f"{model.config.data.source}: not the images that {model.name} was trained on; give others with "
-                "--reference"
-            )
-        return reference
+        return _training_images(model.config, load_training_data(model, "; give others with --reference"), model.name)
     path = Path(given).expanduser()
     if (path / "config.yaml").is_file():
-        reference = _training_images(sanitize_config(path / "config.yaml"), str(given))
+        config = sanitize_config(path / "config.yaml")
+        reference = _training_images(config, load_run_data(config), str(given))
         shape, expected = reference.table.images.shape[1:], (subject.resolution, subject.resolution, subject.channels)
         if shape != expected:
             sizes = f"{given} trains on images of shape {shape}, but {subject.name} has {expected}"
@@ -139,14 +143,21 @@ def open_reference(given: str | Path | None, split: str, subject: Subject, *, al
     return ReferenceImages(table, np.arange(len(table)), str(given))
 
 
-def _training_images(config: Config, name: str) -> ReferenceImages:
-    data = load_run_data(config)
+def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
+    """The data of a model's configuration; DataError, with `hint`, if it has other images than those trained on."""
+    data = load_run_data(model.config)
+    if data.table.fingerprint != model.fingerprint:
+        raise DataError(f"{model.config.data.source}: not the images that {model.name} was trained on{hint}")
+    return data
+
+
+def _training_images(config: Config, data: RunData, name: str) -> ReferenceImages:
     return ReferenceImages(data.table, data.train_rows, f"training images of {name}", config.data.cache_dir)
 
 
 def _check_sizes(folder: Path, subject: Subject) -> None:
     """Reject reference images that would have to be enlarged, which changes distances."""
-    files = [file for file in visible_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    files = image_files(folder)
     for file in (files[i] for i in evenly_spaced(len(files), MAX_SIZES_CHECKED)):
         try:
             with Image.open(file) as image:

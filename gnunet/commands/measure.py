@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from PIL import Image
 
 from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, load_trained_model
-from gnunet.commands.evaluate_inputs import open_reference, open_subject
+from gnunet.commands.evaluate_inputs import load_training_data, open_reference, open_subject
+from gnunet.commands.options import check_integer
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
 from gnunet.distributed.accelerator import open_accelerator
-from gnunet.errors import CheckpointError, ConfigError, DataError
+from gnunet.errors import CheckpointError, ConfigError
 from gnunet.evaluation import (
     EXTRACTORS,
     Scorer,
@@ -25,12 +26,12 @@ from gnunet.evaluation import (
     nearest_images,
     report,
     sample_size_warnings,
+    too_few_images,
     validation_loss,
 )
 from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.features import Images
 from gnunet.processes import Processes
-from gnunet.training.session import load_run_data
 
 MAX_NEAREST = 1024
 """Images for which the nearest training images are found."""
@@ -76,6 +77,12 @@ class Evaluation:
         extractor_weights: Pairs = (),
         **sampling: Any,
     ):
+        integers = {"num_images": num_images, "repeat": repeat, "resolution": resolution, "nearest": nearest}
+        for name, value in integers.items():
+            if value is not None or name == "repeat":
+                check_integer(name, value)
+        if isinstance(metrics, str) or (metrics is not None and not all(isinstance(name, str) for name in metrics)):
+            raise ConfigError(f"metrics: given {metrics!r}; valid: a list of names")
         self.source, self.repeat, self.nearest = Path(source).expanduser(), repeat, nearest
         self.subject = open_subject(self.source, num_images, repeat, resolution, sampling)
         model = self.subject.model
@@ -87,10 +94,8 @@ class Evaluation:
         names = list(dict.fromkeys(metrics or defaults.metrics))
         self.metrics = get_metrics(names, [*EXTRACTORS, *self.extractors["sources"]])
         load_extractors(self.metrics, **self.extractors)  # raises if something is missing
-        for metric in self.metrics:
-            if self.subject.num_images < metric.min_images:
-                valid = f"at least {metric.min_images}, which {metric.name} needs"
-                raise ConfigError(f"--num_images: given {self.subject.num_images}; valid: {valid}")
+        if valid := too_few_images(self.metrics, self.subject.num_images):
+            raise ConfigError(f"--num_images: given {self.subject.num_images}; valid: {valid}")
         self.reference = open_reference(reference, split, self.subject, allow_enlarging=resolution is not None)
         num_reference = len(self.reference.rows)
         check_reference(self.metrics, num_reference)
@@ -178,9 +183,7 @@ def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
         raise CheckpointError(f"{source}: --validation_loss needs a run or a checkpoint, which know their data")
     models = {weights: load_trained_model(source, weights) for weights in WEIGHTS}
     model = models["ema"]
-    data = load_run_data(model.config)
-    if data.table.fingerprint != model.fingerprint:
-        raise DataError(f"{model.config.data.source}: not the images that {model.name} was trained on")
+    data = load_training_data(model)
     settings = model.config.validation
     val_set = data.val_set(settings)
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
@@ -208,6 +211,7 @@ def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
             "source": f"{held_out} held-out images" if held_out else "training images",
             "bins": list(zip(edges, edges[1:], strict=False)),
         },
+        "checkpoints": {name: each.digest() for name, each in models.items()},
         "weights": results,
         "versions": report.versions(accelerator.device),
     }

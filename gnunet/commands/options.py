@@ -1,48 +1,98 @@
 """Arguments shared by the subcommands, and the model that they name."""
 
 import argparse
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gnunet.errors import ConfigError
+from gnunet.errors import CheckpointError, ConfigError, did_you_mean, did_you_mean_path
 
 if TYPE_CHECKING:
     from gnunet.checkpoint.trained_model import TrainedModel
 
 SAMPLING = ("weights", "seed", "sampler", "num_inference_steps", "guidance_scale", "batch_size")
+LIMITS = {
+    "num_images": (1, 2_000_000),
+    "repeat": (1, 1000),
+    "resolution": (1, 8192),
+    "nearest": (1, 1000),
+    "seed": (0, 2**64 - 1),
+}
+"""The least and the greatest value of arguments. Those of the config's `sampling` have the limits of its keys."""
+
+ACCELERATE = "`accelerate launch -m gnunet COMMAND ...`, which uses every GPU"
+HABITS = {
+    "--out": ("output", "output_dir", "out_dir", "outdir", "save_dir", "results_folder"),
+    "--num_images": ("n", "num", "num_samples", "n_samples", "samples", "count"),
+    "--num_inference_steps": ("steps", "num_steps", "sampling_steps", "ddim_steps"),
+    "--guidance_scale": ("guidance", "cfg", "cfg_scale", "scale"),
+    "--classes": ("class", "label", "labels", "class_labels"),
+    "--weights ema or raw": ("ema", "use_ema", "no_ema"),
+    "the first argument, SOURCE": (
+        "checkpoint",
+        "ckpt",
+        "ckpt_path",
+        "model",
+        "model_path",
+        "run",
+        "run_dir",
+        "source",
+    ),
+    "--cpu for the CPU, CUDA_VISIBLE_DEVICES for one of several GPUs": ("device", "cuda", "no_cuda"),
+    ACCELERATE: ("gpu", "gpus", "num_gpus", "num_processes", "nproc", "nproc_per_node"),
+    "the same command, which finishes what is missing": ("resume", "resume_from_checkpoint", "continue"),
+    "the run's train.mixed_precision, which sampling takes over": ("mixed_precision", "precision", "fp16", "bf16"),
+}
+"""Flags that users know from other programs, by what does it here."""
+ABLATE_HABITS = {
+    "--folder": ("out", "output", "output_dir", "out_dir", "outdir", "save_dir"),
+    "--jobs": ("num_workers", "workers", "parallel"),
+    "the study's `seeds`": ("seed", "seeds"),
+    "CUDA_VISIBLE_DEVICES to choose GPUs, or to leave them out": ("device", "gpu", "gpus", "cuda", "cpu"),
+    "the same command, which resumes": ("resume", "resume_from_checkpoint", "continue"),
+    "--train.total_images, the number of images seen, or --budget": ("epochs", "num_epochs", "steps", "max_steps"),
+    "--train.batch_size": ("batch_size",),
+    "--train.learning_rate": ("lr", "learning_rate"),
+    "--data.source": ("data", "data_dir", "dataset"),
+}
 
 
-def make_parser(command: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser for `gnunet COMMAND`."""
-    return argparse.ArgumentParser(
-        prog=f"gnunet {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+class Parser(argparse.ArgumentParser):
+    """A parser for `gnunet COMMAND` that reads - in a flag as _, and answers an unknown flag in one line."""
+
+    def __init__(self, command: str, description: str | None, habits: dict[str, tuple[str, ...]] = HABITS) -> None:
+        super().__init__(
+            prog=f"gnunet {command}", description=description, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        self.habits = {name: hint.replace("COMMAND", command) for hint, names in habits.items() for name in names}
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        flags = [word.partition("=")[0] for word in args or () if word.startswith("--")]
+        known = {name for name in self._option_string_actions if name.startswith("--")}
+        spelled = {flag: flag.replace("-", "_").replace("__", "--", 1) for flag in flags}
+        for flag in (flag for flag in flags if spelled[flag] not in known and flag != "--"):
+            name = spelled[flag][2:]
+            hint = f"; use {self.habits[name]}" if name in self.habits else did_you_mean(spelled[flag], sorted(known))
+            self.exit(2, f"error: {flag}: not a flag of {self.prog}{hint or '; --help lists the flags'}\n")
+        words = [spelled[flag] + word[len(flag) :] if (flag := word.partition("=")[0]) in spelled else word
+                 for word in args or ()]  # fmt: skip
+        return super().parse_known_args(words, namespace)
 
 
-def parse_with_sampling_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Add --cpu and the options in SAMPLING, which are by default the run's own, and parse.
-
-    A former name of one is an error that gives the new one.
-    """
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add --cpu and the options in SAMPLING, which are by default the run's own."""
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="EMA or raw weights (default ema)")
-    parser.add_argument("--seed", type=int, help="seed of the images (default: the run's)")
+    parser.add_argument("--seed", type=integer("seed"), metavar="N", help="seed of the images (default: the run's)")
     parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
-    parser.add_argument("--num_inference_steps", type=positive_int, metavar="N", help="sampling steps")
-    parser.add_argument("--guidance_scale", type=float, metavar="W", help="classifier-free guidance scale; 1 is off")
-    parser.add_argument("--batch_size", type=positive_int, metavar="N", help="images sampled together on each process")
+    parser.add_argument("--num_inference_steps", type=integer(), metavar="N", help="sampling steps")
+    parser.add_argument("--guidance_scale", type=scale, metavar="W", help="classifier-free guidance scale; 1 is off")
+    parser.add_argument("--batch_size", type=integer(), metavar="N", help="images sampled together on each process")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        from gnunet.config.renamed_keys import RENAMED_KEYS  # takes seconds, which valid arguments need not wait for
-
-        for flag in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-            if new := RENAMED_KEYS.get(f"sampling.{flag[2:]}"):
-                parser.exit(2, f"error: {flag}: renamed to --{new.removeprefix('sampling.')}\n")
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return arguments
 
 
 def load_model(
@@ -68,6 +118,8 @@ def load_model(
 
     if weights not in WEIGHTS:
         raise ConfigError(f"weights: given {weights}; valid: {' or '.join(WEIGHTS)}")
+    if seed is not None:
+        seed = check_integer("seed", seed)
     model = load_trained_model(Path(source).expanduser(), weights)
     settings = {
         "sampler": sampler,
@@ -81,18 +133,58 @@ def load_model(
     return replace(model, sampling=sampling, seed=model.seed if seed is None else seed)
 
 
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    if not text.isdecimal() or (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"given {text}; valid: an integer of at least 1")
+def check_exists(source: Path) -> None:
+    """Raise CheckpointError, with the name that is most alike, if there is nothing at a path."""
+    if not source.expanduser().exists():
+        raise CheckpointError(f"{source}: no such file or directory{did_you_mean_path(source.expanduser())}")
+
+
+def check_integer(name: str, value: object) -> int:
+    """The value of an argument as an int. Raises ConfigError unless it is an integer within its LIMITS."""
+    low, high = LIMITS.get(name, (1, 2**63))
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if not low <= number <= high:
+        raise ConfigError(f"{name}: given {value!r}; valid: an integer, at least {low} and at most {high}")
+    return number
+
+
+def integer(name: str = "") -> Callable[[str], int]:
+    """argparse type: an integer within the LIMITS of an argument, by default of at least 1."""
+    low, high = LIMITS.get(name, (1, 2**63))
+
+    def parse(text: str) -> int:
+        digits = text.isascii() and text.isdecimal() and len(text) <= 20
+        if not digits or not low <= int(text) <= high:
+            valid = f"an integer, at least {low}" + (f" and at most {high}" if name in LIMITS else "")
+            raise argparse.ArgumentTypeError(f"given {text[:100]}; valid: {valid}")
+        return int(text)
+
+    return parse
+
+
+def scale(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"given {text[:100]}; valid: a number, at least 0")
     return value
 
 
-def make_output_dir(given: Path | None, default: Path) -> Path:
+def numbered(path: Path) -> Iterator[Path]:
+    """PATH, PATH-2, PATH-3, ..."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
+
+
+def make_output_dir(path: Path) -> None:
     """Create the directory of --out. Raises ConfigError if that fails."""
-    path = given or default
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: cannot create {path}: {error.strerror}") from None
-    return path

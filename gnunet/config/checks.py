@@ -205,7 +205,7 @@ def _check_validation(config: Config) -> Iterator[ConfigIssue]:
 
 
 def _check_evaluate(config: Config) -> Iterator[ConfigIssue]:
-    from gnunet.evaluation import EXTRACTORS, get_metrics
+    from gnunet.evaluation import EXTRACTORS, get_metrics, too_few_images
 
     evaluate = config.evaluate
     for name in evaluate.extractors:
@@ -221,10 +221,8 @@ def _check_evaluate(config: Config) -> Iterator[ConfigIssue]:
     except ConfigError as error:
         yield ConfigIssue("evaluate.metrics", f"given {', '.join(evaluate.metrics)}", str(error))
         return
-    for metric in metrics:
-        if evaluate.num_images < metric.min_images:
-            valid = f"at least {metric.min_images}, which {metric.name} needs"
-            yield ConfigIssue.of("evaluate.num_images", evaluate.num_images, valid)
+    if valid := too_few_images(metrics, evaluate.num_images):
+        yield ConfigIssue.of("evaluate.num_images", evaluate.num_images, valid)
     names = ["validation_loss", *([] if evaluate.every is None else evaluate.metrics)]
     if evaluate.monitor not in (None, *names):
         more = "; or one of evaluate.metrics if evaluate.every is a number" if evaluate.every is None else ""

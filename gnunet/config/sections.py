@@ -282,7 +282,7 @@ class SamplingConfig(Section):
     """Sampler; null is ddim for ddpm, heun for edm, euler for flow."""
     num_inference_steps: Steps = 50
     """Number of sampling steps."""
-    guidance_scale: float = Field(1.0, ge=0)
+    guidance_scale: float = Field(1.0, ge=0, le=1000)
     """Classifier-free guidance scale; 1 is off."""
     num_images: Batch = 16
     """Images in a grid."""

@@ -9,6 +9,7 @@ from gnunet.evaluation.metrics import (
     get_metrics,
     load_extractors,
     sample_size_warnings,
+    too_few_images,
 )
 from gnunet.evaluation.neighbours import draw_neighbours, nearest_images
 from gnunet.evaluation.validation import validation_loss
@@ -24,5 +25,6 @@ __all__ = [
     "load_extractors",
     "nearest_images",
     "sample_size_warnings",
+    "too_few_images",
     "validation_loss",
 ]

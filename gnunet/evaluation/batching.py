@@ -20,11 +20,6 @@ def batches_by_rank(count: int, batch_size: int, world_size: int) -> Iterator[li
         yield [range(start, min(start + batch_size, count)) for start in starts]
 
 
-def indices_for_rank(indices: range, batch_size: int, rank: int, world_size: int) -> list[int]:
-    """The image indices that `rank` samples: whole batches of consecutive indices, distributed round-robin."""
-    return [i for i in indices if i // batch_size % world_size == rank]
-
-
 def gather_padded(rows: Tensor, size: int, processes: Processes) -> Tensor:
     """Every rank's rows (n, ...), padded with zeros to (world_size, size, ...), on every rank."""
     padded = rows.new_zeros(size, *rows.shape[1:])

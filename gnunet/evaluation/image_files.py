@@ -15,6 +15,11 @@ GRID = "grid.png"
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
+def image_files(folder: Path) -> list[Path]:
+    """All pictures below a folder, sorted by path."""
+    return [file for file in visible_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+
+
 class ImageFiles:
     """The images in a directory and its subdirectories, ordered by path.
 
@@ -29,7 +34,7 @@ class ImageFiles:
     """
 
     def __init__(self, folder: Path, resolution: int | None = None):
-        self.files = [f for f in visible_files(folder) if f.suffix.lower() in IMAGE_SUFFIXES and f.name != GRID]
+        self.files = [file for file in image_files(folder) if file.name != GRID]
         if not self.files:
             raise DataError(f"{folder} holds no image files ({' '.join(IMAGE_SUFFIXES)}; {GRID} is not counted)")
         if resolution is not None:

@@ -147,11 +147,16 @@ class Scorer:
         return compute_metrics(self.metrics, dict(zip(self.extractors, statistics, strict=True)), self.references)
 
 
+def too_few_images(metrics: Sequence[FeatureMetric], num_images: int) -> str | None:
+    """The number of images that would be valid, if metrics need more than `num_images`; else None."""
+    most = max(metrics, key=lambda metric: metric.min_images)
+    return f"at least {most.min_images}, which {most.name} needs" if num_images < most.min_images else None
+
+
 def check_reference(metrics: Sequence[FeatureMetric], num_images: int) -> None:
     """Raise DataError if metrics need more reference images."""
-    for metric in metrics:
-        if num_images < metric.min_images:
-            raise DataError(f"{metric.name} needs at least {metric.min_images} reference images; given {num_images}")
+    if valid := too_few_images(metrics, num_images):
+        raise DataError(f"given {num_images} reference images; valid: {valid}")
 
 
 def sample_size_warnings(

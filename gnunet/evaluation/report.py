@@ -12,9 +12,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from gnunet.errors import CheckpointError
 from gnunet.evaluation.metrics import FeatureMetric
 from gnunet.evaluation.neighbours import NEAR_QUANTILE, Neighbours
 from gnunet.files import atomic_write
+from gnunet.safe_io import read_json
 
 
 def versions(device: torch.device) -> dict[str, str]:
@@ -112,16 +114,34 @@ def _format(number: float | None, spec: str) -> str:
     return "" if number is None else format(number, spec)
 
 
+def has_same_inputs(file: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a file is missing or has a record of the same evaluation, which `record` may replace."""
+    if not file.exists():
+        return True
+    try:
+        found = read_json(file)
+    except CheckpointError:
+        return False
+    return _inputs(found) == _inputs(json.loads(json.dumps(record)))
+
+
+def _inputs(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says about what was measured, without the results."""
+    measured = {name: sorted(record[name]) for name in ("metrics", "weights") if isinstance(record.get(name), dict)}
+    inputs = ("name", "source", "num_images", "repeats", "images", "reference", "extractors", "bank", "checkpoints")
+    return {"nearest": "nearest" in record, **measured, **{name: record.get(name) for name in inputs}}
+
+
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write JSON atomically."""
     atomic_write(path, json.dumps(record, indent=1) + "\n")
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG atomically."""
+def write_picture(path: Path, picture: Image.Image, *, fsync: bool = True) -> None:
+    """Write a PNG atomically, as `atomic_write` does."""
     png = io.BytesIO()
     picture.save(png, format="PNG")
-    atomic_write(path, png.getvalue())
+    atomic_write(path, png.getvalue(), fsync=fsync)
 
 
 def print_all(*parts: Any) -> None:

@@ -59,18 +59,6 @@ def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[],
     return images
 
 
-def sampling_metadata(model: TrainedModel) -> dict[str, Any]:
-    """The settings that determine a model's samples, under their names in records."""
-    sampling = model.sampling
-    return {
-        "sampler": model.process.resolve_sampler(sampling.sampler, sampling.num_inference_steps),
-        "steps": sampling.num_inference_steps,
-        "guidance": sampling.guidance_scale,
-        "batch_size": sampling.batch_size,
-        "seed": model.seed,
-    }
-
-
 def validate(session: Session, images_seen: int, *, stop: StopSignal, display: Display) -> dict[str, Any]:
     """The validation loss of the EMA weights, as a record of metrics.jsonl. Raises StopRequested after a signal."""
     accelerator = session.accelerator
@@ -120,7 +108,7 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     )  # fmt: skip
     metadata = {
         "num_images": settings.num_images,
-        **sampling_metadata(model),
+        **model.sampling_metadata(),
         "reference": train_set.table.fingerprint[:16],
         "reference_images": len(train_set.rows),
     }

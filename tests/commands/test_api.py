@@ -1,6 +1,8 @@
 """The Python interface: the README's example, and several precisions in one process."""
 
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 from accelerate import Accelerator
 
 import gnunet
+from gnunet.checkpoint.trained_model import load_trained_model
+from gnunet.commands.api import class_labels
 from gnunet.config import Config
 from gnunet.errors import ConfigError
 
@@ -68,10 +72,26 @@ def test_one_process_trains_and_samples_at_several_precisions(tiny, finished):
 def test_sample_gives_the_first_images_whatever_their_number(finished):
     few, many = gnunet.sample(finished, 3, classes=["dark"]), gnunet.sample(finished, 6, classes=["dark"])
     assert np.array_equal(few, many[:3])
-    with pytest.raises(ConfigError, match="'grey'.*dark, light"):
-        gnunet.sample(finished, 1, classes=["grey"])
-    for setting in ({"weights": "best"}, {"batch_size": 0}, {"guidance_scale": -1.0}, {"num_images": 0}):
+
+
+def test_bad_values_are_refused_as_by_the_commands(finished):
+    bad_classes = ("dark", ["grey"], [], ["²"], [-1], [2], ["1e3"])
+    bad = [{"classes": classes} for classes in bad_classes] + [{"guidance_scale": w} for w in (-1.0, math.nan, 1e9)]
+    bad += [{"num_images": n} for n in (0, -1, 1.5, True, "3", 10**12)] + [{"seed": s} for s in (-1, 2**64, 0.5)]
+    for setting in [*bad, {"weights": "best"}, {"batch_size": 0}, {"num_inference_steps": 10**9}, {"sampler": "x"}]:
         with pytest.raises(ConfigError, match=next(iter(setting))):
             gnunet.sample(finished, **setting)
     with pytest.raises(TypeError, match="step_count"):
         gnunet.sample(finished, 1, step_count=3)
+    bad = [{"num_images": 0}, {"repeat": 0}, {"nearest": -1}, {"resolution": 0}, {"metrics": "fid"}, {"seed": -1}]
+    for setting in bad:
+        with pytest.raises(ConfigError, match=next(iter(setting))):
+            gnunet.evaluate(finished, **setting)
+
+
+def test_class_without_a_training_image_is_refused(finished):
+    model = load_trained_model(finished)
+    assert class_labels(replace(model, class_counts=[3, 5]), ["light"]).tolist() == [1]
+    for name in ("light", 1):
+        with pytest.raises(ConfigError, match=f"classes: given '{name}'.*'dark'"):
+            class_labels(replace(model, class_counts=[3, 0]), [name])

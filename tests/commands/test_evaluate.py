@@ -142,7 +142,7 @@ class TestFolders:
             ("{clean} --reference {clean} --repeat 2 --num_images 20", "at most 12"),
             ("{clean} --reference {clean} --num_images 3", "at least 4, which precision_coarse"),
             ("{clean} --reference {clean} --nearest 24", "--nearest: given 24"),
-            ("{clean} --reference {two}", "kid_coarse needs at least 3 reference images; given 2"),
+            ("{clean} --reference {two}", "given 2 reference images; valid: at least 4, which precision_coarse"),
             ("{clean} --reference {clean} --extractors coarse={clean}/00.png", "00.png is not a TorchScript file"),
             (
                 "{clean} --reference {clean} --metrics fd_dinov2 --extractor_weights dinov2={tmp}/absent.pth",
@@ -174,6 +174,7 @@ class TestFolders:
 class TestModels:
     def test_run_measures_as_the_folder_of_its_samples(self, evaluate, finished, coarse, tmp_path):
         out, record = evaluate(finished, "--num_images", 10, *coarse)
+        assert len(record["images"].pop("checkpoint")) == 64
         assert record["images"] == {
             "resolution": 16, "channels": 3, "sampler": "euler", "steps": 4, "guidance": 1.0, "batch_size": 4,
             "seeds": [0],
@@ -184,6 +185,7 @@ class TestModels:
             assert sample.main([str(finished), "--num_images", "10", "--out", str(tmp_path / "samples")]) == 0
         _, of_folder = evaluate(tmp_path / "samples", "--reference", finished, *coarse)
         assert of_folder["num_images"] == 10  # grid.png is not counted
+        assert of_folder["images"]["seeds"] == [0] and of_folder["images"]["checkpoint"]  # from samples.json
         assert means(of_folder) == pytest.approx(means(record), rel=1e-9)
         assert of_folder["reference"]["fingerprint"] == record["reference"]["fingerprint"]
 

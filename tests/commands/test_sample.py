@@ -1,15 +1,23 @@
 """`gnunet sample`: which images it writes."""
 
+import errno
+import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import gnunet
-from gnunet.commands import evaluate, sample
+from gnunet.commands import ablate, evaluate, sample
+from gnunet.commands.evaluate_inputs import open_subject
+from gnunet.errors import CheckpointError, DataError
+from tests.runs import contents
 
 
 @pytest.fixture
@@ -59,18 +67,126 @@ def test_settings_change_the_images(run_sample, image, flags):
     assert not np.array_equal(image("plain"), image("changed"))
 
 
-@pytest.mark.parametrize("command", [sample, evaluate])
-@pytest.mark.parametrize(("old", "new"), [("--steps=5", "--num_inference_steps"), ("--guidance 2", "--guidance_scale")])
-def test_former_flag_is_an_error_of_one_line_that_names_the_new_one(command, old, new, capsys):
+@pytest.mark.parametrize(
+    ("command", "flags", "hint"),
+    [
+        *((command, *case) for command in (sample, evaluate) for case in (
+            ("--steps=5", "--num_inference_steps"), ("--guidance 2", "--guidance_scale"), ("--device cuda", "--cpu"),
+            ("--num-image 3", "--num_images"), ("--resume", "same command"), ("--gpus 2", "accelerate launch"),
+            ("--batchsize 3", "--batch_size"), ("--output_dir x", "--out"), ("--zzz", "--help"),
+        )),
+        (ablate, "--epochs 3", "--train.total_images"), (ablate, "--dryrun", "--dry_run"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2],
+)  # fmt: skip
+def test_unknown_flag_is_an_error_of_one_line_with_what_does_it_here(command, flags, hint, capsys):
     with pytest.raises(SystemExit) as exit:
-        command.main(["runs/x", *old.split()])
+        command.main(["runs/x", *flags.split()])
     [line] = capsys.readouterr().err.splitlines()
-    assert exit.value.code == 2 and re.split("[= ]", old)[0] in line and line.endswith(new)
+    assert exit.value.code == 2 and line.startswith(f"error: {re.split('[= ]', flags)[0]}: ") and hint in line
+
+
+@pytest.mark.parametrize("command", [sample, evaluate])
+@pytest.mark.parametrize(
+    "flags",
+    ["--num_images 0", "--num_images -3", "--num_images 1e3", "--num_images ²", "--num_images 9999999999999",
+     "--seed -1", "--seed 18446744073709551616", "--guidance_scale nan", "--guidance_scale inf", "--guidance_scale -1",
+     "--num_inference_steps 0", "--batch_size x"],
+)  # fmt: skip
+def test_number_out_of_range_is_refused_with_its_flag(command, flags, capsys):
+    flag, value = flags.split()
+    with pytest.raises(SystemExit):
+        command.main(["runs/x", flag, value])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{flag}: given {value}; valid:" in line
+
+
+@pytest.mark.parametrize("command", [sample, evaluate])
+@pytest.mark.parametrize("given", ["runs/portaits", "portraits", "run/portraits/model"])
+def test_misspelt_source_suggests_its_neighbour(command, given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/portraits").mkdir(parents=True)
+    assert command.main([given]) == 2
+    assert re.search(r"did you mean runs(/portraits)?\?", capsys.readouterr().err)
 
 
 def test_invalid_arguments_are_named(finished, run_sample, tmp_path):
-    assert "'grey'" in (out := run_sample("x", "--classes", "grey", status=2)) and "dark, light" in out
+    assert "'grey'" in (out := run_sample("x", "--classes", "grey", status=2)) and "'dark', 'light'" in out
     assert "heun" in run_sample("x", "--sampler", "nosuch", status=2)
-    assert "run/none" in run_sample("x", source=finished / "none", status=2)
     (tmp_path / "file").touch()
     assert "--out" in run_sample("file/below", status=2)
+
+
+class TestFolder:
+    """Which images a folder may hold, by its samples.json."""
+
+    def test_record_has_settings_classes_and_seed(self, run_sample, finished, tmp_path):
+        run_sample("out", "--num_images", "5", "--seed", "3", "--classes", "1", "dark")
+        record = json.loads((tmp_path / "out/samples.json").read_text())
+        expected = {"sampler": "euler", "steps": 4, "guidance": 1.0, "seed": 3, "classes": ["light", "dark"]}
+        assert expected.items() <= record["settings"].items() and record["gnunet"] == gnunet.__version__
+        assert record["labels"] == [1, 0, 1, 0, 1] and record["num_images"] == 5 and record["source"] == str(finished)
+
+    def test_more_images_or_a_killed_job_are_finished(self, run_sample, tmp_path):
+        run_sample("whole", "--num_images", "10")
+        run_sample("part", "--num_images", "6")
+        (tmp_path / "part/000001.png").unlink()
+        (tmp_path / "part/000002.png").write_bytes((tmp_path / "part/000002.png").read_bytes()[:70])
+        kept = (tmp_path / "part/000005.png").stat().st_mtime_ns
+        assert "10 images, 4 of which were there" in run_sample("part", "--num_images", "10")
+        assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+        assert (tmp_path / "part/000005.png").stat().st_mtime_ns == kept
+
+    def test_folder_of_other_samples_or_pictures_is_refused(self, run_sample, finished, tmp_path):
+        run_sample("out", "--num_images", "4", "--classes", "light")
+        before = contents(tmp_path / "out")
+        for flags in ("--seed 1", "--num_inference_steps 3", "--weights raw", "--num_images 3"):
+            printed = run_sample("out", "--num_images", "4", "--classes", "light", *flags.split(), status=2)
+            assert str(tmp_path / "out") in printed and "--out" in printed
+        run_sample("out", status=2)  # drawn classes
+        run_sample("out", "--num_images", "4", "--classes", "1")  # the same class
+        assert contents(tmp_path / "out") == before
+        with FileLock(tmp_path / "out/.lock"):
+            assert "in use" in run_sample("out", "--num_images", "4", "--classes", "light", status=2)
+        Image.new("RGB", (8, 8)).save(tmp_path / "out/mine.png")
+        assert "mine.png" in run_sample("out", "--num_images", "4", "--classes", "light", status=2)
+        assert "mine.png" in str(pytest.raises(DataError, open_subject, tmp_path / "out", None, 1, None, {}).value)
+        (tmp_path / "below/own").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "below/own/a.jpg")
+        assert "a.jpg" in run_sample("below", status=2)
+
+    def test_default_folder_is_fresh_for_other_settings_and_other_runs(self, finished, tmp_path, monkeypatch, capfd):
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(finished, "other")
+        for arguments in ([finished], [finished, "--seed", "1"], [finished], ["other/model"], [finished / "model"]):
+            assert sample.main([*map(str, arguments), "--num_images", "1", "--num_inference_steps", "1"]) == 0
+        names = ["other-model", "run-000000064", "run-000000064-2", "run-model"]
+        assert sorted(path.name for path in Path("samples").iterdir()) == names
+
+    def test_incomplete_or_foreign_record_is_an_error_of_evaluate(self, run_sample, tmp_path):
+        run_sample("out")
+        (tmp_path / "out/000001.png").unlink()
+        with pytest.raises(DataError, match="lacks 1 of the 2"):
+            open_subject(tmp_path / "out", None, 1, None, {})
+        for text in ("{", "[]", "{}", '{"num_images": 1e400}'):
+            (tmp_path / "out/samples.json").write_text(text)
+            with pytest.raises(CheckpointError, match=r"samples\.json"):
+                open_subject(tmp_path / "out", None, 1, None, {})
+            assert "samples.json" in run_sample("out", status=2)
+
+    @pytest.mark.parametrize("number", [1, 2, 4])
+    def test_full_disk_is_named_and_the_same_command_finishes(self, run_sample, tmp_path, monkeypatch, number):
+        """At the record, an image or the grid."""
+        replace, written = os.replace, []
+
+        def full(source, target):
+            written.append(target)
+            if len(written) == number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", full)
+        printed = run_sample("out", status=2)
+        assert "No space left" in printed and str(tmp_path / "out") in printed and "Traceback" not in printed
+        run_sample("out")
+        assert {"samples.json", "grid.png", "000000.png", "000001.png"} == set(contents(tmp_path / "out"))

@@ -1,0 +1,190 @@
+"""A folder of samples: its samples.json says what decided the images, so that no two sets of samples mix."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+
+from gnunet import __version__
+from gnunet.checkpoint.run_dir import RunLock
+from gnunet.checkpoint.trained_model import TrainedModel
+from gnunet.commands.options import make_output_dir, numbered
+from gnunet.errors import CheckpointError, ConfigError, DataError, GnunetError, first_few, truncate
+from gnunet.evaluation.image_files import GRID, image_files
+from gnunet.evaluation.report import write_json
+from gnunet.safe_io import MAX_JSON_BYTES, read_text
+
+RECORD = "samples.json"
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What an image depends on, besides its index."""
+
+    checkpoint: str
+    """`TrainedModel.digest`."""
+    resolution: int
+    channels: int
+    sampler: str
+    steps: int
+    guidance: float
+    batch_size: int
+    seed: int
+    precision: str
+    classes: list[str] | None
+    """Names, assigned to the images in turn; None draws them as often as in training."""
+
+
+@dataclass(frozen=True)
+class SamplesRecord:
+    """The content of samples.json."""
+
+    gnunet: str
+    source: str
+    name: str
+    num_images: int
+    settings: SampleSettings
+    class_names: list[str] | None
+    labels: list[int] | None
+    """Each image's class, as an index of class_names."""
+
+    @classmethod
+    def of(
+        cls, model: TrainedModel, source: Path, num_images: int, given: np.ndarray | None, labels: np.ndarray | None
+    ) -> "SamplesRecord":
+        """`given` are the labels that were asked for, if any, and `labels` each image's, if it has one."""
+        names = None if labels is None else model.class_names
+        settings = SampleSettings(
+            checkpoint=model.digest(), resolution=model.resolution, channels=model.channels,
+            **model.sampling_metadata(), precision=model.mixed_precision,
+            classes=None if given is None or names is None else [names[label] for label in given],
+        )  # fmt: skip
+        in_turn = None if labels is None else labels.tolist()
+        return cls(__version__, str(source), model.name, num_images, settings, names, in_turn)
+
+    def files(self, folder: Path) -> list[Path]:
+        return [image_file(folder, index) for index in range(self.num_images)]
+
+
+def image_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.png"
+
+
+def read_record(folder: Path) -> SamplesRecord | None:
+    """The record of a folder, which may be untrusted; None if it has none. Raises CheckpointError for anything else."""
+    file = folder / RECORD
+    if not file.exists():
+        return None
+    try:
+        return TypeAdapter(SamplesRecord).validate_json(read_text(file, MAX_JSON_BYTES), strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        where = truncate(".".join(map(str, problem["loc"])))
+        raise CheckpointError(f"{file}: not a record of gnunet sample ({where}: {problem['msg']})") from None
+
+
+def check_complete(record: SamplesRecord, folder: Path, files: list[Path]) -> None:
+    """Raise DataError unless the pictures in a folder, all but its grid, are those of its record."""
+    expected = set(record.files(folder))
+    if missing := len(expected.difference(files)):
+        raise DataError(
+            f"{folder} lacks {missing} of the {record.num_images} images that its {RECORD} lists; the gnunet sample "
+            "command that began it finishes it"
+        )
+    if strangers := [file.relative_to(folder) for file in files if file not in expected]:
+        raise DataError(
+            f"{folder} holds {first_few(strangers)} besides the {record.num_images} images that its {RECORD} lists; "
+            f"valid: these images alone, or no {RECORD} to measure all pictures"
+        )
+
+
+@contextmanager
+def open_sample_folder(
+    given: Path | None, record: SamplesRecord, accelerator: Accelerator
+) -> Iterator[tuple[Path, list[int]]]:
+    """The folder of `record`, new or continued, and the indices of the images that it lacks, on every rank.
+
+    It is locked, and has the record. A folder that holds anything else is left as it is. Without one given, it is
+    samples/NAME, or the next of samples/NAME-2, samples/NAME-3, ... that is new or holds these samples.
+
+    Raises:
+        ConfigError: the given folder holds other pictures, is used by another process or cannot be written.
+    """
+    with ExitStack() as stack:
+        outcome: list[Any] = [None]
+        if accelerator.is_main_process:
+            try:
+                outcome = [_open(given, record, stack)]
+            except GnunetError as error:
+                outcome = [error]
+        [found] = broadcast_object_list(outcome)
+        if isinstance(found, GnunetError):
+            raise found
+        yield found
+
+
+def _open(given: Path | None, record: SamplesRecord, stack: ExitStack) -> tuple[Path, list[int]]:
+    for folder in [given] if given else numbered(Path("samples") / record.name):
+        make_output_dir(folder)
+        lock = RunLock(folder, "--out")
+        lock.acquire()
+        if (obstacle := _obstacle(folder, record)) is None:
+            stack.callback(lock.release)
+            with writing_to(folder):
+                write_json(folder / RECORD, asdict(record))
+            return folder, [i for i, file in enumerate(record.files(folder)) if not _is_written(file, record.settings)]
+        lock.release()
+        if given:
+            raise ConfigError(f"--out: {folder} {obstacle}; valid: a new or empty folder, or one of the same settings")
+    raise AssertionError("there are infinitely many numbers")
+
+
+def _obstacle(folder: Path, record: SamplesRecord) -> str | None:
+    """Why the samples of `record` may not be written to a folder; None if they may."""
+    if all(path.name.startswith(".") for path in folder.iterdir()):
+        return None
+    pictures = image_files(folder)
+    try:
+        found = read_record(folder)
+    except CheckpointError as error:
+        return f"holds another {RECORD} ({error})"
+    if found is None:
+        return f"holds pictures without a {RECORD}, such as {pictures[0].relative_to(folder)}" if pictures else None
+    ours, theirs = asdict(record.settings), asdict(found.settings)
+    if differ := [
+        f"{key} {truncate(theirs[key])} -> {truncate(ours[key])}" for key in ours if ours[key] != theirs[key]
+    ]:
+        return f"holds samples of other settings ({', '.join(differ)})"
+    if found.num_images > record.num_images:
+        return f"holds the first {found.num_images} images of these settings, more than --num_images"
+    strangers = [file.relative_to(folder) for file in set(pictures).difference(record.files(folder), [folder / GRID])]
+    return f"holds other pictures: {first_few(sorted(strangers))}" if strangers else None
+
+
+def _is_written(file: Path, settings: SampleSettings) -> bool:
+    """Whether an image is there, and whole: a machine that lost power may have left a part of it."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.size == (settings.resolution, settings.resolution)
+    except (OSError, SyntaxError, ValueError):  # PIL's of a broken file
+        return False
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn the error of a full or lost disk into a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--out: {folder} cannot be written ({error.strerror or error}); once there is room, the same command "
+            "goes on"
+        ) from None
