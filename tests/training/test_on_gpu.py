@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from gnunet.distributed.signals import StopRequested
 from gnunet.training import StepInfo
 from gnunet.training.session import Session
 from tests.runs import FINAL, SHARDED, assert_same_run, poisoned, read_log
@@ -26,6 +27,8 @@ def on_gpu(rank: int, launch: str | None = None, stop_at: int | None = None) -> 
         assert step.session.accelerator.device.type == "cuda"
         if step.images == stop_at:
             signal.raise_signal(signal.SIGTERM)
+            if not torch.ones((), device="cuda").item():
+                raise StopRequested  # a device of rehearsals, which computes nothing, not even who received a signal
 
     return after_step
 
