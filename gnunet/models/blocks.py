@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gnunet.norms import make_conv, make_residual
 from gnunet.ops import checkpoint_inputs
+from gnunet.ops.hooks import has_hooks
 
 from .attention import Attention
 from .norm_sites import NormSite, NormSites
@@ -76,10 +77,14 @@ class ResnetBlock(nn.Module):
             h, x = checkpoint_inputs(_joined, (x, skip), layers, norm=self.norm1, enabled=self.recompute)
         t = self.time_emb_proj(temb)
         tables = (None, *t.chunk(2, dim=1)) if self.scale_shift else (t, None, None)
-        dropout = self.dropout.p if self.dropout.training else 0.0
-        (h,) = checkpoint_inputs(
-            _conditioned, (h, *tables), (self.conv2,), norm=self.norm2, dropout=dropout, enabled=self.recompute
-        )
+        if type(self.dropout) is nn.Dropout and not has_hooks(self.dropout):
+            dropout = self.dropout.p if self.dropout.training else 0.0
+            enabled = self.recompute and dropout < 1
+            (h,) = checkpoint_inputs(
+                _conditioned, (h, *tables), (self.conv2,), norm=self.norm2, dropout=dropout, enabled=enabled
+            )
+        else:  # what a user put in its place
+            h = self.conv2(self.dropout(*_conditioned(self.norm2, h, *tables)))
         y = self.residual(x, h)
         return y / self.output_scale_factor if self.output_scale_factor != 1 else y
 
@@ -109,9 +114,10 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, site: NormSite, padding: int) -> None:
         super().__init__()
         self.conv = make_conv(site.norm, channels, channels, 3, stride=2, padding=padding)
+        self.padding = padding  # here, because an adapter in the convolution's place may not have it
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        if self.conv.padding != (0, 0):
+        if self.padding:
             return self.conv(x)
         (x,) = checkpoint_inputs(_padded, (x,), (self.conv,))
         return x
@@ -200,17 +206,17 @@ class DownBlock(_Block):
         super().__init__(path, settings, **kwargs)
         self.downsamplers = self._make_resamplers("down", downsample, settings)
 
-    def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """-> the output, and the skip connections: the result of every layer."""
-        skips = []
+        skips: tuple[Tensor, ...] = ()
         for i, resnet in enumerate(self.resnets):
             h = self._maybe_checkpoint(resnet, h, temb)
             if self.attentions:
                 h = self._maybe_checkpoint(self.attentions[i], h)
-            skips.append(h)
+            skips += (h,)
         for downsample in self.downsamplers:
             h = self._maybe_checkpoint(downsample, h, temb)
-            skips.append(h)
+            skips += (h,)
         return h, skips
 
 
@@ -232,10 +238,10 @@ class UpBlock(_Block):
         super().__init__(path, settings, **kwargs)
         self.upsamplers = self._make_resamplers("up", upsample, settings)
 
-    def forward(self, h: Tensor, skips: list[Tensor], temb: Tensor) -> Tensor:
-        """skips: the remaining skip connections, of which this block removes its own from the end."""
-        for i, resnet in enumerate(self.resnets):
-            h = self._maybe_checkpoint(resnet, h, temb, skips.pop())
+    def forward(self, h: Tensor, skips: Sequence[Tensor], temb: Tensor) -> Tensor:
+        """skips: one for each residual layer, in the encoder's order; the last goes to the first layer."""
+        for i, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
+            h = self._maybe_checkpoint(resnet, h, temb, skip)
             if self.attentions:
                 h = self._maybe_checkpoint(self.attentions[i], h)
         for upsample in self.upsamplers:

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import inspect
+from types import NoneType
 from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 from torch import nn
 
-from gnunet.errors import first_few
+from gnunet.errors import first_few, truncate
+from gnunet.fusion import fuse
 from gnunet.norms import ConcatNorm, kind_of
+from gnunet.ops.hooks import has_hooks
 
 Network = TypeVar("Network", bound=nn.Module)  # UNet2D, which imports this file
 _MID_ATTENTION = "mid_block.attentions"
 _KINDS = ("group", "layer", "instance")  # group normalization with some number of groups
+_NO_EFFECT = ("training", "inplace", "gradient_checkpointing", "recompute", "backend", "forward")  # on results
+_PLAIN = (bool, int, float, str, tuple, list, NoneType)
+_PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)  # alike in results
 
 
 def from_diffusers(cls: type[Network], model: UNet2DModel) -> Network:
+    if not isinstance(model, UNet2DModel):
+        raise ValueError(f"from_diffusers takes a UNet2DModel; got {type(model).__name__}")
+    _check_modules(model, UNet2DModel)
     return _rebuild(cls, model, _settings(model, cls))
 
 
-def to_diffusers(model: nn.Module) -> UNet2DModel:
+def to_diffusers(cls: type[Network], model: Network) -> UNet2DModel:
+    _check_modules(model, cls)
     norms = model.norm_layers()
     if separate := [path for path, norm in norms.items() if isinstance(norm, ConcatNorm)]:
         raise ValueError(
@@ -54,13 +70,67 @@ def _settings(model: nn.Module, target: type) -> dict[str, Any]:
     return {key: value for key, value in model.config.items() if key in names}
 
 
-def _rebuild(target: type, model: nn.Module, settings: dict[str, Any]) -> Any:
-    # On the meta device: no memory, no random numbers drawn, until the copied weights are put in place.
+def _on_meta(target: type[nn.Module], settings: dict[str, Any]) -> Any:
+    """The model, without memory and without drawing random numbers."""
     with torch.device("meta"):
-        new = target(**settings)
+        return target(**settings)
+
+
+def _rebuild(target: type[nn.Module], model: nn.Module, settings: dict[str, Any]) -> Any:
+    new = _on_meta(target, settings)
     weights = model.state_dict()
     copies = {name: w.detach().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
     new.load_state_dict(copies, assign=True)
     if target is not UNet2DModel:
         new.to(memory_format=torch.channels_last)
-    return new.train(model.training)
+    for name, parameter in model.named_parameters():
+        new.get_parameter(name).requires_grad_(parameter.requires_grad)
+    new.train(model.training)
+    modes = {path: module.training for path, module in model.named_modules()}
+    for path, module in new.named_modules():
+        module.training = modes.get(path, model.training)
+    return new
+
+
+def _check_modules(model: nn.Module, cls: type[nn.Module]) -> None:
+    """Raise ValueError, naming the module, if the model is not what its config builds: a conversion starts from the
+    config and would lose the rest."""
+    built = _on_meta(cls, _settings(model, cls))
+    if difference := _difference(model, built):
+        fuse(built)  # which does not change results
+        if _difference(model, built):
+            raise ValueError(f"only a model that is as its config says can be converted; {difference}")
+
+
+def _difference(model: nn.Module, built: nn.Module) -> str | None:
+    """The first module of `model` that differs from the one in `built`, and how, as text."""
+    found, expected = (dict(m.named_modules(remove_duplicate=False)) for m in (model, built))
+    for path in dict.fromkeys([*expected, *found]):
+        actual, wanted = (_describe(modules.get(path), is_model=not path) for modules in (found, expected))
+        for key, value in wanted.items():
+            if actual.get(key) != value:
+                name = f"{path}.{key}".lstrip(".")
+                return f"{name} is {truncate(actual.get(key))}, where the config has {truncate(value)}"
+    return None
+
+
+def _describe(module: nn.Module | None, *, is_model: bool) -> dict[str, Any]:
+    """What a module is and computes, comparable with another's."""
+    if module is None:
+        return {"class": None}
+    forward = vars(module).get("forward", type(module).forward)
+    if is_model:  # whose class may be a subclass, and whose forward accelerate may have wrapped for mixed precision
+        forward = inspect.unwrap(forward)
+    settings = {key: value for key, value in vars(module).items() if key[0] != "_" and key not in _NO_EFFECT}
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {
+        "class": None if is_model else type(module),
+        "forward": getattr(forward, "__func__", forward),
+        "hooks": has_hooks(module),
+        "tensors": {name: tuple(tensor.shape) for name, tensor in tensors},
+        **{key: value if isinstance(value, _PLAIN) else _kind(value) for key, value in settings.items()},
+    }
+
+
+def _kind(value: object) -> object:
+    return "attention processor" if type(value) in _PROCESSORS else type(value)

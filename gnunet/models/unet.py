@@ -46,7 +46,8 @@ class UNet2D(ModelMixin, ConfigMixin):
     Config keys with their defaults and meanings, parameter names and the signature of `forward` are those of
     diffusers.UNet2DModel, for the block types DownBlock2D, AttnDownBlock2D, UpBlock2D, AttnUpBlock2D and
     UNetMidBlock2D. Checkpoints load in both directions if the norm is one that UNet2DModel has. Everything is computed
-    in channels_last, whatever the input's memory format.
+    in channels_last, whatever the input's memory format; torch's FSDP2 shards contiguous weights only, for which call
+    `model.to(memory_format=torch.contiguous_format)`.
 
     Args:
         norm: a norm config (see gnunet.norms.make_norm), completed from norm_num_groups and norm_eps. Two further keys:
@@ -186,7 +187,7 @@ class UNet2D(ModelMixin, ConfigMixin):
 
         Args:
             sample: (N, in_channels, H, W); H and W divisible by 2 ** (number of blocks - 1).
-            timestep: a number, or a tensor of shape (), (1,) or (N,).
+            timestep: an integer (a float is truncated, as in diffusers), or a tensor of shape (), (1,) or (N,).
             class_labels: (N,) classes (num_class_embeds), (N,) numbers (class_embed_type timestep) or
                 (N, time_embedding_dim) vectors (identity).
             return_dict: False returns a tuple of one tensor.
@@ -199,31 +200,36 @@ class UNet2D(ModelMixin, ConfigMixin):
             raise ValueError(f"height and width must be divisible by {factor}; got {tuple(sample.shape[2:])}")
         if self.config.center_input_sample:
             sample = 2 * sample - 1
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        if not isinstance(timestep, Tensor):
+            timestep = torch.tensor(timestep, dtype=torch.long, device=sample.device)
+        if timestep.dim() > 1 or timestep.numel() not in (1, sample.shape[0]):
+            raise ValueError(f"timestep must have shape (), (1,) or ({len(sample)},); got {tuple(timestep.shape)}")
+        timestep = timestep.to(sample.device).expand(sample.shape[0])
         if self.uses_noise_bins:
             set_noise_level(self, timestep)
-        temb = F.silu(self._embed(timestep, class_labels))
+        temb = F.silu(self._embed(timestep, class_labels, sample.dtype))
 
         # A single channel is contiguous in both formats, so that a convolution may return either.
         h = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
         h = h.contiguous(memory_format=torch.channels_last)
-        skips = [h]
+        skips = (h,)
         for block in self.down_blocks:
             h, results = block(h, temb)
             skips += results
         if self.mid_block is not None:
             h = self.mid_block(h, temb)
+        layers = self.config.layers_per_block + 1
         for block in self.up_blocks:
-            h = block(h, skips, temb)
+            own, skips = skips[-layers:], skips[:-layers]
+            h = block(h, own, temb)
         (h,) = checkpoint_inputs(_normed, (h,), (self.conv_out,), norm=self.conv_norm_out, enabled=self.recompute)
 
         if self.config.time_embedding_type == "fourier":
             h = h / timestep.reshape(-1, 1, 1, 1)
         return UNet2DOutput(sample=h) if return_dict else (h,)
 
-    def _embed(self, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
-        """(N, temb_channels) from timesteps and labels."""
-        dtype = self.conv_in.weight.dtype
+    def _embed(self, timestep: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """(N, temb_channels) in `dtype` from timesteps and labels."""
         emb = self.time_embedding(self.time_proj(timestep).to(dtype))
         if self.class_embedding is None:
             if class_labels is not None:
@@ -274,7 +280,9 @@ class UNet2D(ModelMixin, ConfigMixin):
         super().enable_gradient_checkpointing(*args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], **kwargs: Any) -> UNet2D | tuple[UNet2D, dict[str, Any]]:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> UNet2D | tuple[UNet2D, dict[str, Any]]:
         """As ModelMixin.from_pretrained, with weights in channels_last.
 
         Nothing is unpickled unless `use_safetensors=False`. The headers of a folder's weights are compared with its
@@ -284,18 +292,21 @@ class UNet2D(ModelMixin, ConfigMixin):
             CheckpointError: a folder's files are corrupted, do not belong together, or are not those of a U-Net.
         """
         kwargs.setdefault("use_safetensors", True)
-        folder = Path(path, kwargs.get("subfolder") or "")
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if kwargs["use_safetensors"] and folder.is_dir():
             check_pretrained(cls, folder, **kwargs)
-        loaded = super().from_pretrained(path, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.to(memory_format=torch.channels_last)
+        nn.Module.to(model, memory_format=torch.channels_last)  # the model's own raises an error if part is offloaded
         return loaded
 
     @classmethod
     def from_diffusers(cls, model: UNet2DModel) -> UNet2D:
-        """A copy of a diffusers model, in its dtype, device and mode; a ValueError if a block type or another setting
-        is not supported."""
+        """A copy of a diffusers model, in its dtype, device and mode.
+
+        Raises:
+            ValueError: a block type or another setting is not supported, or a module is not as the config says.
+        """
         return convert.from_diffusers(cls, model)
 
     def to_diffusers(self) -> UNet2DModel:
@@ -303,9 +314,10 @@ class UNet2D(ModelMixin, ConfigMixin):
 
         Raises:
             ValueError: norm layers that UNet2DModel does not have: it knows group normalization, by one count of
-                groups and one eps for all layers, and another count in the middle block's attention.
+                groups and one eps for all layers, and another count in the middle block's attention. Or a module that
+                is not as the config says.
         """
-        return convert.to_diffusers(self)
+        return convert.to_diffusers(UNet2D, self)
 
 
 def _normed(norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:

@@ -83,11 +83,20 @@ def test_wrong_inputs_are_errors(small_config, config, size, class_labels, words
         UNet2D(**small_config, **config)(torch.zeros(1, 3, *size), 1, class_labels)
 
 
-def test_timesteps_may_be_numbers_or_tensors(small_config):
-    model, sample = UNet2D(**small_config), torch.randn(2, 3, 16, 16)
-    (expected,) = model(sample, torch.tensor([7, 7]), return_dict=False)
-    for timestep in (7, torch.tensor(7), torch.tensor([7])):
-        assert torch.equal(model(sample, timestep).sample, expected)
+TIMESTEPS = [7, 7.9, -3.5, *map(torch.tensor, (7, 7.9, [7], [7.9], [3.5, 7.2], [3, 40]))]
+
+
+@pytest.mark.parametrize("timestep", [*TIMESTEPS, torch.tensor([3.5, 7.2]).half(), torch.tensor([3, 200]).byte()])
+def test_timesteps_are_as_in_diffusers(small_config, timestep):
+    theirs, sample = UNet2DModel(**small_config), torch.randn(2, 3, 16, 16)
+    found = UNet2D.from_diffusers(theirs)(sample, timestep).sample
+    torch.testing.assert_close(found, theirs(sample, timestep).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("timestep", [torch.tensor([1, 2, 3]), torch.tensor([[1], [2]]), torch.tensor([])])
+def test_timesteps_of_another_shape_are_an_error(small_config, timestep):
+    with pytest.raises(ValueError, match=rf"timestep.*\(2,\); got \({len(timestep)}"):
+        UNet2D(**small_config)(torch.randn(2, 3, 16, 16), timestep)
 
 
 def test_is_channels_last_throughout(config, inputs_for, not_channels_last):
