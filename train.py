@@ -2,7 +2,7 @@
 
 import sys
 
-from gnunet.commands.train import main
+from gnunet.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from gnunet import __doc__ as description
 from gnunet import __version__
+from gnunet.distributed.launch import die_with_parent
 
 COMMANDS = {
     "train": "train a U-Net, or resume its training",
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"gnunet {__version__}")
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     command = parser.parse_args(argv[:1]).command
+    die_with_parent()  # before torch is imported, which takes seconds
     return import_module(f"gnunet.commands.{command}").main(list(argv[1:]))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import gnunet
 
 FLOORS = [  # from the top; rooms of a floor do not import one another
+    ["__main__"],
     ["commands"],
     ["ablation"],
     ["training"],

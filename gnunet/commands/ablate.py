@@ -62,7 +62,7 @@ def ablate(arguments: argparse.Namespace, flags: list[str]) -> int:
     from gnunet.ablation.study_runner import StudyRunner
     from gnunet.config.cli import parse_flags
     from gnunet.config.load import SHIPPED
-    from gnunet.distributed.launch import join_launch
+    from gnunet.distributed.launch import check_launch
 
     shipped = SHIPPED / "ablations" / f"{arguments.study}.yaml"
     study = shipped if shipped.is_file() and not arguments.study.exists() else arguments.study
@@ -72,5 +72,5 @@ def ablate(arguments: argparse.Namespace, flags: list[str]) -> int:
     if arguments.report:
         print(runner.report())
         return 0
-    join_launch()
+    check_launch()
     return runner.run(arguments.jobs, dry_run=arguments.dry_run)

@@ -83,7 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from gnunet.commands.measure import Evaluation
     from gnunet.commands.progress import ProgressBar
     from gnunet.distributed.accelerator import open_accelerator
-    from gnunet.distributed.launch import join_launch, run_as_processes
+    from gnunet.distributed.launch import check_launch, run_as_processes
     from gnunet.evaluation import report
 
     not_inputs = ("out", "cpu", "validation_loss")
@@ -92,7 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     # Not among those of a model of this name, whose samples these may be.
     default = Path("evaluations") / (subject.name if subject.model else f"{subject.name}-images")
     make_output_dir(arguments.out or default.parent)
-    join_launch()
+    check_launch()
     processes = num_processes(subject.num_images * arguments.repeat, arguments.cpu)
     if (status := run_as_processes(processes)) is not None:
         return status
@@ -128,10 +128,10 @@ def validate(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from gnunet.commands.measure import measure_validation
-    from gnunet.distributed.launch import join_launch
+    from gnunet.distributed.launch import check_launch
     from gnunet.evaluation import report
 
-    join_launch()
+    check_launch()
     record = measure_validation(arguments.source.expanduser(), cpu=arguments.cpu)
     if PartialState().is_main_process:
         report.print_all(*report.validation_report(record))

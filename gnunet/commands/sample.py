@@ -53,11 +53,11 @@ def sample(arguments: argparse.Namespace) -> None:
     from gnunet.commands.sample_folder import SamplesRecord, image_file, open_sample_folder, writing_to
     from gnunet.diffusion import make_grid
     from gnunet.distributed.accelerator import open_accelerator
-    from gnunet.distributed.launch import join_launch
+    from gnunet.distributed.launch import check_launch
     from gnunet.evaluation.image_files import GRID
     from gnunet.evaluation.report import write_picture
 
-    join_launch()
+    check_launch()
     num_images = arguments.num_images
     model = load_model(arguments.source, **{name: getattr(arguments, name) for name in SAMPLING})
     classes = class_labels(model, arguments.classes)

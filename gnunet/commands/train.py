@@ -9,11 +9,10 @@ DEFAULT_CONFIG = "noto_portraits32"
 def main(argv: list[str]) -> int:
     def train() -> None:
         config = parse_args(argv, default_config=DEFAULT_CONFIG)
-        from gnunet.distributed.launch import join_launch
+        from gnunet.distributed.launch import check_launch
+        from gnunet.training import fit  # takes seconds
 
-        join_launch()
-        from gnunet.training import fit  # takes seconds, in which a launcher may die
-
+        check_launch()
         fit(config)
 
     return run_cli(train)

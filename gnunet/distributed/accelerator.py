@@ -22,7 +22,7 @@ from accelerate.utils import (
 
 from gnunet.config import Config
 from gnunet.distributed import fsdp
-from gnunet.distributed.launch import UNSUPPORTED, is_distributed_launch
+from gnunet.distributed.launch import SIZE_VARIABLES, UNSUPPORTED, is_distributed_launch
 from gnunet.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -69,7 +69,8 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
     """An Accelerator on a GPU, or on the CPU if there is none or `cpu` is true.
 
     Raises:
-        ConfigError: a precision or an option that Accelerate rejects, or an unsupported kind of launch.
+        ConfigError: a precision or an option that Accelerate rejects, an unsupported kind of launch, or one of several
+            processes that Accelerate takes for a single one, as MPI's on GPUs.
     """
     # Without cpu=True, launched CPU processes would not join each other.
     cpu = cpu or not torch.accelerator.is_available()
@@ -83,6 +84,12 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
         raise ConfigError(f"train.mixed_precision, train.trackers: rejected by Accelerate: {error}") from None
     if accelerator.distributed_type == DistributedType.MEGATRON_LM:
         raise ConfigError(UNSUPPORTED)
+    name = next((name for name in SIZE_VARIABLES if name in os.environ), None)
+    if name is not None and os.environ[name] != str(accelerator.num_processes):
+        raise ConfigError(
+            f"launched as one of {os.environ[name]} processes ({name}) that have not joined each other; valid: "
+            f"accelerate launch or torchrun, which set LOCAL_RANK, or for a process by itself no {name}"
+        )
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(format="%(message)s")
     logging.getLogger("gnunet").setLevel(level)

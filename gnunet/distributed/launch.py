@@ -9,15 +9,13 @@ import logging
 import os
 import signal
 import sys
-
-import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from pathlib import Path
 
 from gnunet.errors import ConfigError
 
-RANK_VARIABLES = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Environment variables by which torchrun or MPI tells a process how many it has started."""
+RANK_VARIABLES = ("LOCAL_RANK", *SIZE_VARIABLES)
 """Environment variables by which torchrun or MPI tells a process that it is one of several."""
 LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 """Environment variables that torchrun and `accelerate launch` set for every process that they start."""
@@ -36,14 +34,13 @@ def is_distributed_launch() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
-def join_launch() -> None:
-    """To be called first by a program: bind this process to the launcher that started it, if one has.
+def check_launch() -> None:
+    """Raise ConfigError if `accelerate launch` was to start several processes on CPUs.
 
-    Raises:
-        ConfigError: `accelerate launch` was to start several processes on CPUs. It starts only one and does not tell
-            it so (accelerate 1.15, huggingface/accelerate#2741).
+    It starts only one and does not tell it so (accelerate 1.15, huggingface/accelerate#2741).
     """
-    die_with_parent()
+    import torch
+
     # It sets MASTER_PORT only for several processes.
     is_one_of_several = "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_PORT" in os.environ
     on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
@@ -57,14 +54,16 @@ def join_launch() -> None:
 def die_with_parent() -> None:
     """Receive SIGTERM when the launcher that started this process dies (Linux); without a launcher do nothing.
 
-    Otherwise ranks whose launcher was killed, and the one process of `accelerate launch`, which passes no signals on,
-    would train on without it.
+    To be called first by a program. Otherwise ranks whose launcher was killed, and the one process of `accelerate
+    launch`, which passes no signals on, would wait for the others or train on without it.
     """
     if sys.platform != "linux" or not any(name in os.environ for name in LAUNCHER_VARIABLES):
         return
     launcher = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != launcher:  # it died before prctl
+    # It died before prctl: just now, or already when this process started, so that init is the parent. The launcher
+    # of a container may be process 1 itself.
+    if os.getppid() != launcher or (launcher == 1 and b"python" not in Path("/proc/1/cmdline").read_bytes()):
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -76,6 +75,10 @@ def run_as_processes(count: int) -> int | None:
     """
     if count == 1 or any(name in RANK_VARIABLES or name.startswith("ACCELERATE_") for name in os.environ):
         return None
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))  # read by torch 2.13
     for module in ("agent.server.api", "multiprocessing.api"):  # which warn of every signal

@@ -23,6 +23,7 @@ from gnunet.checkpoint.run_dir import RunDir
 from gnunet.config import Config
 from gnunet.diffusion import NoiseLevel
 from gnunet.distributed.accelerator import close, fresh_accelerate_state, keep_freed_memory, make_accelerator
+from gnunet.distributed.launch import is_distributed_launch
 from gnunet.distributed.signals import StopRequested, StopSignal
 from gnunet.errors import TrainingError
 from gnunet.norms import force_weight_norm
@@ -84,12 +85,12 @@ def fit(config: Config, callback: Callback | None = None) -> Path:
         SystemExit: SIGINT or SIGTERM stopped the run after a checkpoint was written; the code is 128 + signal number.
     """
     keep_freed_memory()
-    # The run's folder is checked before anything is built, and written only once everything is.
-    accelerator = make_accelerator(config)
     run = RunDir(config)
-    run.check()
     try:
-        with _errors_for_users(run, accelerator):
+        with _errors_for_users(run):
+            # The run's folder is checked before anything is built, and written only once everything is.
+            accelerator = make_accelerator(config)
+            run.check()
             signum = _run_training(run, config, accelerator, callback)
             close(accelerator)  # here, since no frame holds a network any more
     finally:
@@ -262,7 +263,7 @@ def train_step(
 
 
 @contextmanager
-def _errors_for_users(run: RunDir, accelerator: Accelerator) -> Iterator[None]:
+def _errors_for_users(run: RunDir) -> Iterator[None]:
     """Raise a failing disk and a lost rank as TrainingError."""
     try:
         yield
@@ -274,7 +275,7 @@ def _errors_for_users(run: RunDir, accelerator: Accelerator) -> Iterator[None]:
             "from the newest"
         ) from error
     except RuntimeError as error:
-        if accelerator.num_processes == 1 or not (isinstance(error, DistError) or "gloo" in str(error)):
+        if not is_distributed_launch() or not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
         # The first sentence, without the place in gloo's source that it begins with.
         reason = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0]).partition(". ")[0]

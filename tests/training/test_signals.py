@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from gnunet.checkpoint import checkpoint
 from gnunet.checkpoint.checkpoint import list_checkpoints, newest_checkpoint
@@ -29,7 +30,7 @@ import train
 # status. While it trains, gnunet's own handling is in force.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 try:
-    status = train.main(sys.argv[1:])
+    status = train.main(["train", *sys.argv[1:]])
 except SystemExit as stopped:
     status = stopped.code
 Path("status-" + os.environ.get("RANK", "0")).write_text(str(status))
@@ -123,29 +124,68 @@ def test_a_process_without_a_launcher_outlives_its_parent(monkeypatch):
     assert parent_death_signal() == 0
 
 
-def test_a_launcher_that_dies_during_start_up_stops_the_process(monkeypatch):
+@pytest.mark.parametrize(
+    ("parents", "process_1", "expected"),
+    [
+        ([1000, 1], b"/sbin/init", [signal.SIGTERM]),
+        ([1, 1], b"/sbin/init", [signal.SIGTERM]),
+        ([1, 1], b"/usr/bin/python3\0/usr/bin/torchrun", []),  # in a container
+        ([1000, 1000], b"/sbin/init", []),
+    ],
+)
+def test_a_launcher_that_died_before_its_process_looked_is_noticed(monkeypatch, parents, process_1, expected):
     received = []
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setattr(launch.ctypes, "CDLL", lambda name: type("Library", (), {"prctl": lambda *numbers: 0}))
-    monkeypatch.setattr(os, "getppid", iter([1000, 1]).__next__)
+    monkeypatch.setattr(os, "getppid", iter(parents).__next__)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: process_1)
     monkeypatch.setattr(signal, "raise_signal", received.append)
     launch.die_with_parent()
-    assert received == [signal.SIGTERM]
+    assert received == expected
+
+
+def test_a_launcher_killed_during_start_up_leaves_no_process(tiny_flags, tmp_path):
+    """Its process, which still imports torch, would wait for the other or train alone."""
+    flags = [str(ROOT / "train.py"), *tiny_flags("run", *ENDLESS)]
+    start = f"import subprocess, sys; print(subprocess.Popen([sys.executable, *{flags}]).pid, flush=True); input()"
+    environment = {**program_environment(), "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", start], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as launcher:
+        process = psutil.Process(int(launcher.stdout.readline()))
+        wait_until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text(), process.is_running)
+        launcher.kill()
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_of_several_does_not_train_alone(tiny, start_ranks, monkeypatch):
+    """Accelerate takes MPI's processes on GPUs for one each. The second to come is waited for, train.timeout long."""
+    with monkeypatch.context() as patch:
+        patch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+        patch.setattr(torch.accelerator, "is_available", lambda: True)
+        with pytest.raises(ConfigError, match="OMPI_COMM_WORLD_SIZE"):
+            fit(tiny("run"))
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    ranks = start_ranks(1, tiny("run", "--train.timeout", "1"))
+    assert ranks.ended() == [2]
+    assert "error: another process of this run" in ranks.said[0] and "Traceback" not in ranks.said[0]
 
 
 def test_several_cpu_processes_of_accelerate_launch_are_refused(monkeypatch):
     """It starts one process, whose environment names a port to meet the others at, but no rank."""
-    monkeypatch.setattr(launch, "die_with_parent", lambda: None)
     for name in launch.RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in {"ACCELERATE_DYNAMO_BACKEND": "no", "ACCELERATE_USE_CPU": "True"}.items():
         monkeypatch.setenv(name, value)
-    launch.join_launch()
+    launch.check_launch()
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(ConfigError, match="torchrun --nproc_per_node"):
-        launch.join_launch()
+        launch.check_launch()
     monkeypatch.setenv("LOCAL_RANK", "0")
-    launch.join_launch()
+    launch.check_launch()
 
 
 def signal_twice(rank: int, number: int) -> Callable[[StepInfo], None]:
