@@ -13,6 +13,7 @@ from gnunet.ablation.plan import Plan, Records, Setting, Trial
 from gnunet.ablation.records import metric_value, record_path
 from gnunet.ablation.study import Study
 from gnunet.checkpoint.jsonl import read_jsonl
+from gnunet.training.progress import format_duration
 
 
 class TimeEstimate:
@@ -56,14 +57,6 @@ class TimeEstimate:
     @staticmethod
     def _keys(trial: Trial) -> list[tuple]:
         return [(trial.variant, trial.setting), (trial.variant,), ()]
-
-
-def format_duration(seconds: float) -> str:
-    """A duration to about two digits: 40 s, 12 min, 1 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Display:

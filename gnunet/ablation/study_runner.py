@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gnunet.ablation import worker
 from gnunet.ablation.plan import Plan, budget_of, check_records, make_plan
-from gnunet.ablation.progress import Display, TimeEstimate, format_duration, print_plan
+from gnunet.ablation.progress import Display, TimeEstimate, print_plan
 from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import Failure, ParallelRunner, pending_trials, run_in_process, slots
 from gnunet.ablation.study import Study, load_study
@@ -21,6 +21,7 @@ from gnunet.checkpoint.run_dir import RunLock
 from gnunet.distributed import fsdp
 from gnunet.distributed.launch import is_distributed_launch
 from gnunet.errors import ConfigError
+from gnunet.training.progress import format_duration
 
 
 @dataclass(frozen=True)

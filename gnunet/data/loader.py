@@ -115,12 +115,14 @@ def _collate(batch: Any) -> Any:
 
 
 def _ignore_signals_in_worker(worker: int) -> None:
-    """Ignore SIGINT and SIGTERM sent to the process group, so that the trainer can finish its step.
+    """Ignore signals sent to the process group (Ctrl-C, a closed terminal), so that the trainer can finish its step.
 
     SIGTERM from the parent itself still ends the worker: that is how Python stops its children at exit, and it
     would wait indefinitely for one that ignores the signal.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None or not hasattr(signal, "sigwaitinfo"):  # macOS and Windows lack it
         return

@@ -1,18 +1,62 @@
 """Progress on the main rank: log lines and, on a terminal, a bar below them."""
 
+import contextlib
+import math
+import os
+import sys
 import time
 from collections.abc import Callable
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _DECODING_INTERVAL = 5  # seconds
-_WORKING_INTERVAL = 30  # seconds
+_LINE_INTERVAL = 30  # seconds, without a bar
+_ESTIMATE_AFTER = 5  # seconds of training
+_LONG = 600  # seconds
+
+
+class _Output:
+    """Standard output that may go away, with its terminal or with the reader of a pipe: then nothing is shown."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> None:
+        self._attempt(lambda: self._file.write(text))
+
+    def flush(self) -> None:
+        self._attempt(self._file.flush)
+
+    def _attempt(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())  # else the interpreter fails at its exit
+
+
+def _console(*, quiet: bool = False) -> Console:
+    return Console(file=_Output(sys.stdout), highlight=False, soft_wrap=True, quiet=quiet)  # type: ignore[arg-type]
+
+
+def format_duration(seconds: float) -> str:
+    """A duration to about two digits: 40 s, 12 min, 1 h 20 min, 3 days 4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
 def decode_progress() -> Callable[[int, int], None]:
     """For `load_images`: prints how many images are decoded, now and then; nothing if that is soon done."""
-    console, last = Console(highlight=False, soft_wrap=True), time.monotonic()
+    console, last = _console(), time.monotonic()
 
     def show(done: int, total: int) -> None:
         nonlocal last
@@ -27,13 +71,17 @@ class Display:
     """Progress of one run from `images` to `total` images seen; prints nothing unless `enabled`."""
 
     def __init__(self, *, images: int, total: int, enabled: bool) -> None:
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not enabled)
+        self._console = _console(quiet=not enabled)
         self._total, self._last_line = total, time.monotonic()
+        self._first_step: float | None = None
+        parts = (
+            TextColumn("{task.completed}/{task.total} images, loss {task.fields[loss]}, left"),
+            TimeRemainingColumn(),
+        )
+        wide = (BarColumn(20),) if self._console.width >= 80 else ()
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TextColumn("images"),
-            TextColumn("loss {task.fields[loss]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self._console, speed_estimate_period=300, expand=True,
-            disable=not (enabled and self._console.is_terminal),
+            TextColumn("{task.description}"), *wide, *parts, console=self._console, get_time=time.monotonic,
+            speed_estimate_period=300, transient=True, disable=not (enabled and self._console.is_interactive),
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=total, completed=images, loss="?")
 
@@ -45,17 +93,39 @@ class Display:
         self._bar.stop()
 
     def message(self, text: str) -> None:
+        self._last_line = time.monotonic()
         self._console.print(text, markup=False)
+
+    def announce(self, text: str) -> None:
+        """Print a message at once, in a signal handler, where a buffered stream may be in use."""
+        if not self._console.quiet:
+            # The line of the bar is cleared, and the cursor shown that the bar hides: the process may be about to end.
+            line = f"{text}\n" if self._bar.disable else f"\r\x1b[2K\x1b[?25h{text}\n"
+            with contextlib.suppress(OSError):
+                os.write(sys.__stdout__.fileno(), line.encode())
 
     def log(self, images: int, values: dict[str, str]) -> None:
         """Print values at `images` images seen as one line, with the time left."""
         text = "  ".join(f"{name} {value}" for name, value in values.items())
         remaining = self._bar.tasks[0].time_remaining
-        left = "" if remaining is None else f"  left {remaining:.0f} s"
+        left = "" if remaining is None else f"  left {format_duration(remaining)}"
         self.message(f"images {images}/{self._total}  {text}{left}")
 
-    def step(self, images: int, loss: float) -> None:
-        self._bar.update(self._task, completed=min(images, self._total), loss=f"{loss:.5f}")
+    def step(self, images: int, loss: float | None) -> None:
+        """Show the images seen and the mean loss since the last log line, if it is known."""
+        text, now = "?" if loss is None else f"{loss:.5f}", time.monotonic()
+        self._bar.update(self._task, completed=min(images, self._total), loss=text)
+        remaining = self._bar.tasks[0].time_remaining
+        self._first_step = self._first_step or now
+        if self._first_step < now - _ESTIMATE_AFTER and remaining is not None:
+            self._first_step = math.inf
+            if remaining > _LONG:
+                self.message(
+                    f"about {format_duration(remaining)} for {self._total - images} images; "
+                    "Ctrl-C stops with a checkpoint, and the same command resumes"
+                )
+        if self._bar.disable and now - self._last_line >= _LINE_INTERVAL:
+            self.log(images, {"loss": text})
 
     def set_status(self, text: str) -> None:
         """Name in front of the bar what the run does: "training", "validating", "sampling"."""
@@ -64,6 +134,5 @@ class Display:
     def progress(self, what: str, done: int, total: int) -> None:
         """Show the progress of something long: in front of the bar, without one by a line every 30 seconds."""
         self.set_status(text := f"{what} {done}/{total}")
-        if self._bar.disable and time.monotonic() - self._last_line >= _WORKING_INTERVAL:
-            self._last_line = time.monotonic()
+        if self._bar.disable and time.monotonic() - self._last_line >= _LINE_INTERVAL:
             self.message(text)

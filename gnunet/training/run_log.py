@@ -17,6 +17,9 @@ from gnunet.training.session import Session
 MAX_NAMED_EXAMPLES = 64
 """Examples with a non-finite loss that the log names between two lines, at most."""
 
+MAX_CPU_WORK = 10**12
+"""Parameters times images that take hours on a CPU at 32x32 pixels."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -56,14 +59,28 @@ class StepResult:
         return cls(images, loss, grad_norm, finite, overflow, tuple(nonfinite), stop=totals[2] > 0)
 
 
+def cpu_warning(session: Session) -> str | None:
+    """What makes a run slow on a CPU; None on a GPU and for a run that takes minutes."""
+    parameters = sum(parameter.numel() for parameter in session.unet.parameters())
+    is_bf16 = session.config.train.mixed_precision == "bf16"
+    if session.accelerator.device.type != "cpu" or not (is_bf16 or parameters * session.total_images > MAX_CPU_WORK):
+        return None
+    precision = " in bf16, which CPUs without bf16 instructions emulate (train.mixed_precision no)" if is_bf16 else ""
+    return (
+        f"training on the CPU{precision}: {session.total_images} images, {parameters / 1e6:.1f} million parameters; "
+        "configs/folder_small.yaml is made for a CPU"
+    )
+
+
 def count_step(session: Session, state: TrainState, result: StepResult, display: Display) -> None:
     """Add a step to the sums of the next log line; DivergenceError after too many non-finite ones in a row."""
-    display.step(result.images, result.loss)
     if result.finite:
         state.loss_sum += result.loss
         state.grad_norm_sum += result.grad_norm
         state.steps += 1
         state.nonfinite_in_a_row = 0
+    display.step(result.images, state.loss_sum / state.steps if state.steps else None)
+    if result.finite:
         return
     state.nonfinite += 1
     state.nonfinite_in_a_row += not result.overflow

@@ -43,7 +43,7 @@ from gnunet.training.evaluation import (
 )
 from gnunet.training.lr_schedule import learning_rate
 from gnunet.training.progress import Display
-from gnunet.training.run_log import StepResult, count_step, due_tasks, memory_mib, training_metrics
+from gnunet.training.run_log import StepResult, count_step, cpu_warning, due_tasks, memory_mib, training_metrics
 from gnunet.training.session import Session, build_session
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -82,7 +82,7 @@ def fit(config: Config, callback: Callback | None = None) -> Path:
 
     Raises:
         GnunetError: an error that the user can fix; earlier checkpoints of the run stay valid.
-        SystemExit: SIGINT or SIGTERM stopped the run after a checkpoint was written; the code is 128 + signal number.
+        SystemExit: a signal stopped the run after a checkpoint was written; the code is 128 + signal number.
     """
     keep_freed_memory()
     run = RunDir(config)
@@ -106,11 +106,13 @@ def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callbac
     session = build_session(config, accelerator)
     check_enough_images(session)
     state, checkpoint = resume_or_start(session, run)
-    stop = StopSignal()
     display = Display(images=state.images, total=session.total_images, enabled=accelerator.is_main_process)
+    stop = StopSignal(display.announce)
     with stop, display:
         if checkpoint is not None:
             display.message(f"resuming {checkpoint}")
+        if (warning := cpu_warning(session)) is not None:
+            display.message(warning)
         try:
             train(session, run, state, stop, display, callback)
         except StopRequested:

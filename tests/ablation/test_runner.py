@@ -9,11 +9,12 @@ import torch
 import yaml
 
 from gnunet.ablation.plan import Plan, Trial
-from gnunet.ablation.progress import TimeEstimate, format_duration
+from gnunet.ablation.progress import TimeEstimate
 from gnunet.ablation.runner import pending_trials, slots
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.config import Config, from_yaml
 from gnunet.errors import ConfigError
+from gnunet.training.progress import format_duration
 
 
 @pytest.fixture
@@ -140,5 +141,5 @@ class TestTimeEstimate:
         assert expected.seconds([self.trial("a")], 1) == 50
 
     def test_format_duration(self):
-        texts = [format_duration(seconds) for seconds in (3.4, 89, 600, 5000, 7200)]
-        assert texts == ["3 s", "89 s", "10 min", "83 min", "2 h 0 min"]
+        texts = [format_duration(seconds) for seconds in (3.4, 89, 600, 5000, 7200, 400_000)]
+        assert texts == ["3 s", "89 s", "10 min", "83 min", "2 h 0 min", "4 days 15 h"]

@@ -115,7 +115,7 @@ def test_without_a_launcher_a_program_can_become_several_processes(start_ranks, 
             assert run_as_processes(2) is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_in_a_checkpoint_and_says_how_to_resume(tiny_flags, start_ranks, tmp_path, number):
     flags = tiny_flags("run", "--train.total_images", "100000", "--train.sample_every", "0", "--data.num_workers", "1")
     processes = start_ranks(1, partial(train.main, flags))

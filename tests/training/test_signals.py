@@ -188,9 +188,39 @@ def test_several_cpu_processes_of_accelerate_launch_are_refused(monkeypatch):
     launch.check_launch()
 
 
+def test_what_a_second_signal_does(monkeypatch):
+    """Ctrl-C says what it does and what a second one does. Schedulers send several: another signal ends nothing."""
+    said, killed = [], []
+    monkeypatch.setattr(stopping, "REPEAT_KEY_SECONDS", 0.0)
+    monkeypatch.setattr(stopping.signal, "raise_signal", killed.append)
+    for name in launch.LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    with stopping.StopSignal(said.append) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        assert stop.signum == signal.SIGINT and len(said) == 1 and "Ctrl-C again" in said[0] and not killed
+        os.kill(os.getpid(), signal.SIGINT)
+        assert killed == [signal.SIGINT] and "without saving" in said[1]
+    assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == before
+
+
+def test_signals_that_a_program_or_nohup_handles_are_theirs():
+    received = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+    try:
+        with stopping.StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert not stop and received == [1]
+    finally:
+        for number, handler in zip((signal.SIGHUP, signal.SIGUSR1), before, strict=True):
+            signal.signal(number, handler)
+
+
 def signal_twice(rank: int, number: int) -> Callable[[StepInfo], None]:
     """A signal after 24 images, and another in the middle of the checkpoint that follows."""
-    stopping.REPEAT_SECONDS = 0.0
+    stopping.REPEAT_SECONDS = stopping.REPEAT_KEY_SECONDS = 0.0
     write = checkpoint.write_tensors
 
     def after_step(step: StepInfo) -> None:
@@ -211,6 +241,7 @@ def test_a_second_signal_ends_at_once_without_harm(tiny, finished, start_ranks, 
     ranks = start_ranks(1, tiny("run"), signal_twice, number)
     assert ranks.ended() == [-number]
     assert "Traceback" not in ranks.said[0] and "stopped at" not in ranks.said[0]
+    assert "stopping after this step, saving" in ranks.said[0] and "stopping without saving" in ranks.said[0]
     assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["000000024"]
     fit(tiny("run"))
     assert_same_run(tmp_path / "run", finished)
