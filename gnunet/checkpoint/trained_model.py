@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -23,9 +22,8 @@ from gnunet.checkpoint.checkpoint import (
     verify_checkpoint,
 )
 from gnunet.config import Config, SamplingConfig, from_yaml, unet_kwargs
-from gnunet.diffusion import Process, make_process, process_from_scheduler, sample_images, sample_labels
-from gnunet.diffusion.factory import check_scheduler
-from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
+from gnunet.diffusion import Process, make_process, process_from_config, sample_images, sample_labels
+from gnunet.errors import CheckpointError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
 from gnunet.models.pretrained import check_weights_match
 from gnunet.safe_io import MAX_YAML_BYTES, read_json, read_text
@@ -268,12 +266,7 @@ def _load_process(path: Path) -> Process:
     if (file := next((file for file in files if file.exists()), None)) is None:
         raise CheckpointError(f"{files[0]}: is missing")
     settings = read_json(file)
-    name = str(settings.get("_class_name"))
     try:
-        check_scheduler(settings)
-        scheduler = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-        if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
-            raise ConfigError(f"_class_name {truncate(name)} is not a scheduler of diffusers")
-        return process_from_scheduler(scheduler.from_config(settings))
+        return process_from_config(settings)
     except Exception as error:  # diffusers checks none of the values
         raise CheckpointError(f"{file}: {error}") from None

@@ -158,14 +158,21 @@ def _check_divisible(key: str, number: int | None, sites: Sequence[tuple[str, in
 
 
 def _check_diffusion(config: Config) -> Iterator[ConfigIssue]:
+    from gnunet.diffusion import make_process
+
     diffusion = config.diffusion
     if config.model.time_embedding_type == "fourier" and diffusion.kind != "flow":
         valid = f"positional with diffusion.kind {diffusion.kind} (fourier needs timesteps above 0, as in flow)"
         yield ConfigIssue.of("model.time_embedding_type", "fourier", valid)
+    wrong_order: list[ConfigIssue] = []
     if diffusion.kind == "ddpm" and diffusion.beta_schedule == "linear":
-        yield from _check_less_than(diffusion, "diffusion", "beta_start", "beta_end")
+        wrong_order += _check_less_than(diffusion, "diffusion", "beta_start", "beta_end")
     if diffusion.kind == "edm":
-        yield from _check_less_than(diffusion, "diffusion", "sigma_min", "sigma_max")
+        wrong_order += _check_less_than(diffusion, "diffusion", "sigma_min", "sigma_max")
+    yield from wrong_order
+    if not wrong_order and (issue := make_process(**diffusion.model_dump()).untrained_levels()):
+        key, given, valid = issue
+        yield ConfigIssue.of(f"diffusion.{key}", given, valid)
 
 
 def _check_train(config: Config) -> Iterator[ConfigIssue]:

@@ -2,7 +2,7 @@
 
 from gnunet.diffusion.ddpm import DDPM
 from gnunet.diffusion.edm import EDM
-from gnunet.diffusion.factory import PROCESSES, make_process, process_from_scheduler
+from gnunet.diffusion.factory import PROCESSES, make_process, process_from_config, process_from_scheduler
 from gnunet.diffusion.flow import Flow
 from gnunet.diffusion.images import make_grid, to_uint8, to_unit_range
 from gnunet.diffusion.process import NoiseLevel, Process
@@ -18,6 +18,7 @@ __all__ = [
     "eval_mode",
     "make_grid",
     "make_process",
+    "process_from_config",
     "process_from_scheduler",
     "sample_images",
     "sample_labels",

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from torch import Tensor
 
-from gnunet.diffusion.process import NoiseLevel, Process, append_dims
+from gnunet.diffusion.process import MAX_START_LOG_SNR, NoiseLevel, Process, append_dims
 from gnunet.errors import ConfigError
 
 # Our names -> diffusers'.
@@ -76,6 +76,23 @@ class DDPM(Process):
         t = (u * self.num_train_timesteps).long()
         return self._from_t(t.clamp(max=self.num_train_timesteps - 1))  # u * T may round up to T
 
+    def untrained_levels(self) -> tuple[str, str, str] | None:
+        config, steps, alpha = self.schedule.config, self.num_train_timesteps, float(self._alpha[-1])
+        if self._log_snr[-1] > MAX_START_LOG_SNR:
+            reason = f"the last timestep leaves {alpha:.2f} of the image, but sampling starts from pure noise"
+            if config.trained_betas is not None or config.beta_schedule != "linear":
+                return "betas", f"{steps} of them", f"a schedule that ends at noise; {reason}"
+            goal = -math.log1p(math.exp(-MAX_START_LOG_SNR))  # log alpha^2 at that SNR
+            ends = [end for end in np.arange(0.01, 1, 0.01) if steps * _log_decay(config.beta_start, end) <= goal]
+            enough = math.ceil(goal / _log_decay(config.beta_start, config.beta_end)) + 1
+            wider = f"; or beta_end at least {ends[0]:g}" if ends else ""
+            valid = f"at least {enough}{wider}; or beta_schedule cosine: {reason} (Lin et al., 2024)"
+            return "num_train_timesteps", f"{steps} with beta_end {config.beta_end:g}", valid
+        if alpha == 0 and self.prediction_type == "epsilon":
+            valid = "v or sample with a last timestep of pure noise, whose noise says nothing of the image"
+            return "prediction_type", "epsilon", valid
+        return None
+
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_t((self._log_snr - log_snr[:, None]).abs().argmin(dim=1))
 
@@ -142,6 +159,11 @@ class DDPM(Process):
 
     def export_scheduler(self) -> DDPMScheduler:
         return DDPMScheduler.from_config(self.schedule.config)
+
+
+def _log_decay(beta_start: float, beta_end: float) -> float:
+    """The mean of log(1 - beta) over a linear schedule."""
+    return float(np.log1p(-np.linspace(beta_start, beta_end, 1000)).mean())
 
 
 def beta_options(scheduler: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The preconditioned process of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
 Models" (2022), written from the paper."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
 
-from gnunet.diffusion.process import ModelFn, NoiseLevel, Process, append_dims
+from gnunet.diffusion.process import MAX_START_LOG_SNR, ModelFn, NoiseLevel, Process, append_dims
 
 
 class EDM(Process):
@@ -39,6 +40,15 @@ class EDM(Process):
     def noise_level(self, u: Tensor) -> NoiseLevel:
         """The noise levels of log sigma ~ N(p_mean, p_std^2)."""
         return self._from_sigma((self.p_mean + self.p_std * torch.special.ndtri(u)).exp())
+
+    def untrained_levels(self) -> tuple[str, str, str] | None:
+        if -2 * math.log(self.sigma_max) > MAX_START_LOG_SNR:
+            reason = "sampling starts from noise of this standard deviation, without the image that training adds"
+            return "sigma_max", f"{self.sigma_max:g}", f"at least {math.exp(-MAX_START_LOG_SNR / 2):g}, since {reason}"
+        if self._is_far_from_noise_or_image():
+            valid = "at most 6 p_std from -2.3 and from 2.3, so that training has the levels between sigma 0.1 and 10"
+            return "p_mean", f"{self.p_mean:g} with p_std {self.p_std:g}", valid
+        return None
 
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_sigma((-log_snr / 2).exp().clamp(self.sigma_min, self.sigma_max))

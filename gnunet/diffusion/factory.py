@@ -1,9 +1,11 @@
 """A process by name, or from the scheduler saved with a diffusers model."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 from diffusers import (
     DDPMScheduler,
     EDMDPMSolverMultistepScheduler,
@@ -12,16 +14,22 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
 )
 
-from gnunet.diffusion.ddpm import DDPM, beta_options
+from gnunet.diffusion.ddpm import DDPM
 from gnunet.diffusion.edm import EDM
 from gnunet.diffusion.flow import Flow
 from gnunet.diffusion.process import Process
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, truncate
 
 PROCESSES: dict[str, type[Process]] = {"ddpm": DDPM, "edm": EDM, "flow": Flow}
 
 MAX_CONFIG_VALUE = 100_000
 """Largest number and longest list in a scheduler's config: it builds tables of that many entries."""
+
+BETA_KEYS = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "prediction_type", "variance_type", "clip_sample", "clip_sample_range",
+)  # fmt: skip
+"""What a process over betas depends on in a scheduler's config."""
 
 
 def make_process(kind: str, **settings: Any) -> Process:
@@ -43,47 +51,62 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
 
 
 def process_from_scheduler(scheduler: Any) -> Process:
-    """The process that a diffusers scheduler samples from; settings of training alone keep their defaults.
+    """The process that a diffusers scheduler samples from, as `process_from_config`."""
+    return process_from_config({**scheduler.config, "_class_name": type(scheduler).__name__})
+
+
+def process_from_config(config: Mapping[str, Any]) -> Process:
+    """The process of a diffusers scheduler's config, which may be untrusted; settings of training alone keep their
+    defaults.
 
     Raises:
-        ConfigError: the scheduler belongs to none of the processes, or has an option that they lack.
+        ConfigError: the scheduler belongs to none of the processes, has an option that they lack, or does not end at
+            pure noise, from which sampling starts.
     """
-    config = scheduler.config
-    name = type(scheduler).__name__
-    if isinstance(scheduler, (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)):
+    check_scheduler(config)
+    name = str(config.get("_class_name"))
+    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise ConfigError(f"_class_name {truncate(name)} is not a scheduler of diffusers")
+    arguments = inspect.signature(cls.__init__).parameters.values()
+    defaults = {each.name: each.default for each in arguments if each.default is not each.empty}
+    process = _make_process_of(cls, {**defaults, **config})
+    if issue := process.untrained_levels():
+        key, given, valid = issue
+        raise ConfigError(f"{name}.{key}: {given} given; valid: {valid}")
+    return process
+
+
+def _make_process_of(cls: type, config: Mapping[str, Any]) -> Process:
+    name = cls.__name__
+    if issubclass(cls, (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)):
         require_config(config, name, prediction_type="epsilon", sigma_schedule="karras")
         keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
         return EDM(**{key: _positive(config, name, key) for key in keys})
-    if isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
+    if issubclass(cls, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
         require_config(config, name, use_dynamic_shifting=False, invert_sigmas=False)
-        return Flow(shift=_positive(config, name, "shift"), num_train_timesteps=config.num_train_timesteps)
-    if not hasattr(scheduler, "betas"):
+        timesteps = int(_positive(config, name, "num_train_timesteps"))
+        return Flow(shift=_positive(config, name, "shift"), num_train_timesteps=timesteps)
+    if not {"beta_schedule", "prediction_type"} <= config.keys():
         raise ConfigError(
             f"scheduler: {name} given; valid: schedulers over betas (DDPMScheduler, DDIMScheduler, ...), "
             "EDMEulerScheduler, EDMDPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, "
             "FlowMatchHeunDiscreteScheduler"
         )
-    if isinstance(scheduler, DDPMScheduler):
-        return DDPM(schedule=scheduler)
-    require_config(config, name, use_flow_sigmas=False, timestep_type="discrete")
-    return DDPM(
-        schedule=DDPMScheduler(
-            **beta_options(scheduler), prediction_type=config.prediction_type,
-            variance_type=config.get("variance_type") or "fixed_small",
-            clip_sample=config.get("clip_sample", True),
-            clip_sample_range=config.get("clip_sample_range", 1.0), timestep_spacing="trailing",
-        )
-    )  # fmt: skip
+    require_config(config, name, use_flow_sigmas=False, timestep_type="discrete", snr_shift_scale=1.0)
+    # Of their class, a scheduler may take a time that is quadratic in the timesteps to be built.
+    options = {key: config[key] for key in BETA_KEYS if config.get(key) is not None}
+    return DDPM(schedule=DDPMScheduler(**options, timestep_spacing="trailing"))
 
 
-def _positive(config: Any, name: str, key: str) -> float:
-    value = float(config[key])
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{name}.{key}: {value!r} given; valid: a number above 0")
-    return value
+def _positive(config: Mapping[str, Any], name: str, key: str) -> float:
+    value = config[key]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name}.{key}: {truncate(repr(value))} given; valid: a number above 0")
+    return float(value)
 
 
-def require_config(config: Any, name: str, **expected: Any) -> None:
+def require_config(config: Mapping[str, Any], name: str, **expected: Any) -> None:
     """Raise ConfigError where a key of a scheduler's config has another value than the supported one."""
     for key, value in expected.items():
         if config.get(key, value) != value:

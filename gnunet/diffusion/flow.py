@@ -41,6 +41,12 @@ class Flow(Process):
             return self._from_t(u)
         return self._from_t((self.t_mean + self.t_std * torch.special.ndtri(u)).sigmoid())
 
+    def untrained_levels(self) -> tuple[str, str, str] | None:
+        if not self._is_far_from_noise_or_image():
+            return None
+        valid = "at most 6 t_std from -2.3 and from 2.3, so that training has the times between 0.09 and 0.91"
+        return "t_mean", f"{self.t_mean:g} with t_std {self.t_std:g}", valid
+
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_t((-log_snr / 2).sigmoid())
 

@@ -6,6 +6,7 @@ that. Noise, target, loss and sampler state are fp32 whatever the precision insi
 """
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -40,6 +41,13 @@ class NoiseLevel:
         return NoiseLevel(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
 
+MAX_START_LOG_SNR = math.log(0.01)
+"""Sampling starts from pure noise, so the image may have at most a tenth of the noise's amplitude at the highest noise
+level. It has 0.07 in Stable Diffusion's schedule, 0.006 in DDPM's."""
+NEVER = 1e-9
+"""Share of the examples below which noise levels count as not trained: six standard deviations of a normal."""
+
+
 class Process(ABC):
     """A diffusion process: `DDPM`, `EDM` or `Flow`; `make_process` makes one by name."""
 
@@ -53,6 +61,17 @@ class Process(ABC):
 
         Computed on the host in float64, so that an example's level is the same on every device.
         """
+
+    @abstractmethod
+    def untrained_levels(self) -> tuple[str, str, str] | None:
+        """The key, value and valid values of a setting with which sampling starts at noise, or passes levels, that
+        training does not have; None if there is none."""
+
+    def _is_far_from_noise_or_image(self) -> bool:
+        """Whether training hardly ever draws the levels between image and noise through which sampling passes."""
+        extremes = torch.tensor([1 - NEVER, NEVER], dtype=torch.float64)
+        noise, image = self.noise_level(extremes).log_snr.tolist()
+        return not (noise <= MAX_START_LOG_SNR and image >= -MAX_START_LOG_SNR)
 
     @abstractmethod
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:

@@ -15,12 +15,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gnunet.data.decoded_images import DecodedImages
+from gnunet.errors import CheckpointError
 from gnunet.evaluation.distances import kernel_sums
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import CHUNK, FORWARD_BATCH, MAX_SUBSET, FeatureStatistics, collect_statistics
 from gnunet.evaluation.running_covariance import RunningCovariance
 from gnunet.files import atomic_write
 from gnunet.processes import SINGLE_PROCESS, Processes
+from gnunet.safe_io import TensorSpec, read_safetensors_header
 
 log = logging.getLogger(__name__)
 
@@ -87,15 +89,27 @@ def cache_key(table: DecodedImages, rows: np.ndarray, extractor: Extractor) -> s
 
 
 def load_reference(path: Path, key: str, num_images: int, device: torch.device) -> Reference | None:
-    """Read cached statistics; None if the file is missing, corrupted or of another key."""
+    """Read cached statistics; None if the file is missing, corrupted, of another key or of other shapes or dtypes."""
     try:
+        specs = read_safetensors_header(path)
+        features = specs["mean"].shape[-1] if "mean" in specs and specs["mean"].shape else 0
+        subset = min(num_images, MAX_SUBSET)
+        shapes = {
+            "mean": TensorSpec("F64", (features,)), "scatter": TensorSpec("F64", (features, features)),
+            "subset": TensorSpec("F32", (subset, features)), "kernel_sums": TensorSpec("F64", (subset,)),
+        }  # fmt: skip
+        if specs != shapes:
+            return None
         with safe_open(path, framework="pt", device=str(device)) as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
-            mean, scatter, subset, sums = map(file.get_tensor, ("mean", "scatter", "subset", "kernel_sums"))
-    except (OSError, SafetensorError):
+            tensors = [file.get_tensor(name) for name in shapes]
+    except (CheckpointError, OSError, SafetensorError):
         return None
-    return Reference(FeatureStatistics(RunningCovariance(num_images, mean, scatter), subset), sums)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        return None
+    mean, scatter, subset_features, sums = tensors
+    return Reference(FeatureStatistics(RunningCovariance(num_images, mean, scatter), subset_features), sums)
 
 
 def _save_reference(reference: Reference, path: Path, key: str) -> None:

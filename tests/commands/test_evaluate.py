@@ -189,6 +189,22 @@ class TestModels:
         assert means(of_folder) == pytest.approx(means(record), rel=1e-9)
         assert of_folder["reference"]["fingerprint"] == record["reference"]["fingerprint"]
 
+    def test_results_of_other_settings_are_kept(self, evaluate, finished, coarse, tmp_path, monkeypatch):
+        """By default; a run, another seed, its samples, and the same again."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("GNUNET_CACHE", str(tmp_path / "cache"))
+        for _ in range(2):
+            assert sample.main([str(finished), "--num_images", "6", "--out", "run-000000064"]) == 0
+            for more in ([finished], [finished, "--seed", 1], ["run-000000064", "--reference", finished]):
+                assert evaluate_script.main([*map(str, more), *coarse, *(["--num_images", "6"])]) == 0
+        folders = sorted(path.parent for path in Path("evaluations").glob("*/metrics.json"))
+        assert [path.name for path in folders] == ["run-000000064", "run-000000064-2", "run-000000064-images"]
+        seeds = [json.loads((path / "metrics.json").read_text())["images"]["seeds"] for path in folders]
+        assert seeds == [[0], [1], [0]]
+        for _ in range(2):
+            assert evaluate_script.main([str(finished), "--validation_loss"]) == 0
+        assert [path.parent.name for path in Path("evaluations").glob("*/validation_loss.json")] == ["run-000000064"]
+
     def test_settings_and_seeds(self, evaluate, finished, coarse):
         _, plain = evaluate(finished, "--num_images", 6, *coarse)
         _, again = evaluate(finished / "checkpoints" / "000000064", "--num_images", 6, *coarse)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -14,11 +15,14 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     PNDMScheduler,
     ScoreSdeVeScheduler,
 )
 
-from gnunet.diffusion import make_process, process_from_scheduler
+from gnunet.diffusion import make_process, process_from_config, process_from_scheduler
 from gnunet.diffusion.factory import check_scheduler
 from gnunet.errors import ConfigError
 
@@ -96,7 +100,7 @@ def test_defaults_and_custom_betas():
     assert process_from_scheduler(cifar).scheduler("ddpm", 10).variance_type == "fixed_large"
     assert_same_levels(process_from_scheduler(DDPMScheduler()), make_process("ddpm"))
 
-    betas = np.linspace(0.01, 0.3, 40) ** 1.5
+    betas = np.linspace(0.01, 0.6, 40) ** 1.5
     process = process_from_scheduler(DDPMScheduler(num_train_timesteps=40, trained_betas=betas.tolist()))
     level = process.noise_level((torch.arange(40, dtype=torch.float64) + 0.5) / 40)
     np.testing.assert_allclose(level.alpha.square().numpy(), np.cumprod(1 - betas), rtol=1e-5)
@@ -134,6 +138,13 @@ def test_zero_terminal_snr():
         (EDMEulerScheduler(sigma_schedule="exponential"), "sigma_schedule"),
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
         (ScoreSdeVeScheduler(), "scheduler: ScoreSdeVeScheduler"),
+        (IPNDMScheduler(), "scheduler: IPNDMScheduler"),
+        (CogVideoXDDIMScheduler(), "snr_shift_scale"),
+        (DDPMScheduler(num_train_timesteps=100), "num_train_timesteps: 100 with beta_end 0.02"),
+        (DDIMScheduler(num_train_timesteps=100), "DDIMScheduler.num_train_timesteps"),
+        (DDPMScheduler(trained_betas=[1e-4] * 1000), "betas"),
+        (DDPMScheduler(rescale_betas_zero_snr=True), "prediction_type: epsilon"),
+        (EDMEulerScheduler(sigma_max=1.0), "sigma_max: 1 "),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -153,6 +164,16 @@ def test_unsupported_schedulers(scheduler, key):
 def test_scheduler_configs_that_would_take_unbounded_memory(key, value):
     with pytest.raises(ConfigError, match=f"{key}: .*valid"):
         check_scheduler({"_class_name": "DDPMScheduler", key: value})
+
+
+@pytest.mark.parametrize("cls", [HeunDiscreteScheduler, KDPM2DiscreteScheduler, KDPM2AncestralDiscreteScheduler])
+def test_options_of_sampling_in_a_config_cost_no_time(cls):
+    """Karras sigmas of 100,000 timesteps take these schedulers minutes."""
+    config = {"_class_name": cls.__name__, "num_train_timesteps": 100_000, "use_karras_sigmas": True}
+    config |= {"prediction_type": "v_prediction"}  # epsilon says nothing of the image at so many
+    assert process_from_config(config).num_train_timesteps == 100_000
+    with pytest.raises(ConfigError, match="num_train_timesteps"):
+        process_from_config(config | {"num_train_timesteps": 10**9})
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """Noise levels: the training distributions, levels by log-SNR, and their consistency."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnunet.diffusion import make_process
+from gnunet.config import load_config
+from gnunet.diffusion import make_process, process_from_scheduler
+from gnunet.errors import ConfigError
 
 CONFIGS = [
     dict(kind="ddpm"),
@@ -84,3 +88,53 @@ def test_from_log_snr_stays_in_range():
     edm = make_process("edm").from_log_snr(beyond)
     torch.testing.assert_close(edm.sigma, torch.tensor([80.0, 0.002]))
     assert make_process("ddpm").from_log_snr(beyond).timestep.tolist() == [999, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (dict(kind="ddpm", num_train_timesteps=100), "num_train_timesteps"),
+        (dict(kind="ddpm", num_train_timesteps=50), "num_train_timesteps"),
+        (dict(kind="ddpm", beta_end=1e-3), "num_train_timesteps"),
+        (dict(kind="edm", sigma_max=1.0), "sigma_max"),
+        (dict(kind="edm", p_mean=-5.0, p_std=0.3), "p_mean"),
+        (dict(kind="edm", p_mean=5.0, p_std=0.3), "p_mean"),
+        (dict(kind="edm", p_mean=1e300), "p_mean"),
+        (dict(kind="flow", t_mean=-5.0), "t_mean"),
+        (dict(kind="flow", t_mean=5.0), "t_mean"),
+        (dict(kind="flow", t_std=0.01), "t_mean"),
+    ],
+    ids=str,
+)
+def test_sampling_must_not_start_or_pass_where_training_has_not_been(settings, key):
+    assert make_process(**settings).untrained_levels()[0] == key
+    with pytest.raises(ConfigError, match=f"^diffusion.{key}: .*valid"):
+        load_config({"diffusion": settings})
+
+
+def test_advice_for_a_short_linear_schedule_is_right():
+    """Each alternative that the error names."""
+    _, _, valid = make_process("ddpm", num_train_timesteps=100).untrained_levels()
+    found = re.search(r"at least (\d+); or beta_end at least ([\d.]+); or beta_schedule cosine", valid)
+    steps, beta_end = int(found[1]), float(found[2])
+    for changes in ({"num_train_timesteps": steps}, {"beta_end": beta_end}, {"beta_schedule": "cosine"}):
+        assert make_process("ddpm", **{"num_train_timesteps": 100, **changes}).untrained_levels() is None
+    for changes in ({"num_train_timesteps": steps - 5}, {"beta_end": beta_end - 0.01}):
+        assert make_process("ddpm", **{"num_train_timesteps": 100, **changes}).untrained_levels()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(dict(kind=kind) for kind in ("ddpm", "edm", "flow")),
+        dict(kind="ddpm", beta_schedule="cosine", num_train_timesteps=10),
+        dict(kind="edm", p_mean=-0.4, p_std=1.0), dict(kind="edm", p_mean=1.0, p_std=1.6, sigma_max=700.0),
+        dict(kind="edm", sigma_max=14.6), dict(kind="flow", t_mean=-0.5, t_std=0.6), dict(kind="flow", shift=6.0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_published_settings_are_valid(settings):
+    """EDM2's, SVD's, k-diffusion's for Stable Diffusion, SD3's and others'."""
+    assert make_process(**settings).untrained_levels() is None
+    stable_diffusion = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    assert process_from_scheduler(stable_diffusion).kind == "ddpm"

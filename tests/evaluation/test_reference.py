@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gnunet.data import DecodedImages
@@ -77,13 +78,31 @@ def test_file_name_depends_on_all_that_decides_the_statistics(table, extractor_o
     assert compute(table, ROWS) == 8
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "no metadata", "no tensor", "other rows", "directory"])
+CHANGES = {
+    "short mean": lambda tensors: {"mean": tensors["mean"][:3]},
+    "scalar mean": lambda tensors: {"mean": tensors["mean"].sum()},
+    "flat scatter": lambda tensors: {"scatter": tensors["scatter"][0].contiguous()},
+    "fewer in the subset": lambda tensors: {"subset": tensors["subset"][1:].contiguous()},
+    "fp32 moments": lambda tensors: {"mean": tensors["mean"].float()},
+    "integer sums": lambda tensors: {"kernel_sums": tensors["kernel_sums"].long()},
+    "not a number": lambda tensors: {"kernel_sums": tensors["kernel_sums"] * torch.nan},
+    "one more": lambda tensors: {"more": torch.zeros(1)},
+}
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "no metadata", "no tensor", "other rows", "directory", *CHANGES]
+)
 def test_file_that_cannot_be_used_is_recomputed(table, counted, tmp_path, damage):
     first = reference_statistics(table, ROWS, counted, tmp_path)
     [path] = tmp_path.glob("*.safetensors")
     content = path.read_bytes()
     if damage == "no metadata":
         save_file(load_file(path), path)
+    elif damage in CHANGES:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        save_file({**load_file(path), **CHANGES[damage](load_file(path))}, path, metadata)
     elif damage == "no tensor":
         save_file({"mean": torch.zeros(1)}, path)
     elif damage == "other rows":
