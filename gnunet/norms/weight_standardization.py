@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 from typing_extensions import Doc
 
@@ -57,7 +57,10 @@ class ScaledResidual(nn.Module):
     def __init__(
         self,
         residual_scale: Annotated[
-            float, Gt(0), Doc("Scale of each residual branch, in addition to a learned gain that starts at 0.")
+            float,
+            Gt(0),
+            Le(1000),
+            Doc("Scale of each residual branch, in addition to a learned gain that starts at 0."),
         ] = 0.2,
     ) -> None:
         super().__init__()

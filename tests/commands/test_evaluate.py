@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.launcher import api
 
 from gnunet.commands import evaluate as evaluate_script
 from gnunet.commands import sample
-from gnunet.distributed import launch
 from gnunet.evaluation.batching import single_threaded
 from gnunet.safe_io import MAX_YAML_BYTES
 
@@ -308,7 +308,7 @@ def test_one_process_per_128_images_on_a_cpu_without_a_launcher(evaluate, finish
         started.append(config.nproc_per_node)
         return lambda *arguments: None
 
-    monkeypatch.setattr(launch, "elastic_launch", elastic_launch)
+    monkeypatch.setattr(api, "elastic_launch", elastic_launch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         monkeypatch.delenv(name)
