@@ -19,10 +19,10 @@ class JsonlLogger:
         """Drop a partially written last line and all lines after `images`, which a resumed run writes again."""
         if not self.path.exists():
             return
-        text = self.path.read_text()
+        content = self.path.read_bytes()
         kept = []
-        for number, line in enumerate(text.splitlines(keepends=True), start=1):
-            if not line.endswith("\n"):
+        for number, line in enumerate(content.splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n") and line.strip(b"\0")[:1] in (b"", b"{"):
                 break
             try:
                 if json.loads(line)["images"] > images:
@@ -30,7 +30,7 @@ class JsonlLogger:
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise CheckpointError(f"{self.path}, line {number}: not a log line ({error})") from None
             kept.append(line)
-        if (remaining := "".join(kept)) != text:
+        if (remaining := b"".join(kept)) != content:
             atomic_write(self.path, remaining)
 
     def write(self, values: dict[str, Any]) -> None:

@@ -22,6 +22,10 @@ KEYS_ALLOWED_TO_CHANGE = (
 """Keys that may differ when a run is resumed: they affect paths, speed and memory, not what is computed."""
 
 
+FOLDERS = ("checkpoints", "samples", "model")
+FILES = ("config.yaml", "metrics.jsonl", "timing.jsonl", "curves.png", "wandb_id", ".lock", "checkpoints/best")
+
+
 class RunLock:
     """An exclusive lock on an existing directory, freed even if its process is killed; children do not inherit it.
 
@@ -71,6 +75,8 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.model = self.path / "model"
+        self.curves = self.path / "curves.png"
+        self.wandb_id = self.path / "wandb_id"
         self.metrics = JsonlLogger(self.path / "metrics.jsonl")
         self.timing = JsonlLogger(self.path / "timing.jsonl")
         self.lock = RunLock(self.path)
@@ -80,13 +86,18 @@ class RunDir:
 
         Raises:
             ConfigError: names the keys that differ.
-            CheckpointError: it has checkpoints but no config.yaml, or a symbolic link.
+            CheckpointError: it has checkpoints but no config.yaml, a symbolic link, or something other than a file or
+                directory where a run has one, such as a pipe.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run_dir: {self.path} is a file; valid: a directory, new or of this run")
         for entry in self.path.iterdir() if self.path.exists() else ():
             if entry.is_symlink():  # through which a run that somebody else prepared could write elsewhere
                 raise CheckpointError(f"{entry} is a link; valid: regular files and directories, or a link to the run")
+        for name in (*FOLDERS, *FILES):
+            entry, kind = self.path / name, "directory" if name in FOLDERS else "regular file"
+            if entry.exists() and not (entry.is_dir() if name in FOLDERS else entry.is_file()):
+                raise CheckpointError(f"{entry} is not a {kind}; valid: a {kind} of a run, or none; or another run_dir")
         if not self.config_file.exists():
             if any(self.checkpoints.glob("*")):
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")

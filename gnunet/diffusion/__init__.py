@@ -4,7 +4,7 @@ from gnunet.diffusion.ddpm import DDPM
 from gnunet.diffusion.edm import EDM
 from gnunet.diffusion.factory import PROCESSES, make_process, process_from_config, process_from_scheduler
 from gnunet.diffusion.flow import Flow
-from gnunet.diffusion.images import make_grid, to_uint8, to_unit_range
+from gnunet.diffusion.images import encode_grid, make_grid, to_uint8, to_unit_range
 from gnunet.diffusion.process import NoiseLevel, Process
 from gnunet.diffusion.sampling import eval_mode, sample_images, sample_labels
 
@@ -15,6 +15,7 @@ __all__ = [
     "Flow",
     "NoiseLevel",
     "Process",
+    "encode_grid",
     "eval_mode",
     "make_grid",
     "make_process",

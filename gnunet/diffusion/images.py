@@ -1,14 +1,19 @@
 """Between uint8 pictures and the networks' fp32 images in [-1, 1], and grids of pictures."""
 
+import io
+import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 GAP = 2  # pixels between the tiles of a grid
 GAP_COLOUR = 208  # a light grey, that shows on white and on black pictures
+FONT_SIZE, MAX_MARGIN = 14, 160  # pixels, of the names beside rows
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -25,19 +30,54 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def make_grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
+def make_grid(
+    images: np.ndarray, columns: int | None = None, *, scale: int = 1, names: Sequence[str] | None = None
+) -> Image.Image:
     """Lay pictures out row by row, with a gap between them.
 
     Args:
         images: uint8 (N, H, W, C), N at least 1, C 1 (grey) or 3 (RGB).
-        columns: pictures in a row; None makes the grid as square as it gets.
+        columns: pictures in a row, at most where there are names; None makes the grid about square.
+        scale: each pixel becomes a square of this many.
+        names: each picture's class; those of one class are side by side in rows that its name is in front of.
+
+    Returns:
+        The grid; its `info["tiles"]` is JSON of `scale` and of each picture's `[top, left]`.
     """
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    canvas_size = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels)
-    canvas = np.full(canvas_size, GAP_COLOUR, dtype=np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        canvas[top : top + height, left : left + width] = image
-    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+    columns = columns or math.ceil(math.sqrt(count)) * (1 if names is None else 2)
+    classes = [""] * count if names is None else [" ".join(name.split()) for name in names]
+    rows: list[tuple[str, list[int]]] = []
+    for name in sorted(set(classes)):
+        members = [i for i in range(count) if classes[i] == name]
+        rows += [(name, members[start : start + columns]) for start in range(0, len(members), columns)]
+    font = ImageFont.load_default(FONT_SIZE)
+    margin = 0 if names is None else min(math.ceil(max(map(font.getlength, classes))), MAX_MARGIN) + 2 * GAP
+    # Many short rows are stacked side by side, so that the picture is about square.
+    stack_width = margin + (columns if names is None else max(len(members) for _, members in rows)) * (width + GAP)
+    stacks = 1 if names is None else max(1, round(math.sqrt(len(rows) * (height + GAP) / stack_width)))
+    stack_rows = math.ceil(len(rows) / stacks)
+    size = math.ceil(len(rows) / stack_rows) * stack_width - GAP, stack_rows * (height + GAP) - GAP
+    canvas = Image.new("L" if channels == 1 else "RGB", size, (GAP_COLOUR,) * channels)
+    corners = [[0, 0]] * count
+    for k, (name, members) in enumerate(rows):
+        left, top = k // stack_rows * stack_width, k % stack_rows * (height + GAP)
+        if margin:
+            label = Image.new(canvas.mode, (margin, height), (GAP_COLOUR,) * channels)  # which cuts off long names
+            ImageDraw.Draw(label).text((GAP, height / 2), name, (0,) * channels, font, anchor="lm")
+            canvas.paste(label, (left, top))
+        for column, i in enumerate(members):
+            tile = images[i, ..., 0] if channels == 1 else images[i]
+            corners[i] = [top, left + margin + column * (width + GAP)]
+            canvas.paste(Image.fromarray(tile), tuple(corners[i][::-1]))
+    canvas.info["tiles"] = json.dumps({"scale": scale, "corners": corners})
+    return canvas
+
+
+def encode_grid(grid: Image.Image) -> bytes:
+    """A grid of `make_grid` as a PNG that has its `info["tiles"]`, too."""
+    png, info = io.BytesIO(), PngInfo()
+    info.add_text("tiles", grid.info["tiles"])
+    grid.save(png, format="PNG", pnginfo=info)
+    return png.getvalue()

@@ -1,7 +1,10 @@
 """When a run resumes, and what it writes with each checkpoint."""
 
+import os
+import secrets
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,10 +22,13 @@ from gnunet.checkpoint.checkpoint import (
 from gnunet.checkpoint.export import export_model, exported_images
 from gnunet.checkpoint.run_dir import RunDir
 from gnunet.config import to_yaml
-from gnunet.distributed.collectives import run_on_main_rank
+from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
 from gnunet.distributed.fsdp import to_local
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from gnunet.files import atomic_write
 from gnunet.models import UNet2D
+from gnunet.safe_io import read_text
+from gnunet.training.curves import draw_curves
 from gnunet.training.session import Session
 
 
@@ -49,9 +55,29 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | N
             prune_checkpoints(session, run, state)
             if exported_images(run.model) != state.images:
                 export(session, run, state, checkpoint)
-    if session.config.train.trackers:
-        accelerator.init_trackers("gnunet", config={"config": to_yaml(session.config)})
+            draw_curves(run.metrics.path, run.curves)
+    run_on_all_ranks(accelerator, partial(start_trackers, session, run, state))
     return state, checkpoint
+
+
+def start_trackers(session: Session, run: RunDir, state: TrainState) -> None:
+    """Start train.trackers; those of a resumed run continue what they have of it. All ranks call this."""
+    accelerator, trackers = session.accelerator, session.config.train.trackers
+    options: dict[str, dict[str, Any]] = {}
+    if state.images:
+        options["tensorboard"] = {"purge_step": state.reported + 1}  # what the run writes again
+    if "wandb" in trackers and accelerator.is_main_process:
+        if not run.wandb_id.exists():
+            atomic_write(run.wandb_id, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
+        name = os.environ.get("WANDB_NAME") or run.path.resolve().name
+        identifier = read_text(run.wandb_id, 256).strip()
+        options["wandb"] = {"id": identifier, "resume": "allow", "name": name, "dir": str(run.path.resolve())}
+    config = None if state.images else {"config": to_yaml(session.config)}
+    try:
+        if trackers:
+            accelerator.init_trackers("gnunet", config=config, init_kwargs=options)
+    except Exception as error:  # of any kind, as each tracker's library has its own
+        raise ConfigError(f"train.trackers: given {', '.join(trackers)}: cannot be started: {error}") from error
 
 
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
@@ -94,6 +120,7 @@ def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool =
         prune_checkpoints(session, run, state)
         if with_model:
             export(session, run, state, checkpoint)
+            draw_curves(run.metrics.path, run.curves)
 
     run_on_main_rank(accelerator, prune_and_export)
 

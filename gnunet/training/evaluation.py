@@ -1,6 +1,5 @@
 """Evaluation during training: validation loss, metrics and grids of samples, and which checkpoint is the best."""
 
-import io
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
-from gnunet.diffusion import make_grid
+from gnunet.diffusion import encode_grid, make_grid, sample_labels
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors, validation_loss
 from gnunet.evaluation.batching import batches_by_rank, single_threaded
@@ -26,6 +25,11 @@ from gnunet.files import atomic_write
 from gnunet.processes import Processes
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
+
+TILE_SIZE = 128
+"""Pixels to which the images of a grid are enlarged, if a whole factor does."""
+IMAGE_TRACKERS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
+"""Trackers of Accelerate that take images, each with options for an array (N, H, W, C)."""
 
 
 def chosen_metrics(evaluate: EvaluateConfig) -> list[FeatureMetric]:
@@ -164,10 +168,18 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     return images
 
 
-def save_grid(folder: Path, images: np.ndarray, images_seen: int) -> Path:
-    """Write the images sampled at `images_seen` images as one PNG."""
-    path = folder / f"{checkpoint_name(images_seen)}.png"
-    png = io.BytesIO()
-    make_grid(images).save(png, format="PNG")
-    atomic_write(path, png.getvalue())
+def save_grid(session: Session, folder: Path, images: np.ndarray, images_seen: int) -> Path:
+    """Write the images sampled at `images_seen` images as one PNG, small ones enlarged and with their classes' names,
+    and log it to trackers that take images."""
+    path, metadata = folder / f"{checkpoint_name(images_seen)}.png", session.train_set.metadata
+    names = None
+    if (counts := metadata["class_counts"]) is not None:
+        labels = sample_labels(range(len(images)), session.config.seed, counts)
+        names = [metadata["class_names"][label] for label in labels]
+    grid = make_grid(images, scale=max(1, TILE_SIZE // images.shape[1]), names=names)
+    atomic_write(path, encode_grid(grid))
+    for tracker in session.accelerator.trackers:
+        if tracker.name in IMAGE_TRACKERS:
+            pictures = {"samples": np.asarray(grid.convert("RGB"))[None]}
+            tracker.log_images(pictures, step=images_seen, **IMAGE_TRACKERS[tracker.name])
     return path

@@ -166,7 +166,7 @@ def train(
                 if update_best(state, config.evaluate, result):
                     due.add("checkpoint")
         if grid is not None and accelerator.is_main_process:
-            display.log(state.images, {"samples": str(save_grid(run.samples, grid, state.images))})
+            display.log(state.images, {"samples": str(save_grid(session, run.samples, grid, state.images))})
         state.reported = state.images
         if "checkpoint" in due:
             save(session, run, state)
@@ -266,11 +266,12 @@ def train_step(
 
 @contextmanager
 def _errors_for_users(run: RunDir) -> Iterator[None]:
-    """Raise a failing disk and a lost rank as TrainingError."""
+    """Raise a failing disk, any error of the run's files and a lost rank as TrainingError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+        inside = isinstance(error, OSError) and str(error.filename).startswith(str(run.path))
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS and not inside:
             raise
         raise TrainingError(
             f"{run.path}: cannot be written ({error}); earlier checkpoints are intact, and the same command resumes "

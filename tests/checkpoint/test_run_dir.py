@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gnunet.checkpoint.run_dir import RunLock
-from gnunet.errors import CheckpointError, ConfigError
+from gnunet.checkpoint.run_dir import FILES, FOLDERS, RunLock
+from gnunet.errors import CheckpointError, ConfigError, TrainingError
 from gnunet.training import fit
 
 
@@ -82,6 +83,39 @@ def test_run_does_not_write_through_links(tiny, tmp_path, name):
     assert list((tmp_path / "elsewhere").iterdir()) == []
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     fit(tiny("link", "--train.total_images", "8"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, Path.touch], ids=["fifo", "directory", "file"])
+def test_an_entry_of_another_kind_is_named(tiny, run, make):
+    for name in (*FOLDERS, *FILES):
+        if name in FILES and make == Path.touch or name in FOLDERS and make == os.mkdir:
+            continue
+        kept = (run / name).rename(run / "kept") if (run / name).exists() else None
+        make(run / name)
+        with pytest.raises(CheckpointError, match=f"{name} is (not|missing)"):
+            fit(tiny("run"))
+        os.rmdir(run / name) if make == os.mkdir else os.unlink(run / name)
+        if kept is not None:
+            kept.rename(run / name)
+    fit(tiny("run"))
+
+
+def test_a_file_that_cannot_be_written_is_named(tiny, run):
+    shutil.rmtree(run / "checkpoints/000000064")
+    (run / "samples/000000064.png").unlink()
+    (run / "samples/000000064.png").mkdir()
+    with pytest.raises(TrainingError, match="samples/000000064.png"):
+        fit(tiny("run"))
+    (run / "samples/000000064.png").rmdir()
+    fit(tiny("run"))
+
+
+@pytest.mark.parametrize("content", [bytes(range(128, 256)), b"\xff\xfe\n\n", b"PK\x03\x04\n"])
+def test_a_log_that_is_not_text_is_named(tiny, run, content):
+    (run / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(CheckpointError, match="metrics.jsonl, line 1"):
+        fit(tiny("run"))
+    assert (run / "metrics.jsonl").read_bytes() == content
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", "not json", '{"images": "many"}', "[" * 100_000])

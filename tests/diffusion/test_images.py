@@ -1,10 +1,14 @@
 """uint8 and back, and the geometry of grids."""
 
+import io
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from gnunet.diffusion import make_grid, to_uint8, to_unit_range
+from gnunet.diffusion import encode_grid, make_grid, to_uint8, to_unit_range
 from gnunet.diffusion.images import GAP_COLOUR
 
 
@@ -47,6 +51,24 @@ def test_grid_geometry(count, columns, size):
         assert np.array_equal(pixels[place], images[i])
         covered[place] = True
     assert (pixels[~covered] == GAP_COLOUR).all()
+
+
+@pytest.mark.parametrize(("channels", "names"), [(3, ["b", "a", "b", "b"]), (1, list("abcd")), (3, ["x\ny" * 99] * 4)])
+def test_a_grid_with_names_has_each_picture_enlarged_at_its_place(channels, names):
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 5, channels), dtype=np.uint8)
+    grid = Image.open(io.BytesIO(encode_grid(make_grid(images, scale=3, names=names))))
+    pixels = np.asarray(grid).reshape(*grid.size[::-1], channels).copy()
+    tiles = json.loads(grid.info["tiles"])
+    assert tiles["scale"] == 3 and max(grid.size) < 400
+    for image, (top, left) in zip(images, tiles["corners"], strict=True):
+        place = np.s_[top : top + 12, left : left + 15]
+        np.testing.assert_array_equal(pixels[place], image.repeat(3, 0).repeat(3, 1))
+        pixels[place] = GAP_COLOUR
+    tops = {
+        name: {top for other, (top, _) in zip(names, tiles["corners"], strict=True) if other == name} for name in names
+    }
+    assert all(len(rows) == 1 for rows in tops.values())  # a class has a row
+    assert (pixels != GAP_COLOUR).any()  # the names
 
 
 def test_grey_grid():

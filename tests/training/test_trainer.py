@@ -4,13 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
 from PIL import Image
 from safetensors.torch import load_file
 
+import gnunet
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.norms import NORMS
 from gnunet.training import fit
@@ -20,12 +24,12 @@ from tests.runs import FINAL, assert_same_run, contents, fit_until, read_log
 def test_files_of_a_finished_run(finished):
     run = finished
     assert sorted(p.name for p in run.iterdir()) == [
-        "checkpoints", "config.yaml", "metrics.jsonl", "model", "samples", "timing.jsonl"
+        "checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "model", "samples", "timing.jsonl"
     ]  # fmt: skip
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000000048", "000000064"]
     assert {p.suffix for p in (run / FINAL).iterdir()} == {".safetensors", ".json", ".yaml"}
     assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000032.png", "000000064.png"]
-    assert Image.open(run / "samples" / "000000064.png").size == (3 * 16 + 2 * 2, 2 * 16 + 2)
+    assert Image.open(run / "curves.png").getcolors(1000) is not None
     losses = read_log(run, "loss")
     assert [line["images"] for line in losses] == [16, 32, 48, 64]
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["nonfinite"] == 0 for line in losses)
@@ -168,7 +172,43 @@ def test_bf16_trains(tiny, tmp_path):
     assert all(v.dtype == torch.float32 for v in load_file(tmp_path / "run" / FINAL / "model.safetensors").values())
 
 
-def test_tensorboard_gets_the_numbers(tiny, tmp_path):
-    pytest.importorskip("tensorboard")
-    fit(tiny("run", "--train.trackers", "tensorboard"))
-    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+def test_grids_have_the_images_that_sampling_gives(finished):
+    grid = Image.open(finished / "samples" / "000000064.png")
+    pixels, tiles = np.asarray(grid), json.loads(grid.info["tiles"])
+    scale, side = tiles["scale"], 16 * tiles["scale"]
+    assert scale == 8
+    found = [pixels[top : top + side : scale, left : left + side : scale] for top, left in tiles["corners"]]
+    np.testing.assert_array_equal(found, gnunet.sample(finished, num_images=6))
+
+
+def test_tensorboard_gets_numbers_and_grids_once_though_the_run_resumes(tiny, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = tiny("run", "--train.trackers", "tensorboard")
+    fit_until(40, config)
+    shutil.rmtree(tmp_path / "run/checkpoints/000000048")  # as a crash before it would
+    fit(config)
+    events = accumulator.EventAccumulator(str(tmp_path / "run/gnunet")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [16, 32, 48, 64]
+    assert [event.step for event in events.Images("samples")] == [32, 64]
+
+
+def test_wandb_continues_its_run_in_the_runs_folder(tiny, tmp_path, monkeypatch):
+    """A module in its place, since it needs an account."""
+    calls: list = []
+    run = SimpleNamespace(log=lambda values, step: calls.append((step, *values)), finish=lambda: None)
+    module = ModuleType("wandb")
+    module.init = lambda **options: calls.append(options) or run
+    module.config = SimpleNamespace(update=lambda values, **options: None)
+    module.Image = lambda array: array.shape
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])
+    config = tiny("run", "--train.trackers", "wandb")
+    fit_until(24, config)
+    fit(config)
+    first, second = (call for call in calls if isinstance(call, dict))
+    assert first == second and first["resume"] == "allow" and first["dir"] == str(tmp_path / "run")
+    assert first["id"] == (tmp_path / "run/wandb_id").read_text() and first["name"] == "run"
+    assert [call[0] for call in calls if "samples" in call] == [32, 64]
+    module.init = lambda **options: 1 / 0
+    with pytest.raises(ConfigError, match="train.trackers: given wandb"):
+        fit(config)

@@ -1,5 +1,6 @@
 """The same images of every variant, cut from the sample grids of the trials."""
 
+import json
 import math
 
 import numpy as np
@@ -59,11 +60,17 @@ def _tiles(results: Results, condition: Condition, seed: int) -> np.ndarray | No
     path = results.folder / "samples" / f"{results.name(condition, seed)}.png"
     if record is None or not path.exists():
         return None
-    grid = np.asarray(Image.open(path).convert("RGB"))
+    image = Image.open(path)
+    grid = np.asarray(image.convert("RGB"))
     count, side = record["config"]["sampling"]["num_images"], record["config"]["data"]["resolution"]
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    if grid.shape[:2] != (rows * (side + GAP) - GAP, columns * (side + GAP) - GAP):
-        return None
-    corners = [(i // columns * (side + GAP), i % columns * (side + GAP)) for i in range(min(count, _MAX_TILES))]
-    return np.stack([grid[top : top + side, left : left + side] for top, left in corners])
+    if "tiles" in image.info:
+        scale, corners = json.loads(image.info["tiles"]).values()
+    else:  # of studies before the tiles' places were recorded
+        scale, columns = 1, math.ceil(math.sqrt(count))
+        corners = [(i // columns * (side + GAP), i % columns * (side + GAP)) for i in range(count)]
+        if grid.shape[:2] != (corners[-1][0] + side, columns * (side + GAP) - GAP):
+            return None
+    extent = scale * side
+    return np.stack(
+        [grid[top : top + extent : scale, left : left + extent : scale] for top, left in corners[:_MAX_TILES]]
+    )
