@@ -19,6 +19,7 @@ from gnunet.ablation.cost import step_cost
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.trial import run_trial
 from gnunet.distributed.accelerator import make_accelerator
+from gnunet.distributed.signals import SIGNALS
 from gnunet.errors import GnunetError, print_error
 from gnunet.training.session import build_session
 
@@ -30,8 +31,8 @@ def context() -> ForkServerContext:
     # The default check for GPUs initializes CUDA, which cannot be initialized again in a forked process.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     # A signal to the process group must not end the server, which reports the exit status of its processes.
-    resource_tracker.ensure_running()  # first, since it unblocks the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    resource_tracker.ensure_running()  # first, since it unblocks signals
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
@@ -85,7 +86,7 @@ def _probe(trial: Trial, folder: Path, gpu: str | None, connection: Connection) 
 def _init_worker(run_dir: Path, gpu: str | None) -> None:
     """Set up this process for a trial: session, signals, output, device."""
     os.setsid()  # Ctrl-C goes to the runner, which passes it on
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     run_dir.mkdir(parents=True, exist_ok=True)
     log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -67,10 +67,15 @@ def validate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     """The validation loss of the EMA weights, as a record of metrics.jsonl. Raises StopRequested after a signal."""
     accelerator = session.accelerator
     display.set_status("validating")
+
+    def progress(done: int) -> None:
+        stop.check(accelerator)
+        display.progress("validating", done, session.config.validation.num_examples)
+
     result = validation_loss(
         session.ema_network, session.process, session.val_set, device=accelerator.device,
         batch_size=session.config.validation.batch_size, autocast=accelerator.autocast,
-        processes=Processes.of(accelerator), progress=lambda done: stop.check(accelerator),
+        processes=Processes.of(accelerator), progress=progress,
     )  # fmt: skip
     return {
         "images": images_seen,
@@ -165,6 +170,7 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
         gathered = accelerator.gather(padded).view(world_size, size, *shape).cpu().numpy()
         for indices, batch in zip(batches, gathered, strict=False):
             images[indices] = batch[: len(indices)]
+        display.progress("sampling", batches[-1].stop, len(images))
     return images
 
 

@@ -74,6 +74,7 @@ class Display:
         self._console = _console(quiet=not enabled)
         self._total, self._last_line = total, time.monotonic()
         self._first_step: float | None = None
+        self._newest_step: tuple[int, str] | None = None
         parts = (
             TextColumn("{task.completed}/{task.total} images, loss {task.fields[loss]}, left"),
             TimeRemainingColumn(),
@@ -124,15 +125,18 @@ class Display:
                     f"about {format_duration(remaining)} for {self._total - images} images; "
                     "Ctrl-C stops with a checkpoint, and the same command resumes"
                 )
-        if self._bar.disable and now - self._last_line >= _LINE_INTERVAL:
-            self.log(images, {"loss": text})
+        self._newest_step = images, text
 
     def set_status(self, text: str) -> None:
-        """Name in front of the bar what the run does: "training", "validating", "sampling"."""
+        """Name in front of the bar what the run does: "training", "validating", "sampling"; without a bar, print a line
+        about the newest step every 30 seconds."""
         self._bar.update(self._task, description=text)
+        if self._bar.disable and self._newest_step and time.monotonic() - self._last_line >= _LINE_INTERVAL:
+            images, loss = self._newest_step
+            self.log(images, {"loss": loss})
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Show the progress of something long: in front of the bar, without one by a line every 30 seconds."""
-        self.set_status(text := f"{what} {done}/{total}")
+        self._bar.update(self._task, description=(text := f"{what} {done}/{total}"))
         if self._bar.disable and time.monotonic() - self._last_line >= _LINE_INTERVAL:
             self.message(text)

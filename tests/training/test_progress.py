@@ -30,6 +30,7 @@ def test_without_a_terminal_there_are_lines_at_intervals_and_an_estimate_of_a_lo
         for step in range(1, 10):
             clock[0] += 10 * seconds
             display.step(10 * step, 0.5)
+            display.set_status("training")
     out = capsys.readouterr().out
     assert ("images 40/40000  loss 0.50000" in out) == estimated
     assert ("Ctrl-C" in out and " h " in out) == estimated
@@ -41,6 +42,7 @@ def test_a_dumb_terminal_gets_lines(clock, monkeypatch, capsys):
     with Display(images=0, total=100, enabled=True) as display:
         clock[0] += 60
         display.step(10, None)
+        display.set_status("training")
     assert "images 10/100  loss ?" in capsys.readouterr().out
 
 
