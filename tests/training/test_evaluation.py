@@ -109,7 +109,7 @@ def test_stopped_in_an_evaluation_and_resumed_is_the_same_run(evaluated, tmp_pat
 
 
 def test_progress_is_shown(evaluated, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_WORKING_INTERVAL", 0)
+    monkeypatch.setattr(progress, "_LINE_INTERVAL", 0)
     fit(evaluated("run"))
     out = capsys.readouterr().out
     assert "evaluating: training images 16/16" in out and "evaluating: samples 4/6" in out
