@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from gnunet.ops import GroupNormSiLU
-from gnunet.ops.hooks import has_hooks
+from gnunet.ops.hooks import has_hooks, runs_forward_of
 
-from .modules import FusedAwaySiLU, FusedGroupNorm
+from .modules import (
+    Fused,
+    FusedAwaySiLU,
+    FusedGroupNorm,
+    FusedSequential,
+    NormsOfParent,
+    fused_class,
+    unfused_class,
+)
 from .patterns import FusionPattern, patterns_of
-
-if TYPE_CHECKING:
-    from .resnet import FusedResnetBlock2D
 
 
 class FuseReport(int):
@@ -56,16 +60,18 @@ class FuseReport(int):
 
 
 def fuse(model: nn.Module) -> FuseReport:
-    """Replace every GroupNorm whose output goes to a SiLU, and that SiLU, by one operation, in place.
+    """Apply every GroupNorm and the SiLU that its output goes to in one operation, in place.
 
-    This works for the U-Nets, ControlNets and autoencoders of diffusers, for images and videos, and for nn.Sequential,
-    which is assumed to be run as a whole. In a ResnetBlock2D the addition of the time embedding, or its scale and
-    shift, become part of the operation. Modules change their class and nothing else: parameters are the same objects
-    under the same names, so that state dicts, optimizers, tied weights and save_pretrained are not affected. The
-    report lists what was skipped, such as the group norms of attention.
+    This works for the U-Nets, ControlNets and autoencoders of diffusers, for images and videos, and for each
+    nn.Sequential where it is called itself: layers that are taken out of it compute what they are. In a ResnetBlock2D
+    the addition of the time embedding, or its scale and shift, become part of the operation. Nothing but the forward of
+    modules changes: parameters are the same objects under the same names and classes keep their names, so that state
+    dicts, optimizers, tied weights, save_pretrained and wrapping by name are not affected. The report lists what was
+    skipped, such as the group norms of attention.
 
-    Fuse before `accelerator.prepare` and offloading: modules with hooks or a replaced forward are skipped. Exporters
-    that do not know the operator (TorchScript, ONNX) need `unfuse` first.
+    A norm or a SiLU that is replaced, hooked or given another forward afterwards, as by offloading, is called as usual
+    (in a ResnetBlock2D, then both norms are). Outside of nn.Sequential and ResnetBlock2D, a fused norm includes SiLU
+    for whoever calls it. Fuse before `accelerator.prepare` and offloading; torch.jit.script needs `unfuse` first.
 
     Args:
         model: any module. Pairs in it that are fused already stay fused and do not count.
@@ -80,13 +86,18 @@ def fuse(model: nn.Module) -> FuseReport:
     modules = dict(model.named_modules())
     uses = Counter(id(child) for owner in modules.values() for child in owner._modules.values())
     skipped = {path: _default_reason(path, modules) for path, module in modules.items() if _is_group_norm(module)}
+    for path, module in modules.items():
+        if isinstance(module, Fused):
+            names = (_join(path, name) for name in module.fused_norms())
+            skipped |= {name: "already fused" for name in names if name in skipped}
     fused: list[str] = []
     for path, owner in modules.items():
         for pattern in patterns_of(owner):
-            norms = [m for name in pattern.norms if type(m := owner._modules.get(name)) is nn.GroupNorm]
-            if not norms:
+            _restore_if_replaced(owner, pattern)
+            norms = [m for name in pattern.norms if isinstance(m := owner._modules.get(name), nn.GroupNorm)]
+            paths = [_join(path, name) for name in pattern.norms]
+            if not norms or any(isinstance(norm, FusedGroupNorm) for norm in norms):
                 continue
-            paths = [f"{path}.{name}" if path else name for name in pattern.norms]
             if reason := _unfusable_reason(owner, pattern, norms, uses):
                 skipped |= {path: reason for path in paths if path in skipped}
             else:
@@ -99,27 +110,23 @@ def unfuse(model: nn.Module) -> int:
     """Undo `fuse`: restore the class of every module and every SiLU.
 
     Returns:
-        The number of pairs that were restored.
+        The number of pairs that were fused until now.
 
     Raises:
         TypeError: model is not a torch.nn.Module.
-        ValueError: the forward of a fused module was replaced, as offloading does; undo that first.
+        ValueError: the forward of a fused module was replaced, as offloading does, or hooks were added to the
+            replacement of a SiLU; undo that first.
     """
     _check_is_module(model, "unfuse")
-    for path, module in model.named_modules():
-        is_fused = isinstance(module, FusedGroupNorm) or hasattr(type(module), "unfused_class")
-        if is_fused and _has_own_forward(module):
-            raise ValueError(f"cannot unfuse {path}: its forward was replaced after fuse; undo that first")
-    count = 0
-    for owner in list(model.modules()):
-        if unfused_class := getattr(type(owner), "unfused_class", None):
-            _change_class(owner, unfused_class)
-        for name, child in owner._modules.items():
-            if isinstance(child, FusedAwaySiLU):
-                setattr(owner, name, child.original)
-            elif isinstance(child, FusedGroupNorm):
-                _change_class(child, nn.GroupNorm)
-                count += 1
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        if reason := _reason_to_stay(module):
+            raise ValueError(f"cannot unfuse {path}: {reason} after fuse; undo that first")
+    count = sum(len(module.fused_norms()) for module in modules.values() if isinstance(module, Fused))
+    for module in modules.values():
+        _restore_activations(module)
+        if isinstance(module, Fused):
+            _change_class(module, unfused_class(type(module)))
     return count
 
 
@@ -127,45 +134,78 @@ def _unfusable_reason(
     owner: nn.Module, pattern: FusionPattern, norms: Sequence[nn.Module], uses: Counter[int]
 ) -> str | None:
     activation = owner._modules.get(pattern.activation)
-    if type(activation) is not nn.SiLU:
+    if not isinstance(activation, nn.SiLU):
         return f"followed by {type(activation).__name__}, not SiLU"
     if len(norms) < len(pattern.norms):
         return f"not every norm in its {type(owner).__name__} is a torch.nn.GroupNorm"
-    if any(uses[id(norm)] > 1 for norm in norms):
+    if pattern.replacement is not None and any(uses[id(norm)] > 1 for norm in norms):
         return "shared by several modules"
-    if _has_own_forward(owner) or any(_has_own_forward(m) or has_hooks(m) for m in (activation, *norms)):
+    children_run = runs_forward_of(activation, nn.SiLU) and all(runs_forward_of(norm, nn.GroupNorm) for norm in norms)
+    if _has_own_forward(owner) or not children_run:
         return "its forward, its SiLU's or its parent's is hooked or replaced"
-    if pattern.replacement is None and type(owner) is not _fused_block().unfused_class:
-        return f"{type(owner).__name__} is a subclass, and its class would have to change"
     return None
 
 
 def _apply(owner: nn.Module, pattern: FusionPattern, norms: Sequence[nn.Module]) -> None:
-    for norm in norms:
-        _change_class(norm, FusedGroupNorm)
     if pattern.replacement is None:
-        _change_class(owner, _fused_block())
-    else:
-        # The SiLU itself stays as it is: before diffusers 0.33 all modules share one.
-        setattr(owner, pattern.activation, pattern.replacement(getattr(owner, pattern.activation)))
+        if not isinstance(owner, Fused):  # by another of its pairs
+            _change_class(owner, fused_class(_fused_parent(owner), type(owner)))
+        return
+    siblings = NormsOfParent(owner, pattern.norms, pattern.activation)
+    for norm in norms:
+        _change_class(norm, fused_class(FusedGroupNorm, type(norm)))
+        norm.siblings = siblings
+    # The SiLU itself stays as it is: before diffusers 0.33 all modules share one.
+    setattr(owner, pattern.activation, pattern.replacement(getattr(owner, pattern.activation), siblings))
 
 
-def _fused_block() -> type[FusedResnetBlock2D]:
+def _fused_parent(owner: nn.Module) -> type[Fused]:
+    if isinstance(owner, nn.Sequential):
+        return FusedSequential
     # Imported on first use, since importing diffusers takes seconds.
     from .resnet import FusedResnetBlock2D
 
     return FusedResnetBlock2D
 
 
+def _restore_if_replaced(owner: nn.Module, pattern: FusionPattern) -> None:
+    """Unfuse what is left of norms and a SiLU that were fused, of which something was replaced since."""
+    children = [owner._modules.get(name) for name in (*pattern.norms, pattern.activation)]
+    if any(map(_reason_to_stay, children)) or NormsOfParent(owner, pattern.norms, pattern.activation).are_fused():
+        return
+    for child in children:
+        if isinstance(child, FusedGroupNorm):
+            _change_class(child, unfused_class(type(child)))
+    _restore_activations(owner)
+
+
+def _reason_to_stay(module: nn.Module | None) -> str | None:
+    """Why a module of a fused model cannot be restored, or None."""
+    if isinstance(module, (Fused, FusedAwaySiLU)) and _has_own_forward(module):
+        return "its forward was replaced"
+    return "hooks were added to it" if isinstance(module, FusedAwaySiLU) and has_hooks(module) else None
+
+
+def _restore_activations(owner: nn.Module) -> None:
+    for name, child in owner._modules.items():
+        if isinstance(child, FusedAwaySiLU):
+            setattr(owner, name, child.original)
+
+
 def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__class__ = cls
     vars(module).pop("forward", None)  # a bound forward of the former class; modules with another one are skipped
+    vars(module).pop("siblings", None)
 
 
 def _has_own_forward(module: nn.Module) -> bool:
     """Whether its forward is not its class's. (Removing accelerate's hooks leaves the class's, bound.)"""
     forward = vars(module).get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+
+
+def _join(path: str, name: str) -> str:
+    return ".".join(filter(None, (path, name)))
 
 
 def _is_group_norm(module: nn.Module) -> bool:
@@ -175,8 +215,6 @@ def _is_group_norm(module: nn.Module) -> bool:
 
 def _default_reason(path: str, modules: Mapping[str, nn.Module]) -> str:
     """Why a norm is skipped that is in no pattern."""
-    if isinstance(modules[path], FusedGroupNorm):
-        return "already fused"
     if isinstance(modules[path], GroupNormSiLU):
         return "already gnunet's operator"
     parent = "nothing" if not path else type(modules[path.rpartition(".")[0]]).__name__

@@ -1,8 +1,8 @@
-"""Where a model's own code passes the output of a GroupNorm to an activation.
+"""Where a module's own code passes the output of a GroupNorm to an activation.
 
 For diffusers these patterns are read off the `forward` of each class (0.32 to 0.42): between norm and activation there
 is nothing, or only a rearrangement of elements, such as folding frames into the batch. Only ResnetBlock2D may scale
-and shift there, which is why it has its own fused class.
+and shift there, which is why it has its own fused forward.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class FusionPattern(NamedTuple):
     activation: str
     norms: tuple[str, ...]
     replacement: type[FusedAwaySiLU] | None = FusedAwaySiLU
-    """Replaces the activation; None if the module's own class changes instead."""
+    """Replaces the activation, while the norms apply it; None if the module's own forward changes instead."""
 
 
 _HEAD = FusionPattern("conv_act", ("conv_norm_out",))
@@ -79,7 +79,7 @@ def patterns_of(module: nn.Module) -> list[FusionPattern]:
     """
     forward = type(module).forward
     if forward is nn.Sequential.forward:
-        return [FusionPattern(after, (name,)) for name, after in pairwise(module._modules)]
+        return [FusionPattern(after, (name,), None) for name, after in pairwise(module._modules)]
     for cls in type(module).__mro__:
         is_known = cls.__module__.startswith("diffusers.") and cls.__name__ in _PATTERNS
         if is_known and cls.__dict__.get("forward") is forward:

@@ -5,29 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor
+from torch import Tensor, nn
+
+from gnunet.ops.hooks import runs_forward_of
+
+from .modules import Fused, norm_silu
 
 
-class FusedResnetBlock2D(ResnetBlock2D):
-    """The class of a fused ResnetBlock2D, whose norms are FusedGroupNorm.
+class FusedResnetBlock2D(Fused, ResnetBlock2D):
+    """A ResnetBlock2D that applies each norm and the SiLU after it in one operation.
 
-    The time embedding is part of the second norm's operation, added before it or as scale and shift after it.
+    The time embedding is part of the second one, added before the norm or as scale and shift after it.
     """
 
-    unfused_class = ResnetBlock2D
-
-    def forward(self, input_tensor: Tensor, temb: Tensor | None, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """input_tensor: (N, C, H, W); temb: (N or 1, temb_channels). More arguments are ignored, as in diffusers."""
-        x, h = input_tensor, self.norm1(input_tensor)
+        is_projected = temb is None or self.time_emb_proj is not None
+        if not (is_projected and self.fused_norms()):
+            output: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
+            return output
+        x, h = input_tensor, norm_silu(self.norm1, input_tensor)
         resample = self.downsample if self.upsample is None else self.upsample
         if resample is not None:
             x, h = resample(x), resample(h)
         h = self.conv1(h)
-        h = self.norm2(h, **self._conditioning(temb, h.shape[0]))
+        h = norm_silu(self.norm2, h, **self._conditioning(temb, h.shape[0]))
         h = self.conv2(self.dropout(h))
         # Without diffusers' x.contiguous() in training, which would copy channels_last activations.
         h = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
         return h if self.output_scale_factor == 1 else h / self.output_scale_factor
+
+    def fused_norms(self) -> list[str]:
+        is_fused = (
+            runs_forward_of(self.nonlinearity, nn.SiLU)
+            and runs_forward_of(self.norm1, nn.GroupNorm)
+            and runs_forward_of(self.norm2, nn.GroupNorm)
+        )
+        return ["norm1", "norm2"] if is_fused else []
 
     def _conditioning(self, temb: Tensor | None, batch_size: int) -> dict[str, Tensor]:
         if self.time_emb_proj is not None:

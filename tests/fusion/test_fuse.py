@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from accelerate.hooks import remove_hook_from_submodules
 from diffusers import UNet2DModel
-from torch import nn
+from diffusers.models.resnet import ResnetBlock2D
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 import gnunet
 from gnunet.models import UNet2D
@@ -80,6 +83,15 @@ def test_subclass_that_runs_the_known_forward():
     assert gnunet.fuse(Other(**ONE_LEVEL)).skipped["conv_norm_out"] == "no SiLU is known to follow it in Other"
 
 
+def test_classes_keep_their_names(unet):
+    """By which accelerate does not split blocks over devices, and FSDP wraps them."""
+    names = {path: type(module).__name__ for path, module in unet.named_modules()}
+    gnunet.fuse(unet)
+    after = {path: type(module).__name__ for path, module in unet.named_modules()}
+    assert {path for path, name in names.items() if after[path] != name} == {"conv_act"}
+    assert all(isinstance(unet.get_submodule(path), nn.GroupNorm) for path in names if path.endswith("norm1"))
+
+
 def test_parameters_stay_the_same_objects(unet, run, call):
     unet.down_blocks[0].resnets[0].norm1.weight = unet.conv_norm_out.weight  # tied
     optimizer = torch.optim.SGD(unet.parameters(), lr=0.1)
@@ -139,6 +151,53 @@ def test_compiles_as_one_graph(randomized, run, call, assert_same):
     before, after = group_norms
     assert before - after == pairs > 0
     assert_same(found, expected, rtol=1e-5)
+
+
+def test_unfuse_after_sharding(unet, run, call, assert_same):
+    """FSDP2's fully_shard makes a subclass of a module's class."""
+    expected = run(unet, call)
+    gnunet.fuse(unet)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        block = unet.mid_block.resnets[0]
+        for module in (block, unet.conv_norm_out, unet):
+            fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        output = expected["output 0"]
+        torch.testing.assert_close(run(unet, call)["output 0"], output, rtol=1e-5, atol=1e-5)
+        gnunet.unfuse(unet)
+        assert isinstance(block, FSDPModule) and type(block).__mro__[2] is ResnetBlock2D
+        torch.testing.assert_close(run(unet, call)["output 0"], output, rtol=1e-5, atol=1e-5)
+    finally:
+        distributed.destroy_process_group()
+
+
+TRACERS = {
+    "fx": lambda model, inputs: torch.fx.symbolic_trace(model),
+    "jit": torch.jit.trace,
+    "export": lambda model, inputs: torch.export.export(model, inputs).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("tracer", TRACERS.values(), ids=TRACERS)
+def test_tracers(tracer):
+    block = ResnetBlock2D(in_channels=8, temb_channels=6, groups=4)
+    head = nn.Sequential(nn.GroupNorm(4, 8), nn.SiLU())
+    inputs = torch.randn(2, 8, 5, 5), torch.randn(2, 6)
+    expected = block(*inputs), head(inputs[0])
+    gnunet.fuse(block), gnunet.fuse(head)
+    found = tracer(block, inputs)(*inputs), tracer(head, inputs[:1])(inputs[0])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripting_needs_unfuse():
+    model = nn.Sequential(nn.GroupNorm(4, 8), nn.SiLU())
+    gnunet.fuse(model)
+    with pytest.raises(NotImplementedError, match="unfuse"):
+        torch.jit.script(model)
+    gnunet.unfuse(model)
+    torch.jit.script(model)
 
 
 def test_gradient_checkpointing(unet, run, call, assert_same):
@@ -207,13 +266,15 @@ def test_hooked_and_replaced_modules_are_skipped(unet, run, call):
 
 def test_norms_of_another_class_are_skipped(unet):
     class Norm(nn.GroupNorm):
-        pass
+        def forward(self, x):
+            return super().forward(x.float())
 
-    unet.mid_block.resnets[0].norm2 = Norm(8, 32)
+    first, second = unet.mid_block.resnets
+    first.norm2, second.norm2 = Norm(8, 32), nn.BatchNorm2d(32)
     report = gnunet.fuse(unet)
-    assert report == 15
-    reason = "not every norm in its ResnetBlock2D is a torch.nn.GroupNorm"
-    assert report.skipped["mid_block.resnets.0.norm1"] == report.skipped["mid_block.resnets.0.norm2"] == reason
+    assert report == 13
+    assert "not every norm in its ResnetBlock2D" in report.skipped["mid_block.resnets.1.norm1"]
+    assert report.skipped["mid_block.resnets.0.norm1"] == report.skipped["mid_block.resnets.0.norm2"]
 
 
 def test_offloading_and_back(unet, call):
@@ -222,7 +283,7 @@ def test_offloading_and_back(unet, call):
     gnunet.fuse(unet)
     accelerate.cpu_offload(unet, execution_device=torch.device("cpu"))
     torch.testing.assert_close(call(unet, lambda *shape: x), expected)
-    with pytest.raises(ValueError, match=r"cannot unfuse down_blocks\.0.*forward was replaced"):
+    with pytest.raises(ValueError, match="cannot unfuse conv_norm_out: .*forward was replaced"):
         gnunet.unfuse(unet)
     torch.testing.assert_close(call(unet, lambda *shape: x), expected)
 
