@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnunet.ops.reference import without_autocast
+
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
     2: nn.Conv2d,
@@ -43,7 +45,7 @@ class ReparametrizedConv(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
             weight = self.effective_weight(self.weight.to(dtype)).to(self.weight.dtype)
         convolve = _FUNCTIONS[len(self.kernel_size)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from gnunet.ops import ACTIVATIONS
+from gnunet.ops.reference import without_autocast
 
 from .signature import options_of
 
@@ -28,10 +29,11 @@ class ResidualAdd(nn.Module):
 class NormLayer:
     """A mixin for one kind of normalization: an nn.Module, and what goes with it in a network.
 
-    The module is called as `forward(x, *, add=None, scale=None, shift=None)` with x (N, C, *spatial), 0 to 3 spatial
-    dims, and add, scale, shift (N, C): norm, conditioning and activation in one. Its constructor takes `num_channels`,
-    `activation` ("silu" or None), and the kind's options as arguments with a default and an annotation, such as
-    `eps: Annotated[float, Gt(0), Doc("...")] = 1e-5`. From these the config keys, their checks and their help are made.
+    The module is called as `forward(x, *, add=None, scale=None, shift=None)` with x (N, C, *spatial), of any number of
+    spatial dims, and add, scale, shift (N, C): norm, conditioning and activation in one. Its constructor takes
+    `num_channels`, `activation` ("silu" or None), and the kind's options as arguments with a default and an annotation,
+    such as `eps: Annotated[float, Gt(0), Doc("...")] = 1e-5`. From these the config keys, their checks and their help
+    are made.
     """
 
     batch_dependent: ClassVar[bool] = False
@@ -77,7 +79,7 @@ class NormAct(NormLayer, nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels)) if "bias" in self.affine else None
 
     def normalize(self, u: Tensor) -> Tensor:
-        """u: (N, C, *spatial), 1 to 3 spatial dims, float32 or float64 -> as u."""
+        """u: (N, C, *spatial), at least one spatial dim, float32 or float64 -> as u."""
         raise NotImplementedError
 
     def activate(self, w: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ class NormAct(NormLayer, nn.Module):
                 raise ValueError(
                     f"{name} must have shape {tuple(x.shape[:2])}; got {tuple(table.shape)} with x of {tuple(x.shape)}"
                 )
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             u = x if x.dim() > 2 else x.unsqueeze(2)
             u = u.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
             if add is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,7 @@ def group_norm_silu(args: NormArgs) -> Tensor:
     def per_channel(p: Tensor) -> Tensor:  # (C,) or (N, C) -> broadcasts over x
         return p.to(dtype).reshape(*p.shape, *spatial)
 
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         u = x.to(dtype)
         if add is not None:
             u = u + per_channel(add)
@@ -42,3 +44,10 @@ def group_norm_silu(args: NormArgs) -> Tensor:
         if shift is not None:
             w = w + per_channel(shift)
         return (F.silu(w) if silu else w).to(x.dtype)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast turned off for a device, if there is one for it; the meta device has none."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from gnunet.norms import NORMS, make_norm
+from gnunet.norms import NORMS, make_conv, make_norm
 
 TABLES = ("add", "scale", "shift")
 CASES = [  # shapes, and what is given with them
@@ -93,6 +93,18 @@ def test_layouts(make_layer, draw, kind):
         other = copy.deepcopy(layer)(x.contiguous(memory_format=memory_format))
         assert other.is_contiguous(memory_format=memory_format)
         torch.testing.assert_close(other, y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", NORMS)
+def test_meta_device(make_layer, kind, training):
+    layer = make_layer(kind).to("meta").train(training)
+    x = torch.empty(4, 12, 3, 5, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    y = layer(x, add=torch.empty(4, 12, device="meta"))
+    assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+    conv = make_conv({"kind": kind, "groups": 4}, 12, 6, 3).to("meta")
+    assert conv(x.float()).shape == (4, 6, 1, 3)
 
 
 @pytest.mark.parametrize("kind", NORMS)

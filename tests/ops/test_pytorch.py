@@ -1,5 +1,7 @@
 """The operator among PyTorch's systems: the compiler, autocast, saved tensors, devices without data."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +43,35 @@ def test_result_is_a_tensor_of_its_own(size, dtype):
     assert y.untyped_storage().nbytes() == y.nbytes
     dx = torch.autograd.grad(y.add_(1), x, torch.ones_like(y))[0]  # changed in place
     assert dx.stride() == x.stride() and dx.untyped_storage().nbytes() == dx.nbytes
+
+
+IN_PLACE = {
+    "mul_": lambda y: y.mul_(2),
+    "+=": lambda y: y.add_(y.detach().cos()),
+    "dropout": lambda y: F.dropout(y, 0.4, inplace=True),
+    "of a part": lambda y: y[:, 1:3].tanh_() is not None and y,
+}
+
+
+@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("activation", ["silu", None])
+@pytest.mark.parametrize("given", [(), ("weight", "bias"), ALL])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_result_may_be_changed_in_place(make_case, dtype, given, activation, backend, change):
+    """As if it were a copy: also its second derivatives, and without a gradient of x."""
+    for layout, size, frozen in itertools.product(("contiguous", "channels_last"), (4, 1), (False, True)):
+        case = make_case((2, 8, size, size), 2, dtype=dtype, layout=layout, given=given, activation=activation)
+        leaves = [*([] if frozen else [case.x]), *case.tensors.values()]
+        case.x.requires_grad_(not frozen)
+        results = []
+        for prepare in (torch.clone, lambda y: y) if leaves else ():
+            torch.manual_seed(0)
+            first = torch.autograd.grad(change(prepare(case.run(backend))).square().sum(), leaves, create_graph=True)
+            penalty = sum(grad.square().sum() for grad in first)
+            results.append((*first, *torch.autograd.grad(penalty, leaves, allow_unused=True)))
+        for ours, expected in zip(*results, strict=True):
+            assert (ours is None) == (expected is None) and (ours is None or torch.equal(ours, expected))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -102,10 +133,10 @@ def test_saves_the_input_and_the_statistics_only(make_case, center, statistics):
     assert extra == statistics * 4 * 8 * 4  # mean and rstd, or rstd, (4, 8), fp32
 
 
-@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("backend", "center"), [("auto", True), ("auto", False), ("reference", True)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_meta_device(memory_format, center):
-    layer = GroupNormSiLU(4, 16, center=center, device="meta")
+def test_meta_device(memory_format, center, backend):
+    layer = GroupNormSiLU(4, 16, center=center, backend=backend, device="meta")
     x = torch.empty(2, 16, 8, 8, device="meta").contiguous(memory_format=memory_format).requires_grad_()
     y = layer(x, add=torch.empty(2, 16, device="meta"))
     assert y.shape == x.shape and y.is_contiguous(memory_format=memory_format)
