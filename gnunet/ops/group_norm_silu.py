@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
 from . import eager, fusible, reference
@@ -46,7 +46,6 @@ ACTIVATIONS = ("silu", None)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _DTYPE_NAMES = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
 _TENSORS = (Tensor, nn.Parameter)
-_MAX_SPATIAL_DIMS = 3
 _announced: set[tuple[str, str, str]] = set()
 _prepared: dict[Hashable, Compute] = {}
 """By signature: the function of the selected backend. Arguments are checked once for each signature."""
@@ -80,8 +79,8 @@ def group_norm_silu(
     center it is the root mean square normalization of Zhang and Sennrich (arXiv:1910.07467), over groups.
 
     Args:
-        x: (N, C, *spatial) with 0 to 3 spatial dimensions; float32, bfloat16, float16 or float64; any
-            strides.
+        x: (N, C, *spatial) with any number of spatial dimensions, or none; float32, bfloat16, float16 or float64;
+            any strides.
         num_groups: divides C. 1 is layer normalization over (C, *spatial), C instance normalization.
         weight, bias: (C,), of any of those dtypes.
         eps: added to the biased variance, or to the mean square.
@@ -105,11 +104,16 @@ def group_norm_silu(
             does not support x.
     """
     args = NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu", center)
-    is_transformed = _is_transformed()
-    if is_transformed or torch.compiler.is_compiling() or _is_traced(x):
+    transformed = is_transformed()
+    if transformed or torch.compiler.is_compiling() or _is_traced(x):
+        if isinstance(x, fx.Proxy):
+            options = {"add": add, "scale": scale, "shift": shift, "activation": activation, "center": center}
+            call = (x, num_groups, weight, bias, eps), {**options, "backend": backend}
+            proxy: Any = x.tracer.create_proxy("call_function", group_norm_silu, *call)
+            return proxy
         _check(args, activation)
         selected = select_backend(args, backend)
-        return reference.group_norm_silu(args) if is_transformed else selected.compiled(args)
+        return reference.group_norm_silu(args) if transformed else selected.compiled(args)
     key = args.signature(), activation, backend
     compute = _prepared.get(key)
     if compute is None:
@@ -172,7 +176,7 @@ def unsupported_reason(name: str, x: Tensor) -> str | None:
     return triton_launch.unsupported_reason(x) if name == "triton" else None
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.func, forward mode AD or torch.jit.trace is active, which support only torch's own operations."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
@@ -180,14 +184,14 @@ def _is_transformed() -> bool:
 
 
 def _is_traced(x: Tensor) -> bool:
-    """Whether torch's dispatcher has to see the call: x is a subclass, as FakeTensor, or a dispatch mode is active."""
+    """Whether the call is recorded: x is a subclass, as FakeTensor, or a proxy, or a dispatch mode is active."""
     return torch._C._len_torch_dispatch_stack() > 0 or type(x) not in _TENSORS
 
 
 def _check(args: NormArgs, activation: str | None) -> None:
     x, num_groups, weight, bias, eps, add, scale, shift, _, _ = args
-    if not 2 <= x.dim() <= 2 + _MAX_SPATIAL_DIMS:
-        raise ValueError(f"x must be (N, C, *spatial), 0 to 3 spatial dimensions; got shape {tuple(x.shape)}")
+    if x.dim() < 2:
+        raise ValueError(f"x must be (N, C, *spatial); got shape {tuple(x.shape)}")
     n, c = x.shape[:2]
     if not torch.compiler.is_compiling():  # where numbers may be symbols
         if not hasattr(num_groups, "__index__") or isinstance(num_groups, Tensor):

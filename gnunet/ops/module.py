@@ -12,7 +12,8 @@ class GroupNormSiLU(nn.Module):
     """torch.nn.GroupNorm with the conditioning and the SiLU of a diffusion U-Net's blocks in one operation.
 
     Parameters `weight` and `bias`, (C,), are named and initialized as in nn.GroupNorm, so that state dicts load both
-    ways. See `gnunet.ops.group_norm_silu` for the formula, shapes, dtypes and backends.
+    ways; affine=False leaves out both, bias=False the latter. See `gnunet.ops.group_norm_silu` for the formula, shapes,
+    dtypes and backends.
 
     Raises:
         ValueError: num_groups does not divide num_channels; an unknown activation or backend.
@@ -29,6 +30,8 @@ class GroupNormSiLU(nn.Module):
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if num_groups < 1 or num_channels % num_groups:
@@ -39,18 +42,17 @@ class GroupNormSiLU(nn.Module):
             raise ValueError(f"backend must be one of {backend_names()}; got {backend!r}")
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
         self.activation, self.center, self.backend = activation, center, backend
-        if affine:
-            self.weight = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
-            self.bias = nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype))
-            self.reset_parameters()
-        else:
-            self.register_parameter("weight", None)
-            self.register_parameter("bias", None)
+        self.weight, self.bias = (
+            nn.Parameter(torch.empty(num_channels, device=device, dtype=dtype)) if is_given else None
+            for is_given in (affine, affine and bias)
+        )
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0."""
-        if self.affine:
+        if self.weight is not None:
             nn.init.ones_(self.weight)
+        if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(
@@ -79,5 +81,6 @@ class GroupNormSiLU(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}, "
-            f"activation={self.activation!r}, center={self.center}, backend={self.backend!r}"
+            f"activation={self.activation!r}, center={self.center}, backend={self.backend!r}, "
+            f"bias={self.bias is not None}"
         )

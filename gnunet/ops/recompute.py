@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .group_norm_silu import group_norm_silu
+from .group_norm_silu import group_norm_silu, is_transformed
 from .hooks import has_hooks
 from .module import GroupNormSiLU
 
@@ -51,7 +51,7 @@ def checkpoint_inputs(
             an element.
         enabled: False makes the plain calls.
     """
-    if enabled and torch.is_grad_enabled() and _can_recompute(norm):
+    if enabled and torch.is_grad_enabled() and not is_transformed() and _can_recompute(norm):
         if torch.compiler.is_compiling():
             return _call(layers, checkpoint(input_fn, norm, *saved, use_reentrant=False), dropout)
         if all(map(_is_plain, layers)) and any(layer.weight.requires_grad for layer in layers):

@@ -1,5 +1,6 @@
 """The operator's numbers, against the formula in float64."""
 
+import math
 from unittest.mock import patch
 
 import pytest
@@ -28,7 +29,7 @@ def cases(draw):
     """Keyword arguments of make_case."""
     groups = draw(st.sampled_from([1, 2, 3, 5, 8]))
     channels = groups * draw(st.sampled_from([1, 2, 3, 6, 10]))
-    spatial = draw(st.lists(st.sampled_from([1, 2, 5, 7, 16]), max_size=3))
+    spatial = draw(st.lists(st.sampled_from([1, 2, 3, 5, 7, 16]), max_size=5).filter(lambda s: math.prod(s) <= 4096))
     # A group of one element has no gradient but rounding errors.
     spatial = spatial if channels // groups * torch.Size(spatial).numel() > 4 else [7]
     return {

@@ -316,6 +316,20 @@ def test_compiles_without_a_graph_break(call):
     assert activation_bytes(call.run, call.leaves()) < plain_size
 
 
+@pytest.mark.parametrize("name", ["normed", "added", "joined", "tokens", "enlarged"])
+def test_forward_mode(name):
+    call = CALLS[name].prepare(torch.float64)
+    x, *others = call.saved
+
+    def run(x):
+        call.saved = [x, *others]
+        return sum(y.square().sum() for y in call.run())
+
+    gradient, tangent = torch.autograd.grad(run(x), x)[0], torch.randn_like(x)
+    for jvp in (torch.func.jvp, torch.compile(torch.func.jvp, backend="aot_eager")):
+        torch.testing.assert_close(jvp(run, (x.detach(),), (tangent,))[1], (gradient * tangent).sum())
+
+
 @pytest.mark.parametrize("name", ["normed", "dropped", "joined", "tokens"])
 def test_meta_device(name):
     call = CALLS[name].prepare()

@@ -88,9 +88,10 @@ def test_a_compiled_function_in_forward_mode(functions, inputs):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
-def test_a_traced_module_takes_other_sizes():
+@pytest.mark.parametrize("trace", [torch.jit.trace, lambda module, x: torch.fx.symbolic_trace(module)])
+def test_a_traced_module_takes_other_sizes(trace):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3), GroupNormSiLU(3, 12)).to(DEVICE)
-    traced = torch.jit.trace(module, torch.randn(2, 3, 8, 8, device=DEVICE))
+    traced = trace(module, torch.randn(2, 3, 8, 8, device=DEVICE))
     x = torch.randn(3, 3, 9, 11, device=DEVICE)
     torch.testing.assert_close(traced(x), module(x), rtol=1e-4, atol=1e-5)
 

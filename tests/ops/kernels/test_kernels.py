@@ -69,7 +69,9 @@ def floor_and_rounding(backend):
 def cases(draw):
     groups = draw(st.sampled_from([1, 2, 3, 4, 12]))
     channels = groups * draw(st.sampled_from([1, 2, 3, 5, 6, 10]))
-    spatial = draw(st.sampled_from([(), (7,), (16, 16), (5, 3), (13, 11), (1, 1), (2, 3, 7), (4, 4, 4)]))
+    spatial = draw(
+        st.sampled_from([(), (7,), (16, 16), (5, 3), (13, 11), (1, 1), (2, 3, 7), (4, 4, 4), (2, 3, 1, 2, 4)])
+    )
     spatial = spatial if channels // groups * torch.Size(spatial).numel() > 4 else (11,)
     spatial = spatial if channels * torch.Size(spatial).numel() <= 4096 else (3, 7)  # the interpreter takes its time
     return {
