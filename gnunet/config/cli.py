@@ -11,8 +11,8 @@ import yaml
 from gnunet.config.load import load_config, to_yaml
 from gnunet.config.merge import ConfigSource, nest
 from gnunet.config.schema import (
+    Section,
     Sections,
-    default_kind,
     describe_field,
     fields_of,
     find,
@@ -23,20 +23,16 @@ from gnunet.config.schema import (
 )
 from gnunet.config.sections import Config
 from gnunet.config.yaml_io import format_value, parse_value
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, first_few
 
 _DESCRIPTION = (
-    "Trains a diffusion U-Net. Files given with --config, by path or by the name of a shipped config, take precedence "
-    "over the defaults below, later files over earlier ones, and flags over files. A flag's value is YAML, as in a "
-    "file: null, 1e-4, '[32, 48]', '{decoder: {kind: batch}}'. The items of a list may be separate arguments."
+    "Trains a diffusion U-Net; the same command again resumes the run from its newest checkpoint. Files given "
+    "with --config, by path or by the name of a shipped config, take precedence over the keys' defaults, later files "
+    "over earlier ones, and flags over files. A flag's value is YAML, as in a file: null, 1e-4, '[32, 48]', "
+    "'{decoder: {kind: batch}}'. The items of a list may be separate arguments."
 )
-
-
-class _Parser(argparse.ArgumentParser):
-    """Its help has all keys of the configuration."""
-
-    def format_help(self) -> str:
-        return super().format_help() + "\n".join(_help_lines({"": Config})) + "\n"
+MAX_KINDS_LISTED = 4
+"""Of more kinds than this, the help has the names alone."""
 
 
 def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
@@ -50,16 +46,23 @@ def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
         ConfigError: an argument is not a flag, or as `load_config`.
         SystemExit: after --help and --print_config, or if --config has no value.
     """
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="gnunet train", usage="gnunet train [--config FILE ...] [--section.key VALUE ...] [--print_config]",
-        description=_DESCRIPTION, allow_abbrev=False,
+        description=_DESCRIPTION, allow_abbrev=False, add_help=False,
     )  # fmt: skip
+    parser.add_argument("-h", "--help", action="store_true", help="print this help, with the values of --config")
     parser.add_argument(
         "--config", nargs="+", action="extend", metavar="FILE", help=f"config files (default: {default_config})"
     )
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration as YAML and exit")
     options, flags = parser.parse_known_args(argv)
-    config = load_config(*(options.config or [default_config]), ConfigSource("command line", parse_flags(flags)))
+    files = options.config or [default_config]
+    if options.help:
+        print(
+            parser.format_help(), *_help_lines({"": Config}, load_config(*files), ", ".join(map(str, files))), sep="\n"
+        )
+        raise SystemExit(0)
+    config = load_config(*files, ConfigSource("command line", parse_flags(flags)))
     if options.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -78,6 +81,8 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
         else:
             raise ConfigError(f"{argument}: not a flag (command line); {_suggest_flag(argument)}")
     if missing := [name for name, values in flags if not values]:
+        if hint := Config.hints.get(missing[0]):
+            raise ConfigError(f"{missing[0]}: unknown key (command line); use {hint}")
         raise ConfigError(f"{missing[0]}: no value given (command line); valid: --{missing[0]} VALUE")
     return nest((name, _parse(name, values)) for name, values in flags)
 
@@ -109,22 +114,29 @@ def _parse_yaml(text: str) -> Any:
         return text
 
 
-def _help_lines(sections: Sections, prefix: str = "", default: str | None = None) -> Iterator[str]:
-    """A paragraph for each key of a section, whose kind is `default` by default; nested sections after the keys."""
+def _help_lines(sections: Sections, values: Section, files: str, prefix: str = "") -> Iterator[str]:
+    """A paragraph for each key of a section with its value in `values`, which `files` give; nested sections after."""
     nested: list[str] = []
     for name, field in fields_of(sections).items():
         if inner := sections_of(field):
             nested += ["", _wrap(f"{prefix}{name}: {field.description}", "")]
-            nested += [_wrap(f"kind {kind}: {section.__doc__}", "  ") for kind, section in inner.items() if kind]
-            nested += _help_lines(inner, f"{prefix}{name}.", default_kind(field))
+            if len(inner) <= MAX_KINDS_LISTED:
+                nested += [_wrap(f"kind {kind}: {section.__doc__}", "  ") for kind, section in inner.items() if kind]
+            nested += _help_lines(inner, getattr(values, name), files, f"{prefix}{name}.")
             continue
         kinds = kinds_with(sections, name)
         fields = [sections[kind].model_fields[name] for kind in kinds]
-        value = default if name == "kind" else join_or(dict.fromkeys(format_value(f.get_default()) for f in fields))
+        defaults = list(dict.fromkeys(format_value(field.get_default()) for field in fields))
+        default = "" if name == "kind" else f"default: {join_or(defaults)}; "
+        if name in type(values).model_fields and (value := format_value(getattr(values, name))) not in defaults[:1]:
+            default = f"{files}: {value}; {default}"
+        elif name == "kind":
+            default = f"{files}: {value}; "
         valid = join_or(kinds) if name == "kind" else "; ".join(dict.fromkeys(describe_field(f) for f in fields))
-        only = f"[kind {join_or(kinds)}] " if len(kinds) < len(sections) else ""
+        listed = join_or(kinds) if len(kinds) <= MAX_KINDS_LISTED else first_few(kinds)
+        only = f"[kind {listed}] " if len(kinds) < len(sections) else ""
         yield f"  --{prefix}{name}"
-        yield _wrap(f"{only}{field.description} (default: {value}; valid: {valid})", " " * 6)
+        yield _wrap(f"{only}{field.description} ({default}valid: {valid})", " " * 6)
     yield from nested
 
 

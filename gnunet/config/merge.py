@@ -164,7 +164,8 @@ def _suggest_key(root: type[Section], path: KeyPath, sections: Sections, values:
     *above, name = path
     if new := RENAMED_KEYS.get(".".join(path)):
         return f"renamed to {new}"
-    if hint := next((section.hints[name] for section in sections.values() if name in section.hints), None):
+    hinting = [*sections.values(), root]
+    if hint := next((section.hints[name] for section in hinting if name in section.hints), None):
         return f"use {hint}"
     keys = dict(walk({"": root}))
     where = f" of {'.'.join(above)}" if above else ""

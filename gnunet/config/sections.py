@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
+from gnunet.config.habits import HABITS
 from gnunet.config.norms import SECTIONS, AnyNormConfig
 from gnunet.config.schema import Section, ValidValues
 
@@ -310,6 +311,8 @@ class EvaluateConfig(Section):
 
 class Config(Section):
     """The configuration of a run."""
+
+    hints: ClassVar[dict[str, str]] = HABITS
 
     seed: NonNegativeInt = Field(0, le=2**64 - 1)
     """Seed of the initial weights, of every example's augmentation and noise, and of the sampled images."""

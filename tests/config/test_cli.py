@@ -1,11 +1,13 @@
 """The command line: precedence, the syntax of flags, --help and --print_config."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gnunet.config import Config, parse_args, to_yaml
+from gnunet.config.habits import HABITS
 from gnunet.config.schema import sections_of, walk
 from gnunet.errors import ConfigError
 
@@ -88,6 +90,13 @@ def test_value_of_a_flag(files, argv: str, key: str, value: Any) -> None:
         ("--data.subset {a:", "data.subset: given '{a:' "),
         ("--bogus 1", "bogus: unknown key"),
         ("--bogus", "bogus: no value given"),
+        ("--resume", "resume: unknown key (command line); use the same command"),
+        ("--device cuda", "device: unknown key (command line); use CUDA_VISIBLE_DEVICES"),
+        ("--epochs 3", "epochs: unknown key (command line); use train.total_images"),
+        ("--batch-size 8", "batch_size: unknown key (command line); use train.batch_size"),
+        ("--data.image_size 8", "data.image_size: unknown key (command line); use data.resolution"),
+        ("--train.batchsize 8", "train.batchsize: unknown key (command line); did you mean train.batch_size?"),
+        ("--mixed_precision no", "mixed_precision: unknown key (command line); did you mean train.mixed_precision?"),
         ("-q 3", "-q: not a flag"),
         ("a.yaml", "a.yaml: not a flag (command line); did you mean --config a.yaml?"),
         ("train.batch_size=3", "train.batch_size=3: not a flag (command line); did you mean --train.batch_size 3?"),
@@ -117,7 +126,27 @@ def test_help_describes_every_key_and_kind(files, capsys) -> None:
         if not sections_of(field):
             assert f"--{'.'.join(path)} " in text, path
     assert "[kind edm] Mean of log sigma in training. (default: -1.2; valid: a number)" in text
+    assert len(text) < 22_000 and "kind switchable:" not in text  # the 21 norms have a README
     assert "--config FILE" in text and "--print_config" in text and "default.yaml" in text
+
+
+def test_help_has_the_values_of_the_files(files, capsys) -> None:
+    files(default="train: {total_images: 10}", other="diffusion: {kind: edm, p_mean: -0.4}\nrun_dir: runs/x")
+    for argv, values in {
+        ("--help",): ["(default.yaml: 10; default: 1000000; ", "(default.yaml: ddpm; valid: ddpm, "],
+        ("--help", "--config", "other.yaml"): ["(other.yaml: -0.4; default: -1.2; ", "(default: 1000000; ", "runs/x; "],
+    }.items():
+        with pytest.raises(SystemExit):
+            run(*argv)
+        text = " ".join(capsys.readouterr().out.split())
+        assert all(value in text for value in values)
+
+
+def test_known_flags_of_other_programs_name_keys() -> None:
+    keys = {".".join(path) for path, _ in walk({"": Config})}
+    for name, hint in HABITS.items():
+        assert name not in Config.model_fields
+        assert re.split("[, ]", hint)[0] in (*keys, "the", "CUDA_VISIBLE_DEVICES", "`accelerate"), hint
 
 
 @pytest.mark.parametrize(
