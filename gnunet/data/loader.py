@@ -1,17 +1,22 @@
 """The training loader: which examples each rank's micro-batches hold, and the workers that load them."""
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from gnunet.data.dataset import TrainingDataset
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, TrainingError
+
+log = logging.getLogger(__name__)
 
 
 def training_loader(
@@ -24,9 +29,9 @@ def training_loader(
     """A loader of one rank's micro-batches, as `TrainingDataset.__getitems__` returns them.
 
     `sizes` are the arguments of `MicroBatchSampler`. The batches do not depend on num_workers. The loader keeps no
-    state: to resume, make another with a later `first`.
+    state: to resume, make another with a later `first`. Its iterators raise TrainingError if a worker fails.
     """
-    return DataLoader(
+    return TrainingLoader(
         dataset,
         batch_sampler=MicroBatchSampler(**sizes),
         num_workers=num_workers,
@@ -34,6 +39,37 @@ def training_loader(
         pin_memory=pin_memory,
         worker_init_fn=_ignore_signals_in_worker,
         prefetch_factor=4 if num_workers else None,
+    )
+
+
+class TrainingLoader(DataLoader):
+    """A DataLoader that raises what its workers cannot handle as TrainingError."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        batches = None
+        try:
+            batches = super().__iter__()
+            yield from batches
+        except Exception as error:
+            if batches is not None:
+                for worker in batches._workers:  # torch waits 5 seconds for each
+                    worker.terminate()
+                with suppress(RuntimeError):  # which torch raises whenever a child ends, until this is done
+                    batches._shutdown_workers()
+            raise worker_failure(error) from error
+
+
+def worker_failure(error: Exception) -> TrainingError:
+    """The error for users of an exception that torch raises for a worker that died or raised one itself."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # A worker's own exception comes with its traceback, which ends with it.
+    reason = lines[-1] if "Traceback" in str(error) else lines[0]
+    return TrainingError(
+        f"a data loader worker failed: {reason.strip().rstrip('.')}. The same command resumes from the newest "
+        "checkpoint; data.num_workers 0 loads images in the training process"
     )
 
 
@@ -81,27 +117,43 @@ class MicroBatchSampler(Sampler[list[int]]):
         return len(self.steps) * (self.batch_size // self.stride)
 
 
-class SharedMemoryBatch:
+class PackedBatch:
     """A batch that leaves a worker as one block of shared memory and arrives as a dict of tensors.
 
     torch passes each tensor through a separate connection, which for a few images takes longer than loading them:
-    one block instead of five doubles the loader's speed.
+    one block instead of five doubles the loader's speed. Where /dev/shm has no room for the block it goes through the
+    worker's pipe. torch shares tensors where they are pickled, in a thread whose errors never reach the trainer, which
+    would wait for the batch indefinitely; so it is shared here.
     """
 
     def __init__(self, batch: dict[str, torch.Tensor]):
-        self.batch = batch
+        self.layout, blocks = [], []
+        # Widest types first, so that each tensor begins at a multiple of its element size.
+        for name, tensor in sorted(batch.items(), key=lambda item: -item[1].element_size()):
+            block = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+            self.layout.append((name, tensor.dtype, tensor.shape, tensor.stride(), block.numel()))
+            blocks.append(block)
+        self.block = torch.cat(blocks)
+        try:
+            self.block.share_memory_()
+        except RuntimeError:  # which leaves the block as it was
+            _warn_of_little_shared_memory(len(self.block))
 
     def __reduce__(self) -> tuple:
-        layout, blocks = [], []
-        # Widest types first, so that each tensor begins at a multiple of its element size.
-        for name, tensor in sorted(self.batch.items(), key=lambda item: -item[1].element_size()):
-            block = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
-            layout.append((name, tensor.dtype, tensor.shape, tensor.stride(), block.numel()))
-            blocks.append(block)
-        return _split_block, (torch.cat(blocks), layout)
+        return _unpack, (self.block if self.block.is_shared() else self.block.numpy(), self.layout)
 
 
-def _split_block(block: torch.Tensor, layout: list[tuple]) -> dict[str, torch.Tensor]:
+@cache
+def _warn_of_little_shared_memory(num_bytes: int) -> None:
+    log.warning(
+        "/dev/shm has no room for a batch of %.1f MB: batches are copied through pipes, which is slower (with Docker, "
+        "--shm-size=1g)",
+        num_bytes / 1e6,
+    )
+
+
+def _unpack(block: Any, layout: list[tuple]) -> dict[str, torch.Tensor]:
+    block = torch.as_tensor(block)
     blocks = block.split([size for *_, size in layout])
     return {
         name: block.view(dtype).as_strided(shape, stride, block.storage_offset() // dtype.itemsize)
@@ -111,7 +163,7 @@ def _split_block(block: torch.Tensor, layout: list[tuple]) -> dict[str, torch.Te
 
 def _collate(batch: Any) -> Any:
     # The data set returns collated batches.
-    return SharedMemoryBatch(batch) if get_worker_info() else batch
+    return PackedBatch(batch) if get_worker_info() else batch
 
 
 def _ignore_signals_in_worker(worker: int) -> None:

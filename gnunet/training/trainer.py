@@ -21,6 +21,7 @@ from torch.distributed import DistError
 from gnunet.checkpoint.checkpoint import TrainState
 from gnunet.checkpoint.run_dir import RunDir
 from gnunet.config import Config
+from gnunet.data.loader import worker_failure
 from gnunet.diffusion import NoiseLevel
 from gnunet.distributed.accelerator import close, fresh_accelerate_state, keep_freed_memory, make_accelerator
 from gnunet.distributed.launch import is_distributed_launch
@@ -278,6 +279,8 @@ def _errors_for_users(run: RunDir) -> Iterator[None]:
             "from the newest"
         ) from error
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):  # torch raises it wherever the trainer is when a worker dies
+            raise worker_failure(error) from error
         if not is_distributed_launch() or not (isinstance(error, DistError) or "gloo" in str(error)):
             raise
         # The first sentence, without the place in gloo's source that it begins with.

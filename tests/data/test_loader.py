@@ -1,3 +1,5 @@
+import multiprocessing
+import os
 import signal
 
 import numpy as np
@@ -6,7 +8,7 @@ import torch
 
 from gnunet.data import TrainingDataset, training_loader
 from gnunet.data.loader import MicroBatchSampler
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, DataError, TrainingError
 
 
 @pytest.fixture
@@ -71,6 +73,57 @@ def test_batches_from_workers_keep_types_and_strides(table, channels):
     for name, tensor in here.items():
         assert torch.equal(there[name], tensor)
         assert (there[name].dtype, there[name].stride()) == (tensor.dtype, tensor.stride())
+
+
+@pytest.fixture
+def hard_loader(examples, monkeypatch):
+    """`hard_loader(fault)`: a loader with two workers, in which `fault` is called for the examples from 32 on."""
+
+    def make(fault):
+        def getitems(self, indices, original=TrainingDataset.__getitems__):
+            if indices[0] >= 32:
+                fault()
+            return original(self, indices)
+
+        monkeypatch.setattr(TrainingDataset, "__getitems__", getitems)
+        return training_loader(examples, first=0, last=64, batch_size=16, micro_batch_size=16, num_workers=2)
+
+    return make
+
+
+def fail(error):
+    raise error
+
+
+FAULTS = {
+    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "worker"),
+    "bus error": (lambda: os.kill(os.getpid(), signal.SIGBUS), "worker"),
+    "KeyError": (lambda: fail(KeyError("lost")), "KeyError: 'lost'"),
+    "OSError": (lambda: fail(OSError(5, "bad disk")), "OSError: .*bad disk"),
+    "MemoryError": (lambda: fail(MemoryError()), "MemoryError"),
+    "DataError": (lambda: fail(DataError("bad data")), "DataError: bad data"),
+}
+
+
+@pytest.mark.parametrize(("fault", "named"), FAULTS.values(), ids=FAULTS)
+def test_worker_that_fails_ends_the_iteration(hard_loader, fault, named):
+    with pytest.raises(TrainingError, match=f"{named}.*data.num_workers"):
+        list(hard_loader(fault))
+
+
+def test_worker_that_is_killed_while_it_waits(hard_loader):
+    batches = iter(hard_loader(lambda: None))
+    next(batches)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(TrainingError, match="worker"):
+        list(batches)
+
+
+def test_batches_arrive_without_shared_memory(examples, monkeypatch):
+    expected = load(examples, num_workers=2)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", lambda tensor: fail(RuntimeError("No space left on device")))
+    assert load(examples, num_workers=2) == expected
 
 
 GROUP = """

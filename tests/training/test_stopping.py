@@ -1,5 +1,7 @@
-"""A signal while a run validates or samples: it ends soon, with a checkpoint, and the resumed run does it again."""
+"""A signal while a run validates or samples: it ends soon, with a checkpoint, and the resumed run does it again. So it
+does if a loader's worker is killed."""
 
+import multiprocessing
 import signal
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from gnunet.checkpoint import trained_model as loading
 from gnunet.checkpoint.checkpoint import newest_checkpoint, read_state
+from gnunet.errors import TrainingError
 from gnunet.evaluation import validation
 from gnunet.training import fit
 from tests.runs import assert_same_run
@@ -59,3 +62,11 @@ def test_it_ends_soon_with_a_checkpoint_and_goes_on_with_the_same_bits(
     assert newest.name == "000000032" and read_state(newest).reported < 32
     assert "resuming" in run_ranks(world, tiny("run", *flags))[0]
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_worker_that_is_killed_ends_the_run(tiny):
+    def kill_worker(step):
+        multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(TrainingError, match="worker .*data.num_workers"):
+        fit(tiny("run", "--data.num_workers", "1"), kill_worker)
