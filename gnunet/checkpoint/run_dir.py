@@ -6,6 +6,7 @@ import shutil
 import socket
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -16,10 +17,12 @@ from gnunet.files import atomic_write
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
 
 KEYS_ALLOWED_TO_CHANGE = (
-    "run_dir", "data.num_workers", "data.cache_dir", "model.activation_checkpointing", "train.micro_batch_size",
+    "run_dir", "data.source", "data.split", "data.image_column", "data.label_column", "data.subset", "data.on_error",
+    "data.num_workers", "data.cache_dir", "model.activation_checkpointing", "train.micro_batch_size",
     "train.cuda_graph", "train.keep_checkpoints", "train.max_nonfinite_steps", "train.timeout", "train.trackers",
 )  # fmt: skip
-"""Keys that may differ when a run is resumed: they affect paths, speed and memory, not what is computed."""
+"""Keys that may differ when a run is resumed: they affect paths, speed and memory, not what is computed. Those that say
+where the images are may, because a checkpoint's fingerprint says which they are."""
 
 
 FOLDERS = ("checkpoints", "samples", "model")
@@ -135,3 +138,8 @@ class RunDir:
                     shutil.rmtree(leftover, ignore_errors=True)
                 else:
                     leftover.unlink()
+
+    def write_settings(self, data: dict[str, Any]) -> None:
+        """Write config.yaml anew, and `data`, what the run trains on, to data.json."""
+        atomic_write(self.config_file, to_yaml(self.config))
+        atomic_write(self.path / "data.json", json.dumps(data, indent=1) + "\n")

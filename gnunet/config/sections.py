@@ -43,7 +43,8 @@ class DataConfig(Section):
     """`noto_emoji` (embedded), a folder of images (class subfolders give labels), a folder of idx files
     (MNIST's format), a local .parquet or .arrow file or folder of them, or a Hugging Face hub name."""
     split: Text = "train"
-    """Split to use if the source has several."""
+    """Split to use if the source has several, by the names of folders or files. In a folder of images, all takes no
+    name for a split."""
     image_column: Text | None = None
     """Column with the images; null looks for a usual name (`image`, `img`, ...)."""
     label_column: Text | None = None
@@ -59,9 +60,9 @@ class DataConfig(Section):
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of replacing a label by the null label, as classifier-free guidance needs, if class_conditional."""
     validation_images: NonNegativeInt = 0
-    """Images held out for the validation loss; 0 validates on training images."""
+    """Images held out for the validation loss; 0 validates on training images. One of each class always trains."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What to do with an image that cannot be decoded: raise an error with its name before training, or skip it."""
+    """What to do with images that cannot be decoded: raise an error with their names before training, or skip them."""
     num_workers: NonNegativeInt = 2
     """Data loader workers per process; 0 loads in the training process."""
     cache_dir: Text | None = None

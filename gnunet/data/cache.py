@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, content_finge
 from gnunet.data.rows import read_labels, select_rows
 from gnunet.data.sources import Source, open_source
 from gnunet.environment import num_cpus
-from gnunet.errors import DataError
+from gnunet.errors import DataError, first_few
 from gnunet.files import atomic_directory
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,7 @@ LABELS_FILE = "labels.bin"
 METADATA_FILE = "table.json"
 MAX_PENDING = 256  # images read ahead of the decoding
 MAX_PENDING_BYTES = 2**28  # size of their files, if there is more than one
-MAX_REPORTED = 20  # corrupted images that are kept by name
-HOW_TO_SKIP = "; fix or remove it, or set data.on_error to skip"
+MAX_REPORTED = 5  # corrupted images that are kept by name
 
 
 def load_images(
@@ -50,8 +50,8 @@ def load_images(
 
     The first call decodes; later ones, by any process, find the result in the cache directory (cache_dir,
     else $GNUNET_CACHE, else gnunet in the user's cache directory), keyed by everything that decides the pixels.
-    It is written atomically; processes that need the same images wait for the first. If the size or date of a
-    source's file has changed, or the cache is corrupted, images are decoded again.
+    It is written atomically; processes that need the same images wait for the first. If a source's file has changed
+    (`file_fingerprint`), or the cache is corrupted, images are decoded again.
 
     Args:
         source, split, image_column, label_column, subset, resolution, on_error: as the keys of `data`.
@@ -60,10 +60,16 @@ def load_images(
         progress: called with (images done, images in all) while decoding.
 
     Raises:
-        DataError: a source, split, column or value that does not exist, a corrupted image (unless on_error is
-            "skip"), no usable image, no labels although required, or a cache that cannot be written.
+        DataError: a source, split, column or value that does not exist, an image that is corrupted or of a format
+            that is not read (unless on_error is "skip"), no usable image, no labels although required, or a different
+            one for each image, or a cache that cannot be written.
     """
     opened = open_source(source, split, image_column, label_column)
+    if opened.unreadable and on_error == "raise":
+        raise DataError(
+            f"{opened.name} has {len(opened.unreadable)} images of formats that are not read, beside {len(opened)}: "
+            f"{first_few(opened.unreadable)}; convert or remove them, or set data.on_error to skip"
+        )
     decides_pixels = {
         "version": decode.VERSION, "pillow": PIL.__version__, "source": opened.fingerprint, "split": split,
         "image_column": image_column, "label_column": label_column, "subset": dict(subset or {}),
@@ -79,7 +85,7 @@ def load_images(
                     rows = select_rows(opened, subset or {})
                     labels = _find_labels(opened, rows, are_required=label_column is not None)
                     with atomic_directory(folder) as temporary:
-                        _build(temporary, opened, rows, *labels, resolution, channels, on_error, progress)
+                        _build(temporary, opened, rows, *labels, resolution, channels, progress)
                     images = _read_cache(folder)
         if images is None:
             raise OSError(f"{folder} cannot be read back")
@@ -90,14 +96,23 @@ def load_images(
         ) from error
     if images.broken:
         if on_error == "raise":
-            raise DataError(images.broken[0] + HOW_TO_SKIP)
+            more = f"; {images.skipped} in all: {'; '.join(images.broken)}" if images.skipped > 1 else ""
+            raise DataError(f"{images.broken[0]}{more}; fix or remove what is corrupted, or set data.on_error to skip")
         log.warning("skipped %d corrupted images, for instance %s", images.skipped, images.broken[0])
-    if class_conditional and images.labels is None:
-        raise DataError(
-            f"data.class_conditional is true, but no column of {opened.name} is known to hold labels; set "
-            f"data.label_column to one of {', '.join(opened.columns)}"
+    if opened.unreadable:
+        log.warning(
+            "skipped %d images of formats that are not read, for instance %s",
+            len(opened.unreadable),
+            opened.unreadable[0],
         )
-    return images
+    if class_conditional and images.labels is None:
+        raise DataError(f"data.class_conditional is true, but {opened.name} has no labels: {opened.label_advice}")
+    if class_conditional and images.num_classes == len(images) > 2:
+        raise DataError(
+            f"data.class_conditional is true, but each of the {len(images)} images of {opened.name} has a class of its "
+            f"own (data.label_column {opened.label_column})"
+        )
+    return replace(images, unread=opened.unread)
 
 
 def cache_folder(configured: str | None) -> Path:
@@ -142,7 +157,6 @@ def _build(
     class_names: tuple[str, ...],
     resolution: int,
     channels: int,
-    on_error: str,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Decode the given rows of a source into an existing folder."""
@@ -152,22 +166,20 @@ def _build(
     with open(folder / IMAGES_FILE, "wb") as file:
         for i, result in enumerate(_decode_all(source.iter_images(rows), resolution, channels)):
             if isinstance(result, BaseException):
-                message = f"{source.describe_row(int(rows[i]))} cannot be decoded: {result}"
-                if on_error == "raise":
-                    raise DataError(message + HOW_TO_SKIP) from result
                 is_valid[i] = False
-                broken.append(message)
+                broken.append(f"{source.describe_row(int(rows[i]))} cannot be decoded: {result}")
             else:
                 file.write(result.data)
                 digest.update(result.data)
             if progress:
                 progress(i + 1, len(rows))
     if not is_valid.any():
-        raise DataError(f"{source.name} has no usable image; the first: {broken[0]}")
+        raise DataError(f"{source.name} has no usable image: {'; '.join(broken[:MAX_REPORTED])}")
     shape = (int(is_valid.sum()), resolution, resolution, channels)
     if labels is not None:
-        labels = labels[is_valid]
-        labels.tofile(folder / LABELS_FILE)
+        occurring, labels = np.unique(labels[is_valid], return_inverse=True)
+        class_names = tuple(class_names[label] for label in occurring)
+        labels.astype(np.int64).tofile(folder / LABELS_FILE)
     metadata = {
         "shape": shape,
         "has_labels": labels is not None,

@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class DecodedImages:
     skipped: int = 0  # number of corrupted images that were left out (data.on_error: skip)
     broken: tuple[str, ...] = ()  # what is wrong with them, for the first ones
     folder: Path | None = None  # the cache that the images are mapped from; None if they are in memory
+    unread: Mapping[str, int] = field(default_factory=dict)  # other files in the source's folder, by suffix
 
     @classmethod
     def from_arrays(

@@ -14,18 +14,28 @@ def row_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     return generator(seed, StreamKey.ROW, epoch).permutation(num_rows)
 
 
-def split_rows(num_rows: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(
+    num_rows: int, validation_images: int, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into those to train on and those held out, both ascending int64, independent of a run's seed.
+
+    With `labels`, int (num_rows,), one row of each class stays to train on.
 
     Raises:
         DataError: no rows would be left to train on.
     """
-    if validation_images >= num_rows:
+    order = generator(0, StreamKey.HOLDOUT, 0).permutation(num_rows)
+    kept = min(1, num_rows)
+    if labels is not None and num_rows:
+        _, last = np.unique(labels[order[::-1]], return_index=True)  # those that are drawn last
+        last = num_rows - 1 - last
+        order, kept = np.append(np.delete(order, last), order[last]), len(last)
+    if validation_images > num_rows - kept:
+        what = "images" if labels is None else f"images of each of the {kept} classes"
         raise DataError(
             f"data.validation_images: {validation_images} given, for {num_rows} images in all; valid: 0 to "
-            f"{num_rows - 1}, so that images to train on are left"
+            f"{num_rows - kept}, so that {what} to train on are left"
         )
-    order = generator(0, StreamKey.HOLDOUT, 0).permutation(num_rows)
     return np.sort(order[validation_images:]), np.sort(order[:validation_images])
 
 

@@ -47,7 +47,7 @@ def read_labels(source: Source, rows: np.ndarray) -> tuple[np.ndarray | None, tu
             found = "no label" if label is None else f"a {type(label).__name__}"
             raise DataError(
                 f"{source.describe_row(int(row))} has {found} in the column {source.label_column!r}; valid: strings, "
-                f"integers or booleans. Set data.label_column to one of {quoted(source.columns)}"
+                f"integers or booleans; {source.label_advice}"
             )
     occurring = set(labels)
     classes = [name for name in order if name in occurring] if order else _distinct(labels)

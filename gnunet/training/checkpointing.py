@@ -49,6 +49,7 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | N
             accelerator.scaler.load_state_dict(state.scaler)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        run.write_settings(session.data_summary[0])
         run.metrics.truncate_after(state.reported)
         run.timing.truncate_after(state.reported)
         if checkpoint is not None:  # what the run had still to do when it was killed after writing it
@@ -83,7 +84,10 @@ def start_trackers(session: Session, run: RunDir, state: TrainState) -> None:
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
     """Raise an error if the same configuration would now compute something else than before the checkpoint."""
     if saved.data != session.train_set.metadata:
-        raise DataError(f"{session.config.data.source}: these are not the images that {checkpoint} was trained on")
+        raise DataError(
+            f"data.source {session.config.data.source}: these are not the images and classes that {checkpoint} was "
+            "trained on"
+        )
     if saved.normalized_by != session.batch_norm_scope:
         before, now = (
             " and ".join(f"{name} {value}" for name, value in scope.items())

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from gnunet.data import DecodedImages, TrainingDataset, ValidationSet, load_imag
 from gnunet.diffusion import NoiseLevel, Process, make_process, to_unit_range
 from gnunet.distributed import fsdp
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
+from gnunet.errors import first_few
 from gnunet.models import UNet2D
 from gnunet.norms import NORMS, running_buffers, update_bn_stats
 from gnunet.training import cuda_graph
@@ -47,7 +49,29 @@ def load_run_data(config: Config) -> RunData:
     """The images that a configuration trains and validates on. Raises DataError if they cannot be loaded."""
     # One process fills the cache, the others wait for it.
     table = load_images(**image_kwargs(config.data), channels=config.model.in_channels, progress=decode_progress())
-    return RunData(table, *split_rows(len(table.images), config.data.validation_images))
+    labels = table.labels if config.data.class_conditional else None
+    return RunData(table, *split_rows(len(table.images), config.data.validation_images, labels))
+
+
+def summarize_data(data: RunData, train_set: TrainingDataset) -> tuple[dict[str, Any], str]:
+    """What is trained on and what is left out, as a record and as a line for the terminal."""
+    metadata, table = train_set.metadata, data.table
+    counts = metadata["class_counts"]
+    record = {
+        "images": metadata["num_images"],
+        "classes": None if counts is None else dict(zip(metadata["class_names"], counts, strict=True)),
+        "held_out": len(data.validation_rows),
+        "skipped": table.skipped,
+        "unread": dict(sorted(table.unread.items(), key=lambda item: -item[1])),
+        "fingerprint": table.fingerprint,
+    }
+    classes = "without classes" if counts is None else f"of {len(counts)} classes ({min(counts)} to {max(counts)} each)"
+    left_out = f"{record['held_out']} held out, {table.skipped} corrupted skipped"
+    line = f"data: {record['images']} images {classes}, {left_out}"
+    if table.unread:
+        kinds = [f"{count} {suffix}" for suffix, count in record["unread"].items()]
+        line += f"; other files, not read: {first_few(kinds)}"
+    return record, line
 
 
 @dataclass
@@ -61,6 +85,8 @@ class Session:
     """Micro-batches of an optimizer step on each rank."""
     train_set: TrainingDataset
     val_set: ValidationSet
+    data_summary: tuple[dict[str, Any], str]
+    """What `summarize_data` says of the images."""
     unet: UNet2D
     ema: EMA
     strategy: DDPStrategy
@@ -180,7 +206,8 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
         compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
-        train_set=train_set, val_set=run_data.val_set(config.validation), unet=unet, ema=ema, strategy=strategy,
+        train_set=train_set, val_set=run_data.val_set(config.validation),
+        data_summary=summarize_data(run_data, train_set), unet=unet, ema=ema, strategy=strategy,
         process=make_process(**config.diffusion.model_dump()),
         graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,
     )  # fmt: skip

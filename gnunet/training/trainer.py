@@ -110,6 +110,7 @@ def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callbac
     display = Display(images=state.images, total=session.total_images, enabled=accelerator.is_main_process)
     stop = StopSignal(display.announce)
     with stop, display:
+        display.message(session.data_summary[1])
         if checkpoint is not None:
             display.message(f"resuming {checkpoint}")
         if (warning := cpu_warning(session)) is not None:

@@ -1,6 +1,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from gnunet.data import cache, load_images
 from gnunet.data.sources import ImageFolder
@@ -163,7 +165,6 @@ def test_corrupted_image_is_an_error_unless_skipped(folder, load, greys, own_cac
     (folder / "x" / "b.png").write_bytes((folder / "x" / "a.png").read_bytes()[:40])
     with pytest.raises(DataError, match="x/b.png cannot be decoded: .*data.on_error"):
         load(folder)
-    assert caches(own_cache) == []
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
             table = load(folder, on_error="skip")
@@ -172,6 +173,54 @@ def test_corrupted_image_is_an_error_unless_skipped(folder, load, greys, own_cac
         caplog.clear()
     with pytest.raises(DataError, match="b.png cannot be decoded"):
         load(folder)
+
+
+def test_all_corrupted_images_are_counted_and_the_first_named(tmp_path, write_images, load, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_REPORTED", 2)
+    write_images(tmp_path, {"a.png": 1})
+    for name in "bcd":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="b.png.*3 in all: .*c.png.*data.on_error"):
+        load(tmp_path)
+
+
+def test_classes_whose_images_are_all_skipped_are_left_out(folder, load):
+    (folder / "x" / "b.png").unlink()
+    (folder / "x" / "a.png").write_bytes(b"no image")
+    table = load(folder, on_error="skip")
+    assert (table.class_names, table.labels.tolist()) == (("y",), [0])
+
+
+def test_a_class_for_each_image(tmp_path, write_images, load):
+    write_images(tmp_path, {"x/1.png": 1, "y/1.png": 2, "z/1.png": 3})
+    assert load(tmp_path).num_classes == 3
+    with pytest.raises(DataError, match="each of the 3 images.*data.label_column"):
+        load(tmp_path, class_conditional=True)
+
+
+@pytest.mark.parametrize("how", ["written over", "replaced", "files swapped", "folders swapped"])
+def test_files_of_equal_names_sizes_and_dates_are_decoded_again(tmp_path, load, greys, how):
+    """Bitmaps of one size are files of one size."""
+    files = [tmp_path / "images" / name / "1.bmp" for name in "xy"]
+
+    def write(file: Path, value: int) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), value).save(file)
+        os.utime(file, (10**9, 10**9))
+
+    for i, file in enumerate(files):
+        write(file, i)
+    assert greys(load(tmp_path / "images")) == [0, 1]
+    if how == "written over":
+        write(files[1], 0), write(files[0], 1)
+    elif how == "replaced":
+        for i, file in enumerate(files):
+            write(tmp_path / "new.bmp", 1 - i)
+            (tmp_path / "new.bmp").rename(file)
+    else:
+        a, b = files if how == "files swapped" else [file.parent for file in files]
+        a.rename(tmp_path / "aside"), b.rename(a), (tmp_path / "aside").rename(b)
+    assert greys(load(tmp_path / "images")) == [1, 0]
 
 
 def test_corrupted_row_is_named(tmp_path, load):

@@ -94,3 +94,16 @@ def test_split_rows():
     assert len(split_rows(100, 0)[1]) == 0
     with pytest.raises(DataError, match="data.validation_images.*0 to 99"):
         split_rows(100, 100)
+
+
+def test_a_row_of_each_class_is_never_held_out():
+    labels = np.array([0] * 97 + [1, 2, 3])
+    for held_out in (0, 10, 50, 96):
+        train, validation = split_rows(100, held_out, labels)
+        assert sorted([*train, *validation]) == list(range(100)) and len(validation) == held_out
+        assert set(labels[train]) == {0, 1, 2, 3}
+    with pytest.raises(DataError, match="data.validation_images.*0 to 96.*4 classes"):
+        split_rows(100, 97, labels)
+    frequent = np.arange(100) % 2
+    for rows, expected in zip(split_rows(100, 10, frequent), split_rows(100, 10), strict=True):
+        np.testing.assert_array_equal(rows, expected)

@@ -6,7 +6,7 @@ from pathlib import Path
 import gnunet
 from gnunet.data.sources.base import Source
 from gnunet.data.sources.idx import IdxFolder
-from gnunet.data.sources.image_folder import ImageFolder
+from gnunet.data.sources.image_folder import ImageFolder, is_image_name
 from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
 from gnunet.errors import DataError
 
@@ -38,21 +38,33 @@ def _open_path(path: Path, split: str) -> Source | None:
     files = visible_files(path) if path.is_dir() else [path]
     for cls in SOURCES:
         if cls.accepts(path, files):
+            images = [file for file in files if is_image_name(file)]
+            if images and path.is_dir() and cls is not ImageFolder:
+                others = [file for file in files if cls.accepts(path, [file])] or files
+                raise DataError(
+                    f"data.source: {path} has images, such as {images[0]}, and {others[0]}, which is read as "
+                    f"{cls.__name__}; valid: a folder with one of these, or the path of a table"
+                )
             return cls(path, files, split)
     raise DataError(f"data.source: {path} given; valid: a folder, or a .parquet or .arrow file")
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; links are followed, hidden files and folders left out."""
-    files, seen = [], set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link to a folder above
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
-        files += [Path(path) for path in paths if os.path.isfile(path)]
+    """All files below a folder, sorted; links are followed, hidden files and folders left out.
+
+    A folder that can be reached in several ways counts once, under its own path if that is below `folder`.
+    """
+    files, seen, linked = [], set(), [str(folder)]
+    for root in linked:  # which grows
+        for parent, subfolders, names in os.walk(root):
+            if (real := os.path.realpath(parent)) in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            linked += [path for name in subfolders if os.path.islink(path := os.path.join(parent, name))]
+            paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
+            files += [Path(path) for path in paths if os.path.isfile(path)]
     return sorted(files)
 
 

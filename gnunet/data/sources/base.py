@@ -1,6 +1,9 @@
 """What a data source is, and what sources share."""
 
+import hashlib
+import logging
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,14 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from gnunet.errors import DataError, did_you_mean, quoted
+from gnunet.errors import DataError, did_you_mean, first_few, quoted
+
+log = logging.getLogger(__name__)
 
 SPLITS = {
     "train": "train", "training": "train",
     "test": "test", "testing": "test", "t10k": "test",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation", "eval": "validation",
+    "evaluation": "validation",
 }  # fmt: skip
 """Words in the names of files and folders -> the split that they stand for."""
+_FILLERS = ("", "data", "dataset", "image", "images", "img", "imgs", "split", "x")
+MAX_DIGESTS = 64
+"""Files of a source of which the beginning and the end are read to notice a change."""
+DIGEST_BYTES = 2**16
 
 
 class Source(ABC):
@@ -28,6 +38,8 @@ class Source(ABC):
 
     name: str  # in error messages
     fingerprint: Any  # JSON value that changes with the content, such as `file_fingerprint(files)`
+    unread: Mapping[str, int] = {}  # numbers of files that are not read, by suffix
+    unreadable: Sequence[Path] = ()  # those of them that are images
     class_names: Sequence[str] | None = None  # the labels that there may be, in order; None sorts those that occur
 
     @classmethod
@@ -68,6 +80,11 @@ class Source(ABC):
         """The names that `data.image_column`, `data.label_column` and `data.subset` may use."""
         return ["image"] if self.labels() is None else ["image", "label"]
 
+    @property
+    def label_advice(self) -> str:
+        """How to give a source labels."""
+        return "valid: a folder for each class, and every image in one"
+
     def choose_columns(self, image_column: str | None, label_column: str | None) -> None:
         """Use these columns; None leaves the choice to the source. DataError if one does not exist."""
         for key, column in (("data.image_column", image_column), ("data.label_column", label_column)):
@@ -86,17 +103,59 @@ class Source(ABC):
 
 
 def file_fingerprint(files: Iterable[Path]) -> list[list]:
-    """Path, size and modification time of each file."""
-    stats = [(os.path.abspath(file), file.stat()) for file in files]
-    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    """What changes with any of the files: their paths, sizes, times of modification and of the last change of any kind,
+    and digests of a sample.
+
+    Times of change cannot be set, unlike those of modification. What is not noticed: content that changes while a file
+    system keeps this time, in a file or a place that the sample does not hold.
+    """
+    paths = [os.path.abspath(file) for file in files]
+    stats = [os.stat(path) for path in paths]
+    step = max(1, -(-len(paths) // MAX_DIGESTS))
+    digests = [_ends_digest(path, stat.st_size) for path, stat in zip(paths[::step], stats[::step], strict=True)]
+    return [
+        *([path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in zip(paths, stats, strict=True)),
+        digests,
+    ]
 
 
-def choose_split(name: str, found: Mapping[str | None, list], split: str) -> list:
-    """One split's items of the source `name`, from {split: items}; the key None is for items that name no split."""
-    if set(found) <= {None}:
-        return found.get(None, [])
-    wanted = split if split in found else SPLITS.get(split, split)
+def _ends_digest(path: str, size: int) -> str:
+    """sha256 of a file's first and last DIGEST_BYTES; empty if it cannot be read, which the decoder reports."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.sha256(file.read(DIGEST_BYTES))
+            file.seek(max(0, size - DIGEST_BYTES))
+            digest.update(file.read(DIGEST_BYTES))
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+def split_of_folder(name: str) -> str | None:
+    """The split that a folder's name stands for, such as `test`, `Train_images` or `val2017`; None if it is another."""
+    words = {word.removesuffix("set") for word in re.findall("t10k|[a-z]+", name.lower())} - {*_FILLERS}
+    return SPLITS.get(words.pop()) if len(words) == 1 else None
+
+
+def split_of_file(name: str) -> str | None:
+    """The split that a file's name has among its words, such as `cifar10-test-00000-of-00001`; None if none or two."""
+    found = {SPLITS[word] for word in re.findall("t10k|[a-z]+", name.lower()) if word in SPLITS}
+    return found.pop() if len(found) == 1 else None
+
+
+def choose_split(name: str, found: Mapping[str | None, list], split: str, hint: str = "") -> list:
+    """One split's items of the source `name`, from {split: items}; the key None is for items that name no split.
+
+    Raises:
+        DataError: there is no such split. A source without splits has `train`, and the one that it is named after.
+    """
+    wanted = split if split in found else SPLITS.get(split.lower(), split)
+    own = (split_of_file if Path(name).suffix else split_of_folder)(Path(name).stem)
+    known = {key for key in found if key is not None} or {"train", own or "train"}
+    if wanted not in known:
+        raise DataError(f"data.split: {name} has no split {split!r}; valid: {', '.join(sorted(known))}{hint}")
     if wanted not in found:
-        known = ", ".join(sorted(key for key in found if key is not None))
-        raise DataError(f"data.split: {name} has no split {split!r}; valid: {known}")
+        return found.get(None, [])
+    if unnamed := found.get(None):
+        log.warning("%s: only the split %s is read, not %s", name, wanted, first_few(unnamed))
     return found[wanted]

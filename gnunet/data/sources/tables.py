@@ -1,7 +1,6 @@
 """Tables as data sources: parquet and arrow files, folders written by `save_to_disk`, data sets of the hub."""
 
 import os
-import re
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gnunet.data.sources.base import SPLITS, Source, choose_split, file_fingerprint
+from gnunet.data.sources.base import SPLITS, Source, choose_split, file_fingerprint, split_of_file, split_of_folder
 from gnunet.errors import DataError, quoted
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "png", "jpg", "jpeg", "webp")
@@ -39,6 +38,19 @@ class Table(Source):
     @property
     def columns(self) -> list[str]:
         return list(self.features)
+
+    @property
+    def label_advice(self) -> str:
+        kinds = ("string", "large_string", "bool", "int", "uint")
+        typed = {name: feature.dtype for name, feature in self.features.items() if isinstance(feature, datasets.Value)}
+        found = [name for name, dtype in typed.items() if dtype.rstrip("0123456789") in kinds]
+        classes = [name for name, feature in self.features.items() if isinstance(feature, datasets.ClassLabel)]
+        return (
+            f"set data.label_column to the one that holds classes, a few values for many images, of "
+            f"{quoted([*classes, *found])}"
+            if classes or found
+            else "none of its columns can hold classes (strings, integers or booleans)"
+        )
 
     def choose_columns(self, image_column: str | None, label_column: str | None) -> None:
         super().choose_columns(image_column, label_column)
@@ -195,8 +207,9 @@ class SavedDataset(DatasetRows):
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         with _as_data_error(path):
             loaded = datasets.load_from_disk(str(path))
-        if isinstance(loaded, datasets.DatasetDict):
-            loaded = choose_split(str(path), {name: [part] for name, part in loaded.items()}, split)[0]
+        if not isinstance(loaded, datasets.DatasetDict):
+            loaded = {str(loaded.split) if str(loaded.split) in SPLITS else None: loaded}
+        loaded = choose_split(str(path), {name: [part] for name, part in loaded.items()}, split)[0]
         with _as_data_error(path):
             super().__init__(str(path), _validate_buffers(loaded))
 
@@ -219,16 +232,16 @@ def open_hub_dataset(name: str, split: str) -> DatasetRows:
 
 
 def table_files(path: Path, files: list[Path], split: str) -> list[Path]:
-    """The parquet or arrow files among those at `path`; of one split, if their names or folders begin with one."""
+    """The parquet or arrow files among those at `path`; of one split, if their names or folders name one."""
     files = [file for file in files if file.suffix in (".parquet", ".arrow")]
     if len({file.suffix for file in files}) > 1:
         raise DataError(f"{path} has .arrow and .parquet files; valid: one kind of them")
     found: dict[str | None, list] = defaultdict(list)
     for file in files:
         # Such as train-00000-of-00002.parquet or train/0000.parquet.
-        names = [] if file == path else [file.stem, file.relative_to(path).parent.name]
-        words = (re.split(r"[^a-z0-9]", name.lower(), maxsplit=1)[0] for name in names)
-        found[next((SPLITS[word] for word in words if word in SPLITS), None)].append(file)
+        folders = () if file == path else file.relative_to(path).parts[:-1]
+        splits = [*map(split_of_folder, folders), None if file == path else split_of_file(file.stem)]
+        found[next(filter(None, splits), None)].append(file)
     return choose_split(str(path), found, split)
 
 

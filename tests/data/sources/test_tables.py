@@ -95,6 +95,40 @@ def test_splits_keep_their_own_names(rows, tmp_path, load, greys):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [("cifar10-train", "cifar10_test"), ("TRAIN", "val"), ("train/a/0", "test/a/0"), ("train", "eval")],
+    ids=str,
+)
+def test_splits_in_any_word_of_a_name(rows, tmp_path, load, greys, names):
+    for i, name in enumerate(names):
+        file = tmp_path / f"{name}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows.select([i]).to_parquet(file)
+    assert greys(load(tmp_path)) == [0]
+
+
+@pytest.mark.parametrize("kind", ["parquet file", "save_to_disk"])
+def test_split_of_a_table_without_splits(kind, rows, tmp_path, load):
+    with pytest.raises(DataError, match="data.split.*'test'.*valid: train"):
+        load(store(kind, rows, tmp_path), split="test")
+
+
+def test_saved_split_is_not_taken_for_another(rows, tmp_path, load, greys):
+    datasets.Dataset.from_dict({"image": [png(5)]}, split="test").save_to_disk(tmp_path)
+    with pytest.raises(DataError, match="data.split.*valid: test"):
+        load(tmp_path)
+    assert greys(load(tmp_path, split="test")) == [5]
+
+
+def test_columns_advised_for_labels_can_hold_classes(tmp_path, load):
+    write(tmp_path / "a.parquet", img=[png(i) for i in range(3)], name=["a", "b", "c"], size=[0.5] * 3, boxes=[[1]] * 3)
+    with pytest.raises(DataError, match=r"data.label_column .* of 'name'$"):
+        load(tmp_path / "a.parquet", class_conditional=True)
+    with pytest.raises(DataError, match="each of the 3 images.*data.label_column name"):
+        load(tmp_path / "a.parquet", class_conditional=True, label_column="name")
+
+
+@pytest.mark.parametrize(
     ("column", "names", "labels"),
     [("size", ("10", "20", "30"), [2] * 4 + [1] * 4 + [0] * 2), ("round", ("false", "true"), [1, 0] * 5)],
 )
