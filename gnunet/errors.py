@@ -1,6 +1,7 @@
 """Errors whose text is meant for the user, and how command-line programs report them. Any other exception is a bug."""
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -75,11 +76,17 @@ def did_you_mean_path(path: Path) -> str:
 
 
 def run_cli(program: Callable[[], int | None]) -> int:
-    """The exit status of a program's main function: its result (0 for None), 2 on GnunetError, or 130 on Ctrl-C."""
+    """The exit status of a program's main function: its result (0 for None), 2 on GnunetError and where a disk is full
+    or read-only, or 130 on Ctrl-C."""
     try:
         return program() or 0
     except GnunetError as error:
         print_error(error)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print_error(GnunetError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"))
         return 2
     except KeyboardInterrupt:  # outside of training, which handles signals itself
         return 130

@@ -73,6 +73,7 @@ def sample(arguments: argparse.Namespace) -> None:
                     write_picture(image_file(out, index), picture, fsync=False)
             progress(indices[-1] + 1)
         accelerator.wait_for_everyone()
+        progress(num_images)
         if accelerator.is_main_process:
             seconds = time.perf_counter() - start
             files = record.files(out)[:MAX_GRID_IMAGES]

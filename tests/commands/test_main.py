@@ -1,5 +1,7 @@
 """The console command and what `import gnunet` loads."""
 
+import errno
+import os
 import subprocess
 import sys
 import zipfile
@@ -9,6 +11,7 @@ import pytest
 
 import gnunet
 from gnunet.__main__ import COMMANDS, main
+from gnunet.errors import run_cli
 
 ROOT = Path(__file__).parents[2]
 SOURCE_SUFFIXES = (".py", ".j2", ".cu", ".h")
@@ -71,3 +74,13 @@ def test_wheel_has_the_configs_the_data_and_the_command(tmp_path):
     expected |= {"gnunet/assets/noto_emoji/noto_emoji.parquet", "gnunet/assets/noto_emoji/LICENSE"}
     assert expected <= names
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "assets/", "configs/"))]
+
+
+def test_full_disk_is_an_error_of_one_line_and_other_failures_are_bugs(capsys):
+    def fail(number: int) -> None:
+        raise OSError(number, os.strerror(number), "runs/x/file")
+
+    assert run_cli(lambda: fail(errno.ENOSPC)) == 2
+    assert capsys.readouterr().err == "error: runs/x/file cannot be written: No space left on device\n"
+    with pytest.raises(PermissionError):
+        run_cli(lambda: fail(errno.EACCES))

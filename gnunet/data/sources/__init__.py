@@ -1,5 +1,6 @@
 """Data sources: what `data.source` may name."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from gnunet.data.sources.base import Source
 from gnunet.data.sources.idx import IdxFolder
 from gnunet.data.sources.image_folder import ImageFolder, is_image_name
 from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
-from gnunet.errors import DataError
+from gnunet.errors import DataError, did_you_mean_path
+
+log = logging.getLogger(__name__)
 
 SOURCES: list[type[Source]] = [SavedDataset, ParquetFiles, ArrowFiles, IdxFolder, ImageFolder]
 """The kinds of files and folders; the first that accepts a path reads it."""
@@ -22,10 +25,15 @@ def open_source(source: str, split: str, image_column: str | None = None, label_
     Raises:
         DataError: there is no such source, split or column, or it cannot be read.
     """
-    opened = _open_path(_embedded_file() if source == NOTO_EMOJI else Path(source).expanduser(), split)
+    path = _embedded_file() if source == NOTO_EMOJI else Path(source).expanduser()
+    opened = _open_path(path, split)
     if opened is None:
-        if source.startswith((".", "/", "~")) or source.endswith((".parquet", ".arrow")) or source.count("/") > 1:
-            raise DataError(f"data.source: {source!r} is not a file or folder (in {Path.cwd()})")
+        missing = f"{source!r} is not a file or folder (in {Path.cwd()}){did_you_mean_path(path)}"
+        looks_local = source.startswith((".", "/", "~")) or source.endswith((".parquet", ".arrow"))
+        # A name on the hub is NAME or OWNER/NAME.
+        if looks_local or source.count("/") > 1 or (len(path.parts) == 2 and path.parent.is_dir()):
+            raise DataError(f"data.source: {missing}")
+        log.warning("data.source: %s; asking the Hugging Face hub", missing)
         opened = open_hub_dataset(source, split)
     opened.choose_columns(image_column, label_column)
     return opened

@@ -1,5 +1,6 @@
 """Tables as data sources: parquet and arrow files, folders written by `save_to_disk`, data sets of the hub."""
 
+import logging
 import os
 from abc import abstractmethod
 from collections import defaultdict
@@ -220,6 +221,9 @@ class SavedDataset(DatasetRows):
 
 def open_hub_dataset(name: str, split: str) -> DatasetRows:
     """A data set of the Hugging Face hub, or of its cache on this machine; DataError if it is not available."""
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.CRITICAL)  # it says twice of each of several retries what the error says
     try:
         return DatasetRows(name, datasets.load_dataset(name, split=split))
     except Exception as error:  # `datasets` lets errors of many libraries through
@@ -229,6 +233,8 @@ def open_hub_dataset(name: str, split: str) -> DatasetRows:
             "Valid are noto_emoji, a folder of images or idx files, a .parquet or .arrow file or a folder of "
             "them, or the name of a data set on the hub, which needs a network or a cached copy."
         ) from error
+    finally:
+        hub_log.setLevel(level)
 
 
 def table_files(path: Path, files: list[Path], split: str) -> list[Path]:

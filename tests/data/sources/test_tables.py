@@ -311,3 +311,13 @@ def test_hub_names_offline(tmp_path, run_python):
     program = "import gnunet.data; gnunet.data.load_images('nobody/nothing', resolution=32, channels=3)"
     result = run_python(program, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert "gnunet.errors.DataError: data.source: 'nobody/nothing'" in result.stderr
+
+
+@pytest.mark.parametrize("source", ["pictures/portaits", "./portaits", "pictures/portaits/train", "portaits.parquet"])
+def test_misspelt_path_is_not_asked_of_the_hub_and_suggests_its_neighbour(tmp_path, monkeypatch, load, source):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("pictures/portraits/train", "portraits", "portraits.parquet"):
+        Path(folder).mkdir(parents=True)
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    with pytest.raises(DataError, match=r"'.*portaits.*' is not a file or folder .*did you mean .*portraits"):
+        load(source)
