@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,7 +25,7 @@ def draw_curves(metrics: Path, path: Path) -> None:
     """
     records = read_jsonl(metrics)
     curves = {
-        key: np.array([(each["images"], each[key]) for each in records if isinstance(each.get(key), float)], float)
+        key: np.array([(each["images"], each[key]) for each in records if is_number(each.get(key))], float)
         for key in CURVES
     }
     curves = {key: points for key, points in curves.items() if len(points)}
@@ -64,6 +65,10 @@ def draw_curves(metrics: Path, path: Path) -> None:
     png = io.BytesIO()
     canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(png, format="PNG")
     atomic_write(path, png.getvalue())
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -102,7 +102,7 @@ class Display:
         if not self._console.quiet:
             # The line of the bar is cleared, and the cursor shown that the bar hides: the process may be about to end.
             line = f"{text}\n" if self._bar.disable else f"\r\x1b[2K\x1b[?25h{text}\n"
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # no such stream
                 os.write(sys.__stdout__.fileno(), line.encode())
 
     def log(self, images: int, values: dict[str, str]) -> None:
