@@ -1,5 +1,6 @@
 """Atomic files and directories: written under a temporary name, flushed to disk, then renamed into place."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,18 +40,34 @@ def atomic_rmtree(path: Path) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory to fill, which then replaces `path`; removed if the body raises."""
+def atomic_directory(path: Path, *, keep_others: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory to fill, which then replaces `path`; removed if the body raises.
+
+    Its files get the permissions that the umask gives. With `keep_others`, files of `path` stay, also in
+    subdirectories, if the new directory has none of their name.
+
+    Raises:
+        OSError: `path`, or with `keep_others` an entry of it, is a file in place of a directory or the reverse.
+    """
+    if os.path.lexists(path) and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        mode = temporary.stat().st_mode & 0o666
+        for entry in temporary.rglob("*"):
+            if entry.is_file() and entry.stat().st_mode & 0o777 != mode:
+                entry.chmod(mode)  # safetensors creates files for their owner alone
+        if keep_others and path.is_dir():
+            _link_others(path, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for entry in temporary.rglob("*"):
-        fsync_path(entry)
+        if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
+            fsync_path(entry)
     fsync_path(temporary)
     replaced = path.with_name(f".{path.name}.removed")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -59,3 +76,19 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
     fsync_path(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _link_others(old: Path, new: Path) -> None:
+    """Link in `new` what only `old` has."""
+    for entry in os.scandir(old):
+        target = new / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            target.mkdir(exist_ok=True)
+            _link_others(Path(entry.path), target)
+        elif target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), entry.path)
+        elif not os.path.lexists(target):
+            try:
+                os.link(entry.path, target, follow_symlinks=False)
+            except (OSError, NotImplementedError):  # not on this file system, or another user's
+                shutil.copy2(entry.path, target, follow_symlinks=False)

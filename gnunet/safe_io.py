@@ -4,10 +4,11 @@ Only regular files are opened: a pipe or a device would block or never end.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -91,11 +92,26 @@ def read_safetensors_header(path: Path) -> dict[str, TensorSpec]:
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing, or not a regular file")
     try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: has a header of {size} bytes; valid: at most {MAX_JSON_BYTES}")
         with safe_open(path, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             return {name: TensorSpec(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (OSError, SafetensorError, OverflowError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def check_fits_memory(files: Sequence[Path], copies: int = 1) -> None:
+    """Raise CheckpointError if the files together, which hold `copies` of a model, leave no memory for one.
+
+    Sparse files of any size cost nothing to store, but hours to read.
+    """
+    needed = sum(file.stat().st_size for file in files if file.is_file()) // copies
+    available = psutil.virtual_memory().total
+    if needed > available:
+        raise CheckpointError(f"{files[0]}: the model's {needed} bytes exceed this machine's memory of {available}")
 
 
 def describe_mismatch(actual: Mapping[str, TensorSpec], expected: Mapping[str, torch.Tensor]) -> str | None:

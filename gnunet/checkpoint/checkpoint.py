@@ -18,14 +18,16 @@ import json
 import logging
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 from accelerate import Accelerator
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from annotated_types import Len
+from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 from torch import nn
+from typing_extensions import NotRequired, TypedDict
 
 from gnunet.checkpoint.sharded_tensors import (
     TENSOR_FILES,
@@ -37,9 +39,9 @@ from gnunet.checkpoint.sharded_tensors import (
     write_tensors,
 )
 from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
-from gnunet.errors import CheckpointError, first_few, truncate
+from gnunet.errors import CheckpointError, truncate
 from gnunet.files import atomic_directory, atomic_rmtree, atomic_write, fsync_path
-from gnunet.safe_io import read_json
+from gnunet.safe_io import MAX_JSON_BYTES, check_fits_memory, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,14 @@ def checkpoint_files(num_shards: int) -> list[str]:
 FILES = checkpoint_files(1)
 
 
+class Best(TypedDict):
+    """The best evaluation by evaluate.monitor."""
+
+    images: NonNegativeInt
+    metric: str
+    value: FiniteFloat
+
+
 @dataclass
 class TrainState:
     """The state of a run besides weights and optimizer, stored in state.json."""
@@ -65,9 +75,9 @@ class TrainState:
     """Images seen."""
     reported: NonNegativeInt = 0
     """Images up to which logs, validation and samples are written; those due since then are written after a resume."""
-    loss_sum: float = 0.0
+    loss_sum: FiniteFloat = 0.0
     """Sum of the step losses since the last line in metrics.jsonl."""
-    grad_norm_sum: float = 0.0
+    grad_norm_sum: FiniteFloat = 0.0
     """Sum of the gradient norms since the last line in metrics.jsonl."""
     steps: NonNegativeInt = 0
     """Finite steps since the last line in metrics.jsonl."""
@@ -83,8 +93,19 @@ class TrainState:
     """The data set: its fingerprint, number of images, class names, and number of training images per class."""
     normalized_by: dict[str, int] = field(default_factory=dict)
     """The run's batch sizes in normalization (Session.batch_norm_scope); empty if no norm depends on the batch."""
-    best: dict[str, Any] = field(default_factory=dict)
-    """`images`, `metric` and `value` at the best evaluation by evaluate.monitor; empty before the first."""
+    best: Best | Annotated[dict[str, Any], Len(0, 0)] = field(default_factory=dict)
+    """Empty before the first evaluation."""
+
+
+_STATE: TypeAdapter[dict[str, Any]] = TypeAdapter(
+    TypedDict(
+        "_STATE",
+        {
+            k: NotRequired[v] if k in ADDED_LATER else v
+            for k, v in get_type_hints(TrainState, include_extras=True).items()
+        },
+    )
+)
 
 
 def checkpoint_name(images: int) -> str:
@@ -210,6 +231,10 @@ def verify_checkpoint(path: Path) -> None:
     for name, entry in expected.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path}: {name} is missing")
+        if name.endswith(".safetensors"):
+            check_fits_memory([path / name], copies=2 if name.startswith("optimizer") else 1)
+        elif (path / name).stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: {name} is larger than the limit of {MAX_JSON_BYTES} bytes")
         if not _has_size(path / name, entry) or file_sha256(path / name) != entry:
             raise CheckpointError(f"{path}: {name} does not match manifest.json (truncated or modified)")
     if (version := read_json(path / "state.json").get("format")) != FORMAT:
@@ -224,14 +249,17 @@ def _has_size(file: Path, entry: Any) -> bool:
 def read_state(path: Path) -> TrainState:
     """The TrainState of the checkpoint at `path`; CheckpointError if state.json holds anything else."""
     file = path / "state.json"
-    values = read_json(file)
-    if missing := [each.name for each in fields(TrainState) if each.name not in (*values, *ADDED_LATER)]:
-        raise CheckpointError(f"{file}: lacks {first_few(missing)}")
     try:
-        return TypeAdapter(TrainState).validate_json(json.dumps(values), strict=True)
+        state = TrainState(**_STATE.validate_python(read_json(file), strict=True))
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         raise CheckpointError(f"{file}: {truncate('.'.join(map(str, problem['loc'])))}: {problem['msg']}") from None
+    if state.reported > state.images or (_is_number(path.name) and int(path.name) != state.images):
+        raise CheckpointError(
+            f"{file}: has images {truncate(state.images)}, reported {truncate(state.reported)}; valid: the number that "
+            "the checkpoint's directory is named by, and at most as many reported"
+        )
+    return state
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

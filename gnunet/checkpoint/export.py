@@ -18,20 +18,29 @@ from gnunet.safe_io import read_json
 
 
 def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, data: dict[str, Any]) -> None:
-    """Write the pipeline to `folder`, replacing the previous one; `data` is `TrainState.data`."""
+    """Write the pipeline to `folder`, replacing the previous one; `data` is `TrainState.data`.
+
+    Other files in `folder`, such as a README.md or .git, stay.
+
+    Raises:
+        CheckpointError: an entry of `folder` is a file in place of a directory, or the reverse.
+    """
     try:
         unet: Any = ema.to_diffusers()
     except ValueError:
         unet = ema  # UNet2DModel does not have this normalization: loads with gnunet.models.UNet2D
     scheduler = process.export_scheduler()
-    with atomic_directory(folder) as temporary:
-        if isinstance(scheduler, DDPMScheduler) and not isinstance(unet, UNet2D):
-            DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
-        else:
-            unet.save_pretrained(temporary / "unet")
-            scheduler.save_pretrained(temporary / "scheduler")
-        metadata = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
-        (temporary / "gnunet.json").write_text(json.dumps(metadata, indent=1) + "\n")
+    try:
+        with atomic_directory(folder, keep_others=True) as temporary:
+            if isinstance(scheduler, DDPMScheduler) and not isinstance(unet, UNet2D):
+                DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
+            else:
+                unet.save_pretrained(temporary / "unet")
+                scheduler.save_pretrained(temporary / "scheduler")
+            metadata = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
+            (temporary / "gnunet.json").write_text(json.dumps(metadata, indent=1) + "\n")
+    except (NotADirectoryError, FileExistsError) as error:
+        raise CheckpointError(f"{error.filename}: is in the way of the model's export; move it elsewhere") from None
 
 
 def exported_images(folder: Path) -> int | None:

@@ -89,8 +89,8 @@ class RunDir:
 
         Raises:
             ConfigError: names the keys that differ.
-            CheckpointError: it has checkpoints but no config.yaml, a symbolic link, or something other than a file or
-                directory where a run has one, such as a pipe.
+            CheckpointError: it has checkpoints but no config.yaml, a symbolic link, something other than a file or
+                directory where a run has one, such as a pipe, or a model that is not an export of gnunet.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run_dir: {self.path} is a file; valid: a directory, new or of this run")
@@ -101,6 +101,12 @@ class RunDir:
             entry, kind = self.path / name, "directory" if name in FOLDERS else "regular file"
             if entry.exists() and not (entry.is_dir() if name in FOLDERS else entry.is_file()):
                 raise CheckpointError(f"{entry} is not a {kind}; valid: a {kind} of a run, or none; or another run_dir")
+        exported = [name for name in ("model_index.json", "unet", "scheduler") if (self.model / name).exists()]
+        if exported and not (self.model / "gnunet.json").is_file():
+            raise CheckpointError(
+                f"{self.model} holds {', '.join(exported)} but no gnunet.json, so that it is not an export of gnunet; "
+                "the run writes its model there; valid: a model of the run, or none; or another run_dir"
+            )
         if not self.config_file.exists():
             if any(self.checkpoints.glob("*")):
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
@@ -132,6 +138,9 @@ class RunDir:
                 atomic_write(self.config_file, to_yaml(self.config))
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path} cannot be written: {error.strerror}") from None
+        replaced = self.model.with_name(f".{self.model.name}.removed")
+        if replaced.is_dir() and not self.model.exists():  # with files of others, which an export keeps
+            os.replace(replaced, self.model)
         for folder in (self.path, self.checkpoints, self.samples):
             for leftover in (*folder.glob(".*.tmp"), *folder.glob(".*.removed")):
                 if leftover.is_dir():

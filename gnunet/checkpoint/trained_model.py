@@ -26,7 +26,7 @@ from gnunet.diffusion import Process, make_process, process_from_config, sample_
 from gnunet.errors import CheckpointError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
 from gnunet.models.pretrained import check_weights_match
-from gnunet.safe_io import MAX_YAML_BYTES, read_json, read_text
+from gnunet.safe_io import MAX_YAML_BYTES, check_fits_memory, read_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +190,7 @@ def _load_checkpoint(path: Path, weights: str) -> TrainedModel:
         check_weights_match(UNet2D, settings, tensors.specs)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {tensors.files[0].name} and config.yaml: {error}") from None
+    check_fits_memory(tensors.files)
     network = UNet2D(**settings)
     load_weights(path, WEIGHTS[weights], network)
     run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from gnunet.errors import CheckpointError
-from gnunet.safe_io import TensorSpec, describe_mismatch, read_json, read_safetensors_header
+from gnunet.safe_io import TensorSpec, check_fits_memory, describe_mismatch, read_json, read_safetensors_header
 
 WEIGHTS = "diffusion_pytorch_model"
 """diffusers' name for a model's weights."""
@@ -49,6 +49,8 @@ def check_pretrained(build: type[ModelMixin], folder: Path, *, variant: str | No
     if stored.get("quantization_config") is not None:
         raise CheckpointError(f"{file}: quantized weights; valid: floating-point ones")
     files = [folder / name for name in _shards(index)] if index.exists() else [single]
+    if kwargs.get("device_map") is None:  # which may leave layers on disk
+        check_fits_memory(files)
     weights = {name: tensor for file in files for name, tensor in read_safetensors_header(file).items()}
     try:
         config, _, _ = build.extract_init_dict(stored, **kwargs)  # what diffusers builds from this file

@@ -82,7 +82,13 @@ def start_trackers(session: Session, run: RunDir, state: TrainState) -> None:
 
 
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
-    """Raise an error if the same configuration would now compute something else than before the checkpoint."""
+    """Raise an error if the same configuration would now compute something else than before the checkpoint, or does
+    not get to its number of images."""
+    batch_size, total = session.config.train.batch_size, session.total_images
+    if saved.images % batch_size or saved.images > total:
+        raise CheckpointError(
+            f"{checkpoint}: has {saved.images} images; valid: a multiple of train.batch_size, {batch_size}, to {total}"
+        )
     if saved.data != session.train_set.metadata:
         raise DataError(
             f"data.source {session.config.data.source}: these are not the images and classes that {checkpoint} was "

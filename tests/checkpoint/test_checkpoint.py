@@ -121,5 +121,5 @@ def test_state_that_lacks_a_field_is_rejected(tmp_path):
     state = json.loads((path / "state.json").read_text())
     del state["images"]
     (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match="state.json: lacks images"):
+    with pytest.raises(CheckpointError, match="state.json: images"):
         read_state(path)

@@ -138,6 +138,7 @@ ZEROS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 BAD_SAFETENSORS = {
     "nothing": b"",
     "header beyond the file": safetensors(b"{}", length=10**6),
+    "long header": safetensors(b"{" + b" " * 2**24 + b"}"),
     "header of 8 EiB": safetensors(b"{}", length=2**63 - 1),
     "not JSON": safetensors(b"[[["),
     "deep": safetensors(b'{"a":' * 5000),
@@ -182,8 +183,10 @@ BAD_CONFIGS: dict[str, dict[str, Any]] = {
     "a kind that is a list": {"model": {**MODEL, "norm": {"overrides": {"encoder": {"kind": ["x"]}}}}},
 }
 BAD_STATES = [
-    *({"images": value} for value in (-1, "eight", 8.5, True, None)),
-    {"loss_sum": "0"}, {"scaler": []}, {"best": 1}, {"normalized_by": []}, {"format": 2}, {"format": [1]},
+    *({"images": value} for value in (-1, "eight", 8.5, True, None, float("nan"), 16, 10**12)),
+    {"reported": 16},
+    {"loss_sum": "0"}, {"loss_sum": float("nan")}, {"best": {"images": "8"}}, {"best": {"value": 1.0}},
+    {"scaler": []}, {"best": 1}, {"normalized_by": []}, {"format": 2}, {"format": [1]},
     *({"data": {**DATA, "class_counts": value}} for value in ("ab", [1], [1, -1], [0, 0], [1, 2.5], [1] * 3)),
     {"data": {}}, {"data": []}, {"data": {**DATA, "class_names": [1, 2]}}, {"data": {**DATA, "class_names": None}},
 ]  # fmt: skip
@@ -270,6 +273,21 @@ def test_corrupted_manifest_or_pointer_is_rejected(assert_rejected, checkpoint, 
 def test_corrupted_file_of_a_diffusers_folder_is_rejected(assert_rejected, exported, name, content):
     corrupt(exported / name, content)
     assert_rejected(exported, str(exported / "unet") if name.startswith("unet/") else name)
+
+
+@pytest.mark.parametrize("name", [*FILES, WEIGHTS])
+def test_huge_sparse_file_is_not_read(assert_rejected, checkpoint, exported, name):
+    """8 TB of zeros, whose digest would take hours, behind a header that declares them."""
+    size = 2**43
+    file = exported / name if name == WEIGHTS else checkpoint / name
+    tensor = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    file.write_bytes(safetensors({"conv_in.weight": tensor}))
+    os.truncate(file, file.stat().st_size + size)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(
+        json.dumps({**manifest, name: {"bytes": file.stat().st_size, "sha256": "0" * 64}})
+    )
+    assert_rejected(exported if name == WEIGHTS else checkpoint, Path(name).name)
 
 
 def test_pickles_next_to_the_files_of_a_model_are_not_read(assert_rejected, checkpoint, exported):

@@ -1,6 +1,7 @@
 """Two trainers in one directory, a lock that is free once its owner is killed, and directories that others prepared."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gnunet.checkpoint.run_dir import FILES, FOLDERS, RunLock
+from gnunet.checkpoint.checkpoint import checkpoint_name, file_sha256
+from gnunet.checkpoint.run_dir import FILES, FOLDERS, RunDir, RunLock
 from gnunet.errors import CheckpointError, ConfigError, TrainingError
 from gnunet.training import fit
 
@@ -116,6 +118,36 @@ def test_a_log_that_is_not_text_is_named(tiny, run, content):
     with pytest.raises(CheckpointError, match="metrics.jsonl, line 1"):
         fit(tiny("run"))
     assert (run / "metrics.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json"])
+def test_a_model_of_others_is_not_replaced(tiny, tmp_path, file):
+    path = tmp_path / "run" / "model" / file
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(CheckpointError, match="model.*gnunet.json"):
+        RunDir(tiny("run")).check()
+
+
+def test_files_of_others_stay_beside_the_exported_model(tiny, run):
+    """Also those that a crash left in the model that was being replaced."""
+    (run / "model" / "README.md").write_text("mine")
+    (run / "model").rename(run / ".model.removed")
+    shutil.rmtree(run / "checkpoints" / sorted(os.listdir(run / "checkpoints"))[-1])
+    fit(tiny("run"))
+    assert (run / "model" / "README.md").read_text() == "mine"
+    assert (run / "model" / "gnunet.json").is_file()
+
+
+@pytest.mark.parametrize("count", [10**12, 63])
+def test_a_number_of_images_that_no_run_has_is_not_believed(tiny, run, count):
+    (newest := sorted((run / "checkpoints").glob("0*"))[-1]).rename(path := newest.with_name(checkpoint_name(count)))
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, "images": count, "reported": count}))
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "state.json": file_sha256(path / "state.json")}))
+    with pytest.raises(CheckpointError, match=f"{count} images"):
+        fit(tiny("run"))
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", "not json", '{"images": "many"}', "[" * 100_000])
