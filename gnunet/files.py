@@ -9,7 +9,9 @@ from pathlib import Path
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file's or directory's contents to disk."""
+    """Flush a file's or directory's contents to disk; not on Windows, where that needs a handle for writing."""
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -250,12 +250,18 @@ def _load_diffusers(path: Path) -> TrainedModel:
             raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
     elif embeddings is not None:  # not exported by gnunet: classes without names, of equal frequency
         names, counts = [str(i) for i in range(embeddings)], [1] * embeddings
+    channels = network.config.in_channels
+    if channels not in (1, 3) or network.config.out_channels != channels:
+        raise CheckpointError(
+            f"{unet_folder / 'config.json'}: in_channels {channels} and out_channels {network.config.out_channels}; "
+            "valid: 1 for both, grey images, or 3, in colour"
+        )
     if not isinstance(resolution := network.config.sample_size, int):
         raise CheckpointError(f"{unet_folder / 'config.json'}: sample_size {resolution}; valid: one integer")
     folder = path.resolve()
     exported = (folder.parent / "config.yaml").is_file()  # as RUN/model: the name of the run tells it from others
     return TrainedModel(
-        network=network, process=_load_process(path), resolution=resolution, channels=network.config.in_channels,
+        network=network, process=_load_process(path), resolution=resolution, channels=channels,
         sampling=SamplingConfig(), seed=0, mixed_precision="no",
         name=f"{folder.parent.name}-{folder.name}" if exported else folder.name, class_names=names, class_counts=counts,
     )  # fmt: skip

@@ -290,6 +290,14 @@ def test_huge_sparse_file_is_not_read(assert_rejected, checkpoint, exported, nam
     assert_rejected(exported if name == WEIGHTS else checkpoint, Path(name).name)
 
 
+@pytest.mark.parametrize("channels", [(6, 3), (3, 6), (4, 4)])
+def test_a_network_for_other_than_images_is_rejected(assert_rejected, exported, channels):
+    config = {**json.loads((exported / "unet/config.json").read_text()), "sample_size": 16}
+    network = UNet2D.from_config({**config, "in_channels": channels[0], "out_channels": channels[1]})
+    network.save_pretrained(exported / "unet")
+    assert_rejected(exported, "out_channels")
+
+
 def test_pickles_next_to_the_files_of_a_model_are_not_read(assert_rejected, checkpoint, exported):
     for content in PICKLES.values():
         for suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
