@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--repeat", type=integer("repeat"), default=1, metavar="N", help="measure N times, on images of other seeds"
     )
     parser.add_argument("--reference", help="a run, or any data.source (default: what the model trained on)")
-    parser.add_argument("--split", default="train", help="split of the reference (default train)")
+    parser.add_argument("--split", help="split of a reference that is a data.source (default train)")
     parser.add_argument(
         "--resolution", type=integer("resolution"), metavar="N", help="resize a directory's images, in RGB"
     )
@@ -60,7 +60,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "of other settings)",
     )  # fmt: skip
     add_sampling_options(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.validation_loss:
+        used = ("source", "out", "cpu", "validation_loss")
+        others = [name for name in vars(arguments) if name not in used]
+        if given := [f"--{name}" for name in others if getattr(arguments, name) != parser.get_default(name)]:
+            parser.error(f"--validation_loss is that of the run's own validation set; leave out {' '.join(given)}")
+    return arguments
 
 
 def name_and_value(text: str) -> tuple[str, str]:

@@ -67,6 +67,8 @@ def open_subject(
         raise CheckpointError(
             f"{path}: no such directory{hint}; valid: a run, a checkpoint, a diffusers model or images"
         )
+    if given := [name for name, value in sampling.items() if value is not None and (name, value) != ("weights", "ema")]:
+        raise ConfigError(f"--{given[0]}: only for a model; {path} is a directory of images")
     return _files(path, num_images, repeat, resolution)
 
 
@@ -110,14 +112,20 @@ def _files(path: Path, num_images: int | None, repeat: int, resolution: int | No
     return Subject(path.resolve().name, files.resolution, files.channels, count, images, CHUNK, metadata)
 
 
-def open_reference(given: str | Path | None, split: str, subject: Subject, *, allow_enlarging: bool) -> ReferenceImages:
+def open_reference(
+    given: str | Path | None, split: str | None, subject: Subject, *, allow_enlarging: bool
+) -> ReferenceImages:
     """The reference images, prepared like training images at the subject's resolution and channels.
 
     Args:
         given: a run or a checkpoint (possibly untrusted), for the images that it trained on; or a `data.source`, of
-            which `split` is used; None for the images that the subject's own model trained on.
+            which `split` is used, by default "train"; None for the images that the subject's own model trained on.
         allow_enlarging: whether smaller images may be enlarged to the subject's resolution.
     """
+    path = Path(given or "").expanduser()
+    is_run = given is not None and (path / "config.yaml").is_file()
+    if split is not None and (given is None or is_run):
+        raise ConfigError(f"--split: given {split}; valid: with a --reference that is a data.source, not a run")
     if given is None:
         model = subject.model
         if model is None or model.config is None:
@@ -126,8 +134,7 @@ def open_reference(given: str | Path | None, split: str, subject: Subject, *, al
                 "images in any form that data.source accepts"
             )
         return _training_images(model.config, load_training_data(model, "; give others with --reference"), model.name)
-    path = Path(given).expanduser()
-    if (path / "config.yaml").is_file():
+    if is_run:
         config = sanitize_config(path / "config.yaml")
         reference = _training_images(config, load_run_data(config), str(given))
         shape, expected = reference.table.images.shape[1:], (subject.resolution, subject.resolution, subject.channels)
@@ -138,7 +145,11 @@ def open_reference(given: str | Path | None, split: str, subject: Subject, *, al
     if path.is_dir() and not allow_enlarging:
         _check_sizes(path, subject)
     table = load_images(
-        str(given), split=split, resolution=subject.resolution, channels=subject.channels, progress=decode_progress()
+        str(given),
+        split=split or "train",
+        resolution=subject.resolution,
+        channels=subject.channels,
+        progress=decode_progress(),
     )
     return ReferenceImages(table, np.arange(len(table)), str(given))
 

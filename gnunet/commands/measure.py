@@ -51,7 +51,7 @@ class Evaluation:
         num_images: None takes the run's number, or all images of a directory.
         repeat: number of measurements, of images with other seeds or of other files.
         reference: a run, or any `data.source`; None takes the images that the model trained on.
-        split: split of the reference.
+        split: split of a reference that is a `data.source`; None is "train".
         resolution: resize and crop a directory's images to this size, in RGB.
         nearest: number of nearest reference images to find for each image.
         extractors: user-defined extractors by name: a TorchScript file or package.module:Class.
@@ -70,7 +70,7 @@ class Evaluation:
         num_images: int | None = None,
         repeat: int = 1,
         reference: str | Path | None = None,
-        split: str = "train",
+        split: str | None = None,
         resolution: int | None = None,
         nearest: int | None = None,
         extractors: Pairs = (),

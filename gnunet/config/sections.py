@@ -265,7 +265,7 @@ class TrainConfig(Section):
 class ValidationConfig(Section):
     """The validation loss, on a fixed set of images, noise and noise levels."""
 
-    num_examples: PositiveInt = 256
+    num_examples: PositiveInt = Field(256, le=1_000_000)
     """Size of the validation set; if there are fewer images, they repeat with different noise."""
     num_bins: Steps = 16
     """Equal bins of log-SNR over which the examples are distributed."""

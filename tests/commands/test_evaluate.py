@@ -15,6 +15,8 @@ from torch.distributed.launcher import api
 
 from gnunet.commands import evaluate as evaluate_script
 from gnunet.commands import sample
+from gnunet.commands.evaluate_inputs import open_reference, open_subject
+from gnunet.errors import ConfigError
 from gnunet.evaluation.batching import single_threaded
 from gnunet.safe_io import MAX_YAML_BYTES
 
@@ -148,7 +150,9 @@ class TestFolders:
                 "{clean} --reference {clean} --metrics fd_dinov2 --extractor_weights dinov2={tmp}/absent.pth",
                 "absent.pth",
             ),
-            ("{clean} --validation_loss", "--validation_loss"),
+            ("{clean} --reference {clean} --seed 3", "--seed"),
+            ("{clean} --reference {clean} --guidance_scale 3", "--guidance_scale"),
+            ("{clean} --split test", "--split"),
             ("{clean} --reference {small}", "0.png is 4 x 4"),
             ("{odd} --reference {clean}", "1.png is 16 x 16"),
         ],
@@ -253,6 +257,17 @@ class TestModels:
         (untrusted / "config.yaml").write_text("#" * MAX_YAML_BYTES + config)
         out, _ = evaluate(images, "--reference", untrusted, *coarse, status=2)
         assert "config.yaml" in out and str(MAX_YAML_BYTES) in out
+
+    @pytest.mark.parametrize("flags", ["--num_images 3", "--seed 3", "--metrics fid", "--reference x"])
+    def test_flags_that_the_validation_loss_does_not_use_are_refused(self, finished, capsys, flags):
+        with pytest.raises(SystemExit):
+            evaluate_script.main([str(finished), "--validation_loss", *flags.split()])
+        assert flags.split()[0] in capsys.readouterr().err.splitlines()[-1]
+
+    def test_split_of_a_run_as_reference_is_refused(self, finished, coarse):
+        for reference in (None, finished):
+            with pytest.raises(ConfigError, match="--split: given test"):
+                open_reference(reference, "test", open_subject(finished, 4, 1, None, {}), allow_enlarging=False)
 
     def test_validation_loss(self, evaluate, finished, tmp_path):
         out, _ = evaluate(finished, "--validation_loss")
