@@ -46,8 +46,8 @@ class JsonlLogger:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a file, without a line that is still being written; none if there is no file."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    content = path.read_bytes() if path.is_file() else b""
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def nan_to_null(value: Any) -> Any:

@@ -27,7 +27,7 @@ from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
 TILE_SIZE = 128
-"""Pixels to which the images of a grid are enlarged, if a whole factor does."""
+"""Images of a grid are enlarged, by a whole factor, to at least this many pixels."""
 IMAGE_TRACKERS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """Trackers of Accelerate that take images, each with options for an array (N, H, W, C)."""
 
@@ -182,7 +182,7 @@ def save_grid(session: Session, folder: Path, images: np.ndarray, images_seen: i
     if (counts := metadata["class_counts"]) is not None:
         labels = sample_labels(range(len(images)), session.config.seed, counts)
         names = [metadata["class_names"][label] for label in labels]
-    grid = make_grid(images, scale=max(1, TILE_SIZE // images.shape[1]), names=names)
+    grid = make_grid(images, scale=math.ceil(TILE_SIZE / images.shape[1]), names=names)
     atomic_write(path, encode_grid(grid))
     for tracker in session.accelerator.trackers:
         if tracker.name in IMAGE_TRACKERS:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -203,6 +204,17 @@ def test_what_a_second_signal_does(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         assert killed == [signal.SIGINT] and "without saving" in said[1]
     assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == before
+
+
+def test_a_run_in_a_thread_leaves_signals_alone():
+    """Only the main thread can handle them."""
+
+    def handlers() -> list:
+        with stopping.StopSignal():
+            return [signal.getsignal(number) for number in stopping.SIGNALS]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handlers).result() == [signal.getsignal(number) for number in stopping.SIGNALS]
 
 
 def test_signals_that_a_program_or_nohup_handles_are_theirs():
