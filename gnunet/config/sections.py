@@ -63,7 +63,7 @@ class DataConfig(Section):
     """Images held out for the validation loss; 0 validates on training images. One of each class always trains."""
     on_error: Literal["raise", "skip"] = "raise"
     """What to do with images that cannot be decoded: raise an error with their names before training, or skip them."""
-    num_workers: NonNegativeInt = 2
+    num_workers: NonNegativeInt = Field(2, le=1024)
     """Data loader workers per process; 0 loads in the training process."""
     cache_dir: Text | None = None
     """Folder for the decoded images; null is $GNUNET_CACHE, or gnunet in the user's cache folder."""
@@ -194,11 +194,11 @@ class TrainConfig(Section):
         "gradient_accumulation_steps": "train.micro_batch_size; accumulation follows from it",
     }
 
-    total_images: PositiveInt = 1_000_000
+    total_images: PositiveInt = Field(1_000_000, le=10**15)
     """Length of the run; the last batch may exceed it."""
-    batch_size: PositiveInt = 128
+    batch_size: PositiveInt = Field(128, le=2**20)
     """Global batch size: images per optimizer step, over all processes and accumulation steps."""
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: Batch | None = None
     """Images per forward pass on one device; null is batch_size / processes, without gradient accumulation."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate of AdamW."""
@@ -227,7 +227,7 @@ class TrainConfig(Section):
     """Half-life of the exponential EMA in images."""
     ema_rampup: float | None = Field(0.05, gt=0)
     """Upper limit of the half-life as a share of the images seen so far (EMA warmup); null is off."""
-    bn_update_batches: NonNegativeInt = 0
+    bn_update_batches: NonNegativeInt = Field(0, le=2**20)
     """Training batches from which the EMA weights' running statistics are re-estimated whenever the EMA weights are
     used or written; 0 averages the running statistics like the weights. Only for norms with running statistics."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no)] = "no"
@@ -255,7 +255,7 @@ class TrainConfig(Section):
     """Number of newest checkpoints to keep."""
     max_nonfinite_steps: PositiveInt = 10
     """Consecutive steps with a non-finite loss or gradient, which are skipped, after which the run stops."""
-    timeout: PositiveInt = 600
+    timeout: PositiveInt = Field(600, le=10**9)
     """Timeout of collectives in seconds, after which the other processes of a dead or hanging one stop. It must exceed
     the longest work of a single process, such as writing a checkpoint."""
     trackers: list[Text] = []
@@ -297,7 +297,7 @@ class EvaluateConfig(Section):
 
     every: NonNegativeInt | None = None
     """Images between evaluations; 0 is only at the end, null is never."""
-    num_images: PositiveInt = 1024
+    num_images: PositiveInt = Field(1024, le=2**24)
     """Samples per evaluation. Distances from different numbers of samples are not comparable."""
     metrics: list[Text] = Field(["kid_efficientnet_lite0", "fd_efficientnet_lite0"], min_length=1)
     """Metrics: fid, kid, and fd_, kid_, precision_ and recall_ followed by the name of an extractor (inception,

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from gnunet.data import decode
 from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, content_fingerprint, map_images
+from gnunet.data.decoder_processes import Decoders
 from gnunet.data.rows import read_labels, select_rows
 from gnunet.data.sources import Source, open_source
 from gnunet.environment import num_cpus
@@ -196,10 +197,10 @@ def _decode_all(images: Iterator[Any], resolution: int, channels: int) -> Iterat
     """Decode in order on all cores; yields an exception in place of an image that cannot be decoded."""
     pending: deque = deque()
     num_bytes = 0
-    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
+    with Decoders() as decoders, ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         try:
             for image in images:
-                pending.append((pool.submit(decode.decode_image, image, resolution, channels), _file_size(image)))
+                pending.append((pool.submit(decoders.decode, image, resolution, channels), _file_size(image)))
                 num_bytes += pending[-1][1]
                 while len(pending) > MAX_PENDING or num_bytes > MAX_PENDING_BYTES:
                     future, size = pending.popleft()

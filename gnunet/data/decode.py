@@ -2,30 +2,38 @@
 
 import io
 import os
-import threading
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 VERSION = 1
 """Increased whenever the same file would decode to other pixels, so that no older cache is used."""
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM")
 """The formats that are read, whatever a file's name says. Of Pillow's others some are rare and little tested against
-malicious files, one holds images of other sizes than it declares (ICO), and one is run as a program (EPS)."""
+malicious files, one holds images of other sizes than it declares (ICO), one takes gigabytes for a file of 150 bytes
+(JPEG 2000), and one is run as a program (EPS)."""
 MAX_PIXELS = 89_478_485
-"""Largest image, which takes about 1 GiB to decode. Pillow only warns at this size and fails at twice of it."""
-LARGE_IMAGE_PIXELS = 2**24
-"""Images with more pixels are decoded one at a time, so that memory does not grow with the number of cores."""
+"""Largest image, which takes up to 2 GiB to decode. Pillow only warns at this size and fails at twice of it."""
+MAX_SIDE = 2**16 - 1
+"""Largest width and height, as in JPEG and GIF: Pillow keeps a pointer for each row, and reads whole rows."""
+MAX_PYTHON_PIXELS = 2**22
+"""Largest image of the kinds that Pillow decodes in Python, a second for a million pixels: plain PPM, BMP with RLE."""
+MAX_SCANNED_PIXELS = 2**31
+"""Pixels times scans of a JPEG: each scan of a progressive file goes over all of them, even if it holds nothing."""
+MAX_FILE_BYTES = 2**30
+"""Largest file, more than the largest image takes without compression."""
 
 Image.init()
 _formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillows have no AVIF
-_large_image_lock = threading.Lock()
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
 
-def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
+class LargeImage(Exception):
+    """An image has more pixels than the caller wants decoded."""
+
+
+def decode_image(cell: Any, resolution: int, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode, flatten, resize and crop one image to uint8 (resolution, resolution, channels).
 
     An EXIF orientation is applied, transparency is flattened on white, 16 bits are scaled to 8. The shorter
@@ -36,21 +44,38 @@ def decode_image(cell: Any, resolution: int, channels: int) -> np.ndarray:
         cell: a file's path or bytes, `datasets`' {"bytes", "path"}, a PIL image, or 8-bit pixels (arrays or
             nested lists of (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4).
         channels: 1 (grey) or 3 (RGB).
+        max_pixels: raise LargeImage for a valid image with more.
 
     Raises:
         Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format,
-            or larger than MAX_PIXELS.
+            or beyond the limits of this file.
     """
     with open_image(cell) as image:
-        # A TIFF's tiles may be larger than the image, and are decoded entirely.
-        tile = [int(getattr(image, "tag_v2", {}).get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
-        for width, height in (image.size, tile):
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS} pixels")
-        with _large_image_lock if image.width * image.height > LARGE_IMAGE_PIXELS else nullcontext():
-            pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-            pixels = resize_and_crop(pixels, resolution)
+        _check_limits(image)
+        if image.width * image.height > max_pixels:
+            raise LargeImage
+        pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+        pixels = resize_and_crop(pixels, resolution)
     return np.asarray(pixels).reshape(resolution, resolution, channels)
+
+
+def _check_limits(image: Image.Image) -> None:
+    """Raise ValueError for what an opened file's header says would take very long or very much memory to decode."""
+    # A TIFF's tiles may be larger than the image, and are decoded entirely.
+    tile = [int(getattr(image, "tag_v2", {}).get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+    in_python = any(decoder[0] in Image.DECODERS for decoder in getattr(image, "tile", ()))
+    limit = MAX_PYTHON_PIXELS if in_python else MAX_PIXELS
+    for width, height in (image.size, tile):
+        if width * height > limit:
+            kind = f" for {image.format} of this kind" if in_python else ""
+            raise ValueError(f"{width} x {height} pixels exceed the limit of {limit} pixels{kind}")
+        if max(width, height) > MAX_SIDE and isinstance(image, ImageFile.ImageFile):
+            raise ValueError(f"{width} x {height} pixels exceed the limit of {MAX_SIDE} pixels a side")
+    if image.format in ("JPEG", "MPO"):
+        image.fp.seek(0)
+        scans = image.fp.read().count(b"\xff\xda")  # at least as many as there are
+        if scans * image.width * image.height > MAX_SCANNED_PIXELS:
+            raise ValueError(f"{scans} scans of {image.width} x {image.height} pixels exceed the limit")
 
 
 def open_image(cell: Any) -> Image.Image:
@@ -64,6 +89,8 @@ def open_image(cell: Any) -> Image.Image:
     if isinstance(cell, (str, os.PathLike)):
         if not os.path.isfile(cell):  # opening a pipe would wait indefinitely
             raise FileNotFoundError(f"{cell} is not a file")
+        if (size := os.path.getsize(cell)) > MAX_FILE_BYTES:
+            raise ValueError(f"{size} bytes exceed the limit of {MAX_FILE_BYTES} bytes")
         return Image.open(cell, formats=_formats)
     if isinstance(cell, (list, tuple, np.ndarray)):
         return Image.fromarray(_to_pixels(np.asarray(cell)))

@@ -25,8 +25,13 @@ def folder(tmp_path, write_images):
 def decoded(monkeypatch):
     """Counts the images that are decoded."""
     calls = []
-    original = cache.decode.decode_image
-    monkeypatch.setattr(cache.decode, "decode_image", lambda *a: calls.append(a) or original(*a))
+
+    def decode_all(*arguments, original=cache._decode_all):
+        for image in original(*arguments):
+            calls.append(image)
+            yield image
+
+    monkeypatch.setattr(cache, "_decode_all", decode_all)
     return calls
 
 

@@ -46,8 +46,7 @@ def _open_path(path: Path, split: str) -> Source | None:
     files = visible_files(path) if path.is_dir() else [path]
     for cls in SOURCES:
         if cls.accepts(path, files):
-            images = [file for file in files if is_image_name(file)]
-            if images and path.is_dir() and cls is not ImageFolder:
+            if path.is_dir() and cls is not ImageFolder and (images := [f for f in files if is_image_name(f)]):
                 others = [file for file in files if cls.accepts(path, [file])] or files
                 raise DataError(
                     f"data.source: {path} has images, such as {images[0]}, and {others[0]}, which is read as "

@@ -6,6 +6,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def _ends_digest(path: str, size: int) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(2**16)
 def split_of_folder(name: str) -> str | None:
     """The split that a folder's name stands for, such as `test`, `Train_images` or `val2017`; None if it is another."""
     words = {word.removesuffix("set") for word in re.findall("t10k|[a-z]+", name.lower())} - {*_FILLERS}

@@ -19,6 +19,7 @@ OTHER_IMAGE_SUFFIXES = (
     ".mef",
 )  # fmt: skip
 """Suffixes of images in formats that are not read."""
+_ANY_IMAGE_SUFFIX = frozenset((*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES))
 ALL = "all"
 """The value of `data.split` with which no folder's name is taken for a split."""
 
@@ -33,14 +34,16 @@ class ImageFolder(Source):
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         self.name = str(path)
-        images = [file for file in files if is_image_name(file)]
-        folders = {file: file.relative_to(path).parts[:-1] for file in images}
+        suffixes = {file: file.suffix.lower() for file in files}
+        images = [file for file, suffix in suffixes.items() if suffix in _ANY_IMAGE_SUFFIX]
+        above = len(path.parts)
+        folders = {file: file.parts[above:-1] for file in images}
         if split != ALL:
             images = self._in_split(images, folders, split)
-        self.files = [file for file in images if file.suffix.lower() in IMAGE_SUFFIXES]
-        self.unreadable = [file for file in images if file.suffix.lower() not in IMAGE_SUFFIXES]
-        others = (file for file in files if not is_image_name(file))
-        self.unread = Counter(file.suffix.lower() or "no suffix" for file in (*self.unreadable, *others))
+        self.files = [file for file in images if suffixes[file] in IMAGE_SUFFIXES]
+        self.unreadable = [file for file in images if suffixes[file] not in IMAGE_SUFFIXES]
+        others = [suffix for suffix in suffixes.values() if suffix not in _ANY_IMAGE_SUFFIX]
+        self.unread = Counter(suffix or "no suffix" for suffix in (*map(suffixes.get, self.unreadable), *others))
         if not self.files:
             found = f"; it has {first_few(self.unreadable)}, of a format that is not read" if self.unreadable else ""
             raise DataError(
@@ -101,4 +104,4 @@ class ImageFolder(Source):
 
 def is_image_name(file: Path) -> bool:
     """Whether a file is an image by its name, of a format that is read or of another."""
-    return file.suffix.lower() in (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES)
+    return file.suffix.lower() in _ANY_IMAGE_SUFFIX

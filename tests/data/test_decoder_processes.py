@@ -1,0 +1,61 @@
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from gnunet.data import decode, decoder_processes
+from gnunet.data.decoder_processes import Decoders
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+
+
+@pytest.fixture
+def decoders():
+    with Decoders() as decoders:
+        yield decoders
+
+
+def spin():
+    while True:
+        pass
+
+
+FAULTS = {
+    "time": (spin, "took more than 0.1 s"),
+    "memory": (lambda: bytearray(2**31), "memory"),
+    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "signal 9"),
+    "exception": (lambda: 1 / 0, "division by zero"),
+}
+
+
+@pytest.mark.parametrize(("fault", "message"), FAULTS.values(), ids=FAULTS)
+def test_what_ends_a_decoder_is_an_error_for_its_image_alone(decoders, monkeypatch, fault, message):
+    monkeypatch.setattr(decoder_processes, "MAX_SECONDS", 0.1)
+    monkeypatch.setattr(decoder_processes, "MAX_BYTES", 2**30)
+    original = decode.flatten
+    monkeypatch.setattr(decode, "flatten", lambda image: original(image) if image.size == (4, 4) else fault())
+    with ThreadPoolExecutor(3) as pool:
+        good, bad, after = (pool.submit(decoders.decode, np.tile(IMAGE, (n, 1, 1)), 4, 3) for n in (1, 2, 1))
+        with pytest.raises(ValueError, match=message):
+            bad.result()
+        for future in (good, after):
+            np.testing.assert_array_equal(future.result(), IMAGE)
+
+
+def test_large_images_are_decoded_one_at_a_time(decoders, monkeypatch):
+    monkeypatch.setattr(decoder_processes, "LARGE_IMAGE_PIXELS", 15)
+    held = []
+    original = decoder_processes.DecoderProcess.decode
+
+    def decode_and_note(self, *arguments):
+        held.append((arguments[-1], decoders._large_image_lock.locked()))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(decoder_processes.DecoderProcess, "decode", decode_and_note)
+    np.testing.assert_array_equal(decoders.decode(IMAGE, 4, 3), IMAGE)
+    decoders.decode(IMAGE[:3, :3], 3, 3)
+    assert held == [(15, False), (decode.MAX_PIXELS, True), (15, False)]
