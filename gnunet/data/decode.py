@@ -82,6 +82,8 @@ def open_image(cell: Any) -> Image.Image:
     """Open an image without reading its pixels yet; ValueError or OSError if it is not an image."""
     if isinstance(cell, Image.Image):
         return cell.copy()
+    if isinstance(cell, Exception):  # by which a source says that it has no image
+        raise cell
     if isinstance(cell, dict) and {"bytes", "path"} & set(cell):
         cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
     if isinstance(cell, (bytes, bytearray, memoryview)):

@@ -27,6 +27,8 @@ MAX_BATCH_BYTES = 2**28
 """Size of the rows that are read together, if there is more than one."""
 MAX_GROUP_VALUES = 2**28
 """Values of a column in one row group. A list of pixels has one per pixel; a run of equal ones takes no bytes."""
+MAX_IMAGE_VALUES = 2**24
+"""Values of an image that is a list of pixels, each of which becomes a Python object."""
 
 
 class Table(Source):
@@ -135,7 +137,7 @@ class ParquetFiles(Table):
         start = 0
         for batch in self._batches(self.image_column):
             first, last = np.searchsorted(rows, (start, start + len(batch)))
-            yield from (batch[row].as_py() for row in rows[first:last] - start)
+            yield from (_image(batch, row) for row in rows[first:last] - start)
             start += len(batch)
 
     def _batches(self, column: str) -> Iterator[pa.Array]:
@@ -149,6 +151,16 @@ class ParquetFiles(Table):
     def describe_row(self, row: int) -> str:
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
         return f"{self.files[file]} row {row - self._starts[file]}"
+
+
+def _image(column: pa.Array, row: int) -> Any:
+    """A row of a column, or a ValueError in place of one with more than MAX_IMAGE_VALUES."""
+    values = column.slice(row, 1)
+    while hasattr(values, "flatten") and not pa.types.is_struct(values.type):
+        values = values.flatten()
+    if len(values) > MAX_IMAGE_VALUES:
+        return ValueError(f"{len(values)} values in a list of pixels; valid: at most {MAX_IMAGE_VALUES}")
+    return column[row].as_py()
 
 
 def _batch_rows(metadata: pq.FileMetaData, column: str) -> int:
@@ -180,7 +192,8 @@ class DatasetRows(Table):
 
     def iter_images(self, rows: np.ndarray) -> Iterator[Any]:
         for table in self._dataset.select_columns(self.image_column).select(rows).iter(MAX_BATCH_ROWS):
-            yield from table[self.image_column].to_pylist()
+            column = table[self.image_column].combine_chunks()
+            yield from (_image(column, row) for row in range(len(column)))
 
     def _batches(self, column: str) -> Iterator[pa.ChunkedArray]:
         yield self._dataset.select_columns(column)[:][column]

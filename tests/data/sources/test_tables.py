@@ -248,6 +248,19 @@ def test_long_runs_of_pixels(tmp_path, load, monkeypatch):
         load(file)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_images_of_very_many_values(tmp_path, load, greys, monkeypatch, kind):
+    monkeypatch.setattr(tables, "MAX_IMAGE_VALUES", 100)
+    rows = datasets.Dataset.from_dict({"image": [[[5] * 8] * 8, [[6] * 11] * 10]})
+    if kind == "parquet":
+        rows.to_parquet(tmp_path / "a.parquet")
+    else:
+        rows.save_to_disk(tmp_path)
+    assert greys(load(tmp_path, on_error="skip")) == [5]
+    with pytest.raises(DataError, match="row 1 .*110 values"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("offset", [2**30, 2**31 - 1, 3])
 def test_arrow_offsets_beyond_the_file(tmp_path, load, offset):
     file = tmp_path / "a.arrow"
