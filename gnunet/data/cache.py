@@ -97,8 +97,11 @@ def load_images(
         ) from error
     if images.broken:
         if on_error == "raise":
-            more = f"; {images.skipped} in all: {'; '.join(images.broken)}" if images.skipped > 1 else ""
-            raise DataError(f"{images.broken[0]}{more}; fix or remove what is corrupted, or set data.on_error to skip")
+            more = f"; and {images.skipped - len(images.broken)} more" if images.skipped > len(images.broken) else ""
+            raise DataError(
+                f"corrupted images: {images.skipped}: {'; '.join(images.broken)}{more}; fix or remove them, or set "
+                "data.on_error to skip"
+            )
         log.warning("skipped %d corrupted images, for instance %s", images.skipped, images.broken[0])
     if opened.unreadable:
         log.warning(
@@ -206,10 +209,12 @@ def _decode_all(images: Iterator[Any], resolution: int, channels: int) -> Iterat
                     future, size = pending.popleft()
                     num_bytes -= size
                     yield future.exception() or future.result()
+            for future, _ in pending:
+                yield future.exception() or future.result()
         except OSError as error:
             raise DataError(f"the data set cannot be read: {error}") from error
-        for future, _ in pending:
-            yield future.exception() or future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _file_size(image: Any) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ MAX_FILE_BYTES = 2**30
 Image.init()
 _formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillows have no AVIF
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # not one within the data of a scan
 
 
 class LargeImage(Exception):
@@ -73,9 +75,20 @@ def _check_limits(image: Image.Image) -> None:
             raise ValueError(f"{width} x {height} pixels exceed the limit of {MAX_SIDE} pixels a side")
     if image.format in ("JPEG", "MPO"):
         image.fp.seek(0)
-        scans = image.fp.read().count(b"\xff\xda")  # at least as many as there are
+        scans = _count_scans(image.fp.read())
         if scans * image.width * image.height > MAX_SCANNED_PIXELS:
             raise ValueError(f"{scans} scans of {image.width} x {image.height} pixels exceed the limit")
+
+
+def _count_scans(jpeg: bytes) -> int:
+    """The scans of a JPEG's first image: those of thumbnails, and what follows its end, do not count."""
+    scans, position = 0, 2
+    while (marker := _JPEG_MARKER.search(jpeg, position)) and marker[1] != b"\xd9":
+        position = marker.end()
+        scans += marker[1] == b"\xda"
+        if marker[1] not in b"\x01\xd8":  # the others begin with their length
+            position += int.from_bytes(jpeg[position : position + 2], "big")
+    return scans
 
 
 def open_image(cell: Any) -> Image.Image:

@@ -224,6 +224,20 @@ def test_costly_images_are_refused_by_their_headers(file, monkeypatch):
         decode_image(file, 8, 1)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_scans_are_those_of_the_first_image(kind, monkeypatch):
+    """Not of a thumbnail in its metadata, nor of what cameras append, such as a film."""
+    image = Image.new("L", (8, 8), 5)
+    file = encode(image, kind, progressive=True, exif=b"Exif\0\0" + encode(image, "JPEG", progressive=True))
+    scans = decode._count_scans(file)
+    monkeypatch.setattr(decode, "MAX_SCANNED_PIXELS", 64 * scans)
+    assert scans == JPEG.count(b"\xff\xda") == decode._count_scans(JPEG)
+    assert decode_image(file + JPEG + b"\xff\xda" * 100, 8, 1).max() == 5
+    monkeypatch.setattr(decode, "MAX_SCANNED_PIXELS", 64 * scans - 1)
+    with pytest.raises(ValueError, match=f"{scans} scans"):
+        decode_image(file, 8, 1)
+
+
 def test_files_of_terabytes_are_not_opened(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
         file.write(JPEG)
