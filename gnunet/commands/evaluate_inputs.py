@@ -89,13 +89,13 @@ def _samples(model: TrainedModel, num_images: int | None, repeat: int) -> Subjec
 
 def _files(path: Path, num_images: int | None, repeat: int, resolution: int | None) -> Subject:
     """Images evenly spaced over the directory; no two repeats have one in common."""
-    files = ImageFiles(path, resolution)
     metadata = {}
     if (record := read_record(path)) is not None:
-        check_complete(record, path, files.files)
+        check_complete(record, path)
         metadata = {**asdict(record.settings), "seeds": [record.settings.seed]}
         for name in ("resolution", "channels", "seed"):
             del metadata[name]
+    files = ImageFiles(path, resolution)
     available = len(files) // repeat
     if (num_images or 1) > available:
         times = f" {repeat} times" if repeat > 1 else ""

@@ -90,9 +90,9 @@ def read_record(folder: Path) -> SamplesRecord | None:
         raise CheckpointError(f"{file}: not a record of gnunet sample ({where}: {problem['msg']})") from None
 
 
-def check_complete(record: SamplesRecord, folder: Path, files: list[Path]) -> None:
+def check_complete(record: SamplesRecord, folder: Path) -> None:
     """Raise DataError unless the pictures in a folder, all but its grid, are those of its record."""
-    expected = set(record.files(folder))
+    expected, files = set(record.files(folder)), [file for file in image_files(folder) if file.name != GRID]
     if missing := len(expected.difference(files)):
         raise DataError(
             f"{folder} lacks {missing} of the {record.num_images} images that its {RECORD} lists; the gnunet sample "
