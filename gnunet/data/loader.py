@@ -49,16 +49,19 @@ class TrainingLoader(DataLoader):
         if not self.num_workers:
             yield from super().__iter__()
             return
-        batches = None
         try:
             batches = super().__iter__()
+        except OSError as error:  # such as no room in /dev/shm for the locks of their queues
+            log.warning("data loader workers cannot be started (%s): the training process loads images", error)
+            yield from map(self.dataset.__getitems__, self.batch_sampler)
+            return
+        try:
             yield from batches
         except Exception as error:
-            if batches is not None:
-                for worker in batches._workers:  # torch waits 5 seconds for each
-                    worker.terminate()
-                with suppress(RuntimeError):  # which torch raises whenever a child ends, until this is done
-                    batches._shutdown_workers()
+            for worker in batches._workers:  # torch waits 5 seconds for each
+                worker.terminate()
+            with suppress(RuntimeError):  # which torch raises whenever a child ends, until this is done
+                batches._shutdown_workers()
             raise worker_failure(error) from error
 
 

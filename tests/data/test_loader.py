@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import dataloader
 
 from gnunet.data import TrainingDataset, training_loader
 from gnunet.data.loader import MicroBatchSampler
@@ -123,6 +124,12 @@ def test_worker_that_is_killed_while_it_waits(hard_loader):
 def test_batches_arrive_without_shared_memory(examples, monkeypatch):
     expected = load(examples, num_workers=2)
     monkeypatch.setattr(torch.Tensor, "share_memory_", lambda tensor: fail(RuntimeError("No space left on device")))
+    assert load(examples, num_workers=2) == expected
+
+
+def test_training_process_loads_where_no_worker_can_start(examples, monkeypatch):
+    expected = load(examples)
+    monkeypatch.setattr(dataloader, "_MultiProcessingDataLoaderIter", lambda loader: fail(OSError(28, "No space left")))
     assert load(examples, num_workers=2) == expected
 
 
