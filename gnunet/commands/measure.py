@@ -81,8 +81,11 @@ class Evaluation:
         for name, value in integers.items():
             if value is not None or name == "repeat":
                 check_integer(name, value)
-        if isinstance(metrics, str) or (metrics is not None and not all(isinstance(name, str) for name in metrics)):
-            raise ConfigError(f"metrics: given {metrics!r}; valid: a list of names")
+        if metrics is not None and (isinstance(metrics, str) or not metrics or {*map(type, metrics)} != {str}):
+            raise ConfigError(f"metrics: given {metrics!r}; valid: a non-empty list of names")
+        for name, pairs in {"extractors": extractors, "extractor_weights": extractor_weights}.items():
+            if isinstance(pairs, str):
+                raise ConfigError(f"{name}: given {pairs!r}; valid: a mapping from names to files")
         self.source, self.repeat, self.nearest = Path(source).expanduser(), repeat, nearest
         self.subject = open_subject(self.source, num_images, repeat, resolution, sampling)
         model = self.subject.model

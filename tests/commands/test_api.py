@@ -84,6 +84,7 @@ def test_bad_values_are_refused_as_by_the_commands(finished):
     with pytest.raises(TypeError, match="step_count"):
         gnunet.sample(finished, 1, step_count=3)
     bad = [{"num_images": 0}, {"repeat": 0}, {"nearest": -1}, {"resolution": 0}, {"metrics": "fid"}, {"seed": -1}]
+    bad += [{"metrics": []}, {"metrics": [1]}, {"extractors": "x"}, {"split": "test"}]
     for setting in bad:
         with pytest.raises(ConfigError, match=next(iter(setting))):
             gnunet.evaluate(finished, **setting)
