@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
-from PIL import Image
 
 from gnunet.checkpoint.trained_model import TrainedModel, is_model_path, sanitize_config
 from gnunet.commands.options import load_model
 from gnunet.commands.sample_folder import check_complete, read_record
 from gnunet.config import Config, EvaluateConfig
 from gnunet.data import DecodedImages, load_images
+from gnunet.data.decode import open_image
+from gnunet.data.sources import ImageFolder, open_source
 from gnunet.errors import CheckpointError, ConfigError, DataError, did_you_mean_path
 from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.features import CHUNK, Images
-from gnunet.evaluation.image_files import image_files
 from gnunet.training.evaluation import sample_fn
 from gnunet.training.progress import decode_progress
 from gnunet.training.session import RunData, load_run_data
@@ -143,7 +143,7 @@ def open_reference(
             raise DataError(f"{sizes}; valid: equal shapes (height, width, channels)")
         return reference
     if path.is_dir() and not allow_enlarging:
-        _check_sizes(path, subject)
+        _check_sizes(path, split or "train", subject)
     table = load_images(
         str(given),
         split=split or "train",
@@ -166,14 +166,15 @@ def _training_images(config: Config, data: RunData, name: str) -> ReferenceImage
     return ReferenceImages(data.table, data.train_rows, f"training images of {name}", config.data.cache_dir)
 
 
-def _check_sizes(folder: Path, subject: Subject) -> None:
+def _check_sizes(folder: Path, split: str, subject: Subject) -> None:
     """Reject reference images that would have to be enlarged, which changes distances."""
-    files = image_files(folder)
+    source = open_source(str(folder), split)
+    files = source.files if isinstance(source, ImageFolder) else []
     for file in (files[i] for i in evenly_spaced(len(files), MAX_SIZES_CHECKED)):
         try:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 width, height = image.size
-        except OSError:
+        except (OSError, ValueError):
             continue  # the decoder has the better message
         if min(width, height) < subject.resolution:
             raise DataError(

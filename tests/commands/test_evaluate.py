@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -99,6 +100,17 @@ class TestFolders:
         }  # fmt: skip
         (note,) = record["notes"]
         assert "fewer images than the 1280 features prefer kid_efficientnet_lite0" in note
+
+    def test_only_the_split_of_a_reference_counts(self, evaluate, pictures, coarse, tmp_path):
+        clean = pictures("clean")
+        for split in ("train", "test"):
+            shutil.copytree(clean, tmp_path / "data" / split)
+        (tmp_path / "data/train/00.png").unlink()
+        Image.new("RGB", (4, 4)).save(tmp_path / "data/small.png")
+        _, record = evaluate(clean, "--reference", tmp_path / "data", "--split", "test", *coarse)
+        assert record["reference"]["num_images"] == 24 and means(record)["precision_coarse"] == 1
+        out, _ = evaluate(clean, "--reference", tmp_path / "data", "--split", "tset", *coarse, status=2, out="other")
+        assert "data.split" in out and "test, train" in out
 
     def test_repeats_measure_other_images(self, evaluate, pictures, coarse):
         clean, noised = pictures("clean"), pictures("noised", 10)
