@@ -7,6 +7,7 @@ run in x's dtype.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from inspect import Parameter, Signature
@@ -108,10 +109,13 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
         return operator.backward(dy, stats, NormArgs._make(inputs[:-1]), needs)
 
     register: Any = torch.library.triton_op if traceable else torch.library.custom_op
+    log, nothing = logging.getLogger("torch._library.triton"), logging.Filter("gnunet")
+    log.addFilter(nothing)  # it warns where there is no Triton, which is no fault here
     _sign(forward_op, {}, tuple[Tensor, Tensor])
     _sign(backward_op, {"dy": Tensor, "stats": Tensor, "needs": Sequence[bool]}, list[Tensor])
     forward = register(f"gnunet::{name}", forward_op, mutates_args=())
     backward = register(f"gnunet::{name}_backward", backward_op, mutates_args=())
+    log.removeFilter(nothing)
     if not traceable:
         forward.register_fake(_forward_fake)
         backward.register_fake(_backward_fake)
