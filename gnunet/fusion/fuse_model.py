@@ -155,7 +155,7 @@ def _apply(owner: nn.Module, pattern: FusionPattern, norms: Sequence[nn.Module])
     for norm in norms:
         _change_class(norm, fused_class(FusedGroupNorm, type(norm)))
         norm.siblings = siblings
-    # The SiLU itself stays as it is: before diffusers 0.33 all modules share one.
+    # The SiLU itself stays as it is: other modules may share it.
     setattr(owner, pattern.activation, pattern.replacement(getattr(owner, pattern.activation), siblings))
 
 

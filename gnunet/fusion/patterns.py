@@ -1,6 +1,6 @@
 """Where a module's own code passes the output of a GroupNorm to an activation.
 
-For diffusers these patterns are read off the `forward` of each class (0.32 to 0.42): between norm and activation there
+For diffusers these patterns are read off the `forward` of each class (0.33 to 0.42): between norm and activation there
 is nothing, or only a rearrangement of elements, such as folding frames into the batch. Only ResnetBlock2D may scale
 and shift there, which is why it has its own fused forward.
 """

@@ -105,7 +105,7 @@ def test_other_activations_are_skipped(resnet, act_fn):
 
 @pytest.mark.parametrize("shape", [(3, 8), (3, 8, 5), (3, 8, 4, 5), (3, 8, 2, 3, 4), (3, 8, 2, 3, 1, 4)])
 def test_sequential(randomized, run, assert_same, shape):
-    act = nn.SiLU()  # one for all, as in diffusers 0.32
+    act = nn.SiLU()  # one for all
     model = nn.Sequential(
         nn.GroupNorm(4, 8), act, nn.Dropout(0.3), nn.Sequential(nn.GroupNorm(2, 8, affine=False), act), act
     )
