@@ -33,20 +33,13 @@ HABITS = {
     "--classes": ("class", "label", "labels", "class_labels"),
     "--weights ema or raw": ("ema", "use_ema", "no_ema"),
     "the first argument, SOURCE": (
-        "checkpoint",
-        "ckpt",
-        "ckpt_path",
-        "model",
-        "model_path",
-        "run",
-        "run_dir",
-        "source",
+        "checkpoint", "ckpt", "ckpt_path", "model", "model_path", "run", "run_dir", "source",
     ),
     "--cpu for the CPU, CUDA_VISIBLE_DEVICES for one of several GPUs": ("device", "cuda", "no_cuda"),
     ACCELERATE: ("gpu", "gpus", "num_gpus", "num_processes", "nproc", "nproc_per_node"),
     "the same command, which finishes what is missing": ("resume", "resume_from_checkpoint", "continue"),
     "the run's train.mixed_precision, which sampling takes over": ("mixed_precision", "precision", "fp16", "bf16"),
-}
+}  # fmt: skip
 """Flags that users know from other programs, by what does it here."""
 ABLATE_HABITS = {
     "--folder": ("out", "output", "output_dir", "out_dir", "outdir", "save_dir"),

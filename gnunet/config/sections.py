@@ -43,8 +43,8 @@ class DataConfig(Section):
     """`noto_emoji` (embedded), a folder of images (class subfolders give labels), a folder of idx files
     (MNIST's format), a local .parquet or .arrow file or folder of them, or a Hugging Face hub name."""
     split: Text = "train"
-    """Split to use if the source has several, by the names of folders or files. In a folder of images, all takes no
-    name for a split."""
+    """Split to use if the source has several, by the names of folders or files. With all, no folder of images counts as
+    a split."""
     image_column: Text | None = None
     """Column with the images; null looks for a usual name (`image`, `img`, ...)."""
     label_column: Text | None = None

@@ -62,12 +62,11 @@ class FuseReport(int):
 def fuse(model: nn.Module) -> FuseReport:
     """Apply every GroupNorm and the SiLU that its output goes to in one operation, in place.
 
-    This works for the U-Nets, ControlNets and autoencoders of diffusers, for images and videos, and for each
-    nn.Sequential where it is called itself: layers that are taken out of it compute what they are. In a ResnetBlock2D
-    the addition of the time embedding, or its scale and shift, become part of the operation. Nothing but the forward of
-    modules changes: parameters are the same objects under the same names and classes keep their names, so that state
-    dicts, optimizers, tied weights, save_pretrained and wrapping by name are not affected. The report lists what was
-    skipped, such as the group norms of attention.
+    This works for the U-Nets, ControlNets and autoencoders of diffusers, for images and videos, and for nn.Sequential,
+    whose layers can still be called by themselves. In a ResnetBlock2D the addition of the time embedding, or its scale
+    and shift, become part of the operation. Only the forward of modules changes: parameters are the same objects under
+    the same names and classes keep their names, so that state dicts, optimizers, tied weights, save_pretrained and
+    wrapping by name are not affected. The report lists what was skipped, such as the group norms of attention.
 
     A norm or a SiLU that is replaced, hooked or given another forward afterwards, as by offloading, is called as usual
     (in a ResnetBlock2D, then both norms are). Outside of nn.Sequential and ResnetBlock2D, a fused norm includes SiLU
