@@ -26,7 +26,9 @@ where the images are may, because a checkpoint's fingerprint says which they are
 
 
 FOLDERS = ("checkpoints", "samples", "model")
-FILES = ("config.yaml", "metrics.jsonl", "timing.jsonl", "curves.png", "wandb_id", ".lock", "checkpoints/best")
+FILES = (
+    "config.yaml", "data.json", "metrics.jsonl", "timing.jsonl", "curves.png", "wandb_id", ".lock", "checkpoints/best",
+)  # fmt: skip
 
 
 class RunLock:

@@ -145,12 +145,9 @@ def open_reference(
     if path.is_dir() and not allow_enlarging:
         _check_sizes(path, split or "train", subject)
     table = load_images(
-        str(given),
-        split=split or "train",
-        resolution=subject.resolution,
-        channels=subject.channels,
+        str(given), split=split or "train", resolution=subject.resolution, channels=subject.channels,
         progress=decode_progress(),
-    )
+    )  # fmt: skip
     return ReferenceImages(table, np.arange(len(table)), str(given))
 
 
