@@ -23,8 +23,6 @@ KEYS_ALLOWED_TO_CHANGE = (
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they affect paths, speed and memory, not what is computed. Those that say
 where the images are may, because a checkpoint's fingerprint says which they are."""
-
-
 FOLDERS = ("checkpoints", "samples", "model")
 FILES = (
     "config.yaml", "data.json", "metrics.jsonl", "timing.jsonl", "curves.png", "wandb_id", ".lock", "checkpoints/best",

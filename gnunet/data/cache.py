@@ -110,7 +110,7 @@ def load_images(
             opened.unreadable[0],
         )
     if class_conditional and images.labels is None:
-        raise DataError(f"data.class_conditional is true, but {opened.name} has no labels: {opened.label_advice}")
+        raise DataError(f"data.class_conditional is true, but {opened.name} has no labels; {opened.label_advice}")
     if class_conditional and images.num_classes == len(images) > 2:
         raise DataError(
             f"data.class_conditional is true, but each of the {len(images)} images of {opened.name} has a class of its "

@@ -15,7 +15,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM")
 malicious files, one holds images of other sizes than it declares (ICO), one takes gigabytes for a file of 150 bytes
 (JPEG 2000), and one is run as a program (EPS)."""
 MAX_PIXELS = 89_478_485
-"""Largest image, which takes up to 2 GiB to decode. Pillow only warns at this size and fails at twice of it."""
+"""Largest image, which takes up to 2 GiB to decode. Pillow only warns at this size and fails at twice this size."""
 MAX_SIDE = 2**16 - 1
 """Largest width and height, as in JPEG and GIF: Pillow keeps a pointer for each row, and reads whole rows."""
 MAX_PYTHON_PIXELS = 2**22

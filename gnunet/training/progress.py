@@ -116,9 +116,10 @@ class Display:
         """Show the images seen and the mean loss since the last log line, if it is known."""
         text, now = "?" if loss is None else f"{loss:.5f}", time.monotonic()
         self._bar.update(self._task, completed=min(images, self._total), loss=text)
-        remaining = self._bar.tasks[0].time_remaining
         self._first_step = self._first_step or now
-        if self._first_step < now - _ESTIMATE_AFTER and remaining is not None:
+        # The time remaining goes over a thousand steps: it is not computed at each.
+        is_due = self._first_step < now - _ESTIMATE_AFTER
+        if is_due and (remaining := self._bar.tasks[0].time_remaining) is not None:
             self._first_step = math.inf
             if remaining > _LONG:
                 self.message(
