@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 
 
 @cache
@@ -16,10 +16,8 @@ def options_of(cls: type) -> dict[str, inspect.Parameter]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        hints = get_type_hints(base.__init__, include_extras=True)  # type: ignore[misc]
-        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
-        own = {p.name: p.replace(annotation=hints[p.name]) for p in parameters if p.default is not p.empty}
-        found = own | found
+        parameters = inspect.signature(base.__init__, eval_str=True).parameters.values()  # type: ignore[misc]
+        found = {p.name: p for p in parameters if p.default is not p.empty} | found
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found

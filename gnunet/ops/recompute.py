@@ -211,7 +211,7 @@ def _cast(t: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast now casts to for these layers; None where it is off."""
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # the meta device has none
         return None
     return torch.get_autocast_dtype(device_type)
 
