@@ -19,7 +19,8 @@ def group_norm_silu(args: NormArgs) -> Tensor:
     """
     x, num_groups, weight, bias, eps, add, scale, shift, silu, center = args
     spatial = (1,) * (x.dim() - 2)
-    dtype = args.dtype
+    # Not args.dtype: PyTorch 2.9's torch.compile does not evaluate a NamedTuple's properties.
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
 
     def per_channel(p: Tensor) -> Tensor:  # (C,) or (N, C) -> broadcasts over x
         return p.to(dtype).reshape(*p.shape, *spatial)
