@@ -17,6 +17,8 @@ from gnunet.data import decode
 
 MAX_SECONDS = 30
 """CPU time for one image; the slowest within the limits of decode.py take a few seconds."""
+START_SECONDS = 10
+"""Time for a process to start: with the libraries of some programs loaded, a forked process crashes or hangs."""
 MAX_BYTES = 3 * 2**30
 """Memory for one image."""
 LARGE_IMAGE_PIXELS = 2**24
@@ -27,9 +29,12 @@ PR_SET_PDEATHSIG = 1
 
 class Decoders:
     """Context in which any number of threads, which live as long as it does, decode images, each in a process. On Linux
-    only; elsewhere `decode` runs in the calling thread, without limits of time and memory."""
+    only; elsewhere, and where no process can be started, `decode` runs in the calling thread, without limits of time
+    and memory."""
 
     def __init__(self) -> None:
+        # A daemon cannot start processes.
+        self._can_start = sys.platform == "linux" and not multiprocessing.current_process().daemon
         self._idle: list[DecoderProcess] = []
         self._start_lock = threading.Lock()
         self._large_image_lock = threading.Lock()
@@ -43,13 +48,9 @@ class Decoders:
 
     def decode(self, cell: Any, resolution: int, channels: int) -> np.ndarray:
         """`decode_image`; ValueError if it fails, takes longer than MAX_SECONDS or more memory than MAX_BYTES."""
-        if sys.platform != "linux" or multiprocessing.current_process().daemon:  # which cannot start processes
+        process = self._take_process()
+        if process is None:
             return decode.decode_image(cell, resolution, channels)
-        try:
-            process = self._idle.pop()
-        except IndexError:
-            with self._start_lock:  # else one process would keep the pipe of another open
-                process = DecoderProcess()
         try:
             image = process.decode(cell, resolution, channels, LARGE_IMAGE_PIXELS)
             if image is None:
@@ -63,6 +64,18 @@ class Decoders:
             raise
         self._idle.append(process)
         return image
+
+    def _take_process(self) -> "DecoderProcess | None":
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        with self._start_lock:  # else one process would keep the pipe of another open
+            try:
+                return DecoderProcess() if self._can_start else None
+            except (OSError, ProcessDied):
+                self._can_start = False
+                return None
 
 
 class ProcessDied(Exception):
@@ -78,6 +91,13 @@ class DecoderProcess:
         self._process = fork.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
+        try:
+            has_started = self._pipe.poll(START_SECONDS) and self._pipe.recv()
+        except EOFError:
+            has_started = False
+        if not has_started:
+            self.close()
+            raise ProcessDied("could not be started")
 
     def decode(self, *arguments: Any) -> np.ndarray | None:
         """`decode_image`; None for a LargeImage. Raises ValueError with the message of any other exception."""
@@ -113,6 +133,7 @@ def _serve(pipe: Connection) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     allowed = [limit for limit in (soft, hard, used + MAX_BYTES) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min(allowed), hard))
+    pipe.send(True)
     while True:
         arguments: Sequence[Any] = pipe.recv()
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)

@@ -59,3 +59,12 @@ def test_large_images_are_decoded_one_at_a_time(decoders, monkeypatch):
     np.testing.assert_array_equal(decoders.decode(IMAGE, 4, 3), IMAGE)
     decoders.decode(IMAGE[:3, :3], 3, 3)
     assert held == [(15, False), (decode.MAX_PIXELS, True), (15, False)]
+
+
+@pytest.mark.parametrize("fault", ["killed", "time"])
+def test_images_are_decoded_where_no_process_starts(decoders, monkeypatch, fault):
+    monkeypatch.setattr(decoder_processes, "START_SECONDS", 0.2)
+    monkeypatch.setattr(decoder_processes, "_serve", lambda pipe: FAULTS[fault][0]())
+    with ThreadPoolExecutor(2) as pool:
+        images = list(pool.map(lambda _: decoders.decode(IMAGE, 4, 3), range(4)))
+    assert all(np.array_equal(image, images[0]) for image in images) and images[0].shape == (4, 4, 3)
