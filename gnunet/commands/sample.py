@@ -12,7 +12,6 @@ the same command, also with more images, writes those that are missing, for inst
 """
 
 import argparse
-import math
 import time
 from pathlib import Path
 
@@ -52,13 +51,11 @@ def sample(arguments: argparse.Namespace) -> None:
     from gnunet.commands.api import class_labels, image_labels, load_model, sample_batches
     from gnunet.commands.progress import ProgressBar
     from gnunet.commands.sample_folder import SamplesRecord, image_file, open_sample_folder, writing_to
-    from gnunet.diffusion import encode_grid, make_grid
     from gnunet.distributed.accelerator import open_accelerator
     from gnunet.distributed.launch import check_launch
     from gnunet.evaluation.image_files import GRID
     from gnunet.evaluation.report import write_picture
-    from gnunet.files import atomic_write
-    from gnunet.training.evaluation import TILE_SIZE
+    from gnunet.training.evaluation import write_grid
 
     check_launch()
     num_images = arguments.num_images
@@ -82,10 +79,8 @@ def sample(arguments: argparse.Namespace) -> None:
             files = record.files(out)[:MAX_GRID_IMAGES]
             images = np.stack([np.asarray(Image.open(file)) for file in files])
             names = None if labels is None else [model.class_names[label] for label in labels[:MAX_GRID_IMAGES]]
-            scale = math.ceil(TILE_SIZE / model.resolution)  # as in training
-            grid = make_grid(images.reshape(*images.shape[:3], -1), scale=scale, names=names)
             with writing_to(out):
-                atomic_write(out / GRID, encode_grid(grid))
+                write_grid(out / GRID, images.reshape(*images.shape[:3], -1), names)
             bar.stop()
             new = "" if len(missing) == num_images else f", {num_images - len(missing)} of which were there"
             rate = f"{len(missing) / seconds:.1f} images/s"

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,7 +14,8 @@ from gnunet import __version__
 from gnunet.checkpoint.run_dir import RunLock
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import make_output_dir, numbered
-from gnunet.errors import CheckpointError, ConfigError, DataError, GnunetError, first_few, truncate
+from gnunet.distributed.collectives import run_on_main_rank
+from gnunet.errors import CheckpointError, ConfigError, DataError, first_few, truncate
 from gnunet.evaluation.image_files import GRID, image_files
 from gnunet.evaluation.report import write_json
 from gnunet.safe_io import MAX_JSON_BYTES, read_text
@@ -118,16 +117,7 @@ def open_sample_folder(
         ConfigError: the given folder holds other pictures, is used by another process or cannot be written.
     """
     with ExitStack() as stack:
-        outcome: list[Any] = [None]
-        if accelerator.is_main_process:
-            try:
-                outcome = [_open(given, record, stack)]
-            except GnunetError as error:
-                outcome = [error]
-        [found] = broadcast_object_list(outcome)
-        if isinstance(found, GnunetError):
-            raise found
-        yield found
+        yield run_on_main_rank(accelerator, lambda: _open(given, record, stack))
 
 
 def _open(given: Path | None, record: SamplesRecord, stack: ExitStack) -> tuple[Path, list[int]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from gnunet.ops import GroupNormSiLU
-from gnunet.ops.hooks import has_hooks, runs_forward_of
+from gnunet.ops.hooks import has_hooks, has_own_forward, runs_forward_of
 
 from .modules import (
     Fused,
@@ -140,7 +140,7 @@ def _unfusable_reason(
     if pattern.replacement is not None and any(uses[id(norm)] > 1 for norm in norms):
         return "shared by several modules"
     children_run = runs_forward_of(activation, nn.SiLU) and all(runs_forward_of(norm, nn.GroupNorm) for norm in norms)
-    if _has_own_forward(owner) or not children_run:
+    if has_own_forward(owner) or not children_run:
         return "its forward, its SiLU's or its parent's is hooked or replaced"
     return None
 
@@ -180,7 +180,7 @@ def _restore_if_replaced(owner: nn.Module, pattern: FusionPattern) -> None:
 
 def _reason_to_stay(module: nn.Module | None) -> str | None:
     """Why a module of a fused model cannot be restored, or None."""
-    if isinstance(module, (Fused, FusedAwaySiLU)) and _has_own_forward(module):
+    if isinstance(module, (Fused, FusedAwaySiLU)) and has_own_forward(module):
         return "its forward was replaced"
     return "hooks were added to it" if isinstance(module, FusedAwaySiLU) and has_hooks(module) else None
 
@@ -195,12 +195,6 @@ def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__class__ = cls
     vars(module).pop("forward", None)  # a bound forward of the former class; modules with another one are skipped
     vars(module).pop("siblings", None)
-
-
-def _has_own_forward(module: nn.Module) -> bool:
-    """Whether its forward is not its class's. (Removing accelerate's hooks leaves the class's, bound.)"""
-    forward = vars(module).get("forward")
-    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
 def _join(path: str, name: str) -> str:

@@ -18,7 +18,12 @@ def has_hooks(module: nn.Module) -> bool:
 
 def runs_forward_of(module: nn.Module | None, cls: type[nn.Module]) -> bool:
     """Whether a call of the module is cls.forward and nothing else."""
-    if module is None or getattr(type(module), "forward", None) is not cls.forward or has_hooks(module):
+    if module is None or getattr(type(module), "forward", None) is not cls.forward:
         return False
-    own = vars(module).get("forward")  # accelerate leaves the class's, bound, when its hooks are removed
-    return own is None or getattr(own, "__func__", None) is cls.forward
+    return not has_hooks(module) and not has_own_forward(module)
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether the module's forward is not its class's. (Removing accelerate's hooks leaves the class's, bound.)"""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward

@@ -1,6 +1,5 @@
 """The losses of a run as a picture."""
 
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gnunet.checkpoint.jsonl import read_jsonl
-from gnunet.files import atomic_write
+from gnunet.evaluation.report import write_picture
 
 CURVES = {"loss": ("training loss", "#7aa6d8"), "validation_loss": ("validation loss", "#c44e20")}
 """Keys of metrics.jsonl, each with its label and colour."""
@@ -62,9 +61,7 @@ def draw_curves(metrics: Path, path: Path) -> None:
     draw.text((OVERSAMPLING * RIGHT, OVERSAMPLING * (HEIGHT - 10)), "images seen", "black", font, anchor="rb")
     for i, key in enumerate(curves):
         draw.text((OVERSAMPLING * (LEFT + 180 * i), OVERSAMPLING * 12), *CURVES[key], font)
-    png = io.BytesIO()
-    canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(png, format="PNG")
-    atomic_write(path, png.getvalue())
+    write_picture(path, canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
 
 
 def is_number(value: Any) -> bool:

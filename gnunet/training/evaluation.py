@@ -1,7 +1,7 @@
 """Evaluation during training: validation loss, metrics and grids of samples, and which checkpoint is the best."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 
 from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name
 from gnunet.checkpoint.trained_model import TrainedModel
@@ -174,16 +175,21 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     return images
 
 
+def write_grid(path: Path, images: np.ndarray, names: Sequence[str] | None) -> Image.Image:
+    """Write images, uint8 (N, H, W, C), as one PNG, small ones enlarged and, if given, with their classes' names."""
+    grid = make_grid(images, scale=math.ceil(TILE_SIZE / images.shape[1]), names=names)
+    atomic_write(path, encode_grid(grid))
+    return grid
+
+
 def save_grid(session: Session, folder: Path, images: np.ndarray, images_seen: int) -> Path:
-    """Write the images sampled at `images_seen` images as one PNG, small ones enlarged and with their classes' names,
-    and log it to trackers that take images."""
+    """`write_grid` of the images sampled at `images_seen` images, logged to trackers that take images, too."""
     path, metadata = folder / f"{checkpoint_name(images_seen)}.png", session.train_set.metadata
     names = None
     if (counts := metadata["class_counts"]) is not None:
         labels = sample_labels(range(len(images)), session.config.seed, counts)
         names = [metadata["class_names"][label] for label in labels]
-    grid = make_grid(images, scale=math.ceil(TILE_SIZE / images.shape[1]), names=names)
-    atomic_write(path, encode_grid(grid))
+    grid = write_grid(path, images, names)
     for tracker in session.accelerator.trackers:
         if tracker.name in IMAGE_TRACKERS:
             pictures = {"samples": np.asarray(grid.convert("RGB"))[None]}
