@@ -200,7 +200,7 @@ def _decode_all(images: Iterator[Any], resolution: int, channels: int) -> Iterat
     """Decode in order on all cores; yields an exception in place of an image that cannot be decoded."""
     pending: deque = deque()
     num_bytes = 0
-    with Decoders() as decoders, ThreadPoolExecutor(max_workers=num_cpus()) as pool:
+    with Decoders(num_cpus()) as decoders, ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         try:
             for image in images:
                 pending.append((pool.submit(decoders.decode, image, resolution, channels), _file_size(image)))

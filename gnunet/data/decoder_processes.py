@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from itertools import takewhile
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from gnunet.data import decode
 MAX_SECONDS = 30
 """CPU time for one image; the slowest within the limits of decode.py take a few seconds."""
 START_SECONDS = 10
-"""Time for a process to start: with the libraries of some programs loaded, a forked process crashes or hangs."""
+"""Time for a process to start."""
 MAX_BYTES = 3 * 2**30
 """Memory for one image."""
 LARGE_IMAGE_PIXELS = 2**24
@@ -30,9 +31,15 @@ PR_SET_PDEATHSIG = 1
 class Decoders:
     """Context in which any number of threads, which live as long as it does, decode images, each in a process. On Linux
     only; elsewhere, and where no process can be started, `decode` runs in the calling thread, without limits of time
-    and memory."""
+    and memory.
 
-    def __init__(self) -> None:
+    `count` processes are started by the thread that enters it, the main thread if possible. A fork in another thread
+    frees the main thread's objects in the child, where torch's process groups crash or wait for threads that are not
+    there: only what replaces a process that died is forked so.
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        self._count = count
         # A daemon cannot start processes.
         self._can_start = sys.platform == "linux" and not multiprocessing.current_process().daemon
         self._idle: list[DecoderProcess] = []
@@ -40,6 +47,7 @@ class Decoders:
         self._large_image_lock = threading.Lock()
 
     def __enter__(self) -> "Decoders":
+        self._idle = list(takewhile(bool, (self._start() for _ in range(self._count))))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -69,7 +77,9 @@ class Decoders:
         try:
             return self._idle.pop()
         except IndexError:
-            pass
+            return self._start()
+
+    def _start(self) -> "DecoderProcess | None":
         with self._start_lock:  # else one process would keep the pipe of another open
             try:
                 return DecoderProcess() if self._can_start else None

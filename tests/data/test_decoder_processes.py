@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -68,3 +69,23 @@ def test_images_are_decoded_where_no_process_starts(decoders, monkeypatch, fault
     with ThreadPoolExecutor(2) as pool:
         images = list(pool.map(lambda _: decoders.decode(IMAGE, 4, 3), range(4)))
     assert all(np.array_equal(image, images[0]) for image in images) and images[0].shape == (4, 4, 3)
+
+
+class EndsOtherProcesses:
+    """Ends the process that frees it if that did not create it, as torch's process groups may."""
+
+    def __init__(self):
+        self.pid = os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.pid:
+            os._exit(1)
+
+
+def test_processes_start_in_the_thread_that_enters(monkeypatch):
+    local = threading.local()  # which a fork in another thread frees in the child
+    local.value = EndsOtherProcesses()
+    monkeypatch.setattr(decode, "flatten", lambda image: (_ for _ in ()).throw(ValueError(os.getpid())))
+    with Decoders(2) as decoders, ThreadPoolExecutor(2) as pool:
+        errors = [pool.submit(decoders.decode, IMAGE, 4, 3).exception() for _ in range(4)]
+    assert all(int(str(error)) != os.getpid() for error in errors)
