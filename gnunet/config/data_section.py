@@ -1,0 +1,46 @@
+"""The keys of `data`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from gnunet.config.schema import Section, ValidValues
+
+Text = Annotated[str, Field(min_length=1)]
+Subset = Annotated[
+    dict[str, str | int | bool | list[str | int | bool]],
+    ValidValues("a mapping from columns to a value or a list of values, such as {column: [value, value]}"),
+]
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are prepared."""
+
+    source: Text = "noto_emoji"
+    """`noto_emoji` (embedded), a folder of images (class subfolders give labels), a folder of idx files
+    (MNIST's format), a local .parquet or .arrow file or folder of them, or a Hugging Face hub name."""
+    split: Text = "train"
+    """Split to use if the source has several, by the names of folders or files. With all, no folder of images counts as
+    a split."""
+    image_column: Text | None = None
+    """Column with the images; null looks for a usual name (`image`, `img`, ...)."""
+    label_column: Text | None = None
+    """Column with the class labels; null looks for a usual name (`label`, `labels`, `fine_label`, ...)."""
+    subset: Subset = {}
+    """Use only the rows in which each of these columns has one of the given values."""
+    resolution: PositiveInt = Field(32, le=8192)
+    """Height and width in pixels: the shorter side is resized with antialiasing, then the centre is cropped."""
+    flip: bool = True
+    """Mirror each example left to right with probability 1/2."""
+    class_conditional: bool = False
+    """Train on the class labels."""
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability of replacing a label by the null label, as classifier-free guidance needs, if class_conditional."""
+    validation_images: NonNegativeInt = 0
+    """Images held out for the validation loss; 0 validates on training images. One of each class always trains."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What to do with images that cannot be decoded: raise an error with their names before training, or skip them."""
+    num_workers: NonNegativeInt = Field(2, le=1024)
+    """Data loader workers per process; 0 loads in the training process."""
+    cache_dir: Text | None = None
+    """Folder for the decoded images; null is $GNUNET_CACHE, or gnunet in the user's cache folder."""
