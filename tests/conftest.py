@@ -176,7 +176,8 @@ def work_as_rank(
     # The server that this was forked from has the signals and the environment of whichever test it was started in.
     os.setsid()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # nohup, for instance, leaves one ignored
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # else a fork server, which takes seconds
     os.environ.clear()

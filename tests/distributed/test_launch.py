@@ -101,8 +101,8 @@ def test_without_a_launcher_a_program_can_become_several_processes(start_ranks, 
     """Each with one thread; the status of the first to fail is the program's."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, sys\n"
-        "print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'], flush=True)\n"
+        "import os, sys\n"  # in one write, since both processes have the same output
+        "os.write(1, 'rank {RANK} of {WORLD_SIZE} {OMP_NUM_THREADS}\\n'.format_map(os.environ).encode())\n"
         "sys.exit(int(sys.argv[1]) if os.environ['RANK'] == '1' else 0)\n"
     )
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
