@@ -25,6 +25,8 @@ class StreamKey(IntEnum):
     VALIDATION = 7  # index: example of the validation set
     HOLDOUT = 8  # index: 0
     DROPOUT = 9  # index: first example of a micro-batch
+    MASK = 10  # index: example; the part of an image that its condition leaves out
+    FIXED_MASK = 11  # index: example of the validation set, or condition to sample from
 
 
 class Stream:

@@ -1,7 +1,8 @@
 """The newest EMA weights as a diffusers pipeline in RUN/model/, with gnunet.json for what diffusers has no place for.
 
 A U-Net with group norms is saved as diffusers' UNet2DModel, which loads without gnunet. DDPM runs get a complete
-DDPMPipeline; EDM and flow, for which diffusers has no unconditional pipeline, its U-Net and scheduler folders.
+DDPMPipeline; EDM, flow and networks with a condition, for which diffusers has no pipeline, its U-Net and scheduler
+folders.
 """
 
 import json
@@ -17,8 +18,12 @@ from gnunet.models import UNet2D
 from gnunet.safe_io import read_json
 
 
-def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, data: dict[str, Any]) -> None:
-    """Write the pipeline to `folder`, replacing the previous one; `data` is `TrainState.data`.
+def export_model(
+    folder: Path, ema: UNet2D, process: Process, *, images: int, data: dict[str, Any],
+    condition: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write the pipeline to `folder`, replacing the previous one; `data` is `TrainState.data`, `condition` the keys of
+    the configuration's data that describe a condition, if the network has one.
 
     Other files in `folder`, such as a README.md or .git, stay.
 
@@ -32,12 +37,13 @@ def export_model(folder: Path, ema: UNet2D, process: Process, *, images: int, da
     scheduler = process.export_scheduler()
     try:
         with atomic_directory(folder, keep_others=True) as temporary:
-            if isinstance(scheduler, DDPMScheduler) and not isinstance(unet, UNet2D):
+            if isinstance(scheduler, DDPMScheduler) and not isinstance(unet, UNet2D) and condition is None:
                 DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
             else:
                 unet.save_pretrained(temporary / "unet")
                 scheduler.save_pretrained(temporary / "scheduler")
             metadata = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
+            metadata |= {} if condition is None else {"condition": condition}
             (temporary / "gnunet.json").write_text(json.dumps(metadata, indent=1) + "\n")
     except (NotADirectoryError, FileExistsError) as error:
         raise CheckpointError(f"{error.filename}: is in the way of the model's export; move it elsewhere") from None

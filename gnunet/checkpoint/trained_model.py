@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
+from torch import Tensor
 
 from gnunet.checkpoint.checkpoint import (
     BEST,
@@ -21,9 +23,19 @@ from gnunet.checkpoint.checkpoint import (
     read_state,
     verify_checkpoint,
 )
-from gnunet.config import Config, SamplingConfig, from_yaml, unet_kwargs
-from gnunet.diffusion import Process, make_process, process_from_config, sample_images, sample_labels
-from gnunet.errors import CheckpointError, did_you_mean_path, truncate
+from gnunet.config import Config, SamplingConfig, condition_kwargs, from_yaml, unet_kwargs
+from gnunet.data import Condition, SampleConditions
+from gnunet.data.dataset import channels_last
+from gnunet.diffusion import (
+    Process,
+    make_process,
+    process_from_config,
+    sample_images,
+    sample_labels,
+    to_uint8,
+    to_unit_range,
+)
+from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
 from gnunet.models.pretrained import check_weights_match
 from gnunet.safe_io import MAX_YAML_BYTES, check_fits_memory, read_json, read_text
@@ -60,6 +72,10 @@ class TrainedModel:
     """The run's configuration, after `sanitize_config`; None for a diffusers folder."""
     fingerprint: str | None = None
     """Fingerprint of the training images; None for a diffusers folder."""
+    condition: Condition | None = None
+    """What is concatenated to the network's input, if anything."""
+    conditions: SampleConditions | None = None
+    """What to sample from if there is a condition."""
 
     @classmethod
     def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "TrainedModel":
@@ -69,6 +85,7 @@ class TrainedModel:
             channels=config.model.in_channels, sampling=config.sampling, seed=config.seed,
             mixed_precision=config.train.mixed_precision, name=name, class_names=data["class_names"],
             class_counts=data["class_counts"], config=config, fingerprint=data["fingerprint"],
+            condition=Condition.of(condition_kwargs(config)),
         )  # fmt: skip
 
     @property
@@ -86,6 +103,7 @@ class TrainedModel:
             "guidance": sampling.guidance_scale,
             "batch_size": sampling.batch_size,
             "seed": self.seed,
+            **({} if self.conditions is None else {"conditions": self.conditions.fingerprint}),
         }
 
     def digest(self) -> str:
@@ -99,6 +117,31 @@ class TrainedModel:
             found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return found.hexdigest()
 
+    def _network_conditions(self, entries: np.ndarray) -> Tensor:
+        stored = channels_last(np.ascontiguousarray(self.conditions.store(entries)))
+        return self.condition.to_network(stored, (self.resolution, self.resolution), to_unit_range)
+
+    def grid_tiles(self, images: np.ndarray) -> tuple[np.ndarray, int]:
+        """The images 0 to N - 1, uint8 (N, H, W, C), each between its condition, if it has one, and the image that this
+        was made of, if known: uint8 (N, H, W', 1 or 3); and the column of W' at which the images begin."""
+        if self.conditions is None:
+            return images, 0
+        entries = self.conditions.entries(range(len(images)))
+        condition = to_uint8(self._network_conditions(entries)[:, : self.channels])
+        originals = [] if self.conditions.images is None else [self.conditions.images(entries)]
+        in_rgb = [each.repeat(3, axis=-1)[..., :3] if each.shape[-1] < 3 else each[..., :3]
+                  for each in (condition, images, *originals)]  # fmt: skip
+        return np.concatenate(in_rgb, axis=2), images.shape[2]
+
+    def labels(self, indices: Sequence[int]) -> np.ndarray | None:
+        """Each image's class, int64 (len(indices),): that of its condition, if known, or else drawn with the training
+        set's frequencies. None for a network without classes."""
+        if self.class_counts is None:
+            return None
+        if self.conditions is not None and self.conditions.labels is not None:
+            return self.conditions.labels[self.conditions.entries(indices)]
+        return sample_labels(indices, self.seed, self.class_counts)
+
     def sample(
         self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None,
         check: Callable[[], None] = lambda: None,
@@ -108,20 +151,25 @@ class TrainedModel:
         Args:
             indices: which images, in any order.
             accelerator: gives the device, which the network is on, and the precision.
-            labels: int64 (len(indices),), each image's class; None draws them with the training set's frequencies.
+            labels: int64 (len(indices),), each image's class; None takes those of `self.labels`.
             check: called before each forward pass of the network; may raise to stop sampling.
 
         Raises:
             ConfigError: the sampler does not fit the process, or guidance needs labels that there are not.
         """
-        if labels is None and self.class_counts is not None:
-            labels = sample_labels(indices, self.seed, self.class_counts)
-        settings = self.sampling
+        labels = self.labels(indices) if labels is None else labels
+        condition, settings = None, self.sampling
+        if self.condition is not None:
+            if self.conditions is None:
+                raise ConfigError(f"--conditions: none given; valid: a folder, since {self.name} samples from images")
+            condition = self._network_conditions(self.conditions.entries(indices))
         return sample_images(
             self.network, self.process, indices=indices, resolution=self.resolution, channels=self.channels,
             seed=self.seed, sampler=settings.sampler, steps=settings.num_inference_steps,
             batch_size=settings.batch_size, guidance_scale=settings.guidance_scale, labels=labels,
-            null_label=self.null_label, device=accelerator.device, autocast=accelerator.autocast, check=check,
+            null_label=self.null_label, condition=condition,
+            can_drop_condition=self.condition is not None and self.condition.can_drop,
+            device=accelerator.device, autocast=accelerator.autocast, check=check,
         )  # fmt: skip
 
 
@@ -250,11 +298,18 @@ def _load_diffusers(path: Path) -> TrainedModel:
             raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
     elif embeddings is not None:  # not exported by gnunet: classes without names, of equal frequency
         names, counts = [str(i) for i in range(embeddings)], [1] * embeddings
-    channels = network.config.in_channels
-    if channels not in (1, 3) or network.config.out_channels != channels:
+    channels, condition = network.config.out_channels, None
+    if metadata.exists() and (conditioning := read_json(metadata).get("condition")) is not None:
+        try:
+            config = Config.model_validate({"data": conditioning, "model": {"in_channels": channels}})
+            condition = Condition.of(condition_kwargs(config))
+        except (ValidationError, ConfigError) as error:
+            raise CheckpointError(f"{metadata}: condition {truncate(conditioning)} is not valid") from error
+    added = condition.channels if condition else 0
+    if channels not in (1, 3) or network.config.in_channels != channels + added:
         raise CheckpointError(
-            f"{unet_folder / 'config.json'}: in_channels {channels} and out_channels {network.config.out_channels}; "
-            "valid: 1 for both, grey images, or 3, in colour"
+            f"{unet_folder / 'config.json'}: in_channels {network.config.in_channels} and out_channels {channels}; "
+            f"valid: 1 for both, grey images, or 3, in colour; and {added} more in_channels for the condition"
         )
     if not isinstance(resolution := network.config.sample_size, int):
         raise CheckpointError(f"{unet_folder / 'config.json'}: sample_size {resolution}; valid: one integer")
@@ -264,6 +319,7 @@ def _load_diffusers(path: Path) -> TrainedModel:
         network=network, process=_load_process(path), resolution=resolution, channels=channels,
         sampling=SamplingConfig(), seed=0, mixed_precision="no",
         name=f"{folder.parent.name}-{folder.name}" if exported else folder.name, class_names=names, class_counts=counts,
+        condition=condition,
     )  # fmt: skip
 
 

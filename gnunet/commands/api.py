@@ -10,9 +10,9 @@ import numpy as np
 from accelerate import Accelerator
 
 from gnunet.checkpoint.trained_model import TrainedModel
+from gnunet.commands.conditions import with_conditions
 from gnunet.commands.measure import Evaluation
 from gnunet.commands.options import check_integer, load_model
-from gnunet.diffusion import sample_labels
 from gnunet.distributed.accelerator import fresh_accelerate_state, open_accelerator
 from gnunet.errors import ConfigError, did_you_mean, quoted, truncate
 
@@ -25,6 +25,7 @@ def sample(
     num_images: int = 16,
     *,
     classes: Sequence[str] | None = None,
+    conditions: str | Path | None = None,
     cpu: bool = False,
     **settings: Any,
 ) -> np.ndarray:
@@ -34,6 +35,8 @@ def sample(
         source: a run, a checkpoint or a diffusers directory.
         num_images: how many.
         classes: class names or numbers, assigned to the images in turn; None draws them as often as in training.
+        conditions: a folder of pictures to sample from, in turn, for a model with `data.condition`; None takes the
+            held-out images of its run.
         cpu: use the CPU even if there is a GPU.
         settings: weights ("ema" or "raw"), seed, and the keys sampler, num_inference_steps, guidance_scale and
             batch_size of the config's `sampling`; by default the run's own.
@@ -45,7 +48,7 @@ def sample(
         GnunetError: the model cannot be loaded, or a setting is invalid.
     """
     num_images = check_integer("num_images", num_images)
-    model = load_model(source, **settings)
+    model = with_conditions(load_model(source, **settings), conditions)
     labels = image_labels(model, num_images, class_labels(model, classes))
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
     return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator, labels)])
@@ -66,11 +69,10 @@ def sample_batches(
 
 
 def image_labels(model: TrainedModel, num_images: int, classes: np.ndarray | None) -> np.ndarray | None:
-    """Each image's class, int64 (num_images,): of `classes` in turn or, if None, drawn with the training set's
-    frequencies. None for a network without classes."""
+    """Each image's class, int64 (num_images,): of `classes` in turn or, if None, by `TrainedModel.labels`."""
     if classes is not None:
         return np.resize(classes, num_images)
-    return None if model.class_counts is None else sample_labels(range(num_images), model.seed, model.class_counts)
+    return model.labels(range(num_images))
 
 
 def class_labels(model: TrainedModel, classes: Sequence[str] | None) -> np.ndarray | None:

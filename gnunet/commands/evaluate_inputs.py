@@ -9,6 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from gnunet.checkpoint.trained_model import TrainedModel, is_model_path, sanitize_config
+from gnunet.commands.conditions import load_training_data, with_conditions
 from gnunet.commands.options import load_model
 from gnunet.commands.sample_folder import check_complete, read_record
 from gnunet.config import Config, EvaluateConfig
@@ -61,7 +62,9 @@ def open_subject(
     if is_model_path(path):
         if resolution is not None:
             raise ConfigError("--resolution: only for a directory of images; a model samples at its own resolution")
-        return _samples(load_model(path, **sampling), num_images, repeat)
+        settings = dict(sampling)
+        conditions = settings.pop("conditions", None)
+        return _samples(with_conditions(load_model(path, **settings), conditions), num_images, repeat)
     if not path.is_dir():
         hint = did_you_mean_path(path)
         raise CheckpointError(
@@ -149,14 +152,6 @@ def open_reference(
         progress=decode_progress(),
     )  # fmt: skip
     return ReferenceImages(table, np.arange(len(table)), str(given))
-
-
-def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
-    """The data of a model's configuration; DataError, with `hint`, if it has other images than those trained on."""
-    data = load_run_data(model.config)
-    if data.table.fingerprint != model.fingerprint:
-        raise DataError(f"{model.config.data.source}: not the images that {model.name} was trained on{hint}")
-    return data
 
 
 def _training_images(config: Config, data: RunData, name: str) -> ReferenceImages:

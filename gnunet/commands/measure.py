@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, load_trained_model
-from gnunet.commands.evaluate_inputs import load_training_data, open_reference, open_subject
+from gnunet.commands.conditions import load_training_data
+from gnunet.commands.evaluate_inputs import open_reference, open_subject
 from gnunet.commands.options import check_integer
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
@@ -188,7 +189,7 @@ def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
     model = models["ema"]
     data = load_training_data(model)
     settings = model.config.validation
-    val_set = data.val_set(settings)
+    val_set = data.val_set(model.config)
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
     results = {}
     for name, each in models.items():

@@ -85,6 +85,10 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_inference_steps", type=integer(), metavar="N", help="sampling steps")
     parser.add_argument("--guidance_scale", type=scale, metavar="W", help="classifier-free guidance scale; 1 is off")
     parser.add_argument("--batch_size", type=integer(), metavar="N", help="images sampled together on each process")
+    conditions = (
+        "pictures to sample from, in turn, for a model with data.condition (default: the run's held-out images)"
+    )
+    parser.add_argument("--conditions", type=Path, metavar="FOLDER", help=conditions)
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
 
 

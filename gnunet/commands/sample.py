@@ -49,6 +49,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     from gnunet.commands.api import class_labels, image_labels, load_model, sample_batches
+    from gnunet.commands.conditions import with_conditions
     from gnunet.commands.progress import ProgressBar
     from gnunet.commands.sample_folder import SamplesRecord, image_file, open_sample_folder, writing_to
     from gnunet.distributed.accelerator import open_accelerator
@@ -60,6 +61,7 @@ def sample(arguments: argparse.Namespace) -> None:
     check_launch()
     num_images = arguments.num_images
     model = load_model(arguments.source, **{name: getattr(arguments, name) for name in SAMPLING})
+    model = with_conditions(model, arguments.conditions)
     classes = class_labels(model, arguments.classes)
     labels = image_labels(model, num_images, classes)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
@@ -80,7 +82,7 @@ def sample(arguments: argparse.Namespace) -> None:
             images = np.stack([np.asarray(Image.open(file)) for file in files])
             names = None if labels is None else [model.class_names[label] for label in labels[:MAX_GRID_IMAGES]]
             with writing_to(out):
-                write_grid(out / GRID, images.reshape(*images.shape[:3], -1), names)
+                write_grid(out / GRID, images.reshape(*images.shape[:3], -1), names, model)
             bar.stop()
             new = "" if len(missing) == num_images else f", {num_images - len(missing)} of which were there"
             rate = f"{len(missing) / seconds:.1f} images/s"

@@ -39,6 +39,8 @@ class SampleSettings:
     precision: str
     classes: list[str] | None
     """Names, assigned to the images in turn; None draws them as often as in training."""
+    conditions: str | None = None
+    """`SampleConditions.fingerprint`; None for a model without a condition."""
 
 
 @dataclass(frozen=True)

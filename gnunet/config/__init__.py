@@ -8,7 +8,7 @@ that do not work together.
 from gnunet.config.checks import accumulation_steps
 from gnunet.config.cli import parse_args
 from gnunet.config.load import diff_configs, from_yaml, load_config, to_yaml
-from gnunet.config.model_kwargs import image_kwargs, unet_kwargs
+from gnunet.config.model_kwargs import condition_kwargs, image_kwargs, unet_kwargs
 from gnunet.config.sections import (
     Config,
     DataConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "accumulation_steps",
+    "condition_kwargs",
     "diff_configs",
     "from_yaml",
     "image_kwargs",

@@ -64,7 +64,7 @@ def _check_model(config: Config) -> list[ConfigIssue]:
     return (
         [*_check_levels(config), *_check_norm_groups(config)]
         or [*_check_depth(config)]
-        or [*_check_resolution(config), *_check_attention(config), *_check_norm(config)]
+        or [*_check_resolution(config), *_check_condition(config), *_check_attention(config), *_check_norm(config)]
     )
 
 
@@ -95,6 +95,17 @@ def _check_resolution(config: Config) -> Iterator[ConfigIssue]:
         valid = f"a multiple of {factor}, for instance {_nearest_multiples(resolution, factor)}"
         halvings = f"{levels} levels of model.block_out_channels halve it {levels - 1} times"
         yield ConfigIssue.of("data.resolution", resolution, f"{valid} ({halvings})")
+
+
+def _check_condition(config: Config) -> Iterator[ConfigIssue]:
+    condition, resolution, channels = config.data.condition, config.data.resolution, config.model.in_channels
+    if condition is None:
+        return
+    if condition.kind == "low_resolution" and resolution % condition.factor:
+        valid = f"{join_or(_divisors(resolution)[1:])}, which divide data.resolution {resolution}"
+        yield ConfigIssue.of("data.condition.factor", condition.factor, valid)
+    if condition.kind == "grey" and channels < 3:
+        yield ConfigIssue.of("data.condition.kind", "grey", f"another with model.in_channels {channels}")
 
 
 def _check_attention(config: Config) -> Iterator[ConfigIssue]:
@@ -198,8 +209,10 @@ def _check_sampling(config: Config) -> Iterator[ConfigIssue]:
     if diffusion.kind == "ddpm" and sampling.num_inference_steps > diffusion.num_train_timesteps:
         valid = f"at most diffusion.num_train_timesteps {diffusion.num_train_timesteps}"
         yield ConfigIssue.of("sampling.num_inference_steps", sampling.num_inference_steps, valid)
-    if sampling.guidance_scale != 1 and not (config.data.class_conditional and config.data.label_dropout > 0):
-        valid = "1; or any with data.class_conditional true and data.label_dropout above 0"
+    data = config.data
+    drops_condition = data.condition is not None and data.condition_dropout > 0
+    if sampling.guidance_scale != 1 and not (data.class_conditional and data.label_dropout > 0) and not drops_condition:
+        valid = "1; or any with data.class_conditional true and data.label_dropout above 0, or data.condition_dropout"
         yield ConfigIssue.of("sampling.guidance_scale", f"{sampling.guidance_scale:g}", valid)
 
 

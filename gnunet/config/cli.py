@@ -128,10 +128,13 @@ def _help_lines(sections: Sections, values: Section, files: str, prefix: str = "
         fields = [sections[kind].model_fields[name] for kind in kinds]
         defaults = list(dict.fromkeys(format_value(field.get_default()) for field in fields))
         default = "" if name == "kind" else f"default: {join_or(defaults)}; "
-        if name in type(values).model_fields and (value := format_value(getattr(values, name))) not in defaults[:1]:
+        if (
+            name in getattr(type(values), "model_fields", ())
+            and (value := format_value(getattr(values, name))) not in defaults[:1]
+        ):
             default = f"{files}: {value}; {default}"
         elif name == "kind":
-            default = f"{files}: {value}; "
+            default = f"{files}: {format_value(getattr(values, name, None))}; "
         valid = join_or(kinds) if name == "kind" else "; ".join(dict.fromkeys(describe_field(f) for f in fields))
         listed = join_or(kinds) if len(kinds) <= MAX_KINDS_LISTED else first_few(kinds)
         only = f"[kind {listed}] " if len(kinds) < len(sections) else ""

@@ -13,6 +13,29 @@ Subset = Annotated[
 ]
 
 
+class LowResolutionConfig(Section):
+    """Super-resolution: the image, of which factor x factor pixels are averaged to one, enlarged again (bicubic)."""
+
+    kind: Literal["low_resolution"] = "low_resolution"
+    """What the network sees besides the noisy image."""
+    factor: int = Field(2, ge=2, le=8192)
+    """Pixels of height and width that become one."""
+
+
+class MaskConfig(Section):
+    """Inpainting: a mask of rectangles or strokes, drawn for each example, and the image, 0 where it is masked."""
+
+    kind: Literal["mask"] = "mask"
+    """What the network sees besides the noisy image."""
+
+
+class GreyConfig(Section):
+    """Colorization: the image in grey (ITU-R 601-2 luma)."""
+
+    kind: Literal["grey"] = "grey"
+    """What the network sees besides the noisy image."""
+
+
 class DataConfig(Section):
     """Where the images come from and how they are prepared."""
 
@@ -36,6 +59,11 @@ class DataConfig(Section):
     """Train on the class labels."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of replacing a label by the null label, as classifier-free guidance needs, if class_conditional."""
+    condition: LowResolutionConfig | MaskConfig | GreyConfig | None = Field(None, discriminator="kind")
+    """What the network sees besides the noisy image, concatenated to its input; null is nothing."""
+    condition_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of replacing the condition by zeros, as guidance needs. One draw decides for label and condition: at
+    equal probabilities they are dropped together."""
     validation_images: NonNegativeInt = 0
     """Images held out for the validation loss; 0 validates on training images. One of each class always trains."""
     on_error: Literal["raise", "skip"] = "raise"

@@ -101,7 +101,7 @@ def _merge(sections: Sections, earlier: Mapping[str, Any], later: Mapping[Any, A
     for name, value in ((str(key), value) for key, value in later.items()):
         field = fields.get(name)
         inner = sections_of(field)
-        if inner and (value is None or isinstance(value, Mapping)):
+        if inner and (isinstance(value, Mapping) or (value is None and field and field.default is not None)):
             below = merged.get(name)
             if not isinstance(below, Mapping):
                 below = {"kind": default_kind(field)} if len(inner) > 1 else {}

@@ -15,6 +15,15 @@ def image_kwargs(data: DataConfig) -> dict[str, Any]:
     return {key: getattr(data, key) for key in keys}
 
 
+def condition_kwargs(config: Config) -> dict[str, Any] | None:
+    """Keyword arguments of `gnunet.data.Condition`; None for a network without a condition."""
+    condition, channels = config.data.condition, config.model.in_channels
+    if condition is None:
+        return None
+    added = {"low_resolution": channels, "mask": channels + 1, "grey": 1}[condition.kind]
+    return {**condition.model_dump(), "channels": added, "can_drop": config.data.condition_dropout > 0}
+
+
 def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
     """Keyword arguments of `gnunet.models.UNet2D`; with `num_classes` None or 0 it has no class embedding.
 
@@ -28,6 +37,7 @@ def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
     return {
         **model.model_dump(exclude={"norm", "activation_checkpointing", "gradient_checkpointing"}),
         "sample_size": config.data.resolution,
+        "in_channels": model.in_channels + (condition_kwargs(config) or {"channels": 0})["channels"],
         "out_channels": model.in_channels,
         "num_class_embeds": num_embeddings,
         # diffusers' own keys for the norm; norm_num_groups is also the default of overrides.

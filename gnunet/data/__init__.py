@@ -1,6 +1,7 @@
 """Data: which image, noise level, noise, flip and label belong to example k of a run."""
 
 from gnunet.data.cache import load_images
+from gnunet.data.conditions import Condition, SampleConditions
 from gnunet.data.dataset import TrainingDataset, null_label
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import split_rows
@@ -8,7 +9,9 @@ from gnunet.data.loader import training_loader
 from gnunet.data.validation import ValidationSet
 
 __all__ = [
+    "Condition",
     "DecodedImages",
+    "SampleConditions",
     "TrainingDataset",
     "ValidationSet",
     "load_images",

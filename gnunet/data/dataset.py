@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gnunet.data.conditions import Condition
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import ExampleRNG
 from gnunet.errors import DataError
+from gnunet.random_streams import Stream, StreamKey
 
 
 class TrainingDataset(Dataset):
@@ -20,6 +22,7 @@ class TrainingDataset(Dataset):
         flip: mirror each example left to right with probability 1/2.
         label_dropout: probability that an example's label is replaced by the null label.
         class_conditional: return labels; DataError if the table has none. Otherwise `num_classes` is 0.
+        condition: what is made of each example besides, if anything, and the probability that it is dropped.
     """
 
     def __init__(
@@ -31,6 +34,8 @@ class TrainingDataset(Dataset):
         flip: bool,
         label_dropout: float = 0.0,
         class_conditional: bool = False,
+        condition: Condition | None = None,
+        condition_dropout: float = 0.0,
     ):
         if len(rows) == 0:
             raise DataError("there are no images to train on")
@@ -42,7 +47,8 @@ class TrainingDataset(Dataset):
         self.class_conditional = class_conditional
         self.num_classes = table.num_classes if class_conditional else 0
         self.null_label = null_label(self.num_classes, label_dropout)
-        self._rng = ExampleRNG(seed, len(rows), label_dropout=label_dropout)
+        self.label_dropout, self.condition, self.condition_dropout = label_dropout, condition, condition_dropout
+        self._rng, self._masks = ExampleRNG(seed, len(rows)), Stream(seed, StreamKey.MASK)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The collated examples with these indices:
@@ -52,6 +58,8 @@ class TrainingDataset(Dataset):
         u: float64 (b,) in (0, 1), which `Process.noise_level` maps to noise levels.
         index: int64 (b,), the indices.
         labels: int64 (b,), null_label where dropped; only if class_conditional.
+        condition: (b, c, h, w), channels_last, as stored; only with a condition.
+        condition_drop: bool (b,), where it is dropped; only with condition_dropout.
         """
         random = self._rng.examples(indices)
         rows = self.rows[random.rows]
@@ -69,8 +77,13 @@ class TrainingDataset(Dataset):
         if self.class_conditional:
             labels = self.table.labels[rows]
             if self.null_label is not None:
-                labels = np.where(random.drop, self.null_label, labels)
+                labels = np.where(random.drop < self.label_dropout, self.null_label, labels)
             batch["labels"] = torch.from_numpy(labels)
+        if self.condition is not None:
+            stored = self.condition.store(images, map(self._masks.at, indices))
+            batch["condition"] = channels_last(stored)
+            if self.condition_dropout:
+                batch["condition_drop"] = torch.from_numpy(random.drop < self.condition_dropout)
         return batch
 
     def image_rows(self, indices: Sequence[int]) -> list[int]:

@@ -45,7 +45,7 @@ class ExampleRandomness(NamedTuple):
     rows: np.ndarray  # int64, 0..num_rows-1
     flip: np.ndarray  # bool, true with probability 1/2
     u: np.ndarray  # float64 in (0, 1), which `Process.noise_level` maps to noise levels
-    drop: np.ndarray  # bool, true with probability label_dropout
+    drop: np.ndarray  # float64 in [0, 1), below the probability with which a label or a condition is dropped
 
 
 class ExampleRNG:
@@ -54,10 +54,9 @@ class ExampleRNG:
     Each epoch of num_rows examples visits every row once, in a different order.
     """
 
-    def __init__(self, seed: int, num_rows: int, *, label_dropout: float = 0.0):
+    def __init__(self, seed: int, num_rows: int):
         self.seed = seed
         self.num_rows = num_rows
-        self.label_dropout = label_dropout
         self._example = Stream(seed, StreamKey.EXAMPLE)
         self._noise = Stream(seed, StreamKey.NOISE)
         self._orders: dict[int, np.ndarray] = {}
@@ -74,7 +73,7 @@ class ExampleRNG:
             # 52 bits and a half: exact in a double, never 0 or 1, where quantile functions are infinite.
             u=((raw[:, 0] >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52,
             flip=(raw[:, 1] >> np.uint64(63)).astype(bool),
-            drop=(raw[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.label_dropout,
+            drop=(raw[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53,
         )
 
     def fill_noise(self, indices: Sequence[int], out: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from gnunet.data.conditions import Condition
 from gnunet.data.dataset import channels_last
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.errors import DataError
@@ -27,6 +28,7 @@ class ValidationSet:
         num_examples: size of the set.
         log_snr_min, log_snr_max: lower end of the first bin, upper end of the last. Log-SNR is the natural logarithm
             of signal power over noise power.
+        condition: what is made of each image besides, if anything.
     """
 
     def __init__(
@@ -38,17 +40,18 @@ class ValidationSet:
         num_bins: int,
         log_snr_min: float,
         log_snr_max: float,
+        condition: Condition | None = None,
     ):
         if len(rows) == 0:
             raise DataError("there are no images to validate on")
         self.table = table
-        self.num_bins = num_bins
+        self.num_bins, self.condition = num_bins, condition
         index = np.arange(num_examples)
         # Evenly spaced, since rows are often sorted by class.
         positions = index % len(rows) if len(rows) <= num_examples else index * len(rows) // num_examples
         self.rows = np.asarray(rows, np.int64)[positions]
         self.bins = (index + index // len(rows)) % num_bins
-        self._stream = Stream(0, StreamKey.VALIDATION)
+        self._stream, self._masks = Stream(0, StreamKey.VALIDATION), Stream(0, StreamKey.FIXED_MASK)
         fraction = np.empty(num_examples)  # of the bin
         for b in range(num_bins):
             members = np.flatnonzero(self.bins == b)
@@ -67,6 +70,7 @@ class ValidationSet:
         log_snr: float64 (b,).
         bin: int64 (b,).
         labels: int64 (b,); only if the table has labels.
+        condition: (b, c, h, w), channels_last, as stored; only with a condition.
         """
         chosen = np.asarray(indices, np.int64)
         rows = self.rows[chosen]
@@ -84,6 +88,8 @@ class ValidationSet:
         }
         if self.table.labels is not None:
             batch["labels"] = torch.from_numpy(self.table.labels[rows])
+        if self.condition is not None:
+            batch["condition"] = channels_last(self.condition.store(images, map(self._masks.at, indices)))
         return batch
 
     @cached_property

@@ -31,8 +31,9 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def make_grid(
-    images: np.ndarray, columns: int | None = None, *, scale: int = 1, names: Sequence[str] | None = None
-) -> Image.Image:
+    images: np.ndarray, columns: int | None = None, *, scale: int = 1, names: Sequence[str] | None = None,
+    before: int = 0,
+) -> Image.Image:  # fmt: skip
     """Lay pictures out row by row, with a gap between them.
 
     Args:
@@ -40,6 +41,7 @@ def make_grid(
         columns: pictures in a row, at most where there are names; None makes the grid about square.
         scale: each pixel becomes a square of this many.
         names: each picture's class; those of one class are side by side in rows that its name is in front of.
+        before: pixels of each picture before the one that `info["tiles"]` is of.
 
     Returns:
         The grid; its `info["tiles"]` is JSON of `scale` and of each picture's `[top, left]`.
@@ -69,8 +71,9 @@ def make_grid(
             canvas.paste(label, (left, top))
         for column, i in enumerate(members):
             tile = images[i, ..., 0] if channels == 1 else images[i]
-            corners[i] = [top, left + margin + column * (width + GAP)]
-            canvas.paste(Image.fromarray(tile), tuple(corners[i][::-1]))
+            x = left + margin + column * (width + GAP)
+            corners[i] = [top, x + before * scale]
+            canvas.paste(Image.fromarray(tile), (x, top))
     canvas.info["tiles"] = json.dumps({"scale": scale, "corners": corners})
     return canvas
 

@@ -94,8 +94,9 @@ class Process(ABC):
         return append_dims(level.alpha) * images + append_dims(level.sigma) * noise
 
     def loss(
-        self, network: nn.Module, images: Tensor, noise: Tensor, level: NoiseLevel, labels: Tensor | None = None
-    ) -> Tensor:
+        self, network: nn.Module, images: Tensor, noise: Tensor, level: NoiseLevel, labels: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Each example's weighted loss, fp32 (N,), averaged over channels and pixels.
 
         Args:
@@ -103,14 +104,18 @@ class Process(ABC):
             images, noise: fp32 (N, C, H, W); images in [-1, 1], noise standard normal.
             level: from `noise_level`, on the images' device.
             labels: int64 (N,), or None for a network without classes.
+            condition: fp32 (N, channels, H, W), what is concatenated to the network's input, or None.
         """
         x = self.add_noise(images, noise, level)
-        output = call_model(network, self.network_input(x, level), level.timestep, labels)
+        output = call_model(network, self.network_input(x, level), level.timestep, labels, condition)
         return level.weight * per_sample_mse(output, self.target(images, noise, level))
 
-    def denoise(self, network: nn.Module, x: Tensor, level: NoiseLevel, labels: Tensor | None = None) -> Tensor:
+    def denoise(
+        self, network: nn.Module, x: Tensor, level: NoiseLevel, labels: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The network's estimate of x0 from noisy images `x`, fp32 (N, C, H, W)."""
-        output = call_model(network, self.network_input(x, level), level.timestep, labels)
+        output = call_model(network, self.network_input(x, level), level.timestep, labels, condition)
         return self.predict_x0(output, x, level)
 
     @abstractmethod
@@ -159,8 +164,11 @@ class Process(ABC):
         return sampler or self.samplers[0]
 
 
-def call_model(network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-    """The network's output, fp32 (N, C, H, W)."""
+def call_model(
+    network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None, condition: Tensor | None = None
+) -> Tensor:
+    """The network's output, fp32 (N, C, H, W), at `x`, to which a condition is concatenated."""
+    x = x if condition is None else torch.cat([x, condition], dim=1)
     return network(x, timestep, class_labels=labels, return_dict=False)[0].float()
 
 

@@ -36,6 +36,8 @@ def sample_images(
     guidance_scale: float = 1.0,
     labels: np.ndarray | Sequence[int] | None = None,
     null_label: int | None = None,
+    condition: Tensor | None = None,
+    can_drop_condition: bool = False,
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: Callable[[int], None] | None = None,
@@ -54,7 +56,9 @@ def sample_images(
         guidance_scale: scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the
             network runs on batches of 2 * batch_size, the second half with null_label.
         labels: int64 (len(indices),), each image's class; None for a network without classes.
-        null_label: the label of a dropped class; needed for guidance.
+        null_label: the label of a dropped class; guidance needs it, or a condition that can be dropped.
+        condition: fp32 (len(indices), channels, H, W), what is concatenated to the network's input; None for nothing.
+        can_drop_condition: whether training has replaced conditions by zeros, as guidance then does.
         autocast: makes the context that the network runs in.
         progress: called after each batch with the number of images it added to the result.
         check: called before each forward pass; what it raises ends the sampling.
@@ -63,10 +67,10 @@ def sample_images(
         ConfigError: no such sampler, too many steps for it, or guidance without labels and a null label.
     """
     sampler = process.resolve_sampler(sampler, steps)
-    if guidance_scale != 1 and (labels is None or null_label is None):
+    if guidance_scale != 1 and (labels is None or null_label is None) and not can_drop_condition:
         raise ConfigError(
             f"sampling.guidance_scale: {guidance_scale} given; valid: 1, since the model was not trained "
-            "with dropped labels"
+            "with dropped labels or conditions"
         )
     requested = np.asarray(indices, dtype=np.int64)
     all_labels = None if labels is None else np.asarray(labels, dtype=np.int64)
@@ -82,12 +86,14 @@ def sample_images(
             positions = requested[rows] - batch.start  # in the batch
             noise = np.stack([initial_noise.at(i).standard_normal(shape, dtype=np.float32) for i in batch])
             noise = torch.from_numpy(noise).to(device).permute(0, 3, 1, 2)
-            classes = None
-            if all_labels is not None:
-                classes = np.full(batch_size, all_labels[rows[0]])
-                classes[positions] = all_labels[rows]
-                classes = torch.from_numpy(classes).to(device)
-            model_fn = with_cfg(network, classes, null_label, guidance_scale, autocast, check)
+            filled = np.full(batch_size, rows[0])
+            filled[positions] = rows
+            classes = None if all_labels is None else torch.from_numpy(all_labels[filled]).to(device)
+            given = None if condition is None else condition[filled].to(device)
+            null_condition = torch.zeros_like(given) if given is not None and can_drop_condition else given
+            model_fn = with_cfg(
+                network, classes, null_label, guidance_scale, autocast, check, given, null_condition
+            )  # fmt: skip
             images = process.sample(model_fn, noise, sampler, steps, step_generators(seed, batch))[positions]
             num_nonfinite += int((~images.isfinite().flatten(1).all(dim=1)).sum())
             result[rows] = to_uint8(images)
@@ -116,16 +122,21 @@ def with_cfg(
     guidance_scale: float,
     autocast: Callable[[], AbstractContextManager],
     check: Callable[[], None],
+    condition: Tensor | None = None,
+    null_condition: Tensor | None = None,
 ) -> ModelFn:
-    """The network with classifier-free guidance: output for null_label + guidance_scale * (output - that)."""
+    """The network with classifier-free guidance: output for null_label (labels if there is none) and null_condition
+    + guidance_scale * (output - that)."""
+    null_labels = labels if labels is None or null_label is None else torch.full_like(labels, null_label)
+    pairs = ((labels, null_labels), (condition, null_condition))
 
     def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
         check()
         with autocast():
             if guidance_scale == 1:
-                return call_model(network, x, timestep, labels)
-            all_labels = torch.cat([labels, torch.full_like(labels, null_label)])
-            output = call_model(network, torch.cat([x, x]), torch.cat([timestep, timestep]), all_labels)
+                return call_model(network, x, timestep, labels, condition)
+            both = (None if given is None else torch.cat([given, null]) for given, null in pairs)
+            output = call_model(network, torch.cat([x, x]), torch.cat([timestep, timestep]), *both)
         conditional, unconditional = output.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 

@@ -92,8 +92,11 @@ def per_example_errors(
     x = process.add_noise(images, batch["noise"].to(device), level)
     has_classes = getattr(network, "class_embedding", None) is not None
     labels = batch["labels"].to(device) if has_classes else None
+    condition = None
+    if val_set.condition is not None:
+        condition = val_set.condition.to_network(batch["condition"].to(device), images.shape[2:], to_unit_range)
     with autocast():
-        estimate = process.denoise(network, x, level, labels)
+        estimate = process.denoise(network, x, level, labels, condition)
     return per_sample_mse(estimate, images) * (1 + level.log_snr.exp())
 
 

@@ -165,4 +165,7 @@ def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -
     if session.strategy.state_is_sharded:
         ema = UNet2D.from_config(session.unet.config).eval()
         load_weights(checkpoint, "ema", ema)
-    export_model(run.model, ema, session.process, images=state.images, data=state.data)
+    data, condition = session.config.data, None
+    if data.condition is not None:
+        condition = data.model_dump(include={"condition": True, "condition_dropout": True})
+    export_model(run.model, ema, session.process, images=state.images, data=state.data, condition=condition)

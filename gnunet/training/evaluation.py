@@ -16,7 +16,7 @@ from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
-from gnunet.diffusion import encode_grid, make_grid, sample_labels
+from gnunet.diffusion import encode_grid, make_grid
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors, validation_loss
 from gnunet.evaluation.batching import batches_by_rank, single_threaded
@@ -175,21 +175,25 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     return images
 
 
-def write_grid(path: Path, images: np.ndarray, names: Sequence[str] | None) -> Image.Image:
-    """Write images, uint8 (N, H, W, C), as one PNG, small ones enlarged and, if given, with their classes' names."""
-    grid = make_grid(images, scale=math.ceil(TILE_SIZE / images.shape[1]), names=names)
+def write_grid(path: Path, images: np.ndarray, names: Sequence[str] | None, model: TrainedModel) -> Image.Image:
+    """Write `model.grid_tiles` of images, uint8 (N, H, W, C), as one PNG, small ones enlarged and, if given, with their
+    classes' names."""
+    tiles, before = model.grid_tiles(images)
+    scale, columns = (
+        math.ceil(TILE_SIZE / images.shape[1]),
+        None if not before else math.ceil(math.sqrt(len(images) / 3)),
+    )
+    grid = make_grid(tiles, columns, scale=scale, names=names, before=before)
     atomic_write(path, encode_grid(grid))
     return grid
 
 
 def save_grid(session: Session, folder: Path, images: np.ndarray, images_seen: int) -> Path:
     """`write_grid` of the images sampled at `images_seen` images, logged to trackers that take images, too."""
-    path, metadata = folder / f"{checkpoint_name(images_seen)}.png", session.train_set.metadata
-    names = None
-    if (counts := metadata["class_counts"]) is not None:
-        labels = sample_labels(range(len(images)), session.config.seed, counts)
-        names = [metadata["class_names"][label] for label in labels]
-    grid = write_grid(path, images, names)
+    path, model = folder / f"{checkpoint_name(images_seen)}.png", session.ema_model
+    labels = model.labels(range(len(images)))
+    names = None if labels is None else [model.class_names[label] for label in labels]
+    grid = write_grid(path, images, names, model)
     for tracker in session.accelerator.trackers:
         if tracker.name in IMAGE_TRACKERS:
             pictures = {"samples": np.asarray(grid.convert("RGB"))[None]}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.config import Config, ValidationConfig, accumulation_steps, image_kwargs, unet_kwargs
-from gnunet.data import DecodedImages, TrainingDataset, ValidationSet, load_images, split_rows, training_loader
+from gnunet.config import Config, accumulation_steps, condition_kwargs, image_kwargs, unet_kwargs
+from gnunet.data import (
+    Condition,
+    DecodedImages,
+    SampleConditions,
+    TrainingDataset,
+    ValidationSet,
+    load_images,
+    split_rows,
+    training_loader,
+)
 from gnunet.diffusion import NoiseLevel, Process, make_process, to_unit_range
 from gnunet.distributed import fsdp
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
@@ -36,13 +45,25 @@ class RunData:
     validation_rows: np.ndarray
     """int64, ascending; empty if none are held out."""
 
-    def val_set(self, validation: ValidationConfig) -> ValidationSet:
+    @property
+    def _fixed_rows(self) -> np.ndarray:
+        return self.validation_rows if len(self.validation_rows) else self.train_rows
+
+    def val_set(self, config: Config) -> ValidationSet:
         """The validation set, over training images if none are held out."""
+        validation = config.validation
         return ValidationSet(
-            self.table, self.validation_rows if len(self.validation_rows) else self.train_rows,
-            num_examples=validation.num_examples, num_bins=validation.num_bins,
+            self.table, self._fixed_rows, num_examples=validation.num_examples, num_bins=validation.num_bins,
             log_snr_min=validation.log_snr_min, log_snr_max=validation.log_snr_max,
+            condition=Condition.of(condition_kwargs(config)),
         )  # fmt: skip
+
+    def sample_conditions(self, config: Config) -> SampleConditions | None:
+        """The conditions of held-out images, or of training images if none are held out, in a fixed order."""
+        if (condition := Condition.of(condition_kwargs(config))) is None:
+            return None
+        labels = self.table.labels if config.data.class_conditional else None
+        return SampleConditions.of_rows(condition, self.table, self._fixed_rows, labels)
 
 
 def load_run_data(config: Config) -> RunData:
@@ -91,6 +112,8 @@ class Session:
     ema: EMA
     strategy: DDPStrategy
     process: Process
+    conditions: SampleConditions | None = None
+    """Those of the images that are sampled in training; None for a network without a condition."""
     graphs: Graphs | None = None
     """Replays the parts of a step as CUDA graphs; None without train.cuda_graph."""
     ema_stats_are_current: bool = False
@@ -129,7 +152,8 @@ class Session:
     def ema_model(self) -> TrainedModel:
         """The EMA weights, to sample from."""
         name = Path(self.config.run_dir).name
-        return TrainedModel.of_run(self.ema_network, self.config, self.train_set.metadata, name)
+        model = TrainedModel.of_run(self.ema_network, self.config, self.train_set.metadata, name)
+        return replace(model, conditions=self.conditions)
 
     def update_ema_bn_stats(self, num_batches: int) -> None:
         """Re-estimate the EMA's running statistics on a single-process run's first micro-batches, on every rank."""
@@ -140,8 +164,9 @@ class Session:
 
         def network_inputs() -> Iterator[tuple[Tensor, ...]]:
             for batch in loader:
-                images, noise, level, labels = self.to_device(batch)
+                images, noise, level, labels, condition = self.to_device(batch)
                 x = self.process.network_input(self.process.add_noise(images, noise, level), level)
+                x = x if condition is None else torch.cat([x, condition], dim=1)
                 yield (x, level.timestep) if labels is None else (x, level.timestep, labels)
 
         with self.accelerator.autocast():
@@ -157,14 +182,20 @@ class Session:
         )  # fmt: skip
         return iter(loader)
 
-    def to_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None]:
-        """A micro-batch's images in [-1, 1], noise, noise levels and, if it has them, labels."""
+    def to_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None, Tensor | None]:
+        """A micro-batch's images in [-1, 1], noise, noise levels and, if it has them, labels and conditions."""
         device = self.accelerator.device
         level = self.process.noise_level(batch["u"]).to(device)
         images = to_unit_range(batch["images"].to(device, non_blocking=True))
         noise = batch["noise"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None
-        return images, noise, level, labels
+        condition = None
+        if self.train_set.condition is not None:
+            stored = batch["condition"].to(device, non_blocking=True)
+            condition = self.train_set.condition.to_network(stored, images.shape[2:], to_unit_range)
+            if "condition_drop" in batch:
+                condition[batch["condition_drop"].to(device, non_blocking=True)] = 0
+        return images, noise, level, labels, condition
 
     def all_reduce_running_stats(self) -> None:
         """Average the ranks' running statistics, each of which has seen only its rank's micro-batches."""
@@ -184,6 +215,7 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     train_set = TrainingDataset(
         run_data.table, run_data.train_rows, seed=config.seed, flip=config.data.flip,
         label_dropout=config.data.label_dropout, class_conditional=config.data.class_conditional,
+        condition=Condition.of(condition_kwargs(config)), condition_dropout=config.data.condition_dropout,
     )  # fmt: skip
 
     is_graphed = cuda_graph.is_enabled(config, accelerator)
@@ -206,7 +238,7 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
         compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
-        train_set=train_set, val_set=run_data.val_set(config.validation),
+        train_set=train_set, val_set=run_data.val_set(config), conditions=run_data.sample_conditions(config),
         data_summary=summarize_data(run_data, train_set), unet=unet, ema=ema, strategy=strategy,
         process=make_process(**config.diffusion.model_dump()),
         graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,

@@ -208,8 +208,10 @@ def train_step(
     # Parts of the step are functions, so that `Graphs` can replay them as CUDA graphs.
     run = session.graphs.run if session.graphs is not None else (lambda name, function, *inputs: function(*inputs))
 
-    def forward_backward(images: Tensor, noise: Tensor, labels: Tensor | None, *level: Tensor) -> Tensor:
-        losses = session.process.loss(strategy.network, images, noise, NoiseLevel(*level), labels)
+    def forward_backward(
+        images: Tensor, noise: Tensor, labels: Tensor | None, condition: Tensor | None, *level: Tensor
+    ) -> Tensor:
+        losses = session.process.loss(strategy.network, images, noise, NoiseLevel(*level), labels, condition)
         # Gradients are averaged over the ranks: what remains is the mean over the global batch.
         strategy.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
         return losses.detach()
@@ -232,10 +234,10 @@ def train_step(
         if config.model.dropout:
             seed = Stream(config.seed, StreamKey.DROPOUT).raw(int(batch["index"][0]), 1)
             torch.manual_seed(int(seed[0]) >> 1)
-        images, noise, level, labels = session.to_device(batch)
+        images, noise, level, labels, condition = session.to_device(batch)
         with strategy.accumulate(is_last=i == session.accumulation - 1):
             name, function = ("next", forward_backward) if i else ("first", zero_grad_forward_backward)
-            losses = run(name, function, images, noise, labels, *vars(level).values()).clone()
+            losses = run(name, function, images, noise, labels, condition, *vars(level).values()).clone()
         losses_by_example.append((batch["index"], losses))
         loss_sum += losses.sum(dtype=torch.float64)
     strategy.average_gradients(run)

@@ -17,7 +17,8 @@ from tests.runs import read_log, signal_in_step, to_device_with
 BATCH, IMAGES, LEARNING_RATE, CLIP = 8, 64, 1e-3, 1.0
 FLAGS = ["--train.total_images", str(IMAGES), "--train.log_every", str(BATCH), "--train.checkpoint_every", "0",
          "--train.sample_every", "0", "--train.validate_every", "0", "--train.max_grad_norm", str(CLIP),
-         "--train.learning_rate", str(LEARNING_RATE), "--sampling.num_images", "1"]  # fmt: skip
+         "--train.learning_rate", str(LEARNING_RATE), "--sampling.num_images", "1",
+         "--data.condition.kind", "mask", "--data.condition_dropout", "0.3"]  # fmt: skip
 SPLITS = [(1, 2), (2, 4), (2, 2), (4, 2), (4, 1)]
 """Processes and micro-batch sizes, in addition to one process and whole batches: accumulation 4, 1, 2, 1, 2."""
 
