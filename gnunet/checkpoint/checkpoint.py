@@ -46,7 +46,7 @@ from gnunet.safe_io import MAX_JSON_BYTES, check_fits_memory, read_json
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-ADDED_LATER = ("nonfinite_examples", "normalized_by", "best")
+ADDED_LATER = ("nonfinite_examples", "normalized_by", "best", "changes")
 """Fields of TrainState that the first checkpoints of this format lack."""
 BEST = "best"
 
@@ -65,6 +65,18 @@ class Best(TypedDict):
     images: NonNegativeInt
     metric: str
     value: FiniteFloat
+    settings: NotRequired[dict[str, Any]]
+    """The settings of its evaluation; metrics under other ones are not comparable."""
+
+
+class Change(TypedDict):
+    """A key that another value was given for when the run was resumed."""
+
+    images: NonNegativeInt
+    """Images seen with the value before."""
+    key: str
+    before: Any
+    after: Any
 
 
 @dataclass
@@ -95,6 +107,8 @@ class TrainState:
     """The run's batch sizes in normalization (Session.batch_norm_scope); empty if no norm depends on the batch."""
     best: Best | Annotated[dict[str, Any], Len(0, 0)] = field(default_factory=dict)
     """Empty before the first evaluation."""
+    changes: list[Change] = field(default_factory=list)
+    """Changes, since the run began, of keys that affect what is computed."""
 
 
 _STATE: TypeAdapter[dict[str, Any]] = TypeAdapter(

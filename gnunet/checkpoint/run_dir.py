@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gnunet.checkpoint.jsonl import JsonlLogger
-from gnunet.config import Config, diff_configs, from_yaml, to_yaml
+from gnunet.config import Config, changed_keys, diff_configs, from_yaml, to_yaml
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.files import atomic_write
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
@@ -19,10 +19,17 @@ from gnunet.safe_io import MAX_YAML_BYTES, read_text
 KEYS_ALLOWED_TO_CHANGE = (
     "run_dir", "data.source", "data.split", "data.image_column", "data.label_column", "data.subset", "data.on_error",
     "data.num_workers", "data.cache_dir", "model.activation_checkpointing", "train.micro_batch_size",
-    "train.cuda_graph", "train.keep_checkpoints", "train.max_nonfinite_steps", "train.timeout", "train.trackers",
+    "train.cuda_graph", "train.total_images", "train.log_every", "train.validate_every", "train.sample_every",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.max_nonfinite_steps", "train.timeout", "train.trackers",
+    "validation.batch_size",
 )  # fmt: skip
-"""Keys that may differ when a run is resumed: they affect paths, speed and memory, not what is computed. Those that say
-where the images are may, because a checkpoint's fingerprint says which they are."""
+"""Keys that may differ when a run is resumed: they affect paths, speed, memory, the run's length and when things are
+written, not what is computed. Those that say where the images are may, because a checkpoint's fingerprint says which
+they are."""
+KEYS_RECORDED = (
+    "train.learning_rate", "train.lr_schedule", "train.lr_decay_start", "train.warmup_images", "evaluate.", "sampling.",
+)  # fmt: skip
+"""Keys, or sections, that may differ too, and whose changes the run's history has: they affect what is computed."""
 FOLDERS = ("checkpoints", "samples", "model")
 FILES = (
     "config.yaml", "data.json", "metrics.jsonl", "timing.jsonl", "curves.png", "wandb_id", ".lock", "checkpoints/best",
@@ -66,6 +73,18 @@ class RunLock:
             return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
         except (OSError, ValueError, KeyError, TypeError):  # it has not written them yet
             return "another process"
+
+
+def _may_change(key: str) -> bool:
+    return key in KEYS_ALLOWED_TO_CHANGE or key.startswith(KEYS_RECORDED)
+
+
+def recorded_changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys that a resumed run changes and that affect what it computes, each with both values."""
+    keys = KEYS_RECORDED
+    if {before.train.lr_schedule, after.train.lr_schedule} & {"linear", "cosine"}:  # which end at total_images
+        keys = (*keys, "train.total_images")
+    return {key: values for key, values in changed_keys(before, after).items() if key.startswith(keys)}
 
 
 class RunDir:
@@ -113,7 +132,7 @@ class RunDir:
             return
         saved = from_yaml(read_text(self.config_file, MAX_YAML_BYTES), str(self.config_file))
         lines = diff_configs(saved, self.config)
-        changed = [line for line in lines if line.split(":")[0] not in KEYS_ALLOWED_TO_CHANGE]
+        changed = [line for line in lines if not _may_change(line.split(":")[0])]
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration; these keys differ (run_dir -> now):\n  "

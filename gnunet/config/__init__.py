@@ -7,7 +7,7 @@ that do not work together.
 
 from gnunet.config.checks import accumulation_steps
 from gnunet.config.cli import parse_args
-from gnunet.config.load import diff_configs, from_yaml, load_config, to_yaml
+from gnunet.config.load import changed_keys, diff_configs, from_yaml, load_config, to_yaml
 from gnunet.config.model_kwargs import condition_kwargs, image_kwargs, unet_kwargs
 from gnunet.config.sections import (
     Config,
@@ -36,6 +36,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "accumulation_steps",
+    "changed_keys",
     "condition_kwargs",
     "diff_configs",
     "from_yaml",

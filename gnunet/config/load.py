@@ -81,16 +81,17 @@ def from_yaml(text: str, name: str) -> Config:
 
 def diff_configs(a: Config, b: Config) -> list[str]:
     """The keys in which two configurations differ, each as `full.path: value in a -> value in b`."""
+    return [f"{key}: {format_value(old)} -> {format_value(new)}" for key, (old, new) in changed_keys(a, b).items()]
+
+
+def changed_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configurations differ, with both values, or `absent` for a key that one of them lacks."""
     left, right = dict(_flatten(a)), dict(_flatten(b))
-
-    def show(values: dict[str, Any], key: str) -> str:
-        return format_value(values[key]) if key in values else "absent"
-
-    return [
-        f"{key}: {show(left, key)} -> {show(right, key)}"
+    return {
+        key: (left.get(key, "absent"), right.get(key, "absent"))
         for key in dict.fromkeys([*left, *right])
         if key not in left or key not in right or left[key] != right[key]
-    ]
+    }
 
 
 def _flatten(section: Section, prefix: str = "") -> list[tuple[str, Any]]:

@@ -157,7 +157,7 @@ class TrainConfig(Section):
     }
 
     total_images: PositiveInt = Field(1_000_000, le=10**15)
-    """Length of the run; the last batch may exceed it."""
+    """Length of the run, which may be raised later; the last batch may exceed it."""
     batch_size: PositiveInt = Field(128, le=2**20)
     """Global batch size: images per optimizer step, over all processes and accumulation steps."""
     micro_batch_size: Batch | None = None

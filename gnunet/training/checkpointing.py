@@ -20,20 +20,22 @@ from gnunet.checkpoint.checkpoint import (
     write_best_pointer,
 )
 from gnunet.checkpoint.export import export_model, exported_images
-from gnunet.checkpoint.run_dir import RunDir
-from gnunet.config import to_yaml
+from gnunet.checkpoint.run_dir import RunDir, recorded_changes
+from gnunet.config import from_yaml, to_yaml
+from gnunet.config.yaml_io import format_value
 from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
 from gnunet.distributed.fsdp import to_local
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from gnunet.files import atomic_write
 from gnunet.models import UNet2D
-from gnunet.safe_io import read_text
+from gnunet.safe_io import MAX_YAML_BYTES, read_text
 from gnunet.training.curves import draw_curves
 from gnunet.training.session import Session
 
 
-def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | None]:
-    """Open the run's folder and load its newest checkpoint, if any, into `session`; returns state and checkpoint.
+def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, str | None]:
+    """Open the run's folder and load its newest checkpoint, if any, into `session`; returns the state, and what is
+    resumed and changed as a line for the terminal.
 
     Raises:
         CheckpointError, ConfigError, DataError: the folder or the checkpoint cannot be used, or would now be trained
@@ -41,12 +43,19 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | N
     """
     accelerator = session.accelerator
     run_on_main_rank(accelerator, run.open)
-    state = TrainState(data=session.train_set.metadata, normalized_by=session.batch_norm_scope)
+    state, message = TrainState(data=session.train_set.metadata, normalized_by=session.batch_norm_scope), None
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
         state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
         if state.scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
+        # Compared with the checkpoint's, since run.config_file also has changes that were lost with later images.
+        saved = from_yaml(read_text(checkpoint / "config.yaml", MAX_YAML_BYTES), str(checkpoint / "config.yaml"))
+        changed = recorded_changes(saved, session.config)
+        for key, (before, after) in changed.items():
+            state.changes.append({"images": state.images, "key": key, "before": before, "after": after})
+        lines = [f"{key} {format_value(before)} -> {format_value(after)}" for key, (before, after) in changed.items()]
+        message = "; ".join([f"resuming {checkpoint}", *lines])
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.write_settings(session.data_summary[0])
@@ -58,7 +67,7 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, Path | N
                 export(session, run, state, checkpoint)
             draw_curves(run.metrics.path, run.curves)
     run_on_all_ranks(accelerator, partial(start_trackers, session, run, state))
-    return state, checkpoint
+    return state, message
 
 
 def start_trackers(session: Session, run: RunDir, state: TrainState) -> None:
@@ -84,10 +93,15 @@ def start_trackers(session: Session, run: RunDir, state: TrainState) -> None:
 def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> None:
     """Raise an error if the same configuration would now compute something else than before the checkpoint, or does
     not get to its number of images."""
-    batch_size, total = session.config.train.batch_size, session.total_images
-    if saved.images % batch_size or saved.images > total:
+    train = session.config.train
+    if saved.images % train.batch_size:
         raise CheckpointError(
-            f"{checkpoint}: has {saved.images} images; valid: a multiple of train.batch_size, {batch_size}, to {total}"
+            f"{checkpoint}: has {saved.images} images; valid: a multiple of train.batch_size, {train.batch_size}"
+        )
+    if saved.images > session.total_images:
+        raise ConfigError(
+            f"train.total_images: given {train.total_images}; {checkpoint} has seen {saved.images} images; valid: at "
+            "least as many, or another run_dir"
         )
     if saved.data != session.train_set.metadata:
         raise DataError(

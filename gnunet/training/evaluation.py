@@ -138,7 +138,8 @@ def format_scores(record: dict[str, Any], metrics: list[str]) -> dict[str, str]:
 
 
 def update_best(state: TrainState, evaluate: EvaluateConfig, record: dict[str, Any]) -> bool:
-    """Update `state.best` if a record has a better value of evaluate.monitor than all before; returns whether it has.
+    """Update `state.best` if a record has a better value of evaluate.monitor than all before under the same settings;
+    returns whether it has.
 
     The main rank decides, since values may differ between devices by rounding.
     """
@@ -146,11 +147,16 @@ def update_best(state: TrainState, evaluate: EvaluateConfig, record: dict[str, A
     if name is None or name not in record:
         return False
     higher = any(metric.higher_is_better for metric in chosen_metrics(evaluate) if metric.name == name)
-    value, best = record[name], state.best.get("value")
+    # A batch size changes a metric by rounding alone.
+    settings = {key: record[key] for key in record if key.startswith("evaluation_") and not key.endswith("batch_size")}
+    is_comparable = state.best.get("metric") == name and state.best.get("settings", settings) == settings
+    value, best = record[name], state.best.get("value") if is_comparable else None
     better = math.isfinite(value) and (best is None or (value > best if higher else value < best))
     better, value = broadcast_object_list([better, value])
     if better:
-        state.best = {"images": state.images, "metric": name, "value": value}
+        state.best = {"images": state.images, "metric": name, "value": value} | (
+            {"settings": settings} if settings else {}
+        )
     return better
 
 

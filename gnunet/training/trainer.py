@@ -106,13 +106,13 @@ def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callbac
     check_extractors(config.evaluate)
     session = build_session(config, accelerator)
     check_enough_images(session)
-    state, checkpoint = resume_or_start(session, run)
+    state, resumed = resume_or_start(session, run)
     display = Display(images=state.images, total=session.total_images, enabled=accelerator.is_main_process)
     stop = StopSignal(display.announce)
     with stop, display:
         display.message(session.data_summary[1])
-        if checkpoint is not None:
-            display.message(f"resuming {checkpoint}")
+        if resumed is not None:
+            display.message(resumed)
         if (warning := cpu_warning(session)) is not None:
             display.message(warning)
         try:
@@ -124,6 +124,7 @@ def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callbac
             signum = torch.tensor([stop.signum or 0], device=accelerator.device)
             return accelerator.gather(signum).max().item() or signal.SIGTERM
         display.message(f"done: {state.images} images; samples in {run.samples}, model in {run.model}")
+        display.message(f"to train longer: the same command with --train.total_images {2 * state.images}")
     return None
 
 
@@ -169,6 +170,9 @@ def train(
                     due.add("checkpoint")
         if grid is not None and accelerator.is_main_process:
             display.log(state.images, {"samples": str(save_grid(session, run.samples, grid, state.images))})
+        changes = [each for each in state.changes if state.reported <= each["images"] < state.images]
+        if changes and accelerator.is_main_process:
+            run.metrics.write({"images": state.images, "changes": changes})
         state.reported = state.images
         if "checkpoint" in due:
             save(session, run, state)

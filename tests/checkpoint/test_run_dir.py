@@ -14,7 +14,7 @@ import pytest
 
 from gnunet.checkpoint.checkpoint import checkpoint_name, file_sha256
 from gnunet.checkpoint.run_dir import FILES, FOLDERS, RunDir, RunLock
-from gnunet.errors import CheckpointError, ConfigError, TrainingError
+from gnunet.errors import CheckpointError, ConfigError, GnunetError, TrainingError
 from gnunet.training import fit
 
 
@@ -146,7 +146,7 @@ def test_a_number_of_images_that_no_run_has_is_not_believed(tiny, run, count):
     (path / "state.json").write_text(json.dumps({**state, "images": count, "reported": count}))
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "state.json": file_sha256(path / "state.json")}))
-    with pytest.raises(CheckpointError, match=f"{count} images"):
+    with pytest.raises(GnunetError, match=f"{count} images"):
         fit(tiny("run"))
 
 
