@@ -26,6 +26,7 @@ from gnunet.checkpoint.checkpoint import (
 from gnunet.config import Config, SamplingConfig, condition_kwargs, from_yaml, unet_kwargs
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.dataset import channels_last
+from gnunet.data.decode import as_size
 from gnunet.diffusion import (
     Process,
     make_process,
@@ -57,7 +58,8 @@ class TrainedModel:
     network: UNet2D
     """fp32, in eval mode."""
     process: Process
-    resolution: int
+    size: tuple[int, int]
+    """Height and width."""
     channels: int
     sampling: SamplingConfig
     """The run's sampling settings; the defaults for a diffusers folder."""
@@ -81,7 +83,7 @@ class TrainedModel:
     def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "TrainedModel":
         """A network trained with `config` on `data`, which is `TrainState.data`."""
         return cls(
-            network=network, process=make_process(**config.diffusion.model_dump()), resolution=config.data.resolution,
+            network=network, process=make_process(**config.diffusion.model_dump()), size=config.data.size,
             channels=config.model.in_channels, sampling=config.sampling, seed=config.seed,
             mixed_precision=config.train.mixed_precision, name=name, class_names=data["class_names"],
             class_counts=data["class_counts"], config=config, fingerprint=data["fingerprint"],
@@ -119,7 +121,7 @@ class TrainedModel:
 
     def _network_conditions(self, entries: np.ndarray) -> Tensor:
         stored = channels_last(np.ascontiguousarray(self.conditions.store(entries)))
-        return self.condition.to_network(stored, (self.resolution, self.resolution), to_unit_range)
+        return self.condition.to_network(stored, self.size, to_unit_range)
 
     def grid_tiles(self, images: np.ndarray) -> tuple[np.ndarray, int]:
         """The images 0 to N - 1, uint8 (N, H, W, C), each between its condition, if it has one, and the image that this
@@ -164,7 +166,7 @@ class TrainedModel:
                 raise ConfigError(f"--conditions: none given; valid: a folder, since {self.name} samples from images")
             condition = self._network_conditions(self.conditions.entries(indices))
         return sample_images(
-            self.network, self.process, indices=indices, resolution=self.resolution, channels=self.channels,
+            self.network, self.process, indices=indices, size=self.size, channels=self.channels,
             seed=self.seed, sampler=settings.sampler, steps=settings.num_inference_steps,
             batch_size=settings.batch_size, guidance_scale=settings.guidance_scale, labels=labels,
             null_label=self.null_label, condition=condition,
@@ -311,12 +313,12 @@ def _load_diffusers(path: Path) -> TrainedModel:
             f"{unet_folder / 'config.json'}: in_channels {network.config.in_channels} and out_channels {channels}; "
             f"valid: 1 for both, grey images, or 3, in colour; and {added} more in_channels for the condition"
         )
-    if not isinstance(resolution := network.config.sample_size, int):
-        raise CheckpointError(f"{unet_folder / 'config.json'}: sample_size {resolution}; valid: one integer")
+    if (given := network.config.sample_size) is None:
+        raise CheckpointError(f"{unet_folder / 'config.json'}: lacks sample_size; valid: an integer, or two of them")
     folder = path.resolve()
     exported = (folder.parent / "config.yaml").is_file()  # as RUN/model: the name of the run tells it from others
     return TrainedModel(
-        network=network, process=_load_process(path), resolution=resolution, channels=channels,
+        network=network, process=_load_process(path), size=as_size(given), channels=channels,
         sampling=SamplingConfig(), seed=0, mixed_precision="no",
         name=f"{folder.parent.name}-{folder.name}" if exported else folder.name, class_names=names, class_counts=counts,
         condition=condition,

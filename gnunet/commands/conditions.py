@@ -8,7 +8,7 @@ import numpy as np
 
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.data import SampleConditions
-from gnunet.data.decode import decode_image, open_image
+from gnunet.data.decode import decode_image, open_image, upright_size
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
 from gnunet.evaluation.image_files import image_files
 from gnunet.training.session import RunData, load_run_data
@@ -45,17 +45,18 @@ def folder_conditions(model: TrainedModel, folder: Path) -> SampleConditions:
     """The conditions that the pictures in a folder are, or that are made of them."""
     condition = model.condition
     if condition.kind == "mask":
-        return SampleConditions.of_arrays(read_masked(folder, model.resolution, model.channels))
-    small = model.resolution // condition.factor
+        return SampleConditions.of_arrays(read_masked(folder, model))
+    height, width = model.size
+    small = height // condition.factor, width // condition.factor
     stored = []
     for file in _pictures(folder):
-        is_small = condition.kind == "low_resolution" and _size(file) == (small, small)
-        picture = _decode(file, small if is_small else model.resolution, model.channels)
+        is_small = condition.kind == "low_resolution" and _size(file) == small
+        picture = _decode(file, model, small if is_small else model.size, model.channels)
         stored.append(picture if is_small else condition.store(picture[None], ())[0])
     return SampleConditions.of_arrays(np.stack(stored))
 
 
-def read_masked(folder: Path, resolution: int, channels: int) -> np.ndarray:
+def read_masked(folder: Path, model: TrainedModel) -> np.ndarray:
     """The images of a folder with their masks, as the condition `mask` stores them."""
     files = list(_pictures(folder))
     masks = {file.with_suffix("").as_posix().removesuffix(MASK): file for file in files if file.stem.endswith(MASK)}
@@ -66,9 +67,9 @@ def read_masked(folder: Path, resolution: int, channels: int) -> np.ndarray:
                 f"{file} has no mask; valid: {file.stem}{MASK}.png beside it, white where it is to be filled"
             )
         if _size(file) != _size(mask):
-            raise DataError(f"{mask} is {_size(mask)}, but {file} is {_size(file)}; valid: equal sizes")
-        known = 255 * (_decode(mask, resolution, 1) < 128).astype(np.uint8)
-        stored.append(np.concatenate([_decode(file, resolution, channels), known], axis=-1))
+            raise DataError(f"{mask} is {_size(mask)}, but {file} is {_size(file)} (height, width); valid: equal sizes")
+        known = 255 * (_decode(mask, model, model.size, 1) < 128).astype(np.uint8)
+        stored.append(np.concatenate([_decode(file, model, model.size, model.channels), known], axis=-1))
     if masks:
         raise DataError(f"{next(iter(masks.values()))} has no image; valid: a picture of its name without {MASK}")
     return np.stack(stored)
@@ -92,13 +93,13 @@ def _pictures(folder: Path) -> Iterator[Path]:
 def _size(file: Path) -> tuple[int, int]:
     try:
         with open_image(file) as image:
-            return image.size
+            return upright_size(image)
     except Exception as error:  # of any kind, as image decoders raise them
         raise DataError(f"{file} cannot be decoded: {error}") from None
 
 
-def _decode(file: Path, resolution: int, channels: int) -> np.ndarray:
+def _decode(file: Path, model: TrainedModel, size: tuple[int, int], channels: int) -> np.ndarray:
     try:
-        return decode_image(file, resolution, channels)
+        return decode_image(file, size, channels, model.config.data.resize if model.config else "crop")
     except Exception as error:
         raise DataError(f"{file} cannot be decoded: {error}") from None

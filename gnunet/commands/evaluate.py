@@ -7,8 +7,8 @@ gnunet evaluate runs/NAME --validation_loss                  # by noise level, o
 accelerate launch -m gnunet evaluate runs/NAME --num_images 50000 --metrics fid --batch_size 256
 
 The source is a run (its newest checkpoint), a checkpoint, RUN/checkpoints/best, a diffusers model, or a directory of
-images. Image i of a model is the one that `gnunet sample` writes. A directory's images must be squares of one size, all
-grey or all in colour, unless --resolution prepares them like training images; its grid.png is left out.
+images. Image i of a model is the one that `gnunet sample` writes. A directory's images must be of one size, all grey or
+all in colour, unless --resolution prepares them like training images; its grid.png is left out.
 
 Results are identical for any number of processes, so without a GPU the work is distributed over the cores. Statistics
 of the reference images are cached.
@@ -42,7 +42,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--reference", help="a run, or any data.source (default: what the model trained on)")
     parser.add_argument("--split", help="split of a reference that is a data.source (default train)")
     parser.add_argument(
-        "--resolution", type=integer("resolution"), metavar="N", help="resize a directory's images, in RGB"
+        "--resolution", type=integer("resolution"), metavar="N", help="resize a directory's images to N x N, in RGB"
     )
     parser.add_argument("--nearest", type=integer("nearest"), metavar="K", help="find the K nearest reference images")
     parser.add_argument("--validation_loss", action="store_true", help="only the validation loss by noise level")

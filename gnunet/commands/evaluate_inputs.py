@@ -14,7 +14,7 @@ from gnunet.commands.options import load_model
 from gnunet.commands.sample_folder import check_complete, read_record
 from gnunet.config import Config, EvaluateConfig
 from gnunet.data import DecodedImages, load_images
-from gnunet.data.decode import open_image
+from gnunet.data.decode import open_image, upright_size
 from gnunet.data.sources import ImageFolder, open_source
 from gnunet.errors import CheckpointError, ConfigError, DataError, did_you_mean_path
 from gnunet.evaluation import ImageFiles
@@ -33,7 +33,8 @@ class Subject:
     """The images to measure: a model's samples, or the files in a directory."""
 
     name: str
-    resolution: int
+    size: tuple[int, int]
+    """Height and width."""
     channels: int
     num_images: int
     """In each repeat."""
@@ -85,7 +86,7 @@ def _samples(model: TrainedModel, num_images: int | None, repeat: int) -> Subjec
         return sample_fn(replace(model, seed=seed + number), accelerator)
 
     return Subject(
-        model.name, model.resolution, model.channels, num_images or defaults.num_images, images,
+        model.name, model.size, model.channels, num_images or defaults.num_images, images,
         model.sampling.batch_size, {**metadata, "seeds": [seed + number for number in range(repeat)]}, model,
     )  # fmt: skip
 
@@ -112,7 +113,7 @@ def _files(path: Path, num_images: int | None, repeat: int, resolution: int | No
     def images(number: int, accelerator: Accelerator) -> Images:
         return lambda indices: files.read(selected[number::repeat][indices.start : indices.stop])
 
-    return Subject(path.resolve().name, files.resolution, files.channels, count, images, CHUNK, metadata)
+    return Subject(path.resolve().name, files.size, files.channels, count, images, CHUNK, metadata)
 
 
 def open_reference(
@@ -140,15 +141,16 @@ def open_reference(
     if is_run:
         config = sanitize_config(path / "config.yaml")
         reference = _training_images(config, load_run_data(config), str(given))
-        shape, expected = reference.table.images.shape[1:], (subject.resolution, subject.resolution, subject.channels)
+        shape, expected = reference.table.images.shape[1:], (*subject.size, subject.channels)
         if shape != expected:
             sizes = f"{given} trains on images of shape {shape}, but {subject.name} has {expected}"
             raise DataError(f"{sizes}; valid: equal shapes (height, width, channels)")
         return reference
     if path.is_dir() and not allow_enlarging:
         _check_sizes(path, split or "train", subject)
+    resize = subject.model.config.data.resize if subject.model and subject.model.config else "crop"
     table = load_images(
-        str(given), split=split or "train", resolution=subject.resolution, channels=subject.channels,
+        str(given), split=split or "train", resolution=subject.size, channels=subject.channels, resize=resize,
         progress=decode_progress(),
     )  # fmt: skip
     return ReferenceImages(table, np.arange(len(table)), str(given))
@@ -165,11 +167,11 @@ def _check_sizes(folder: Path, split: str, subject: Subject) -> None:
     for file in (files[i] for i in evenly_spaced(len(files), MAX_SIZES_CHECKED)):
         try:
             with open_image(file) as image:
-                width, height = image.size
+                height, width = upright_size(image)
         except (OSError, ValueError):
             continue  # the decoder has the better message
-        if min(width, height) < subject.resolution:
+        if height < subject.size[0] or width < subject.size[1]:
             raise DataError(
-                f"{file} is {width} x {height}, smaller than the {subject.resolution} x {subject.resolution} of "
+                f"{file} is {width} x {height}, smaller than the {subject.size[1]} x {subject.size[0]} of "
                 f"{subject.name}; valid: images at least as large, or --resolution to resize both"
             )

@@ -15,6 +15,7 @@ from gnunet.commands.evaluate_inputs import open_reference, open_subject
 from gnunet.commands.options import check_integer
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
+from gnunet.data.decode import as_resolution
 from gnunet.distributed.accelerator import open_accelerator
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.evaluation import (
@@ -129,16 +130,17 @@ class Evaluation:
             description = "images" if self.repeat == 1 else f"images, {number + 1} of {self.repeat}"
             progress = stage(description, num_images)
             scores.append(scorer.score(images, num_images, chunk=subject.chunk, processes=processes, progress=progress))
+        resolution = as_resolution(subject.size)
         record = {
             "name": subject.name,
             "source": str(self.source),
             "num_images": num_images,
             "repeats": self.repeat,
-            "images": {"resolution": subject.resolution, "channels": subject.channels, **subject.metadata},
+            "images": {"resolution": resolution, "channels": subject.channels, **subject.metadata},
             "reference": {
                 "source": reference.name,
                 "num_images": num_reference,
-                "resolution": subject.resolution,
+                "resolution": resolution,
                 "channels": subject.channels,
                 "fingerprint": reference.table.fingerprint,
             },

@@ -14,6 +14,7 @@ from gnunet import __version__
 from gnunet.checkpoint.run_dir import RunLock
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import make_output_dir, numbered
+from gnunet.data.decode import as_resolution, as_size
 from gnunet.distributed.collectives import run_on_main_rank
 from gnunet.errors import CheckpointError, ConfigError, DataError, first_few, truncate
 from gnunet.evaluation.image_files import GRID, image_files
@@ -29,7 +30,8 @@ class SampleSettings:
 
     checkpoint: str
     """`TrainedModel.digest`."""
-    resolution: int
+    resolution: int | list[int]
+    """As `data.resolution`."""
     channels: int
     sampler: str
     steps: int
@@ -63,7 +65,7 @@ class SamplesRecord:
         """`given` are the labels that were asked for, if any, and `labels` each image's, if it has one."""
         names = None if labels is None else model.class_names
         settings = SampleSettings(
-            checkpoint=model.digest(), resolution=model.resolution, channels=model.channels,
+            checkpoint=model.digest(), resolution=as_resolution(model.size), channels=model.channels,
             **model.sampling_metadata(), precision=model.mixed_precision,
             classes=None if given is None or names is None else [names[label] for label in given],
         )  # fmt: skip
@@ -165,7 +167,7 @@ def _is_written(file: Path, settings: SampleSettings) -> bool:
     try:
         with Image.open(file) as image:
             image.load()
-            return image.size == (settings.resolution, settings.resolution)
+            return image.size == as_size(settings.resolution)[::-1]
     except (OSError, SyntaxError, ValueError):  # PIL's of a broken file
         return False
 

@@ -91,18 +91,24 @@ def _check_depth(config: Config) -> Iterator[ConfigIssue]:
 def _check_resolution(config: Config) -> Iterator[ConfigIssue]:
     resolution, levels = config.data.resolution, len(config.model.block_out_channels)
     factor = 2 ** (levels - 1)
-    if resolution % factor:
-        valid = f"a multiple of {factor}, for instance {_nearest_multiples(resolution, factor)}"
+    wrong = {name: side for name, side in zip(("height", "width"), config.data.size, strict=True) if side % factor}
+    if wrong:
+        nearest = {name: _nearest_multiples(side, factor) for name, side in wrong.items()}
+        if isinstance(resolution, int):
+            valid = f"a multiple of {factor}, for instance {nearest['height']}"
+        else:
+            listed = " and ".join(f"{name} {sides}" for name, sides in nearest.items())
+            valid = f"multiples of {factor}, for instance {listed}"
         halvings = f"{levels} levels of model.block_out_channels halve it {levels - 1} times"
         yield ConfigIssue.of("data.resolution", resolution, f"{valid} ({halvings})")
 
 
 def _check_condition(config: Config) -> Iterator[ConfigIssue]:
-    condition, resolution, channels = config.data.condition, config.data.resolution, config.model.in_channels
+    condition, side, channels = config.data.condition, math.gcd(*config.data.size), config.model.in_channels
     if condition is None:
         return
-    if condition.kind == "low_resolution" and resolution % condition.factor:
-        valid = f"{join_or(_divisors(resolution)[1:])}, which divide data.resolution {resolution}"
+    if condition.kind == "low_resolution" and side % condition.factor:
+        valid = f"{join_or(_divisors(side)[1:])}, which divide data.resolution {config.data.resolution}"
         yield ConfigIssue.of("data.condition.factor", condition.factor, valid)
     if condition.kind == "grey" and channels < 3:
         yield ConfigIssue.of("data.condition.kind", "grey", f"another with model.in_channels {channels}")

@@ -1,8 +1,8 @@
 """The keys of `data`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from gnunet.config.schema import Section, ValidValues
 
@@ -10,6 +10,20 @@ Text = Annotated[str, Field(min_length=1)]
 Subset = Annotated[
     dict[str, str | int | bool | list[str | int | bool]],
     ValidValues("a mapping from columns to a value or a list of values, such as {column: [value, value]}"),
+]
+
+
+def _one_side(value: Any) -> Any:
+    """[64, 64] is 64, so that they are no different runs."""
+    is_square = isinstance(value, list) and len(value) == 2 and value[0] == value[1]
+    return value[0] if is_square else value
+
+
+Side = Annotated[PositiveInt, Field(le=8192)]
+Resolution = Annotated[
+    Side | Annotated[list[Side], Field(min_length=2, max_length=2)],
+    BeforeValidator(_one_side),
+    ValidValues("an integer, above 0 and at most 8192, or two of them, [HEIGHT, WIDTH]"),
 ]
 
 
@@ -51,8 +65,11 @@ class DataConfig(Section):
     """Column with the class labels; null looks for a usual name (`label`, `labels`, `fine_label`, ...)."""
     subset: Subset = {}
     """Use only the rows in which each of these columns has one of the given values."""
-    resolution: PositiveInt = Field(32, le=8192)
-    """Height and width in pixels: the shorter side is resized with antialiasing, then the centre is cropped."""
+    resolution: Resolution = 32
+    """Height and width in pixels: one number for squares, or [HEIGHT, WIDTH]."""
+    resize: Literal["crop", "pad", "none"] = "crop"
+    """How images of other sizes get it: crop resizes them, with antialiasing, to cover it and crops the centre; pad
+    resizes them to fit inside, on white; none makes them an error, as data.on_error says."""
     flip: bool = True
     """Mirror each example left to right with probability 1/2."""
     class_conditional: bool = False
@@ -72,3 +89,9 @@ class DataConfig(Section):
     """Data loader workers per process; 0 loads in the training process."""
     cache_dir: Text | None = None
     """Folder for the decoded images; null is $GNUNET_CACHE, or gnunet in the user's cache folder."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = [self.resolution] * 2 if isinstance(self.resolution, int) else self.resolution
+        return height, width

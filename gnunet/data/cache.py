@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +36,9 @@ MAX_REPORTED = 5  # corrupted images that are kept by name
 def load_images(
     source: str,
     *,
-    resolution: int,
+    resolution: int | Sequence[int],
     channels: int,
+    resize: str = "crop",
     split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
@@ -55,7 +56,7 @@ def load_images(
     (`file_fingerprint`), or the cache is corrupted, images are decoded again.
 
     Args:
-        source, split, image_column, label_column, subset, resolution, on_error: as the keys of `data`.
+        source, split, image_column, label_column, subset, resolution, resize, on_error: as the keys of `data`.
         channels: 1 (grey) or 3 (RGB).
         class_conditional: require labels.
         progress: called with (images done, images in all) while decoding.
@@ -71,11 +72,14 @@ def load_images(
             f"{opened.name} has {len(opened.unreadable)} images of formats that are not read, beside {len(opened)}: "
             f"{first_few(opened.unreadable)}; convert or remove them, or set data.on_error to skip"
         )
+    size = decode.as_size(resolution)
     decides_pixels = {
         "version": decode.VERSION, "pillow": PIL.__version__, "source": opened.fingerprint, "split": split,
         "image_column": image_column, "label_column": label_column, "subset": dict(subset or {}),
-        "resolution": resolution, "channels": channels,
+        "resolution": decode.as_resolution(size), "channels": channels,
     }  # fmt: skip
+    if resize != "crop":  # which the caches of earlier versions do not name
+        decides_pixels["resize"] = resize
     key = hashlib.sha256(json.dumps(decides_pixels, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder(cache_dir) / f"images-{key}"
     try:
@@ -86,7 +90,7 @@ def load_images(
                     rows = select_rows(opened, subset or {})
                     labels = _find_labels(opened, rows, are_required=label_column is not None)
                     with atomic_directory(folder) as temporary:
-                        _build(temporary, opened, rows, *labels, resolution, channels, progress)
+                        _build(temporary, opened, rows, *labels, size, channels, resize, progress)
                     images = _read_cache(folder)
         if images is None:
             raise OSError(f"{folder} cannot be read back")
@@ -159,8 +163,9 @@ def _build(
     rows: np.ndarray,
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
-    resolution: int,
+    size: tuple[int, int],
     channels: int,
+    resize: str,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Decode the given rows of a source into an existing folder."""
@@ -168,7 +173,7 @@ def _build(
     broken = []
     digest = hashlib.sha256()
     with open(folder / IMAGES_FILE, "wb") as file:
-        for i, result in enumerate(_decode_all(source.iter_images(rows), resolution, channels)):
+        for i, result in enumerate(_decode_all(source.iter_images(rows), size, channels, resize)):
             if isinstance(result, BaseException):
                 is_valid[i] = False
                 broken.append(f"{source.describe_row(int(rows[i]))} cannot be decoded: {result}")
@@ -179,7 +184,7 @@ def _build(
                 progress(i + 1, len(rows))
     if not is_valid.any():
         raise DataError(f"{source.name} has no usable image: {'; '.join(broken[:MAX_REPORTED])}")
-    shape = (int(is_valid.sum()), resolution, resolution, channels)
+    shape = (int(is_valid.sum()), *size, channels)
     if labels is not None:
         occurring, labels = np.unique(labels[is_valid], return_inverse=True)
         class_names = tuple(class_names[label] for label in occurring)
@@ -196,14 +201,14 @@ def _build(
     (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
 
 
-def _decode_all(images: Iterator[Any], resolution: int, channels: int) -> Iterator[np.ndarray | BaseException]:
-    """Decode in order on all cores; yields an exception in place of an image that cannot be decoded."""
+def _decode_all(images: Iterator[Any], *settings: Any) -> Iterator[np.ndarray | BaseException]:
+    """`decode_image` in order on all cores; yields an exception in place of an image that cannot be decoded."""
     pending: deque = deque()
     num_bytes = 0
     with Decoders(num_cpus()) as decoders, ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         try:
             for image in images:
-                pending.append((pool.submit(decoders.decode, image, resolution, channels), _file_size(image)))
+                pending.append((pool.submit(decoders.decode, image, *settings), _file_size(image)))
                 num_bytes += pending[-1][1]
                 while len(pending) > MAX_PENDING or num_bytes > MAX_PENDING_BYTES:
                     future, size = pending.popleft()

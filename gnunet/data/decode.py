@@ -3,10 +3,11 @@
 import io
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 VERSION = 1
 """Increased whenever the same file would decode to other pixels, so that no older cache is used."""
@@ -35,30 +36,52 @@ class LargeImage(Exception):
     """An image has more pixels than the caller wants decoded."""
 
 
-def decode_image(cell: Any, resolution: int, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode, flatten, resize and crop one image to uint8 (resolution, resolution, channels).
+def as_size(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """The height and width that `data.resolution` says."""
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return height, width
 
-    An EXIF orientation is applied, transparency is flattened on white, 16 bits are scaled to 8. The shorter
-    side is resized to `resolution` by Lanczos' antialiased filter (as in EDM's dataset_tool), unless it has that
-    length already; then the centre is cropped. Colour is converted to grey by ITU-R 601-2 luma.
+
+def as_resolution(size: Sequence[int]) -> int | list[int]:
+    """`data.resolution` for a height and width: one number for squares."""
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def decode_image(
+    cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Decode, flatten and resize one image to uint8 (H, W, channels).
+
+    An EXIF orientation is applied, transparency is flattened on white, 16 bits are scaled to 8. Images are resized by
+    Lanczos' antialiased filter (as in EDM's dataset_tool), unless they have that size already. Colour is converted to
+    grey by ITU-R 601-2 luma.
 
     Args:
         cell: a file's path or bytes, `datasets`' {"bytes", "path"}, a PIL image, or 8-bit pixels (arrays or
             nested lists of (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4).
+        resolution, resize: as the keys of `data`.
         channels: 1 (grey) or 3 (RGB).
         max_pixels: raise LargeImage for a valid image with more.
 
     Raises:
-        Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format,
-            or beyond the limits of this file.
+        Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format or,
+            with resize "none", size, or beyond the limits of this file.
     """
+    size = as_size(resolution)
     with open_image(cell) as image:
         _check_limits(image)
         if image.width * image.height > max_pixels:
             raise LargeImage
         pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-        pixels = resize_and_crop(pixels, resolution)
-    return np.asarray(pixels).reshape(resolution, resolution, channels)
+        pixels = RESIZE[resize](pixels, *size)
+    return np.asarray(pixels).reshape(*size, channels)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """The height and width of an opened image once its EXIF orientation is applied."""
+    exif = Image.Image.getexif(image)  # PNG's own reads all pixels
+    turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return image.size if turned else image.size[::-1]
 
 
 def _check_limits(image: Image.Image) -> None:
@@ -149,14 +172,35 @@ def _scale_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8))
 
 
-def resize_and_crop(image: Image.Image, resolution: int) -> Image.Image:
-    """Resize the shorter side to `resolution` pixels and crop the centre."""
-    shorter = min(image.size)
-    width, height = (max(resolution, round(side * resolution / shorter)) for side in image.size)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    if shorter == resolution:
-        return image.crop((left, top, left + resolution, top + resolution))
+def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize until both sides are covered, one of them exactly, and crop the centre."""
+    target, side = min((width, image.width), (height, image.height), key=lambda pair: pair[1] / pair[0])
+    wide, high = (round(length * target / side) for length in image.size)
+    wide, high = max(wide, width), max(high, height)
+    left, top = (wide - width) // 2, (high - height) // 2
+    if target == side:
+        return image.crop((left, top, left + width, top + height))
     # Only the crop is computed: up to rounding what resizing the whole image gives, in bounded memory.
-    x_scale, y_scale = image.width / width, image.height / height
-    box = (left * x_scale, top * y_scale, (left + resolution) * x_scale, (top + resolution) * y_scale)
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
+    x_scale, y_scale = image.width / wide, image.height / high
+    box = (left * x_scale, top * y_scale, (left + width) * x_scale, (top + height) * y_scale)
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize to fit inside, one side exactly, and centre on white."""
+    scale = min(width / image.width, height / image.height)
+    wide, high = (max(1, round(side * scale)) for side in image.size)
+    canvas = Image.new(image.mode, (width, height), "white")
+    canvas.paste(image.resize((wide, high), Image.Resampling.LANCZOS), ((width - wide) // 2, (height - high) // 2))
+    return canvas
+
+
+def _check_size(image: Image.Image, height: int, width: int) -> Image.Image:
+    if image.size != (width, height):
+        given = f"{image.width} x {image.height} pixels"
+        raise ValueError(f"{given}; valid with data.resize none: {width} x {height}, width x height")
+    return image
+
+
+RESIZE = {"crop": _crop, "pad": _pad, "none": _check_size}
+"""By `data.resize`: an image of any size to one of (height, width)."""

@@ -54,16 +54,17 @@ class Decoders:
         for process in self._idle:
             process.close()
 
-    def decode(self, cell: Any, resolution: int, channels: int) -> np.ndarray:
-        """`decode_image`; ValueError if it fails, takes longer than MAX_SECONDS or more memory than MAX_BYTES."""
+    def decode(self, *image: Any) -> np.ndarray:
+        """`decode_image`, whose arguments are `image`; ValueError if it fails, takes longer than MAX_SECONDS or more
+        memory than MAX_BYTES."""
         process = self._take_process()
         if process is None:
-            return decode.decode_image(cell, resolution, channels)
+            return decode.decode_image(*image)
         try:
-            image = process.decode(cell, resolution, channels, LARGE_IMAGE_PIXELS)
-            if image is None:
+            pixels = process.decode(*image, LARGE_IMAGE_PIXELS)
+            if pixels is None:
                 with self._large_image_lock:
-                    image = process.decode(cell, resolution, channels, decode.MAX_PIXELS)
+                    pixels = process.decode(*image, decode.MAX_PIXELS)
         except ProcessDied as error:
             process.close()
             raise ValueError(str(error)) from None
@@ -71,7 +72,7 @@ class Decoders:
             self._idle.append(process)
             raise
         self._idle.append(process)
-        return image
+        return pixels
 
     def _take_process(self) -> "DecoderProcess | None":
         try:
@@ -110,7 +111,7 @@ class DecoderProcess:
             raise ProcessDied("could not be started")
 
     def decode(self, *arguments: Any) -> np.ndarray | None:
-        """`decode_image`; None for a LargeImage. Raises ValueError with the message of any other exception."""
+        """`decode_image`, with max_pixels last; None for a LargeImage. ValueError for any other exception."""
         try:
             self._pipe.send(arguments)
             result = self._pipe.recv()
@@ -153,7 +154,7 @@ def _serve(pipe: Connection) -> None:
 
 def _decode(arguments: Sequence[Any]) -> np.ndarray | str | None:
     try:
-        return decode.decode_image(*arguments)
+        return decode.decode_image(*arguments[:-1], max_pixels=arguments[-1])
     except decode.LargeImage:
         return None
     except MemoryError as error:

@@ -27,7 +27,7 @@ def sample_images(
     process: Process,
     *,
     indices: Sequence[int],
-    resolution: int,
+    size: tuple[int, int],
     channels: int,
     seed: int,
     steps: int,
@@ -51,6 +51,7 @@ def sample_images(
     Args:
         network: called as network(x, timestep, class_labels=labels, return_dict=False)[0].
         indices: each 0 or more, in any order.
+        size: height and width.
         batch_size: images per batch; an image's bits depend on this and on its own index alone.
         sampler: one of process.samplers; None means the first.
         guidance_scale: scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the
@@ -75,7 +76,7 @@ def sample_images(
     requested = np.asarray(indices, dtype=np.int64)
     all_labels = None if labels is None else np.asarray(labels, dtype=np.int64)
     initial_noise = Stream(seed, StreamKey.SAMPLE_NOISE)
-    shape = (resolution, resolution, channels)
+    shape = (*size, channels)
     result = np.empty((len(requested), *shape), dtype=np.uint8)
     num_nonfinite = 0
     # The same algorithms in every process that samples, whatever a trainer has chosen for its own speed.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.errors import DataError
@@ -128,7 +128,8 @@ def draw_neighbours(
 
 
 def _tile(image: np.ndarray) -> Image.Image:
-    """A picture of TILE x TILE pixels; small images keep hard pixels."""
+    """A picture that fits TILE x TILE pixels; small images keep hard pixels."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
     larger = max(picture.size) > TILE
-    return picture.resize((TILE, TILE), Image.Resampling.LANCZOS if larger else Image.Resampling.NEAREST)
+    method = Image.Resampling.LANCZOS if larger else Image.Resampling.NEAREST
+    return ImageOps.pad(picture, (TILE, TILE), method, (GAP_COLOUR,) * 3)

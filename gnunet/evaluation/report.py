@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from gnunet.data.decode import as_size
 from gnunet.errors import CheckpointError
 from gnunet.evaluation.metrics import FeatureMetric
 from gnunet.evaluation.neighbours import NEAR_QUANTILE, Neighbours
@@ -47,7 +48,7 @@ def metrics_report(record: Mapping[str, Any]) -> list[Any]:
         settings = f"{images['sampler']}, {images['steps']} steps, guidance {images['guidance']:g}, {seeds}"
         subject = f"{subject} ({settings})"
     times = f"{repeats} times " if repeats > 1 else ""
-    size = f"{reference['resolution']} x {reference['resolution']}"
+    size = "{} x {}".format(*as_size(reference["resolution"]))
     table = Table()
     table.add_column("metric", no_wrap=True)
     for column in ["mean", "std", "min", "max"] if repeats > 1 else ["value", "standard error"]:

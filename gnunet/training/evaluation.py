@@ -28,7 +28,7 @@ from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
 TILE_SIZE = 128
-"""Images of a grid are enlarged, by a whole factor, to at least this many pixels."""
+"""The longer side of a grid's images is enlarged, by a whole factor, to at least this many pixels."""
 IMAGE_TRACKERS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """Trackers of Accelerate that take images, each with options for an array (N, H, W, C)."""
 
@@ -168,7 +168,7 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     model, accelerator = session.ema_model, session.accelerator
     display.set_status("sampling")
     size, rank, world_size = model.sampling.batch_size, accelerator.process_index, accelerator.num_processes
-    shape = (model.resolution, model.resolution, model.channels)
+    shape = (*model.size, model.channels)
     images = np.empty((model.sampling.num_images, *shape), dtype=np.uint8)
     for batches in batches_by_rank(len(images), size, world_size):
         mine = batches[rank] if rank < len(batches) else range(1)
@@ -186,7 +186,7 @@ def write_grid(path: Path, images: np.ndarray, names: Sequence[str] | None, mode
     classes' names."""
     tiles, before = model.grid_tiles(images)
     scale, columns = (
-        math.ceil(TILE_SIZE / images.shape[1]),
+        math.ceil(TILE_SIZE / max(images.shape[1:3])),
         None if not before else math.ceil(math.sqrt(len(images) / 3)),
     )
     grid = make_grid(tiles, columns, scale=scale, names=names, before=before)

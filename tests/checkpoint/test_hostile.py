@@ -411,5 +411,5 @@ def test_unmodified_checkpoint_and_export_load_in_little_memory(little_memory, o
         with little_memory(SPARE):
             model = load_trained_model(path)
         assert all(torch.equal(model.network.state_dict()[name], value) for name, value in weights.items())
-        assert model.class_counts == [1, 2] and model.null_label == 2 and model.resolution == 16
+        assert model.class_counts == [1, 2] and model.null_label == 2 and model.size == (16, 16)
     assert load_trained_model(original / "model").class_names == ["a", "b"]

@@ -17,6 +17,7 @@ import gnunet
 from gnunet.commands import ablate, evaluate, sample
 from gnunet.commands.evaluate_inputs import open_subject
 from gnunet.errors import CheckpointError, DataError
+from gnunet.training import fit
 from tests.runs import contents
 
 
@@ -136,6 +137,12 @@ class TestFolder:
         assert "10 images, 4 of which were there" in run_sample("part", "--num_images", "10")
         assert contents(tmp_path / "part") == contents(tmp_path / "whole")
         assert (tmp_path / "part/000005.png").stat().st_mtime_ns == kept
+
+    def test_wide_samples_are_continued(self, run_sample, tiny, tmp_path):
+        fit(tiny("run", "--data.resolution", "[16, 24]", "--train.total_images", "8"))
+        run_sample("out", source=tmp_path / "run")
+        assert "2 of which were there" in run_sample("out", "--num_images", "3", source=tmp_path / "run")
+        assert open_subject(tmp_path / "out", None, 1, None, {}).size == (16, 24)
 
     def test_folder_of_other_samples_or_pictures_is_refused(self, run_sample, finished, tmp_path):
         run_sample("out", "--num_images", "4", "--classes", "light")

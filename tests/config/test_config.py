@@ -57,6 +57,12 @@ def test_every_spelling_of_a_value_is_read(key: str, texts: list[str], expected:
         assert value == expected and type(value) is type(expected)
 
 
+def test_resolution_is_one_number_for_squares() -> None:
+    square, wide = ({"data": {"resolution": sides}} for sides in ([32, 32], [32, 48]))
+    assert load_config(square) == load_config({"data": {"resolution": 32}}) and load_config().data.size == (32, 32)
+    assert load_config(wide).data.size == (32, 48) and unet_kwargs(load_config(wide), None)["sample_size"] == [32, 48]
+
+
 @pytest.mark.parametrize("text", ["train:\nmodel:\n", "# nothing\n"])
 def test_empty_section_is_its_defaults(text: str) -> None:
     assert from_yaml(text, "x") == Config()

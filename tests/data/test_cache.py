@@ -48,11 +48,23 @@ def test_images_are_decoded_once(folder, load, decoded):
 
 
 def test_anything_that_decides_pixels_or_labels_decodes_again(folder, load, own_cache, write_images):
-    changes = ({}, {"resolution": 4}, {"subset": {"label": "x"}}, {"channels": 3})
+    changes = ({}, {"resolution": 4}, {"subset": {"label": "x"}}, {"channels": 3}, {"resolution": (8, 4)},
+               {"resize": "pad", "resolution": (8, 4)})  # fmt: skip
     fingerprints = {load(folder, **keys).fingerprint for keys in changes}
     write_images(folder, {"x/a.png": 9})
     fingerprints.add(load(folder).fingerprint)
-    assert len(fingerprints) == len(caches(own_cache)) == 5
+    assert len(fingerprints) == len(caches(own_cache)) == 7
+
+
+def test_two_equal_sides_are_a_square(folder, load, own_cache):
+    assert load(folder, resolution=(8, 8)).fingerprint == load(folder).fingerprint and len(caches(own_cache)) == 1
+
+
+def test_files_of_another_size_are_named_or_skipped_without_resizing(folder, load):
+    Image.new("L", (8, 6), 5).save(folder / "x/odd.png")
+    with pytest.raises(DataError, match=r"odd\.png.* 8 x 6 .*data\.resize none: 8 x 8"):
+        load(folder, resize="none")
+    assert len(load(folder, resize="none", on_error="skip")) == 3
 
 
 def test_fingerprint_does_not_depend_on_the_path(folder, load):

@@ -252,15 +252,27 @@ def test_no_resampling_where_the_shorter_side_fits():
     np.testing.assert_array_equal(decode_image(pixels.swapaxes(0, 1), 8, 3), pixels.swapaxes(0, 1)[2:10])
 
 
+@pytest.mark.parametrize("target", [(32, 32), (32, 48), (48, 20)])
 @pytest.mark.parametrize("size", [(64, 48), (31, 77), (50, 50), (9, 12), (100, 33), (64, 32)])
-def test_resize_of_the_shorter_side_then_centre_crop(size):
+def test_resize_to_cover_then_centre_crop(size, target):
     # Values far from 0 and 255: clipped between its two passes, noise would depend on their order.
     pixels = np.random.default_rng(1).integers(90, 166, (size[1], size[0], 3), dtype=np.uint8)
-    width, height = (max(32, round(side * 32 / min(size))) for side in size)
+    scale = max(target[1] / size[0], target[0] / size[1])
+    width, height = (round(side * scale) for side in size)
     whole = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - 32) // 2, (height - 32) // 2
-    expected = np.asarray(whole)[top : top + 32, left : left + 32].astype(int)
-    assert np.abs(decode_image(pixels, 32, 3).astype(int) - expected).max() <= 2  # rounding, in each pass
+    left, top = (width - target[1]) // 2, (height - target[0]) // 2
+    expected = np.asarray(whole)[top:, left:][: target[0], : target[1]].astype(int)
+    assert np.abs(decode_image(pixels, target, 3).astype(int) - expected).max() <= 2  # rounding, in each pass
+
+
+@pytest.mark.parametrize("size", [(64, 48), (31, 77), (50, 50), (16, 8), (1000, 1)])
+def test_pad_fits_the_whole_image_on_white(size):
+    padded = decode_image(np.full((*size[::-1], 3), 9, np.uint8), (32, 48), 3, "pad")
+    rows, columns = (np.flatnonzero((padded != 255).any(axis=(axis, 2))) for axis in (1, 0))
+    scale = min(48 / size[0], 32 / size[1])
+    assert (len(columns), len(rows)) == tuple(max(1, round(side * scale)) for side in size)
+    assert (padded[np.ix_(rows, columns)] == 9).all() and padded.shape == (32, 48, 3)
+    assert abs(rows[0] - (31 - rows[-1])) <= 1 and abs(columns[0] - (47 - columns[-1])) <= 1
 
 
 def test_resize_is_antialiased():

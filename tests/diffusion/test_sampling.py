@@ -43,7 +43,7 @@ class TinyNet(nn.Module):
 
 
 def draw(indices, config=None, network=None, **changes):
-    options = {"resolution": 8, "channels": 3, "seed": 5, "steps": 4, "batch_size": 4} | changes
+    options = {"size": (8, 8), "channels": 3, "seed": 5, "steps": 4, "batch_size": 4} | changes
     return sample_images(network or TinyNet(), make_process(**config or {"kind": "flow"}), indices=indices, **options)
 
 

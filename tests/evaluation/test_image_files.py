@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from gnunet.data.decode import decode_image
 from gnunet.errors import DataError
@@ -20,7 +20,7 @@ def folder(tmp_path, noise_images):
 
 def test_reads_the_images_of_the_given_indices(folder, noise_images):
     files = ImageFiles(folder)
-    assert (len(files), files.resolution, files.channels) == (6, 8, 3)
+    assert (len(files), files.size, files.channels) == (6, (8, 8), 3)
     assert np.array_equal(files.read([5, 0, 5]), noise_images(6, size=8)[[5, 0, 5]])
     assert files.read(range(2, 4)).dtype == np.uint8
 
@@ -45,9 +45,15 @@ def test_sizes_do_not_mix_without_a_resolution(folder):
     assert np.array_equal(files.read([0])[0], decode_image(files.files[0], 4, 3))
 
 
-def test_other_than_squares_raise(tmp_path):
-    Image.new("RGB", (8, 4)).save(tmp_path / "wide.png")
-    with pytest.raises(DataError, match=r"wide\.png.*8 x 4"):
+def test_size_is_that_of_upright_images(tmp_path):
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn
+    Image.new("RGB", (4, 8)).save(tmp_path / "b.png", exif=exif)
+    files = ImageFiles(tmp_path)
+    assert files.size == (4, 8) and files.read([0, 1]).shape == (2, 4, 8, 3)
+    Image.new("RGB", (4, 8)).save(tmp_path / "c.png")
+    with pytest.raises(DataError, match=r"c\.png is 4 x 8 .*a\.png is 8 x 4 "):
         ImageFiles(tmp_path)
 
 

@@ -184,7 +184,8 @@ def test_a_missing_export_is_written_again(tiny, run):
 
 
 def test_ddpm_exports_a_stock_pipeline_that_needs_no_gnunet(tiny, tmp_path):
-    fit(tiny("run", "--diffusion.kind", "ddpm", "--data.class_conditional", "false"))
+    size = ("--data.resolution", "[16, 24]", "--data.resize", "pad")
+    fit(tiny("run", "--diffusion.kind", "ddpm", "--data.class_conditional", "false", *size))
     program = (
         "import sys; sys.modules['gnunet'] = None\n"
         "from diffusers import DiffusionPipeline\n"
@@ -194,7 +195,8 @@ def test_ddpm_exports_a_stock_pipeline_that_needs_no_gnunet(tiny, tmp_path):
     )
     model = str(tmp_path / "run" / "model")
     done = subprocess.run([sys.executable, "-c", program, model], stdout=subprocess.PIPE, text=True, check=True)
-    assert "DDPMPipeline UNet2DModel (2, 16, 16, 3) True" in done.stdout
+    assert "DDPMPipeline UNet2DModel (2, 16, 24, 3) True" in done.stdout
+    assert gnunet.sample(tmp_path / "run", 2).shape == gnunet.sample(model, 2).shape == (2, 16, 24, 3)
 
 
 def test_bf16_trains(tiny, tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.style import DIVERGED, HATCHES, MISSING, Picture, new_figure, render
+from gnunet.data.decode import as_size
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 
 _MAX_TILES, _MAX_WIDTH, _MAX_HEIGHT = 10, 800, 72
@@ -62,15 +63,15 @@ def _tiles(results: Results, condition: Condition, seed: int) -> np.ndarray | No
         return None
     image = Image.open(path)
     grid = np.asarray(image.convert("RGB"))
-    count, side = record["config"]["sampling"]["num_images"], record["config"]["data"]["resolution"]
+    count = record["config"]["sampling"]["num_images"]
+    height, width = as_size(record["config"]["data"]["resolution"])
     if "tiles" in image.info:
         scale, corners = json.loads(image.info["tiles"]).values()
     else:  # of studies before the tiles' places were recorded
         scale, columns = 1, math.ceil(math.sqrt(count))
-        corners = [(i // columns * (side + GAP), i % columns * (side + GAP)) for i in range(count)]
-        if grid.shape[:2] != (corners[-1][0] + side, columns * (side + GAP) - GAP):
+        corners = [(i // columns * (height + GAP), i % columns * (width + GAP)) for i in range(count)]
+        if grid.shape[:2] != (corners[-1][0] + height, columns * (width + GAP) - GAP):
             return None
-    extent = scale * side
     return np.stack(
-        [grid[top : top + extent : scale, left : left + extent : scale] for top, left in corners[:_MAX_TILES]]
+        [grid[top:, left:][: scale * height : scale, : scale * width : scale] for top, left in corners[:_MAX_TILES]]
     )
