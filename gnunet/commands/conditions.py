@@ -66,8 +66,9 @@ def read_masked(folder: Path, model: TrainedModel) -> np.ndarray:
             raise DataError(
                 f"{file} has no mask; valid: {file.stem}{MASK}.png beside it, white where it is to be filled"
             )
-        if _size(file) != _size(mask):
-            raise DataError(f"{mask} is {_size(mask)}, but {file} is {_size(file)} (height, width); valid: equal sizes")
+        if (size := _size(file)) != (other := _size(mask)):
+            text = "{1} x {0}".format
+            raise DataError(f"{mask} is {text(*other)}, but {file} is {text(*size)}; valid: equal sizes")
         known = 255 * (_decode(mask, model, model.size, 1) < 128).astype(np.uint8)
         stored.append(np.concatenate([_decode(file, model, model.size, model.channels), known], axis=-1))
     if masks:
