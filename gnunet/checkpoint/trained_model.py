@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
-from torch import Tensor
 
 from gnunet.checkpoint.checkpoint import (
     BEST,
@@ -25,7 +24,6 @@ from gnunet.checkpoint.checkpoint import (
 )
 from gnunet.config import Config, SamplingConfig, condition_kwargs, from_yaml, unet_kwargs
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.dataset import channels_last
 from gnunet.data.decode import as_size
 from gnunet.diffusion import (
     Process,
@@ -78,6 +76,10 @@ class TrainedModel:
     """What is concatenated to the network's input, if anything."""
     conditions: SampleConditions | None = None
     """What to sample from if there is a condition."""
+    inpaint: SampleConditions | None = None
+    """Images with masks, as the condition `mask` stores them, of which RePaint fills the rest; None for the sampler."""
+    jumps: Mapping[str, int] = field(default_factory=dict)
+    """jump_length and resample of RePaint."""
 
     @classmethod
     def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "TrainedModel":
@@ -106,6 +108,11 @@ class TrainedModel:
             "batch_size": sampling.batch_size,
             "seed": self.seed,
             **({} if self.conditions is None else {"conditions": self.conditions.fingerprint}),
+            **(
+                {}
+                if self.inpaint is None
+                else {"inpaint": self.inpaint.fingerprint, **self.jumps, "sampler": "repaint"}
+            ),
         }
 
     def digest(self) -> str:
@@ -119,20 +126,16 @@ class TrainedModel:
             found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return found.hexdigest()
 
-    def _network_conditions(self, entries: np.ndarray) -> Tensor:
-        stored = channels_last(np.ascontiguousarray(self.conditions.store(entries)))
-        return self.condition.to_network(stored, self.size, to_unit_range)
-
     def grid_tiles(self, images: np.ndarray) -> tuple[np.ndarray, int]:
-        """The images 0 to N - 1, uint8 (N, H, W, C), each between its condition, if it has one, and the image that this
-        was made of, if known: uint8 (N, H, W', 1 or 3); and the column of W' at which the images begin."""
-        if self.conditions is None:
+        """The images 0 to N - 1, uint8 (N, H, W, C), each between what it was sampled from, if anything, and the
+        image that this was made of, if known: uint8 (N, H, W', 1 or 3); and the column at which the images begin."""
+        if (source := self.conditions or self.inpaint) is None:
             return images, 0
-        entries = self.conditions.entries(range(len(images)))
-        condition = to_uint8(self._network_conditions(entries)[:, : self.channels])
-        originals = [] if self.conditions.images is None else [self.conditions.images(entries)]
+        indices = range(len(images))
+        seen = to_uint8(source.network_input(indices, images.shape[1:3], to_unit_range)[:, : self.channels])
+        originals = [] if source.images is None else [source.images(source.entries(indices))]
         in_rgb = [each.repeat(3, axis=-1)[..., :3] if each.shape[-1] < 3 else each[..., :3]
-                  for each in (condition, images, *originals)]  # fmt: skip
+                  for each in (seen, images, *originals)]  # fmt: skip
         return np.concatenate(in_rgb, axis=2), images.shape[2]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray | None:
@@ -164,12 +167,13 @@ class TrainedModel:
         if self.condition is not None:
             if self.conditions is None:
                 raise ConfigError(f"--conditions: none given; valid: a folder, since {self.name} samples from images")
-            condition = self._network_conditions(self.conditions.entries(indices))
+            condition = self.conditions.network_input(indices, self.size, to_unit_range)
         return sample_images(
             self.network, self.process, indices=indices, size=self.size, channels=self.channels,
             seed=self.seed, sampler=settings.sampler, steps=settings.num_inference_steps,
             batch_size=settings.batch_size, guidance_scale=settings.guidance_scale, labels=labels,
-            null_label=self.null_label, condition=condition,
+            null_label=self.null_label, condition=condition, jumps=self.jumps,
+            known=None if self.inpaint is None else self.inpaint.network_input(indices, self.size, to_unit_range),
             can_drop_condition=self.condition is not None and self.condition.can_drop,
             device=accelerator.device, autocast=accelerator.autocast, check=check,
         )  # fmt: skip

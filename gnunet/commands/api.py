@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.commands.conditions import with_conditions
+from gnunet.commands.conditions import with_conditions, with_inpainting
 from gnunet.commands.measure import Evaluation
 from gnunet.commands.options import check_integer, load_model
 from gnunet.distributed.accelerator import fresh_accelerate_state, open_accelerator
@@ -26,6 +26,9 @@ def sample(
     *,
     classes: Sequence[str] | None = None,
     conditions: str | Path | None = None,
+    inpaint: str | Path | None = None,
+    jump_length: int | None = None,
+    resample: int | None = None,
     cpu: bool = False,
     **settings: Any,
 ) -> np.ndarray:
@@ -37,6 +40,8 @@ def sample(
         classes: class names or numbers, assigned to the images in turn; None draws them as often as in training.
         conditions: a folder of pictures to sample from, in turn, for a model with `data.condition`; None takes the
             held-out images of its run.
+        inpaint, jump_length, resample: as the options of `gnunet sample`: a folder of pictures NAME.png whose part that
+            NAME_mask.png masks in white is filled by RePaint (Lugmayr et al., 2022), and its settings.
         cpu: use the CPU even if there is a GPU.
         settings: weights ("ema" or "raw"), seed, and the keys sampler, num_inference_steps, guidance_scale and
             batch_size of the config's `sampling`; by default the run's own.
@@ -49,6 +54,8 @@ def sample(
     """
     num_images = check_integer("num_images", num_images)
     model = with_conditions(load_model(source, **settings), conditions)
+    jumps = {"jump_length": jump_length, "resample": resample}
+    model = with_inpainting(model, inpaint, sampler=settings.get("sampler"), **jumps)
     labels = image_labels(model, num_images, class_labels(model, classes))
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
     return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator, labels)])

@@ -1,19 +1,23 @@
 """What a conditional model samples from: a folder of pictures, or the images of its own run."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.data import SampleConditions
+from gnunet.commands.options import check_integer
+from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_image, open_image, upright_size
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
-from gnunet.evaluation.image_files import image_files
+from gnunet.evaluation.image_files import GRID, image_files
 from gnunet.training.session import RunData, load_run_data
 
 MASK = "_mask"
+"""At the end of the name of an image's mask."""
+JUMPS = {"jump_length": 10, "resample": 10}
+"""RePaint's settings in the paper."""
 
 
 def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedModel:
@@ -31,7 +35,8 @@ def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedMo
             raise ConfigError(f"--conditions: given {folder}, but {model.name} has no condition (data.condition)")
         return model
     if folder is not None:
-        return replace(model, conditions=folder_conditions(model, Path(folder).expanduser()))
+        stored = read_conditions(folder, model.condition, model)
+        return replace(model, conditions=SampleConditions.of_arrays(model.condition, stored))
     if model.config is None:
         raise ConfigError(f"--conditions: needed, because {model.name} does not know the images of its run")
     try:
@@ -41,24 +46,46 @@ def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedMo
     return replace(model, conditions=data.sample_conditions(model.config))
 
 
-def folder_conditions(model: TrainedModel, folder: Path) -> SampleConditions:
-    """The conditions that the pictures in a folder are, or that are made of them."""
-    condition = model.condition
+def with_inpainting(
+    model: TrainedModel, folder: str | Path | None, *, sampler: str | None = None, **jumps: int | None
+) -> TrainedModel:
+    """The model set to fill what is masked in the pictures in a folder, which are as those for the condition `mask`.
+
+    Raises:
+        ConfigError: a setting without a folder, or a sampler with one, since RePaint is the sampler.
+        DataError: as by `with_conditions`.
+    """
+    given = {name: check_integer(name, value) for name, value in jumps.items() if value is not None}
+    if folder is None:
+        if given:
+            raise ConfigError(f"--{next(iter(given))}: given without --inpaint, which it is a setting of")
+        return model
+    if sampler is not None:
+        raise ConfigError(f"--sampler: given {sampler} with --inpaint, which samples by RePaint; valid: none")
+    condition = Condition("mask", model.channels + 1)
+    stored = read_conditions(folder, condition, model)
+    return replace(model, inpaint=SampleConditions.of_arrays(condition, stored), jumps={**JUMPS, **given})
+
+
+def read_conditions(folder: str | Path, condition: Condition, model: TrainedModel) -> np.ndarray:
+    """The stored conditions (n, h, w, c) that the pictures in a folder are, or that are made of them."""
+    folder = Path(folder).expanduser()
+    files = [file for file in image_files(folder) if file.name != GRID] if folder.is_dir() else []
+    if not files:
+        raise DataError(f"{folder}: no folder of pictures{did_you_mean_path(folder)}")
     if condition.kind == "mask":
-        return SampleConditions.of_arrays(read_masked(folder, model))
+        return _read_masked(files, model)
     height, width = model.size
     small = height // condition.factor, width // condition.factor
     stored = []
-    for file in _pictures(folder):
+    for file in files:
         is_small = condition.kind == "low_resolution" and _size(file) == small
         picture = _decode(file, model, small if is_small else model.size, model.channels)
         stored.append(picture if is_small else condition.store(picture[None], ())[0])
-    return SampleConditions.of_arrays(np.stack(stored))
+    return np.stack(stored)
 
 
-def read_masked(folder: Path, model: TrainedModel) -> np.ndarray:
-    """The images of a folder with their masks, as the condition `mask` stores them."""
-    files = list(_pictures(folder))
+def _read_masked(files: Sequence[Path], model: TrainedModel) -> np.ndarray:
     masks = {file.with_suffix("").as_posix().removesuffix(MASK): file for file in files if file.stem.endswith(MASK)}
     stored = []
     for file in [file for file in files if file not in masks.values()]:
@@ -82,13 +109,6 @@ def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
     if data.table.fingerprint != model.fingerprint:
         raise DataError(f"{model.config.data.source}: not the images that {model.name} was trained on{hint}")
     return data
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    files = image_files(folder) if folder.is_dir() else []
-    if not files:
-        raise DataError(f"{folder}: no folder of pictures{did_you_mean_path(folder)}")
-    yield from files
 
 
 def _size(file: Path) -> tuple[int, int]:

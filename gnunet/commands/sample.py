@@ -32,6 +32,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--out", type=Path,
         help="directory for the PNGs (default: samples/NAME, or with a number after it if that has other samples)",
     )  # fmt: skip
+    parser.add_argument(
+        "--inpaint", type=Path, metavar="FOLDER",
+        help="fill what NAME_mask.png masks in white in each NAME.png, in turn, by RePaint, with any model",
+    )  # fmt: skip
+    parser.add_argument("--jump_length", type=integer(), metavar="N", help="RePaint: steps of a jump back (default 10)")
+    parser.add_argument(
+        "--resample", type=integer(), metavar="N", help="RePaint: times that a jump's steps are taken (10)"
+    )
     add_sampling_options(parser)
     return parser.parse_args(argv)
 
@@ -49,7 +57,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     from gnunet.commands.api import class_labels, image_labels, load_model, sample_batches
-    from gnunet.commands.conditions import with_conditions
+    from gnunet.commands.conditions import with_conditions, with_inpainting
     from gnunet.commands.progress import ProgressBar
     from gnunet.commands.sample_folder import SamplesRecord, image_file, open_sample_folder, writing_to
     from gnunet.distributed.accelerator import open_accelerator
@@ -62,6 +70,8 @@ def sample(arguments: argparse.Namespace) -> None:
     num_images = arguments.num_images
     model = load_model(arguments.source, **{name: getattr(arguments, name) for name in SAMPLING})
     model = with_conditions(model, arguments.conditions)
+    jumps = {name: getattr(arguments, name) for name in ("sampler", "jump_length", "resample")}
+    model = with_inpainting(model, arguments.inpaint, **jumps)
     classes = class_labels(model, arguments.classes)
     labels = image_labels(model, num_images, classes)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)

@@ -43,6 +43,10 @@ class SampleSettings:
     """Names, assigned to the images in turn; None draws them as often as in training."""
     conditions: str | None = None
     """`SampleConditions.fingerprint`; None for a model without a condition."""
+    inpaint: str | None = None
+    """The same of --inpaint."""
+    jump_length: int | None = None
+    resample: int | None = None
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,13 @@ def draw_mask(random: Generator, height: int, width: int) -> np.ndarray:
 class SampleConditions:
     """The conditions that a model samples from: image i takes entry i, in turn."""
 
+    condition: Condition
     count: int
-    store: Callable[[Sequence[int]], np.ndarray]
-    """Entries -> their stored conditions (n, h, w, c)."""
+    store: Callable[[np.ndarray], np.ndarray]
+    """Entries (n,) -> their stored conditions (n, h, w, c)."""
     fingerprint: str
-    images: Callable[[Sequence[int]], np.ndarray] | None = None
-    """Entries -> the images that the conditions are of, if known."""
+    images: Callable[[np.ndarray], np.ndarray] | None = None
+    """Entries (n,) -> the images (n, H, W, C) that the conditions are of, if known."""
     labels: np.ndarray | None = None
     """int64 (count,), the classes of these images, if they have any."""
 
@@ -102,20 +103,26 @@ class SampleConditions:
         rows = rows[row_order(0, 0, len(rows))]
         masks = Stream(0, StreamKey.FIXED_MASK)
 
-        def images(entries: Sequence[int]) -> np.ndarray:
+        def images(entries: np.ndarray) -> np.ndarray:
             return np.ascontiguousarray(table.images[rows[entries]])
 
-        def store(entries: Sequence[int]) -> np.ndarray:
+        def store(entries: np.ndarray) -> np.ndarray:
             return condition.store(images(entries), (masks.at(int(entry)) for entry in entries))
 
         digest = hashlib.sha256(table.fingerprint.encode() + rows.tobytes()).hexdigest()
-        return cls(len(rows), store, digest, images, None if labels is None else labels[rows])
+        return cls(condition, len(rows), store, digest, images, None if labels is None else labels[rows])
 
     @classmethod
-    def of_arrays(cls, stored: np.ndarray) -> "SampleConditions":
+    def of_arrays(cls, condition: Condition, stored: np.ndarray) -> "SampleConditions":
         """Stored conditions (n, h, w, c)."""
         digest = hashlib.sha256(repr(stored.shape).encode() + np.ascontiguousarray(stored).data)
-        return cls(len(stored), stored.__getitem__, digest.hexdigest())
+        return cls(condition, len(stored), stored.__getitem__, digest.hexdigest())
 
-    def entries(self, indices: Sequence[int]) -> Any:
+    def entries(self, indices: Sequence[int]) -> np.ndarray:
+        """The entries of images, int64 (n,)."""
         return np.asarray(indices, np.int64) % self.count
+
+    def network_input(self, indices: Sequence[int], *settings: Any) -> Tensor:
+        """What the network sees for these images, fp32 (n, channels, H, W); settings as of `Condition.to_network`."""
+        stored = torch.from_numpy(self.store(self.entries(indices))).permute(0, 3, 1, 2)
+        return self.condition.to_network(stored, *settings)

@@ -61,7 +61,7 @@ class DDPM(Process):
             raise ConfigError(f"variance_type: {config.variance_type!r} given; valid: {', '.join(VARIANCE_TYPES)}")
         self.prediction_type = names[config.prediction_type]
         self.num_train_timesteps = len(self.schedule.betas)
-        self._clip = config.clip_sample_range if config.clip_sample else math.inf
+        self.clip = config.clip_sample_range if config.clip_sample else math.inf
         # diffusers' fp32 products, so that training and its schedulers agree to the bit; exact from here on.
         alphas_cumprod = self.schedule.alphas_cumprod.double()
         self._alpha, self._sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
@@ -96,6 +96,9 @@ class DDPM(Process):
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_t((self._log_snr - log_snr[:, None]).abs().argmin(dim=1))
 
+    def levels(self, steps: int) -> NoiseLevel:
+        return self._from_t(torch.tensor(self._timesteps("ddpm", steps)))
+
     def _from_t(self, t: Tensor) -> NoiseLevel:
         return NoiseLevel.from_float64(self._alpha[t], self._sigma[t], t, self._weight[t])
 
@@ -118,7 +121,7 @@ class DDPM(Process):
         # The estimate of x0, clipped to the images' range. diffusers clips it in some schedulers only, and its DDIM
         # goes on with the noise of the unclipped estimate.
         level = self._from_t(timestep.long().expand(len(output))).to(output.device)
-        return self.predict_x0(output, model_input, level).clamp(-self._clip, self._clip)
+        return self.predict_x0(output, model_input, level).clamp(-self.clip, self.clip)
 
     def resolve_sampler(self, sampler: str | None, steps: int) -> str:
         if steps > self.num_train_timesteps:

@@ -53,6 +53,10 @@ class EDM(Process):
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_sigma((-log_snr / 2).exp().clamp(self.sigma_min, self.sigma_max))
 
+    def levels(self, steps: int) -> NoiseLevel:
+        sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max, self.rho)
+        return self._from_sigma(torch.tensor(sigmas[:-1], dtype=torch.float64))
+
     def _from_sigma(self, sigma: Tensor) -> NoiseLevel:
         # The paper's weight lambda = 1 / c_out^2 of the error in D is a weight of 1 of the error in F.
         ones = torch.ones_like(sigma)

@@ -50,6 +50,9 @@ class Flow(Process):
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_t((-log_snr / 2).sigmoid())
 
+    def levels(self, steps: int) -> NoiseLevel:
+        return self._from_t(self.scheduler("euler", steps).sigmas[:-1].double())
+
     def _from_t(self, t: Tensor) -> NoiseLevel:
         return NoiseLevel.from_float64(1 - t, t, t * self.num_train_timesteps, torch.ones_like(t))
 

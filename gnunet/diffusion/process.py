@@ -54,6 +54,8 @@ class Process(ABC):
     kind: ClassVar[str]
     samplers: tuple[str, ...]
     """Names of the samplers, the default first."""
+    clip: float = math.inf
+    """Bound of the estimates of x0 in sampling."""
 
     @abstractmethod
     def noise_level(self, u: Tensor) -> NoiseLevel:
@@ -76,6 +78,10 @@ class Process(ABC):
     @abstractmethod
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         """The noise levels of the process nearest to `log_snr`, float64 (N,) on the host."""
+
+    @abstractmethod
+    def levels(self, steps: int) -> NoiseLevel:
+        """The noise levels of `steps` sampling steps, from noise to image, without the image itself."""
 
     def network_input(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """What the network sees of the noisy images `x`, fp32 (N, C, H, W)."""

@@ -7,7 +7,7 @@ them that are not in `indices` are computed and discarded.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gnunet.diffusion.images import to_uint8
 from gnunet.diffusion.process import ModelFn, Process, call_model
+from gnunet.diffusion.repaint import repaint
 from gnunet.errors import ConfigError
 from gnunet.random_streams import Stream, StreamKey
 
@@ -38,6 +39,8 @@ def sample_images(
     null_label: int | None = None,
     condition: Tensor | None = None,
     can_drop_condition: bool = False,
+    known: Tensor | None = None,
+    jumps: Mapping[str, int] | None = None,
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: Callable[[int], None] | None = None,
@@ -60,6 +63,8 @@ def sample_images(
         null_label: the label of a dropped class; guidance needs it, or a condition that can be dropped.
         condition: fp32 (len(indices), channels, H, W), what is concatenated to the network's input; None for nothing.
         can_drop_condition: whether training has replaced conditions by zeros, as guidance then does.
+        known: fp32 (len(indices), C + 1, H, W), from which `repaint` samples in place of the sampler; None for none.
+        jumps: jump_length and resample of `repaint`.
         autocast: makes the context that the network runs in.
         progress: called after each batch with the number of images it added to the result.
         check: called before each forward pass; what it raises ends the sampling.
@@ -91,11 +96,16 @@ def sample_images(
             filled[positions] = rows
             classes = None if all_labels is None else torch.from_numpy(all_labels[filled]).to(device)
             given = None if condition is None else condition[filled].to(device)
+            kept = None if known is None else known[filled].to(device)
             null_condition = torch.zeros_like(given) if given is not None and can_drop_condition else given
             model_fn = with_cfg(
                 network, classes, null_label, guidance_scale, autocast, check, given, null_condition
             )  # fmt: skip
-            images = process.sample(model_fn, noise, sampler, steps, step_generators(seed, batch))[positions]
+            generators = step_generators(seed, batch)
+            if kept is None:
+                images = process.sample(model_fn, noise, sampler, steps, generators)[positions]
+            else:
+                images = repaint(process, model_fn, noise, kept, generators, steps=steps, **(jumps or {}))[positions]
             num_nonfinite += int((~images.isfinite().flatten(1).all(dim=1)).sum())
             result[rows] = to_uint8(images)
             if progress is not None:

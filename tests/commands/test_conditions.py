@@ -140,3 +140,31 @@ def test_conditions_that_cannot_be_used(finished, low, tmp_path, images):
             gnunet.sample(low, 1, conditions=tmp_path / name)
     with pytest.raises(DataError, match="--conditions"):
         with_conditions(replace(load_trained_model(low), fingerprint="another"), None)
+
+
+def test_inpainting_keeps_known_pixels_and_depends_on_the_image_alone(finished, images, tmp_path, capfd):
+    folder = tmp_path / "masked"
+    folder.mkdir()
+    shutil.copy(images / "dark/0.png", folder / "a.png")
+    shutil.copy(images / "light/0.png", folder / "b.png")
+    masks = np.zeros((2, 16, 16), np.uint8)
+    masks[0, 4:12, :9] = masks[1, :, 3:] = 255
+    for name, mask in zip("ab", masks, strict=True):
+        Image.fromarray(mask).save(folder / f"{name}_mask.png")
+    flags = [str(finished), "--out", str(tmp_path / "out"), "--inpaint", str(folder), "--resample", "2"]
+    assert sample.main([*flags, "--num_images", "3"]) == 0
+    found = np.stack([np.asarray(Image.open(tmp_path / f"out/{i:06d}.png")) for i in range(3)])
+    known = np.stack([np.asarray(Image.open(folder / f"{name}.png")) for name in "aba"])
+    kept = (masks == 0)[[0, 1, 0]]
+    assert np.array_equal(found[kept], known[kept])
+    assert all((found[i] != known[i])[~kept[i]].mean() > 0.5 for i in range(3)) and not np.array_equal(
+        found[0], found[2]
+    )
+    settings = json.loads((tmp_path / "out/samples.json").read_text())["settings"]
+    assert (settings["sampler"], settings["jump_length"], settings["resample"]) == ("repaint", 10, 2)
+    assert np.array_equal(gnunet.sample(finished, 3, inpaint=folder, resample=2)[2], found[2])
+    assert sample.main([*flags, "--num_images", "3", "--jump_length", "2"]) == 2
+    assert sample.main([*flags, "--sampler", "heun"]) == 2
+    assert sample.main([str(finished), "--resample", "2"]) == 2
+    errors = capfd.readouterr().err
+    assert all(word in errors for word in ("jump_length 10 -> 2", "--sampler", "--inpaint"))
