@@ -66,11 +66,12 @@ def load_images(
             that is not read (unless on_error is "skip"), no usable image, no labels although required, or a different
             one for each image, or a cache that cannot be written.
     """
-    opened = open_source(source, split, image_column, label_column)
+    opened = open_source(source, split, image_column=image_column, label_column=label_column, subset=subset or ())
     if opened.unreadable and on_error == "raise":
         raise DataError(
-            f"{opened.name} has {len(opened.unreadable)} images of formats that are not read, beside {len(opened)}: "
-            f"{first_few(opened.unreadable)}; convert or remove them, or set data.on_error to skip"
+            f"{opened.name} has {len(opened.unreadable)} images of formats that are not read, or without a row in the "
+            f"metadata, beside {len(opened)}: {first_few(opened.unreadable)}; convert or remove them, or set "
+            "data.on_error to skip"
         )
     size = decode.as_size(resolution)
     decides_pixels = {
@@ -109,7 +110,7 @@ def load_images(
         log.warning("skipped %d corrupted images, for instance %s", images.skipped, images.broken[0])
     if opened.unreadable:
         log.warning(
-            "skipped %d images of formats that are not read, for instance %s",
+            "skipped %d images of formats that are not read, or without a row in the metadata, for instance %s",
             len(opened.unreadable),
             opened.unreadable[0],
         )

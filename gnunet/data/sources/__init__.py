@@ -3,11 +3,13 @@
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import gnunet
 from gnunet.data.sources.base import Source
 from gnunet.data.sources.idx import IdxFolder
 from gnunet.data.sources.image_folder import ImageFolder, is_image_name
+from gnunet.data.sources.metadata import METADATA_FILES
 from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
 from gnunet.errors import DataError, did_you_mean_path
 
@@ -19,8 +21,9 @@ SOURCES: list[type[Source]] = [SavedDataset, ParquetFiles, ArrowFiles, IdxFolder
 NOTO_EMOJI = "noto_emoji"
 
 
-def open_source(source: str, split: str, image_column: str | None = None, label_column: str | None = None) -> Source:
-    """Open `data.source`: the embedded data set, a file or folder at that path, or a data set of the hub.
+def open_source(source: str, split: str, **columns: Any) -> Source:
+    """Open `data.source`: the embedded data set, a file or folder at that path, or a data set of the hub. `columns` are
+    arguments of `Source.choose_columns`.
 
     Raises:
         DataError: there is no such source, split or column, or it cannot be read.
@@ -29,13 +32,13 @@ def open_source(source: str, split: str, image_column: str | None = None, label_
     opened = _open_path(path, split)
     if opened is None:
         missing = f"{source!r} is not a file or folder (in {Path.cwd()}){did_you_mean_path(path)}"
-        looks_local = source.startswith((".", "/", "~")) or source.endswith((".parquet", ".arrow"))
+        looks_local = source.startswith((".", "/", "~")) or source.endswith((".parquet", ".arrow", ".zip"))
         # A name on the hub is NAME or OWNER/NAME.
         if looks_local or source.count("/") > 1 or (len(path.parts) == 2 and path.parent.is_dir()):
             raise DataError(f"data.source: {missing}")
         log.warning("data.source: %s; asking the Hugging Face hub", missing)
         opened = open_hub_dataset(source, split)
-    opened.choose_columns(image_column, label_column)
+    opened.choose_columns(**columns)
     return opened
 
 
@@ -44,16 +47,18 @@ def _open_path(path: Path, split: str) -> Source | None:
     if not (path.is_file() or path.is_dir()):
         return None
     files = visible_files(path) if path.is_dir() else [path]
+    images = [file for file in files if is_image_name(file)]
+    candidates = [file for file in files if file.name not in METADATA_FILES] if images else files
     for cls in SOURCES:
-        if cls.accepts(path, files):
-            if path.is_dir() and cls is not ImageFolder and (images := [f for f in files if is_image_name(f)]):
+        if cls.accepts(path, candidates):
+            if path.is_dir() and cls is not ImageFolder and images:
                 others = [file for file in files if cls.accepts(path, [file])] or files
                 raise DataError(
                     f"data.source: {path} has images, such as {images[0]}, and {others[0]}, which is read as "
                     f"{cls.__name__}; valid: a folder with one of these, or the path of a table"
                 )
             return cls(path, files, split)
-    raise DataError(f"data.source: {path} given; valid: a folder, or a .parquet or .arrow file")
+    raise DataError(f"data.source: {path} given; valid: a folder, or a .zip, .parquet or .arrow file")
 
 
 def visible_files(folder: Path) -> list[Path]:

@@ -28,6 +28,8 @@ MAX_DIGESTS = 64
 """Files of a source of which the beginning and the end are read to notice a change."""
 DIGEST_BYTES = 2**16
 
+Name = str | None
+
 
 class Source(ABC):
     """Images by row, with labels if there are any.
@@ -84,19 +86,19 @@ class Source(ABC):
     @property
     def label_advice(self) -> str:
         """How to give a source labels."""
-        return "valid: a folder for each class, and every image in one"
+        return "valid: a folder for each class, and every image in one, or a column of labels in a metadata.csv"
 
-    def choose_columns(self, image_column: str | None, label_column: str | None) -> None:
-        """Use these columns; None leaves the choice to the source. DataError if one does not exist."""
-        for key, column in (("data.image_column", image_column), ("data.label_column", label_column)):
-            if column is not None:
-                self.check_column(key, column)
-
-    def check_column(self, key: str, column: str) -> None:
-        """Raise DataError if the column that a key names does not exist."""
-        if column not in self.columns:
-            hint = did_you_mean(column, self.columns)
-            raise DataError(f"{key}: {self.name} has no column {column!r}{hint}; valid: {quoted(self.columns)}")
+    def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
+        """Use these columns; None leaves the choice to the source. DataError if one, or one of `subset`, is missing."""
+        keys = [("image_column", image_column, "null"), ("label_column", label_column, "null")]
+        keys += [("subset", column, "'{}'") for column in subset]
+        if lacking := [item for item in keys if item[1] not in (None, *self.columns)]:
+            given = ", ".join(f"data.{key} {name!r}{did_you_mean(name, self.columns)}" for key, name, _ in lacking)
+            flags = " ".join(dict.fromkeys(f"--data.{key} {value}" for key, _, value in lacking))
+            raise DataError(
+                f"{given}: no such column in {self.name}; valid: {quoted(self.columns)}; {flags} resets what a config "
+                "says of other images, and --config folder_small says nothing of them"
+            )
 
     def values(self, column: str) -> Sequence[Any]:
         """A column's values, one per row; class labels by name."""

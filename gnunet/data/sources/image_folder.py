@@ -1,10 +1,15 @@
-"""A folder of image files."""
+"""A folder or zip archive of image files."""
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from gnunet.data.sources.base import Source, choose_split, file_fingerprint, split_of_file, split_of_folder
+from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprint, split_of_file, split_of_folder
+from gnunet.data.sources.metadata import MAX_METADATA_BYTES, METADATA_FILES, read_metadata
+from gnunet.data.sources.tables import LABEL_COLUMNS, as_data_error, find_column
+from gnunet.data.sources.zip_archive import open_zip
 from gnunet.errors import DataError, first_few
 
 IMAGE_SUFFIXES = (
@@ -25,7 +30,8 @@ ALL = "all"
 
 
 class ImageFolder(Source):
-    """The image files below a folder. If all of them lie in subfolders, the top subfolder's name is the label.
+    """The image files below a folder, or in a zip archive. If all of them lie in subfolders, the top subfolder's name
+    is the label, in addition to the columns that METADATA_FILES in the folders have.
 
     If folders are named after splits (train, test, val, ...), at the top or below, only the requested split is read;
     the folders in it, or else those around it, are the classes. One such folder beside others may be a class (a train
@@ -33,16 +39,28 @@ class ImageFolder(Source):
     """
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
-        self.name = str(path)
+        self.name, self._members, above = str(path), None, len(path.parts)
+        if not path.is_dir():
+            self._zip, self._members = open_zip(path)
+            files = sorted(self._members)
+            # Of the folders that hold everything, those above one of a split's name do not count.
+            common = Path(os.path.commonpath({file.parent for file in files} or {path})).parts[above:]
+            above += next((i for i, name in enumerate(common) if split_of_folder(name)), len(common))
         suffixes = {file: file.suffix.lower() for file in files}
         images = [file for file, suffix in suffixes.items() if suffix in _ANY_IMAGE_SUFFIX]
-        above = len(path.parts)
         folders = {file: file.parts[above:-1] for file in images}
         if split != ALL:
             images = self._in_split(images, folders, split)
-        self.files = [file for file in images if suffixes[file] in IMAGE_SUFFIXES]
-        self.unreadable = [file for file in images if suffixes[file] not in IMAGE_SUFFIXES]
-        others = [suffix for suffix in suffixes.values() if suffix not in _ANY_IMAGE_SUFFIX]
+        parents = {folder for file in {file.parent for file in images} for folder in (file, *file.parents)}
+        tables = [file for file in files if file.name in METADATA_FILES and file.parent in parents]
+        columns = read_metadata({file: self._read(file) for file in tables}, folders) or {"image": images}
+        rows = {file: row for row, file in enumerate(next(iter(columns.values())))}
+        named = {value for values in columns.values() for value in values if isinstance(value, Path)}
+        is_read = {file: suffixes[file] in IMAGE_SUFFIXES and file in named for file in images}
+        self.files: list[Path | None] = [file for file in images if is_read[file] and file in rows]
+        self._columns = {name: [values[rows[file]] for file in self.files] for name, values in columns.items()}
+        self.unreadable = [file for file in images if not is_read[file]]
+        others = [suffixes[file] for file in {*files}.difference(folders, tables)]
         self.unread = Counter(suffix or "no suffix" for suffix in (*map(suffixes.get, self.unreadable), *others))
         if not self.files:
             found = f"; it has {first_few(self.unreadable)}, of a format that is not read" if self.unreadable else ""
@@ -51,8 +69,10 @@ class ImageFolder(Source):
                 f"{found}"
             )
         tops = [next(iter(folders[file]), None) for file in self.files]
-        self._labels = None if None in tops else tops
-        self.fingerprint = file_fingerprint(self.files)
+        if None not in tops and find_column(list(columns), LABEL_COLUMNS) is None:
+            self._columns["label"] = tops
+        read = [file for file in images if is_read[file]]
+        self.fingerprint = file_fingerprint([*read, *tables] if self._members is None else [path])
 
     def _in_split(self, images: list[Path], folders: dict[Path, tuple[str, ...]], split: str) -> list[Path]:
         """The images of a split; takes its folder, and those above it that all images share, out of `folders`."""
@@ -87,19 +107,44 @@ class ImageFolder(Source):
 
     @classmethod
     def accepts(cls, path: Path, files: list[Path]) -> bool:
-        return path.is_dir()
+        return path.is_dir() or path.suffix.lower() == ".zip"
+
+    def _read(self, file: Path) -> bytes:
+        """The content of a metadata file."""
+        with as_data_error(file):
+            size = os.path.getsize(file) if self._members is None else self._members[file].file_size
+            if size > MAX_METADATA_BYTES:
+                raise ValueError(f"{size} bytes; valid: at most {MAX_METADATA_BYTES}")
+            return file.read_bytes() if self._members is None else self._zip.read(self._members[file])
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def image(self, row: int) -> Path:
-        return self.files[row]
+    def image(self, row: int) -> Any:
+        if self._members is None or (file := self.files[row]) is None:
+            return self.files[row]
+        try:
+            return {"bytes": self._zip.read(self._members[file]), "path": str(file)}
+        except Exception as error:  # of any kind, if the archive is corrupted
+            return ValueError(str(error) or type(error).__name__)
 
-    def labels(self) -> list[str | None] | None:
-        return self._labels
+    def labels(self) -> Sequence[Any] | None:
+        return self._columns.get(self.label_column or "")
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self._columns)
+
+    def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
+        super().choose_columns(image_column, label_column, subset)
+        self.label_column = label_column or find_column(self.columns, LABEL_COLUMNS)
+        self.files = self._columns[image_column or self.columns[0]]
+
+    def values(self, column: str) -> Sequence[Any]:
+        return [str(value) if isinstance(value, Path) else value for value in self._columns[column]]
 
     def describe_row(self, row: int) -> str:
-        return str(self.files[row])
+        return str(self.files[row] or f"what belongs to {self._columns[self.columns[0]][row]}")
 
 
 def is_image_name(file: Path) -> bool:

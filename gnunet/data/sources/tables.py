@@ -4,7 +4,7 @@ import logging
 import os
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gnunet.data.sources.base import SPLITS, Source, choose_split, file_fingerprint, split_of_file, split_of_folder
+from gnunet.data.sources.base import (
+    SPLITS,
+    Name,
+    Source,
+    choose_split,
+    file_fingerprint,
+    split_of_file,
+    split_of_folder,
+)
 from gnunet.errors import DataError, quoted
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "png", "jpg", "jpeg", "webp")
@@ -55,8 +63,8 @@ class Table(Source):
             else "none of its columns can hold classes (strings, integers or booleans)"
         )
 
-    def choose_columns(self, image_column: str | None, label_column: str | None) -> None:
-        super().choose_columns(image_column, label_column)
+    def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
+        super().choose_columns(image_column, label_column, subset)
         found = image_column or self._find_column(IMAGE_COLUMNS, datasets.Image)
         if found is None:
             raise DataError(
@@ -69,23 +77,14 @@ class Table(Source):
 
     def _find_column(self, names: Sequence[str], feature: type) -> str | None:
         """The column with the first of these names, or else the only one of this type."""
-        spelled = {column.lower(): column for column in reversed(self.columns)}
         typed = [column for column in self.columns if isinstance(self.features[column], feature)]
-        found = [spelled[name] for name in names if name in spelled] or typed[: len(typed) == 1]
-        return found[0] if found else None
+        return find_column(self.columns, names) or (typed[0] if len(typed) == 1 else None)
 
     def labels(self) -> Sequence[Any] | None:
         return self.values(self.label_column) if self.label_column else None
 
     def values(self, column: str) -> Sequence[Any]:
-        values: list = []
-        known: dict = {}  # each value once, however many rows have it
-        for batch in self._batches(column):
-            if pa.types.is_nested(batch.type):
-                raise DataError(
-                    f"{self.name}: the column {column!r} holds lists or structures; valid: strings, integers, booleans"
-                )
-            values += [known.setdefault(value, value) for value in batch.to_pylist()]
+        values = distinct_values(self.name, column, self._batches(column))
         if isinstance(feature := self.features[column], datasets.ClassLabel):
             # Data sets mark hidden labels with -1.
             return [None if value is None or value < 0 else feature.names[value] for value in values]
@@ -102,6 +101,12 @@ class Table(Source):
         return f"{self.name} row {row}"
 
 
+def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The column with the first of these names, in small or capital letters; None if there is none."""
+    spelled = {column.lower(): column for column in reversed(columns)}
+    return next((spelled[name] for name in names if name in spelled), None)
+
+
 class ParquetFiles(Table):
     """Parquet files with equal columns, read in place, without a copy in the cache of `datasets`."""
 
@@ -111,7 +116,7 @@ class ParquetFiles(Table):
         self.fingerprint = file_fingerprint(self.files)
         lengths = []
         for file in self.files:
-            with _as_data_error(file):
+            with as_data_error(file):
                 metadata = pq.read_metadata(file)
                 features = datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
             if file is self.files[0]:
@@ -144,9 +149,8 @@ class ParquetFiles(Table):
         # Not by pyarrow.dataset, which decodes whole row groups: a value that many rows share is stored once, so that
         # a small file may expand to any size.
         for file in self.files:
-            with _as_data_error(file), pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(_batch_rows(parquet.metadata, column), columns=[column]):
-                    yield batch.column(column)
+            with as_data_error(file), pq.ParquetFile(file) as parquet:
+                yield from column_batches(parquet, column)
 
     def describe_row(self, row: int) -> str:
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -161,6 +165,25 @@ def _image(column: pa.Array, row: int) -> Any:
     if len(values) > MAX_IMAGE_VALUES:
         return ValueError(f"{len(values)} values in a list of pixels; valid: at most {MAX_IMAGE_VALUES}")
     return column[row].as_py()
+
+
+def column_batches(parquet: pq.ParquetFile, column: str) -> Iterator[pa.Array]:
+    """A column of an opened file in batches of rows that fit memory."""
+    for batch in parquet.iter_batches(_batch_rows(parquet.metadata, column), columns=[column]):
+        yield batch.column(column)
+
+
+def distinct_values(name: object, column: str, batches: Iterable[pa.Array | pa.ChunkedArray]) -> list:
+    """The values in batches of a column, each of which is one object, however many rows have it."""
+    values: list = []
+    known: dict = {}
+    for batch in batches:
+        if pa.types.is_nested(batch.type):
+            raise DataError(
+                f"{name}: the column {column!r} holds lists or structures; valid: strings, integers, booleans"
+            )
+        values += [known.setdefault(value, value) for value in batch.to_pylist()]
+    return values
 
 
 def _batch_rows(metadata: pq.FileMetaData, column: str) -> int:
@@ -205,9 +228,9 @@ class ArrowFiles(DatasetRows):
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         parts = []
         for file in table_files(path, files, split):
-            with _as_data_error(file):
+            with as_data_error(file):
                 parts.append(_validate_buffers(datasets.Dataset.from_file(str(file))))
-        with _as_data_error(path):
+        with as_data_error(path):
             super().__init__(str(path), datasets.concatenate_datasets(parts))
 
     @classmethod
@@ -219,12 +242,12 @@ class SavedDataset(DatasetRows):
     """A folder written by `save_to_disk`."""
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
-        with _as_data_error(path):
+        with as_data_error(path):
             loaded = datasets.load_from_disk(str(path))
         if not isinstance(loaded, datasets.DatasetDict):
             loaded = {str(loaded.split) if str(loaded.split) in SPLITS else None: loaded}
         loaded = choose_split(str(path), {name: [part] for name, part in loaded.items()}, split)[0]
-        with _as_data_error(path):
+        with as_data_error(path):
             super().__init__(str(path), _validate_buffers(loaded))
 
     @classmethod
@@ -271,7 +294,7 @@ def _validate_buffers(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 @contextmanager
-def _as_data_error(path: Path) -> Iterator[None]:
+def as_data_error(path: Path) -> Iterator[None]:
     """Turn what arrow and `datasets` raise, exceptions of any kind, into a DataError that names the file."""
     try:
         yield
