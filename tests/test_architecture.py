@@ -17,7 +17,7 @@ FLOORS = [  # from the top; rooms of a floor do not import one another
     ["config"],
     ["evaluation"],
     ["models", "diffusion", "data"],
-    ["norms", "fusion", "random_streams", "safe_io"],
+    ["norms", "fusion", "random_streams", "safe_io", "scaling"],
     ["ops", "errors", "files", "environment", "processes"],
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -167,9 +167,7 @@ def nearest(session: Session) -> dict[str, Any] | None:
     )
     [(name, extractor)] = extractors.items()
     samples = sample_fn(session.ema_model, accelerator)(range(min(settings.num_images, MAX_NEAREST_SAMPLES)))
-    found = nearest_images(
-        samples, examples.table.images, examples.rows, extractor, k=1, processes=Processes.of(accelerator)
-    )
+    found = nearest_images(samples, examples.table, examples.rows, extractor, k=1, processes=Processes.of(accelerator))
     return {
         "extractor": name,
         "num_images": len(samples),

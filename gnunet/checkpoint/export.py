@@ -44,6 +44,7 @@ def export_model(
                 scheduler.save_pretrained(temporary / "scheduler")
             metadata = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
             metadata |= {} if condition is None else {"condition": condition}
+            metadata |= {"scaling": data["scaling"]} if "scaling" in data else {}
             (temporary / "gnunet.json").write_text(json.dumps(metadata, indent=1) + "\n")
     except (NotADirectoryError, FileExistsError) as error:
         raise CheckpointError(f"{error.filename}: is in the way of the model's export; move it elsewhere") from None

@@ -31,13 +31,12 @@ from gnunet.diffusion import (
     process_from_config,
     sample_images,
     sample_labels,
-    to_uint8,
-    to_unit_range,
 )
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
 from gnunet.models.pretrained import check_weights_match
 from gnunet.safe_io import MAX_YAML_BYTES, check_fits_memory, read_json, read_text
+from gnunet.scaling import PICTURES, Scaling, to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +79,8 @@ class TrainedModel:
     """Images with masks, as the condition `mask` stores them, of which RePaint fills the rest; None for the sampler."""
     jumps: Mapping[str, int] = field(default_factory=dict)
     """jump_length and resample of RePaint."""
+    scaling: Scaling = PICTURES
+    """Between the values of the training images and the network's."""
 
     @classmethod
     def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "TrainedModel":
@@ -90,6 +91,7 @@ class TrainedModel:
             mixed_precision=config.train.mixed_precision, name=name, class_names=data["class_names"],
             class_counts=data["class_counts"], config=config, fingerprint=data["fingerprint"],
             condition=Condition.of(condition_kwargs(config)),
+            scaling=Scaling.from_dict(data.get("scaling"), config.model.in_channels, name),
         )  # fmt: skip
 
     @property
@@ -127,13 +129,14 @@ class TrainedModel:
         return found.hexdigest()
 
     def grid_tiles(self, images: np.ndarray) -> tuple[np.ndarray, int]:
-        """The images 0 to N - 1, uint8 (N, H, W, C), each between what it was sampled from, if anything, and the
-        image that this was made of, if known: uint8 (N, H, W', 1 or 3); and the column at which the images begin."""
+        """Pictures of the images 0 to N - 1, uint8 (N, H, W, C), each between what it was sampled from, if anything,
+        and the image that this was made of, if known: uint8 (N, H, W', 1 or 3); and the column at which they begin."""
         if (source := self.conditions or self.inpaint) is None:
             return images, 0
-        indices = range(len(images))
-        seen = to_uint8(source.network_input(indices, images.shape[1:3], to_unit_range)[:, : self.channels])
+        indices, to_network = range(len(images)), self.scaling.to_network
+        seen = to_uint8(source.network_input(indices, images.shape[1:3], to_network)[:, : self.channels])
         originals = [] if source.images is None else [source.images(source.entries(indices))]
+        originals = [self.scaling.to_pictures(each) for each in originals]
         in_rgb = [each.repeat(3, axis=-1)[..., :3] if each.shape[-1] < 3 else each[..., :3]
                   for each in (seen, images, *originals)]  # fmt: skip
         return np.concatenate(in_rgb, axis=2), images.shape[2]
@@ -151,7 +154,7 @@ class TrainedModel:
         self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> np.ndarray:  # fmt: skip
-        """Sample the images with these indices, uint8 (len(indices), H, W, C), by the settings `sampling` and `seed`.
+        """Sample the images with these indices as `sample_images` returns them, by the settings `sampling` and `seed`.
 
         Args:
             indices: which images, in any order.
@@ -163,18 +166,18 @@ class TrainedModel:
             ConfigError: the sampler does not fit the process, or guidance needs labels that there are not.
         """
         labels = self.labels(indices) if labels is None else labels
-        condition, settings = None, self.sampling
+        condition, settings, to_network = None, self.sampling, self.scaling.to_network
         if self.condition is not None:
             if self.conditions is None:
                 raise ConfigError(f"--conditions: none given; valid: a folder, since {self.name} samples from images")
-            condition = self.conditions.network_input(indices, self.size, to_unit_range)
+            condition = self.conditions.network_input(indices, self.size, to_network)
         return sample_images(
             self.network, self.process, indices=indices, size=self.size, channels=self.channels,
             seed=self.seed, sampler=settings.sampler, steps=settings.num_inference_steps,
             batch_size=settings.batch_size, guidance_scale=settings.guidance_scale, labels=labels,
             null_label=self.null_label, condition=condition, jumps=self.jumps,
-            known=None if self.inpaint is None else self.inpaint.network_input(indices, self.size, to_unit_range),
-            can_drop_condition=self.condition is not None and self.condition.can_drop,
+            known=None if self.inpaint is None else self.inpaint.network_input(indices, self.size, to_network),
+            can_drop_condition=self.condition is not None and self.condition.can_drop, scaling=self.scaling,
             device=accelerator.device, autocast=accelerator.autocast, check=check,
         )  # fmt: skip
 
@@ -298,24 +301,26 @@ def _load_diffusers(path: Path) -> TrainedModel:
         raise CheckpointError(f"{unet_folder}: not a U-Net that gnunet can load: {error}") from None
     embeddings = network.config.num_class_embeds
     names, counts = None, None
-    if (metadata := path / "gnunet.json").exists():
-        names, counts = _classes(read_json(metadata), metadata)
+    values = read_json(metadata) if (metadata := path / "gnunet.json").exists() else {}
+    if values:
+        names, counts = _classes(values, metadata)
         if embeddings not in ((None,) if counts is None else (len(counts), len(counts) + 1)):
             raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
     elif embeddings is not None:  # not exported by gnunet: classes without names, of equal frequency
         names, counts = [str(i) for i in range(embeddings)], [1] * embeddings
     channels, condition = network.config.out_channels, None
-    if metadata.exists() and (conditioning := read_json(metadata).get("condition")) is not None:
+    if (conditioning := values.get("condition")) is not None:
         try:
             config = Config.model_validate({"data": conditioning, "model": {"in_channels": channels}})
             condition = Condition.of(condition_kwargs(config))
         except (ValidationError, ConfigError) as error:
             raise CheckpointError(f"{metadata}: condition {truncate(conditioning)} is not valid") from error
     added = condition.channels if condition else 0
-    if channels not in (1, 3) or network.config.in_channels != channels + added:
+    if (channels not in (1, 3) and not values) or network.config.in_channels != channels + added:
         raise CheckpointError(
             f"{unet_folder / 'config.json'}: in_channels {network.config.in_channels} and out_channels {channels}; "
-            f"valid: 1 for both, grey images, or 3, in colour; and {added} more in_channels for the condition"
+            f"valid: 1 for both, grey images, or 3, in colour, or what a {metadata.name} is about; and {added} more "
+            "in_channels for the condition"
         )
     if (given := network.config.sample_size) is None:
         raise CheckpointError(f"{unet_folder / 'config.json'}: lacks sample_size; valid: an integer, or two of them")
@@ -325,7 +330,7 @@ def _load_diffusers(path: Path) -> TrainedModel:
         network=network, process=_load_process(path), size=as_size(given), channels=channels,
         sampling=SamplingConfig(), seed=0, mixed_precision="no",
         name=f"{folder.parent.name}-{folder.name}" if exported else folder.name, class_names=names, class_counts=counts,
-        condition=condition,
+        condition=condition, scaling=Scaling.from_dict(values.get("scaling"), channels, metadata),
     )  # fmt: skip
 
 

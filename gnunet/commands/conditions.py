@@ -120,6 +120,8 @@ def _size(file: Path) -> tuple[int, int]:
 
 
 def _decode(file: Path, model: TrainedModel, size: tuple[int, int], channels: int) -> np.ndarray:
+    if not model.scaling.is_pictures:
+        raise ConfigError(f"{file}: given, but {model.name} samples arrays; valid: what its own run conditions on")
     try:
         return decode_image(file, size, channels, model.config.data.resize if model.config else "crop")
     except Exception as error:

@@ -20,6 +20,7 @@ from gnunet.errors import CheckpointError, ConfigError, DataError, did_you_mean_
 from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.features import CHUNK, Images
+from gnunet.scaling import PICTURES, Scaling
 from gnunet.training.evaluation import sample_fn
 from gnunet.training.progress import decode_progress
 from gnunet.training.session import RunData, load_run_data
@@ -45,6 +46,15 @@ class Subject:
     metadata: Mapping[str, Any]
     """What decides the images besides a model's weights."""
     model: TrainedModel | None = None
+    scaling: Scaling = PICTURES
+    """By which the images, and what they are compared with, become pictures."""
+
+    def __post_init__(self) -> None:
+        if not self.scaling.is_pictures and self.channels not in (1, 3):
+            raise ConfigError(
+                f"{self.name} has arrays of {self.channels} channels, and metrics see pictures of 1 or 3; valid: "
+                "--validation_loss"
+            )
 
 
 class ReferenceImages(NamedTuple):
@@ -88,18 +98,20 @@ def _samples(model: TrainedModel, num_images: int | None, repeat: int) -> Subjec
     return Subject(
         model.name, model.size, model.channels, num_images or defaults.num_images, images,
         model.sampling.batch_size, {**metadata, "seeds": [seed + number for number in range(repeat)]}, model,
+        model.scaling,
     )  # fmt: skip
 
 
 def _files(path: Path, num_images: int | None, repeat: int, resolution: int | None) -> Subject:
     """Images evenly spaced over the directory; no two repeats have one in common."""
-    metadata = {}
+    metadata, scaling, channels = {}, PICTURES, 3
     if (record := read_record(path)) is not None:
+        scaling, channels = record.settings.scaling, record.settings.channels
         check_complete(record, path)
         metadata = {**asdict(record.settings), "seeds": [record.settings.seed]}
-        for name in ("resolution", "channels", "seed"):
+        for name in ("resolution", "channels", "seed", "scaling"):
             del metadata[name]
-    files = ImageFiles(path, resolution)
+    files = ImageFiles(path, resolution, scaling, channels)
     available = len(files) // repeat
     if (num_images or 1) > available:
         times = f" {repeat} times" if repeat > 1 else ""
@@ -113,7 +125,7 @@ def _files(path: Path, num_images: int | None, repeat: int, resolution: int | No
     def images(number: int, accelerator: Accelerator) -> Images:
         return lambda indices: files.read(selected[number::repeat][indices.start : indices.stop])
 
-    return Subject(path.resolve().name, files.size, files.channels, count, images, CHUNK, metadata)
+    return Subject(path.resolve().name, files.size, files.channels, count, images, CHUNK, metadata, scaling=scaling)
 
 
 def open_reference(
@@ -137,10 +149,12 @@ def open_reference(
                 f"--reference: needed, because {subject.name} does not know its training images; valid: a run, or "
                 "images in any form that data.source accepts"
             )
-        return _training_images(model.config, load_training_data(model, "; give others with --reference"), model.name)
+        return _training_images(
+            model.config, load_training_data(model, "; give others with --reference"), model.name, model.scaling
+        )
     if is_run:
         config = sanitize_config(path / "config.yaml")
-        reference = _training_images(config, load_run_data(config), str(given))
+        reference = _training_images(config, load_run_data(config), str(given), subject.scaling)
         shape, expected = reference.table.images.shape[1:], (*subject.size, subject.channels)
         if shape != expected:
             sizes = f"{given} trains on images of shape {shape}, but {subject.name} has {expected}"
@@ -151,13 +165,18 @@ def open_reference(
     resize = subject.model.config.data.resize if subject.model and subject.model.config else "crop"
     table = load_images(
         str(given), split=split or "train", resolution=subject.size, channels=subject.channels, resize=resize,
-        progress=decode_progress(),
+        progress=decode_progress(), normalization="pixels" if subject.scaling.is_pictures else "range",
     )  # fmt: skip
-    return ReferenceImages(table, np.arange(len(table)), str(given))
+    return ReferenceImages(replace(table, scaling=subject.scaling), np.arange(len(table)), str(given))
 
 
-def _training_images(config: Config, data: RunData, name: str) -> ReferenceImages:
-    return ReferenceImages(data.table, data.train_rows, f"training images of {name}", config.data.cache_dir)
+def _training_images(config: Config, data: RunData, name: str, scaling: Scaling) -> ReferenceImages:
+    if data.table.scaling.is_pictures != scaling.is_pictures:
+        raise DataError(
+            f"{name}: data.normalization {config.data.normalization}; valid: arrays for arrays, pictures for pictures"
+        )
+    table = replace(data.table, scaling=scaling)
+    return ReferenceImages(table, data.train_rows, f"training images of {name}", config.data.cache_dir)
 
 
 def _check_sizes(folder: Path, split: str, subject: Subject) -> None:

@@ -154,11 +154,11 @@ class Evaluation:
         samples = first.gather(processes, accelerator.device)
         name, extractor = next(iter(extractors.items()))
         found = nearest_images(
-            samples, reference.table.images, reference.rows, extractor, k=self.nearest, processes=processes,
+            samples, reference.table, reference.rows, extractor, k=self.nearest, processes=processes,
             progress=stage("nearest", num_reference),
         )  # fmt: skip
         record["nearest"] = report.neighbours_record(found, name)
-        nearest = reference.table.images[reference.rows[found.rows]]
+        nearest = reference.table[reference.rows[found.rows]]
         return record, draw_neighbours(samples, nearest, found, limit=MAX_NEAREST_DRAWN)
 
 

@@ -30,7 +30,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="class names or numbers, assigned in turn")
     parser.add_argument(
         "--out", type=Path,
-        help="directory for the PNGs (default: samples/NAME, or with a number after it if that has other samples)",
+        help="directory for the files (default: samples/NAME, or with a number after it if that has other samples)",
     )  # fmt: skip
     parser.add_argument(
         "--inpaint", type=Path, metavar="FOLDER",
@@ -54,16 +54,14 @@ def sample(arguments: argparse.Namespace) -> None:
     check_exists(arguments.source)
     # Imported here so that --help does not wait for torch.
     import numpy as np
-    from PIL import Image
 
     from gnunet.commands.api import class_labels, image_labels, load_model, sample_batches
     from gnunet.commands.conditions import with_conditions, with_inpainting
     from gnunet.commands.progress import ProgressBar
-    from gnunet.commands.sample_folder import SamplesRecord, image_file, open_sample_folder, writing_to
+    from gnunet.commands.sample_folder import SamplesRecord, open_sample_folder, writing_to
     from gnunet.distributed.accelerator import open_accelerator
     from gnunet.distributed.launch import check_launch
-    from gnunet.evaluation.image_files import GRID
-    from gnunet.evaluation.report import write_picture
+    from gnunet.evaluation.image_files import GRID, read_sample, write_sample
     from gnunet.training.evaluation import write_grid
 
     check_launch()
@@ -77,22 +75,20 @@ def sample(arguments: argparse.Namespace) -> None:
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
     record = SamplesRecord.of(model, arguments.source, num_images, classes, labels)
     with open_sample_folder(arguments.out, record, accelerator) as (out, missing), ProgressBar(accelerator) as bar:
-        start, progress = time.perf_counter(), bar.stage("sampling", num_images)
+        start, progress, files = time.perf_counter(), bar.stage("sampling", num_images), record.files(out)
         for indices, images in sample_batches(model, missing, accelerator, labels):
             with writing_to(out):
                 for index, image in zip(indices, images, strict=True):
-                    picture = Image.fromarray(image[..., 0] if model.channels == 1 else image)
-                    write_picture(image_file(out, index), picture, fsync=False)
+                    write_sample(files[index], image, model.scaling)
             progress(indices[-1] + 1)
         accelerator.wait_for_everyone()
         progress(num_images)
         if accelerator.is_main_process:
             seconds = time.perf_counter() - start
-            files = record.files(out)[:MAX_GRID_IMAGES]
-            images = np.stack([np.asarray(Image.open(file)) for file in files])
+            shown = [read_sample(file, model.scaling, model.channels) for file in files[:MAX_GRID_IMAGES]]
             names = None if labels is None else [model.class_names[label] for label in labels[:MAX_GRID_IMAGES]]
             with writing_to(out):
-                write_grid(out / GRID, images.reshape(*images.shape[:3], -1), names, model)
+                write_grid(out / GRID, model.scaling.to_pictures(np.stack(shown)), names, model)
             bar.stop()
             new = "" if len(missing) == num_images else f", {num_images - len(missing)} of which were there"
             rate = f"{len(missing) / seconds:.1f} images/s"

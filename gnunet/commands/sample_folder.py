@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from gnunet import __version__
@@ -17,9 +16,10 @@ from gnunet.commands.options import make_output_dir, numbered
 from gnunet.data.decode import as_resolution, as_size
 from gnunet.distributed.collectives import run_on_main_rank
 from gnunet.errors import CheckpointError, ConfigError, DataError, first_few, truncate
-from gnunet.evaluation.image_files import GRID, image_files
+from gnunet.evaluation.image_files import GRID, image_files, read_sample
 from gnunet.evaluation.report import write_json
 from gnunet.safe_io import MAX_JSON_BYTES, read_text
+from gnunet.scaling import PICTURES, Scaling
 
 RECORD = "samples.json"
 
@@ -47,6 +47,8 @@ class SampleSettings:
     """The same of --inpaint."""
     jump_length: int | None = None
     resample: int | None = None
+    scaling: Scaling = PICTURES
+    """With the format of the files."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,13 @@ class SamplesRecord:
             checkpoint=model.digest(), resolution=as_resolution(model.size), channels=model.channels,
             **model.sampling_metadata(), precision=model.mixed_precision,
             classes=None if given is None or names is None else [names[label] for label in given],
+            scaling=model.scaling,
         )  # fmt: skip
         in_turn = None if labels is None else labels.tolist()
         return cls(__version__, str(source), model.name, num_images, settings, names, in_turn)
 
     def files(self, folder: Path) -> list[Path]:
-        return [image_file(folder, index) for index in range(self.num_images)]
-
-
-def image_file(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.png"
+        return [folder / f"{index:06d}{self.settings.scaling.suffix}" for index in range(self.num_images)]
 
 
 def read_record(folder: Path) -> SamplesRecord | None:
@@ -169,11 +168,11 @@ def _obstacle(folder: Path, record: SamplesRecord) -> str | None:
 def _is_written(file: Path, settings: SampleSettings) -> bool:
     """Whether an image is there, and whole: a machine that lost power may have left a part of it."""
     try:
-        with Image.open(file) as image:
-            image.load()
-            return image.size == as_size(settings.resolution)[::-1]
+        values = read_sample(file, settings.scaling, settings.channels)
     except (OSError, SyntaxError, ValueError):  # PIL's of a broken file
         return False
+    shape = (*as_size(settings.resolution), settings.channels)
+    return (values.shape, values.dtype) == (shape, settings.scaling.file_dtype)
 
 
 @contextmanager

@@ -64,7 +64,8 @@ def _check_model(config: Config) -> list[ConfigIssue]:
     return (
         [*_check_levels(config), *_check_norm_groups(config)]
         or [*_check_depth(config)]
-        or [*_check_resolution(config), *_check_condition(config), *_check_attention(config), *_check_norm(config)]
+        or [*_check_channels(config), *_check_resolution(config), *_check_condition(config)]
+        or [*_check_attention(config), *_check_norm(config)]
     )
 
 
@@ -103,6 +104,16 @@ def _check_resolution(config: Config) -> Iterator[ConfigIssue]:
         yield ConfigIssue.of("data.resolution", resolution, f"{valid} ({halvings})")
 
 
+def _check_channels(config: Config) -> Iterator[ConfigIssue]:
+    channels, is_pictures = config.model.in_channels, config.data.normalization == "pixels"
+    if is_pictures and channels not in (1, 3, 4):
+        valid = "1, 3 or 4; or any number with data.normalization range or mean_std"
+        yield ConfigIssue.of("model.in_channels", channels, valid)
+    if not is_pictures and channels not in (1, 3) and config.evaluate.every is not None:
+        valid = f"null with arrays of {channels} channels, which metrics do not see; validation_loss is evaluated"
+        yield ConfigIssue.of("evaluate.every", config.evaluate.every, valid)
+
+
 def _check_condition(config: Config) -> Iterator[ConfigIssue]:
     condition, side, channels = config.data.condition, math.gcd(*config.data.size), config.model.in_channels
     if condition is None:
@@ -110,8 +121,9 @@ def _check_condition(config: Config) -> Iterator[ConfigIssue]:
     if condition.kind == "low_resolution" and side % condition.factor:
         valid = f"{join_or(_divisors(side)[1:])}, which divide data.resolution {config.data.resolution}"
         yield ConfigIssue.of("data.condition.factor", condition.factor, valid)
-    if condition.kind == "grey" and channels < 3:
-        yield ConfigIssue.of("data.condition.kind", "grey", f"another with model.in_channels {channels}")
+    if condition.kind == "grey" and (channels < 3 or config.data.normalization != "pixels"):
+        valid = f"another with model.in_channels {channels} and data.normalization {config.data.normalization}"
+        yield ConfigIssue.of("data.condition.kind", "grey", valid)
 
 
 def _check_attention(config: Config) -> Iterator[ConfigIssue]:

@@ -70,6 +70,10 @@ class DataConfig(Section):
     resize: Literal["crop", "pad", "none"] = "crop"
     """How images of other sizes get it: crop resizes them, with antialiasing, to cover it and crops the centre; pad
     resizes them to fit inside, on white; none makes them an error, as data.on_error says."""
+    normalization: Literal["pixels", "range", "mean_std"] = "pixels"
+    """How values are scaled for the network: pixels are those of 8-bit pictures, 0..255 as -1..1. Other numbers, in
+    arrays or images of any depth, are scaled by each channel's statistics over the data set: range makes its minimum -1
+    and its maximum 1, mean_std its mean 0 and its standard deviation 0.5."""
     flip: bool = True
     """Mirror each example left to right with probability 1/2."""
     class_conditional: bool = False

@@ -9,8 +9,8 @@ from gnunet.config.sections import Config, DataConfig, DDPMConfig, EDMConfig, Fl
 def image_kwargs(data: DataConfig) -> dict[str, Any]:
     """Keyword arguments of `gnunet.data.load_images`, except channels."""
     keys = (
-        "source", "split", "image_column", "label_column", "subset", "resolution", "resize", "class_conditional",
-        "on_error", "cache_dir",
+        "source", "split", "image_column", "label_column", "subset", "resolution", "resize", "normalization",
+        "class_conditional", "on_error", "cache_dir",
     )  # fmt: skip
     return {key: getattr(data, key) for key in keys}
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +22,16 @@ from gnunet.data.decoder_processes import Decoders
 from gnunet.data.rows import read_labels, select_rows
 from gnunet.data.sources import Source, open_source
 from gnunet.environment import num_cpus
-from gnunet.errors import DataError, first_few
+from gnunet.errors import CheckpointError, DataError, first_few
 from gnunet.files import atomic_directory
+from gnunet.scaling import PICTURES, Scaling
 
 log = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.bin"
 METADATA_FILE = "table.json"
 MAX_PENDING = 256  # images read ahead of the decoding
-MAX_PENDING_BYTES = 2**28  # size of their files, if there is more than one
+MAX_PENDING_BYTES = 2**28  # size of their files and of what they become, if there is more than one
 MAX_REPORTED = 5  # corrupted images that are kept by name
 
 
@@ -39,6 +41,7 @@ def load_images(
     resolution: int | Sequence[int],
     channels: int,
     resize: str = "crop",
+    normalization: str = "pixels",
     split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
@@ -48,7 +51,7 @@ def load_images(
     cache_dir: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DecodedImages:
-    """The images of a source, decoded to uint8 and mapped from disk.
+    """The images of a source, decoded to uint8 or, unless normalization is pixels, float32, and mapped from disk.
 
     The first call decodes; later ones, by any process, find the result in the cache directory (cache_dir,
     else $GNUNET_CACHE, else gnunet in the user's cache directory), keyed by everything that decides the pixels.
@@ -56,8 +59,9 @@ def load_images(
     (`file_fingerprint`), or the cache is corrupted, images are decoded again.
 
     Args:
-        source, split, image_column, label_column, subset, resolution, resize, on_error: as the keys of `data`.
-        channels: 1 (grey) or 3 (RGB).
+        source, split, image_column, label_column, subset, resolution, resize, normalization, on_error: as the keys
+            of `data`.
+        channels: of pictures 1 (grey), 3 (RGB) or 4 (RGBA); of arrays as many as they have.
         class_conditional: require labels.
         progress: called with (images done, images in all) while decoding.
 
@@ -81,6 +85,8 @@ def load_images(
     }  # fmt: skip
     if resize != "crop":  # which the caches of earlier versions do not name
         decides_pixels["resize"] = resize
+    if normalization != "pixels":
+        decides_pixels["normalization"] = normalization
     key = hashlib.sha256(json.dumps(decides_pixels, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder(cache_dir) / f"images-{key}"
     try:
@@ -91,7 +97,7 @@ def load_images(
                     rows = select_rows(opened, subset or {})
                     labels = _find_labels(opened, rows, are_required=label_column is not None)
                     with atomic_directory(folder) as temporary:
-                        _build(temporary, opened, rows, *labels, size, channels, resize, progress)
+                        _build(temporary, opened, rows, *labels, progress, size, channels, resize, normalization)
                     images = _read_cache(folder)
         if images is None:
             raise OSError(f"{folder} cannot be read back")
@@ -135,15 +141,17 @@ def _read_cache(folder: Path) -> DecodedImages | None:
     """Map a cache into memory; None if it does not exist or is corrupted."""
     try:
         metadata = json.loads((folder / METADATA_FILE).read_text())
-        images = map_images(folder, tuple(metadata["shape"]))
+        shape = tuple(metadata["shape"])
+        scaling = Scaling.from_dict(metadata.get("scaling"), shape[-1], folder)
+        images = map_images(folder, shape, scaling.dtype)
         labels = np.fromfile(folder / LABELS_FILE, np.int64) if metadata["has_labels"] else None
         if labels is not None and len(labels) != len(images):
             return None
         return DecodedImages(
             images, labels, tuple(metadata["class_names"]), metadata["fingerprint"], metadata["skipped"],
-            tuple(metadata["broken"]), folder,
+            tuple(metadata["broken"]), folder, scaling=scaling,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -164,21 +172,27 @@ def _build(
     rows: np.ndarray,
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
+    progress: Callable[[int, int], None] | None,
     size: tuple[int, int],
     channels: int,
     resize: str,
-    progress: Callable[[int, int], None] | None,
+    normalization: str,
 ) -> None:
     """Decode the given rows of a source into an existing folder."""
+    scaling, formats = PICTURES, set()
     is_valid = np.ones(len(rows), bool)
     broken = []
     digest = hashlib.sha256()
     with open(folder / IMAGES_FILE, "wb") as file:
-        for i, result in enumerate(_decode_all(source.iter_images(rows), size, channels, resize)):
+        for i, result in enumerate(_decode_all(source.iter_images(rows), size, channels, resize, normalization)):
             if isinstance(result, BaseException):
                 is_valid[i] = False
-                broken.append(f"{source.describe_row(int(rows[i]))} cannot be decoded: {result}")
+                others = f" (unlike {source.describe_row(int(rows[is_valid.argmax()]))})" if formats else ""
+                broken.append(f"{source.describe_row(int(rows[i]))} cannot be decoded: {result}{others}")
             else:
+                if normalization != "pixels":
+                    result, file_format = result
+                    formats.add(file_format)
                 file.write(result.data)
                 digest.update(result.data)
             if progress:
@@ -186,6 +200,12 @@ def _build(
     if not is_valid.any():
         raise DataError(f"{source.name} has no usable image: {'; '.join(broken[:MAX_REPORTED])}")
     shape = (int(is_valid.sum()), *size, channels)
+    if formats:
+        suffix, file_dtype, axes = formats.pop()
+        if formats:  # of several kinds, in one that holds the values of all
+            suffix, file_dtype = ".npy", np.result_type(file_dtype, *(dtype for _, dtype, _ in formats)).name
+        array = map_images(folder, shape, np.float32)
+        scaling = Scaling.fit(array, normalization, suffix=suffix, file_dtype=file_dtype, axes=axes)
     if labels is not None:
         occurring, labels = np.unique(labels[is_valid], return_inverse=True)
         class_names = tuple(class_names[label] for label in occurring)
@@ -198,22 +218,24 @@ def _build(
         "skipped": len(broken),
         "broken": broken[:MAX_REPORTED],
         "source": source.name,
+        **({} if scaling.is_pictures else {"scaling": scaling.as_dict()}),
     }
     (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
 
 
-def _decode_all(images: Iterator[Any], *settings: Any) -> Iterator[np.ndarray | BaseException]:
+def _decode_all(images: Iterator[Any], size: tuple[int, int], channels: int, *settings: Any) -> Iterator[Any]:
     """`decode_image` in order on all cores; yields an exception in place of an image that cannot be decoded."""
     pending: deque = deque()
-    num_bytes = 0
+    num_bytes, result_bytes = 0, 4 * math.prod(size) * channels
     with Decoders(num_cpus()) as decoders, ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         try:
             for image in images:
-                pending.append((pool.submit(decoders.decode, image, *settings), _file_size(image)))
+                future = pool.submit(decoders.decode, image, size, channels, *settings)
+                pending.append((future, result_bytes + _file_size(image)))
                 num_bytes += pending[-1][1]
                 while len(pending) > MAX_PENDING or num_bytes > MAX_PENDING_BYTES:
-                    future, size = pending.popleft()
-                    num_bytes -= size
+                    future, taken = pending.popleft()
+                    num_bytes -= taken
                     yield future.exception() or future.result()
             for future, _ in pending:
                 yield future.exception() or future.result()
@@ -225,4 +247,4 @@ def _decode_all(images: Iterator[Any], *settings: Any) -> Iterator[np.ndarray | 
 
 def _file_size(image: Any) -> int:
     content = image.get("bytes") if isinstance(image, dict) else image
-    return len(content) if isinstance(content, bytes) else 0
+    return len(content) if isinstance(content, bytes) else getattr(content, "nbytes", 0)

@@ -53,7 +53,7 @@ class TrainingDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The collated examples with these indices:
 
-        images: uint8 (b, C, H, W), channels_last.
+        images: uint8 or, of arrays, float32 (b, C, H, W), channels_last.
         noise: float32 (b, C, H, W), channels_last; standard normal.
         u: float64 (b,) in (0, 1), which `Process.noise_level` maps to noise levels.
         index: int64 (b,), the indices.
@@ -92,7 +92,8 @@ class TrainingDataset(Dataset):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint records of the data: fingerprint, number of images, class names and counts."""
+        """What a checkpoint records of the data: fingerprint, number of images, class names and counts,
+        and the scaling of arrays."""
         names = counts = None
         if self.class_conditional:
             names = list(self.table.class_names)
@@ -102,6 +103,7 @@ class TrainingDataset(Dataset):
             "num_images": len(self.rows),
             "class_names": names,
             "class_counts": counts,
+            **({} if self.table.scaling.is_pictures else {"scaling": self.table.scaling.as_dict()}),
         }
 
 

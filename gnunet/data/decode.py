@@ -1,13 +1,14 @@
-"""Decoding: whatever a data set stores as an image to uint8 pixels of one size."""
+"""Decoding: whatever a data set stores as an image to uint8 pixels, or an array to float32 values, of one size."""
 
 import io
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, ImageSequence
 
 VERSION = 1
 """Increased whenever the same file would decode to other pixels, so that no older cache is used."""
@@ -27,6 +28,8 @@ MAX_FILE_BYTES = 2**30
 """Largest file, more than the largest image takes without compression."""
 
 Image.init()
+_OR_ARRAYS = "or any numbers with data.normalization range or mean_std"
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillows have no AVIF
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # not one within the data of a scan
@@ -48,33 +51,129 @@ def as_resolution(size: Sequence[int]) -> int | list[int]:
 
 
 def decode_image(
-    cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
+    cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", normalization: str = "pixels",
+    max_pixels: int = MAX_PIXELS,
+) -> Any:  # fmt: skip
     """Decode, flatten and resize one image to uint8 (H, W, channels).
 
-    An EXIF orientation is applied, transparency is flattened on white, 16 bits are scaled to 8. Images are resized by
-    Lanczos' antialiased filter (as in EDM's dataset_tool), unless they have that size already. Colour is converted to
-    grey by ITU-R 601-2 luma.
+    An EXIF orientation is applied, transparency is flattened on white unless channels is 4, 16 bits are scaled to 8.
+    Images are resized by Lanczos' antialiased filter (as in EDM's dataset_tool), unless they have that size already.
+    Colour is converted to grey by ITU-R 601-2 luma.
 
     Args:
         cell: a file's path or bytes, `datasets`' {"bytes", "path"}, a PIL image, or 8-bit pixels (arrays or
             nested lists of (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4).
         resolution, resize: as the keys of `data`.
-        channels: 1 (grey) or 3 (RGB).
+        normalization: with another than pixels, `decode_array` is returned.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         max_pixels: raise LargeImage for a valid image with more.
 
     Raises:
         Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format or,
             with resize "none", size, or beyond the limits of this file.
     """
+    if normalization != "pixels":
+        return decode_array(cell, resolution, channels, resize, max_pixels)
     size = as_size(resolution)
     with open_image(cell) as image:
         _check_limits(image)
         if image.width * image.height > max_pixels:
             raise LargeImage
-        pixels = flatten(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-        pixels = RESIZE[resize](pixels, *size)
+        pixels = RESIZE[resize](_convert(image, channels), *size)
     return np.asarray(pixels).reshape(*size, channels)
+
+
+class ArrayCell(NamedTuple):
+    """A .npy file, or the array of a .npz file that has this name, or no other beside it."""
+
+    path: Path
+    name: str | None = None
+
+
+def decode_array(
+    cell: Any, resolution: int | Sequence[int], channels: int, resize: str, max_pixels: int
+) -> tuple[np.ndarray, tuple[str, str, str]]:
+    """Read an array or image and resize each channel, to float32 (H, W, channels); returned with what `read_values`
+    says of its file. ValueError for values that are not finite."""
+    values, file_format = read_values(cell, channels, max_pixels)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("it has values that are NaN or infinite")
+    planes = [RESIZE[resize](Image.fromarray(plane), *as_size(resolution)) for plane in np.moveaxis(values, -1, 0)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1), file_format
+
+
+def read_values(cell: Any, channels: int, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[str, str, str]]:
+    """An array or image as numbers (H, W, channels), and the suffix, file_dtype and axes of a `Scaling` for its like.
+
+    Images keep 16 bits and floats; the pages of a TIFF are channels. LargeImage and ValueError as in `decode_image`; an
+    array's channels must be on either its first or its last axis.
+    """
+    suffix = ".npy"
+    if isinstance(cell, ArrayCell):
+        array = load_array(cell)
+    elif isinstance(cell, (list, tuple, np.ndarray)):
+        array = np.asarray(cell)
+        array = np.float32(array) if isinstance(cell, (list, tuple)) and array.dtype == np.float64 else array
+    else:
+        with open_image(cell) as image:
+            suffix = ".tif" if image.format == "TIFF" else ".png"
+            array = _read_image(image, channels, max_pixels)
+    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(f"{array.dtype} {array.shape}; valid: numbers (H, W), (H, W, C) or (C, H, W)")
+    shape = (*array.shape, 1)[:3]
+    is_first, is_last = array.ndim == 3 and shape[0] == channels, shape[-1] == channels
+    if is_first == is_last:
+        given = "both its first and its last axis have" if is_first else "neither its first nor its last axis has"
+        raise ValueError(f"shape {array.shape}: {given} the {channels} channels of model.in_channels")
+    values = np.moveaxis(array, 0, -1) if is_first else array.reshape(shape)
+    if values[..., 0].size > max_pixels:
+        raise LargeImage
+    dtype = np.uint8 if array.dtype == bool else array.dtype
+    return values, (suffix, np.dtype(dtype).name, "CHW" if is_first else "HWC"[: array.ndim])
+
+
+def _read_image(image: Image.Image, channels: int, max_pixels: int) -> np.ndarray:
+    """An opened image as numbers (H, W, C)."""
+    _check_limits(image)
+    if image.width * image.height > max_pixels:
+        raise LargeImage
+    pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    if pages > 1 or image.mode[0] in "IF":
+        if pages != channels:
+            raise ValueError(f"{pages} pages of one channel; model.in_channels is {channels}")
+        array = np.stack([np.asarray(ImageOps.exif_transpose(page)) for page in ImageSequence.Iterator(image)], axis=-1)
+        return array.astype(np.uint16) if image.mode == "I" and image.format != "TIFF" else array
+    if ";16" in str(getattr(image, "tile", "")):  # which Pillow would read as 8
+        raise ValueError("16 bits in several channels; valid: .npy, or a TIFF with a page for each channel")
+    if channels not in _MODES:
+        raise ValueError(f"{len(image.getbands())} channels; model.in_channels is {channels}")
+    array = np.asarray(_convert(image, channels))
+    return array.reshape(*array.shape[:2], channels)
+
+
+def load_array(cell: ArrayCell) -> np.ndarray:
+    """The array of a cell, unpickled, of at most MAX_FILE_BYTES; raises exceptions of any kind."""
+    array = np.load(cell.path, mmap_mode="r", allow_pickle=False)
+    if isinstance(array, np.lib.npyio.NpzFile):
+        with array:
+            name = array.files[0] if cell.name is None and len(array.files) == 1 else cell.name
+            if name not in array.files:
+                raise ValueError(f"arrays {', '.join(array.files[:20])}; valid: one, or its name as data.image_column")
+            if (size := array.zip.getinfo(f"{name}.npy").file_size) > MAX_FILE_BYTES:
+                raise ValueError(f"{size} bytes exceed the limit of {MAX_FILE_BYTES} bytes")
+            array = array[name]
+    if array.nbytes > MAX_FILE_BYTES:
+        raise ValueError(f"{array.nbytes} bytes exceed the limit of {MAX_FILE_BYTES} bytes")
+    return array
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """An opened image, upright, as grey, RGB or RGBA of 8 bits."""
+    image = ImageOps.exif_transpose(image)
+    keep = channels == 4 and image.mode[0] not in "IF"
+    return (image if keep else flatten(image)).convert(_MODES[channels])
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -121,6 +220,8 @@ def open_image(cell: Any) -> Image.Image:
         return cell.copy()
     if isinstance(cell, Exception):  # by which a source says that it has no image
         raise cell
+    if isinstance(cell, ArrayCell):
+        cell = load_array(cell)
     if isinstance(cell, dict) and {"bytes", "path"} & set(cell):
         cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
     if isinstance(cell, (bytes, bytearray, memoryview)):
@@ -142,9 +243,11 @@ def _to_pixels(array: np.ndarray) -> np.ndarray:
         array = np.moveaxis(array, 0, -1)
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))
     if array.dtype.kind not in "iu" or not is_image or array.size == 0:
-        raise ValueError(f"{array.dtype} {array.shape}; valid: 8-bit (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4")
+        raise ValueError(
+            f"{array.dtype} {array.shape}; valid: 8-bit (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4, {_OR_ARRAYS}"
+        )
     if array.min() < 0 or array.max() > 255:
-        raise ValueError(f"pixel values {array.min()} to {array.max()}; valid: 0 to 255")
+        raise ValueError(f"pixel values {array.min()} to {array.max()}; valid: 0 to 255, {_OR_ARRAYS}")
     return np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array, np.uint8)
 
 
@@ -155,7 +258,7 @@ def flatten(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _scale_16_bits(image)
     if image.mode == "F":
-        raise ValueError("a floating-point image has no known range; convert it to 8 or 16 bits")
+        raise ValueError(f"a floating-point image has no known range; valid: 8 or 16 bits, {_OR_ARRAYS}")
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
@@ -187,10 +290,11 @@ def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize to fit inside, one side exactly, and centre on white."""
+    """Resize to fit inside, one side exactly, and centre on white, or on the mean of a channel of numbers."""
     scale = min(width / image.width, height / image.height)
     wide, high = (max(1, round(side * scale)) for side in image.size)
-    canvas = Image.new(image.mode, (width, height), "white")
+    colour = float(np.mean(image)) if image.mode == "F" else "white"
+    canvas = Image.new(image.mode, (width, height), colour)
     canvas.paste(image.resize((wide, high), Image.Resampling.LANCZOS), ((width - wide) // 2, (height - high) // 2))
     return canvas
 

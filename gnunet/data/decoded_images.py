@@ -1,4 +1,4 @@
-"""The decoded data set: one uint8 array of images, one of labels."""
+"""The decoded data set: one array of images, one of labels."""
 
 import hashlib
 import math
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gnunet.errors import DataError
+from gnunet.scaling import PICTURES, Scaling
 
 IMAGES_FILE = "images.bin"
 
@@ -18,7 +19,7 @@ IMAGES_FILE = "images.bin"
 class DecodedImages:
     """Decoded images of one size, usually mapped from the cache that `load_images` writes."""
 
-    images: np.ndarray  # uint8 (n, H, W, C), read-only if mapped from disk
+    images: np.ndarray  # uint8 or, of arrays, float32 (n, H, W, C), read-only if mapped from disk
     labels: np.ndarray | None  # int64 (n,), 0..len(class_names)-1; None if the data has no labels
     class_names: tuple[str, ...]  # name of each label; empty if the data has none
     fingerprint: str  # sha256 over images, labels and class names: the same wherever the data is stored
@@ -26,6 +27,7 @@ class DecodedImages:
     broken: tuple[str, ...] = ()  # what is wrong with them, for the first ones
     folder: Path | None = None  # the cache that the images are mapped from; None if they are in memory
     unread: Mapping[str, int] = field(default_factory=dict)  # other files in the source's folder, by suffix
+    scaling: Scaling = PICTURES  # between these values and the network's
 
     @classmethod
     def from_arrays(
@@ -53,26 +55,31 @@ class DecodedImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The images of these rows as pictures, which are shown and measured: uint8 (*rows.shape, H, W, 1 or 3)."""
+        pictures = self.scaling.to_pictures(self.images[rows.ravel()])
+        return pictures.reshape(*rows.shape, *pictures.shape[1:])
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     def __getstate__(self) -> dict[str, Any]:
         # Mapped images are pickled as their path, so that loader workers map them too.
-        return self.__dict__ | ({} if self.folder is None else {"images": self.images.shape})
+        return self.__dict__ | ({} if self.folder is None else {"images": (self.images.shape, self.images.dtype)})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if (folder := state["folder"]) is not None:
-            state["images"] = map_images(folder, state["images"])
+            state["images"] = map_images(folder, *state["images"])
         self.__dict__.update(state)
 
 
-def map_images(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Map a cache's images into memory, read-only; ValueError if the file does not have this shape."""
+def map_images(folder: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Map a cache's images into memory, read-only; ValueError if the file does not have this shape and dtype."""
     file = folder / IMAGES_FILE
-    if len(shape) != 4 or file.stat().st_size != math.prod(shape):
-        raise ValueError(f"{file} does not hold images of shape {shape}")
-    return np.memmap(file, np.uint8, "r", shape=shape)
+    if len(shape) != 4 or file.stat().st_size != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise ValueError(f"{file} does not hold {dtype} images of shape {shape}")
+    return np.memmap(file, dtype, "r", shape=shape)
 
 
 def content_fingerprint(

@@ -65,7 +65,7 @@ class ValidationSet:
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The collated examples with these indices:
 
-        images: uint8 (b, C, H, W), channels_last.
+        images: uint8 or, of arrays, float32 (b, C, H, W), channels_last.
         noise: float32 (b, C, H, W), channels_last; standard normal.
         log_snr: float64 (b,).
         bin: int64 (b,).
@@ -95,7 +95,8 @@ class ValidationSet:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over every example's image, noise, log-SNR, bin and label."""
-        digest = hashlib.sha256(repr((self.table.images.shape[1:], self.num_bins)).encode())
+        scaling = [] if self.table.scaling.is_pictures else [self.table.scaling]
+        digest = hashlib.sha256(repr((self.table.images.shape[1:], self.num_bins, *scaling)).encode())
         for start in range(0, len(self), 256):
             batch = self.batch(range(start, min(start + 256, len(self))))
             for name, tensor in sorted(batch.items()):

@@ -4,9 +4,10 @@ from gnunet.diffusion.ddpm import DDPM
 from gnunet.diffusion.edm import EDM
 from gnunet.diffusion.factory import PROCESSES, make_process, process_from_config, process_from_scheduler
 from gnunet.diffusion.flow import Flow
-from gnunet.diffusion.images import encode_grid, make_grid, to_uint8, to_unit_range
+from gnunet.diffusion.images import encode_grid, make_grid
 from gnunet.diffusion.process import NoiseLevel, Process
 from gnunet.diffusion.sampling import eval_mode, sample_images, sample_labels
+from gnunet.scaling import to_uint8, to_unit_range
 
 __all__ = [
     "DDPM",

@@ -1,4 +1,4 @@
-"""Between uint8 pictures and the networks' fp32 images in [-1, 1], and grids of pictures."""
+"""Grids of pictures."""
 
 import io
 import json
@@ -6,28 +6,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 GAP = 2  # pixels between the tiles of a grid
 GAP_COLOUR = 208  # a light grey, that shows on white and on black pictures
 FONT_SIZE, MAX_MARGIN = 14, 160  # pixels, of the names beside rows
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 of any shape -> fp32 in [-1, 1], the same shape, device and memory format."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """fp32 (N, C, H, W) nominally in [-1, 1] -> uint8 (N, H, W, C) on the host.
-
-    Values are rounded to the nearest level and clamped; NaN becomes mid-grey. Undoes `to_unit_range` exactly.
-    """
-    levels = ((images.float().nan_to_num(nan=0.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def make_grid(

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnunet.diffusion.images import to_uint8
 from gnunet.diffusion.process import ModelFn, Process, call_model
 from gnunet.diffusion.repaint import repaint
 from gnunet.errors import ConfigError
 from gnunet.random_streams import Stream, StreamKey
+from gnunet.scaling import PICTURES, Scaling
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def sample_images(
     seed: int,
     steps: int,
     batch_size: int,
+    scaling: Scaling = PICTURES,
     sampler: str | None = None,
     guidance_scale: float = 1.0,
     labels: np.ndarray | Sequence[int] | None = None,
@@ -46,7 +47,7 @@ def sample_images(
     progress: Callable[[int], None] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Sample the images with the given indices, uint8 (len(indices), H, W, C).
+    """Sample the images with the given indices, (len(indices), H, W, C), uint8 or of the data's own dtype.
 
     The network runs in eval mode, without gradients; its modes are restored. A warning counts the images with
     values that are not finite.
@@ -56,6 +57,7 @@ def sample_images(
         indices: each 0 or more, in any order.
         size: height and width.
         batch_size: images per batch; an image's bits depend on this and on its own index alone.
+        scaling: of the data, by which the network's output becomes its values.
         sampler: one of process.samplers; None means the first.
         guidance_scale: scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the
             network runs on batches of 2 * batch_size, the second half with null_label.
@@ -82,7 +84,7 @@ def sample_images(
     all_labels = None if labels is None else np.asarray(labels, dtype=np.int64)
     initial_noise = Stream(seed, StreamKey.SAMPLE_NOISE)
     shape = (*size, channels)
-    result = np.empty((len(requested), *shape), dtype=np.uint8)
+    result = np.empty((len(requested), *shape), scaling.file_dtype)
     num_nonfinite = 0
     # The same algorithms in every process that samples, whatever a trainer has chosen for its own speed.
     with eval_mode(network), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
@@ -107,7 +109,7 @@ def sample_images(
             else:
                 images = repaint(process, model_fn, noise, kept, generators, steps=steps, **(jumps or {}))[positions]
             num_nonfinite += int((~images.isfinite().flatten(1).all(dim=1)).sum())
-            result[rows] = to_uint8(images)
+            result[rows] = scaling.from_network(images)
             if progress is not None:
                 progress(len(rows))
     if num_nonfinite:

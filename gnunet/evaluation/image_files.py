@@ -1,14 +1,18 @@
-"""A directory of images to evaluate, read file by file."""
+"""Directories of images, of samples or to evaluate, file by file."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from gnunet.data.decode import as_size, decode_image, open_image, upright_size
+from gnunet.data.decode import ArrayCell, as_size, decode_image, load_array, open_image, read_values, upright_size
 from gnunet.data.sources import visible_files
 from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
 from gnunet.errors import DataError
+from gnunet.files import atomic_write
+from gnunet.scaling import PICTURES, Scaling
 
 GRID = "grid.png"
 """The overview that `gnunet sample` writes next to the samples; not counted as an image."""
@@ -17,7 +21,31 @@ GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 def image_files(folder: Path) -> list[Path]:
     """All pictures below a folder, sorted by path."""
-    return [file for file in visible_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    return [file for file in visible_files(folder) if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")]
+
+
+def write_sample(file: Path, values: np.ndarray, scaling: Scaling) -> None:
+    """Write (H, W, C) in the format of the data: a PNG, a TIFF with a page for each channel, or a .npy file.
+
+    It is whole or absent if the process dies, but not if the machine does.
+    """
+    content, planes = io.BytesIO(), np.moveaxis(values, -1, 0)
+    if scaling.suffix == ".npy":
+        np.save(content, planes if scaling.axes == "CHW" else values.reshape(values.shape[: len(scaling.axes)]))
+    else:
+        is_picture = values.dtype == np.uint8 and len(planes) in (3, 4)
+        first, *others = map(Image.fromarray, [values] if is_picture else planes)
+        kind = "PNG" if scaling.suffix == ".png" else "TIFF"
+        first.save(content, format=kind, save_all=bool(others), append_images=others)
+    atomic_write(file, content.getvalue(), fsync=False)
+
+
+def read_sample(file: Path, scaling: Scaling, channels: int) -> np.ndarray:
+    """The (H, W, C) that `write_sample` wrote. Raises OSError, SyntaxError or ValueError if the file is broken."""
+    if scaling.suffix != ".npy":
+        return read_values(file, channels)[0]
+    array = load_array(ArrayCell(file))
+    return np.moveaxis(array, 0, -1) if scaling.axes == "CHW" else array.reshape(*array.shape[:2], channels)
 
 
 class ImageFiles:
@@ -25,18 +53,30 @@ class ImageFiles:
 
     Resampling changes distances, so by default nothing is resized: the images must all be of one size, and all grey
     or all in colour. With `resolution` they may be anything, and are prepared like training images (`decode_image`), in
-    RGB. Raises DataError if there are no images, or one is broken or unlike the others.
+    RGB. Samples that are arrays become pictures by their scaling. Raises DataError if there are no images, or one is
+    broken or unlike the others.
 
     Attributes:
         files: their paths.
         size: height and width.
-        channels: 1 if all are grey, else 3.
+        channels: 1 if all are grey, else 3; those given for arrays.
     """
 
-    def __init__(self, folder: Path, resolution: int | Sequence[int] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        resolution: int | Sequence[int] | None = None,
+        scaling: Scaling = PICTURES,
+        channels: int = 3,
+    ):
+        self._scaling = scaling
         self.files = [file for file in image_files(folder) if file.name != GRID]
         if not self.files:
             raise DataError(f"{folder} holds no image files ({' '.join(IMAGE_SUFFIXES)}; {GRID} is not counted)")
+        if not scaling.is_pictures:
+            self.channels = channels
+            self.size = self._decode(self.files[0]).shape[:2]
+            return
         if resolution is not None:
             self.size, self.channels, self._resize = as_size(resolution), 3, "crop"
             return
@@ -58,6 +98,8 @@ class ImageFiles:
 
     def _decode(self, file: Path) -> np.ndarray:
         try:
+            if not self._scaling.is_pictures:
+                return self._scaling.to_pictures(read_sample(file, self._scaling, self.channels)[None])[0]
             return decode_image(file, self.size, self.channels, self._resize)
         except Exception as error:  # image decoders raise many kinds of exceptions for broken files
             raise DataError(f"{file} cannot be decoded: {error}") from error

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from gnunet.data.decoded_images import DecodedImages
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.errors import DataError
 from gnunet.evaluation.batching import single_threaded
@@ -41,7 +42,7 @@ class Neighbours:
 
 def nearest_images(
     samples: np.ndarray,
-    images: np.ndarray,
+    images: np.ndarray | DecodedImages,
     rows: np.ndarray,
     extractor: Extractor,
     *,
@@ -56,7 +57,7 @@ def nearest_images(
 
     Args:
         samples: uint8 (n, H, W, C), the same on every rank, n at least 1.
-        images: uint8 (N, H', W', C).
+        images: uint8 (N, H', W', C), or the table that has them.
         rows: int (m,), the rows of `images` that were trained on, m more than k.
         k: neighbours per sample.
         processes: the ranks that share the work; all of them must call this.

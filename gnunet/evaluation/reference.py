@@ -66,7 +66,7 @@ def reference_statistics(
     if bool(processes.gather(is_cached).all()) and cached is not None:
         return cached
     [statistics] = collect_statistics(
-        lambda indices: table.images[rows[indices.start : indices.stop]], len(rows), [extractor],
+        lambda indices: table[rows[indices.start : indices.stop]], len(rows), [extractor],
         processes=processes, progress=progress,
     )  # fmt: skip
     reference = Reference(statistics, kernel_sums(statistics.subset))
@@ -84,6 +84,7 @@ def cache_key(table: DecodedImages, rows: np.ndarray, extractor: Extractor) -> s
         "shape": list(table.images.shape[1:]),
         "extractor": extractor.identity,
         "arithmetic": [extractor.device.type, FORWARD_BATCH, CHUNK, MAX_SUBSET],
+        **({} if table.scaling.is_pictures else {"scaling": table.scaling.as_dict()}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

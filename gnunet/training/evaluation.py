@@ -51,7 +51,7 @@ def check_enough_images(session: Session) -> None:
 
 
 def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[], None] = lambda: None) -> Images:
-    """A function from indices to a model's images: image i is the one that `gnunet sample` writes.
+    """A function from indices to a model's images, as pictures: image i is the one that `gnunet sample` writes.
 
     On a CPU it samples in one thread, since an image's bits depend on the number of threads, which launches change.
     `check` is called before each run of the network; what it raises ends the sampling.
@@ -59,7 +59,7 @@ def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[],
 
     def images(indices: range) -> Any:
         with single_threaded():
-            return model.sample(indices, accelerator, check=check)
+            return model.scaling.to_pictures(model.sample(indices, accelerator, check=check))
 
     return images
 
@@ -161,19 +161,20 @@ def update_best(state: TrainState, evaluate: EvaluateConfig, record: dict[str, A
 
 
 def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.ndarray:
-    """Images 0 to sampling.num_images - 1 of the EMA weights, uint8 (N, H, W, C), on every rank.
+    """Images 0 to sampling.num_images - 1 of the EMA weights, as pictures (N, H, W, 1 or 3), on every rank.
 
     Ranks sample whole batches round-robin. Raises StopRequested after a signal.
     """
     model, accelerator = session.ema_model, session.accelerator
     display.set_status("sampling")
     size, rank, world_size = model.sampling.batch_size, accelerator.process_index, accelerator.num_processes
-    shape = (*model.size, model.channels)
+    shape = (*model.size, 1 if model.channels == 1 else 3)
     images = np.empty((model.sampling.num_images, *shape), dtype=np.uint8)
     for batches in batches_by_rank(len(images), size, world_size):
         mine = batches[rank] if rank < len(batches) else range(1)
         padded = torch.zeros(size, *shape, dtype=torch.uint8, device=accelerator.device)
-        padded[: len(mine)] = torch.from_numpy(model.sample(mine, accelerator, check=partial(stop.check, accelerator)))
+        values = model.sample(mine, accelerator, check=partial(stop.check, accelerator))
+        padded[: len(mine)] = torch.from_numpy(model.scaling.to_pictures(values))
         gathered = accelerator.gather(padded).view(world_size, size, *shape).cpu().numpy()
         for indices, batch in zip(batches, gathered, strict=False):
             images[indices] = batch[: len(indices)]

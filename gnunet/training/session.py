@@ -23,7 +23,7 @@ from gnunet.data import (
     split_rows,
     training_loader,
 )
-from gnunet.diffusion import NoiseLevel, Process, make_process, to_unit_range
+from gnunet.diffusion import NoiseLevel, Process, make_process
 from gnunet.distributed import fsdp
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
 from gnunet.errors import first_few
@@ -183,16 +183,18 @@ class Session:
         return iter(loader)
 
     def to_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None, Tensor | None]:
-        """A micro-batch's images in [-1, 1], noise, noise levels and, if it has them, labels and conditions."""
+        """A micro-batch's images as the network sees them, noise, noise levels and, if it has them, labels and
+        conditions."""
         device = self.accelerator.device
         level = self.process.noise_level(batch["u"]).to(device)
-        images = to_unit_range(batch["images"].to(device, non_blocking=True))
+        to_network = self.train_set.table.scaling.to_network
+        images = to_network(batch["images"].to(device, non_blocking=True))
         noise = batch["noise"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None
         condition = None
         if self.train_set.condition is not None:
             stored = batch["condition"].to(device, non_blocking=True)
-            condition = self.train_set.condition.to_network(stored, images.shape[2:], to_unit_range)
+            condition = self.train_set.condition.to_network(stored, images.shape[2:], to_network)
             if "condition_drop" in batch:
                 condition[batch["condition_drop"].to(device, non_blocking=True)] = 0
         return images, noise, level, labels, condition

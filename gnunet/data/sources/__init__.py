@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import gnunet
+from gnunet.data.sources.array_file import ArrayFile
 from gnunet.data.sources.base import Source
 from gnunet.data.sources.idx import IdxFolder
-from gnunet.data.sources.image_folder import ImageFolder, is_image_name
+from gnunet.data.sources.image_folder import ARRAY_SUFFIXES, ImageFolder, is_image_name
 from gnunet.data.sources.metadata import METADATA_FILES
 from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
 from gnunet.errors import DataError, did_you_mean_path
 
 log = logging.getLogger(__name__)
 
-SOURCES: list[type[Source]] = [SavedDataset, ParquetFiles, ArrowFiles, IdxFolder, ImageFolder]
+SOURCES: list[type[Source]] = [SavedDataset, ParquetFiles, ArrowFiles, IdxFolder, ArrayFile, ImageFolder]
 """The kinds of files and folders; the first that accepts a path reads it."""
 
 NOTO_EMOJI = "noto_emoji"
@@ -32,7 +33,8 @@ def open_source(source: str, split: str, **columns: Any) -> Source:
     opened = _open_path(path, split)
     if opened is None:
         missing = f"{source!r} is not a file or folder (in {Path.cwd()}){did_you_mean_path(path)}"
-        looks_local = source.startswith((".", "/", "~")) or source.endswith((".parquet", ".arrow", ".zip"))
+        suffixes = (".parquet", ".arrow", ".zip", *ARRAY_SUFFIXES)
+        looks_local = source.startswith((".", "/", "~")) or source.endswith(suffixes)
         # A name on the hub is NAME or OWNER/NAME.
         if looks_local or source.count("/") > 1 or (len(path.parts) == 2 and path.parent.is_dir()):
             raise DataError(f"data.source: {missing}")
@@ -58,7 +60,7 @@ def _open_path(path: Path, split: str) -> Source | None:
                     f"{cls.__name__}; valid: a folder with one of these, or the path of a table"
                 )
             return cls(path, files, split)
-    raise DataError(f"data.source: {path} given; valid: a folder, or a .zip, .parquet or .arrow file")
+    raise DataError(f"data.source: {path} given; valid: a folder, or a .zip, .parquet, .arrow, .npy or .npz file")
 
 
 def visible_files(folder: Path) -> list[Path]:

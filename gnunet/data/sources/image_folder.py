@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gnunet.data.decode import ArrayCell
 from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprint, split_of_file, split_of_folder
 from gnunet.data.sources.metadata import MAX_METADATA_BYTES, METADATA_FILES, read_metadata
 from gnunet.data.sources.tables import LABEL_COLUMNS, as_data_error, find_column
@@ -24,14 +25,16 @@ OTHER_IMAGE_SUFFIXES = (
     ".mef",
 )  # fmt: skip
 """Suffixes of images in formats that are not read."""
+ARRAY_SUFFIXES = (".npy", ".npz")
 _ANY_IMAGE_SUFFIX = frozenset((*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES))
 ALL = "all"
 """The value of `data.split` with which no folder's name is taken for a split."""
 
 
 class ImageFolder(Source):
-    """The image files below a folder, or in a zip archive. If all of them lie in subfolders, the top subfolder's name
-    is the label, in addition to the columns that METADATA_FILES in the folders have.
+    """The image files below a folder, or in a zip archive, or a folder's .npy and .npz files if these are more. If
+    all of them lie in subfolders, the top subfolder's name is the label, in addition to the columns that METADATA_FILES
+    in the folders have.
 
     If folders are named after splits (train, test, val, ...), at the top or below, only the requested split is read;
     the folders in it, or else those around it, are the classes. One such folder beside others may be a class (a train
@@ -39,7 +42,7 @@ class ImageFolder(Source):
     """
 
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
-        self.name, self._members, above = str(path), None, len(path.parts)
+        self.name, self._members, self._array_name, above = str(path), None, None, len(path.parts)
         if not path.is_dir():
             self._zip, self._members = open_zip(path)
             files = sorted(self._members)
@@ -48,6 +51,9 @@ class ImageFolder(Source):
             above += next((i for i, name in enumerate(common) if split_of_folder(name)), len(common))
         suffixes = {file: file.suffix.lower() for file in files}
         images = [file for file, suffix in suffixes.items() if suffix in _ANY_IMAGE_SUFFIX]
+        # Not statistics beside images; but not a picture of them beside arrays either.
+        arrays = [file for file, suffix in suffixes.items() if suffix in ARRAY_SUFFIXES and self._members is None]
+        images = arrays if len(arrays) > len(images) else images
         folders = {file: file.parts[above:-1] for file in images}
         if split != ALL:
             images = self._in_split(images, folders, split)
@@ -56,7 +62,7 @@ class ImageFolder(Source):
         columns = read_metadata({file: self._read(file) for file in tables}, folders) or {"image": images}
         rows = {file: row for row, file in enumerate(next(iter(columns.values())))}
         named = {value for values in columns.values() for value in values if isinstance(value, Path)}
-        is_read = {file: suffixes[file] in IMAGE_SUFFIXES and file in named for file in images}
+        is_read = {file: suffixes[file] in (*IMAGE_SUFFIXES, *ARRAY_SUFFIXES) and file in named for file in images}
         self.files: list[Path | None] = [file for file in images if is_read[file] and file in rows]
         self._columns = {name: [values[rows[file]] for file in self.files] for name, values in columns.items()}
         self.unreadable = [file for file in images if not is_read[file]]
@@ -65,7 +71,8 @@ class ImageFolder(Source):
         if not self.files:
             found = f"; it has {first_few(self.unreadable)}, of a format that is not read" if self.unreadable else ""
             raise DataError(
-                f"{path} has no image files ({' '.join(IMAGE_SUFFIXES)}), no idx files and no .parquet or .arrow files"
+                f"{path} has no image files ({' '.join(IMAGE_SUFFIXES)}), no idx files and no .npy, .npz, .parquet "
+                f"or .arrow files"
                 f"{found}"
             )
         tops = [next(iter(folders[file]), None) for file in self.files]
@@ -122,7 +129,9 @@ class ImageFolder(Source):
 
     def image(self, row: int) -> Any:
         if self._members is None or (file := self.files[row]) is None:
-            return self.files[row]
+            file = self.files[row]
+            is_array = file is not None and file.suffix.lower() in ARRAY_SUFFIXES
+            return ArrayCell(file, self._array_name) if is_array else file
         try:
             return {"bytes": self._zip.read(self._members[file]), "path": str(file)}
         except Exception as error:  # of any kind, if the archive is corrupted
@@ -136,6 +145,8 @@ class ImageFolder(Source):
         return list(self._columns)
 
     def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
+        if image_column not in self.columns and self.files[0].suffix.lower() == ".npz":
+            self._array_name, image_column = image_column, None
         super().choose_columns(image_column, label_column, subset)
         self.label_column = label_column or find_column(self.columns, LABEL_COLUMNS)
         self.files = self._columns[image_column or self.columns[0]]

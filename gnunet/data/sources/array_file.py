@@ -1,0 +1,94 @@
+"""One array of all images in NumPy's format."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from gnunet.data.decode import MAX_FILE_BYTES, ArrayCell, load_array
+from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprint, split_of_file
+from gnunet.data.sources.image_folder import ARRAY_SUFFIXES
+from gnunet.data.sources.tables import as_data_error
+from gnunet.errors import DataError
+
+
+class ArrayFile(Source):
+    """A .npy file of (N, C, H, W), (N, H, W, C) or (N, H, W), mapped into memory; or a .npz of such arrays and labels,
+    (N,) or (N, 1), by split if their names say one, as MedMNIST's train_images and train_labels do."""
+
+    def __init__(self, path: Path, files: list[Path], split: str) -> None:
+        self.name, self._path, self._split = str(path), path, split
+        self.fingerprint = file_fingerprint([path])
+        with as_data_error(path):
+            self._file: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._shapes = (
+                {"image": self._file.shape}
+                if isinstance(self._file, np.ndarray)
+                else {name: self._open(name)[1] for name in self._file.files}
+            )
+
+    @classmethod
+    def accepts(cls, path: Path, files: list[Path]) -> bool:
+        return path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES
+
+    def _open(self, name: str) -> tuple[IO[bytes], tuple[int, ...], bool, np.dtype]:
+        """An array of a .npz at its first value, with its shape, whether it is in Fortran's order, and dtype."""
+        file = self._file.zip.open(f"{name}.npy")
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        return file, *read[np.lib.format.read_magic(file)](file)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self._shapes)
+
+    def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
+        super().choose_columns(image_column, label_column, subset)
+        found = defaultdict(list)
+        for name in self.columns:
+            found[split_of_file(name)].append(name)
+        names = [image_column] if image_column else choose_split(self.name, found, self._split)
+        images = [name for name in names if len(self._shapes[name]) in (3, 4) and min(self._shapes[name]) > 0]
+        if len(images) != 1:
+            raise DataError(
+                f"{self.name} has arrays of the shapes {self._shapes}; valid: one of (N, C, H, W), (N, H, W, C) or "
+                "(N, H, W), or its name as data.image_column"
+            )
+        self._image, count = images[0], self._shapes[images[0]][0]
+        names = [label_column] if label_column else found[split_of_file(self._image)]
+        labels = [name for name in names if self._shapes[name] in ((count,), (count, 1))]
+        if label_column and not labels:
+            raise DataError(
+                f"data.label_column: {label_column!r} has the shape {self._shapes[label_column]}; valid: ({count},)"
+            )
+        self.label_column = labels[0] if len(labels) == 1 else None
+
+    def __len__(self) -> int:
+        return self._shapes[self._image][0]
+
+    def labels(self) -> Sequence[Any] | None:
+        return self.values(self.label_column) if self.label_column else None
+
+    def values(self, column: str) -> Sequence[Any]:
+        if column == self._image:
+            return super().values(column)
+        with as_data_error(self._path):
+            return load_array(ArrayCell(self._path, column)).ravel().tolist()
+
+    def image(self, row: int) -> Any:
+        return next(self.iter_images(np.array([row])))
+
+    def iter_images(self, rows: np.ndarray) -> Iterator[Any]:
+        with as_data_error(self._path):
+            if isinstance(self._file, np.ndarray):
+                yield from (np.array(self._file[row]) for row in rows)
+                return
+            file, (_, *shape), is_fortran, dtype = self._open(self._image)
+            start, size = file.tell(), math.prod(shape) * dtype.itemsize
+            if is_fortran or size > MAX_FILE_BYTES:
+                raise ValueError(f"{self._image}: valid: C order, and at most {MAX_FILE_BYTES} bytes for each image")
+            for row in rows.tolist():  # ascending, so that the file is unpacked once
+                file.seek(start + row * size)
+                yield np.frombuffer(file.read(size), dtype).reshape(shape)
