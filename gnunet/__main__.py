@@ -8,6 +8,7 @@ from importlib import import_module
 from gnunet import __doc__ as description
 from gnunet import __version__
 from gnunet.distributed.launch import die_with_parent
+from gnunet.errors import tolerate_closed_stdout
 
 COMMANDS = {
     "train": "train a U-Net, or resume its training",
@@ -17,6 +18,7 @@ COMMANDS = {
 }
 
 
+@tolerate_closed_stdout()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv

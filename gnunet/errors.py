@@ -2,10 +2,13 @@
 
 import difflib
 import errno
+import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any, TextIO
 
 
 class GnunetError(Exception):
@@ -73,6 +76,39 @@ def did_you_mean_path(path: Path) -> str:
     except OSError:
         close = []
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
+
+
+class Output:
+    """Standard output that may go away, with its terminal or with the reader of a pipe: then nothing is shown."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> None:
+        self._attempt(lambda: self._file.write(text))
+
+    def flush(self) -> None:
+        self._attempt(self._file.flush)
+
+    def _attempt(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())  # else the interpreter fails at its exit
+
+
+@contextmanager
+def tolerate_closed_stdout() -> Iterator[None]:
+    """Context in which what is printed is lost once nobody reads it, as after `gnunet train --help | head`."""
+    output = Output(sys.stdout or io.StringIO())  # None after `>&-`
+    with redirect_stdout(output):  # type: ignore[type-var]
+        try:
+            yield
+        finally:
+            output.flush()
 
 
 def run_cli(program: Callable[[], int | None]) -> int:

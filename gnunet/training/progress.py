@@ -6,10 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gnunet.errors import Output
 
 _DECODING_INTERVAL = 5  # seconds
 _LINE_INTERVAL = 30  # seconds, without a bar
@@ -17,30 +18,8 @@ _ESTIMATE_AFTER = 5  # seconds of training
 _LONG = 600  # seconds
 
 
-class _Output:
-    """Standard output that may go away, with its terminal or with the reader of a pipe: then nothing is shown."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, text: str) -> None:
-        self._attempt(lambda: self._file.write(text))
-
-    def flush(self) -> None:
-        self._attempt(self._file.flush)
-
-    def _attempt(self, function: Callable[[], object]) -> None:
-        try:
-            function()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())  # else the interpreter fails at its exit
-
-
 def _console(*, quiet: bool = False) -> Console:
-    return Console(file=_Output(sys.stdout), highlight=False, soft_wrap=True, quiet=quiet)  # type: ignore[arg-type]
+    return Console(file=Output(sys.stdout), highlight=False, soft_wrap=True, quiet=quiet)  # type: ignore[arg-type]
 
 
 def format_duration(seconds: float) -> str:

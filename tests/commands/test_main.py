@@ -24,6 +24,19 @@ def test_help_at_each_level(arguments, capsys):
     assert exit.value.code == 0 and "usage" in capsys.readouterr().out.lower()
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sample", "--help"]], ids=str)
+@pytest.mark.parametrize("closed", ["reader", "stream"])
+def test_help_that_nobody_reads(arguments, closed, monkeypatch):
+    """As in `gnunet train --help | head -1` and `gnunet train --help >&-`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output if closed == "reader" else None)
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+    assert exit.value.code == 0
+
+
 def test_version_and_unknown_command(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--version"])

@@ -86,7 +86,8 @@ class Source(ABC):
     @property
     def label_advice(self) -> str:
         """How to give a source labels."""
-        return "valid: a folder for each class, and every image in one, or a column of labels in a metadata.csv"
+        folders = "valid: a folder for each class, and every image in one, or a metadata.csv with a column of labels"
+        return f"{folders}, named by data.label_column; given {quoted(self.columns)}"
 
     def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
         """Use these columns; None leaves the choice to the source. DataError if one, or one of `subset`, is missing."""
@@ -96,8 +97,8 @@ class Source(ABC):
             given = ", ".join(f"data.{key} {name!r}{did_you_mean(name, self.columns)}" for key, name, _ in lacking)
             flags = " ".join(dict.fromkeys(f"--data.{key} {value}" for key, _, value in lacking))
             raise DataError(
-                f"{given}: no such column in {self.name}; valid: {quoted(self.columns)}; {flags} resets what a config "
-                "says of other images, and --config folder_small says nothing of them"
+                f"{given}: no such column in {self.name}; valid: {quoted(self.columns)}; if a config for other images "
+                f"sets this, {flags} resets it, or train with --config folder_small"
             )
 
     def values(self, column: str) -> Sequence[Any]:

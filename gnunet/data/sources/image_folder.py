@@ -66,7 +66,7 @@ class ImageFolder(Source):
         self.files: list[Path | None] = [file for file in images if is_read[file] and file in rows]
         self._columns = {name: [values[rows[file]] for file in self.files] for name, values in columns.items()}
         self.unreadable = [file for file in images if not is_read[file]]
-        others = [suffixes[file] for file in {*files}.difference(folders, tables)]
+        others = [suffixes[file] for file in files if file not in folders and file.name not in METADATA_FILES]
         self.unread = Counter(suffix or "no suffix" for suffix in (*map(suffixes.get, self.unreadable), *others))
         if not self.files:
             found = f"; it has {first_few(self.unreadable)}, of a format that is not read" if self.unreadable else ""

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from gnunet.data.decode import MAX_FILE_BYTES
 from gnunet.data.sources.idx import MAX_DEFLATE_RATIO
@@ -25,7 +25,7 @@ def open_zip(path: Path) -> tuple[zipfile.ZipFile, dict[Path, zipfile.ZipInfo]]:
             packed += info.compress_size
             limit = min(MAX_FILE_BYTES, MAX_DEFLATE_RATIO * info.compress_size)
             problem = (
-                "leaves the folder" if name.is_absolute() or ".." in name.parts or PureWindowsPath(str(name)).drive
+                "leaves the folder" if any(part in ("..", "/") or part.endswith(":") for part in name.parts)
                 else "is there twice" if file in members
                 else "is encrypted" if info.flag_bits & 1
                 else f"is compressed by method {info.compress_type}, not by deflate" if info.compress_type not in (0, 8)
