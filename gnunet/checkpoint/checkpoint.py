@@ -46,7 +46,7 @@ from gnunet.safe_io import MAX_JSON_BYTES, check_fits_memory, read_json
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-ADDED_LATER = ("nonfinite_examples", "normalized_by", "best", "changes")
+ADDED_LATER = ("nonfinite_examples", "normalized_by", "best", "changes", "init")
 """Fields of TrainState that the first checkpoints of this format lack."""
 BEST = "best"
 
@@ -70,13 +70,13 @@ class Best(TypedDict):
 
 
 class Change(TypedDict):
-    """A key that another value was given for when the run was resumed."""
-
     images: NonNegativeInt
-    """Images seen with the value before."""
     key: str
     before: Any
     after: Any
+
+
+"""A key that was changed when the run resumed, and the images seen with its value before."""
 
 
 @dataclass
@@ -109,6 +109,8 @@ class TrainState:
     """Empty before the first evaluation."""
     changes: list[Change] = field(default_factory=list)
     """Changes, since the run began, of keys that affect what is computed."""
+    init: dict[str, Any] = field(default_factory=dict)
+    """What train.init_from gave; empty without it."""
 
 
 _STATE: TypeAdapter[dict[str, Any]] = TypeAdapter(

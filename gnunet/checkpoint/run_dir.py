@@ -75,10 +75,6 @@ class RunLock:
             return "another process"
 
 
-def _may_change(key: str) -> bool:
-    return key in KEYS_ALLOWED_TO_CHANGE or key.startswith(KEYS_RECORDED)
-
-
 def recorded_changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The keys that a resumed run changes and that affect what it computes, each with both values."""
     keys = KEYS_RECORDED
@@ -132,7 +128,7 @@ class RunDir:
             return
         saved = from_yaml(read_text(self.config_file, MAX_YAML_BYTES), str(self.config_file))
         lines = diff_configs(saved, self.config)
-        changed = [line for line in lines if not _may_change(line.split(":")[0])]
+        changed = [line for line in lines if not line.startswith((*KEYS_ALLOWED_TO_CHANGE, *KEYS_RECORDED))]
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration; these keys differ (run_dir -> now):\n  "

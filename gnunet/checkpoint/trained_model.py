@@ -28,10 +28,10 @@ from gnunet.data.decode import as_size
 from gnunet.diffusion import (
     Process,
     make_process,
-    process_from_config,
     sample_images,
     sample_labels,
 )
+from gnunet.diffusion.factory import load_process
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
 from gnunet.models.pretrained import check_weights_match
@@ -327,20 +327,8 @@ def _load_diffusers(path: Path) -> TrainedModel:
     folder = path.resolve()
     exported = (folder.parent / "config.yaml").is_file()  # as RUN/model: the name of the run tells it from others
     return TrainedModel(
-        network=network, process=_load_process(path), size=as_size(given), channels=channels,
+        network=network, process=load_process(path), size=as_size(given), channels=channels,
         sampling=SamplingConfig(), seed=0, mixed_precision="no",
         name=f"{folder.parent.name}-{folder.name}" if exported else folder.name, class_names=names, class_counts=counts,
         condition=condition, scaling=Scaling.from_dict(values.get("scaling"), channels, metadata),
     )  # fmt: skip
-
-
-def _load_process(path: Path) -> Process:
-    """The process of the scheduler in a diffusers folder."""
-    files = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
-    if (file := next((file for file in files if file.exists()), None)) is None:
-        raise CheckpointError(f"{files[0]}: is missing")
-    settings = read_json(file)
-    try:
-        return process_from_config(settings)
-    except Exception as error:  # diffusers checks none of the values
-        raise CheckpointError(f"{file}: {error}") from None

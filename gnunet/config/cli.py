@@ -75,7 +75,9 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
     for argument in argv:
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
-            flags.append((name.replace("-", "_"), [value] if equals else []))
+            name = name.replace("-", "_")
+            key = f"train.{name}" if name in ("init_from", "init_weights") else name
+            flags.append((key, [value] if equals else []))
         elif flags:
             flags[-1][1].append(argument)
         else:

@@ -15,6 +15,7 @@ _HABITS = {
     "train.batch_size": ("batch_size", "batch", "bs", "train_batch_size"),
     "train.micro_batch_size, the images per forward pass": ("gradient_accumulation_steps", "batch_gpu"),
     "train.learning_rate": ("lr", "train_lr"),
+    "train.init_from": ("pretrained", "pretrained_model_name_or_path", "finetune", "finetune_from", "load_from"),
     "train.mixed_precision": ("fp16", "bf16", "amp", "precision"),
     "train.checkpoint_every, in images": ("checkpointing_steps", "save_every", "save_interval", "save_steps"),
     "train.trackers": ("wandb", "use_wandb", "tensorboard", "report_to", "logger"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gnunet.config.checks import check_config
+from gnunet.config.init_from import with_initial_model
 from gnunet.config.merge import ConfigSource, merge_and_validate, nest
 from gnunet.config.renamed_keys import with_new_names
 from gnunet.config.schema import Section
@@ -37,7 +38,7 @@ def load_config(
     named = [_as_source(source) for source in sources]
     if overrides:
         named.append(ConfigSource("overrides", nest(overrides.items())))
-    return merge_and_validate(Config, named, check_config)
+    return merge_and_validate(Config, with_initial_model(named), check_config)
 
 
 def _as_source(source: str | Path | Mapping[str, Any] | Config | ConfigSource) -> ConfigSource:
@@ -76,7 +77,7 @@ def from_yaml(text: str, name: str) -> Config:
         ConfigError: as `load_config`, or it has aliases or tags, which `to_yaml` never writes; `name` is the text's.
     """
     check_yaml(text, name)
-    return load_config(ConfigSource(name, with_new_names(load_yaml(text, name))))
+    return merge_and_validate(Config, [ConfigSource(name, with_new_names(load_yaml(text, name)))], check_config)
 
 
 def diff_configs(a: Config, b: Config) -> list[str]:

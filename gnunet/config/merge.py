@@ -111,20 +111,21 @@ def _merge(sections: Sections, earlier: Mapping[str, Any], later: Mapping[Any, A
     return merged
 
 
-_ABSENT = object()
+ABSENT: Any = object()
 
 
-def _get(values: Any, path: Iterable[str]) -> Any:
+def lookup(values: Any, path: Iterable[str]) -> Any:
+    """The value under the keys of `path` in nested mappings; ABSENT if there is none."""
     for name in path:
         values = {str(key): value for key, value in values.items()} if isinstance(values, Mapping) else {}
-        values = values.get(name, _ABSENT)
+        values = values.get(name, ABSENT)
     return values
 
 
 def _origin(sources: Sequence[ConfigSource], key: str) -> str:
     """The name of the last source that gives a key."""
     path = key.split(".")
-    return next((source.name for source in reversed(sources) if _get(source.values, path) is not _ABSENT), "default")
+    return next((source.name for source in reversed(sources) if lookup(source.values, path) is not ABSENT), "default")
 
 
 def _explain(root: type[Section], values: Mapping[str, Any], details: Any) -> Iterator[ConfigIssue]:
@@ -144,8 +145,8 @@ def _explain(root: type[Section], values: Mapping[str, Any], details: Any) -> It
             path, sections = (*path, str(part)), inner
             field = fields_of(sections).get(path[-1])
             inner = sections_of(field)
-    key, given = ".".join(path), _get(values, path)
-    given = None if given is _ABSENT else given
+    key, given = ".".join(path), lookup(values, path)
+    given = None if given is ABSENT else given
     if field is None:
         yield ConfigIssue(key, "unknown key", _suggest_key(root, path, sections, values))
     elif len(inner) > 1 and isinstance(given, Mapping):
@@ -173,7 +174,7 @@ def _suggest_key(root: type[Section], path: KeyPath, sections: Sections, values:
     valid = f"valid keys{where}: {', '.join(fields_of(sections))}"
     if path in keys:
         kinds = join_or(kinds_with(sections_of(keys[tuple(above)]), name))
-        return f"it belongs to kind {kinds}; with kind {_get(values, (*above, 'kind'))}, {valid}"
+        return f"it belongs to kind {kinds}; with kind {lookup(values, (*above, 'kind'))}, {valid}"
     similar = [(*above, close) for close in difflib.get_close_matches(name, fields_of(sections), 1)]
     if not similar:
         close = difflib.get_close_matches(name, [key[-1] for key in keys], 1, cutoff=0.75)

@@ -180,6 +180,12 @@ class TrainConfig(Section):
     1 / sqrt(images) from lr_decay_start on (Karras et al., 2024)."""
     lr_decay_start: PositiveInt | None = None
     """Images at which the inverse_sqrt decay starts; null is warmup_images."""
+    init_from: Text | None = None
+    """Start from the weights of a run, a checkpoint, a diffusers folder or a model of the Hugging Face hub, as far as
+    they fit. `model`, `diffusion` and data.resolution are that model's instead of those of earlier files; keys beside
+    init_from, in later files and in flags take precedence. A run that has begun does not read it again."""
+    init_weights: Literal["ema", "raw"] = "ema"
+    """Which weights of init_from: the EMA weights, or those that were being trained."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip gradients to this global norm; null is off."""
     ema_kind: Literal["power", "half_life"] = "half_life"

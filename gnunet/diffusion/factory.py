@@ -3,9 +3,11 @@
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import (
     DDPMScheduler,
     EDMDPMSolverMultistepScheduler,
@@ -14,11 +16,12 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
 )
 
-from gnunet.diffusion.ddpm import DDPM
+from gnunet.diffusion.ddpm import BETA_SCHEDULES, DDPM
 from gnunet.diffusion.edm import EDM
 from gnunet.diffusion.flow import Flow
 from gnunet.diffusion.process import Process
-from gnunet.errors import ConfigError, truncate
+from gnunet.errors import CheckpointError, ConfigError, truncate
+from gnunet.safe_io import read_json
 
 PROCESSES: dict[str, type[Process]] = {"ddpm": DDPM, "edm": EDM, "flow": Flow}
 
@@ -75,6 +78,32 @@ def process_from_config(config: Mapping[str, Any]) -> Process:
         key, given, valid = issue
         raise ConfigError(f"{name}.{key}: {given} given; valid: {valid}")
     return process
+
+
+def load_process(folder: Path) -> Process:
+    """The process of the scheduler in a diffusers folder; CheckpointError if it has none, or none that is supported."""
+    files = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    if (file := next((file for file in files if file.exists()), None)) is None:
+        raise CheckpointError(f"{files[0]}: is missing")
+    settings = read_json(file)
+    try:
+        return process_from_config(settings)
+    except Exception as error:  # diffusers checks none of the values
+        raise CheckpointError(f"{file}: {error}") from None
+
+
+def process_settings(process: Process) -> dict[str, Any]:
+    """Arguments of `make_process` for the same noise levels; ConfigError for betas that it does not make."""
+    defaults = {each.name: each.default for each in inspect.signature(type(process)).parameters.values()}
+    settings = {name: getattr(process, name, defaults[name]) for name in defaults if name != "schedule"}
+    if isinstance(process, DDPM):
+        given, names = process.schedule.config, {theirs: ours for ours, theirs in BETA_SCHEDULES.items()}
+        settings |= {"beta_start": given["beta_start"], "beta_end": given["beta_end"]}
+        settings["beta_schedule"] = names.get(given["beta_schedule"], "linear")
+        if not torch.equal(DDPM(**settings).schedule.betas, process.schedule.betas):
+            options = {key: truncate(given[key]) for key in BETA_KEYS[1:6]}
+            raise ConfigError(f"{options} given; valid: a linear or cosine (squaredcos_cap_v2) schedule of betas")
+    return {"kind": process.kind, **{name: value for name, value in settings.items() if value != defaults[name]}}
 
 
 def _make_process_of(cls: type, config: Mapping[str, Any]) -> Process:

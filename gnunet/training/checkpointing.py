@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from gnunet.checkpoint.checkpoint import (
     TrainState,
+    list_checkpoints,
     load_checkpoint,
     load_weights,
     newest_checkpoint,
@@ -30,20 +31,25 @@ from gnunet.files import atomic_write
 from gnunet.models import UNet2D
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
 from gnunet.training.curves import draw_curves
+from gnunet.training.init_from import load_initial_weights
 from gnunet.training.session import Session
 
 
 def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, str | None]:
-    """Open the run's folder and load its newest checkpoint, if any, into `session`; returns the state, and what is
-    resumed and changed as a line for the terminal.
+    """Open the run's folder and load its newest checkpoint, if any, or else train.init_from, into `session`; returns
+    the state, and what was loaded and changed as a line for the terminal.
 
     Raises:
         CheckpointError, ConfigError, DataError: the folder or the checkpoint cannot be used, or would now be trained
             on other images or with other normalization batches.
     """
     accelerator = session.accelerator
+    init: dict[str, Any] = {}
+    message: str | None = None
+    if session.config.train.init_from and run_on_main_rank(accelerator, lambda: not list_checkpoints(run.checkpoints)):
+        init, message = run_on_all_ranks(accelerator, partial(load_initial_weights, session))[0]
     run_on_main_rank(accelerator, run.open)
-    state, message = TrainState(data=session.train_set.metadata, normalized_by=session.batch_norm_scope), None
+    state = TrainState(data=session.train_set.metadata, normalized_by=session.batch_norm_scope, init=init)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
         state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)

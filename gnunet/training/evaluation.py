@@ -154,9 +154,7 @@ def update_best(state: TrainState, evaluate: EvaluateConfig, record: dict[str, A
     better = math.isfinite(value) and (best is None or (value > best if higher else value < best))
     better, value = broadcast_object_list([better, value])
     if better:
-        state.best = {"images": state.images, "metric": name, "value": value} | (
-            {"settings": settings} if settings else {}
-        )
+        state.best = {"images": state.images, "metric": name, "value": value, "settings": settings}
     return better
 
 

@@ -106,13 +106,13 @@ def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callbac
     check_extractors(config.evaluate)
     session = build_session(config, accelerator)
     check_enough_images(session)
-    state, resumed = resume_or_start(session, run)
+    state, loaded = resume_or_start(session, run)
     display = Display(images=state.images, total=session.total_images, enabled=accelerator.is_main_process)
     stop = StopSignal(display.announce)
     with stop, display:
         display.message(session.data_summary[1])
-        if resumed is not None:
-            display.message(resumed)
+        if loaded is not None:
+            display.message(loaded)
         if (warning := cpu_warning(session)) is not None:
             display.message(warning)
         try:

@@ -155,7 +155,7 @@ def test_best_checkpoint_is_kept_next_to_the_newest(monitored, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
     assert json.loads((folder / "best").read_text()) == {
-        "checkpoint": "000000056", "images": 56, "metric": "validation_loss", "value": 0.5,
+        "checkpoint": "000000056", "images": 56, "metric": "validation_loss", "value": 0.5, "settings": {},
     }  # fmt: skip
     assert is_model_path(folder / "best") and find_checkpoint(folder / "best") == folder / "000000056"
     assert load_trained_model(folder / "best").name == "run-000000056"

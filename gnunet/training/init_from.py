@@ -1,0 +1,86 @@
+"""The weights of another model as the first weights of a run (train.init_from)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from gnunet.checkpoint.trained_model import TrainedModel, load_trained_model
+from gnunet.config import ModelConfig
+from gnunet.config.init_from import local_path
+from gnunet.config.yaml_io import format_value
+from gnunet.distributed.fsdp import shard_of, to_local
+from gnunet.errors import CheckpointError, ConfigError, GnunetError, first_few
+from gnunet.models import UNet2D
+from gnunet.training.session import Session
+
+CLASSES, TIME_BIAS = "class_embedding.weight", "time_embedding.linear_2.bias"
+
+
+@torch.no_grad()
+def load_initial_weights(session: Session) -> tuple[dict[str, Any], str]:
+    """Load the weights of train.init_from into network and EMA as far as they fit, on every rank; returns what was
+    loaded as a record and as text. Raises CheckpointError or ConfigError as `load_trained_model` and `fit_weights`."""
+    train, rank = session.config.train, (session.accelerator.process_index, session.accelerator.num_processes)
+    try:
+        source = load_trained_model(local_path(str(train.init_from)), train.init_weights)
+    except GnunetError as error:
+        raise CheckpointError(f"train.init_from: {error}") from None
+    weights, fitted = fit_weights(source, session.unet, session.train_set.metadata["class_names"])
+    for into in (session.ema.model.state_dict(), session.unet.state_dict()):
+        for name in into.keys() & weights.keys():
+            rows = shard_of(weights[name], *rank) if isinstance(into[name], DTensor) else weights[name]
+            to_local(into[name]).copy_(rows)
+    new = [name for name in into if name not in weights]
+    left_out = [name for name in source.network.state_dict() if name not in into]
+    lists = {"fitted": fitted, "new": new, "left out": left_out}
+    loaded = f"initialized from {train.init_from} ({source.name}): {len(into) - len(new)} tensors"
+    text = "; ".join([loaded, *(f"{title}: {first_few(names)}" for title, names in lists.items() if names)])
+    return {"source": source.name, **lists}, text
+
+
+def fit_weights(
+    source: TrainedModel, unet: UNet2D, class_names: Sequence[str] | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of `source` for a network with other channels and classes, and what was fitted.
+
+    A grey image has the same features and output as in RGB. Conditions that the source lacks have no effect yet.
+    A class has the embedding of the source's class of that name; others, the null label and a network without classes
+    have that of its null label, or the mean over its classes. ConfigError if other tensors differ in shape.
+    """
+    weights, shapes = source.network.state_dict(), {name: value.shape for name, value in unet.state_dict().items()}
+    theirs, ours, fitted = source.network.config, unet.config, []
+    image, condition = weights["conv_in.weight"].tensor_split([theirs.out_channels], dim=1)
+    if (theirs.out_channels, ours.out_channels) in ((1, 3), (3, 1)):
+        fitted.append("grey and RGB")
+        is_grey = ours.out_channels == 1
+        image = image.sum(1, keepdim=True) if is_grey else image.expand(-1, 3, -1, -1) / 3
+        for name in ("conv_out.weight", "conv_out.bias"):
+            rows = weights[name]
+            weights[name] = rows.mean(0, keepdim=True) if is_grey else rows.repeat_interleave(3, dim=0)
+    if condition.shape[1] != (added := ours.in_channels - ours.out_channels):
+        fitted.append("condition")
+        condition = image.new_zeros(len(image), added, *image.shape[2:])
+    weights["conv_in.weight"] = torch.cat([image, condition], dim=1)
+
+    names, wanted = source.class_names or [], list(class_names or [])
+    rows = weights.pop(CLASSES, weights[TIME_BIAS].new_zeros(1, len(weights[TIME_BIAS])))
+    unlabelled = rows.mean(0) if source.null_label is None else rows[source.null_label]
+    if len(names) == len(wanted) and names == [str(number) for number in range(len(names))]:
+        names = wanted  # a diffusers folder has none
+    if CLASSES in shapes:
+        embeddings = [rows[names.index(name)] if name in names else unlabelled for name in wanted]
+        weights[CLASSES] = torch.stack([*embeddings, unlabelled])[: shapes[CLASSES][0]]
+        if names != wanted:
+            new = [name for name in wanted if name not in names]
+            fitted.append(f"classes by name, of which {len(new)} are new ({first_few(new)})")
+    else:
+        weights[TIME_BIAS] = weights[TIME_BIAS] + unlabelled
+
+    if wrong := [name for name in weights if name in shapes and weights[name].shape != shapes[name]]:
+        keys = [key for key in ModelConfig.model_fields if key != "norm" and theirs.get(key) != ours.get(key)]
+        valid = ", ".join(f"model.{key} {format_value(theirs.get(key))}" for key in keys)
+        raise ConfigError(f"train.init_from: {source.name} has other shapes of {first_few(wrong)}; valid: {valid}")
+    return weights, fitted
