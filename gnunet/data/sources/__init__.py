@@ -50,7 +50,8 @@ def _open_path(path: Path, split: str) -> Source | None:
         return None
     files = visible_files(path) if path.is_dir() else [path]
     images = [file for file in files if is_image_name(file)]
-    candidates = [file for file in files if file.name not in METADATA_FILES] if images else files
+    described = images or [file for file in files if file.suffix.lower() in ARRAY_SUFFIXES]
+    candidates = [file for file in files if file.name not in METADATA_FILES] if described else files
     for cls in SOURCES:
         if cls.accepts(path, candidates):
             if path.is_dir() and cls is not ImageFolder and images:

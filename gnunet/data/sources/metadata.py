@@ -72,6 +72,8 @@ def _read_table(file: Path, content: bytes, images: Collection[Path]) -> dict[st
         # In one block, since the first decides the types of columns.
         options = pa.csv.ReadOptions(block_size=len(content) + 1), pa.csv.ParseOptions(newlines_in_values=True)
         cells = pa.csv.read_csv(pa.BufferReader(content), *options)
+        if any(map(pa.types.is_binary, cells.schema.types)):
+            raise ValueError("it is not encoded as UTF-8")
         names, num_rows, values = cells.column_names, cells.num_rows, lambda name: cells[name].to_pylist()
     elif file.suffix == ".parquet":
         parquet = pq.ParquetFile(pa.BufferReader(content))
@@ -85,9 +87,7 @@ def _read_table(file: Path, content: bytes, images: Collection[Path]) -> dict[st
             return {}
         names, num_rows = list(dict.fromkeys(key for row in rows for key in row)), len(rows)
         values = lambda name: [row.get(name) for row in rows]  # noqa: E731
-    if not (
-        0 < num_rows <= len(images) and num_rows * len(names) <= MAX_METADATA_BYTES and len({*names}) == len(names)
-    ):
+    if not 0 < num_rows * len(names) <= MAX_METADATA_BYTES or num_rows > len(images) or len({*names}) < len(names):
         raise ValueError(f"{num_rows} rows of {quoted(names)}; valid: at most {len(images)}, and each column once")
     kinds = (str, int, float, list, type(None))
     return {name: [None if v == "" else v if isinstance(v, kinds) else str(v) for v in values(name)] for name in names}

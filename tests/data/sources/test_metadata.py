@@ -1,6 +1,7 @@
 import json
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -91,6 +92,8 @@ def test_further_files(folder, write_images, load, greys):
         ("metadata.jsonl", '{"file_name": "a/1.png"}\n[1]\n', "metadata.jsonl.*row 2.*JSON object"),
         ("metadata.jsonl", '{"file_name": "a/1.png"}\n{"x": 1}\n', "metadata.jsonl row 2.*None is not"),
         ("metadata.jsonl", '{"file_name": "a/1.png"}\n{"file_name": 5}\n', "metadata.jsonl row 2.* 5 is not"),
+        ("metadata.csv", b"file_name,x\na/1.png,\xe9\n", "metadata.csv.*UTF-8"),
+        ("metadata.jsonl", "{}\n", "metadata.jsonl.*1 rows"),
         ("metadata.jsonl", "[" * 10**6, "metadata.jsonl.*row 1"),
         ("metadata.jsonl", '{"file_name": "a/1.png"}\n' * 4, "metadata.jsonl.*4 rows"),
         ("metadata.parquet", "PAR1", "metadata.parquet"),
@@ -101,9 +104,27 @@ def test_further_files(folder, write_images, load, greys):
 def test_errors_name_file_and_row(folder, load, name, content, message):
     (folder / "notes.txt").write_text("")
     (folder.parent / "secret.png").write_bytes((folder / "a" / "1.png").read_bytes())
-    (folder / name).write_text(content)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         load(folder)
+
+
+def test_values_are_text_numbers_and_booleans(folder):
+    names = [row["file_name"] for row in ROWS]
+    day = pa.array([0, 1, None], pa.timestamp("s"))
+    kind = pa.array(["b", "a", "b"]).dictionary_encode()
+    table = pa.table({"file_name": names, "kind": kind, "day": day, "box": [{"x": 1}] * 3})
+    pq.write_table(table, folder / "metadata.parquet")
+    source = open_source(str(folder), "train")
+    assert (source.columns, source.values("kind")) == (["image", "kind", "day", "label"], ["a", "b", "b"])
+    assert source.values("day") == ["1970-01-01 00:00:01", "1970-01-01 00:00:00", None]
+
+
+def test_metadata_of_arrays(tmp_path):
+    for i in range(2):
+        np.save(tmp_path / f"{i}.npy", np.zeros((8, 8, 2), np.float32))
+    write_rows(tmp_path / "metadata.parquet", [{"file_name": f"{1 - i}.npy", "label": "ab"[i]} for i in range(2)])
+    assert open_source(str(tmp_path), "train").labels() == ["b", "a"]
 
 
 def test_hostile_metadata(folder, load, monkeypatch):
