@@ -55,8 +55,8 @@ class DataConfig(Section):
 
     source: Text = "noto_emoji"
     """`noto_emoji` (embedded), a folder or .zip of images (class subfolders give labels, metadata.csv or EDM's
-    dataset.json columns), a folder of idx files (MNIST's format), a local .parquet or .arrow file or folder of them, or
-    a Hugging Face hub name."""
+    dataset.json columns) or of .npy or .npz arrays, one such array of all, a folder of idx files (MNIST's format), a
+    local .parquet or .arrow file or folder of them, or a Hugging Face hub name."""
     split: Text = "train"
     """Split to use if the source has several, by the names of folders or files. With all, no folder of images counts as
     a split."""
