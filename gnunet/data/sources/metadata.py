@@ -34,17 +34,19 @@ def read_metadata(contents: Mapping[Path, bytes], images: Collection[Path]) -> d
     for file, content in contents.items():
         with as_data_error(file):
             table = _read_table(file, content, images)
+        if not table:
+            continue
         named = [name for name in table if name == _FILE_NAME or name.endswith(f"_{_FILE_NAME}")]
         key = key or (named[0] if named and _FILE_NAME not in named else _FILE_NAME)
-        if table and key not in table:
+        if key not in table:
             raise DataError(f"{file}: no column {key!r}{did_you_mean(key, [*table])}, but {quoted([*table])}")
-        for name in dict.fromkeys([key, *table] if table else ()):
+        for name in dict.fromkeys([key, *table]):
             values, column = table[name], name
             if name in named:
                 column = name.removesuffix(_FILE_NAME).removesuffix("_") or "image"
                 values = _find_images(file, name, values, images, seen if name == key else None)
             columns.setdefault(column, [None] * num_rows).extend(values)
-        num_rows = max(map(len, columns.values()), default=0)
+        num_rows += len(table[key])
         for values in columns.values():
             values += [None] * (num_rows - len(values))
     return columns

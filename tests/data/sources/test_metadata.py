@@ -70,6 +70,7 @@ def test_further_files(folder, write_images, load, greys):
     with pytest.raises(DataError, match=r"belongs to .*b/3.png"):
         load(folder, image_column="mask")
     write_rows(folder / "metadata.jsonl", [{"mask_file_name": row["file_name"]} for row in ROWS])
+    (folder / "dataset.json").write_text('{"name": "of another program"}')
     assert greys(load(folder, on_error="skip")) == [1, 2, 3]
 
 
