@@ -10,6 +10,7 @@ from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import check_integer
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_image, open_image, upright_size
+from gnunet.data.decode_pairs import decode_classes
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
 from gnunet.evaluation.image_files import GRID, image_files
 from gnunet.training.session import RunData, load_run_data
@@ -80,8 +81,10 @@ def read_conditions(folder: str | Path, condition: Condition, model: TrainedMode
     stored = []
     for file in files:
         is_small = condition.kind == "low_resolution" and _size(file) == small
-        picture = _decode(file, model, small if is_small else model.size, model.channels)
-        stored.append(picture if is_small else condition.store(picture[None], ())[0])
+        is_stored = is_small or condition.kind == "paired"
+        channels = condition.channels if condition.kind == "paired" else model.channels
+        picture = _decode(file, model, small if is_small else model.size, channels, condition.num_classes)
+        stored.append(picture if is_stored else condition.store(picture[None])[0])
     return np.stack(stored)
 
 
@@ -119,10 +122,15 @@ def _size(file: Path) -> tuple[int, int]:
         raise DataError(f"{file} cannot be decoded: {error}") from None
 
 
-def _decode(file: Path, model: TrainedModel, size: tuple[int, int], channels: int) -> np.ndarray:
+def _decode(
+    file: Path, model: TrainedModel, size: tuple[int, int], channels: int, classes: int | None = None
+) -> np.ndarray:
     if not model.scaling.is_pictures:
         raise ConfigError(f"{file}: given, but {model.name} samples arrays; valid: what its own run conditions on")
+    resize = model.config.data.resize if model.config else "crop"
     try:
-        return decode_image(file, size, channels, model.config.data.resize if model.config else "crop")
+        if classes is not None:
+            return decode_classes(file, size, classes, resize)
+        return decode_image(file, size, channels, resize)
     except Exception as error:
         raise DataError(f"{file} cannot be decoded: {error}") from None

@@ -121,9 +121,13 @@ def _check_condition(config: Config) -> Iterator[ConfigIssue]:
     if condition.kind == "low_resolution" and side % condition.factor:
         valid = f"{join_or(_divisors(side)[1:])}, which divide data.resolution {config.data.resolution}"
         yield ConfigIssue.of("data.condition.factor", condition.factor, valid)
-    if condition.kind == "grey" and (channels < 3 or config.data.normalization != "pixels"):
+    if condition.kind == "paired" and (condition.folder is None) == (condition.column is None):
+        given = f"folder {condition.folder} and column {condition.column}"
+        yield ConfigIssue.of("data.condition", given, "a folder or a column for kind paired, null for the other")
+    of_arrays = config.data.normalization != "pixels"
+    if (condition.kind == "grey" and (channels < 3 or of_arrays)) or (condition.kind == "paired" and of_arrays):
         valid = f"another with model.in_channels {channels} and data.normalization {config.data.normalization}"
-        yield ConfigIssue.of("data.condition.kind", "grey", valid)
+        yield ConfigIssue.of("data.condition.kind", condition.kind, valid)
 
 
 def _check_attention(config: Config) -> Iterator[ConfigIssue]:

@@ -50,6 +50,22 @@ class GreyConfig(Section):
     """What the network sees besides the noisy image."""
 
 
+class PairedConfig(Section):
+    """A second image for each image, flipped with it: a picture, or a class for each pixel."""
+
+    kind: Literal["paired"] = "paired"
+    """What the network sees besides the noisy image."""
+    folder: Text | None = None
+    """Folder in which each image of data.source has its partner, with the same relative name but for the suffix."""
+    column: Text | None = None
+    """Column of data.source with the partners."""
+    channels: Literal[1, 3] | None = None
+    """Channels of the partners; null is model.in_channels."""
+    num_classes: int | None = Field(None, ge=2, le=256)
+    """Partners are maps of the classes 0 to num_classes - 1, grey values or indices of a palette; the network sees a
+    channel for each class. null is pictures."""
+
+
 class DataConfig(Section):
     """Where the images come from and how they are prepared."""
 
@@ -81,7 +97,7 @@ class DataConfig(Section):
     """Train on the class labels."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of replacing a label by the null label, as classifier-free guidance needs, if class_conditional."""
-    condition: LowResolutionConfig | MaskConfig | GreyConfig | None = Field(None, discriminator="kind")
+    condition: LowResolutionConfig | MaskConfig | GreyConfig | PairedConfig | None = Field(None, discriminator="kind")
     """What the network sees besides the noisy image, concatenated to its input; null is nothing."""
     condition_dropout: float = Field(0.0, ge=0, lt=1)
     """Probability of replacing the condition by zeros, as guidance needs. One draw decides for label and condition: at

@@ -8,11 +8,13 @@ from gnunet.config.sections import Config, DataConfig, DDPMConfig, EDMConfig, Fl
 
 def image_kwargs(data: DataConfig) -> dict[str, Any]:
     """Keyword arguments of `gnunet.data.load_images`, except channels."""
+    condition = data.condition
+    pairs = condition.model_dump(exclude={"kind"}) if condition is not None and condition.kind == "paired" else None
     keys = (
         "source", "split", "image_column", "label_column", "subset", "resolution", "resize", "normalization",
         "class_conditional", "on_error", "cache_dir",
     )  # fmt: skip
-    return {key: getattr(data, key) for key in keys}
+    return {**{key: getattr(data, key) for key in keys}, "pairs": pairs}
 
 
 def condition_kwargs(config: Config) -> dict[str, Any] | None:
@@ -20,8 +22,10 @@ def condition_kwargs(config: Config) -> dict[str, Any] | None:
     condition, channels = config.data.condition, config.model.in_channels
     if condition is None:
         return None
-    added = {"low_resolution": channels, "mask": channels + 1, "grey": 1}[condition.kind]
-    return {**condition.model_dump(), "channels": added, "can_drop": config.data.condition_dropout > 0}
+    values = condition.model_dump(exclude={"folder", "column"})
+    own = values.get("num_classes") or values.get("channels")
+    added = own or {"mask": channels + 1, "grey": 1}.get(condition.kind, channels)
+    return {**values, "channels": added, "can_drop": config.data.condition_dropout > 0}
 
 
 def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:

@@ -17,10 +17,12 @@ import PIL
 from filelock import FileLock
 
 from gnunet.data import decode
+from gnunet.data.decode_pairs import Pair
 from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, content_fingerprint, map_images
 from gnunet.data.decoder_processes import Decoders
 from gnunet.data.rows import read_labels, select_rows
 from gnunet.data.sources import Source, open_source
+from gnunet.data.sources.pairs import PairedSource
 from gnunet.environment import num_cpus
 from gnunet.errors import CheckpointError, DataError, first_few
 from gnunet.files import atomic_directory
@@ -46,6 +48,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     subset: Mapping[str, Any] | None = None,
+    pairs: Mapping[str, Any] | None = None,
     on_error: str = "raise",
     class_conditional: bool = False,
     cache_dir: str | None = None,
@@ -62,6 +65,8 @@ def load_images(
         source, split, image_column, label_column, subset, resolution, resize, normalization, on_error: as the keys
             of `data`.
         channels: of pictures 1 (grey), 3 (RGB) or 4 (RGBA); of arrays as many as they have.
+        pairs: folder, column, channels (None as of the images) and num_classes of `PairedSource`, for a partner of each
+            image; None for none.
         class_conditional: require labels.
         progress: called with (images done, images in all) while decoding.
 
@@ -77,7 +82,10 @@ def load_images(
             f"metadata, beside {len(opened)}: {first_few(opened.unreadable)}; convert or remove them, or set "
             "data.on_error to skip"
         )
-    size = decode.as_size(resolution)
+    size, pair_channels = decode.as_size(resolution), 0
+    if pairs is not None:
+        pairs = {**pairs, "channels": 1 if pairs["num_classes"] else pairs["channels"] or channels}
+        opened, pair_channels = PairedSource(opened, **pairs), pairs["channels"]
     decides_pixels = {
         "version": decode.VERSION, "pillow": PIL.__version__, "source": opened.fingerprint, "split": split,
         "image_column": image_column, "label_column": label_column, "subset": dict(subset or {}),
@@ -87,6 +95,8 @@ def load_images(
         decides_pixels["resize"] = resize
     if normalization != "pixels":
         decides_pixels["normalization"] = normalization
+    if pairs is not None:
+        decides_pixels["pairs"] = pairs
     key = hashlib.sha256(json.dumps(decides_pixels, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder(cache_dir) / f"images-{key}"
     try:
@@ -97,7 +107,18 @@ def load_images(
                     rows = select_rows(opened, subset or {})
                     labels = _find_labels(opened, rows, are_required=label_column is not None)
                     with atomic_directory(folder) as temporary:
-                        _build(temporary, opened, rows, *labels, progress, size, channels, resize, normalization)
+                        _build(
+                            temporary,
+                            opened,
+                            rows,
+                            *labels,
+                            progress,
+                            pair_channels,
+                            size,
+                            channels,
+                            resize,
+                            normalization,
+                        )
                     images = _read_cache(folder)
         if images is None:
             raise OSError(f"{folder} cannot be read back")
@@ -142,14 +163,15 @@ def _read_cache(folder: Path) -> DecodedImages | None:
     try:
         metadata = json.loads((folder / METADATA_FILE).read_text())
         shape = tuple(metadata["shape"])
-        scaling = Scaling.from_dict(metadata.get("scaling"), shape[-1], folder)
-        images = map_images(folder, shape, scaling.dtype)
+        added = metadata.get("pair_channels", 0)
+        scaling = Scaling.from_dict(metadata.get("scaling"), shape[-1] - added, folder)
+        images, pairs = map_images(folder, shape, scaling.dtype, added)
         labels = np.fromfile(folder / LABELS_FILE, np.int64) if metadata["has_labels"] else None
         if labels is not None and len(labels) != len(images):
             return None
         return DecodedImages(
             images, labels, tuple(metadata["class_names"]), metadata["fingerprint"], metadata["skipped"],
-            tuple(metadata["broken"]), folder, scaling=scaling,
+            tuple(metadata["broken"]), folder, scaling=scaling, pairs=pairs,
         )  # fmt: skip
     except (CheckpointError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -173,6 +195,7 @@ def _build(
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
     progress: Callable[[int, int], None] | None,
+    pair_channels: int,
     size: tuple[int, int],
     channels: int,
     resize: str,
@@ -199,12 +222,12 @@ def _build(
                 progress(i + 1, len(rows))
     if not is_valid.any():
         raise DataError(f"{source.name} has no usable image: {'; '.join(broken[:MAX_REPORTED])}")
-    shape = (int(is_valid.sum()), *size, channels)
+    shape = (int(is_valid.sum()), *size, channels + pair_channels)
     if formats:
         suffix, file_dtype, axes = formats.pop()
         if formats:  # of several kinds, in one that holds the values of all
             suffix, file_dtype = ".npy", np.result_type(file_dtype, *(dtype for _, dtype, _ in formats)).name
-        array = map_images(folder, shape, np.float32)
+        array, _ = map_images(folder, shape, np.float32)
         scaling = Scaling.fit(array, normalization, suffix=suffix, file_dtype=file_dtype, axes=axes)
     if labels is not None:
         occurring, labels = np.unique(labels[is_valid], return_inverse=True)
@@ -218,6 +241,7 @@ def _build(
         "skipped": len(broken),
         "broken": broken[:MAX_REPORTED],
         "source": source.name,
+        **({"pair_channels": pair_channels} if pair_channels else {}),
         **({} if scaling.is_pictures else {"scaling": scaling.as_dict()}),
     }
     (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
@@ -246,5 +270,7 @@ def _decode_all(images: Iterator[Any], size: tuple[int, int], channels: int, *se
 
 
 def _file_size(image: Any) -> int:
+    if isinstance(image, Pair):
+        return _file_size(image.image) + _file_size(image.other)
     content = image.get("bytes") if isinstance(image, dict) else image
     return len(content) if isinstance(content, bytes) else getattr(content, "nbytes", 0)

@@ -29,6 +29,7 @@ class Condition:
     mask: the image and 255 where it is known, 0 elsewhere, (H, W, C + 1). The network sees the image, 0 (in its values)
         where it is not known, and a mask of 1 and 0.
     grey: the luma, (H, W, 1).
+    paired: the partner, (H, W, channels), or the classes in it, (H, W, 1), of which the network sees a channel each.
     """
 
     kind: str
@@ -37,14 +38,19 @@ class Condition:
     can_drop: bool = False
     """Whether training drops conditions, as guidance needs. A dropped condition is 0 in the network's values."""
     factor: int = 1
+    num_classes: int | None = None
 
     @classmethod
     def of(cls, kwargs: Mapping[str, Any] | None) -> "Condition | None":
         """The condition of these arguments; None for None."""
         return None if kwargs is None else cls(**kwargs)
 
-    def store(self, images: np.ndarray, random: Iterable[Generator]) -> np.ndarray:
-        """The conditions of images (n, H, W, C); `random` has a generator for each, of which masks are drawn."""
+    def store(
+        self, images: np.ndarray, random: Iterable[Generator] = (), pairs: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The conditions of images (n, H, W, C), whose partners are `pairs`; `random` has a generator for each mask."""
+        if pairs is not None:
+            return pairs
         n, height, width, channels = images.shape
         if self.kind == "mask":
             known = np.stack([255 * ~draw_mask(each, height, width) for each in random]).astype(images.dtype)
@@ -60,6 +66,8 @@ class Condition:
         if self.kind == "mask":
             known = (stored[:, -1:] > 0).float()
             return torch.cat([to_network(stored[:, :-1]) * known, known], dim=1)
+        if self.num_classes is not None:
+            return F.one_hot(stored[:, 0].long(), self.num_classes).permute(0, 3, 1, 2).float()
         x = to_network(stored)
         return x if x.shape[2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bicubic")
 
@@ -107,7 +115,8 @@ class SampleConditions:
             return np.ascontiguousarray(table.images[rows[entries]])
 
         def store(entries: np.ndarray) -> np.ndarray:
-            return condition.store(images(entries), (masks.at(int(entry)) for entry in entries))
+            random = (masks.at(int(entry)) for entry in entries)
+            return condition.store(images(entries), random, table.pairs_of(rows[entries]))
 
         digest = hashlib.sha256(table.fingerprint.encode() + rows.tobytes()).hexdigest()
         return cls(condition, len(rows), store, digest, images, None if labels is None else labels[rows])

@@ -63,9 +63,10 @@ class TrainingDataset(Dataset):
         """
         random = self._rng.examples(indices)
         rows = self.rows[random.rows]
-        images = np.asarray(self.table.images[rows])
+        images, pairs = np.ascontiguousarray(self.table.images[rows]), self.table.pairs_of(rows)
         if self.flip:
-            images[random.flip] = images[random.flip, :, ::-1]
+            for each in (images,) if pairs is None else (images, pairs):
+                each[random.flip] = each[random.flip, :, ::-1]
         noise = np.empty(images.shape, np.float32)
         self._rng.fill_noise(indices, noise)
         batch = {
@@ -80,7 +81,7 @@ class TrainingDataset(Dataset):
                 labels = np.where(random.drop < self.label_dropout, self.null_label, labels)
             batch["labels"] = torch.from_numpy(labels)
         if self.condition is not None:
-            stored = self.condition.store(images, map(self._masks.at, indices))
+            stored = self.condition.store(images, map(self._masks.at, indices), pairs)
             batch["condition"] = channels_last(stored)
             if self.condition_dropout:
                 batch["condition_drop"] = torch.from_numpy(random.drop < self.condition_dropout)

@@ -27,6 +27,7 @@ MAX_SCANNED_PIXELS = 2**31
 MAX_FILE_BYTES = 2**30
 """Largest file, more than the largest image takes without compression."""
 
+LANCZOS = Image.Resampling.LANCZOS
 Image.init()
 _OR_ARRAYS = "or any numbers with data.normalization range or mean_std"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -76,9 +77,7 @@ def decode_image(
         return decode_array(cell, resolution, channels, resize, max_pixels)
     size = as_size(resolution)
     with open_image(cell) as image:
-        _check_limits(image)
-        if image.width * image.height > max_pixels:
-            raise LargeImage
+        check_limits(image, max_pixels)
         pixels = RESIZE[resize](_convert(image, channels), *size)
     return np.asarray(pixels).reshape(*size, channels)
 
@@ -136,9 +135,7 @@ def read_values(cell: Any, channels: int, max_pixels: int = MAX_PIXELS) -> tuple
 
 def _read_image(image: Image.Image, channels: int, max_pixels: int) -> np.ndarray:
     """An opened image as numbers (H, W, C)."""
-    _check_limits(image)
-    if image.width * image.height > max_pixels:
-        raise LargeImage
+    check_limits(image, max_pixels)
     pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     if pages > 1 or image.mode[0] in "IF":
         if pages != channels:
@@ -183,8 +180,9 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size if turned else image.size[::-1]
 
 
-def _check_limits(image: Image.Image) -> None:
-    """Raise ValueError for what an opened file's header says would take very long or very much memory to decode."""
+def check_limits(image: Image.Image, max_pixels: int) -> None:
+    """Raise ValueError for what an opened file's header says would take very long or very much memory to decode, and
+    LargeImage for more than max_pixels."""
     # A TIFF's tiles may be larger than the image, and are decoded entirely.
     tile = [int(getattr(image, "tag_v2", {}).get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
     in_python = any(decoder[0] in Image.DECODERS for decoder in getattr(image, "tile", ()))
@@ -201,6 +199,8 @@ def _check_limits(image: Image.Image) -> None:
         # Few files have so many of these two bytes; to look at every marker would take a tenth of the decoding.
         if jpeg.count(b"\xff\xda") > allowed and (scans := _count_scans(jpeg)) > allowed:
             raise ValueError(f"{scans} scans of {image.width} x {image.height} pixels exceed the limit")
+    if image.width * image.height > max_pixels:
+        raise LargeImage
 
 
 def _count_scans(jpeg: bytes) -> int:
@@ -275,7 +275,7 @@ def _scale_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8))
 
 
-def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
+def _crop(image: Image.Image, height: int, width: int, resample: int = LANCZOS) -> Image.Image:
     """Resize until both sides are covered, one of them exactly, and crop the centre."""
     target, side = min((width, image.width), (height, image.height), key=lambda pair: pair[1] / pair[0])
     wide, high = (round(length * target / side) for length in image.size)
@@ -286,20 +286,20 @@ def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
     # Only the crop is computed: up to rounding what resizing the whole image gives, in bounded memory.
     x_scale, y_scale = image.width / wide, image.height / high
     box = (left * x_scale, top * y_scale, (left + width) * x_scale, (top + height) * y_scale)
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return image.resize((width, height), resample, box=box)
 
 
-def _pad(image: Image.Image, height: int, width: int) -> Image.Image:
+def _pad(image: Image.Image, height: int, width: int, resample: int = LANCZOS) -> Image.Image:
     """Resize to fit inside, one side exactly, and centre on white, or on the mean of a channel of numbers."""
     scale = min(width / image.width, height / image.height)
     wide, high = (max(1, round(side * scale)) for side in image.size)
-    colour = float(np.mean(image)) if image.mode == "F" else "white"
+    colour = float(np.mean(image)) if image.mode == "F" else "white" if resample == LANCZOS else 0
     canvas = Image.new(image.mode, (width, height), colour)
-    canvas.paste(image.resize((wide, high), Image.Resampling.LANCZOS), ((width - wide) // 2, (height - high) // 2))
+    canvas.paste(image.resize((wide, high), resample), ((width - wide) // 2, (height - high) // 2))
     return canvas
 
 
-def _check_size(image: Image.Image, height: int, width: int) -> Image.Image:
+def _check_size(image: Image.Image, height: int, width: int, resample: int = LANCZOS) -> Image.Image:
     if image.size != (width, height):
         given = f"{image.width} x {image.height} pixels"
         raise ValueError(f"{given}; valid with data.resize none: {width} x {height}, width x height")

@@ -28,6 +28,7 @@ class DecodedImages:
     folder: Path | None = None  # the cache that the images are mapped from; None if they are in memory
     unread: Mapping[str, int] = field(default_factory=dict)  # other files in the source's folder, by suffix
     scaling: Scaling = PICTURES  # between these values and the network's
+    pairs: np.ndarray | None = None  # uint8 (n, H, W, channels), a partner for each image; None if there are none
 
     @classmethod
     def from_arrays(
@@ -60,26 +61,38 @@ class DecodedImages:
         pictures = self.scaling.to_pictures(self.images[rows.ravel()])
         return pictures.reshape(*rows.shape, *pictures.shape[1:])
 
+    def pairs_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """A copy of the partners of these rows' images."""
+        return None if self.pairs is None else np.ascontiguousarray(self.pairs[rows])
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     def __getstate__(self) -> dict[str, Any]:
         # Mapped images are pickled as their path, so that loader workers map them too.
-        return self.__dict__ | ({} if self.folder is None else {"images": (self.images.shape, self.images.dtype)})
+        if self.folder is None:
+            return self.__dict__
+        added = 0 if self.pairs is None else self.pairs.shape[-1]
+        shape = (*self.images.shape[:-1], self.images.shape[-1] + added)
+        return self.__dict__ | {"images": (shape, self.images.dtype, added), "pairs": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if (folder := state["folder"]) is not None:
-            state["images"] = map_images(folder, *state["images"])
+            state["images"], state["pairs"] = map_images(folder, *state["images"])
         self.__dict__.update(state)
 
 
-def map_images(folder: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Map a cache's images into memory, read-only; ValueError if the file does not have this shape and dtype."""
+def map_images(
+    folder: Path, shape: tuple[int, ...], dtype: Any, pair_channels: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Map a cache's images into memory, read-only, and their partners, which are its last channels; ValueError if the
+    file does not have this shape and dtype."""
     file = folder / IMAGES_FILE
     if len(shape) != 4 or file.stat().st_size != math.prod(shape) * np.dtype(dtype).itemsize:
         raise ValueError(f"{file} does not hold {dtype} images of shape {shape}")
-    return np.memmap(file, dtype, "r", shape=shape)
+    images = np.memmap(file, dtype, "r", shape=shape)
+    return (images[..., :-pair_channels], images[..., -pair_channels:]) if pair_channels else (images, None)
 
 
 def content_fingerprint(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gnunet.data import decode
+from gnunet.data.decode_pairs import decode_pair
 
 MAX_SECONDS = 30
 """CPU time for one image; the slowest within the limits of decode.py take a few seconds."""
@@ -59,7 +60,7 @@ class Decoders:
         memory than MAX_BYTES."""
         process = self._take_process()
         if process is None:
-            return decode.decode_image(*image)
+            return decode_pair(*image)
         try:
             pixels = process.decode(*image, LARGE_IMAGE_PIXELS)
             if pixels is None:
@@ -154,7 +155,7 @@ def _serve(pipe: Connection) -> None:
 
 def _decode(arguments: Sequence[Any]) -> np.ndarray | str | None:
     try:
-        return decode.decode_image(*arguments[:-1], max_pixels=arguments[-1])
+        return decode_pair(*arguments[:-1], max_pixels=arguments[-1])
     except decode.LargeImage:
         return None
     except MemoryError as error:

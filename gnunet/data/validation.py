@@ -74,7 +74,7 @@ class ValidationSet:
         """
         chosen = np.asarray(indices, np.int64)
         rows = self.rows[chosen]
-        images = np.asarray(self.table.images[rows])
+        images = np.ascontiguousarray(self.table.images[rows])
         noise = np.empty(images.shape, np.float32)
         for index, out in zip(indices, noise, strict=True):
             stream = self._stream.at(index)
@@ -89,7 +89,8 @@ class ValidationSet:
         if self.table.labels is not None:
             batch["labels"] = torch.from_numpy(self.table.labels[rows])
         if self.condition is not None:
-            batch["condition"] = channels_last(self.condition.store(images, map(self._masks.at, indices)))
+            stored = self.condition.store(images, map(self._masks.at, indices), self.table.pairs_of(rows))
+            batch["condition"] = channels_last(stored)
         return batch
 
     @cached_property

@@ -187,5 +187,7 @@ def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -
         load_weights(checkpoint, "ema", ema)
     data, condition = session.config.data, None
     if data.condition is not None:
-        condition = data.model_dump(include={"condition": True, "condition_dropout": True})
+        condition = data.model_dump(
+            include={"condition", "condition_dropout"}, exclude={"condition": {"folder", "column"}}
+        )
     export_model(run.model, ema, session.process, images=state.images, data=state.data, condition=condition)
