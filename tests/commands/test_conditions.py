@@ -104,6 +104,24 @@ def test_grey_with_statistics_of_batches_and_without_classes(tiny, tmp_path):
     assert gnunet.sample(tmp_path / "run", 2, num_inference_steps=2).shape == (2, 16, 16, 3)
 
 
+def test_maps_of_classes_beside_the_images(tiny, tmp_path, images):
+    maps = tmp_path / "maps"
+    for file in images.rglob("*.png"):
+        (maps / file.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(Image.open(file).convert("L")) // 86).save(maps / file.parent.name / file.name)
+    flags = ["--data.condition", f"{{kind: paired, folder: {maps}, num_classes: 3}}", "--data.num_workers", "1"]
+    fit(tiny("run", *SHORT, *flags))
+    run = tmp_path / "run"
+    assert load_trained_model(run / "model").condition.channels == 3
+    assert str(maps) not in (run / "model/gnunet.json").read_text()
+    assert gnunet.sample(run, 2).shape == (2, 16, 16, 3)
+    one = gnunet.sample(run, 2, conditions=maps / "dark", classes=["dark"])
+    assert np.array_equal(one, gnunet.sample(run / "model", 2, conditions=maps / "dark", classes=["dark"],
+                                             num_inference_steps=4, batch_size=4))  # fmt: skip
+    with pytest.raises(DataError, match="map of classes"):
+        gnunet.sample(run, 2, conditions=images / "dark")
+
+
 def picture(path, size=(16, 16), value=0):
     path.parent.mkdir(exist_ok=True)
     Image.new("L", size, value).save(path)

@@ -35,7 +35,7 @@ class PairedSource:
                 hint = f"{did_you_mean(column, source.columns)}; valid: {quoted(source.columns)}"
                 raise DataError(f"data.condition.column: {source.name} has no column {column!r}{hint}")
             self._others, self._rows = copy(source), None
-            self._others.choose_columns(column, None)
+            self._others.choose_columns(image_column=column)
         else:
             self._others = open_source(folder, ALL)
             if not isinstance(source, ImageFolder) or not isinstance(self._others, ImageFolder):
