@@ -63,7 +63,7 @@ def atomic_directory(path: Path, *, keep_others: bool = False) -> Iterator[Path]
             if entry.is_file() and entry.stat().st_mode & 0o777 != mode:
                 entry.chmod(mode)  # safetensors creates files for their owner alone
         if keep_others and path.is_dir():
-            _link_others(path, temporary)
+            link_missing(path, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -80,13 +80,13 @@ def atomic_directory(path: Path, *, keep_others: bool = False) -> Iterator[Path]
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _link_others(old: Path, new: Path) -> None:
+def link_missing(old: Path, new: Path) -> None:
     """Link in `new` what only `old` has."""
     for entry in os.scandir(old):
         target = new / entry.name
         if entry.is_dir(follow_symlinks=False):
             target.mkdir(exist_ok=True)
-            _link_others(Path(entry.path), target)
+            link_missing(Path(entry.path), target)
         elif target.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), entry.path)
         elif not os.path.lexists(target):

@@ -27,6 +27,8 @@ class StreamKey(IntEnum):
     DROPOUT = 9  # index: first example of a micro-batch
     MASK = 10  # index: example; the part of an image that its condition leaves out
     FIXED_MASK = 11  # index: example of the validation set, or condition to sample from
+    LATENT = 12  # index: example; where in its autoencoder's distribution its latents are
+    FIXED_LATENT = 13  # index: example of the validation set
 
 
 class Stream:

@@ -14,14 +14,15 @@ from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.config import Config, changed_keys, diff_configs, from_yaml, to_yaml
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.files import atomic_write
+from gnunet.models.autoencoder import Autoencoder, load_autoencoder
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
 
 KEYS_ALLOWED_TO_CHANGE = (
     "run_dir", "data.source", "data.split", "data.image_column", "data.label_column", "data.subset", "data.on_error",
-    "data.num_workers", "data.cache_dir", "model.activation_checkpointing", "train.micro_batch_size",
-    "train.cuda_graph", "train.total_images", "train.log_every", "train.validate_every", "train.sample_every",
-    "train.checkpoint_every", "train.keep_checkpoints", "train.max_nonfinite_steps", "train.timeout", "train.trackers",
-    "validation.batch_size",
+    "data.num_workers", "data.cache_dir", "data.autoencoder", "model.activation_checkpointing",
+    "train.micro_batch_size", "train.cuda_graph", "train.total_images", "train.log_every", "train.validate_every",
+    "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_nonfinite_steps",
+    "train.timeout", "train.trackers", "validation.batch_size",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they affect paths, speed, memory, the run's length and when things are
 written, not what is computed. Those that say where the images are may, because a checkpoint's fingerprint says which
@@ -30,7 +31,7 @@ KEYS_RECORDED = (
     "train.learning_rate", "train.lr_schedule", "train.lr_decay_start", "train.warmup_images", "evaluate.", "sampling.",
 )  # fmt: skip
 """Keys, or sections, that may differ too, and whose changes the run's history has: they affect what is computed."""
-FOLDERS = ("checkpoints", "samples", "model")
+FOLDERS = ("checkpoints", "samples", "model", "autoencoder")
 FILES = (
     "config.yaml", "data.json", "metrics.jsonl", "timing.jsonl", "curves.png", "wandb_id", ".lock", "checkpoints/best",
 )  # fmt: skip
@@ -93,6 +94,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.model = self.path / "model"
+        self.autoencoder = self.path / "autoencoder"
         self.curves = self.path / "curves.png"
         self.wandb_id = self.path / "wandb_id"
         self.metrics = JsonlLogger(self.path / "metrics.jsonl")
@@ -167,3 +169,20 @@ class RunDir:
         """Write config.yaml anew, and `data`, what the run trains on, to data.json."""
         atomic_write(self.config_file, to_yaml(self.config))
         atomic_write(self.path / "data.json", json.dumps(data, indent=1) + "\n")
+
+
+def find_autoencoder(path: Path, config: Config, digest: str | None = None) -> Autoencoder | None:
+    """The autoencoder of the run whose folder or checkpoint, which may be untrusted, is at `path`; None if it has none.
+
+    It is the run's own copy or, for a checkpoint elsewhere, data.autoencoder if that is a folder. CheckpointError
+    unless it has the digest, if one is given.
+    """
+    if (given := config.data.autoencoder) is None:
+        return None
+    folders = [path / "autoencoder", path.resolve().parents[1] / "autoencoder", Path(given).expanduser()]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise CheckpointError(
+            f"{path}: neither autoencoder/ in its run nor a folder {given} (data.autoencoder) is there"
+        )
+    return load_autoencoder(folder, digest)

@@ -1,6 +1,5 @@
 """Load a trained model to sample from or evaluate: a run's directory, one checkpoint, or a diffusers folder."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
 
@@ -22,6 +20,7 @@ from gnunet.checkpoint.checkpoint import (
     read_state,
     verify_checkpoint,
 )
+from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.config import Config, SamplingConfig, condition_kwargs, from_yaml, unet_kwargs
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import as_size
@@ -34,7 +33,8 @@ from gnunet.diffusion import (
 from gnunet.diffusion.factory import load_process
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
-from gnunet.models.pretrained import check_weights_match
+from gnunet.models.autoencoder import Autoencoder, load_autoencoder
+from gnunet.models.pretrained import check_weights_match, weights_digest
 from gnunet.safe_io import MAX_YAML_BYTES, check_fits_memory, read_json, read_text
 from gnunet.scaling import PICTURES, Scaling, to_uint8
 
@@ -56,7 +56,7 @@ class TrainedModel:
     """fp32, in eval mode."""
     process: Process
     size: tuple[int, int]
-    """Height and width."""
+    """Height and width of images, as channels."""
     channels: int
     sampling: SamplingConfig
     """The run's sampling settings; the defaults for a diffusers folder."""
@@ -73,6 +73,8 @@ class TrainedModel:
     """Fingerprint of the training images; None for a diffusers folder."""
     condition: Condition | None = None
     """What is concatenated to the network's input, if anything."""
+    autoencoder: Autoencoder | None = None
+    """Whose latents the network sees, if any."""
     conditions: SampleConditions | None = None
     """What to sample from if there is a condition."""
     inpaint: SampleConditions | None = None
@@ -83,11 +85,14 @@ class TrainedModel:
     """Between the values of the training images and the network's."""
 
     @classmethod
-    def of_run(cls, network: UNet2D, config: Config, data: dict[str, Any], name: str) -> "TrainedModel":
+    def of_run(
+        cls, network: UNet2D, config: Config, data: dict[str, Any], name: str, autoencoder: Autoencoder | None = None
+    ) -> "TrainedModel":
         """A network trained with `config` on `data`, which is `TrainState.data`."""
         return cls(
             network=network, process=make_process(**config.diffusion.model_dump()), size=config.data.size,
-            channels=config.model.in_channels, sampling=config.sampling, seed=config.seed,
+            channels=autoencoder.channels if autoencoder else config.model.in_channels, autoencoder=autoencoder,
+            sampling=config.sampling, seed=config.seed,
             mixed_precision=config.train.mixed_precision, name=name, class_names=data["class_names"],
             class_counts=data["class_counts"], config=config, fingerprint=data["fingerprint"],
             condition=Condition.of(condition_kwargs(config)),
@@ -122,11 +127,8 @@ class TrainedModel:
         scheduler = self.process.export_scheduler()
         configs = [(type(each).__name__, each.config) for each in (self.network, scheduler)]
         public = [(name, {key: config[key] for key in config if key[0] != "_"}) for name, config in configs]
-        found = hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode())
-        for name, tensor in self.network.state_dict().items():
-            found.update(name.encode())
-            found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return found.hexdigest()
+        text = json.dumps(public, sort_keys=True, default=str)
+        return weights_digest(text + (self.autoencoder.digest if self.autoencoder else ""), self.network)
 
     def grid_tiles(self, images: np.ndarray) -> tuple[np.ndarray, int]:
         """Pictures of the images 0 to N - 1, uint8 (N, H, W, C), each between what it was sampled from, if anything,
@@ -172,7 +174,8 @@ class TrainedModel:
                 raise ConfigError(f"--conditions: none given; valid: a folder, since {self.name} samples from images")
             condition = self.conditions.network_input(indices, self.size, to_network)
         return sample_images(
-            self.network, self.process, indices=indices, size=self.size, channels=self.channels,
+            self.network, self.process, indices=indices, size=as_size(self.network.config.sample_size),
+            channels=self.network.config.out_channels, decode=self.autoencoder and self.autoencoder.decode,
             seed=self.seed, sampler=settings.sampler, steps=settings.num_inference_steps,
             batch_size=settings.batch_size, guidance_scale=settings.guidance_scale, labels=labels,
             null_label=self.null_label, condition=condition, jumps=self.jumps,
@@ -241,7 +244,8 @@ def _load_checkpoint(path: Path, weights: str) -> TrainedModel:
     names, counts = _classes(data, path / "state.json")
     if not isinstance(data.get("fingerprint"), str):
         raise CheckpointError(f"{path / 'state.json'}: data lacks the fingerprint of the images")
-    settings = unet_kwargs(config, None if counts is None else len(counts))
+    autoencoder = find_autoencoder(path, config, data.get("autoencoder"))
+    settings = unet_kwargs(config, len(counts or ()), autoencoder.reduction if autoencoder else 1)
     tensors = open_tensors(path, WEIGHTS[weights])
     try:
         check_weights_match(UNet2D, settings, tensors.specs)
@@ -252,7 +256,8 @@ def _load_checkpoint(path: Path, weights: str) -> TrainedModel:
     load_weights(path, WEIGHTS[weights], network)
     run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)
     name = f"{run}-{path.name}" + ("" if weights == "ema" else f"-{weights}")
-    return TrainedModel.of_run(network.eval(), config, {**data, "class_names": names, "class_counts": counts}, name)
+    data |= {"class_names": names, "class_counts": counts}
+    return TrainedModel.of_run(network.eval(), config, data, name, autoencoder)
 
 
 def sanitize_config(file: Path) -> Config:
@@ -308,7 +313,9 @@ def _load_diffusers(path: Path) -> TrainedModel:
             raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
     elif embeddings is not None:  # not exported by gnunet: classes without names, of equal frequency
         names, counts = [str(i) for i in range(embeddings)], [1] * embeddings
-    channels, condition = network.config.out_channels, None
+    channels, condition, autoencoder = network.config.out_channels, None, None
+    if (digest := values.get("autoencoder")) is not None or (path / "vae" / "config.json").is_file():
+        autoencoder = load_autoencoder(path / "vae", digest)
     if (conditioning := values.get("condition")) is not None:
         try:
             config = Config.model_validate({"data": conditioning, "model": {"in_channels": channels}})
@@ -316,18 +323,23 @@ def _load_diffusers(path: Path) -> TrainedModel:
         except (ValidationError, ConfigError) as error:
             raise CheckpointError(f"{metadata}: condition {truncate(conditioning)} is not valid") from error
     added = condition.channels if condition else 0
-    if (channels not in (1, 3) and not values) or network.config.in_channels != channels + added:
+    valid = network.config.in_channels == channels + added
+    if not valid or channels not in ((1, 3) if autoencoder is None else (autoencoder.latent_channels,)) and not values:
         raise CheckpointError(
             f"{unet_folder / 'config.json'}: in_channels {network.config.in_channels} and out_channels {channels}; "
-            f"valid: 1 for both, grey images, or 3, in colour, or what a {metadata.name} is about; and {added} more "
-            "in_channels for the condition"
+            f"valid: 1 for both, grey images, or 3, in colour, or what {metadata.name} or vae are about, and "
+            f"{added} more in_channels for the condition"
         )
     if (given := network.config.sample_size) is None:
         raise CheckpointError(f"{unet_folder / 'config.json'}: lacks sample_size; valid: an integer, or two of them")
+    (height, width), factor = as_size(given), 1
+    if autoencoder is not None:
+        channels, factor = autoencoder.channels, autoencoder.reduction
     folder = path.resolve()
     exported = (folder.parent / "config.yaml").is_file()  # as RUN/model: the name of the run tells it from others
     return TrainedModel(
-        network=network, process=load_process(path), size=as_size(given), channels=channels,
+        network=network, process=load_process(path), size=(height * factor, width * factor), autoencoder=autoencoder,
+        channels=channels,
         sampling=SamplingConfig(), seed=0, mixed_precision="no",
         name=f"{folder.parent.name}-{folder.name}" if exported else folder.name, class_names=names, class_counts=counts,
         condition=condition, scaling=Scaling.from_dict(values.get("scaling"), channels, metadata),

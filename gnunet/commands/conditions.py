@@ -63,6 +63,8 @@ def with_inpainting(
         return model
     if sampler is not None:
         raise ConfigError(f"--sampler: given {sampler} with --inpaint, which samples by RePaint; valid: none")
+    if model.autoencoder is not None:
+        raise ConfigError(f"--inpaint: given {folder}; valid: none with latents, of which masks leave out no pixels")
     condition = Condition("mask", model.channels + 1)
     stored = read_conditions(folder, condition, model)
     return replace(model, inpaint=SampleConditions.of_arrays(condition, stored), jumps={**JUMPS, **given})
@@ -108,7 +110,7 @@ def _read_masked(files: Sequence[Path], model: TrainedModel) -> np.ndarray:
 
 def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
     """The data of a model's configuration; DataError, with `hint`, if it has other images than those trained on."""
-    data = load_run_data(model.config)
+    data = load_run_data(model.config, model.autoencoder)
     if data.table.fingerprint != model.fingerprint:
         raise DataError(f"{model.config.data.source}: not the images that {model.name} was trained on{hint}")
     return data

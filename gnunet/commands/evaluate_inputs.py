@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from accelerate import Accelerator
 
+from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.checkpoint.trained_model import TrainedModel, is_model_path, sanitize_config
 from gnunet.commands.conditions import load_training_data, with_conditions
 from gnunet.commands.options import load_model
@@ -154,7 +155,8 @@ def open_reference(
         )
     if is_run:
         config = sanitize_config(path / "config.yaml")
-        reference = _training_images(config, load_run_data(config), str(given), subject.scaling)
+        data = load_run_data(config, find_autoencoder(path, config))
+        reference = _training_images(config, data, str(given), subject.scaling)
         shape, expected = reference.table.images.shape[1:], (*subject.size, subject.channels)
         if shape != expected:
             sizes = f"{given} trains on images of shape {shape}, but {subject.name} has {expected}"

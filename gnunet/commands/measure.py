@@ -34,6 +34,7 @@ from gnunet.evaluation import (
 from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.features import Images
 from gnunet.processes import Processes
+from gnunet.training.session import with_latents
 
 MAX_NEAREST = 1024
 """Images for which the nearest training images are found."""
@@ -190,6 +191,8 @@ def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
     models = {weights: load_trained_model(source, weights) for weights in WEIGHTS}
     model = models["ema"]
     data = load_training_data(model)
+    if model.autoencoder is not None:
+        data = with_latents(data, model.config, model.autoencoder)
     settings = model.config.validation
     val_set = data.val_set(model.config)
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)

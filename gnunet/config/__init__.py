@@ -5,7 +5,7 @@ load.py and cli.py read files and flags, merge.py merges and validates them and 
 that do not work together.
 """
 
-from gnunet.config.checks import accumulation_steps
+from gnunet.config.checks import accumulation_steps, check_latents
 from gnunet.config.cli import parse_args
 from gnunet.config.load import changed_keys, diff_configs, from_yaml, load_config, to_yaml
 from gnunet.config.model_kwargs import condition_kwargs, image_kwargs, unet_kwargs
@@ -36,6 +36,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "accumulation_steps",
+    "check_latents",
     "changed_keys",
     "condition_kwargs",
     "diff_configs",

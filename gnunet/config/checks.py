@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from gnunet.config.merge import raise_all
 from gnunet.config.model_kwargs import unet_kwargs
 from gnunet.config.norms import MAX_NOISE_BINS
 from gnunet.config.schema import ConfigIssue, join_or
@@ -64,9 +65,20 @@ def _check_model(config: Config) -> list[ConfigIssue]:
     return (
         [*_check_levels(config), *_check_norm_groups(config)]
         or [*_check_depth(config)]
-        or [*_check_channels(config), *_check_resolution(config), *_check_condition(config)]
-        or [*_check_attention(config), *_check_norm(config)]
+        or [*_check_channels(config), *_check_condition(config), *_check_attention(config)]
+        # The size of latents is known once the autoencoder is: `check_latents`.
+        or ([] if config.data.autoencoder else [*_check_resolution(config)] or [*_check_norm(config)])
     )
+
+
+def check_latents(config: Config, channels: int, reduction: int) -> None:
+    """Raise ConfigError unless the network fits latents of so many channels, smaller than images by `reduction`."""
+    issues = [*_check_resolution(config, reduction)]
+    if config.model.in_channels != channels:
+        valid = f"{channels}, the channels of the latents of data.autoencoder {config.data.autoencoder}"
+        issues.append(ConfigIssue.of("model.in_channels", config.model.in_channels, valid))
+    issues = issues or [*_check_norm(config, reduction)]
+    raise_all((f"{i.key}: {i.message}; {i.hint}" for i in issues), "the configuration")
 
 
 def _check_levels(config: Config) -> Iterator[ConfigIssue]:
@@ -89,9 +101,9 @@ def _check_depth(config: Config) -> Iterator[ConfigIssue]:
         )
 
 
-def _check_resolution(config: Config) -> Iterator[ConfigIssue]:
+def _check_resolution(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:
     resolution, levels = config.data.resolution, len(config.model.block_out_channels)
-    factor = 2 ** (levels - 1)
+    factor = 2 ** (levels - 1) * reduction
     wrong = {name: side for name, side in zip(("height", "width"), config.data.size, strict=True) if side % factor}
     if wrong:
         nearest = {name: _nearest_multiples(side, factor) for name, side in wrong.items()}
@@ -101,13 +113,18 @@ def _check_resolution(config: Config) -> Iterator[ConfigIssue]:
             listed = " and ".join(f"{name} {sides}" for name, sides in nearest.items())
             valid = f"multiples of {factor}, for instance {listed}"
         halvings = f"{levels} levels of model.block_out_channels halve it {levels - 1} times"
+        halvings += f" after data.autoencoder divides it by {reduction}" if reduction > 1 else ""
         yield ConfigIssue.of("data.resolution", resolution, f"{valid} ({halvings})")
 
 
 def _check_channels(config: Config) -> Iterator[ConfigIssue]:
     channels, is_pictures = config.model.in_channels, config.data.normalization == "pixels"
-    if is_pictures and channels not in (1, 3, 4):
-        valid = "1, 3 or 4; or any number with data.normalization range or mean_std"
+    if config.data.autoencoder is not None:
+        if not is_pictures:
+            valid = "pixels with data.autoencoder"
+            yield ConfigIssue.of("data.normalization", config.data.normalization, valid)
+    elif is_pictures and channels not in (1, 3, 4):
+        valid = "1, 3 or 4; or any number with data.normalization range or mean_std, or data.autoencoder"
         yield ConfigIssue.of("model.in_channels", channels, valid)
     if not is_pictures and channels not in (1, 3) and config.evaluate.every is not None:
         valid = f"null with arrays of {channels} channels, which metrics do not see; validation_loss is evaluated"
@@ -118,6 +135,8 @@ def _check_condition(config: Config) -> Iterator[ConfigIssue]:
     condition, side, channels = config.data.condition, math.gcd(*config.data.size), config.model.in_channels
     if condition is None:
         return
+    if config.data.autoencoder is not None:
+        yield ConfigIssue.of("data.condition.kind", condition.kind, "data.condition null with data.autoencoder")
     if condition.kind == "low_resolution" and side % condition.factor:
         valid = f"{join_or(_divisors(side)[1:])}, which divide data.resolution {config.data.resolution}"
         yield ConfigIssue.of("data.condition.factor", condition.factor, valid)
@@ -156,11 +175,11 @@ def _check_norm_groups(config: Config) -> Iterator[ConfigIssue]:
             yield ConfigIssue.of("model.norm.overrides", given, f"an integer, at least 1 and at most {MAX_NOISE_BINS}")
 
 
-def _check_norm(config: Config) -> Iterator[ConfigIssue]:
+def _check_norm(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:
     from gnunet.models import check_config as check_unet_config
     from gnunet.models import norm_sites, norms_without_checkpointing
 
-    model, arguments = config.model, unet_kwargs(config, None)
+    model, arguments = config.model, unet_kwargs(config, None, reduction)
     if error := check_unet_config(arguments):
         issues: list[ConfigIssue] = []
         if hasattr(model.norm, "channels_per_group") and not model.norm.overrides:

@@ -93,6 +93,9 @@ class DataConfig(Section):
     and its maximum 1, mean_std its mean 0 and its standard deviation 0.5."""
     flip: bool = True
     """Mirror each example left to right with probability 1/2."""
+    autoencoder: Text | None = None
+    """Train on the latents of an autoencoder of diffusers (AutoencoderKL, AutoencoderTiny, VQModel): a folder, or a
+    Hugging Face hub name. Images are encoded once; samples are decoded."""
     class_conditional: bool = False
     """Train on the class labels."""
     label_dropout: float = Field(0.1, ge=0, lt=1)

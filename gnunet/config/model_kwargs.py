@@ -28,19 +28,20 @@ def condition_kwargs(config: Config) -> dict[str, Any] | None:
     return {**values, "channels": added, "can_drop": config.data.condition_dropout > 0}
 
 
-def unet_kwargs(config: Config, num_classes: int | None) -> dict[str, Any]:
+def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> dict[str, Any]:
     """Keyword arguments of `gnunet.models.UNet2D`; with `num_classes` None or 0 it has no class embedding.
 
-    If data.label_dropout is above 0, the last embedding is the null label's.
+    `reduction` is that of data.autoencoder. If data.label_dropout is above 0, the last embedding is the null label's.
     """
     model, num_embeddings = config.model, None
+    height, width = (side // reduction for side in config.data.size)
     if num_classes:
         from gnunet.data import null_label  # imports datasets, which takes seconds
 
         num_embeddings = num_classes + (null_label(num_classes, config.data.label_dropout) is not None)
     return {
         **model.model_dump(exclude={"norm", "activation_checkpointing", "gradient_checkpointing"}),
-        "sample_size": config.data.resolution,
+        "sample_size": height if height == width else [height, width],
         "in_channels": model.in_channels + (condition_kwargs(config) or {"channels": 0})["channels"],
         "out_channels": model.in_channels,
         "num_class_embeds": num_embeddings,

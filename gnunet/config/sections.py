@@ -44,7 +44,7 @@ class ModelConfig(Section):
 
     in_channels: PositiveInt = Field(3, le=4096)
     """Channels of the images: 1 is grayscale, 3 is RGB, 4 is RGB with transparency, which the others show on white. Any
-    number of channels of arrays, with data.normalization range or mean_std."""
+    number of channels of arrays, with data.normalization range or mean_std; those of latents, with data.autoencoder."""
     block_out_channels: Levels = [128, 256, 256, 256]
     """Channels of each level, from the highest resolution to the lowest."""
     layers_per_block: PositiveInt = Field(2, le=64)

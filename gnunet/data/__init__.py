@@ -5,6 +5,7 @@ from gnunet.data.conditions import Condition, SampleConditions
 from gnunet.data.dataset import TrainingDataset, null_label
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import split_rows
+from gnunet.data.latents import encode_images
 from gnunet.data.loader import training_loader
 from gnunet.data.validation import ValidationSet
 
@@ -14,6 +15,7 @@ __all__ = [
     "SampleConditions",
     "TrainingDataset",
     "ValidationSet",
+    "encode_images",
     "load_images",
     "null_label",
     "split_rows",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -29,6 +29,7 @@ from gnunet.files import atomic_directory
 from gnunet.scaling import PICTURES, Scaling
 
 log = logging.getLogger(__name__)
+Cached = TypeVar("Cached")
 
 LABELS_FILE = "labels.bin"
 METADATA_FILE = "table.json"
@@ -99,34 +100,13 @@ def load_images(
         decides_pixels["pairs"] = pairs
     key = hashlib.sha256(json.dumps(decides_pixels, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder(cache_dir) / f"images-{key}"
-    try:
-        if (images := _read_cache(folder)) is None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if (images := _read_cache(folder)) is None:  # no other process was faster
-                    rows = select_rows(opened, subset or {})
-                    labels = _find_labels(opened, rows, are_required=label_column is not None)
-                    with atomic_directory(folder) as temporary:
-                        _build(
-                            temporary,
-                            opened,
-                            rows,
-                            *labels,
-                            progress,
-                            pair_channels,
-                            size,
-                            channels,
-                            resize,
-                            normalization,
-                        )
-                    images = _read_cache(folder)
-        if images is None:
-            raise OSError(f"{folder} cannot be read back")
-    except OSError as error:
-        raise DataError(
-            f"the cache of decoded images cannot be written: {error}; set data.cache_dir or GNUNET_CACHE "
-            "to a directory with enough space"
-        ) from error
+
+    def build(temporary: Path) -> None:
+        rows = select_rows(opened, subset or {})
+        labels = _find_labels(opened, rows, are_required=label_column is not None)
+        _build(temporary, opened, rows, *labels, progress, pair_channels, size, channels, resize, normalization)
+
+    images = read_or_build(folder, _read_cache, build)
     if images.broken:
         if on_error == "raise":
             more = f"; and {images.skipped - len(images.broken)} more" if images.skipped > len(images.broken) else ""
@@ -149,6 +129,26 @@ def load_images(
             f"own (data.label_column {opened.label_column})"
         )
     return replace(images, unread=opened.unread)
+
+
+def read_or_build(folder: Path, read: Callable[[Path], Cached | None], build: Callable[[Path], None]) -> Cached:
+    """`read(folder)`; if it returns None, one process first calls `build` with a directory that becomes the folder."""
+    try:
+        if (found := read(folder)) is None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if (found := read(folder)) is None:  # no other process was faster
+                    with atomic_directory(folder) as temporary:
+                        build(temporary)
+                    found = read(folder)
+        if found is None:
+            raise OSError(f"{folder} cannot be read back")
+        return found
+    except OSError as error:
+        raise DataError(
+            f"the cache of decoded images cannot be written: {error}; set data.cache_dir or GNUNET_CACHE "
+            "to a directory with enough space"
+        ) from error
 
 
 def cache_folder(configured: str | None) -> Path:

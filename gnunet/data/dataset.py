@@ -49,11 +49,12 @@ class TrainingDataset(Dataset):
         self.null_label = null_label(self.num_classes, label_dropout)
         self.label_dropout, self.condition, self.condition_dropout = label_dropout, condition, condition_dropout
         self._rng, self._masks = ExampleRNG(seed, len(rows)), Stream(seed, StreamKey.MASK)
+        self._latents = Stream(seed, StreamKey.LATENT)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The collated examples with these indices:
 
-        images: uint8 or, of arrays, float32 (b, C, H, W), channels_last.
+        images: uint8 or, of arrays, float32 (b, C, H, W), channels_last; of latents, float32 as the network sees them.
         noise: float32 (b, C, H, W), channels_last; standard normal.
         u: float64 (b,) in (0, 1), which `Process.noise_level` maps to noise levels.
         index: int64 (b,), the indices.
@@ -63,9 +64,12 @@ class TrainingDataset(Dataset):
         """
         random = self._rng.examples(indices)
         rows = self.rows[random.rows]
-        images, pairs = np.ascontiguousarray(self.table.images[rows]), self.table.pairs_of(rows)
-        if self.flip:
-            for each in (images,) if pairs is None else (images, pairs):
+        if self.table.latents is not None:
+            generators, pairs = map(self._latents.at, indices), None
+            images = self.table.latents.draw(rows, random.flip if self.flip else None, generators)
+        else:
+            images, pairs = np.ascontiguousarray(self.table.images[rows]), self.table.pairs_of(rows)
+            for each in ((images,) if pairs is None else (images, pairs)) if self.flip else ():
                 each[random.flip] = each[random.flip, :, ::-1]
         noise = np.empty(images.shape, np.float32)
         self._rng.fill_noise(indices, noise)
@@ -99,12 +103,14 @@ class TrainingDataset(Dataset):
         if self.class_conditional:
             names = list(self.table.class_names)
             counts = np.bincount(self.table.labels[self.rows], minlength=self.num_classes).tolist()
+        latents = self.table.latents
         return {
             "fingerprint": self.table.fingerprint,
             "num_images": len(self.rows),
             "class_names": names,
             "class_counts": counts,
             **({} if self.table.scaling.is_pictures else {"scaling": self.table.scaling.as_dict()}),
+            **({} if latents is None else {"autoencoder": latents.autoencoder}),
         }
 
 

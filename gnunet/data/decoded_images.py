@@ -2,17 +2,48 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
+from torch import Tensor
 
 from gnunet.errors import DataError
 from gnunet.scaling import PICTURES, Scaling
 
 IMAGES_FILE = "images.bin"
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The latents of a table's images, as networks see them, mapped from the cache that `encode_images` writes."""
+
+    folder: Path
+    shape: tuple[int, ...]  # (n, 1 or 2 for mirrored images, h, w, channels or 2 * channels with deviations)
+    channels: int
+    std: float  # of all latents
+    autoencoder: str  # its digest
+
+    @cached_property
+    def moments(self) -> np.ndarray:
+        """float16, of this shape: latents, or their means and standard deviations."""
+        return map_images(self.folder, self.shape, np.float16)[0]
+
+    def draw(self, rows: np.ndarray, flip: np.ndarray | None, random: Iterable[Generator]) -> np.ndarray:
+        """fp32 (b, h, w, channels): latents of these rows, mirrored where `flip` says, drawn by a generator each."""
+        moments = self.moments[rows, 0 if flip is None else flip.astype(np.int64)].astype(np.float32)
+        latents = np.ascontiguousarray(moments[..., : self.channels])
+        if self.channels < self.shape[-1]:
+            for each, std, generator in zip(latents, moments[..., self.channels :], random, strict=True):
+                each += std * generator.standard_normal(std.shape, np.float32)
+        return latents
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "moments"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +60,7 @@ class DecodedImages:
     unread: Mapping[str, int] = field(default_factory=dict)  # other files in the source's folder, by suffix
     scaling: Scaling = PICTURES  # between these values and the network's
     pairs: np.ndarray | None = None  # uint8 (n, H, W, channels), a partner for each image; None if there are none
+    latents: Latents | None = None  # which networks see in place of the images (data.autoencoder)
 
     @classmethod
     def from_arrays(
@@ -55,6 +87,10 @@ class DecodedImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def to_network(self, images: Tensor) -> Tensor:
+        """What data sets give of this table, (b, C, H, W), as networks see it: fp32."""
+        return images if self.latents is not None else self.scaling.to_network(images)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """The images of these rows as pictures, which are shown and measured: uint8 (*rows.shape, H, W, 1 or 3)."""
@@ -89,7 +125,7 @@ def map_images(
     """Map a cache's images into memory, read-only, and their partners, which are its last channels; ValueError if the
     file does not have this shape and dtype."""
     file = folder / IMAGES_FILE
-    if len(shape) != 4 or file.stat().st_size != math.prod(shape) * np.dtype(dtype).itemsize:
+    if len(shape) < 4 or file.stat().st_size != math.prod(shape) * np.dtype(dtype).itemsize:
         raise ValueError(f"{file} does not hold {dtype} images of shape {shape}")
     images = np.memmap(file, dtype, "r", shape=shape)
     return (images[..., :-pair_channels], images[..., -pair_channels:]) if pair_channels else (images, None)

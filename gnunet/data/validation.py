@@ -52,6 +52,7 @@ class ValidationSet:
         self.rows = np.asarray(rows, np.int64)[positions]
         self.bins = (index + index // len(rows)) % num_bins
         self._stream, self._masks = Stream(0, StreamKey.VALIDATION), Stream(0, StreamKey.FIXED_MASK)
+        self._latents = Stream(0, StreamKey.FIXED_LATENT)
         fraction = np.empty(num_examples)  # of the bin
         for b in range(num_bins):
             members = np.flatnonzero(self.bins == b)
@@ -65,7 +66,7 @@ class ValidationSet:
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The collated examples with these indices:
 
-        images: uint8 or, of arrays, float32 (b, C, H, W), channels_last.
+        images: uint8 or, of arrays, float32 (b, C, H, W), channels_last; of latents, float32 as the network sees them.
         noise: float32 (b, C, H, W), channels_last; standard normal.
         log_snr: float64 (b,).
         bin: int64 (b,).
@@ -74,7 +75,10 @@ class ValidationSet:
         """
         chosen = np.asarray(indices, np.int64)
         rows = self.rows[chosen]
-        images = np.ascontiguousarray(self.table.images[rows])
+        if self.table.latents is not None:
+            images = self.table.latents.draw(rows, None, map(self._latents.at, indices))
+        else:
+            images = np.ascontiguousarray(self.table.images[rows])
         noise = np.empty(images.shape, np.float32)
         for index, out in zip(indices, noise, strict=True):
             stream = self._stream.at(index)

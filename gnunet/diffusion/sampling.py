@@ -42,6 +42,7 @@ def sample_images(
     can_drop_condition: bool = False,
     known: Tensor | None = None,
     jumps: Mapping[str, int] | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: Callable[[int], None] | None = None,
@@ -67,6 +68,7 @@ def sample_images(
         can_drop_condition: whether training has replaced conditions by zeros, as guidance then does.
         known: fp32 (len(indices), C + 1, H, W), from which `repaint` samples in place of the sampler; None for none.
         jumps: jump_length and resample of `repaint`.
+        decode: what makes images in [-1, 1] of what is sampled, (batch_size, channels, *size), if that is latents.
         autocast: makes the context that the network runs in.
         progress: called after each batch with the number of images it added to the result.
         check: called before each forward pass; what it raises ends the sampling.
@@ -105,11 +107,15 @@ def sample_images(
             )  # fmt: skip
             generators = step_generators(seed, batch)
             if kept is None:
-                images = process.sample(model_fn, noise, sampler, steps, generators)[positions]
+                images = process.sample(model_fn, noise, sampler, steps, generators)
             else:
-                images = repaint(process, model_fn, noise, kept, generators, steps=steps, **(jumps or {}))[positions]
+                images = repaint(process, model_fn, noise, kept, generators, steps=steps, **(jumps or {}))
+            images = (images if decode is None else decode(images))[positions]
             num_nonfinite += int((~images.isfinite().flatten(1).all(dim=1)).sum())
-            result[rows] = scaling.from_network(images)
+            values = scaling.from_network(images)
+            if values.shape[1:] != result.shape[1:]:  # decoded
+                result = np.empty((len(requested), *values.shape[1:]), values.dtype)
+            result[rows] = values
             if progress is not None:
                 progress(len(rows))
     if num_nonfinite:

@@ -87,7 +87,7 @@ def per_example_errors(
 ) -> Tensor:
     """The errors of one batch of the set's examples, fp32 (len(indices),), in the network's current mode."""
     batch = val_set.batch(indices)
-    to_network = val_set.table.scaling.to_network
+    to_network = val_set.table.to_network
     images = to_network(batch["images"].to(device))
     level = process.from_log_snr(batch["log_snr"]).to(device)
     x = process.add_noise(images, batch["noise"].to(device), level)

@@ -1,7 +1,8 @@
-"""Whether a folder's weights are those of its config."""
+"""Whether a folder's weights are those of its config, and what tells weights apart."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
 from gnunet.errors import CheckpointError
 from gnunet.safe_io import TensorSpec, check_fits_memory, describe_mismatch, read_json, read_safetensors_header
@@ -27,11 +29,20 @@ def check_weights_match(build: type[ModelMixin], config: Mapping[str, Any], stor
         with torch.device("meta"):
             model = build(**config)
     except Exception as error:  # of any class, since the values may be of any type
-        raise CheckpointError(f"no U-Net has this config: {str(error)[:1000]}") from None
+        raise CheckpointError(f"no {build.__name__} has this config: {str(error)[:1000]}") from None
     tensors = OrderedDict(stored)
     model._fix_state_dict_keys_on_load(tensors)  # diffusers' old names of attention's weights
     if difference := describe_mismatch(tensors, model.state_dict()):
         raise CheckpointError(f"the weights are not those of its config: {difference}")
+
+
+def weights_digest(text: str, module: nn.Module) -> str:
+    """sha256 of a text and of a module's tensors."""
+    found = hashlib.sha256(text.encode())
+    for name, tensor in module.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def check_pretrained(build: type[ModelMixin], folder: Path, *, variant: str | None = None, **kwargs: Any) -> None:

@@ -27,7 +27,7 @@ from gnunet.config.yaml_io import format_value
 from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
 from gnunet.distributed.fsdp import to_local
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError
-from gnunet.files import atomic_write
+from gnunet.files import atomic_directory, atomic_write
 from gnunet.models import UNet2D
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
 from gnunet.training.curves import draw_curves
@@ -65,6 +65,9 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, str | No
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.write_settings(session.data_summary[0])
+        if session.autoencoder is not None and not run.autoencoder.exists():
+            with atomic_directory(run.autoencoder) as temporary:
+                session.autoencoder.model.save_pretrained(temporary)
         run.metrics.truncate_after(state.reported)
         run.timing.truncate_after(state.reported)
         if checkpoint is not None:  # what the run had still to do when it was killed after writing it
@@ -109,7 +112,13 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
             f"train.total_images: given {train.total_images}; {checkpoint} has seen {saved.images} images; valid: at "
             "least as many, or another run_dir"
         )
-    if saved.data != session.train_set.metadata:
+    metadata = session.train_set.metadata
+    if saved.data.get("autoencoder") != metadata.get("autoencoder"):
+        raise ConfigError(
+            f"data.autoencoder: given {session.config.data.autoencoder}; {checkpoint} was trained with another, or "
+            "with another scaling; valid: the same, of which a run has a copy in autoencoder/"
+        )
+    if saved.data != metadata:
         raise DataError(
             f"data.source {session.config.data.source}: these are not the images and classes that {checkpoint} was "
             "trained on"
@@ -190,4 +199,8 @@ def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -
         condition = data.model_dump(
             include={"condition", "condition_dropout"}, exclude={"condition": {"folder", "column"}}
         )
-    export_model(run.model, ema, session.process, images=state.images, data=state.data, condition=condition)
+    autoencoder = None if session.autoencoder is None else run.autoencoder
+    export_model(
+        run.model, ema, session.process, images=state.images, data=state.data, condition=condition,
+        autoencoder=autoencoder,
+    )  # fmt: skip

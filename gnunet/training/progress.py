@@ -33,7 +33,7 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
-def decode_progress() -> Callable[[int, int], None]:
+def decode_progress(what: str = "decoding") -> Callable[[int, int], None]:
     """For `load_images`: prints how many images are decoded, now and then; nothing if that is soon done."""
     console, last = _console(), time.monotonic()
 
@@ -41,7 +41,7 @@ def decode_progress() -> Callable[[int, int], None]:
         nonlocal last
         if (now := time.monotonic()) - last >= _DECODING_INTERVAL:
             last = now
-            console.print(f"decoding images {done}/{total}; later runs read them from the cache", markup=False)
+            console.print(f"{what} images {done}/{total}; later runs read them from the cache", markup=False)
 
     return show
 

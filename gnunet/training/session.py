@@ -12,13 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.config import Config, accumulation_steps, condition_kwargs, image_kwargs, unet_kwargs
+from gnunet.config import Config, accumulation_steps, check_latents, condition_kwargs, image_kwargs, unet_kwargs
 from gnunet.data import (
     Condition,
     DecodedImages,
     SampleConditions,
     TrainingDataset,
     ValidationSet,
+    encode_images,
     load_images,
     split_rows,
     training_loader,
@@ -26,13 +27,17 @@ from gnunet.data import (
 from gnunet.diffusion import NoiseLevel, Process, make_process
 from gnunet.distributed import fsdp
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
-from gnunet.errors import first_few
+from gnunet.errors import CheckpointError, ConfigError, first_few
 from gnunet.models import UNet2D
+from gnunet.models.autoencoder import Autoencoder, load_autoencoder
 from gnunet.norms import NORMS, running_buffers, update_bn_stats
 from gnunet.training import cuda_graph
 from gnunet.training.cuda_graph import Graphs
 from gnunet.training.ema import EMA
 from gnunet.training.progress import decode_progress
+
+MAX_LATENT_STD = 2.0
+"""And its inverse the least: the standard deviation of scaled latents."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,31 @@ class RunData:
         return SampleConditions.of_rows(condition, self.table, self._fixed_rows, labels)
 
 
-def load_run_data(config: Config) -> RunData:
-    """The images that a configuration trains and validates on. Raises DataError if they cannot be loaded."""
+def load_run_data(config: Config, autoencoder: Autoencoder | None = None) -> RunData:
+    """The images that a configuration trains and validates on; not their latents. Raises DataError if they cannot be
+    loaded."""
     # One process fills the cache, the others wait for it.
-    table = load_images(**image_kwargs(config.data), channels=config.model.in_channels, progress=decode_progress())
+    channels = config.model.in_channels if autoencoder is None else autoencoder.channels
+    table = load_images(**image_kwargs(config.data), channels=channels, progress=decode_progress())
     labels = table.labels if config.data.class_conditional else None
     return RunData(table, *split_rows(len(table.images), config.data.validation_images, labels))
+
+
+def with_latents(data: RunData, config: Config, autoencoder: Autoencoder) -> RunData:
+    """The data with the images' latents, which are encoded where the autoencoder is. Raises ConfigError if they are not
+    scaled to unit standard deviation."""
+    latents = encode_images(
+        data.table, autoencoder.encode, channels=autoencoder.latent_channels, autoencoder=autoencoder.digest,
+        flip=config.data.flip, cache_dir=config.data.cache_dir, progress=decode_progress("encoding"),
+    )  # fmt: skip
+    if not 1 / MAX_LATENT_STD <= latents.std <= MAX_LATENT_STD:
+        factor = autoencoder.model.config.scaling_factor
+        fits = f"{factor / latents.std:.4g}" if latents.std else "none, since they are all equal"
+        raise ConfigError(
+            f"data.autoencoder: given {config.data.autoencoder}, whose scaling_factor {factor:g} gives these images "
+            f"latents of standard deviation {latents.std:.3g}; valid: about 1; scaling_factor that fits: {fits}"
+        )
+    return replace(data, table=replace(data.table, latents=latents))
 
 
 def summarize_data(data: RunData, train_set: TrainingDataset) -> tuple[dict[str, Any], str]:
@@ -112,6 +136,8 @@ class Session:
     ema: EMA
     strategy: DDPStrategy
     process: Process
+    autoencoder: Autoencoder | None = None
+    """Whose latents the network sees, if any."""
     conditions: SampleConditions | None = None
     """Those of the images that are sampled in training; None for a network without a condition."""
     graphs: Graphs | None = None
@@ -152,7 +178,8 @@ class Session:
     def ema_model(self) -> TrainedModel:
         """The EMA weights, to sample from."""
         name = Path(self.config.run_dir).name
-        model = TrainedModel.of_run(self.ema_network, self.config, self.train_set.metadata, name)
+        data, config = self.train_set.metadata, self.config
+        model = TrainedModel.of_run(self.ema_network, config, data, name, self.autoencoder)
         return replace(model, conditions=self.conditions)
 
     def update_ema_bn_stats(self, num_batches: int) -> None:
@@ -187,7 +214,7 @@ class Session:
         conditions."""
         device = self.accelerator.device
         level = self.process.noise_level(batch["u"]).to(device)
-        to_network = self.train_set.table.scaling.to_network
+        to_network = self.train_set.table.to_network
         images = to_network(batch["images"].to(device, non_blocking=True))
         noise = batch["noise"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None
@@ -213,7 +240,18 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     train, device = config.train, accelerator.device
     micro_batch_size, accumulation = accumulation_steps(train, accelerator.num_processes)
 
-    run_data = load_run_data(config)
+    autoencoder, reduction = None, 1
+    if config.data.autoencoder is not None:
+        try:
+            autoencoder = load_autoencoder(config.data.autoencoder)
+        except CheckpointError as error:
+            raise ConfigError(f"data.autoencoder: {error}") from None
+        reduction = autoencoder.reduction
+        check_latents(config, autoencoder.latent_channels, reduction)
+    run_data = load_run_data(config, autoencoder)
+    if autoencoder is not None:
+        autoencoder.model.to(device)
+        run_data = with_latents(run_data, config, autoencoder)
     train_set = TrainingDataset(
         run_data.table, run_data.train_rows, seed=config.seed, flip=config.data.flip,
         label_dropout=config.data.label_dropout, class_conditional=config.data.class_conditional,
@@ -222,7 +260,7 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
 
     is_graphed = cuda_graph.is_enabled(config, accelerator)
     torch.manual_seed(config.seed)
-    unet = UNet2D(**unet_kwargs(config, train_set.num_classes)).train()
+    unet = UNet2D(**unet_kwargs(config, train_set.num_classes, reduction)).train()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.enable_recompute(config.model.activation_checkpointing == "norm")
@@ -241,7 +279,8 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     return Session(
         config=config, accelerator=accelerator, micro_batch_size=micro_batch_size, accumulation=accumulation,
         train_set=train_set, val_set=run_data.val_set(config), conditions=run_data.sample_conditions(config),
-        data_summary=summarize_data(run_data, train_set), unet=unet, ema=ema, strategy=strategy,
+        data_summary=summarize_data(run_data, train_set), autoencoder=autoencoder,
+        unet=unet, ema=ema, strategy=strategy,
         process=make_process(**config.diffusion.model_dump()),
         graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,
     )  # fmt: skip

@@ -195,7 +195,7 @@ BAD_POINTERS = [{"checkpoint": name} for name in ("../../other", "/etc", "..", "
 BAD_UNETS = [
     *({"block_out_channels": value} for value in ([8, 65536], [8, 10**9], [8] * 10_000, "ab", None, [8, 16.0])),
     *({"layers_per_block": value} for value in (64, 10**9, "1")), {"down_block_types": ["DownBlock2D"] * 10_000},
-    *({"sample_size": value} for value in (10**9, "16", [16, 16])), {"in_channels": 10**9}, {"in_channels": 5},
+    *({"sample_size": value} for value in (10**9, "16", [16])), {"in_channels": 10**9}, {"in_channels": 5},
     {"time_embedding_dim": 10**12}, {"num_class_embeds": 10**12}, {"num_class_embeds": 4},
     {"class_embed_type": "identity", "num_class_embeds": 10**12}, {"attention_head_dim": 10**12},
     {"norm_num_groups": 0}, {"norm_eps": float("nan")}, {"norm": "x"}, {"norm": {"kind": "evil"}},
@@ -290,7 +290,7 @@ def test_huge_sparse_file_is_not_read(assert_rejected, checkpoint, exported, nam
     assert_rejected(exported if name == WEIGHTS else checkpoint, Path(name).name)
 
 
-@pytest.mark.parametrize("channels", [(6, 3), (3, 6), (4, 4)])
+@pytest.mark.parametrize("channels", [(6, 3), (3, 6)])
 def test_a_network_for_other_than_images_is_rejected(assert_rejected, exported, channels):
     config = {**json.loads((exported / "unet/config.json").read_text()), "sample_size": 16}
     network = UNet2D.from_config({**config, "in_channels": channels[0], "out_channels": channels[1]})

@@ -1,0 +1,69 @@
+"""Latents: what an autoencoder makes of decoded images, once, kept in the cache beside them."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gnunet.data.cache import METADATA_FILE, cache_folder, read_or_build
+from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, Latents
+from gnunet.errors import DataError
+
+VERSION = 1
+"""Increased whenever the same images would get other latents, so that no older cache is used."""
+BATCH_VALUES = 2**20
+"""Of the images that are encoded at a time."""
+
+
+def encode_images(
+    table: DecodedImages,
+    encode: Callable[[np.ndarray], np.ndarray],
+    *,
+    channels: int,
+    autoencoder: str,
+    flip: bool,
+    cache_dir: str | None,
+    progress: Callable[[int, int], None],
+) -> Latents:
+    """The latents of a table's images, mapped from disk; as with `load_images`, the first call makes them.
+
+    Args:
+        encode: uint8 (b, H, W, C) -> fp32 (b, h, w, channels or 2 * channels), as `Autoencoder.encode`.
+        autoencoder: its digest, which decides with the table's fingerprint which cache is used.
+        flip: also encode the mirrored images, whose latents are not mirrored latents.
+        progress: called with (images done, images in all) while encoding.
+
+    Raises:
+        DataError: latents that are not finite in float16, or a cache that cannot be written.
+    """
+    key = hashlib.sha256(repr((VERSION, table.fingerprint, autoencoder, flip)).encode()).hexdigest()[:24]
+
+    def build(folder: Path) -> None:
+        step, sums = max(1, BATCH_VALUES // table.images[0].size), np.zeros(3)
+        with open(folder / IMAGES_FILE, "wb") as file:
+            for start in range(0, len(table), step):
+                images = table.images[start : start + step]
+                both = [encode(each.copy()) for each in (images, images[:, :, ::-1])[: 1 + flip]]
+                with np.errstate(over="ignore"):
+                    moments = np.stack(both, axis=1).astype(np.float16)
+                if not np.isfinite(moments).all():
+                    raise DataError("data.autoencoder: its latents of these images are not finite in float16")
+                values = moments.astype(np.float64)
+                sums += [values[..., :channels].sum(), (values**2).sum(), values[..., :channels].size]
+                file.write(moments.data)
+                progress(min(start + step, len(table)), len(table))
+        std = math.sqrt(max(sums[1] / sums[2] - (sums[0] / sums[2]) ** 2, 0.0))
+        (folder / METADATA_FILE).write_text(json.dumps({"shape": (len(table), *moments.shape[1:]), "std": std}))
+
+    def read(folder: Path) -> Latents | None:
+        try:
+            found = json.loads((folder / METADATA_FILE).read_text())
+            latents = Latents(folder, tuple(found["shape"]), channels, float(found["std"]), autoencoder)
+            return latents if len(latents.moments) == len(table) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    return read_or_build(cache_folder(cache_dir) / f"latents-{key}", read, build)
