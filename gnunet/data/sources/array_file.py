@@ -10,6 +10,7 @@ import numpy as np
 
 from gnunet.data.decode import MAX_FILE_BYTES, ArrayCell, load_array
 from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprint, split_of_file
+from gnunet.data.sources.idx import MAX_DEFLATE_RATIO
 from gnunet.data.sources.image_folder import ARRAY_SUFFIXES
 from gnunet.data.sources.tables import as_data_error
 from gnunet.errors import DataError
@@ -36,9 +37,13 @@ class ArrayFile(Source):
 
     def _open(self, name: str) -> tuple[IO[bytes], tuple[int, ...], bool, np.dtype]:
         """An array of a .npz at its first value, with its shape, whether it is in Fortran's order, and dtype."""
-        file = self._file.zip.open(f"{name}.npy")
+        info = self._file.zip.getinfo(f"{name}.npy")
+        file, size = self._file.zip.open(info), min(info.file_size, MAX_DEFLATE_RATIO * info.compress_size)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        return file, *read[np.lib.format.read_magic(file)](file)
+        shape, is_fortran, dtype = read[np.lib.format.read_magic(file)](file)
+        if math.prod(shape) * dtype.itemsize > size - file.tell():
+            raise ValueError(f"{name} announces {dtype} {shape} in {size} bytes")
+        return file, shape, is_fortran, dtype
 
     @property
     def columns(self) -> list[str]:
@@ -57,13 +62,9 @@ class ArrayFile(Source):
                 "(N, H, W), or its name as data.image_column"
             )
         self._image, count = images[0], self._shapes[images[0]][0]
-        names = [label_column] if label_column else found[split_of_file(self._image)]
+        names = found[split_of_file(self._image)]
         labels = [name for name in names if self._shapes[name] in ((count,), (count, 1))]
-        if label_column and not labels:
-            raise DataError(
-                f"data.label_column: {label_column!r} has the shape {self._shapes[label_column]}; valid: ({count},)"
-            )
-        self.label_column = labels[0] if len(labels) == 1 else None
+        self.label_column = label_column or (labels[0] if len(labels) == 1 else None)
 
     def __len__(self) -> int:
         return self._shapes[self._image][0]
@@ -74,6 +75,8 @@ class ArrayFile(Source):
     def values(self, column: str) -> Sequence[Any]:
         if column == self._image:
             return super().values(column)
+        if self._shapes[column] not in ((len(self),), (len(self), 1)):
+            raise DataError(f"{self.name}: {column!r} has the shape {self._shapes[column]}; valid: ({len(self)},)")
         with as_data_error(self._path):
             return load_array(ArrayCell(self._path, column)).ravel().tolist()
 

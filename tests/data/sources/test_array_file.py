@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -61,7 +63,7 @@ def test_names_of_arrays_are_columns(tmp_path, load_arrays):
     table = load_arrays(file, image_column="x", label_column="names", class_conditional=False)
     assert table.class_names == tuple("abcdef")
     for keys, named in {
-        ("x", "z"): "data.label_column",
+        ("x", "z"): r"z.*\(8, 8, 5\).*valid: \(6,\)",
         ("q", "y"): "data.image_column",
         ("x", "w"): "label_col",
     }.items():
@@ -88,6 +90,16 @@ def test_bad_arrays_are_named(tmp_path, load_arrays, array, named):
     with pytest.raises(DataError, match=named) as caught:
         load_arrays(tmp_path / "bad.npy")
     assert "bad.npy" in str(caught.value)
+
+
+def test_columns_of_other_lengths_and_headers_that_announce_too_much(tmp_path, load):
+    np.savez(tmp_path / "a.npz", train_images=np.zeros((6, 8, 8)), test_labels=np.arange(3))
+    with pytest.raises(DataError, match=r"test_labels.*\(3,\).*valid: \(6,\)"):
+        load(tmp_path / "a.npz", subset={"test_labels": 1})
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive, archive.open("x.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (2**50, 8, 8)})
+    with pytest.raises(DataError, match=r"b\.npz.*x announces"):
+        load(tmp_path / "b.npz")
 
 
 def test_damaged_files(tmp_path, load_arrays):
