@@ -139,8 +139,8 @@ class TrainedModel:
         seen = to_uint8(source.network_input(indices, images.shape[1:3], to_network)[:, : self.channels])
         originals = [] if source.images is None else [source.images(source.entries(indices))]
         originals = [self.scaling.to_pictures(each) for each in originals]
-        in_rgb = [each.repeat(3, axis=-1)[..., :3] if each.shape[-1] < 3 else each[..., :3]
-                  for each in (seen, images, *originals)]  # fmt: skip
+        seen = np.pad(seen, [(0, 0)] * 3 + [(0, 1)]) if seen.shape[-1] == 2 else seen[..., :3]  # as `to_pictures`
+        in_rgb = [each.repeat(3 if each.shape[-1] == 1 else 1, axis=-1) for each in (seen, images, *originals)]
         return np.concatenate(in_rgb, axis=2), images.shape[2]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray | None:
