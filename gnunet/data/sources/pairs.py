@@ -48,6 +48,11 @@ class PairedSource:
                     f"data.condition.folder: {folder} has no partner of {len(missing)} images, {first_few(missing)}; "
                     f"valid: a file of the same relative name for each image, such as {names[0]}.png"
                 )
+            if len(rows) < len(self._others):
+                found = [self._others.describe_row(row) for row in {*range(len(self._others))} - {*rows.values()}]
+                raise DataError(
+                    f"data.condition.folder: another file is named as {first_few(found)} but for the suffix"
+                )
             self._rows = np.array([rows[name] for name in names])
         self.fingerprint = [source.fingerprint, self._others.fingerprint]
 

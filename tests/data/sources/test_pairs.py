@@ -42,6 +42,8 @@ def test_partners_in_a_folder_have_the_same_relative_names(photos):
     copied = pickle.loads(pickle.dumps(table))
     assert np.array_equal(copied.images, table.images) and np.array_equal(copied.pairs, table.pairs)
     Image.new("L", (16, 12), 7).save(photos / "sketch/a/0.bmp")
+    with pytest.raises(DataError, match=r"condition.folder.*sketch/a/0"):
+        load(photos, folder=str(photos / "sketch"), channels=1)
     (photos / "sketch/a/0.png").unlink()
     assert (load(photos, folder=str(photos / "sketch"), channels=1).pairs[0] == 7).all()
 
