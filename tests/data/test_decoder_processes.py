@@ -34,12 +34,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "message"), FAULTS.values(), ids=FAULTS)
-def test_what_ends_a_decoder_is_an_error_for_its_image_alone(decoders, monkeypatch, fault, message):
+def test_what_ends_a_decoder_is_an_error_for_its_image_alone(monkeypatch, fault, message):
     monkeypatch.setattr(decoder_processes, "MAX_SECONDS", 0.1)
     monkeypatch.setattr(decoder_processes, "MAX_BYTES", 2**30)
     original = decode.flatten
     monkeypatch.setattr(decode, "flatten", lambda image: original(image) if image.size == (4, 4) else fault())
-    with ThreadPoolExecutor(3) as pool:
+    with Decoders(3) as decoders, ThreadPoolExecutor(3) as pool:
         good, bad, after = (pool.submit(decoders.decode, np.tile(IMAGE, (n, 1, 1)), 4, 3) for n in (1, 2, 1))
         with pytest.raises(ValueError, match=message):
             bad.result()
