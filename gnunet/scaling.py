@@ -90,8 +90,7 @@ class Scaling:
     def to_pictures(self, images: np.ndarray) -> np.ndarray:
         """What is shown of values of the data (N, H, W, C): uint8 (N, H, W, 1 or 3).
 
-        The network's -1..1 becomes 0..255. One channel is grey, two are red and green, of more the first three are
-        red, green and blue; transparent pictures are composed on white.
+        The network's -1..1 becomes 0..255, of channels by `as_colours`; transparent pictures are composed on white.
         """
         channels = images.shape[-1]
         if self.is_pictures and channels == 4:
@@ -99,8 +98,8 @@ class Scaling:
             return ((images[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
         if self.is_pictures:
             return images
-        levels = to_uint8(self.to_network(torch.from_numpy(np.array(images, np.float32)).permute(0, 3, 1, 2)))
-        return np.pad(levels, [(0, 0)] * 3 + [(0, 1)]) if channels == 2 else levels[..., :3]
+        values = torch.from_numpy(np.array(images, np.float32)).permute(0, 3, 1, 2)
+        return as_colours(to_uint8(self.to_network(values)))
 
 
 PICTURES = Scaling()
@@ -109,6 +108,12 @@ PICTURES = Scaling()
 @lru_cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+def as_colours(levels: np.ndarray) -> np.ndarray:
+    """uint8 (N, H, W, C) -> (N, H, W, 1 or 3): one channel is grey, two are red and green, of more the first three are
+    red, green and blue."""
+    return np.pad(levels, [(0, 0)] * 3 + [(0, 1)]) if levels.shape[-1] == 2 else levels[..., :3]
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -70,13 +70,12 @@ class Best(TypedDict):
 
 
 class Change(TypedDict):
+    """A key that was changed when the run resumed, and the images seen with its value before."""
+
     images: NonNegativeInt
     key: str
     before: Any
     after: Any
-
-
-"""A key that was changed when the run resumed, and the images seen with its value before."""
 
 
 @dataclass

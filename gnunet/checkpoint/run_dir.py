@@ -129,12 +129,12 @@ class RunDir:
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
         saved = from_yaml(read_text(self.config_file, MAX_YAML_BYTES), str(self.config_file))
-        lines = diff_configs(saved, self.config)
-        changed = [line for line in lines if not line.startswith((*KEYS_ALLOWED_TO_CHANGE, *KEYS_RECORDED))]
-        if changed:
+        lines = {line.split(":")[0]: line for line in diff_configs(saved, self.config)}
+        fixed = [key for key in lines if key not in KEYS_ALLOWED_TO_CHANGE and not key.startswith(KEYS_RECORDED)]
+        if fixed:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration; these keys differ (run_dir -> now):\n  "
-                + "\n  ".join(changed)
+                + "\n  ".join(lines[key] for key in fixed)
                 + "\nChoose another run_dir, or restore that configuration to resume."
             )
 

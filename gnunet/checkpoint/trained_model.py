@@ -24,19 +24,14 @@ from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.config import Config, SamplingConfig, condition_kwargs, from_yaml, unet_kwargs
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import as_size
-from gnunet.diffusion import (
-    Process,
-    make_process,
-    sample_images,
-    sample_labels,
-)
+from gnunet.diffusion import Process, make_process, sample_images, sample_labels
 from gnunet.diffusion.factory import load_process
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
 from gnunet.models.autoencoder import Autoencoder, load_autoencoder
 from gnunet.models.pretrained import check_weights_match, weights_digest
 from gnunet.safe_io import MAX_YAML_BYTES, check_fits_memory, read_json, read_text
-from gnunet.scaling import PICTURES, Scaling, to_uint8
+from gnunet.scaling import PICTURES, Scaling, as_colours, to_uint8
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +134,8 @@ class TrainedModel:
         seen = to_uint8(source.network_input(indices, images.shape[1:3], to_network)[:, : self.channels])
         originals = [] if source.images is None else [source.images(source.entries(indices))]
         originals = [self.scaling.to_pictures(each) for each in originals]
-        seen = np.pad(seen, [(0, 0)] * 3 + [(0, 1)]) if seen.shape[-1] == 2 else seen[..., :3]  # as `to_pictures`
-        in_rgb = [each.repeat(3 if each.shape[-1] == 1 else 1, axis=-1) for each in (seen, images, *originals)]
+        shown = (as_colours(seen), images, *originals)
+        in_rgb = [each.repeat(3 if each.shape[-1] == 1 else 1, axis=-1) for each in shown]
         return np.concatenate(in_rgb, axis=2), images.shape[2]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray | None:

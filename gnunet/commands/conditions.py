@@ -12,7 +12,7 @@ from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_image, open_image, upright_size
 from gnunet.data.decode_pairs import decode_classes
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
-from gnunet.evaluation.image_files import GRID, image_files
+from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
 
 MASK = "_mask"
@@ -117,11 +117,8 @@ def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
 
 
 def _size(file: Path) -> tuple[int, int]:
-    try:
-        with open_image(file) as image:
-            return upright_size(image)
-    except Exception as error:  # of any kind, as image decoders raise them
-        raise DataError(f"{file} cannot be decoded: {error}") from None
+    with decoding(file), open_image(file) as image:
+        return upright_size(image)
 
 
 def _decode(
@@ -130,9 +127,7 @@ def _decode(
     if not model.scaling.is_pictures:
         raise ConfigError(f"{file}: given, but {model.name} samples arrays; valid: what its own run conditions on")
     resize = model.config.data.resize if model.config else "crop"
-    try:
+    with decoding(file):
         if classes is not None:
             return decode_classes(file, size, classes, resize)
         return decode_image(file, size, channels, resize)
-    except Exception as error:
-        raise DataError(f"{file} cannot be decoded: {error}") from None

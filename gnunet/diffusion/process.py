@@ -170,11 +170,16 @@ class Process(ABC):
         return sampler or self.samplers[0]
 
 
+def concatenate(x: Tensor, condition: Tensor | None) -> Tensor:
+    """A network's input (N, C, H, W) with a condition, if any, as further channels."""
+    return x if condition is None else torch.cat([x, condition], dim=1)
+
+
 def call_model(
     network: nn.Module, x: Tensor, timestep: Tensor, labels: Tensor | None, condition: Tensor | None = None
 ) -> Tensor:
     """The network's output, fp32 (N, C, H, W), at `x`, to which a condition is concatenated."""
-    x = x if condition is None else torch.cat([x, condition], dim=1)
+    x = concatenate(x, condition)
     return network(x, timestep, class_labels=labels, return_dict=False)[0].float()
 
 

@@ -102,9 +102,7 @@ def sample_images(
             given = None if condition is None else condition[filled].to(device)
             kept = None if known is None else known[filled].to(device)
             null_condition = torch.zeros_like(given) if given is not None and can_drop_condition else given
-            model_fn = with_cfg(
-                network, classes, null_label, guidance_scale, autocast, check, given, null_condition
-            )  # fmt: skip
+            model_fn = with_cfg(network, classes, null_label, guidance_scale, autocast, check, given, null_condition)
             generators = step_generators(seed, batch)
             if kept is None:
                 images = process.sample(model_fn, noise, sampler, steps, generators)

@@ -1,7 +1,8 @@
 """Directories of images, of samples or to evaluate, file by file."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,15 @@ from gnunet.scaling import PICTURES, Scaling
 GRID = "grid.png"
 """The overview that `gnunet sample` writes next to the samples; not counted as an image."""
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
+
+
+@contextmanager
+def decoding(file: Path) -> Iterator[None]:
+    """Turn what image decoders raise, exceptions of any kind, into a DataError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(f"{file} cannot be decoded: {error}") from error
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -97,22 +107,17 @@ class ImageFiles:
         return np.stack([self._decode(self.files[index]) for index in indices])
 
     def _decode(self, file: Path) -> np.ndarray:
-        try:
+        with decoding(file):
             if not self._scaling.is_pictures:
                 return self._scaling.to_pictures(read_sample(file, self._scaling, self.channels)[None])[0]
             return decode_image(file, self.size, self.channels, self._resize)
-        except Exception as error:  # image decoders raise many kinds of exceptions for broken files
-            raise DataError(f"{file} cannot be decoded: {error}") from error
 
 
 def _inspect_image(file: Path) -> tuple[int, int, int]:
     """An image's height, width and channels (1 or 3), from the file's header."""
-    try:
-        with open_image(file) as image:
-            is_grey = image.mode in GREY_MODES and "transparency" not in image.info
-            return *upright_size(image), 1 if is_grey else 3
-    except Exception as error:
-        raise DataError(f"{file} cannot be decoded: {error}") from error
+    with decoding(file), open_image(file) as image:
+        is_grey = image.mode in GREY_MODES and "transparency" not in image.info
+        return *upright_size(image), 1 if is_grey else 3
 
 
 def _describe(height: int, width: int, channels: int) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gnunet.errors import CheckpointError, first_few, truncate
 from gnunet.safe_io import read_json
+from gnunet.scaling import to_unit_range
 
 from .pretrained import check_pretrained, weights_digest
 
@@ -70,7 +71,7 @@ class Autoencoder:
     def encode(self, pictures: np.ndarray) -> np.ndarray:
         """uint8 pictures (n, H, W, channels) to latents as a network sees them, fp32 (n, h, w, latent_channels), or
         (n, h, w, 2 * latent_channels) with the means, then the standard deviations of AutoencoderKL's distributions."""
-        images = torch.from_numpy(pictures).to(self.model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = to_unit_range(torch.from_numpy(pictures).to(self.model.device).permute(0, 3, 1, 2))
         offset, scale = self._scaling(images)
         with torch.no_grad():
             found = self.model.encode(images)

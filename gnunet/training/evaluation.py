@@ -184,10 +184,8 @@ def write_grid(path: Path, images: np.ndarray, names: Sequence[str] | None, mode
     """Write `model.grid_tiles` of images, uint8 (N, H, W, C), as one PNG, small ones enlarged and, if given, with their
     classes' names."""
     tiles, before = model.grid_tiles(images)
-    scale, columns = (
-        math.ceil(TILE_SIZE / max(images.shape[1:3])),
-        None if not before else math.ceil(math.sqrt(len(images) / 3)),
-    )
+    scale = math.ceil(TILE_SIZE / max(images.shape[1:3]))
+    columns = math.ceil(math.sqrt(len(images) / 3)) if before else None
     grid = make_grid(tiles, columns, scale=scale, names=names, before=before)
     atomic_write(path, encode_grid(grid))
     return grid

@@ -25,6 +25,7 @@ from gnunet.data import (
     training_loader,
 )
 from gnunet.diffusion import NoiseLevel, Process, make_process
+from gnunet.diffusion.process import concatenate
 from gnunet.distributed import fsdp
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
 from gnunet.errors import CheckpointError, ConfigError, first_few
@@ -193,7 +194,7 @@ class Session:
             for batch in loader:
                 images, noise, level, labels, condition = self.to_device(batch)
                 x = self.process.network_input(self.process.add_noise(images, noise, level), level)
-                x = x if condition is None else torch.cat([x, condition], dim=1)
+                x = concatenate(x, condition)
                 yield (x, level.timestep) if labels is None else (x, level.timestep, labels)
 
         with self.accelerator.autocast():
