@@ -7,7 +7,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -260,13 +260,20 @@ def _decode_all(images: Iterator[Any], size: tuple[int, int], channels: int, *se
                 while len(pending) > MAX_PENDING or num_bytes > MAX_PENDING_BYTES:
                     future, taken = pending.popleft()
                     num_bytes -= taken
-                    yield future.exception() or future.result()
+                    yield _result(future)
             for future, _ in pending:
-                yield future.exception() or future.result()
+                yield _result(future)
         except OSError as error:
             raise DataError(f"the data set cannot be read: {error}") from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future) -> Any:
+    error = future.exception()
+    if isinstance(error, DataError):  # of the processes, not of this image
+        raise error
+    return error or future.result()
 
 
 def _file_size(image: Any) -> int:
