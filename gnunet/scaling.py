@@ -1,5 +1,6 @@
-"""Between the values that data has and those that networks see, and pictures of either."""
+"""Between the values that data has and those that networks see, pictures of either, and their sizes."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -128,3 +129,14 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """
     levels = ((images.float().nan_to_num(nan=0.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def as_size(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """The height and width that `data.resolution` says."""
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return height, width
+
+
+def as_resolution(size: Sequence[int]) -> int | list[int]:
+    """`data.resolution` for a height and width: one number for squares."""
+    return size[0] if size[0] == size[1] else list(size)

@@ -23,7 +23,6 @@ from gnunet.checkpoint.checkpoint import (
 from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.config import Config, SamplingConfig, condition_kwargs, from_yaml, unet_kwargs
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.decode import as_size
 from gnunet.diffusion import Process, make_process, sample_images, sample_labels
 from gnunet.diffusion.factory import load_process
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
@@ -31,7 +30,7 @@ from gnunet.models import UNet2D
 from gnunet.models.autoencoder import Autoencoder, load_autoencoder
 from gnunet.models.pretrained import check_weights_match, weights_digest
 from gnunet.safe_io import MAX_YAML_BYTES, check_fits_memory, read_json, read_text
-from gnunet.scaling import PICTURES, Scaling, as_colours, to_uint8
+from gnunet.scaling import PICTURES, Scaling, as_colours, as_size, to_uint8
 
 logger = logging.getLogger(__name__)
 

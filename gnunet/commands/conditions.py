@@ -10,7 +10,6 @@ from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import check_integer
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_image, open_image, upright_size
-from gnunet.data.decode_pairs import decode_classes
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
@@ -128,6 +127,4 @@ def _decode(
         raise ConfigError(f"{file}: given, but {model.name} samples arrays; valid: what its own run conditions on")
     resize = model.config.data.resize if model.config else "crop"
     with decoding(file):
-        if classes is not None:
-            return decode_classes(file, size, classes, resize)
-        return decode_image(file, size, channels, resize)
+        return decode_image(file, size, channels, resize, num_classes=classes)

@@ -15,7 +15,6 @@ from gnunet.commands.evaluate_inputs import open_reference, open_subject
 from gnunet.commands.options import check_integer
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
-from gnunet.data.decode import as_resolution
 from gnunet.distributed.accelerator import open_accelerator
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.evaluation import (
@@ -34,6 +33,7 @@ from gnunet.evaluation import (
 from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.features import Images
 from gnunet.processes import Processes
+from gnunet.scaling import as_resolution
 from gnunet.training.session import with_latents
 
 MAX_NEAREST = 1024

@@ -13,13 +13,12 @@ from gnunet import __version__
 from gnunet.checkpoint.run_dir import RunLock
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import make_output_dir, numbered
-from gnunet.data.decode import as_resolution, as_size
 from gnunet.distributed.collectives import run_on_main_rank
 from gnunet.errors import CheckpointError, ConfigError, DataError, first_few, truncate
 from gnunet.evaluation.image_files import GRID, image_files, read_sample
 from gnunet.evaluation.report import write_json
 from gnunet.safe_io import MAX_JSON_BYTES, read_text
-from gnunet.scaling import PICTURES, Scaling
+from gnunet.scaling import PICTURES, Scaling, as_resolution, as_size
 
 RECORD = "samples.json"
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from gnunet.config.schema import Section, ValidValues
+from gnunet.scaling import as_size
 
 Text = Annotated[str, Field(min_length=1)]
 Subset = Annotated[
@@ -117,5 +118,4 @@ class DataConfig(Section):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        height, width = [self.resolution] * 2 if isinstance(self.resolution, int) else self.resolution
-        return height, width
+        return as_size(self.resolution)

@@ -4,6 +4,7 @@ from typing import Any
 
 from gnunet.config.norms import SECTIONS
 from gnunet.config.sections import Config, DataConfig, DDPMConfig, EDMConfig, FlowConfig
+from gnunet.scaling import as_resolution
 
 
 def image_kwargs(data: DataConfig) -> dict[str, Any]:
@@ -34,14 +35,13 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
     `reduction` is that of data.autoencoder. If data.label_dropout is above 0, the last embedding is the null label's.
     """
     model, num_embeddings = config.model, None
-    height, width = (side // reduction for side in config.data.size)
     if num_classes:
         from gnunet.data import null_label  # imports datasets, which takes seconds
 
         num_embeddings = num_classes + (null_label(num_classes, config.data.label_dropout) is not None)
     return {
         **model.model_dump(exclude={"norm", "activation_checkpointing", "gradient_checkpointing"}),
-        "sample_size": height if height == width else [height, width],
+        "sample_size": as_resolution([side // reduction for side in config.data.size]),
         "in_channels": model.in_channels + (condition_kwargs(config) or {"channels": 0})["channels"],
         "out_channels": model.in_channels,
         "num_class_embeds": num_embeddings,

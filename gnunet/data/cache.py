@@ -17,16 +17,15 @@ import PIL
 from filelock import FileLock
 
 from gnunet.data import decode
-from gnunet.data.decode_pairs import Pair
-from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, content_fingerprint, map_images
+from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, content_fingerprint, map_array
 from gnunet.data.decoder_processes import Decoders
 from gnunet.data.rows import read_labels, select_rows
 from gnunet.data.sources import Source, open_source
-from gnunet.data.sources.pairs import PairedSource
+from gnunet.data.sources.pairs import open_partners
 from gnunet.environment import num_cpus
 from gnunet.errors import CheckpointError, DataError, first_few
 from gnunet.files import atomic_directory
-from gnunet.scaling import PICTURES, Scaling
+from gnunet.scaling import PICTURES, Scaling, as_size
 
 log = logging.getLogger(__name__)
 Cached = TypeVar("Cached")
@@ -66,8 +65,8 @@ def load_images(
         source, split, image_column, label_column, subset, resolution, resize, normalization, on_error: as the keys
             of `data`.
         channels: of pictures 1 (grey), 3 (RGB) or 4 (RGBA); of arrays as many as they have.
-        pairs: folder, column, channels (None as of the images) and num_classes of `PairedSource`, for a partner of each
-            image; None for none.
+        pairs: folder and column of `open_partners`, and channels (None as of the images) and num_classes of partners;
+            None for none.
         class_conditional: require labels.
         progress: called with (images done, images in all) while decoding.
 
@@ -83,28 +82,25 @@ def load_images(
             f"metadata, beside {len(opened)}: {first_few(opened.unreadable)}; convert or remove them, or set "
             "data.on_error to skip"
         )
-    size, pair_channels = decode.as_size(resolution), 0
+    settings = [as_size(resolution), channels, resize, normalization]  # of `decode_pair`
+    partners: list[Source] = []
     if pairs is not None:
-        pairs = {**pairs, "channels": 1 if pairs["num_classes"] else pairs["channels"] or channels}
-        opened, pair_channels = PairedSource(opened, **pairs), pairs["channels"]
+        num_classes, partner_channels = pairs["num_classes"], pairs["channels"] or channels
+        settings.append((1 if num_classes else partner_channels, num_classes))
+        partners.append(open_partners(opened, pairs["folder"], pairs["column"]))
     decides_pixels = {
-        "version": decode.VERSION, "pillow": PIL.__version__, "source": opened.fingerprint, "split": split,
-        "image_column": image_column, "label_column": label_column, "subset": dict(subset or {}),
-        "resolution": decode.as_resolution(size), "channels": channels,
+        "version": decode.VERSION, "pillow": PIL.__version__, "split": split, "subset": dict(subset or {}),
+        "sources": [each.fingerprint for each in (opened, *partners)], "settings": settings, "pairs": pairs,
+        "image_column": image_column, "label_column": label_column,
     }  # fmt: skip
-    if resize != "crop":  # which the caches of earlier versions do not name
-        decides_pixels["resize"] = resize
-    if normalization != "pixels":
-        decides_pixels["normalization"] = normalization
-    if pairs is not None:
-        decides_pixels["pairs"] = pairs
     key = hashlib.sha256(json.dumps(decides_pixels, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder(cache_dir) / f"images-{key}"
 
     def build(temporary: Path) -> None:
         rows = select_rows(opened, subset or {})
         labels = _find_labels(opened, rows, are_required=label_column is not None)
-        _build(temporary, opened, rows, *labels, progress, pair_channels, size, channels, resize, normalization)
+        cells = zip(*(each.iter_images(rows) for each in (opened, *partners)), strict=True)
+        _build(temporary, opened, rows, *labels, _decode_all(cells, *settings), channels, normalization, progress)
 
     images = read_or_build(folder, _read_cache, build)
     if images.broken:
@@ -162,16 +158,15 @@ def _read_cache(folder: Path) -> DecodedImages | None:
     """Map a cache into memory; None if it does not exist or is corrupted."""
     try:
         metadata = json.loads((folder / METADATA_FILE).read_text())
-        shape = tuple(metadata["shape"])
-        added = metadata.get("pair_channels", 0)
-        scaling = Scaling.from_dict(metadata.get("scaling"), shape[-1] - added, folder)
-        images, pairs = map_images(folder, shape, scaling.dtype, added)
+        channels, shape = metadata["channels"], tuple(metadata["shape"])
+        scaling = Scaling.from_dict(metadata.get("scaling"), channels, folder)
+        stored = map_array(folder / IMAGES_FILE, scaling.dtype, shape)
         labels = np.fromfile(folder / LABELS_FILE, np.int64) if metadata["has_labels"] else None
-        if labels is not None and len(labels) != len(images):
+        if labels is not None and len(labels) != len(stored):
             return None
         return DecodedImages(
-            images, labels, tuple(metadata["class_names"]), metadata["fingerprint"], metadata["skipped"],
-            tuple(metadata["broken"]), folder, scaling=scaling, pairs=pairs,
+            stored, channels, labels, tuple(metadata["class_names"]), metadata["fingerprint"], metadata["skipped"],
+            tuple(metadata["broken"]), scaling=scaling,
         )  # fmt: skip
     except (CheckpointError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -194,20 +189,18 @@ def _build(
     rows: np.ndarray,
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
-    progress: Callable[[int, int], None] | None,
-    pair_channels: int,
-    size: tuple[int, int],
+    results: Iterator[Any],
     channels: int,
-    resize: str,
     normalization: str,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Decode the given rows of a source into an existing folder."""
+    """Write the images of the given rows of a source, or the exceptions, of `_decode_all` into an existing folder."""
     scaling, formats = PICTURES, set()
     is_valid = np.ones(len(rows), bool)
     broken = []
     digest = hashlib.sha256()
     with open(folder / IMAGES_FILE, "wb") as file:
-        for i, result in enumerate(_decode_all(source.iter_images(rows), size, channels, resize, normalization)):
+        for i, result in enumerate(results):
             if isinstance(result, BaseException):
                 is_valid[i] = False
                 others = f" (unlike {source.describe_row(int(rows[is_valid.argmax()]))})" if formats else ""
@@ -216,18 +209,19 @@ def _build(
                 if normalization != "pixels":
                     result, file_format = result
                     formats.add(file_format)
+                image_shape = result.shape
                 file.write(result.data)
                 digest.update(result.data)
             if progress:
                 progress(i + 1, len(rows))
     if not is_valid.any():
         raise DataError(f"{source.name} has no usable image: {'; '.join(broken[:MAX_REPORTED])}")
-    shape = (int(is_valid.sum()), *size, channels + pair_channels)
+    shape = (int(is_valid.sum()), *image_shape)
     if formats:
         suffix, file_dtype, axes = formats.pop()
         if formats:  # of several kinds, in one that holds the values of all
             suffix, file_dtype = ".npy", np.result_type(file_dtype, *(dtype for _, dtype, _ in formats)).name
-        array, _ = map_images(folder, shape, np.float32)
+        array = map_array(folder / IMAGES_FILE, np.float32, shape)
         scaling = Scaling.fit(array, normalization, suffix=suffix, file_dtype=file_dtype, axes=axes)
     if labels is not None:
         occurring, labels = np.unique(labels[is_valid], return_inverse=True)
@@ -235,27 +229,27 @@ def _build(
         labels.astype(np.int64).tofile(folder / LABELS_FILE)
     metadata = {
         "shape": shape,
+        "channels": channels,
         "has_labels": labels is not None,
         "class_names": class_names,
         "fingerprint": content_fingerprint(digest, shape, labels, class_names),
         "skipped": len(broken),
         "broken": broken[:MAX_REPORTED],
         "source": source.name,
-        **({"pair_channels": pair_channels} if pair_channels else {}),
         **({} if scaling.is_pictures else {"scaling": scaling.as_dict()}),
     }
     (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1))
 
 
-def _decode_all(images: Iterator[Any], size: tuple[int, int], channels: int, *settings: Any) -> Iterator[Any]:
-    """`decode_image` in order on all cores; yields an exception in place of an image that cannot be decoded."""
+def _decode_all(cells: Iterator[tuple], size: tuple[int, int], channels: int, *settings: Any) -> Iterator[Any]:
+    """`decode_pair` in order on all cores; yields an exception in place of an image that cannot be decoded."""
     pending: deque = deque()
     num_bytes, result_bytes = 0, 4 * math.prod(size) * channels
     with Decoders(num_cpus()) as decoders, ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         try:
-            for image in images:
-                future = pool.submit(decoders.decode, image, size, channels, *settings)
-                pending.append((future, result_bytes + _file_size(image)))
+            for cell in cells:
+                future = pool.submit(decoders.decode, cell if len(cell) > 1 else cell[0], size, channels, *settings)
+                pending.append((future, result_bytes + sum(map(_file_size, cell))))
                 num_bytes += pending[-1][1]
                 while len(pending) > MAX_PENDING or num_bytes > MAX_PENDING_BYTES:
                     future, taken = pending.popleft()
@@ -277,7 +271,5 @@ def _result(future: Future) -> Any:
 
 
 def _file_size(image: Any) -> int:
-    if isinstance(image, Pair):
-        return _file_size(image.image) + _file_size(image.other)
     content = image.get("bytes") if isinstance(image, dict) else image
     return len(content) if isinstance(content, bytes) else getattr(content, "nbytes", 0)

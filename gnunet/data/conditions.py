@@ -46,11 +46,11 @@ class Condition:
         return None if kwargs is None else cls(**kwargs)
 
     def store(
-        self, images: np.ndarray, random: Iterable[Generator] = (), pairs: np.ndarray | None = None
+        self, images: np.ndarray, random: Iterable[Generator] = (), partners: np.ndarray | None = None
     ) -> np.ndarray:
-        """The conditions of images (n, H, W, C), whose partners are `pairs`; `random` has a generator for each mask."""
-        if pairs is not None:
-            return pairs
+        """The conditions of images (n, H, W, C) and their partners; `random` has a generator for each mask."""
+        if partners is not None:
+            return partners
         n, height, width, channels = images.shape
         if self.kind == "mask":
             known = np.stack([255 * ~draw_mask(each, height, width) for each in random]).astype(images.dtype)
@@ -112,11 +112,12 @@ class SampleConditions:
         masks = Stream(0, StreamKey.FIXED_MASK)
 
         def images(entries: np.ndarray) -> np.ndarray:
-            return np.ascontiguousarray(table.images[rows[entries]])
+            return table.examples(rows[entries])[0]
 
         def store(entries: np.ndarray) -> np.ndarray:
             random = (masks.at(int(entry)) for entry in entries)
-            return condition.store(images(entries), random, table.pairs_of(rows[entries]))
+            images, partners = table.examples(rows[entries])
+            return condition.store(images, random, partners)
 
         digest = hashlib.sha256(table.fingerprint.encode() + rows.tobytes()).hexdigest()
         return cls(condition, len(rows), store, digest, images, None if labels is None else labels[rows])

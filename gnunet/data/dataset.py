@@ -64,13 +64,8 @@ class TrainingDataset(Dataset):
         """
         random = self._rng.examples(indices)
         rows = self.rows[random.rows]
-        if self.table.latents is not None:
-            generators, pairs = map(self._latents.at, indices), None
-            images = self.table.latents.draw(rows, random.flip if self.flip else None, generators)
-        else:
-            images, pairs = np.ascontiguousarray(self.table.images[rows]), self.table.pairs_of(rows)
-            for each in ((images,) if pairs is None else (images, pairs)) if self.flip else ():
-                each[random.flip] = each[random.flip, :, ::-1]
+        drawn = map(self._latents.at, indices)
+        images, partners = self.table.examples(rows, drawn, random.flip if self.flip else None)
         noise = np.empty(images.shape, np.float32)
         self._rng.fill_noise(indices, noise)
         batch = {
@@ -85,7 +80,7 @@ class TrainingDataset(Dataset):
                 labels = np.where(random.drop < self.label_dropout, self.null_label, labels)
             batch["labels"] = torch.from_numpy(labels)
         if self.condition is not None:
-            stored = self.condition.store(images, map(self._masks.at, indices), pairs)
+            stored = self.condition.store(images, map(self._masks.at, indices), partners)
             batch["condition"] = channels_last(stored)
             if self.condition_dropout:
                 batch["condition_drop"] = torch.from_numpy(random.drop < self.condition_dropout)

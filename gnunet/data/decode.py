@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, ImageSequence
 
+from gnunet.scaling import as_size
+
 VERSION = 1
 """Increased whenever the same file would decode to other pixels, so that no older cache is used."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM")
@@ -40,20 +42,9 @@ class LargeImage(Exception):
     """An image has more pixels than the caller wants decoded."""
 
 
-def as_size(resolution: int | Sequence[int]) -> tuple[int, int]:
-    """The height and width that `data.resolution` says."""
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    return height, width
-
-
-def as_resolution(size: Sequence[int]) -> int | list[int]:
-    """`data.resolution` for a height and width: one number for squares."""
-    return size[0] if size[0] == size[1] else list(size)
-
-
 def decode_image(
     cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", normalization: str = "pixels",
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS, num_classes: int | None = None,
 ) -> Any:  # fmt: skip
     """Decode, flatten and resize one image to uint8 (H, W, channels).
 
@@ -68,6 +59,8 @@ def decode_image(
         normalization: with another than pixels, `decode_array` is returned.
         channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         max_pixels: raise LargeImage for a valid image with more.
+        num_classes: decode a map of classes, grey values or indices of a palette, to (H, W, 1); it is resized by the
+            nearest pixel and padded with class 0.
 
     Raises:
         Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format or,
@@ -78,8 +71,35 @@ def decode_image(
     size = as_size(resolution)
     with open_image(cell) as image:
         check_limits(image, max_pixels)
-        pixels = RESIZE[resize](_convert(image, channels), *size)
-    return np.asarray(pixels).reshape(*size, channels)
+        if num_classes is None:
+            return np.asarray(RESIZE[resize](_convert(image, channels), *size)).reshape(*size, channels)
+        if image.mode not in ("1", "L", "P"):
+            raise ValueError(f"{image.mode} image; valid for a map of classes: 8 bits, grey or with a palette")
+        indices = Image.fromarray(np.asarray(ImageOps.exif_transpose(image)).astype(np.uint8))
+        classes = np.asarray(RESIZE[resize](indices, *size, Image.Resampling.NEAREST))[..., None]
+    if classes.max() >= num_classes:
+        raise ValueError(f"class {classes.max()}; valid: 0 to num_classes - 1, which is {num_classes - 1}")
+    return classes
+
+
+def decode_pair(
+    cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", normalization: str = "pixels",
+    partner: Sequence[Any] | None = None, **limit: Any,
+) -> Any:  # fmt: skip
+    """`decode_image`; with the (channels, num_classes) of a partner, of a pair of cells, uint8 (H, W, channels of
+    both). The heights and widths of the two must be in the same ratio."""
+    if partner is None:
+        return decode_image(cell, resolution, channels, resize, normalization, **limit)
+    sizes = []
+    for each in cell:
+        with open_image(each) as image:
+            sizes.append(upright_size(image))
+    (height, width), (high, wide) = sizes
+    if height * wide != width * high:
+        raise ValueError(f"{width} x {height} pixels, but its partner has {wide} x {high}; valid: equal shapes")
+    image = decode_image(cell[0], resolution, channels, resize, **limit)
+    other = decode_image(cell[1], resolution, partner[0], resize, num_classes=partner[1], **limit)
+    return np.concatenate([image, other], axis=-1)
 
 
 class ArrayCell(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gnunet.data import decode
-from gnunet.data.decode_pairs import decode_pair
+from gnunet.data.decode import decode_pair
 from gnunet.errors import DataError
 
 MAX_SECONDS = 30

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gnunet.data.cache import METADATA_FILE, cache_folder, read_or_build
-from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, Latents
+from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, Latents, map_array
 from gnunet.errors import DataError
 
 VERSION = 1
@@ -61,8 +61,8 @@ def encode_images(
     def read(folder: Path) -> Latents | None:
         try:
             found = json.loads((folder / METADATA_FILE).read_text())
-            latents = Latents(folder, tuple(found["shape"]), channels, float(found["std"]), autoencoder)
-            return latents if len(latents.moments) == len(table) else None
+            moments = map_array(folder / IMAGES_FILE, np.float16, tuple(found["shape"]))
+            return Latents(moments, channels, float(found["std"]), autoencoder) if len(moments) == len(table) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 

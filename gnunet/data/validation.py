@@ -75,10 +75,7 @@ class ValidationSet:
         """
         chosen = np.asarray(indices, np.int64)
         rows = self.rows[chosen]
-        if self.table.latents is not None:
-            images = self.table.latents.draw(rows, None, map(self._latents.at, indices))
-        else:
-            images = np.ascontiguousarray(self.table.images[rows])
+        images, partners = self.table.examples(rows, map(self._latents.at, indices))
         noise = np.empty(images.shape, np.float32)
         for index, out in zip(indices, noise, strict=True):
             stream = self._stream.at(index)
@@ -93,7 +90,7 @@ class ValidationSet:
         if self.table.labels is not None:
             batch["labels"] = torch.from_numpy(self.table.labels[rows])
         if self.condition is not None:
-            stored = self.condition.store(images, map(self._masks.at, indices), self.table.pairs_of(rows))
+            stored = self.condition.store(images, map(self._masks.at, indices), partners)
             batch["condition"] = channels_last(stored)
         return batch
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gnunet.data.decode import ArrayCell, as_size, decode_image, load_array, open_image, read_values, upright_size
+from gnunet.data.decode import ArrayCell, decode_image, load_array, open_image, read_values, upright_size
 from gnunet.data.sources import visible_files
 from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
 from gnunet.errors import DataError
 from gnunet.files import atomic_write
-from gnunet.scaling import PICTURES, Scaling
+from gnunet.scaling import PICTURES, Scaling, as_size
 
 GRID = "grid.png"
 """The overview that `gnunet sample` writes next to the samples; not counted as an image."""

@@ -12,12 +12,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from gnunet.data.decode import as_size
 from gnunet.errors import CheckpointError
 from gnunet.evaluation.metrics import FeatureMetric
 from gnunet.evaluation.neighbours import NEAR_QUANTILE, Neighbours
 from gnunet.files import atomic_write
 from gnunet.safe_io import read_json
+from gnunet.scaling import as_size
 
 
 def versions(device: torch.device) -> dict[str, str]:

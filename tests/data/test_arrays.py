@@ -176,7 +176,7 @@ def test_folder_of_arrays(folder, load):
     # Another normalization is another cache of the same content, and a changed file a new one.
     other = load(folder, **{**KEYS, "normalization": "mean_std"})
     assert other.fingerprint == table.fingerprint and other.scaling != table.scaling
-    assert load(folder, **KEYS).folder == table.folder
+    assert load(folder, **KEYS).stored.filename == table.stored.filename
     np.save(folder / "a/0.npy", VALUES[:, :8] * 2)
     changed = load(folder, **KEYS)
     assert changed.fingerprint != table.fingerprint and changed.scaling.scale != table.scaling.scale

@@ -9,8 +9,8 @@ from PIL import Image
 
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.style import DIVERGED, HATCHES, MISSING, Picture, new_figure, render
-from gnunet.data.decode import as_size
 from gnunet.diffusion.images import GAP, GAP_COLOUR
+from gnunet.scaling import as_size
 
 _MAX_TILES, _MAX_WIDTH, _MAX_HEIGHT = 10, 800, 72
 """Images of a variant, pixels of all of them in width, and of each in height."""

@@ -33,19 +33,25 @@ def load(root, **pairs):
     return load_images(str(root / "photo"), resolution=(12, 16), channels=3, pairs={**PAIRS, **pairs})
 
 
+def partners(table):
+    return table.examples(np.arange(len(table)))[1]
+
+
 def test_partners_in_a_folder_have_the_same_relative_names(photos):
     plain = load_images(str(photos / "photo"), resolution=(12, 16), channels=3)
     table = load(photos, folder=str(photos / "sketch"), channels=1)
     assert np.array_equal(table.images, plain.images) and np.array_equal(table.labels, plain.labels)
-    assert np.array_equal(table.pairs[..., 0], plain.images[..., 0] // 2)
-    assert table.fingerprint != plain.fingerprint and load(photos, folder=str(photos / "sketch")).pairs.shape[-1] == 3
+    assert np.array_equal(partners(table)[..., 0], plain.images[..., 0] // 2)
+    assert (
+        table.fingerprint != plain.fingerprint and partners(load(photos, folder=str(photos / "sketch"))).shape[-1] == 3
+    )
     copied = pickle.loads(pickle.dumps(table))
-    assert np.array_equal(copied.images, table.images) and np.array_equal(copied.pairs, table.pairs)
+    assert np.array_equal(copied.images, table.images) and np.array_equal(partners(copied), partners(table))
     Image.new("L", (16, 12), 7).save(photos / "sketch/a/0.bmp")
     with pytest.raises(DataError, match=r"condition.folder.*sketch/a/0"):
         load(photos, folder=str(photos / "sketch"), channels=1)
     (photos / "sketch/a/0.png").unlink()
-    assert (load(photos, folder=str(photos / "sketch"), channels=1).pairs[0] == 7).all()
+    assert (partners(load(photos, folder=str(photos / "sketch"), channels=1))[0] == 7).all()
 
 
 def test_partners_are_flipped_with_their_images(photos):
@@ -65,7 +71,7 @@ def test_partners_in_a_column(photos, tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
     settings = {"resolution": (12, 16), "channels": 3}
     table = load_images(str(tmp_path / "pairs.parquet"), pairs={**PAIRS, "column": "sketch", "channels": 1}, **settings)
-    assert np.array_equal(table.pairs, load(photos, folder=str(photos / "sketch"), channels=1).pairs)
+    assert np.array_equal(partners(table), partners(load(photos, folder=str(photos / "sketch"), channels=1)))
     with pytest.raises(DataError, match=r"data.condition.column.*'sketc'.*'sketch'"):
         load_images(str(tmp_path / "pairs.parquet"), pairs={**PAIRS, "column": "sketc"}, **settings)
     columns["sketch"][4] = None
@@ -80,7 +86,7 @@ def test_partners_in_a_column_of_metadata(photos, tmp_path):
     table = load_images(
         str(photos), resolution=(12, 16), channels=3, pairs={**PAIRS, "column": "sketch", "channels": 1}
     )
-    assert len(table) == 6 and np.array_equal(table.pairs[..., 0], table.images[..., 0] // 2)
+    assert len(table) == 6 and np.array_equal(partners(table)[..., 0], table.images[..., 0] // 2)
 
 
 def test_maps_of_classes_are_resized_by_the_nearest_pixel(photos):
@@ -93,14 +99,14 @@ def test_maps_of_classes_are_resized_by_the_nearest_pixel(photos):
         target.parent.mkdir(parents=True, exist_ok=True)
         classes.save(target)
     table = load(photos, folder=str(photos / "sketch"), num_classes=3)
-    assert table.pairs.shape == (6, 12, 16, 1) and {*np.unique(table.pairs)} == {0, 1, 2}
+    assert partners(table).shape == (6, 12, 16, 1) and {*np.unique(partners(table))} == {0, 1, 2}
     condition = Condition("paired", 3, num_classes=3)
     batch = TrainingDataset(table, np.arange(6), seed=0, flip=False, condition=condition).__getitems__([0])
     seen = condition.to_network(batch["condition"], (12, 16), None)
     assert (
         seen.shape == (1, 3, 12, 16)
         and (seen.sum(1) == 1).all()
-        and np.array_equal(seen[0].argmax(0), table.pairs[0][..., 0])
+        and np.array_equal(seen[0].argmax(0), partners(table)[0][..., 0])
     )
     with pytest.raises(DataError, match="class 2; valid: 0 to .* 1"):
         load(photos, folder=str(photos / "sketch"), num_classes=2)
