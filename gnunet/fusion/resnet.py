@@ -21,7 +21,9 @@ class FusedResnetBlock2D(Fused, ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """input_tensor: (N, C, H, W); temb: (N or 1, temb_channels). More arguments are ignored, as in diffusers."""
         is_projected = temb is None or self.time_emb_proj is not None
-        if not (is_projected and self.fused_norms()):
+        # The operator has one row of the time embedding for each image, where diffusers broadcasts an image, too.
+        is_broadcast = isinstance(temb, Tensor) and input_tensor.shape[0] == 1 and temb.shape[0] != 1
+        if is_broadcast or not (is_projected and self.fused_norms()):
             output: Tensor = super().forward(input_tensor, temb, *args, **kwargs)
             return output
         x, h = input_tensor, norm_silu(self.norm1, input_tensor)

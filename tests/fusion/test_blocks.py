@@ -51,17 +51,29 @@ def resnet(randomized):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize(("training", "embeddings"), [(True, 3), (False, 3), (True, 1)])
-def test_resnet_block(resnet, run, assert_same, options, training, embeddings):
-    """With a time embedding for each sample, or one for all."""
+@pytest.mark.parametrize(
+    ("training", "images", "embeddings"), [(True, 3, 3), (False, 3, 3), (True, 3, 1), (True, 1, 3)]
+)
+def test_resnet_block(resnet, run, assert_same, options, training, images, embeddings):
+    """With a time embedding for each sample, one for all, or several for one image."""
     block = resnet(**options).train(training)
 
     def call(block, randn):
-        return block(randn(3, 8, 6, 6), randn(embeddings, 6) if block.time_emb_proj else None)
+        return block(randn(images, 8, 6, 6), randn(embeddings, 6) if block.time_emb_proj else None)
 
     expected = run(block, call)
     assert gnunet.fuse(block).fused == ["norm1", "norm2"]
     assert_same(run(block, call), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, SCALE_SHIFT], ids=["add", "scale_shift"])
+def test_export_of_a_resnet_block_for_any_batch_size(resnet, options):
+    block, batch = resnet(**options).eval(), torch.export.Dim.DYNAMIC
+    gnunet.fuse(block)
+    inputs = torch.randn(2, 8, 6, 6).double(), torch.randn(2, 6).double()
+    exported = torch.export.export(block, inputs, dynamic_shapes=({0: batch}, {0: batch})).module()
+    more = torch.randn(5, 8, 6, 6).double(), torch.randn(5, 6).double()
+    torch.testing.assert_close(exported(*more), block(*more))
 
 
 def test_scale_and_shift_need_a_time_embedding(resnet):
