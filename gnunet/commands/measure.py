@@ -30,9 +30,8 @@ from gnunet.evaluation import (
     too_few_images,
     validation_loss,
 )
-from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.features import Images
-from gnunet.processes import Processes
+from gnunet.processes import Processes, single_threaded
 from gnunet.scaling import as_resolution
 from gnunet.training.session import with_latents
 
@@ -130,7 +129,7 @@ class Evaluation:
                 images = first = FirstImages(images, min(num_images, MAX_NEAREST))
             description = "images" if self.repeat == 1 else f"images, {number + 1} of {self.repeat}"
             progress = stage(description, num_images)
-            scores.append(scorer.score(images, num_images, chunk=subject.chunk, processes=processes, progress=progress))
+            scores.append(scorer.score(images, num_images, chunk=subject.chunk, progress=progress))
         resolution = as_resolution(subject.size)
         record = {
             "name": subject.name,

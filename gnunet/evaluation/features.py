@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,11 +10,9 @@ from torch import Tensor
 
 from gnunet.data.dataset import channels_last
 from gnunet.errors import DataError
-from gnunet.evaluation.batching import batches_by_rank, gather_padded, single_threaded
-from gnunet.evaluation.distances import evenly_spaced
+from gnunet.evaluation.distances import RunningCovariance, evenly_spaced
 from gnunet.evaluation.extractors import Extractor
-from gnunet.evaluation.running_covariance import RunningCovariance
-from gnunet.processes import SINGLE_PROCESS, Processes
+from gnunet.processes import SINGLE_PROCESS, Processes, batches_by_rank, single_threaded
 
 FORWARD_BATCH = 16  # images per forward pass: fixed, because results depend on it; small enough for a CPU's cache
 CHUNK = 128  # images that a rank takes at a time, unless their source has batches
@@ -31,6 +30,8 @@ class FeatureStatistics:
     """Mean and covariance over all images."""
     subset: Tensor
     """float32 (m, D), the features of m = min(num_images, MAX_SUBSET) images, evenly spaced."""
+    kernel_sums: Tensor | None = None
+    """float64 (m,), `kernel_sums` of the subset, of reference images."""
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> Tensor:
@@ -70,7 +71,7 @@ def stream_features(
         raise DataError("there are no images to evaluate")
     for chunks in batches_by_rank(num_images, chunk, processes.world_size):
         pixels = images(chunks[processes.rank] if processes.rank < len(chunks) else range(1))
-        gathered = [gather_padded(extract(extractor, pixels), chunk, processes) for extractor in extractors]
+        gathered = [processes.gather_padded(extract(extractor, pixels), chunk) for extractor in extractors]
         for rank, indices in enumerate(chunks):
             yield indices, [features[rank, : len(indices)] for features in gathered]
         if progress is not None:
@@ -78,28 +79,16 @@ def stream_features(
 
 
 def collect_statistics(
-    images: Images,
-    num_images: int,
-    extractors: Sequence[Extractor],
-    *,
-    chunk: int = CHUNK,
-    processes: Processes = SINGLE_PROCESS,
-    progress: Callable[[int], None] | None = None,
+    images: Images, num_images: int, extractors: Sequence[Extractor], **options: Any
 ) -> list[FeatureStatistics]:
     """Statistics of images 0..num_images-1 for each extractor, on every rank; arguments as for `stream_features`."""
     selected = evenly_spaced(num_images, MAX_SUBSET)
     statistics: list[FeatureStatistics] = []
-    for indices, blocks in stream_features(
-        images, num_images, extractors, chunk=chunk, processes=processes, progress=progress
-    ):
+    for indices, blocks in stream_features(images, num_images, extractors, **options):
         if not statistics:
-            statistics = [
-                FeatureStatistics(
-                    RunningCovariance.empty(block.shape[1], block.device),
-                    block.new_empty(len(selected), block.shape[1]),
-                )
-                for block in blocks
-            ]
+            for block in blocks:
+                moments = RunningCovariance.empty(block.shape[1], block.device)
+                statistics.append(FeatureStatistics(moments, block.new_empty(len(selected), block.shape[1])))
         low, high = np.searchsorted(selected, [indices.start, indices.stop])
         rows = torch.from_numpy(selected[low:high] - indices.start)
         for statistic, block in zip(statistics, blocks, strict=True):

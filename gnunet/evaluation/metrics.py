@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from gnunet.data.decoded_images import DecodedImages
 from gnunet.errors import ConfigError, DataError
 from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from gnunet.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
-from gnunet.evaluation.features import CHUNK, FeatureStatistics, Images, collect_statistics
-from gnunet.evaluation.reference import Reference, reference_statistics
+from gnunet.evaluation.features import Images, collect_statistics
+from gnunet.evaluation.reference import reference_statistics
 from gnunet.processes import SINGLE_PROCESS, Processes
 
 MIN_IMAGES = {"fd": 2, "kid": 3, "precision": 4, "recall": 4}
@@ -78,31 +79,10 @@ def load_extractors(
     }
 
 
-def compute_metrics(
-    metrics: Sequence[FeatureMetric], statistics: Mapping[str, FeatureStatistics], references: Mapping[str, Reference]
-) -> dict[str, float]:
-    """The values of metrics by name, and NAME_standard_error for kernel distances; statistics are by extractor."""
-    values: dict[str, float] = {}
-    pairs: dict[str, tuple[float, float]] = {}
-    for metric in metrics:
-        images, reference = statistics[metric.extractor], references[metric.extractor]
-        if metric.statistic == "fd":
-            values[metric.name] = frechet_distance(images.moments, reference.statistics.moments)
-        elif metric.statistic == "kid":
-            distance = kernel_distance(images.subset, reference.statistics.subset, reference_sums=reference.kernel_sums)
-            values[metric.name] = distance.value
-            values[f"{metric.name}_standard_error"] = distance.standard_error
-        else:
-            if metric.extractor not in pairs:
-                pairs[metric.extractor] = precision_recall(images.subset, reference.statistics.subset)
-            values[metric.name] = pairs[metric.extractor][metric.statistic == "recall"]
-    return values
-
-
 class Scorer:
     """Measures sets of images by metrics and their extractors against the rows of a table.
 
-    The reference's arguments are those of `reference_statistics`.
+    The arguments after the extractors are those of `reference_statistics`.
     """
 
     def __init__(
@@ -117,7 +97,7 @@ class Scorer:
         progress: Callable[[int], None] | None = None,
     ):
         check_reference(metrics, len(rows))
-        self.metrics, self.extractors = metrics, extractors
+        self.metrics, self.extractors, self.processes = metrics, extractors, processes
         self.references = {
             name: reference_statistics(table, rows, extractor, cache_dir, processes=processes, progress=progress)
             for name, extractor in extractors.items()
@@ -126,25 +106,31 @@ class Scorer:
     @property
     def num_features(self) -> dict[str, int]:
         """Features of each extractor."""
-        return {name: len(reference.statistics.moments.mean) for name, reference in self.references.items()}
+        return {name: len(reference.moments.mean) for name, reference in self.references.items()}
 
-    def score(
-        self,
-        images: Images,
-        num_images: int,
-        *,
-        chunk: int = CHUNK,
-        processes: Processes = SINGLE_PROCESS,
-        progress: Callable[[int], None] | None = None,
-    ) -> dict[str, float]:
-        """The metrics of images 0..num_images-1 (see `compute_metrics`), the same on every rank.
+    def score(self, images: Images, num_images: int, **options: Any) -> dict[str, float]:
+        """The metrics of images 0..num_images-1 by name, and NAME_standard_error for kernel distances, on every rank.
 
-        Arguments as for `stream_features`.
+        `options` are chunk and progress, as for `stream_features`.
         """
-        statistics = collect_statistics(
-            images, num_images, list(self.extractors.values()), chunk=chunk, processes=processes, progress=progress
-        )
-        return compute_metrics(self.metrics, dict(zip(self.extractors, statistics, strict=True)), self.references)
+        extractors = list(self.extractors.values())
+        found = collect_statistics(images, num_images, extractors, processes=self.processes, **options)
+        statistics = dict(zip(self.extractors, found, strict=True))
+        values: dict[str, float] = {}
+        pairs: dict[str, tuple[float, float]] = {}
+        for metric in self.metrics:
+            ours, reference = statistics[metric.extractor], self.references[metric.extractor]
+            if metric.statistic == "fd":
+                values[metric.name] = frechet_distance(ours.moments, reference.moments)
+            elif metric.statistic == "kid":
+                distance = kernel_distance(ours.subset, reference.subset, reference_sums=reference.kernel_sums)
+                values[metric.name] = distance.value
+                values[f"{metric.name}_standard_error"] = distance.standard_error
+            else:
+                if metric.extractor not in pairs:
+                    pairs[metric.extractor] = precision_recall(ours.subset, reference.subset)
+                values[metric.name] = pairs[metric.extractor][metric.statistic == "recall"]
+        return values
 
 
 def too_few_images(metrics: Sequence[FeatureMetric], num_images: int) -> str | None:

@@ -10,11 +10,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.errors import DataError
-from gnunet.evaluation.batching import single_threaded
 from gnunet.evaluation.distances import evenly_spaced, squared_distances
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import extract, stream_features
-from gnunet.processes import SINGLE_PROCESS, Processes
+from gnunet.processes import SINGLE_PROCESS, Processes, single_threaded
 
 PROBES = 512  # training images whose own neighbours define what is near
 NEAR_QUANTILE = 0.05  # fraction of training images that have a neighbour at most as far as the threshold

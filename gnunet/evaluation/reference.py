@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,12 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.errors import CheckpointError
-from gnunet.evaluation.distances import kernel_sums
+from gnunet.evaluation.distances import RunningCovariance, kernel_sums
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import CHUNK, FORWARD_BATCH, MAX_SUBSET, FeatureStatistics, collect_statistics
-from gnunet.evaluation.running_covariance import RunningCovariance
 from gnunet.files import atomic_write
 from gnunet.processes import SINGLE_PROCESS, Processes
 from gnunet.safe_io import TensorSpec, read_safetensors_header
@@ -30,15 +28,6 @@ VERSION = 2
 """Part of the cache key. Increased whenever the same images would give other statistics."""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What images are compared with."""
-
-    statistics: FeatureStatistics
-    kernel_sums: Tensor
-    """float64 (m,), `kernel_sums` of the statistics' subset."""
-
-
 def reference_statistics(
     table: DecodedImages,
     rows: np.ndarray,
@@ -47,8 +36,8 @@ def reference_statistics(
     *,
     processes: Processes = SINGLE_PROCESS,
     progress: Callable[[int], None] | None = None,
-) -> Reference:
-    """The statistics of a table's rows, from the cache or computed by all ranks together.
+) -> FeatureStatistics:
+    """The statistics of a table's rows with kernel sums, from the cache or computed by all ranks together.
 
     The images are those that a model trains on (decoded, cropped and resized by `load_images`), not flipped. The cache
     is a safetensors file, written atomically; one that cannot be read is recomputed, and a directory that cannot be
@@ -69,10 +58,10 @@ def reference_statistics(
         lambda indices: table[rows[indices.start : indices.stop]], len(rows), [extractor],
         processes=processes, progress=progress,
     )  # fmt: skip
-    reference = Reference(statistics, kernel_sums(statistics.subset))
+    statistics = replace(statistics, kernel_sums=kernel_sums(statistics.subset))
     if cached is None:
-        _save_reference(reference, path, key)
-    return reference
+        _save_reference(statistics, path, key)
+    return statistics
 
 
 def cache_key(table: DecodedImages, rows: np.ndarray, extractor: Extractor) -> str:
@@ -89,7 +78,7 @@ def cache_key(table: DecodedImages, rows: np.ndarray, extractor: Extractor) -> s
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load_reference(path: Path, key: str, num_images: int, device: torch.device) -> Reference | None:
+def load_reference(path: Path, key: str, num_images: int, device: torch.device) -> FeatureStatistics | None:
     """Read cached statistics; None if the file is missing, corrupted, of another key or of other shapes or dtypes."""
     try:
         specs = read_safetensors_header(path)
@@ -109,17 +98,16 @@ def load_reference(path: Path, key: str, num_images: int, device: torch.device) 
         return None
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         return None
-    mean, scatter, subset_features, sums = tensors
-    return Reference(FeatureStatistics(RunningCovariance(num_images, mean, scatter), subset_features), sums)
+    mean, scatter, *others = tensors
+    return FeatureStatistics(RunningCovariance(num_images, mean, scatter), *others)
 
 
-def _save_reference(reference: Reference, path: Path, key: str) -> None:
-    statistics = reference.statistics
+def _save_reference(statistics: FeatureStatistics, path: Path, key: str) -> None:
     tensors = {
         "mean": statistics.moments.mean,
         "scatter": statistics.moments.scatter,
         "subset": statistics.subset,
-        "kernel_sums": reference.kernel_sums,
+        "kernel_sums": statistics.kernel_sums,
     }
     content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"key": key})
     try:

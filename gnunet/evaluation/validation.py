@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import Process, eval_mode
 from gnunet.diffusion.process import per_sample_mse
-from gnunet.evaluation.batching import batches_by_rank
-from gnunet.processes import SINGLE_PROCESS, Processes
+from gnunet.processes import SINGLE_PROCESS, Processes, batches_by_rank
 
 
 @dataclass(frozen=True)

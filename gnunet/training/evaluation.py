@@ -19,11 +19,10 @@ from gnunet.data.cache import cache_folder
 from gnunet.diffusion import encode_grid, make_grid
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors, validation_loss
-from gnunet.evaluation.batching import batches_by_rank, single_threaded
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
 from gnunet.files import atomic_write
-from gnunet.processes import Processes
+from gnunet.processes import Processes, batches_by_rank, single_threaded
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
@@ -114,7 +113,7 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     )  # fmt: skip
     scores = scorer.score(
         sample_fn(model, accelerator, partial(stop.check, accelerator)), settings.num_images,
-        chunk=model.sampling.batch_size, processes=processes, progress=progress("samples", settings.num_images),
+        chunk=model.sampling.batch_size, progress=progress("samples", settings.num_images),
     )  # fmt: skip
     metadata = {
         "num_images": settings.num_images,

@@ -25,7 +25,7 @@ from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import RunOutcome, pending_trials, run_in_process
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.commands import ablate as script
-from gnunet.evaluation.batching import single_threaded
+from gnunet.processes import single_threaded
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "ablate.py"

@@ -18,7 +18,7 @@ from gnunet.commands import evaluate as evaluate_script
 from gnunet.commands import sample
 from gnunet.commands.evaluate_inputs import open_reference, open_subject
 from gnunet.errors import ConfigError
-from gnunet.evaluation.batching import single_threaded
+from gnunet.processes import single_threaded
 from gnunet.safe_io import MAX_YAML_BYTES
 
 

@@ -6,13 +6,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from gnunet.evaluation import distances
 from gnunet.evaluation.distances import (
+    RunningCovariance,
     evenly_spaced,
     frechet_distance,
     kernel_distance,
     kernel_sums,
     precision_recall,
 )
-from gnunet.evaluation.running_covariance import RunningCovariance
 
 
 def draw(count, features=12, *, seed=0, shift=0.0, scale=1.0):

@@ -11,6 +11,7 @@ from gnunet.data import load_images
 from gnunet.errors import ConfigError
 from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.extractors import EXTRACTORS, Preprocessing, dinov2, load_extractor
+from gnunet.evaluation.extractors.base import fitting_weights
 from gnunet.evaluation.extractors.efficientnet import EfficientNetLite0, SameConv2d
 from gnunet.evaluation.features import extract
 
@@ -157,54 +158,65 @@ class TestInception:
             load_extractor("inception")
 
 
-class TestDINOv2:
-    def test_weights_have_the_published_names_and_shapes(self):
-        with torch.device("meta"):
-            state = dinov2.VisionTransformer(width=1024, depth=24, heads=16, patch=14, grid=37).state_dict()
-        assert len(state) == 343
-        assert state["pos_embed"].shape == (1, 1370, 1024)
-        assert state["patch_embed.proj.weight"].shape == (1024, 3, 14, 14)
-        assert state["blocks.23.attn.qkv.weight"].shape == (3072, 1024)
-        assert state["blocks.23.mlp.fc2.weight"].shape == (1024, 4096)
-        assert {"cls_token", "mask_token", "blocks.0.ls2.gamma", "norm.bias"} <= set(state)
+def dinov2_weights(width: int, depth: int) -> dict[str, torch.Tensor]:
+    """Noise under the names and in the shapes of the published weights."""
+    norm, square = [(width,), (width,)], [(width, width), (width,)]
+    layers = {"norm1": norm, "norm2": norm, "attn.qkv": [(3 * width, width), (3 * width,)], "attn.proj": square}
+    layers |= {"mlp.fc1": [(4 * width, width), (4 * width,)], "mlp.fc2": [(width, 4 * width), (width,)]}
+    layers = {f"blocks.{i}.{layer}": shapes for i in range(depth) for layer, shapes in layers.items()}
+    layers |= {"norm": norm, "patch_embed.proj": [(width, 3, 14, 14), (width,)]}
+    shapes = {
+        f"{layer}.{kind}": s for layer, both in layers.items() for kind, s in zip(("weight", "bias"), both, strict=True)
+    }
+    shapes |= {f"blocks.{i}.ls{j}.gamma": (width,) for i in range(depth) for j in (1, 2)}
+    shapes |= {"cls_token": (1, 1, width), "mask_token": (1, width), "pos_embed": (1, 1370, width)}
+    return {name: 0.2 * torch.randn(shape) for name, shape in shapes.items()}
 
-    def test_block_is_torchs(self):
+
+class TestDINOv2:
+    def test_published_weights_fit(self):
+        with torch.device("meta"):
+            state = dinov2_weights(1024, 24)
+            network = dinov2.VisionTransformer(width=1024, depth=24, heads=16, patch=14, grid=16)
+            network.load_state_dict(dinov2.convert_weights(state, 16))
+        assert len(state) == 343
+        del state["blocks.0.ls2.gamma"]
+        with pytest.raises(ConfigError, match="dinov2.*do not fit its network.*ls2.gamma"), fitting_weights("dinov2"):
+            dinov2.convert_weights(state, 16)
+
+    def test_features_are_those_of_the_published_formula(self):
         torch.manual_seed(0)
-        ours = dinov2.Block(24, 4)
-        theirs = nn.TransformerEncoderLayer(
-            24, 4, 96, dropout=0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
-        )
-        names = {
-            "norm1": "norm1", "norm2": "norm2", "self_attn.out_proj": "attn.proj",
-            "linear1": "mlp.fc1", "linear2": "mlp.fc2",
-        }  # fmt: skip
-        state = {
-            f"{a}.{kind}": ours.state_dict()[f"{b}.{kind}"] for a, b in names.items() for kind in ("weight", "bias")
-        }
-        state |= {f"self_attn.in_proj_{kind}": ours.state_dict()[f"attn.qkv.{kind}"] for kind in ("weight", "bias")}
-        theirs.load_state_dict(state)
-        x = torch.randn(2, 5, 24)
-        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
-        ours.ls1.gamma.data.zero_()
-        ours.ls2.gamma.data.zero_()
-        assert torch.equal(ours(x), x)
+        state, x = dinov2_weights(24, 2), torch.randn(2, 3, 14 * 16, 14 * 16)
+        network = dinov2.VisionTransformer(width=24, depth=2, heads=4, patch=14, grid=16).eval()
+        network.load_state_dict(dinov2.convert_weights(state, 16))
+
+        def linear(name, x):
+            return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+        def norm(name, x):
+            return F.layer_norm(x, (24,), state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
+
+        patches = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14)
+        tokens = torch.cat([state["cls_token"].expand(2, 1, 24), patches.flatten(2).mT], dim=1) + network.pos_embed
+        for block in ("blocks.0", "blocks.1"):
+            qkv = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", tokens)).unflatten(2, (3, 4, 6))
+            attended = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+            tokens = tokens + state[f"{block}.ls1.gamma"] * linear(f"{block}.attn.proj", attended)
+            hidden = F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", tokens)))
+            tokens = tokens + state[f"{block}.ls2.gamma"] * linear(f"{block}.mlp.fc2", hidden)
+        with torch.no_grad():
+            torch.testing.assert_close(network(x), norm("norm", tokens[:, 0]), rtol=1e-5, atol=1e-5)
 
     def test_positions(self):
-        torch.manual_seed(0)
-        network = dinov2.VisionTransformer(width=8, depth=1, heads=2, patch=14, grid=37)
-        nn.init.normal_(network.pos_embed)
-        assert network.positions(37, 37) is network.pos_embed
-        resized = network.positions(16, 20)
-        assert resized.shape == (1, 321, 8)
-        assert torch.equal(resized[:, 0], network.pos_embed[:, 0])
+        state = dinov2_weights(8, 0)
         # A ramp from top to bottom stays one, and is where the enlarged scale puts it.
-        network.pos_embed.data[:, 1:] = torch.arange(37.0).repeat_interleave(37)[None, :, None]
-        ramp = network.positions(16, 20)[0, 1:, 0].view(16, 20)
+        state["pos_embed"][:, 1:] = torch.arange(37.0).repeat_interleave(37)[None, :, None]
+        resized = dinov2.convert_weights(state, 16)["pos_embed"]
+        assert resized.shape == (1, 257, 8) and torch.equal(resized[:, 0], state["pos_embed"][:, 0])
         expected = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5
         # This cubic bends a ramp by up to 0.05; without the 0.1, the far end would be off by 0.2.
-        torch.testing.assert_close(ramp[2:-2], expected[2:-2, None].expand(-1, 20), rtol=0, atol=0.06)
-        features = network(torch.randn(2, 3, 14 * 16, 14 * 16))
-        assert features.shape == (2, 8) and features.isfinite().all()
+        ramp = resized[0, 1:, 0].view(16, 16)[2:-2]
+        torch.testing.assert_close(ramp, expected[2:-2, None].expand(-1, 16), rtol=0, atol=0.06)
 
     def test_missing_weights_raise(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))

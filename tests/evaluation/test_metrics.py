@@ -52,7 +52,7 @@ def test_scores_are_the_distances_on_every_rank(pixels, noise_images, tmp_path, 
     def work(processes):
         scorer = Scorer(metrics, {"pixels": pixels}, table, rows, tmp_path, processes=processes)
         assert scorer.num_features == {"pixels": 48}
-        return scorer.score(lambda r: images[r.start : r.stop], 50, chunk=4, processes=processes)
+        return scorer.score(lambda r: images[r.start : r.stop], 50, chunk=4)
 
     assert [list(scores.items()) for scores in launch(world_size, work)] == [expected] * world_size
 

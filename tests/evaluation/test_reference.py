@@ -37,10 +37,10 @@ def counted(extractor_of):
 
 def equal(a, b):
     return (
-        a.statistics.moments.count == b.statistics.moments.count
-        and torch.equal(a.statistics.moments.mean, b.statistics.moments.mean)
-        and torch.equal(a.statistics.moments.scatter, b.statistics.moments.scatter)
-        and torch.equal(a.statistics.subset, b.statistics.subset)
+        a.moments.count == b.moments.count
+        and torch.equal(a.moments.mean, b.moments.mean)
+        and torch.equal(a.moments.scatter, b.moments.scatter)
+        and torch.equal(a.subset, b.subset)
         and torch.equal(a.kernel_sums, b.kernel_sums)
     )
 
@@ -52,7 +52,7 @@ def test_statistics_are_computed_once(table, counted, tmp_path):
     assert sum(counted.seen) == len(ROWS)
     assert equal(first, second)
     [direct] = collect_statistics(lambda r: table.images[ROWS[r.start : r.stop]], len(ROWS), [counted])
-    assert torch.equal(direct.moments.scatter, second.statistics.moments.scatter)
+    assert torch.equal(direct.moments.scatter, second.moments.scatter)
     assert torch.equal(second.kernel_sums, kernel_sums(direct.subset))
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
     assert not list((tmp_path / "cache").glob("*.tmp"))
@@ -125,7 +125,7 @@ def test_directory_that_cannot_be_written_only_warns(table, counted, tmp_path, c
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         reference = reference_statistics(table, ROWS, counted, tmp_path / "file" / "cache")
-    assert "cannot write" in caplog.text and reference.statistics.moments.count == 28
+    assert "cannot write" in caplog.text and reference.moments.count == 28
 
 
 @pytest.mark.parametrize("cached", ["nowhere", "on one rank", "everywhere"])
@@ -151,7 +151,7 @@ def test_ranks_agree_whatever_each_has_cached(table, counted, tmp_path, launch, 
 def test_file_size_is_bounded(table, counted, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "MAX_SUBSET", 5)
     reference = reference_statistics(table, ROWS, counted, tmp_path)
-    assert reference.statistics.subset.shape == (5, 48) and reference.statistics.moments.count == 28
+    assert reference.subset.shape == (5, 48) and reference.moments.count == 28
     [path] = tmp_path.glob("*.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in load_file(path).items()} == {
         "mean": (48,), "scatter": (48, 48), "subset": (5, 48), "kernel_sums": (5,),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gnunet.evaluation.running_covariance import RunningCovariance
+from gnunet.evaluation.distances import RunningCovariance
 
 
 def moments_of(rows, *, block):

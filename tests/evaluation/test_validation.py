@@ -12,9 +12,8 @@ from gnunet.data import DecodedImages
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import make_process
 from gnunet.evaluation import validation_loss
-from gnunet.evaluation.batching import batches_by_rank
 from gnunet.evaluation.validation import summarize
-from gnunet.processes import Processes
+from gnunet.processes import Processes, batches_by_rank
 
 CONFIGS = [
     DDPMConfig(),

@@ -1,7 +1,8 @@
 """Feature extractors: the network, its preprocessing, its weights, and what identifies them in a cache."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnunet.errors import ConfigError
 
@@ -134,11 +135,11 @@ def find_weights(name: str, given: str | Path | None, url: str) -> Path:
     )
 
 
-def load_state_dict_strict(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load weights and freeze the network in eval mode."""
+@contextmanager
+def fitting_weights(name: str) -> Iterator[None]:
+    """Turn the error of a network whose weights do not fit it into a ConfigError."""
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
+        yield
+    except (KeyError, RuntimeError) as error:
         reason = shorten(str(error), 400)  # torch names every key
         raise ConfigError(f"extractor {name}: the weights do not fit its network: {reason}") from error
-    network.eval().requires_grad_(False)

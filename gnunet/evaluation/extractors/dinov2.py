@@ -1,5 +1,6 @@
 """DINOv2 ViT-L/14, the network of FD-DINOv2."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from gnunet.evaluation.extractors.base import (
     Extractor,
     Preprocessing,
     find_weights,
-    load_state_dict_strict,
+    fitting_weights,
     read_weights,
     weights_digest,
 )
@@ -19,6 +20,11 @@ URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrai
 IMAGENET = Preprocessing(
     size=224, mean=(0.485 * 255, 0.456 * 255, 0.406 * 255), std=(0.229 * 255, 0.224 * 255, 0.225 * 255)
 )
+NAMES = {"patch_embed.proj": "patch_embed", "attn.qkv.": "self_attn.in_proj_", "attn.proj": "self_attn.out_proj"}
+NAMES |= {"mlp.fc": "linear"}
+"""Parts of the published names of weights, and of torch's."""
+SCALES = {"attn.proj": "ls1.gamma", "mlp.fc2": "ls2.gamma"}
+"""Layers, and the LayerScale that multiplies the output of each."""
 
 
 def load_dinov2(weights: str | Path | None, device: torch.device) -> Extractor:
@@ -28,83 +34,45 @@ def load_dinov2(weights: str | Path | None, device: torch.device) -> Extractor:
     differently, which shifts the distances, or run code from a hub.
     """
     state = read_weights(find_weights("dinov2", weights, URL), "dinov2")
-    network = VisionTransformer(width=1024, depth=24, heads=16, patch=14, grid=37)
-    load_state_dict_strict(network, state, "dinov2")
+    network = VisionTransformer(width=1024, depth=24, heads=16, patch=14, grid=16)
+    with fitting_weights("dinov2"):
+        network.load_state_dict(convert_weights(state, grid=16))
     kind, digest = "dinov2 vit-l/14 class token", weights_digest(state)
-    return Extractor("dinov2", network.to(device), kind, digest, IMAGENET, device)
+    network.eval().requires_grad_(False).to(device)
+    return Extractor("dinov2", network, kind, digest, IMAGENET, device)
 
 
 class VisionTransformer(nn.Module):
-    """DINOv2's vision transformer for inference, with the parameter names of the published weights.
-
-    fp32 (N, 3, H, W), H and W multiples of `patch` -> (N, width), the normalized class token. `grid` is the number of
-    patches per side of the images that the position embedding was trained on.
-    """
+    """DINOv2's network for inference: fp32 (N, 3, H, W) of `grid` x `grid` patches -> (N, width), the class token."""
 
     def __init__(self, *, width: int, depth: int, heads: int, patch: int, grid: int):
         super().__init__()
-        self.grid = grid
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, stride=patch)})
+        self.patch_embed = nn.Conv2d(3, width, patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, width))  # used in training only, but in the weights file
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        options = {"activation": "gelu", "layer_norm_eps": 1e-6, "batch_first": True, "norm_first": True}
+        blocks = (nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, **options) for _ in range(depth))
+        self.blocks, self.norm = nn.Sequential(*blocks), nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.patch_embed["proj"](x)
-        positions = self.positions(*patches.shape[-2:])
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        tokens = tokens + positions
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens[:, 0])
-
-    def positions(self, rows: int, columns: int) -> Tensor:
-        """The position embedding of a grid of patches, (1, 1 + rows * columns, width)."""
-        if rows == columns == self.grid:
-            return self.pos_embed
-        class_token, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        square = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        # The 0.1 is `interpolate_offset` in DINOv2's code; the published features depend on it.
-        scale = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
-        resized = F.interpolate(square, scale_factor=scale, mode="bicubic")
-        return torch.cat([class_token, resized.flatten(2).transpose(1, 2)], dim=1)
+        patches = self.patch_embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1) + self.pos_embed
+        return self.norm(self.blocks(tokens)[:, 0])
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block with LayerScale on each residual branch."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.ls1 = LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
-        self.ls2 = LayerScale(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class LayerScale(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
+def convert_weights(state: Mapping[str, Tensor], grid: int) -> dict[str, Tensor]:
+    """The published weights for `VisionTransformer`: LayerScale is multiplied into the layer before it."""
+    converted = {}
+    for name, tensor in state.items():
+        for layer, scale in SCALES.items():
+            if layer in name:
+                tensor = torch.einsum("o,o...->o...", state[name.partition(layer)[0] + scale], tensor)
+        for theirs, ours in NAMES.items():
+            name = name.replace(theirs, ours)
+        if not name.endswith((".gamma", "mask_token")):  # the mask is used in training only
+            converted[name] = tensor
+    class_token, patches = state["pos_embed"].split([1, 37 * 37], dim=1)
+    square = patches.transpose(1, 2).unflatten(2, (37, 37))
+    # The 0.1 is `interpolate_offset` in DINOv2's code; the published features depend on it.
+    resized = F.interpolate(square, scale_factor=(grid + 0.1) / 37, mode="bicubic")
+    return converted | {"pos_embed": torch.cat([class_token, resized.flatten(2).transpose(1, 2)], dim=1)}

@@ -11,7 +11,7 @@ from gnunet.errors import ConfigError
 from gnunet.evaluation.extractors.base import (
     Extractor,
     Preprocessing,
-    load_state_dict_strict,
+    fitting_weights,
     read_weights,
     weights_digest,
 )
@@ -42,8 +42,9 @@ def load_efficientnet_lite0(weights: str | Path | None, device: torch.device) ->
     state = read_weights(Path(weights).expanduser(), "efficientnet_lite0")
     features = {key: tensor for key, tensor in state.items() if not key.startswith("_fc.")}
     network = EfficientNetLite0()
-    load_state_dict_strict(network, features, "efficientnet_lite0")
-    network = network.to(device).to(memory_format=torch.channels_last)
+    with fitting_weights("efficientnet_lite0"):
+        network.load_state_dict(features)
+    network = network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     kind, digest = "efficientnet-lite0 pooled", weights_digest(features)
     preprocessing = Preprocessing(size=112, mean=(127.0,) * 3, std=(128.0,) * 3)
     return Extractor("efficientnet_lite0", network, kind, digest, preprocessing, device)

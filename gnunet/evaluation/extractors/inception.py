@@ -2,12 +2,11 @@
 
 import io
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 
 from gnunet.errors import ConfigError
-from gnunet.evaluation.extractors.base import Extractor, find_weights, read_weights, weights_digest
+from gnunet.evaluation.extractors.base import Extractor, find_weights, fitting_weights, read_weights, weights_digest
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
@@ -29,12 +28,8 @@ def load_inception(weights: str | Path | None, device: torch.device) -> Extracto
     plain = io.BytesIO()
     torch.save(state, plain)
     plain.seek(0)
-    try:
+    with fitting_weights("inception"):
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=plain)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"extractor inception: the weights do not fit its network: {shorten(str(error), 400)}"
-        ) from error
     network = network.to(device)
     kind, digest = "torch-fidelity inception-v3-compat 2048", weights_digest(network.state_dict())
     return Extractor("inception", lambda images: network(images)[0], kind, digest, None, device)

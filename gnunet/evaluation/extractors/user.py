@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gnunet.errors import ConfigError
-from gnunet.evaluation.extractors.base import Extractor, load_state_dict_strict, read_weights, weights_digest
+from gnunet.evaluation.extractors.base import Extractor, fitting_weights, read_weights, weights_digest
 
 
 def load_user_extractor(name: str, source: str, weights: str | Path | None, device: torch.device) -> Extractor:
@@ -59,7 +59,9 @@ def _from_class(name: str, source: str, weights: str | Path | None, device: torc
         raise ConfigError(f"extractor {name}: {source} is not a subclass of torch.nn.Module")
     network = network_class()
     state = network.state_dict() if weights is None else read_weights(Path(weights).expanduser(), name)
-    load_state_dict_strict(network, state, name)
+    with fitting_weights(name):
+        network.load_state_dict(state)
     code = hashlib.sha256(Path(inspect.getfile(network_class)).read_bytes()).hexdigest()
     digest = weights_digest(network.state_dict())
-    return Extractor(name, network.to(device), f"{source} in code {code}", digest, None, device)
+    network.eval().requires_grad_(False).to(device)
+    return Extractor(name, network, f"{source} in code {code}", digest, None, device)
