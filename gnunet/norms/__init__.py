@@ -1,11 +1,9 @@
 """Normalization layers with one forward signature, by kind: README.md lists them and says how to add one."""
 
-from .concat_norm import ConcatNorm
-from .factory import NORMS, kind_of, make_concat_norm, make_conv, make_norm, make_residual
+from .factory import NORMS, ConcatNorm, kind_of, make_concat_norm, make_conv, make_norm, make_residual
 from .layer import NormLayer
 from .magnitude import force_weight_norm
-from .running_stats import running_buffers, set_noise_level
-from .update_bn_stats import update_bn_stats
+from .running_stats import running_buffers, set_noise_level, update_bn_stats
 
 __all__ = [
     "NORMS",

@@ -1,15 +1,17 @@
-"""Normalization over groups of channels, and its two extremes, by the fused operator."""
+"""Normalization over groups of channels and positions: by the fused operator, or with an activation of its own."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Gt
+from torch import Tensor, nn
 from typing_extensions import Doc
 
 from gnunet.ops import GroupNormSiLU
 
-from .layer import Eps, NormLayer
+from .layer import Eps, NormAct, NormLayer, append_dims, spatial_dims
 
 Groups = Annotated[
     Annotated[int, Gt(0)] | None,
@@ -77,13 +79,64 @@ class LayerNorm(NormLayer, GroupNormSiLU):
         super().__init__(1, num_channels, eps, activation=activation, backend=backend)
 
 
-class InstanceNorm(NormLayer, GroupNormSiLU):
+class InstanceNorm(LayerNorm):
     """Group normalization with one channel in each group.
 
     Ulyanov et al., Instance Normalization (arXiv:1607.08022).
     """
 
+    def __init__(self, num_channels: int, **options: object) -> None:
+        super().__init__(num_channels, **options)  # type: ignore[arg-type]
+        self.num_groups = num_channels
+
+
+class FRN(NormAct):
+    """u / sqrt(mean(u^2) + eps) over the positions of each channel, and max(w, threshold[c]) as activation.
+
+    The thresholded linear unit takes the place of SiLU in a layer with activation; its threshold is initialized to 0.
+    For inputs with a single position, only u / |u| is left. Singh and Krishnan, Filter Response Normalization Layer
+    (arXiv:1911.09737).
+    """
+
+    def __init__(self, num_channels: int, *, eps: Eps = 1e-5, activation: str | None = "silu") -> None:
+        super().__init__(num_channels, activation=activation)
+        self.eps = eps
+        self.threshold = None if activation is None else nn.Parameter(torch.zeros(num_channels))
+
+    def normalize(self, u: Tensor) -> Tensor:
+        return u * torch.rsqrt(u.square().mean(spatial_dims(u), keepdim=True) + self.eps)
+
+    def activate(self, w: Tensor) -> Tensor:
+        return w if self.threshold is None else torch.maximum(w, append_dims(self.threshold, w))
+
+
+class EvoNormS0(NormAct):
+    """u * sigmoid(gate[c] * u) / sqrt(var + eps) over groups of channels and all positions.
+
+    In a layer with activation the numerator takes the place of SiLU, and no activation follows the conditioning;
+    without activation it is u / sqrt(var + eps). The gate is initialized to 1. Liu et al., Evolving
+    Normalization-Activation Layers (arXiv:2004.02967).
+    """
+
     def __init__(
-        self, num_channels: int, *, eps: Eps = 1e-5, backend: Backend = "auto", activation: str | None = "silu"
+        self,
+        num_channels: int,
+        *,
+        groups: Groups = 32,
+        channels_per_group: ChannelsPerGroup = None,
+        eps: Eps = 1e-5,
+        activation: str | None = "silu",
     ) -> None:
-        super().__init__(num_channels, num_channels, eps, activation=activation, backend=backend)
+        super().__init__(num_channels, activation=activation)
+        self.groups, self.eps = resolve_groups(num_channels, groups, channels_per_group), eps
+        self.gate = None if activation is None else nn.Parameter(torch.ones(num_channels))
+
+    def normalize(self, u: Tensor) -> Tensor:
+        # Splitting the channel dimension is a view in every memory format.
+        grouped = u.unflatten(1, (self.groups, -1))
+        variance = grouped.var(tuple(range(2, grouped.dim())), correction=0, keepdim=True)
+        numerator = u if self.gate is None else u * torch.sigmoid(append_dims(self.gate, u) * u)
+        return (numerator.unflatten(1, (self.groups, -1)) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+
+    def activate(self, w: Tensor) -> Tensor:
+        return w
