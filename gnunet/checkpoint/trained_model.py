@@ -21,7 +21,7 @@ from gnunet.checkpoint.checkpoint import (
     verify_checkpoint,
 )
 from gnunet.checkpoint.run_dir import find_autoencoder
-from gnunet.config import Config, SamplingConfig, condition_kwargs, from_yaml, unet_kwargs
+from gnunet.config import Config, SamplingConfig, from_yaml, make_condition, unet_kwargs
 from gnunet.data import Condition, SampleConditions
 from gnunet.diffusion import Process, make_process, sample_images, sample_labels
 from gnunet.diffusion.factory import load_process
@@ -89,7 +89,7 @@ class TrainedModel:
             sampling=config.sampling, seed=config.seed,
             mixed_precision=config.train.mixed_precision, name=name, class_names=data["class_names"],
             class_counts=data["class_counts"], config=config, fingerprint=data["fingerprint"],
-            condition=Condition.of(condition_kwargs(config)),
+            condition=make_condition(config),
             scaling=Scaling.from_dict(data.get("scaling"), config.model.in_channels, name),
         )  # fmt: skip
 
@@ -108,12 +108,8 @@ class TrainedModel:
             "guidance": sampling.guidance_scale,
             "batch_size": sampling.batch_size,
             "seed": self.seed,
-            **({} if self.conditions is None else {"conditions": self.conditions.fingerprint}),
-            **(
-                {}
-                if self.inpaint is None
-                else {"inpaint": self.inpaint.fingerprint, **self.jumps, "sampler": "repaint"}
-            ),
+            **({"conditions": self.conditions.fingerprint} if self.conditions else {}),
+            **({"inpaint": self.inpaint.fingerprint, **self.jumps, "sampler": "repaint"} if self.inpaint else {}),
         }
 
     def digest(self) -> str:
@@ -293,32 +289,29 @@ def _classes(values: Mapping[str, Any], file: Path) -> tuple[list[str] | None, l
 
 
 def _load_diffusers(path: Path) -> TrainedModel:
-    unet_folder = path / "unet" if (path / "unet").is_dir() else path
+    unet_folder, metadata = path / "unet" if (path / "unet").is_dir() else path, path / "gnunet.json"
     try:
         network = UNet2D.from_pretrained(unet_folder, use_safetensors=True).eval()
     except (OSError, ValueError, CheckpointError) as error:
         raise CheckpointError(f"{unet_folder}: not a U-Net that gnunet can load: {error}") from None
-    embeddings = network.config.num_class_embeds
-    names, counts = None, None
-    values = read_json(metadata) if (metadata := path / "gnunet.json").exists() else {}
-    if values:
-        names, counts = _classes(values, metadata)
-        if embeddings not in ((None,) if counts is None else (len(counts), len(counts) + 1)):
-            raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
-    elif embeddings is not None:  # not exported by gnunet: classes without names, of equal frequency
+    values = read_json(metadata) if metadata.exists() else {}  # of gnunet's export
+    embeddings, channels = network.config.num_class_embeds, network.config.out_channels
+    names, counts = _classes(values, metadata)
+    if not values and embeddings is not None:  # classes without names, of equal frequency
         names, counts = [str(i) for i in range(embeddings)], [1] * embeddings
-    channels, condition, autoencoder = network.config.out_channels, None, None
+    if embeddings not in ((None,) if counts is None else (len(counts), len(counts) + 1)):
+        raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
+    autoencoder, condition = None, None
     if (digest := values.get("autoencoder")) is not None or (path / "vae" / "config.json").is_file():
         autoencoder = load_autoencoder(path / "vae", digest)
     if (conditioning := values.get("condition")) is not None:
         try:
             config = Config.model_validate({"data": conditioning, "model": {"in_channels": channels}})
-            condition = Condition.of(condition_kwargs(config))
+            condition = make_condition(config)
         except (ValidationError, ConfigError) as error:
             raise CheckpointError(f"{metadata}: condition {truncate(conditioning)} is not valid") from error
-    added = condition.channels if condition else 0
-    valid = network.config.in_channels == channels + added
-    if not valid or channels not in ((1, 3) if autoencoder is None else (autoencoder.latent_channels,)) and not values:
+    added, latents = condition.channels if condition else 0, (autoencoder.latent_channels,) if autoencoder else None
+    if network.config.in_channels != channels + added or (not values and channels not in (latents or (1, 3))):
         raise CheckpointError(
             f"{unet_folder / 'config.json'}: in_channels {network.config.in_channels} and out_channels {channels}; "
             f"valid: 1 for both, grey images, or 3, in colour, or what {metadata.name} or vae are about, and "

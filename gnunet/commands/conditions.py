@@ -1,6 +1,6 @@
 """What a conditional model samples from: a folder of pictures, or the images of its own run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import check_integer
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.decode import decode_image, open_image, upright_size
+from gnunet.data.decode import decode_image, decode_pair, open_image, upright_size
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
@@ -75,36 +75,44 @@ def read_conditions(folder: str | Path, condition: Condition, model: TrainedMode
     files = [file for file in image_files(folder) if file.name != GRID] if folder.is_dir() else []
     if not files:
         raise DataError(f"{folder}: no folder of pictures{did_you_mean_path(folder)}")
+    if not model.scaling.is_pictures:
+        raise ConfigError(f"{folder}: given, but {model.name} samples arrays; valid: what its own run conditions on")
+    resize = model.config.data.resize if model.config else "crop"
     if condition.kind == "mask":
-        return _read_masked(files, model)
+        return np.stack([_read_masked(*pair, model, resize) for pair in _with_masks(files)])
     height, width = model.size
     small = height // condition.factor, width // condition.factor
     stored = []
     for file in files:
-        is_small = condition.kind == "low_resolution" and _size(file) == small
-        is_stored = is_small or condition.kind == "paired"
-        channels = condition.channels if condition.kind == "paired" else model.channels
-        picture = _decode(file, model, small if is_small else model.size, channels, condition.num_classes)
-        stored.append(picture if is_stored else condition.store(picture[None])[0])
+        with decoding(file):
+            if condition.kind == "paired":
+                classes = condition.num_classes
+                stored.append(decode_image(file, model.size, condition.channels, resize, num_classes=classes))
+            elif condition.kind == "low_resolution" and _size(file) == small:
+                stored.append(decode_image(file, small, model.channels, resize))
+            else:
+                picture = decode_image(file, model.size, model.channels, resize)
+                stored.append(condition.store(picture[None])[0])
     return np.stack(stored)
 
 
-def _read_masked(files: Sequence[Path], model: TrainedModel) -> np.ndarray:
+def _with_masks(files: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     masks = {file.with_suffix("").as_posix().removesuffix(MASK): file for file in files if file.stem.endswith(MASK)}
-    stored = []
     for file in [file for file in files if file not in masks.values()]:
         if (mask := masks.pop(file.with_suffix("").as_posix(), None)) is None:
             raise DataError(
                 f"{file} has no mask; valid: {file.stem}{MASK}.png beside it, white where it is to be filled"
             )
-        if (size := _size(file)) != (other := _size(mask)):
-            text = "{1} x {0}".format
-            raise DataError(f"{mask} is {text(*other)}, but {file} is {text(*size)}; valid: equal sizes")
-        known = 255 * (_decode(mask, model, model.size, 1) < 128).astype(np.uint8)
-        stored.append(np.concatenate([_decode(file, model, model.size, model.channels), known], axis=-1))
+        yield file, mask
     if masks:
         raise DataError(f"{next(iter(masks.values()))} has no image; valid: a picture of its name without {MASK}")
-    return np.stack(stored)
+
+
+def _read_masked(file: Path, mask: Path, model: TrainedModel, resize: str) -> np.ndarray:
+    with decoding(f"{file} with {mask.name}"):
+        stored = decode_pair((file, mask), model.size, model.channels, resize, partner=(1, None))
+    stored[..., -1] = np.where(stored[..., -1] < 128, 255, 0)
+    return stored
 
 
 def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
@@ -116,15 +124,5 @@ def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
 
 
 def _size(file: Path) -> tuple[int, int]:
-    with decoding(file), open_image(file) as image:
+    with open_image(file) as image:
         return upright_size(image)
-
-
-def _decode(
-    file: Path, model: TrainedModel, size: tuple[int, int], channels: int, classes: int | None = None
-) -> np.ndarray:
-    if not model.scaling.is_pictures:
-        raise ConfigError(f"{file}: given, but {model.name} samples arrays; valid: what its own run conditions on")
-    resize = model.config.data.resize if model.config else "crop"
-    with decoding(file):
-        return decode_image(file, size, channels, resize, num_classes=classes)

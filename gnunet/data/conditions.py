@@ -1,7 +1,7 @@
 """What a network is conditioned on besides classes: images that are concatenated to its input."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,6 @@ class Condition:
     """Whether training drops conditions, as guidance needs. A dropped condition is 0 in the network's values."""
     factor: int = 1
     num_classes: int | None = None
-
-    @classmethod
-    def of(cls, kwargs: Mapping[str, Any] | None) -> "Condition | None":
-        """The condition of these arguments; None for None."""
-        return None if kwargs is None else cls(**kwargs)
 
     def store(
         self, images: np.ndarray, random: Iterable[Generator] = (), partners: np.ndarray | None = None

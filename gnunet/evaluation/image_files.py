@@ -21,7 +21,7 @@ GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
 @contextmanager
-def decoding(file: Path) -> Iterator[None]:
+def decoding(file: object) -> Iterator[None]:
     """Turn what image decoders raise, exceptions of any kind, into a DataError that names the file."""
     try:
         yield

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.config import Config, accumulation_steps, check_latents, condition_kwargs, image_kwargs, unet_kwargs
+from gnunet.config import Config, accumulation_steps, check_latents, image_kwargs, make_condition, unet_kwargs
 from gnunet.data import (
     Condition,
     DecodedImages,
@@ -50,6 +50,7 @@ class RunData:
     """int64, ascending."""
     validation_rows: np.ndarray
     """int64, ascending; empty if none are held out."""
+    condition: Condition | None = None
 
     @property
     def _fixed_rows(self) -> np.ndarray:
@@ -57,19 +58,15 @@ class RunData:
 
     def val_set(self, config: Config) -> ValidationSet:
         """The validation set, over training images if none are held out."""
-        validation = config.validation
-        return ValidationSet(
-            self.table, self._fixed_rows, num_examples=validation.num_examples, num_bins=validation.num_bins,
-            log_snr_min=validation.log_snr_min, log_snr_max=validation.log_snr_max,
-            condition=Condition.of(condition_kwargs(config)),
-        )  # fmt: skip
+        settings = config.validation.model_dump(exclude={"batch_size"})
+        return ValidationSet(self.table, self._fixed_rows, condition=self.condition, **settings)
 
     def sample_conditions(self, config: Config) -> SampleConditions | None:
         """The conditions of held-out images, or of training images if none are held out, in a fixed order."""
-        if (condition := Condition.of(condition_kwargs(config))) is None:
+        if self.condition is None:
             return None
         labels = self.table.labels if config.data.class_conditional else None
-        return SampleConditions.of_rows(condition, self.table, self._fixed_rows, labels)
+        return SampleConditions.of_rows(self.condition, self.table, self._fixed_rows, labels)
 
 
 def load_run_data(config: Config, autoencoder: Autoencoder | None = None) -> RunData:
@@ -79,15 +76,16 @@ def load_run_data(config: Config, autoencoder: Autoencoder | None = None) -> Run
     channels = config.model.in_channels if autoencoder is None else autoencoder.channels
     table = load_images(**image_kwargs(config.data), channels=channels, progress=decode_progress())
     labels = table.labels if config.data.class_conditional else None
-    return RunData(table, *split_rows(len(table.images), config.data.validation_images, labels))
+    rows = split_rows(len(table), config.data.validation_images, labels)
+    return RunData(table, *rows, make_condition(config))
 
 
 def with_latents(data: RunData, config: Config, autoencoder: Autoencoder) -> RunData:
     """The data with the images' latents, which are encoded where the autoencoder is. Raises ConfigError if they are not
     scaled to unit standard deviation."""
     latents = encode_images(
-        data.table, autoencoder.encode, channels=autoencoder.latent_channels, autoencoder=autoencoder.digest,
-        flip=config.data.flip, cache_dir=config.data.cache_dir, progress=decode_progress("encoding"),
+        data.table, autoencoder, flip=config.data.flip, cache_dir=config.data.cache_dir,
+        progress=decode_progress("encoding"),
     )  # fmt: skip
     if not 1 / MAX_LATENT_STD <= latents.std <= MAX_LATENT_STD:
         factor = autoencoder.model.config.scaling_factor
@@ -256,7 +254,7 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     train_set = TrainingDataset(
         run_data.table, run_data.train_rows, seed=config.seed, flip=config.data.flip,
         label_dropout=config.data.label_dropout, class_conditional=config.data.class_conditional,
-        condition=Condition.of(condition_kwargs(config)), condition_dropout=config.data.condition_dropout,
+        condition=run_data.condition, condition_dropout=config.data.condition_dropout,
     )  # fmt: skip
 
     is_graphed = cuda_graph.is_enabled(config, accelerator)
