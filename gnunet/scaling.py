@@ -74,7 +74,7 @@ class Scaling:
         """Values of the data (N, C, H, W) -> fp32 of the same shape, device and memory format."""
         if self.is_pictures:
             return to_unit_range(images)
-        return (images.float() - _per_channel(self.offset, images.device)) / _per_channel(self.scale, images.device)
+        return (images.float() - per_channel(self.offset, images.device)) / per_channel(self.scale, images.device)
 
     def from_network(self, images: Tensor) -> np.ndarray:
         """Undo `to_network`: fp32 (N, C, H, W) -> file_dtype (N, H, W, C) on the host. Integers are rounded, clipped to
@@ -107,7 +107,8 @@ PICTURES = Scaling()
 
 
 @lru_cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """fp32 (C, 1, 1)."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
