@@ -46,37 +46,24 @@ VALID_SOURCES = (
 class TrainedModel:
     """A network and what sampling from it needs."""
 
-    network: UNet2D
-    """fp32, in eval mode."""
+    network: UNet2D  # fp32, in eval mode
     process: Process
-    size: tuple[int, int]
-    """Height and width of images, as channels."""
+    size: tuple[int, int]  # height and width of images, as channels
     channels: int
-    sampling: SamplingConfig
-    """The run's sampling settings; the defaults for a diffusers folder."""
+    sampling: SamplingConfig  # the run's sampling settings; the defaults for a diffusers folder
     seed: int
     mixed_precision: str
-    name: str
-    """The run's name and its images seen, or the folder's name."""
+    name: str  # the run's name and its images seen, or the folder's name
     class_names: list[str] | None
-    class_counts: list[int] | None
-    """Number of training images per class; None if the network is not class-conditional."""
-    config: Config | None = None
-    """The run's configuration, after `sanitize_config`; None for a diffusers folder."""
-    fingerprint: str | None = None
-    """Fingerprint of the training images; None for a diffusers folder."""
-    condition: Condition | None = None
-    """What is concatenated to the network's input, if anything."""
-    autoencoder: Autoencoder | None = None
-    """Whose latents the network sees, if any."""
-    conditions: SampleConditions | None = None
-    """What to sample from if there is a condition."""
-    inpaint: SampleConditions | None = None
-    """Images with masks, as the condition `mask` stores them, of which RePaint fills the rest; None for the sampler."""
-    jumps: Mapping[str, int] = field(default_factory=dict)
-    """jump_length and resample of RePaint."""
-    scaling: Scaling = PICTURES
-    """Between the values of the training images and the network's."""
+    class_counts: list[int] | None  # number of training images per class; None if the network is not class-conditional
+    config: Config | None = None  # the run's configuration, after `sanitize_config`; None for a diffusers folder
+    fingerprint: str | None = None  # fingerprint of the training images; None for a diffusers folder
+    condition: Condition | None = None  # what is concatenated to the network's input, if anything
+    autoencoder: Autoencoder | None = None  # whose latents the network sees, if any
+    conditions: SampleConditions | None = None  # what to sample from if there is a condition
+    inpaint: SampleConditions | None = None  # images with masks, as of the condition `mask`, for RePaint
+    jumps: Mapping[str, int] = field(default_factory=dict)  # jump_length and resample of RePaint
+    scaling: Scaling = PICTURES  # between the values of the training images and the network's
 
     @classmethod
     def of_run(

@@ -3,21 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.commands.options import check_integer
+from gnunet.commands.options import check_integer, load_model
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_image, decode_pair, open_image, upright_size
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
 
-MASK = "_mask"
-"""At the end of the name of an image's mask."""
-JUMPS = {"jump_length": 10, "resample": 10}
-"""RePaint's settings in the paper."""
+MASK = "_mask"  # at the end of the name of an image's mask
+JUMPS = {"jump_length": 10, "resample": 10}  # RePaint's settings in the paper
 
 
 def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedModel:
@@ -46,26 +45,35 @@ def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedMo
     return replace(model, conditions=data.sample_conditions(model.config))
 
 
-def with_inpainting(
-    model: TrainedModel, folder: str | Path | None, *, sampler: str | None = None, **jumps: int | None
+def open_model(
+    source: str | Path,
+    *,
+    conditions: str | Path | None = None,
+    inpaint: str | Path | None = None,
+    jump_length: int | None = None,
+    resample: int | None = None,
+    **settings: Any,
 ) -> TrainedModel:
-    """The model set to fill what is masked in the pictures in a folder, which are as those for the condition `mask`.
+    """`load_model` with what to sample from: `with_conditions`, or the masked pictures in the folder `inpaint`, which
+    are as those for the condition `mask`.
 
     Raises:
-        ConfigError: a setting without a folder, or a sampler with one, since RePaint is the sampler.
+        ConfigError: also for a setting of RePaint without a folder, or a sampler with one, since it is the sampler.
         DataError: as by `with_conditions`.
     """
+    model = with_conditions(load_model(source, **settings), conditions)
+    jumps = {"jump_length": jump_length, "resample": resample}
     given = {name: check_integer(name, value) for name, value in jumps.items() if value is not None}
-    if folder is None:
+    if inpaint is None:
         if given:
             raise ConfigError(f"--{next(iter(given))}: given without --inpaint, which it is a setting of")
         return model
-    if sampler is not None:
+    if (sampler := settings.get("sampler")) is not None:
         raise ConfigError(f"--sampler: given {sampler} with --inpaint, which samples by RePaint; valid: none")
     if model.autoencoder is not None:
-        raise ConfigError(f"--inpaint: given {folder}; valid: none with latents, of which masks leave out no pixels")
+        raise ConfigError(f"--inpaint: given {inpaint}; valid: none with latents, of which masks leave out no pixels")
     condition = Condition("mask", model.channels + 1)
-    stored = read_conditions(folder, condition, model)
+    stored = read_conditions(inpaint, condition, model)
     return replace(model, inpaint=SampleConditions.of_arrays(condition, stored), jumps={**JUMPS, **given})
 
 

@@ -35,8 +35,7 @@ from gnunet.processes import Processes, single_threaded
 from gnunet.scaling import as_resolution
 from gnunet.training.session import with_latents
 
-MAX_NEAREST = 1024
-"""Images for which the nearest training images are found."""
+MAX_NEAREST = 1024  # images for which the nearest training images are found
 MAX_NEAREST_DRAWN = 32
 
 Stage = Callable[[str, int], Callable[[int], None]]

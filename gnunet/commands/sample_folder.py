@@ -27,10 +27,8 @@ RECORD = "samples.json"
 class SampleSettings:
     """What an image depends on, besides its index."""
 
-    checkpoint: str
-    """`TrainedModel.digest`."""
-    resolution: int | list[int]
-    """As `data.resolution`."""
+    checkpoint: str  # `TrainedModel.digest`
+    resolution: int | list[int]  # as `data.resolution`
     channels: int
     sampler: str
     steps: int
@@ -38,16 +36,12 @@ class SampleSettings:
     batch_size: int
     seed: int
     precision: str
-    classes: list[str] | None
-    """Names, assigned to the images in turn; None draws them as often as in training."""
-    conditions: str | None = None
-    """`SampleConditions.fingerprint`; None for a model without a condition."""
-    inpaint: str | None = None
-    """The same of --inpaint."""
+    classes: list[str] | None  # names, assigned to the images in turn; None draws them as often as in training
+    conditions: str | None = None  # `SampleConditions.fingerprint`; None for a model without a condition
+    inpaint: str | None = None  # the same of --inpaint
     jump_length: int | None = None
     resample: int | None = None
-    scaling: Scaling = PICTURES
-    """With the format of the files."""
+    scaling: Scaling = PICTURES  # with the format of the files
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,7 @@ class SamplesRecord:
     num_images: int
     settings: SampleSettings
     class_names: list[str] | None
-    labels: list[int] | None
-    """Each image's class, as an index of class_names."""
+    labels: list[int] | None  # each image's class, as an index of class_names
 
     @classmethod
     def of(

@@ -31,8 +31,7 @@ _DESCRIPTION = (
     "over earlier ones, and flags over files. A flag's value is YAML, as in a file: null, 1e-4, '[32, 48]', "
     "'{decoder: {kind: batch}}'. The items of a list may be separate arguments."
 )
-MAX_KINDS_LISTED = 4
-"""Of more kinds than this, the help has the names alone."""
+MAX_KINDS_LISTED = 4  # of more kinds than this, the help has the names alone
 
 
 def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:

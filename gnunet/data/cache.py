@@ -76,12 +76,10 @@ def load_images(
             one for each image, or a cache that cannot be written.
     """
     opened = open_source(source, split, image_column=image_column, label_column=label_column, subset=subset or ())
-    if opened.unreadable and on_error == "raise":
-        raise DataError(
-            f"{opened.name} has {len(opened.unreadable)} images of formats that are not read, or without a row in the "
-            f"metadata, beside {len(opened)}: {first_few(opened.unreadable)}; convert or remove them, or set "
-            "data.on_error to skip"
-        )
+    if opened.unreadable:
+        formats = f"{len(opened.unreadable)} images of formats that are not read, or without a row in the metadata"
+        found = first_few(opened.unreadable)
+        _report(f"{opened.name} has {formats}, beside {len(opened)}: {found}", on_error)
     settings = [as_size(resolution), channels, resize, normalization]  # of `decode_pair`
     partners: list[Source] = []
     if pairs is not None:
@@ -104,19 +102,8 @@ def load_images(
 
     images = read_or_build(folder, _read_cache, build)
     if images.broken:
-        if on_error == "raise":
-            more = f"; and {images.skipped - len(images.broken)} more" if images.skipped > len(images.broken) else ""
-            raise DataError(
-                f"corrupted images: {images.skipped}: {'; '.join(images.broken)}{more}; fix or remove them, or set "
-                "data.on_error to skip"
-            )
-        log.warning("skipped %d corrupted images, for instance %s", images.skipped, images.broken[0])
-    if opened.unreadable:
-        log.warning(
-            "skipped %d images of formats that are not read, or without a row in the metadata, for instance %s",
-            len(opened.unreadable),
-            opened.unreadable[0],
-        )
+        more = f"; and {images.skipped - len(images.broken)} more" if images.skipped > len(images.broken) else ""
+        _report(f"{images.skipped} corrupted images: {'; '.join(images.broken)}{more}", on_error)
     if class_conditional and images.labels is None:
         raise DataError(f"data.class_conditional is true, but {opened.name} has no labels; {opened.label_advice}")
     if class_conditional and images.num_classes == len(images) > 2:
@@ -125,6 +112,12 @@ def load_images(
             f"own (data.label_column {opened.label_column})"
         )
     return replace(images, unread=opened.unread)
+
+
+def _report(problem: str, on_error: str) -> None:
+    if on_error == "raise":
+        raise DataError(f"{problem}; convert or remove them, or set data.on_error to skip")
+    log.warning("skipped: %s", problem)
 
 
 def read_or_build(folder: Path, read: Callable[[Path], Cached | None], build: Callable[[Path], None]) -> Cached:

@@ -13,10 +13,8 @@ from gnunet.data.cache import METADATA_FILE, cache_folder, read_or_build
 from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, Latents, map_array
 from gnunet.errors import DataError
 
-VERSION = 1
-"""Increased whenever the same images would get other latents, so that no older cache is used."""
-BATCH_VALUES = 2**20
-"""Of the images that are encoded at a time."""
+VERSION = 1  # increased whenever the same images would get other latents, so that no older cache is used
+BATCH_VALUES = 2**20  # of the images that are encoded at a time
 
 
 def encode_images(

@@ -15,8 +15,7 @@ from gnunet.errors import DataError
 from gnunet.files import atomic_write
 from gnunet.scaling import PICTURES, Scaling, as_size
 
-GRID = "grid.png"
-"""The overview that `gnunet sample` writes next to the samples; not counted as an image."""
+GRID = "grid.png"  # the overview that `gnunet sample` writes next to the samples; not counted as an image
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 

@@ -19,8 +19,7 @@ from gnunet.scaling import Scaling, per_channel, to_unit_range
 from .pretrained import check_pretrained, find_model, weights_digest
 
 KINDS: dict[Any, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, VQModel)}
-SUBFOLDERS = ("", "vae/", "vqvae/")
-"""Where the autoencoder is in a folder of its own, and in pipelines."""
+SUBFOLDERS = ("", "vae/", "vqvae/")  # where the autoencoder is in a folder of its own, and in pipelines
 
 
 @dataclass(frozen=True)
@@ -28,15 +27,11 @@ class Autoencoder:
     """A frozen autoencoder, fp32 and in eval mode, that is given pictures and takes and gives a network's latents."""
 
     model: ModelMixin
-    channels: int
-    """Of pictures: 1 or 3."""
+    channels: int  # of pictures: 1 or 3
     latent_channels: int
-    reduction: int
-    """How many times latents are smaller than pictures, in height and width."""
-    scaling: Scaling
-    """Of latents, by scaling_factor and shift_factor, or latents_mean and latents_std."""
-    digest: str
-    """sha256 of the weights and the scaling."""
+    reduction: int  # how many times latents are smaller than pictures, in height and width
+    scaling: Scaling  # of latents, by scaling_factor and shift_factor, or latents_mean and latents_std
+    digest: str  # sha256 of the weights and the scaling
 
     @classmethod
     def of(cls, model: ModelMixin) -> Autoencoder:

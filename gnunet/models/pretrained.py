@@ -18,8 +18,7 @@ from torch import nn
 from gnunet.errors import CheckpointError, did_you_mean_path, truncate
 from gnunet.safe_io import TensorSpec, check_fits_memory, describe_mismatch, read_json, read_safetensors_header
 
-WEIGHTS = "diffusion_pytorch_model"
-"""diffusers' name for a model's weights."""
+WEIGHTS = "diffusion_pytorch_model"  # diffusers' name for a model's weights
 
 
 @cache

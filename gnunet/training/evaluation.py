@@ -26,8 +26,7 @@ from gnunet.processes import Processes, batches_by_rank, single_threaded
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
-TILE_SIZE = 128
-"""The longer side of a grid's images is enlarged, by a whole factor, to at least this many pixels."""
+TILE_SIZE = 128  # the longer side of a grid's images is enlarged, by a whole factor, to at least this many pixels
 IMAGE_TRACKERS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """Trackers of Accelerate that take images, each with options for an array (N, H, W, C)."""
 

@@ -37,8 +37,7 @@ from gnunet.training.cuda_graph import Graphs
 from gnunet.training.ema import EMA
 from gnunet.training.progress import decode_progress
 
-MAX_LATENT_STD = 2.0
-"""And its inverse the least: the standard deviation of scaled latents."""
+MAX_LATENT_STD = 2.0  # and its inverse the least: the standard deviation of scaled latents
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,8 @@ class RunData:
     """A table of images and how its rows are split."""
 
     table: DecodedImages
-    train_rows: np.ndarray
-    """int64, ascending."""
-    validation_rows: np.ndarray
-    """int64, ascending; empty if none are held out."""
+    train_rows: np.ndarray  # int64, ascending
+    validation_rows: np.ndarray  # int64, ascending; empty if none are held out
     condition: Condition | None = None
 
     @property
@@ -125,24 +122,18 @@ class Session:
     config: Config
     accelerator: Accelerator
     micro_batch_size: int
-    accumulation: int
-    """Micro-batches of an optimizer step on each rank."""
+    accumulation: int  # micro-batches of an optimizer step on each rank
     train_set: TrainingDataset
     val_set: ValidationSet
-    data_summary: tuple[dict[str, Any], str]
-    """What `summarize_data` says of the images."""
+    data_summary: tuple[dict[str, Any], str]  # what `summarize_data` says of the images
     unet: UNet2D
     ema: EMA
     strategy: DDPStrategy
     process: Process
-    autoencoder: Autoencoder | None = None
-    """Whose latents the network sees, if any."""
-    conditions: SampleConditions | None = None
-    """Those of the images that are sampled in training; None for a network without a condition."""
-    graphs: Graphs | None = None
-    """Replays the parts of a step as CUDA graphs; None without train.cuda_graph."""
-    ema_stats_are_current: bool = False
-    """The EMA's running statistics were re-estimated for its present weights (train.bn_update_batches)."""
+    autoencoder: Autoencoder | None = None  # whose latents the network sees, if any
+    conditions: SampleConditions | None = None  # of the images that are sampled in training
+    graphs: Graphs | None = None  # replays the parts of a step as CUDA graphs; None without train.cuda_graph
+    ema_stats_are_current: bool = False  # re-estimated for its present weights (train.bn_update_batches)
 
     @property
     def total_images(self) -> int:
