@@ -46,14 +46,9 @@ def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedMo
 
 
 def open_model(
-    source: str | Path,
-    *,
-    conditions: str | Path | None = None,
-    inpaint: str | Path | None = None,
-    jump_length: int | None = None,
-    resample: int | None = None,
-    **settings: Any,
-) -> TrainedModel:
+    source: str | Path, *, conditions: str | Path | None = None, inpaint: str | Path | None = None,
+    jump_length: int | None = None, resample: int | None = None, **settings: Any,
+) -> TrainedModel:  # fmt: skip
     """`load_model` with what to sample from: `with_conditions`, or the masked pictures in the folder `inpaint`, which
     are as those for the condition `mask`.
 

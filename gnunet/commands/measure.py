@@ -64,20 +64,11 @@ class Evaluation:
     """
 
     def __init__(
-        self,
-        source: str | Path,
-        *,
-        metrics: Sequence[str] | None = None,
-        num_images: int | None = None,
-        repeat: int = 1,
-        reference: str | Path | None = None,
-        split: str | None = None,
-        resolution: int | None = None,
-        nearest: int | None = None,
-        extractors: Pairs = (),
-        extractor_weights: Pairs = (),
-        **sampling: Any,
-    ):
+        self, source: str | Path, *, metrics: Sequence[str] | None = None, num_images: int | None = None,
+        repeat: int = 1, reference: str | Path | None = None, split: str | None = None,
+        resolution: int | None = None, nearest: int | None = None, extractors: Pairs = (),
+        extractor_weights: Pairs = (), **sampling: Any,
+    ):  # fmt: skip
         integers = {"num_images": num_images, "repeat": repeat, "resolution": resolution, "nearest": nearest}
         for name, value in integers.items():
             if value is not None or name == "repeat":

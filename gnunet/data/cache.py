@@ -38,22 +38,12 @@ MAX_REPORTED = 5  # corrupted images that are kept by name
 
 
 def load_images(
-    source: str,
-    *,
-    resolution: int | Sequence[int],
-    channels: int,
-    resize: str = "crop",
-    normalization: str = "pixels",
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    subset: Mapping[str, Any] | None = None,
-    pairs: Mapping[str, Any] | None = None,
-    on_error: str = "raise",
-    class_conditional: bool = False,
-    cache_dir: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> DecodedImages:
+    source: str, *, resolution: int | Sequence[int], channels: int, resize: str = "crop",
+    normalization: str = "pixels", split: str = "train", image_column: str | None = None,
+    label_column: str | None = None, subset: Mapping[str, Any] | None = None,
+    pairs: Mapping[str, Any] | None = None, on_error: str = "raise", class_conditional: bool = False,
+    cache_dir: str | None = None, progress: Callable[[int, int], None] | None = None,
+) -> DecodedImages:  # fmt: skip
     """The images of a source, decoded to uint8 or, unless normalization is pixels, float32, and mapped from disk.
 
     The first call decodes; later ones, by any process, find the result in the cache directory (cache_dir,
@@ -177,16 +167,9 @@ def _find_labels(source: Source, rows: np.ndarray, are_required: bool) -> tuple[
 
 
 def _build(
-    folder: Path,
-    source: Source,
-    rows: np.ndarray,
-    labels: np.ndarray | None,
-    class_names: tuple[str, ...],
-    results: Iterator[Any],
-    channels: int,
-    normalization: str,
-    progress: Callable[[int, int], None] | None,
-) -> None:
+    folder: Path, source: Source, rows: np.ndarray, labels: np.ndarray | None, class_names: tuple[str, ...],
+    results: Iterator[Any], channels: int, normalization: str, progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
     """Write the images of the given rows of a source, or the exceptions, of `_decode_all` into an existing folder."""
     scaling, formats = PICTURES, set()
     is_valid = np.ones(len(rows), bool)

@@ -26,17 +26,9 @@ class TrainingDataset(Dataset):
     """
 
     def __init__(
-        self,
-        table: DecodedImages,
-        rows: np.ndarray,
-        *,
-        seed: int,
-        flip: bool,
-        label_dropout: float = 0.0,
-        class_conditional: bool = False,
-        condition: Condition | None = None,
-        condition_dropout: float = 0.0,
-    ):
+        self, table: DecodedImages, rows: np.ndarray, *, seed: int, flip: bool, label_dropout: float = 0.0,
+        class_conditional: bool = False, condition: Condition | None = None, condition_dropout: float = 0.0,
+    ):  # fmt: skip
         if len(rows) == 0:
             raise DataError("there are no images to train on")
         if class_conditional and table.labels is None:

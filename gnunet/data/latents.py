@@ -18,13 +18,9 @@ BATCH_VALUES = 2**20  # of the images that are encoded at a time
 
 
 def encode_images(
-    table: DecodedImages,
-    autoencoder: Any,
-    *,
-    flip: bool,
-    cache_dir: str | None,
+    table: DecodedImages, autoencoder: Any, *, flip: bool, cache_dir: str | None,
     progress: Callable[[int, int], None],
-) -> Latents:
+) -> Latents:  # fmt: skip
     """The latents of a table's images, mapped from disk; as with `load_images`, the first call makes them.
 
     Args:

@@ -72,12 +72,9 @@ class ImageFiles:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        resolution: int | Sequence[int] | None = None,
-        scaling: Scaling = PICTURES,
+        self, folder: Path, resolution: int | Sequence[int] | None = None, scaling: Scaling = PICTURES,
         channels: int = 3,
-    ):
+    ):  # fmt: skip
         self._scaling = scaling
         self.files = [file for file in image_files(folder) if file.name != GRID]
         if not self.files:
