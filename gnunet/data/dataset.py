@@ -1,6 +1,6 @@
 """The training data set: decoded images with the randomness of each example of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import ExampleRNG
 from gnunet.errors import DataError
 from gnunet.random_streams import Stream, StreamKey
-
 
 class TrainingDataset(Dataset):
     """Example k of a run, for any k >= 0: a pure function of (seed, k), the images and the rows.
@@ -99,6 +98,19 @@ class TrainingDataset(Dataset):
             **({} if self.table.scaling.is_pictures else {"scaling": self.table.scaling.as_dict()}),
             **({} if latents is None else {"autoencoder": latents.autoencoder}),
         }
+
+
+def to_network(
+    table: DecodedImages, condition: Condition | None, batch: Mapping[str, torch.Tensor], device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A batch's images and conditions, if it has any, as networks see them, fp32 (b, channels, H, W) on a device."""
+    images = table.to_network(batch["images"].to(device, non_blocking=True))
+    if condition is None:
+        return images, None
+    seen = condition.to_network(batch["condition"].to(device, non_blocking=True), images.shape[2:], table.to_network)
+    if "condition_drop" in batch:
+        seen[batch["condition_drop"].to(device, non_blocking=True)] = 0
+    return images, seen
 
 
 def null_label(num_classes: int, label_dropout: float) -> int | None:

@@ -163,15 +163,12 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     """
     model, accelerator = session.ema_model, session.accelerator
     display.set_status("sampling")
-    size, rank, world_size = model.sampling.batch_size, accelerator.process_index, accelerator.num_processes
-    shape = (*model.size, 1 if model.channels == 1 else 3)
-    images = np.empty((model.sampling.num_images, *shape), dtype=np.uint8)
-    for batches in batches_by_rank(len(images), size, world_size):
-        mine = batches[rank] if rank < len(batches) else range(1)
-        padded = torch.zeros(size, *shape, dtype=torch.uint8, device=accelerator.device)
-        values = model.sample(mine, accelerator, check=partial(stop.check, accelerator))
-        padded[: len(mine)] = torch.from_numpy(model.scaling.to_pictures(values))
-        gathered = accelerator.gather(padded).view(world_size, size, *shape).cpu().numpy()
+    size, processes = model.sampling.batch_size, Processes.of(accelerator)
+    images = np.empty((model.sampling.num_images, *model.size, 1 if model.channels == 1 else 3), np.uint8)
+    for batches in batches_by_rank(len(images), size, processes.world_size):
+        mine = batches[processes.rank] if processes.rank < len(batches) else range(1)
+        made = model.scaling.to_pictures(model.sample(mine, accelerator, check=partial(stop.check, accelerator)))
+        gathered = processes.gather_padded(torch.from_numpy(made).to(accelerator.device), size).cpu().numpy()
         for indices, batch in zip(batches, gathered, strict=False):
             images[indices] = batch[: len(indices)]
         display.progress("sampling", batches[-1].stop, len(images))

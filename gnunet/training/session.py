@@ -24,6 +24,7 @@ from gnunet.data import (
     split_rows,
     training_loader,
 )
+from gnunet.data.dataset import to_network
 from gnunet.diffusion import NoiseLevel, Process, make_process
 from gnunet.diffusion.process import concatenate
 from gnunet.distributed import fsdp
@@ -204,16 +205,9 @@ class Session:
         conditions."""
         device = self.accelerator.device
         level = self.process.noise_level(batch["u"]).to(device)
-        to_network = self.train_set.table.to_network
-        images = to_network(batch["images"].to(device, non_blocking=True))
+        images, condition = to_network(self.train_set.table, self.train_set.condition, batch, device)
         noise = batch["noise"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None
-        condition = None
-        if self.train_set.condition is not None:
-            stored = batch["condition"].to(device, non_blocking=True)
-            condition = self.train_set.condition.to_network(stored, images.shape[2:], to_network)
-            if "condition_drop" in batch:
-                condition[batch["condition_drop"].to(device, non_blocking=True)] = 0
         return images, noise, level, labels, condition
 
     def all_reduce_running_stats(self) -> None:
