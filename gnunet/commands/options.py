@@ -1,6 +1,7 @@
 """Arguments shared by the subcommands, and the model that they name."""
 
 import argparse
+import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -82,7 +83,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=integer("seed"), metavar="N", help="seed of the images (default: the run's)")
     parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
     parser.add_argument("--num_inference_steps", type=integer(), metavar="N", help="sampling steps")
-    parser.add_argument("--guidance_scale", type=float, metavar="W", help="classifier-free guidance scale; 1 is off")
+    parser.add_argument("--guidance_scale", type=scale, metavar="W", help="classifier-free guidance scale; 1 is off")
     parser.add_argument("--batch_size", type=integer(), metavar="N", help="images sampled together on each process")
     conditions = (
         "pictures to sample from, in turn, for a model with data.condition (default: the run's held-out images)"
@@ -91,8 +92,11 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
 
 
-def load_model(source: str | Path, *, weights: str = "ema", seed: int | None = None, **settings: Any) -> "TrainedModel":
-    """Load a run, a checkpoint or a diffusers model; `settings` are keys of the config's `sampling`; None: the run's.
+def load_model(
+    source: str | Path, *, weights: str = "ema", seed: int | None = None, sampler: str | None = None,
+    num_inference_steps: int | None = None, guidance_scale: float | None = None, batch_size: int | None = None,
+) -> "TrainedModel":  # fmt: skip
+    """Load a run, a checkpoint or a diffusers model with settings as in the config's `sampling`; None: the run's own.
 
     Raises:
         CheckpointError: there is no model at `source`, or it is corrupted.
@@ -108,6 +112,10 @@ def load_model(source: str | Path, *, weights: str = "ema", seed: int | None = N
     if seed is not None:
         seed = check_integer("seed", seed)
     model = load_trained_model(Path(source).expanduser(), weights)
+    settings = {
+        "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
+        "batch_size": batch_size,
+    }  # fmt: skip
     given = {key: value for key, value in settings.items() if value is not None}
     sources = [ConfigSource(model.name, model.sampling.model_dump()), ConfigSource("given", given)]
     sampling = merge_and_validate(SamplingConfig, sources)
@@ -134,15 +142,27 @@ def check_integer(name: str, value: object) -> int:
 
 def integer(name: str = "") -> Callable[[str], int]:
     """argparse type: an integer within the LIMITS of an argument, by default of at least 1."""
+    low, high = LIMITS.get(name, (1, 2**63))
 
     def parse(text: str) -> int:
         digits = text.isascii() and text.isdecimal() and len(text) <= 20
-        try:
-            return check_integer(name, int(text) if digits else text[:100])
-        except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{name}: ")) from None
+        if not digits or not low <= int(text) <= high:
+            valid = f"an integer, at least {low}" + (f" and at most {high}" if name in LIMITS else "")
+            raise argparse.ArgumentTypeError(f"given {text[:100]}; valid: {valid}")
+        return int(text)
 
     return parse
+
+
+def scale(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"given {text[:100]}; valid: a number, at least 0")
+    return value
 
 
 def numbered(path: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from gnunet.data.example_rng import ExampleRNG
 from gnunet.errors import DataError
 from gnunet.random_streams import Stream, StreamKey
 
+
 class TrainingDataset(Dataset):
     """Example k of a run, for any k >= 0: a pure function of (seed, k), the images and the rows.
 
