@@ -46,7 +46,7 @@ def export_model(
                 scheduler.save_pretrained(temporary / "scheduler")
             metadata = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
             metadata |= {} if condition is None else {"condition": condition}
-            metadata |= {"scaling": data["scaling"]} if "scaling" in data else {}
+            metadata |= {key: data[key] for key in ("scaling", "labels") if key in data}
             if autoencoder is not None:
                 (temporary / "vae").mkdir()
                 link_missing(autoencoder, temporary / "vae")

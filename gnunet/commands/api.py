@@ -10,9 +10,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.commands.conditions import open_model
+from gnunet.commands.conditions import with_conditions, with_inpainting
 from gnunet.commands.measure import Evaluation
-from gnunet.commands.options import check_integer
+from gnunet.commands.options import check_integer, load_model
+from gnunet.data.sources.tables import as_data_error
 from gnunet.distributed.accelerator import fresh_accelerate_state, open_accelerator
 from gnunet.errors import ConfigError, did_you_mean, quoted, truncate
 
@@ -21,31 +22,46 @@ logger = logging.getLogger(__name__)
 
 @fresh_accelerate_state()
 def sample(
-    source: str | Path, num_images: int = 16, *, classes: Sequence[str] | None = None, cpu: bool = False,
+    source: str | Path,
+    num_images: int = 16,
+    *,
+    classes: Sequence[str] | None = None,
+    labels: "Sequence[float] | np.ndarray | None" = None,
+    conditions: str | Path | None = None,
+    inpaint: str | Path | None = None,
+    jump_length: int | None = None,
+    resample: int | None = None,
+    cpu: bool = False,
     **settings: Any,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Sample images 0..num_images-1 in this process.
 
     Args:
         source: a run, a checkpoint or a diffusers directory.
         num_images: how many.
         classes: class names or numbers, assigned to the images in turn; None draws them as often as in training.
+        labels: numbers (n,) or vectors (n, D) in place of classes, for a model with `model.class_embed_type`.
+        conditions: a folder of pictures to sample from, in turn, for a model with `data.condition`; None takes the
+            held-out images of its run.
+        inpaint, jump_length, resample: as the options of `gnunet sample`: a folder of pictures NAME.png whose part that
+            NAME_mask.png masks in white is filled by RePaint (Lugmayr et al., 2022), and its settings.
         cpu: use the CPU even if there is a GPU.
         settings: weights ("ema" or "raw"), seed, and the keys sampler, num_inference_steps, guidance_scale and
-            batch_size of the config's `sampling`, by default the run's own; conditions, inpaint, jump_length and
-            resample as the options of `gnunet sample`.
+            batch_size of the config's `sampling`; by default the run's own.
 
     Returns:
-        The images that `gnunet sample` writes, (num_images, H, W, C), uint8 or of the data's dtype.
+        uint8 (num_images, H, W, C), the images that `gnunet sample` writes.
 
     Raises:
         GnunetError: the model cannot be loaded, or a setting is invalid.
     """
     num_images = check_integer("num_images", num_images)
-    model = open_model(source, **settings)
-    labels = image_labels(model, num_images, class_labels(model, classes))
+    model = with_conditions(load_model(source, **settings), conditions)
+    jumps = {"jump_length": jump_length, "resample": resample}
+    model = with_inpainting(model, inpaint, sampler=settings.get("sampler"), **jumps)
+    each = image_labels(model, num_images, given_labels(model, classes, labels))
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
-    return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator, labels)])
+    return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator, each)])
 
 
 def sample_batches(
@@ -62,11 +78,25 @@ def sample_batches(
         yield batch, model.sample(batch, accelerator, labels=None if labels is None else labels[batch])
 
 
-def image_labels(model: TrainedModel, num_images: int, classes: np.ndarray | None) -> np.ndarray | None:
-    """Each image's class, int64 (num_images,): of `classes` in turn or, if None, by `TrainedModel.labels`."""
-    if classes is not None:
-        return np.resize(classes, num_images)
+def image_labels(model: TrainedModel, num_images: int, given: np.ndarray | None) -> np.ndarray | None:
+    """Each image's label: of those given in turn or, if None, by `TrainedModel.labels`."""
+    if given is not None:
+        return given[np.arange(num_images) % len(given)]
     return model.labels(range(num_images))
+
+
+def given_labels(model: TrainedModel, classes: Sequence[str] | None, labels: Any) -> np.ndarray | None:
+    """The labels that are asked for, as of `TrainedModel.labels`; `labels` may name a .npy file. Raises ConfigError for
+    those that the model does not know."""
+    if labels is None:
+        return class_labels(model, classes)
+    if model.float_labels is None or classes is not None:
+        kind = "--classes alone" if model.float_labels is None else "--labels alone"
+        raise ConfigError(f"--labels: given {truncate(labels)}; valid: {kind} for {model.name}")
+    if len(labels) == 1 and str(labels[0]).endswith(".npy"):
+        with as_data_error(labels[0]):
+            labels = np.load(labels[0], allow_pickle=False)
+    return model.float_labels.check(labels)
 
 
 def class_labels(model: TrainedModel, classes: Sequence[str] | None) -> np.ndarray | None:

@@ -30,7 +30,7 @@ HABITS = {
     "--num_images": ("n", "num", "num_samples", "n_samples", "samples", "count"),
     "--num_inference_steps": ("steps", "num_steps", "sampling_steps", "ddim_steps"),
     "--guidance_scale": ("guidance", "cfg", "cfg_scale", "scale"),
-    "--classes": ("class", "label", "labels", "class_labels"),
+    "--classes, or --labels for numbers": ("class", "label", "class_labels"),
     "--weights ema or raw": ("ema", "use_ema", "no_ema"),
     "the first argument, SOURCE": (
         "checkpoint", "ckpt", "ckpt_path", "model", "model_path", "run", "run_dir", "source",
@@ -93,9 +93,15 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(
-    source: str | Path, *, weights: str = "ema", seed: int | None = None, sampler: str | None = None,
-    num_inference_steps: int | None = None, guidance_scale: float | None = None, batch_size: int | None = None,
-) -> "TrainedModel":  # fmt: skip
+    source: str | Path,
+    *,
+    weights: str = "ema",
+    seed: int | None = None,
+    sampler: str | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int | None = None,
+) -> "TrainedModel":
     """Load a run, a checkpoint or a diffusers model with settings as in the config's `sampling`; None: the run's own.
 
     Raises:
@@ -113,9 +119,11 @@ def load_model(
         seed = check_integer("seed", seed)
     model = load_trained_model(Path(source).expanduser(), weights)
     settings = {
-        "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
+        "sampler": sampler,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
         "batch_size": batch_size,
-    }  # fmt: skip
+    }
     given = {key: value for key, value in settings.items() if value is not None}
     sources = [ConfigSource(model.name, model.sampling.model_dump()), ConfigSource("given", given)]
     sampling = merge_and_validate(SamplingConfig, sources)

@@ -29,6 +29,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="class names or numbers, assigned in turn")
     parser.add_argument(
+        "--labels", nargs="+", metavar="VALUE",
+        help="numbers, assigned in turn, for a model with model.class_embed_type; or a .npy file of numbers or vectors",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path,
         help="directory for the files (default: samples/NAME, or with a number after it if that has other samples)",
     )  # fmt: skip
@@ -55,8 +59,8 @@ def sample(arguments: argparse.Namespace) -> None:
     # Imported here so that --help does not wait for torch.
     import numpy as np
 
-    from gnunet.commands.api import class_labels, image_labels, sample_batches
-    from gnunet.commands.conditions import open_model
+    from gnunet.commands.api import given_labels, image_labels, load_model, sample_batches
+    from gnunet.commands.conditions import with_conditions, with_inpainting
     from gnunet.commands.progress import ProgressBar
     from gnunet.commands.sample_folder import SamplesRecord, open_sample_folder, writing_to
     from gnunet.distributed.accelerator import open_accelerator
@@ -66,12 +70,14 @@ def sample(arguments: argparse.Namespace) -> None:
 
     check_launch()
     num_images = arguments.num_images
-    names = (*SAMPLING, "conditions", "inpaint", "jump_length", "resample")
-    model = open_model(arguments.source, **{name: getattr(arguments, name) for name in names})
-    classes = class_labels(model, arguments.classes)
-    labels = image_labels(model, num_images, classes)
+    model = load_model(arguments.source, **{name: getattr(arguments, name) for name in SAMPLING})
+    model = with_conditions(model, arguments.conditions)
+    jumps = {name: getattr(arguments, name) for name in ("sampler", "jump_length", "resample")}
+    model = with_inpainting(model, arguments.inpaint, **jumps)
+    given = given_labels(model, arguments.classes, arguments.labels)
+    labels = image_labels(model, num_images, given)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
-    record = SamplesRecord.of(model, arguments.source, num_images, classes, labels)
+    record = SamplesRecord.of(model, arguments.source, num_images, given, labels)
     with open_sample_folder(arguments.out, record, accelerator) as (out, missing), ProgressBar(accelerator) as bar:
         start, progress, files = time.perf_counter(), bar.stage("sampling", num_images), record.files(out)
         for indices, images in sample_batches(model, missing, accelerator, labels):
@@ -84,9 +90,8 @@ def sample(arguments: argparse.Namespace) -> None:
         if accelerator.is_main_process:
             seconds = time.perf_counter() - start
             shown = [read_sample(file, model.scaling, model.channels) for file in files[:MAX_GRID_IMAGES]]
-            names = None if labels is None else [model.class_names[label] for label in labels[:MAX_GRID_IMAGES]]
             with writing_to(out):
-                write_grid(out / GRID, model.scaling.to_pictures(np.stack(shown)), names, model)
+                write_grid(out / GRID, model.scaling.to_pictures(np.stack(shown)), labels, model)
             bar.stop()
             new = "" if len(missing) == num_images else f", {num_images - len(missing)} of which were there"
             rate = f"{len(missing) / seconds:.1f} images/s"

@@ -27,8 +27,10 @@ RECORD = "samples.json"
 class SampleSettings:
     """What an image depends on, besides its index."""
 
-    checkpoint: str  # `TrainedModel.digest`
-    resolution: int | list[int]  # as `data.resolution`
+    checkpoint: str
+    """`TrainedModel.digest`."""
+    resolution: int | list[int]
+    """As `data.resolution`."""
     channels: int
     sampler: str
     steps: int
@@ -36,12 +38,18 @@ class SampleSettings:
     batch_size: int
     seed: int
     precision: str
-    classes: list[str] | None  # names, assigned to the images in turn; None draws them as often as in training
-    conditions: str | None = None  # `SampleConditions.fingerprint`; None for a model without a condition
-    inpaint: str | None = None  # the same of --inpaint
+    classes: list[str] | None
+    """Names, assigned to the images in turn; None draws them as often as in training."""
+    conditions: str | None = None
+    """`SampleConditions.fingerprint`; None for a model without a condition."""
+    inpaint: str | None = None
+    """The same of --inpaint."""
+    labels: list[float] | list[list[float]] | None = None
+    """Numbers or vectors, as classes."""
     jump_length: int | None = None
     resample: int | None = None
-    scaling: Scaling = PICTURES  # with the format of the files
+    scaling: Scaling = PICTURES
+    """With the format of the files."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +62,22 @@ class SamplesRecord:
     num_images: int
     settings: SampleSettings
     class_names: list[str] | None
-    labels: list[int] | None  # each image's class, as an index of class_names
+    labels: list[int] | list[float] | None
+    """Each image's class, as an index of class_names, or number; None for vectors."""
 
     @classmethod
     def of(
         cls, model: TrainedModel, source: Path, num_images: int, given: np.ndarray | None, labels: np.ndarray | None
     ) -> "SamplesRecord":
         """`given` are the labels that were asked for, if any, and `labels` each image's, if it has one."""
-        names = None if labels is None else model.class_names
+        names, values = model.class_names, None if given is None else given.tolist()
         settings = SampleSettings(
             checkpoint=model.digest(), resolution=as_resolution(model.size), channels=model.channels,
             **model.sampling_metadata(), precision=model.mixed_precision,
-            classes=None if given is None or names is None else [names[label] for label in given],
-            scaling=model.scaling,
+            classes=None if values is None or names is None else [names[label] for label in values],
+            labels=None if names else values, scaling=model.scaling,
         )  # fmt: skip
-        in_turn = None if labels is None else labels.tolist()
+        in_turn = None if labels is None or labels.ndim > 1 else labels.tolist()
         return cls(__version__, str(source), model.name, num_images, settings, names, in_turn)
 
     def files(self, folder: Path) -> list[Path]:

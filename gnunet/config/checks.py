@@ -126,6 +126,8 @@ def _check_channels(config: Config) -> Iterator[ConfigIssue]:
     elif is_pictures and channels not in (1, 3, 4):
         valid = "1, 3 or 4; or any number with data.normalization range or mean_std, or data.autoencoder"
         yield ConfigIssue.of("model.in_channels", channels, valid)
+    if (kind := config.model.class_embed_type) and not config.data.class_conditional:
+        yield ConfigIssue.of("model.class_embed_type", kind, "null, or any with data.class_conditional true")
     if not is_pictures and channels not in (1, 3) and config.evaluate.every is not None:
         valid = f"null with arrays of {channels} channels, which metrics do not see; validation_loss is evaluated"
         yield ConfigIssue.of("evaluate.every", config.evaluate.every, valid)

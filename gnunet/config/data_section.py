@@ -80,7 +80,7 @@ class DataConfig(Section):
     image_column: Text | None = None
     """Column with the images; null looks for a usual name (`image`, `img`, ...)."""
     label_column: Text | None = None
-    """Column with the class labels; null looks for a usual name (`label`, `labels`, `fine_label`, ...)."""
+    """Column with the labels; null looks for a usual name (`label`, `labels`, `fine_label`, ...)."""
     subset: Subset = {}
     """Use only the rows in which each of these columns has one of the given values."""
     resolution: Resolution = 32
@@ -98,7 +98,7 @@ class DataConfig(Section):
     """Train on the latents of an autoencoder of diffusers (AutoencoderKL, AutoencoderTiny, VQModel): a folder, or a
     Hugging Face hub name. Images are encoded once; samples are decoded."""
     class_conditional: bool = False
-    """Train on the class labels."""
+    """Train on the labels: classes, or numbers and vectors with model.class_embed_type."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """Probability of replacing a label by the null label, as classifier-free guidance needs, if class_conditional."""
     condition: LowResolutionConfig | MaskConfig | GreyConfig | PairedConfig | None = Field(None, discriminator="kind")

@@ -85,6 +85,9 @@ class ModelConfig(Section):
     """Frequency shift of the sinusoidal embedding (1 in DDPM's original)."""
     flip_sin_to_cos: bool = True
     """Cosines before sines in the sinusoidal embedding."""
+    class_embed_type: Literal["timestep", "identity"] | None = None
+    """How labels enter, with data.class_conditional: null embeds classes; timestep a number, whose range in training is
+    0..1000, as timesteps are; identity adds a vector of the time embedding's width to it."""
     norm: AnyNormConfig = SECTIONS["group"]()
     """The normalization of every layer."""
     activation_checkpointing: Literal["none", "norm"] = "none"

@@ -5,6 +5,7 @@ from gnunet.data.conditions import Condition, SampleConditions
 from gnunet.data.dataset import TrainingDataset, null_label
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import split_rows
+from gnunet.data.float_labels import FloatLabels
 from gnunet.data.latents import encode_images
 from gnunet.data.loader import training_loader
 from gnunet.data.validation import ValidationSet
@@ -12,6 +13,7 @@ from gnunet.data.validation import ValidationSet
 __all__ = [
     "Condition",
     "DecodedImages",
+    "FloatLabels",
     "SampleConditions",
     "TrainingDataset",
     "ValidationSet",

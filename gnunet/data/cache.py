@@ -38,12 +38,23 @@ MAX_REPORTED = 5  # corrupted images that are kept by name
 
 
 def load_images(
-    source: str, *, resolution: int | Sequence[int], channels: int, resize: str = "crop",
-    normalization: str = "pixels", split: str = "train", image_column: str | None = None,
-    label_column: str | None = None, subset: Mapping[str, Any] | None = None,
-    pairs: Mapping[str, Any] | None = None, on_error: str = "raise", class_conditional: bool = False,
-    cache_dir: str | None = None, progress: Callable[[int, int], None] | None = None,
-) -> DecodedImages:  # fmt: skip
+    source: str,
+    *,
+    resolution: int | Sequence[int],
+    channels: int,
+    resize: str = "crop",
+    normalization: str = "pixels",
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    subset: Mapping[str, Any] | None = None,
+    pairs: Mapping[str, Any] | None = None,
+    label_shape: Sequence[int] | None = None,
+    on_error: str = "raise",
+    class_conditional: bool = False,
+    cache_dir: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DecodedImages:
     """The images of a source, decoded to uint8 or, unless normalization is pixels, float32, and mapped from disk.
 
     The first call decodes; later ones, by any process, find the result in the cache directory (cache_dir,
@@ -57,6 +68,7 @@ def load_images(
         channels: of pictures 1 (grey), 3 (RGB) or 4 (RGBA); of arrays as many as they have.
         pairs: folder and column of `open_partners`, and channels (None as of the images) and num_classes of partners;
             None for none.
+        label_shape: of labels that are numbers, () or (D,); None for classes.
         class_conditional: require labels.
         progress: called with (images done, images in all) while decoding.
 
@@ -66,10 +78,12 @@ def load_images(
             one for each image, or a cache that cannot be written.
     """
     opened = open_source(source, split, image_column=image_column, label_column=label_column, subset=subset or ())
-    if opened.unreadable:
-        formats = f"{len(opened.unreadable)} images of formats that are not read, or without a row in the metadata"
-        found = first_few(opened.unreadable)
-        _report(f"{opened.name} has {formats}, beside {len(opened)}: {found}", on_error)
+    if opened.unreadable and on_error == "raise":
+        raise DataError(
+            f"{opened.name} has {len(opened.unreadable)} images of formats that are not read, or without a row in the "
+            f"metadata, beside {len(opened)}: {first_few(opened.unreadable)}; convert or remove them, or set "
+            "data.on_error to skip"
+        )
     settings = [as_size(resolution), channels, resize, normalization]  # of `decode_pair`
     partners: list[Source] = []
     if pairs is not None:
@@ -79,35 +93,41 @@ def load_images(
     decides_pixels = {
         "version": decode.VERSION, "pillow": PIL.__version__, "split": split, "subset": dict(subset or {}),
         "sources": [each.fingerprint for each in (opened, *partners)], "settings": settings, "pairs": pairs,
-        "image_column": image_column, "label_column": label_column,
+        "image_column": image_column, "label_column": label_column, "label_shape": label_shape,
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(decides_pixels, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder(cache_dir) / f"images-{key}"
 
     def build(temporary: Path) -> None:
         rows = select_rows(opened, subset or {})
-        labels = _find_labels(opened, rows, are_required=label_column is not None)
+        labels = _find_labels(opened, rows, label_shape, are_required=label_column is not None)
         cells = zip(*(each.iter_images(rows) for each in (opened, *partners)), strict=True)
         _build(temporary, opened, rows, *labels, _decode_all(cells, *settings), channels, normalization, progress)
 
     images = read_or_build(folder, _read_cache, build)
     if images.broken:
-        more = f"; and {images.skipped - len(images.broken)} more" if images.skipped > len(images.broken) else ""
-        _report(f"{images.skipped} corrupted images: {'; '.join(images.broken)}{more}", on_error)
+        if on_error == "raise":
+            more = f"; and {images.skipped - len(images.broken)} more" if images.skipped > len(images.broken) else ""
+            raise DataError(
+                f"corrupted images: {images.skipped}: {'; '.join(images.broken)}{more}; fix or remove them, or set "
+                "data.on_error to skip"
+            )
+        log.warning("skipped %d corrupted images, for instance %s", images.skipped, images.broken[0])
+    if opened.unreadable:
+        log.warning(
+            "skipped %d images of formats that are not read, or without a row in the metadata, for instance %s",
+            len(opened.unreadable),
+            opened.unreadable[0],
+        )
     if class_conditional and images.labels is None:
+        read_labels(opened, select_rows(opened, subset or {}), label_shape)  # what is wrong with them, if it has any
         raise DataError(f"data.class_conditional is true, but {opened.name} has no labels; {opened.label_advice}")
     if class_conditional and images.num_classes == len(images) > 2:
         raise DataError(
             f"data.class_conditional is true, but each of the {len(images)} images of {opened.name} has a class of its "
-            f"own (data.label_column {opened.label_column})"
+            f"own (data.label_column {opened.label_column}); numbers are labels with model.class_embed_type timestep"
         )
     return replace(images, unread=opened.unread)
-
-
-def _report(problem: str, on_error: str) -> None:
-    if on_error == "raise":
-        raise DataError(f"{problem}; convert or remove them, or set data.on_error to skip")
-    log.warning("skipped: %s", problem)
 
 
 def read_or_build(folder: Path, read: Callable[[Path], Cached | None], build: Callable[[Path], None]) -> Cached:
@@ -144,9 +164,10 @@ def _read_cache(folder: Path) -> DecodedImages | None:
         channels, shape = metadata["channels"], tuple(metadata["shape"])
         scaling = Scaling.from_dict(metadata.get("scaling"), channels, folder)
         stored = map_array(folder / IMAGES_FILE, scaling.dtype, shape)
-        labels = np.fromfile(folder / LABELS_FILE, np.int64) if metadata["has_labels"] else None
-        if labels is not None and len(labels) != len(stored):
-            return None
+        labels = None
+        if metadata["labels"] is not None:
+            kind = np.int64 if metadata["class_names"] else np.float64
+            labels = np.fromfile(folder / LABELS_FILE, kind).reshape(metadata["labels"])
         return DecodedImages(
             stored, channels, labels, tuple(metadata["class_names"]), metadata["fingerprint"], metadata["skipped"],
             tuple(metadata["broken"]), scaling=scaling,
@@ -155,10 +176,12 @@ def _read_cache(folder: Path) -> DecodedImages | None:
         return None
 
 
-def _find_labels(source: Source, rows: np.ndarray, are_required: bool) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def _find_labels(
+    source: Source, rows: np.ndarray, shape: Sequence[int] | None, are_required: bool
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """`read_labels`; unless they are required, (None, ()) if some rows have none."""
     try:
-        return read_labels(source, rows)
+        return read_labels(source, rows, shape)
     except DataError:
         if are_required:
             raise
@@ -167,9 +190,16 @@ def _find_labels(source: Source, rows: np.ndarray, are_required: bool) -> tuple[
 
 
 def _build(
-    folder: Path, source: Source, rows: np.ndarray, labels: np.ndarray | None, class_names: tuple[str, ...],
-    results: Iterator[Any], channels: int, normalization: str, progress: Callable[[int, int], None] | None,
-) -> None:  # fmt: skip
+    folder: Path,
+    source: Source,
+    rows: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    results: Iterator[Any],
+    channels: int,
+    normalization: str,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     """Write the images of the given rows of a source, or the exceptions, of `_decode_all` into an existing folder."""
     scaling, formats = PICTURES, set()
     is_valid = np.ones(len(rows), bool)
@@ -200,13 +230,15 @@ def _build(
         array = map_array(folder / IMAGES_FILE, np.float32, shape)
         scaling = Scaling.fit(array, normalization, suffix=suffix, file_dtype=file_dtype, axes=axes)
     if labels is not None:
-        occurring, labels = np.unique(labels[is_valid], return_inverse=True)
-        class_names = tuple(class_names[label] for label in occurring)
-        labels.astype(np.int64).tofile(folder / LABELS_FILE)
+        labels = labels[is_valid]
+        if labels.dtype == np.int64:
+            occurring, labels = np.unique(labels, return_inverse=True)
+            class_names = tuple(class_names[label] for label in occurring)
+        labels.tofile(folder / LABELS_FILE)
     metadata = {
         "shape": shape,
         "channels": channels,
-        "has_labels": labels is not None,
+        "labels": None if labels is None else labels.shape,
         "class_names": class_names,
         "fingerprint": content_fingerprint(digest, shape, labels, class_names),
         "skipped": len(broken),

@@ -1,6 +1,7 @@
 """The training data set: decoded images with the randomness of each example of the run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,17 @@ class TrainingDataset(Dataset):
     """
 
     def __init__(
-        self, table: DecodedImages, rows: np.ndarray, *, seed: int, flip: bool, label_dropout: float = 0.0,
-        class_conditional: bool = False, condition: Condition | None = None, condition_dropout: float = 0.0,
-    ):  # fmt: skip
+        self,
+        table: DecodedImages,
+        rows: np.ndarray,
+        *,
+        seed: int,
+        flip: bool,
+        label_dropout: float = 0.0,
+        class_conditional: bool = False,
+        condition: Condition | None = None,
+        condition_dropout: float = 0.0,
+    ):
         if len(rows) == 0:
             raise DataError("there are no images to train on")
         if class_conditional and table.labels is None:
@@ -38,7 +47,9 @@ class TrainingDataset(Dataset):
         self.flip = flip
         self.class_conditional = class_conditional
         self.num_classes = table.num_classes if class_conditional else 0
-        self.null_label = null_label(self.num_classes, label_dropout)
+        self.null_label: float | None = null_label(self.num_classes, label_dropout)
+        if table.float_labels is not None:
+            self.null_label = table.float_labels.null
         self.label_dropout, self.condition, self.condition_dropout = label_dropout, condition, condition_dropout
         self._rng, self._masks = ExampleRNG(seed, len(rows)), Stream(seed, StreamKey.MASK)
         self._latents = Stream(seed, StreamKey.LATENT)
@@ -50,7 +61,7 @@ class TrainingDataset(Dataset):
         noise: float32 (b, C, H, W), channels_last; standard normal.
         u: float64 (b,) in (0, 1), which `Process.noise_level` maps to noise levels.
         index: int64 (b,), the indices.
-        labels: int64 (b,), null_label where dropped; only if class_conditional.
+        labels: as of `DecodedImages.labels_of`, null_label where dropped; only if class_conditional.
         condition: (b, c, h, w), channels_last, as stored; only with a condition.
         condition_drop: bool (b,), where it is dropped; only with condition_dropout.
         """
@@ -67,9 +78,9 @@ class TrainingDataset(Dataset):
             "index": torch.tensor(indices, dtype=torch.int64),
         }
         if self.class_conditional:
-            labels = self.table.labels[rows]
+            labels = self.table.labels_of(rows)
             if self.null_label is not None:
-                labels = np.where(random.drop < self.label_dropout, self.null_label, labels)
+                labels[random.drop < self.label_dropout] = self.null_label
             batch["labels"] = torch.from_numpy(labels)
         if self.condition is not None:
             stored = self.condition.store(images, map(self._masks.at, indices), partners)
@@ -84,13 +95,13 @@ class TrainingDataset(Dataset):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint records of the data: fingerprint, number of images, class names and counts,
+        """What a checkpoint records of the data: fingerprint, number of images, class names and counts or other labels,
         and the scaling of arrays."""
         names = counts = None
-        if self.class_conditional:
+        latents, float_labels = self.table.latents, self.table.float_labels
+        if self.class_conditional and float_labels is None:
             names = list(self.table.class_names)
             counts = np.bincount(self.table.labels[self.rows], minlength=self.num_classes).tolist()
-        latents = self.table.latents
         return {
             "fingerprint": self.table.fingerprint,
             "num_images": len(self.rows),
@@ -98,20 +109,8 @@ class TrainingDataset(Dataset):
             "class_counts": counts,
             **({} if self.table.scaling.is_pictures else {"scaling": self.table.scaling.as_dict()}),
             **({} if latents is None else {"autoencoder": latents.autoencoder}),
+            **({} if float_labels is None else {"labels": asdict(float_labels)}),
         }
-
-
-def to_network(
-    table: DecodedImages, condition: Condition | None, batch: Mapping[str, torch.Tensor], device: torch.device | str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A batch's images and conditions, if it has any, as networks see them, fp32 (b, channels, H, W) on a device."""
-    images = table.to_network(batch["images"].to(device, non_blocking=True))
-    if condition is None:
-        return images, None
-    seen = condition.to_network(batch["condition"].to(device, non_blocking=True), images.shape[2:], table.to_network)
-    if "condition_drop" in batch:
-        seen[batch["condition_drop"].to(device, non_blocking=True)] = 0
-    return images, seen
 
 
 def null_label(num_classes: int, label_dropout: float) -> int | None:

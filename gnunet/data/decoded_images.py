@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from torch import Tensor
 
+from gnunet.data.float_labels import FloatLabels
 from gnunet.errors import DataError
 from gnunet.scaling import PICTURES, Scaling
 
@@ -57,7 +58,7 @@ class DecodedImages:
 
     stored: np.ndarray  # uint8 or, of arrays, float32 (n, H, W, channels and, with partners, theirs)
     channels: int  # of images
-    labels: np.ndarray | None  # int64 (n,), 0..len(class_names)-1; None if the data has no labels
+    labels: np.ndarray | None  # int64 (n,), 0..len(class_names)-1, or float64 (n,) or (n, D); None without labels
     class_names: tuple[str, ...]  # name of each label; empty if the data has none
     fingerprint: str  # sha256 over images, labels and class names: the same wherever the data is stored
     skipped: int = 0  # number of corrupted images that were left out (data.on_error: skip)
@@ -65,6 +66,7 @@ class DecodedImages:
     unread: Mapping[str, int] = field(default_factory=dict)  # other files in the source's folder, by suffix
     scaling: Scaling = PICTURES  # between these values and the network's
     latents: Latents | None = None  # which networks see in place of the images (data.autoencoder)
+    float_labels: FloatLabels | None = None  # how networks take labels that are no classes
 
     @classmethod
     def from_arrays(
@@ -107,8 +109,8 @@ class DecodedImages:
         return pictures.reshape(*rows.shape, *pictures.shape[1:])
 
     def examples(
-        self, rows: np.ndarray, random: Iterable[Generator] = (), flip: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
+        self, rows: np.ndarray, random: Iterable[Generator] = (), flip: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Copies of these rows' images, or latents drawn by a generator each, and of their partners, if they have any;
         mirrored where `flip` says."""
         if self.latents is not None:
@@ -118,6 +120,10 @@ class DecodedImages:
             stored[flip] = stored[flip, :, ::-1]
         images, partners = np.split(stored, [self.channels], axis=-1)
         return np.ascontiguousarray(images), np.ascontiguousarray(partners) if partners.size else None
+
+    def labels_of(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of the labels of these rows, for the network: int64 classes or float32."""
+        return self.labels[rows] if self.float_labels is None else self.float_labels.to_network(self.labels[rows])
 
     @property
     def num_classes(self) -> int:
@@ -130,5 +136,5 @@ def content_fingerprint(
     """Finish the sha256 of the images' bytes with their shape, the labels and the class names."""
     digest.update(repr((shape, tuple(class_names))).encode())
     if labels is not None:
-        digest.update(np.ascontiguousarray(labels, np.int64).data)
+        digest.update(np.ascontiguousarray(labels).data)
     return digest.hexdigest()

@@ -32,9 +32,16 @@ class ValidationSet:
     """
 
     def __init__(
-        self, table: DecodedImages, rows: np.ndarray, *, num_examples: int, num_bins: int, log_snr_min: float,
-        log_snr_max: float, condition: Condition | None = None,
-    ):  # fmt: skip
+        self,
+        table: DecodedImages,
+        rows: np.ndarray,
+        *,
+        num_examples: int,
+        num_bins: int,
+        log_snr_min: float,
+        log_snr_max: float,
+        condition: Condition | None = None,
+    ):
         if len(rows) == 0:
             raise DataError("there are no images to validate on")
         self.table = table
@@ -63,7 +70,7 @@ class ValidationSet:
         noise: float32 (b, C, H, W), channels_last; standard normal.
         log_snr: float64 (b,).
         bin: int64 (b,).
-        labels: int64 (b,); only if the table has labels.
+        labels: as of `DecodedImages.labels_of`; only if the table has labels.
         condition: (b, c, h, w), channels_last, as stored; only with a condition.
         """
         chosen = np.asarray(indices, np.int64)
@@ -81,7 +88,7 @@ class ValidationSet:
             "bin": torch.from_numpy(self.bins[chosen]),
         }
         if self.table.labels is not None:
-            batch["labels"] = torch.from_numpy(self.table.labels[rows])
+            batch["labels"] = torch.from_numpy(self.table.labels_of(rows))
         if self.condition is not None:
             stored = self.condition.store(images, map(self._masks.at, indices), partners)
             batch["condition"] = channels_last(stored)

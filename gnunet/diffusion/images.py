@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 GAP = 2  # pixels between the tiles of a grid
 GAP_COLOUR = 208  # a light grey, that shows on white and on black pictures
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")  # at the start of names, which they are in the order of
 FONT_SIZE, MAX_MARGIN = 14, 160  # pixels, of the names beside rows
 
 
@@ -35,7 +37,8 @@ def make_grid(
     columns = columns or math.ceil(math.sqrt(count)) * (1 if names is None else 2)
     classes = [""] * count if names is None else [" ".join(name.split()) for name in names]
     rows: list[tuple[str, list[int]]] = []
-    for name in sorted(set(classes)):
+    found = {name: NUMBER.match(name) for name in classes}
+    for name in sorted(found, key=lambda name: (float(found[name][0]) if found[name] else math.inf, name)):
         members = [i for i in range(count) if classes[i] == name]
         rows += [(name, members[start : start + columns]) for start in range(0, len(members), columns)]
     font = ImageFont.load_default(FONT_SIZE)

@@ -24,14 +24,30 @@ logger = logging.getLogger(__name__)
 
 
 def sample_images(
-    network: nn.Module, process: Process, *, indices: Sequence[int], size: tuple[int, int], channels: int,
-    seed: int, steps: int, batch_size: int, scaling: Scaling = PICTURES, sampler: str | None = None,
-    guidance_scale: float = 1.0, labels: np.ndarray | Sequence[int] | None = None, null_label: int | None = None,
-    condition: Tensor | None = None, can_drop_condition: bool = False, known: Tensor | None = None,
-    jumps: Mapping[str, int] | None = None, decode: Callable[[Tensor], Tensor] | None = None,
-    device: torch.device | str = "cpu", autocast: Callable[[], AbstractContextManager] = nullcontext,
-    progress: Callable[[int], None] | None = None, check: Callable[[], None] = lambda: None,
-) -> np.ndarray:  # fmt: skip
+    network: nn.Module,
+    process: Process,
+    *,
+    indices: Sequence[int],
+    size: tuple[int, int],
+    channels: int,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    scaling: Scaling = PICTURES,
+    sampler: str | None = None,
+    guidance_scale: float = 1.0,
+    labels: np.ndarray | Sequence[int] | None = None,
+    null_label: float | None = None,
+    condition: Tensor | None = None,
+    can_drop_condition: bool = False,
+    known: Tensor | None = None,
+    jumps: Mapping[str, int] | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    progress: Callable[[int], None] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """Sample the images with the given indices, (len(indices), H, W, C), uint8 or of the data's own dtype.
 
     The network runs in eval mode, without gradients; its modes are restored. A warning counts the images with
@@ -46,8 +62,8 @@ def sample_images(
         sampler: one of process.samplers; None means the first.
         guidance_scale: scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the
             network runs on batches of 2 * batch_size, the second half with null_label.
-        labels: int64 (len(indices),), each image's class; None for a network without classes.
-        null_label: the label of a dropped class; guidance needs it, or a condition that can be dropped.
+        labels: each image's, int64 (len(indices),), or float32, also (len(indices), D); None for a network without.
+        null_label: a dropped label, or each number of it; guidance needs it, or a condition that can be dropped.
         condition: fp32 (len(indices), channels, H, W), what is concatenated to the network's input; None for nothing.
         can_drop_condition: whether training has replaced conditions by zeros, as guidance then does.
         known: fp32 (len(indices), C + 1, H, W), from which `repaint` samples in place of the sampler; None for none.
@@ -67,7 +83,7 @@ def sample_images(
             "with dropped labels or conditions"
         )
     requested = np.asarray(indices, dtype=np.int64)
-    all_labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+    all_labels = None if labels is None else np.asarray(labels)
     initial_noise = Stream(seed, StreamKey.SAMPLE_NOISE)
     shape = (*size, channels)
     result = np.empty((len(requested), *shape), scaling.file_dtype)
@@ -117,10 +133,15 @@ def sample_labels(indices: Sequence[int], seed: int, class_counts: Sequence[int]
 
 
 def with_cfg(
-    network: nn.Module, labels: Tensor | None, null_label: int | None, guidance_scale: float,
-    autocast: Callable[[], AbstractContextManager], check: Callable[[], None], condition: Tensor | None = None,
+    network: nn.Module,
+    labels: Tensor | None,
+    null_label: float | None,
+    guidance_scale: float,
+    autocast: Callable[[], AbstractContextManager],
+    check: Callable[[], None],
+    condition: Tensor | None = None,
     null_condition: Tensor | None = None,
-) -> ModelFn:  # fmt: skip
+) -> ModelFn:
     """The network with classifier-free guidance: output for null_label (labels if there is none) and null_condition
     + guidance_scale * (output - that)."""
     null_labels = labels if labels is None or null_label is None else torch.full_like(labels, null_label)

@@ -1,7 +1,7 @@
 """Evaluation during training: validation loss, metrics and grids of samples, and which checkpoint is the best."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from gnunet.processes import Processes, batches_by_rank, single_threaded
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
-TILE_SIZE = 128  # the longer side of a grid's images is enlarged, by a whole factor, to at least this many pixels
+TILE_SIZE = 128
+"""The longer side of a grid's images is enlarged, by a whole factor, to at least this many pixels."""
 IMAGE_TRACKERS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """Trackers of Accelerate that take images, each with options for an array (N, H, W, C)."""
 
@@ -163,21 +164,29 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     """
     model, accelerator = session.ema_model, session.accelerator
     display.set_status("sampling")
-    size, processes = model.sampling.batch_size, Processes.of(accelerator)
-    images = np.empty((model.sampling.num_images, *model.size, 1 if model.channels == 1 else 3), np.uint8)
-    for batches in batches_by_rank(len(images), size, processes.world_size):
-        mine = batches[processes.rank] if processes.rank < len(batches) else range(1)
-        made = model.scaling.to_pictures(model.sample(mine, accelerator, check=partial(stop.check, accelerator)))
-        gathered = processes.gather_padded(torch.from_numpy(made).to(accelerator.device), size).cpu().numpy()
+    size, rank, world_size = model.sampling.batch_size, accelerator.process_index, accelerator.num_processes
+    shape = (*model.size, 1 if model.channels == 1 else 3)
+    images = np.empty((model.sampling.num_images, *shape), dtype=np.uint8)
+    for batches in batches_by_rank(len(images), size, world_size):
+        mine = batches[rank] if rank < len(batches) else range(1)
+        padded = torch.zeros(size, *shape, dtype=torch.uint8, device=accelerator.device)
+        values = model.sample(mine, accelerator, check=partial(stop.check, accelerator))
+        padded[: len(mine)] = torch.from_numpy(model.scaling.to_pictures(values))
+        gathered = accelerator.gather(padded).view(world_size, size, *shape).cpu().numpy()
         for indices, batch in zip(batches, gathered, strict=False):
             images[indices] = batch[: len(indices)]
         display.progress("sampling", batches[-1].stop, len(images))
     return images
 
 
-def write_grid(path: Path, images: np.ndarray, names: Sequence[str] | None, model: TrainedModel) -> Image.Image:
-    """Write `model.grid_tiles` of images, uint8 (N, H, W, C), as one PNG, small ones enlarged and, if given, with their
-    classes' names."""
+def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, model: TrainedModel) -> Image.Image:
+    """Write `model.grid_tiles` of images, uint8 (N, H, W, C), as one PNG, small ones enlarged and, if given, with the
+    names of the first labels' classes, or their numbers."""
+    names: list[str] | None = None
+    if model.float_labels is not None and labels is not None:
+        names = model.float_labels.names(labels[: len(images)])
+    elif labels is not None:
+        names = [model.class_names[label] for label in labels[: len(images)]]
     tiles, before = model.grid_tiles(images)
     scale = math.ceil(TILE_SIZE / max(images.shape[1:3]))
     columns = math.ceil(math.sqrt(len(images) / 3)) if before else None
@@ -189,9 +198,7 @@ def write_grid(path: Path, images: np.ndarray, names: Sequence[str] | None, mode
 def save_grid(session: Session, folder: Path, images: np.ndarray, images_seen: int) -> Path:
     """`write_grid` of the images sampled at `images_seen` images, logged to trackers that take images, too."""
     path, model = folder / f"{checkpoint_name(images_seen)}.png", session.ema_model
-    labels = model.labels(range(len(images)))
-    names = None if labels is None else [model.class_names[label] for label in labels]
-    grid = write_grid(path, images, names, model)
+    grid = write_grid(path, images, model.labels(range(len(images))), model)
     for tracker in session.accelerator.trackers:
         if tracker.name in IMAGE_TRACKERS:
             pictures = {"samples": np.asarray(grid.convert("RGB"))[None]}

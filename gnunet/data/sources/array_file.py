@@ -75,10 +75,12 @@ class ArrayFile(Source):
     def values(self, column: str) -> Sequence[Any]:
         if column == self._image:
             return super().values(column)
-        if self._shapes[column] not in ((len(self),), (len(self), 1)):
-            raise DataError(f"{self.name}: {column!r} has the shape {self._shapes[column]}; valid: ({len(self)},)")
+        if self._shapes[column][:1] != (len(self),) or len(self._shapes[column]) > 2:
+            valid = f"({len(self)},), or ({len(self)}, D) for vectors"
+            raise DataError(f"{self.name}: {column!r} has the shape {self._shapes[column]}; valid: {valid}")
         with as_data_error(self._path):
-            return load_array(ArrayCell(self._path, column)).ravel().tolist()
+            values = load_array(ArrayCell(self._path, column))
+            return values.ravel().tolist() if values.size == len(self) else [*values]
 
     def image(self, row: int) -> Any:
         return next(self.iter_images(np.array([row])))

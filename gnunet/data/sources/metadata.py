@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from gnunet.data.sources.tables import as_data_error, column_batches, distinct_values
+from gnunet.data.sources.tables import as_data_error, column_batches, distinct_values, holds_vectors
 from gnunet.errors import DataError, did_you_mean, quoted, truncate
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "dataset.json")
@@ -79,7 +80,8 @@ def _read_table(file: Path, content: bytes, images: Collection[Path]) -> dict[st
         names, num_rows, values = cells.column_names, cells.num_rows, lambda name: cells[name].to_pylist()
     elif file.suffix == ".parquet":
         parquet = pq.ParquetFile(pa.BufferReader(content))
-        names = [field.name for field in parquet.schema_arrow if not pa.types.is_nested(field.type)]
+        schema = parquet.schema_arrow
+        names = [each.name for each in schema if holds_vectors(each.type) or not pa.types.is_nested(each.type)]
         num_rows = parquet.metadata.num_rows
         values = lambda name: distinct_values(file, name, column_batches(parquet, name))  # noqa: E731
     else:
@@ -91,8 +93,8 @@ def _read_table(file: Path, content: bytes, images: Collection[Path]) -> dict[st
         values = lambda name: [row.get(name) for row in rows]  # noqa: E731
     if not 0 < num_rows * len(names) <= MAX_METADATA_BYTES or num_rows > len(images) or len({*names}) < len(names):
         raise ValueError(f"{num_rows} rows of {quoted(names)}; valid: at most {len(images)}, and each column once")
-    kinds = (str, int, float, list, type(None))
-    return {name: [None if v == "" else v if isinstance(v, kinds) else str(v) for v in values(name)] for name in names}
+    kinds = (int, float, list, np.ndarray, type(None))
+    return {name: [v if isinstance(v, kinds) else str(v) or None for v in values(name)] for name in names}
 
 
 def _json_lines(content: bytes) -> list[dict[str, Any]]:

@@ -174,16 +174,27 @@ def column_batches(parquet: pq.ParquetFile, column: str) -> Iterator[pa.Array]:
 
 
 def distinct_values(name: object, column: str, batches: Iterable[pa.Array | pa.ChunkedArray]) -> list:
-    """The values in batches of a column, each of which is one object, however many rows have it."""
+    """The values in batches of a column, each of which is one object, however many rows have it; lists of numbers are
+    arrays."""
     values: list = []
     known: dict = {}
     for batch in batches:
+        if holds_vectors(batch.type):
+            values += batch.to_numpy(zero_copy_only=False).tolist() if len(batch) else []
+            continue
         if pa.types.is_nested(batch.type):
             raise DataError(
-                f"{name}: the column {column!r} holds lists or structures; valid: strings, integers, booleans"
+                f"{name}: the column {column!r} holds lists or structures; valid: strings, numbers, booleans, or lists "
+                "of numbers"
             )
         values += [known.setdefault(value, value) for value in batch.to_pylist()]
     return values
+
+
+def holds_vectors(kind: pa.DataType) -> bool:
+    """Whether a column has lists of numbers."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
 def _batch_rows(metadata: pq.FileMetaData, column: str) -> int:

@@ -75,7 +75,7 @@ def gnunet_loop(config: Config, folder: Path) -> Loop:
 
 def _diffusers_batches(config: Config) -> Iterator[Tensor]:
     """Batches as the script's loader makes them: a shuffled DataLoader over pictures, transformed one by one."""
-    table = load_images(**image_kwargs(config.data), channels=config.model.in_channels)
+    table = load_images(**image_kwargs(config), channels=config.model.in_channels)
     pictures = [Image.fromarray(array) for array in np.asarray(table.images)]
 
     def transform(picture: Image.Image) -> Tensor:
