@@ -20,16 +20,12 @@ class Scaling:
     """For the network a value v of a channel is x = (v - offset) / scale. The default is that of pictures: uint8 of 1,
     3 or 4 channels, whose 0..255 is -1..1."""
 
-    dtype: Literal["uint8", "float32"] = "uint8"
-    """uint8 for pictures, float32 for arrays."""
-    offset: tuple[FiniteFloat, ...] = ()
+    dtype: Literal["uint8", "float32"] = "uint8"  # uint8 for pictures, float32 for arrays
+    offset: tuple[FiniteFloat, ...] = ()  # one for each channel of arrays, as scale
     scale: tuple[Annotated[FiniteFloat, Field(ge=_TINY, le=_MAX)], ...] = ()
-    """One for each channel of arrays, as offset."""
-    suffix: Literal[".png", ".tif", ".npy"] = ".png"
-    """Of files of samples, which are as those of the data."""
+    suffix: Literal[".png", ".tif", ".npy"] = ".png"  # of files of samples, which are as those of the data
     file_dtype: Annotated[str, Field(pattern="^(u?int(8|16|32|64)|float(16|32|64))$")] = "uint8"
-    axes: Literal["HWC", "CHW", "HW"] = "HWC"
-    """Of the array in a .npy file."""
+    axes: Literal["HWC", "CHW", "HW"] = "HWC"  # of the array in a .npy file
 
     @classmethod
     def fit(cls, images: np.ndarray, normalization: str, **file: Any) -> "Scaling":
@@ -74,7 +70,7 @@ class Scaling:
         """Values of the data (N, C, H, W) -> fp32 of the same shape, device and memory format."""
         if self.is_pictures:
             return to_unit_range(images)
-        return (images.float() - _per_channel(self.offset, images.device)) / _per_channel(self.scale, images.device)
+        return (images.float() - per_channel(self.offset, images.device)) / per_channel(self.scale, images.device)
 
     def from_network(self, images: Tensor) -> np.ndarray:
         """Undo `to_network`: fp32 (N, C, H, W) -> file_dtype (N, H, W, C) on the host. Integers are rounded, clipped to
@@ -107,7 +103,8 @@ PICTURES = Scaling()
 
 
 @lru_cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """fp32 (C, 1, 1)."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 

@@ -21,7 +21,7 @@ from gnunet.checkpoint.checkpoint import (
     verify_checkpoint,
 )
 from gnunet.checkpoint.run_dir import find_autoencoder
-from gnunet.config import Config, SamplingConfig, condition_kwargs, from_yaml, label_shape, unet_kwargs
+from gnunet.config import Config, SamplingConfig, from_yaml, label_shape, make_condition, unet_kwargs
 from gnunet.data import Condition, FloatLabels, SampleConditions
 from gnunet.diffusion import Process, make_process, sample_images, sample_labels
 from gnunet.diffusion.factory import load_process
@@ -46,39 +46,25 @@ VALID_SOURCES = (
 class TrainedModel:
     """A network and what sampling from it needs."""
 
-    network: UNet2D
-    """fp32, in eval mode."""
+    network: UNet2D  # fp32, in eval mode
     process: Process
-    size: tuple[int, int]
-    """Height and width of images, as channels."""
+    size: tuple[int, int]  # height and width of images, as channels
     channels: int
-    sampling: SamplingConfig
-    """The run's sampling settings; the defaults for a diffusers folder."""
+    sampling: SamplingConfig  # the run's sampling settings; the defaults for a diffusers folder
     seed: int
     mixed_precision: str
-    name: str
-    """The run's name and its images seen, or the folder's name."""
+    name: str  # the run's name and its images seen, or the folder's name
     class_names: list[str] | None
-    class_counts: list[int] | None
-    """Number of training images per class; None if the network is not class-conditional."""
-    config: Config | None = None
-    """The run's configuration, after `sanitize_config`; None for a diffusers folder."""
-    fingerprint: str | None = None
-    """Fingerprint of the training images; None for a diffusers folder."""
-    condition: Condition | None = None
-    """What is concatenated to the network's input, if anything."""
-    autoencoder: Autoencoder | None = None
-    """Whose latents the network sees, if any."""
-    conditions: SampleConditions | None = None
-    """What to sample from if there is a condition."""
-    inpaint: SampleConditions | None = None
-    """Images with masks, as the condition `mask` stores them, of which RePaint fills the rest; None for the sampler."""
-    jumps: Mapping[str, int] = field(default_factory=dict)
-    """jump_length and resample of RePaint."""
-    float_labels: FloatLabels | None = None
-    """What is known of labels that are numbers or vectors, in place of classes."""
-    scaling: Scaling = PICTURES
-    """Between the values of the training images and the network's."""
+    class_counts: list[int] | None  # number of training images per class; None if the network is not class-conditional
+    config: Config | None = None  # the run's configuration, after `sanitize_config`; None for a diffusers folder
+    fingerprint: str | None = None  # fingerprint of the training images; None for a diffusers folder
+    condition: Condition | None = None  # what is concatenated to the network's input, if anything
+    autoencoder: Autoencoder | None = None  # whose latents the network sees, if any
+    conditions: SampleConditions | None = None  # what to sample from if there is a condition
+    inpaint: SampleConditions | None = None  # images with masks, as of the condition `mask`, for RePaint
+    jumps: Mapping[str, int] = field(default_factory=dict)  # jump_length and resample of RePaint
+    float_labels: FloatLabels | None = None  # what is known of labels that are numbers or vectors, in place of classes
+    scaling: Scaling = PICTURES  # between the values of the training images and the network's
 
     @classmethod
     def of_run(
@@ -91,7 +77,7 @@ class TrainedModel:
             sampling=config.sampling, seed=config.seed,
             mixed_precision=config.train.mixed_precision, name=name, class_names=data["class_names"],
             class_counts=data["class_counts"], config=config, fingerprint=data["fingerprint"],
-            condition=Condition.of(condition_kwargs(config)),
+            condition=make_condition(config),
             float_labels=FloatLabels.from_dict(data.get("labels"), label_shape(network.config), name),
             scaling=Scaling.from_dict(data.get("scaling"), config.model.in_channels, name),
         )  # fmt: skip
@@ -113,12 +99,8 @@ class TrainedModel:
             "guidance": sampling.guidance_scale,
             "batch_size": sampling.batch_size,
             "seed": self.seed,
-            **({} if self.conditions is None else {"conditions": self.conditions.fingerprint}),
-            **(
-                {}
-                if self.inpaint is None
-                else {"inpaint": self.inpaint.fingerprint, **self.jumps, "sampler": "repaint"}
-            ),
+            **({"conditions": self.conditions.fingerprint} if self.conditions else {}),
+            **({"inpaint": self.inpaint.fingerprint, **self.jumps, "sampler": "repaint"} if self.inpaint else {}),
         }
 
     def digest(self) -> str:
@@ -302,32 +284,29 @@ def _classes(values: Mapping[str, Any], file: Path) -> tuple[list[str] | None, l
 
 
 def _load_diffusers(path: Path) -> TrainedModel:
-    unet_folder = path / "unet" if (path / "unet").is_dir() else path
+    unet_folder, metadata = path / "unet" if (path / "unet").is_dir() else path, path / "gnunet.json"
     try:
         network = UNet2D.from_pretrained(unet_folder, use_safetensors=True).eval()
     except (OSError, ValueError, CheckpointError) as error:
         raise CheckpointError(f"{unet_folder}: not a U-Net that gnunet can load: {error}") from None
-    embeddings = network.config.num_class_embeds
-    names, counts = None, None
-    values = read_json(metadata) if (metadata := path / "gnunet.json").exists() else {}
-    if values:
-        names, counts = _classes(values, metadata)
-        if embeddings not in ((None,) if counts is None else (len(counts), len(counts) + 1)):
-            raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
-    elif embeddings is not None:  # not exported by gnunet: classes without names, of equal frequency
+    values = read_json(metadata) if metadata.exists() else {}  # of gnunet's export
+    embeddings, channels = network.config.num_class_embeds, network.config.out_channels
+    names, counts = _classes(values, metadata)
+    if not values and embeddings is not None:  # classes without names, of equal frequency
         names, counts = [str(i) for i in range(embeddings)], [1] * embeddings
-    channels, condition, autoencoder = network.config.out_channels, None, None
+    if embeddings not in ((None,) if counts is None else (len(counts), len(counts) + 1)):
+        raise CheckpointError(f"{metadata}: class_counts {truncate(counts)}; the U-Net has {embeddings} embeddings")
+    autoencoder, condition = None, None
     if (digest := values.get("autoencoder")) is not None or (path / "vae" / "config.json").is_file():
         autoencoder = load_autoencoder(path / "vae", digest)
     if (conditioning := values.get("condition")) is not None:
         try:
             config = Config.model_validate({"data": conditioning, "model": {"in_channels": channels}})
-            condition = Condition.of(condition_kwargs(config))
+            condition = make_condition(config)
         except (ValidationError, ConfigError) as error:
             raise CheckpointError(f"{metadata}: condition {truncate(conditioning)} is not valid") from error
-    added = condition.channels if condition else 0
-    valid = network.config.in_channels == channels + added
-    if not valid or channels not in ((1, 3) if autoencoder is None else (autoencoder.latent_channels,)) and not values:
+    added, latents = condition.channels if condition else 0, (autoencoder.latent_channels,) if autoencoder else None
+    if network.config.in_channels != channels + added or (not values and channels not in (latents or (1, 3))):
         raise CheckpointError(
             f"{unet_folder / 'config.json'}: in_channels {network.config.in_channels} and out_channels {channels}; "
             f"valid: 1 for both, grey images, or 3, in colour, or what {metadata.name} or vae are about, and "

@@ -10,9 +10,9 @@ import numpy as np
 from accelerate import Accelerator
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.commands.conditions import with_conditions, with_inpainting
+from gnunet.commands.conditions import open_model
 from gnunet.commands.measure import Evaluation
-from gnunet.commands.options import check_integer, load_model
+from gnunet.commands.options import check_integer
 from gnunet.data.sources.tables import as_data_error
 from gnunet.distributed.accelerator import fresh_accelerate_state, open_accelerator
 from gnunet.errors import ConfigError, did_you_mean, quoted, truncate
@@ -22,18 +22,10 @@ logger = logging.getLogger(__name__)
 
 @fresh_accelerate_state()
 def sample(
-    source: str | Path,
-    num_images: int = 16,
-    *,
-    classes: Sequence[str] | None = None,
-    labels: "Sequence[float] | np.ndarray | None" = None,
-    conditions: str | Path | None = None,
-    inpaint: str | Path | None = None,
-    jump_length: int | None = None,
-    resample: int | None = None,
-    cpu: bool = False,
+    source: str | Path, num_images: int = 16, *, classes: Sequence[str] | None = None,
+    labels: "Sequence[float] | np.ndarray | None" = None, cpu: bool = False,
     **settings: Any,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Sample images 0..num_images-1 in this process.
 
     Args:
@@ -41,24 +33,19 @@ def sample(
         num_images: how many.
         classes: class names or numbers, assigned to the images in turn; None draws them as often as in training.
         labels: numbers (n,) or vectors (n, D) in place of classes, for a model with `model.class_embed_type`.
-        conditions: a folder of pictures to sample from, in turn, for a model with `data.condition`; None takes the
-            held-out images of its run.
-        inpaint, jump_length, resample: as the options of `gnunet sample`: a folder of pictures NAME.png whose part that
-            NAME_mask.png masks in white is filled by RePaint (Lugmayr et al., 2022), and its settings.
         cpu: use the CPU even if there is a GPU.
         settings: weights ("ema" or "raw"), seed, and the keys sampler, num_inference_steps, guidance_scale and
-            batch_size of the config's `sampling`; by default the run's own.
+            batch_size of the config's `sampling`, by default the run's own; conditions, inpaint, jump_length and
+            resample as the options of `gnunet sample`.
 
     Returns:
-        uint8 (num_images, H, W, C), the images that `gnunet sample` writes.
+        The images that `gnunet sample` writes, (num_images, H, W, C), uint8 or of the data's dtype.
 
     Raises:
         GnunetError: the model cannot be loaded, or a setting is invalid.
     """
     num_images = check_integer("num_images", num_images)
-    model = with_conditions(load_model(source, **settings), conditions)
-    jumps = {"jump_length": jump_length, "resample": resample}
-    model = with_inpainting(model, inpaint, sampler=settings.get("sampler"), **jumps)
+    model = open_model(source, **settings)
     each = image_labels(model, num_images, given_labels(model, classes, labels))
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
     return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator, each)])

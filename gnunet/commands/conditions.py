@@ -1,23 +1,22 @@
 """What a conditional model samples from: a folder of pictures, or the images of its own run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.commands.options import check_integer
+from gnunet.commands.options import check_integer, load_model
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.decode import decode_image, open_image, upright_size
+from gnunet.data.decode import decode_image, decode_pair, open_image, upright_size
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
 
-MASK = "_mask"
-"""At the end of the name of an image's mask."""
-JUMPS = {"jump_length": 10, "resample": 10}
-"""RePaint's settings in the paper."""
+MASK = "_mask"  # at the end of the name of an image's mask
+JUMPS = {"jump_length": 10, "resample": 10}  # RePaint's settings in the paper
 
 
 def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedModel:
@@ -46,26 +45,30 @@ def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedMo
     return replace(model, conditions=data.sample_conditions(model.config))
 
 
-def with_inpainting(
-    model: TrainedModel, folder: str | Path | None, *, sampler: str | None = None, **jumps: int | None
-) -> TrainedModel:
-    """The model set to fill what is masked in the pictures in a folder, which are as those for the condition `mask`.
+def open_model(
+    source: str | Path, *, conditions: str | Path | None = None, inpaint: str | Path | None = None,
+    jump_length: int | None = None, resample: int | None = None, **settings: Any,
+) -> TrainedModel:  # fmt: skip
+    """`load_model` with what to sample from: `with_conditions`, or the masked pictures in the folder `inpaint`, which
+    are as those for the condition `mask`.
 
     Raises:
-        ConfigError: a setting without a folder, or a sampler with one, since RePaint is the sampler.
+        ConfigError: also for a setting of RePaint without a folder, or a sampler with one, since it is the sampler.
         DataError: as by `with_conditions`.
     """
+    model = with_conditions(load_model(source, **settings), conditions)
+    jumps = {"jump_length": jump_length, "resample": resample}
     given = {name: check_integer(name, value) for name, value in jumps.items() if value is not None}
-    if folder is None:
+    if inpaint is None:
         if given:
             raise ConfigError(f"--{next(iter(given))}: given without --inpaint, which it is a setting of")
         return model
-    if sampler is not None:
+    if (sampler := settings.get("sampler")) is not None:
         raise ConfigError(f"--sampler: given {sampler} with --inpaint, which samples by RePaint; valid: none")
     if model.autoencoder is not None:
-        raise ConfigError(f"--inpaint: given {folder}; valid: none with latents, of which masks leave out no pixels")
+        raise ConfigError(f"--inpaint: given {inpaint}; valid: none with latents, of which masks leave out no pixels")
     condition = Condition("mask", model.channels + 1)
-    stored = read_conditions(folder, condition, model)
+    stored = read_conditions(inpaint, condition, model)
     return replace(model, inpaint=SampleConditions.of_arrays(condition, stored), jumps={**JUMPS, **given})
 
 
@@ -75,36 +78,44 @@ def read_conditions(folder: str | Path, condition: Condition, model: TrainedMode
     files = [file for file in image_files(folder) if file.name != GRID] if folder.is_dir() else []
     if not files:
         raise DataError(f"{folder}: no folder of pictures{did_you_mean_path(folder)}")
+    if not model.scaling.is_pictures:
+        raise ConfigError(f"{folder}: given, but {model.name} samples arrays; valid: what its own run conditions on")
+    resize = model.config.data.resize if model.config else "crop"
     if condition.kind == "mask":
-        return _read_masked(files, model)
+        return np.stack([_read_masked(*pair, model, resize) for pair in _with_masks(files)])
     height, width = model.size
     small = height // condition.factor, width // condition.factor
     stored = []
     for file in files:
-        is_small = condition.kind == "low_resolution" and _size(file) == small
-        is_stored = is_small or condition.kind == "paired"
-        channels = condition.channels if condition.kind == "paired" else model.channels
-        picture = _decode(file, model, small if is_small else model.size, channels, condition.num_classes)
-        stored.append(picture if is_stored else condition.store(picture[None])[0])
+        with decoding(file):
+            if condition.kind == "paired":
+                classes = condition.num_classes
+                stored.append(decode_image(file, model.size, condition.channels, resize, num_classes=classes))
+            elif condition.kind == "low_resolution" and _size(file) == small:
+                stored.append(decode_image(file, small, model.channels, resize))
+            else:
+                picture = decode_image(file, model.size, model.channels, resize)
+                stored.append(condition.store(picture[None])[0])
     return np.stack(stored)
 
 
-def _read_masked(files: Sequence[Path], model: TrainedModel) -> np.ndarray:
+def _with_masks(files: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     masks = {file.with_suffix("").as_posix().removesuffix(MASK): file for file in files if file.stem.endswith(MASK)}
-    stored = []
     for file in [file for file in files if file not in masks.values()]:
         if (mask := masks.pop(file.with_suffix("").as_posix(), None)) is None:
             raise DataError(
                 f"{file} has no mask; valid: {file.stem}{MASK}.png beside it, white where it is to be filled"
             )
-        if (size := _size(file)) != (other := _size(mask)):
-            text = "{1} x {0}".format
-            raise DataError(f"{mask} is {text(*other)}, but {file} is {text(*size)}; valid: equal sizes")
-        known = 255 * (_decode(mask, model, model.size, 1) < 128).astype(np.uint8)
-        stored.append(np.concatenate([_decode(file, model, model.size, model.channels), known], axis=-1))
+        yield file, mask
     if masks:
         raise DataError(f"{next(iter(masks.values()))} has no image; valid: a picture of its name without {MASK}")
-    return np.stack(stored)
+
+
+def _read_masked(file: Path, mask: Path, model: TrainedModel, resize: str) -> np.ndarray:
+    with decoding(f"{file} with {mask.name}"):
+        stored = decode_pair((file, mask), model.size, model.channels, resize, partner=(1, None))
+    stored[..., -1] = np.where(stored[..., -1] < 128, 255, 0)
+    return stored
 
 
 def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
@@ -116,15 +127,5 @@ def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
 
 
 def _size(file: Path) -> tuple[int, int]:
-    with decoding(file), open_image(file) as image:
+    with open_image(file) as image:
         return upright_size(image)
-
-
-def _decode(
-    file: Path, model: TrainedModel, size: tuple[int, int], channels: int, classes: int | None = None
-) -> np.ndarray:
-    if not model.scaling.is_pictures:
-        raise ConfigError(f"{file}: given, but {model.name} samples arrays; valid: what its own run conditions on")
-    resize = model.config.data.resize if model.config else "crop"
-    with decoding(file):
-        return decode_image(file, size, channels, resize, num_classes=classes)

@@ -24,8 +24,7 @@ from gnunet.errors import run_cli
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGES_PER_PROCESS = 128
-"""Without a launcher or a GPU, one more process is started for each of these many images."""
+IMAGES_PER_PROCESS = 128  # without a launcher or a GPU, one more process is started for each of these many images
 MAX_PROCESSES = 8
 
 

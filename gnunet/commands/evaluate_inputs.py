@@ -10,8 +10,7 @@ from accelerate import Accelerator
 
 from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.checkpoint.trained_model import TrainedModel, is_model_path, sanitize_config
-from gnunet.commands.conditions import load_training_data, with_conditions
-from gnunet.commands.options import load_model
+from gnunet.commands.conditions import load_training_data, open_model
 from gnunet.commands.sample_folder import check_complete, read_record
 from gnunet.config import Config, EvaluateConfig
 from gnunet.data import DecodedImages, load_images
@@ -26,8 +25,7 @@ from gnunet.training.evaluation import sample_fn
 from gnunet.training.progress import decode_progress
 from gnunet.training.session import RunData, load_run_data
 
-MAX_SIZES_CHECKED = 1000
-"""Files of a reference directory whose size is checked."""
+MAX_SIZES_CHECKED = 1000  # files of a reference directory whose size is checked
 
 
 @dataclass(frozen=True)
@@ -35,20 +33,14 @@ class Subject:
     """The images to measure: a model's samples, or the files in a directory."""
 
     name: str
-    size: tuple[int, int]
-    """Height and width."""
+    size: tuple[int, int]  # height and width
     channels: int
-    num_images: int
-    """In each repeat."""
-    images: Callable[[int, Accelerator], Images]
-    """images(repeat, accelerator): the images of a repeat."""
-    chunk: int
-    """Images that are made together."""
-    metadata: Mapping[str, Any]
-    """What decides the images besides a model's weights."""
+    num_images: int  # in each repeat
+    images: Callable[[int, Accelerator], Images]  # images(repeat, accelerator): the images of a repeat
+    chunk: int  # images that are made together
+    metadata: Mapping[str, Any]  # what decides the images besides a model's weights
     model: TrainedModel | None = None
-    scaling: Scaling = PICTURES
-    """By which the images, and what they are compared with, become pictures."""
+    scaling: Scaling = PICTURES  # by which the images, and what they are compared with, become pictures
 
     def __post_init__(self) -> None:
         if not self.scaling.is_pictures and self.channels not in (1, 3):
@@ -74,9 +66,7 @@ def open_subject(
     if is_model_path(path):
         if resolution is not None:
             raise ConfigError("--resolution: only for a directory of images; a model samples at its own resolution")
-        settings = dict(sampling)
-        conditions = settings.pop("conditions", None)
-        return _samples(with_conditions(load_model(path, **settings), conditions), num_images, repeat)
+        return _samples(open_model(path, **sampling), num_images, repeat)
     if not path.is_dir():
         hint = did_you_mean_path(path)
         raise CheckpointError(

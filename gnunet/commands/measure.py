@@ -35,8 +35,7 @@ from gnunet.processes import Processes, single_threaded
 from gnunet.scaling import as_resolution
 from gnunet.training.session import with_latents
 
-MAX_NEAREST = 1024
-"""Images for which the nearest training images are found."""
+MAX_NEAREST = 1024  # images for which the nearest training images are found
 MAX_NEAREST_DRAWN = 32
 
 Stage = Callable[[str, int], Callable[[int], None]]
@@ -65,20 +64,11 @@ class Evaluation:
     """
 
     def __init__(
-        self,
-        source: str | Path,
-        *,
-        metrics: Sequence[str] | None = None,
-        num_images: int | None = None,
-        repeat: int = 1,
-        reference: str | Path | None = None,
-        split: str | None = None,
-        resolution: int | None = None,
-        nearest: int | None = None,
-        extractors: Pairs = (),
-        extractor_weights: Pairs = (),
-        **sampling: Any,
-    ):
+        self, source: str | Path, *, metrics: Sequence[str] | None = None, num_images: int | None = None,
+        repeat: int = 1, reference: str | Path | None = None, split: str | None = None,
+        resolution: int | None = None, nearest: int | None = None, extractors: Pairs = (),
+        extractor_weights: Pairs = (), **sampling: Any,
+    ):  # fmt: skip
         integers = {"num_images": num_images, "repeat": repeat, "resolution": resolution, "nearest": nearest}
         for name, value in integers.items():
             if value is not None or name == "repeat":

@@ -93,15 +93,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(
-    source: str | Path,
-    *,
-    weights: str = "ema",
-    seed: int | None = None,
-    sampler: str | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    batch_size: int | None = None,
-) -> "TrainedModel":
+    source: str | Path, *, weights: str = "ema", seed: int | None = None, sampler: str | None = None,
+    num_inference_steps: int | None = None, guidance_scale: float | None = None, batch_size: int | None = None,
+) -> "TrainedModel":  # fmt: skip
     """Load a run, a checkpoint or a diffusers model with settings as in the config's `sampling`; None: the run's own.
 
     Raises:
@@ -119,11 +113,9 @@ def load_model(
         seed = check_integer("seed", seed)
     model = load_trained_model(Path(source).expanduser(), weights)
     settings = {
-        "sampler": sampler,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
+        "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
         "batch_size": batch_size,
-    }
+    }  # fmt: skip
     given = {key: value for key, value in settings.items() if value is not None}
     sources = [ConfigSource(model.name, model.sampling.model_dump()), ConfigSource("given", given)]
     sampling = merge_and_validate(SamplingConfig, sources)

@@ -59,8 +59,8 @@ def sample(arguments: argparse.Namespace) -> None:
     # Imported here so that --help does not wait for torch.
     import numpy as np
 
-    from gnunet.commands.api import given_labels, image_labels, load_model, sample_batches
-    from gnunet.commands.conditions import with_conditions, with_inpainting
+    from gnunet.commands.api import given_labels, image_labels, sample_batches
+    from gnunet.commands.conditions import open_model
     from gnunet.commands.progress import ProgressBar
     from gnunet.commands.sample_folder import SamplesRecord, open_sample_folder, writing_to
     from gnunet.distributed.accelerator import open_accelerator
@@ -70,10 +70,8 @@ def sample(arguments: argparse.Namespace) -> None:
 
     check_launch()
     num_images = arguments.num_images
-    model = load_model(arguments.source, **{name: getattr(arguments, name) for name in SAMPLING})
-    model = with_conditions(model, arguments.conditions)
-    jumps = {name: getattr(arguments, name) for name in ("sampler", "jump_length", "resample")}
-    model = with_inpainting(model, arguments.inpaint, **jumps)
+    names = (*SAMPLING, "conditions", "inpaint", "jump_length", "resample")
+    model = open_model(arguments.source, **{name: getattr(arguments, name) for name in names})
     given = given_labels(model, arguments.classes, arguments.labels)
     labels = image_labels(model, num_images, given)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)

@@ -27,10 +27,8 @@ RECORD = "samples.json"
 class SampleSettings:
     """What an image depends on, besides its index."""
 
-    checkpoint: str
-    """`TrainedModel.digest`."""
-    resolution: int | list[int]
-    """As `data.resolution`."""
+    checkpoint: str  # `TrainedModel.digest`
+    resolution: int | list[int]  # as `data.resolution`
     channels: int
     sampler: str
     steps: int
@@ -38,18 +36,13 @@ class SampleSettings:
     batch_size: int
     seed: int
     precision: str
-    classes: list[str] | None
-    """Names, assigned to the images in turn; None draws them as often as in training."""
-    conditions: str | None = None
-    """`SampleConditions.fingerprint`; None for a model without a condition."""
-    inpaint: str | None = None
-    """The same of --inpaint."""
-    labels: list[float] | list[list[float]] | None = None
-    """Numbers or vectors, as classes."""
+    classes: list[str] | None  # names, assigned to the images in turn; None draws them as often as in training
+    conditions: str | None = None  # `SampleConditions.fingerprint`; None for a model without a condition
+    inpaint: str | None = None  # the same of --inpaint
+    labels: list[float] | list[list[float]] | None = None  # numbers or vectors, as classes
     jump_length: int | None = None
     resample: int | None = None
-    scaling: Scaling = PICTURES
-    """With the format of the files."""
+    scaling: Scaling = PICTURES  # with the format of the files
 
 
 @dataclass(frozen=True)
@@ -62,8 +55,9 @@ class SamplesRecord:
     num_images: int
     settings: SampleSettings
     class_names: list[str] | None
-    labels: list[int] | list[float] | None
-    """Each image's class, as an index of class_names, or number; None for vectors."""
+    labels: (
+        list[int] | list[float] | None
+    )  # each image's number, of a class in class_names or its own; None for vectors
 
     @classmethod
     def of(

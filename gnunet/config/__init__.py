@@ -8,7 +8,7 @@ that do not work together.
 from gnunet.config.checks import accumulation_steps, check_latents
 from gnunet.config.cli import parse_args
 from gnunet.config.load import changed_keys, diff_configs, from_yaml, load_config, to_yaml
-from gnunet.config.model_kwargs import condition_kwargs, image_kwargs, label_shape, unet_kwargs
+from gnunet.config.model_kwargs import image_kwargs, label_shape, make_condition, unet_kwargs
 from gnunet.config.sections import (
     Config,
     DataConfig,
@@ -38,12 +38,12 @@ __all__ = [
     "accumulation_steps",
     "check_latents",
     "changed_keys",
-    "condition_kwargs",
     "diff_configs",
     "from_yaml",
     "image_kwargs",
     "label_shape",
     "load_config",
+    "make_condition",
     "parse_args",
     "to_yaml",
     "unet_kwargs",

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from gnunet.config.load import load_config, to_yaml
-from gnunet.config.merge import ConfigSource, nest
+from gnunet.config.merge import ABSENT, ConfigSource, lookup, nest
 from gnunet.config.schema import (
     Section,
     Sections,
@@ -31,8 +31,7 @@ _DESCRIPTION = (
     "over earlier ones, and flags over files. A flag's value is YAML, as in a file: null, 1e-4, '[32, 48]', "
     "'{decoder: {kind: batch}}'. The items of a list may be separate arguments."
 )
-MAX_KINDS_LISTED = 4
-"""Of more kinds than this, the help has the names alone."""
+MAX_KINDS_LISTED = 4  # of more kinds than this, the help has the names alone
 
 
 def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
@@ -40,7 +39,7 @@ def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
 
     Args:
         argv: the arguments, without the program's name.
-        default_config: path or name of the config that is used without --config.
+        default_config: path or name of the config that is used without --config, unless flags have train.init_from.
 
     Raises:
         ConfigError: an argument is not a flag, or as `load_config`.
@@ -56,13 +55,16 @@ def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
     )
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration as YAML and exit")
     options, flags = parser.parse_known_args(argv)
+    values = {} if options.help else parse_flags(flags)
+    if lookup(values, ("train", "init_from")) is not ABSENT:
+        default_config = "folder_small"  # what another model is trained on is seldom what the default is made for
     files = options.config or [default_config]
     if options.help:
         print(
             parser.format_help(), *_help_lines({"": Config}, load_config(*files), ", ".join(map(str, files))), sep="\n"
         )
         raise SystemExit(0)
-    config = load_config(*files, ConfigSource("command line", parse_flags(flags)))
+    config = load_config(*files, ConfigSource("command line", values))
     if options.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)

@@ -1,6 +1,5 @@
 """The network and the process of the model that a run starts from (train.init_from), as keys of the configuration."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from gnunet.config.merge import ABSENT, ConfigSource, lookup
 from gnunet.config.renamed_keys import with_new_names
 from gnunet.config.sections import Config, ModelConfig
 from gnunet.config.yaml_io import load_yaml
-from gnunet.errors import ConfigError, GnunetError, did_you_mean_path, truncate
+from gnunet.errors import ConfigError, GnunetError
 from gnunet.safe_io import MAX_YAML_BYTES, check_yaml, read_json, read_text
 
 VALID = "a run, a checkpoint, a diffusers folder, or OWNER/NAME of a model on the Hugging Face hub"
-FILES = ("*config.json", "config.yaml", "gnunet.json", "*diffusion_pytorch_model*.safetensors*")
-"""Files of a model on the hub."""
+KEY = ("train", "init_from")
 
 
 def with_initial_model(sources: list[ConfigSource]) -> list[ConfigSource]:
@@ -22,43 +20,29 @@ def with_initial_model(sources: list[ConfigSource]) -> list[ConfigSource]:
 
     ConfigError if there is no such model, or no keys for it. A run that has begun has them in its config.yaml.
     """
-    given = [(lookup(source.values, ["train", "init_from"]), i) for i, source in enumerate(sources)]
-    name, position = next((each for each in reversed(given) if each[0] is not ABSENT), (None, 0))
+    position = max((i for i, source in enumerate(sources) if lookup(source.values, KEY) is not ABSENT), default=0)
+    name = lookup(sources[position].values, KEY) if sources else None
     if not isinstance(name, str):
         return sources
     own = lookup(sources[position].values, ["model"])
     if isinstance(own, Mapping) and own.keys() >= ModelConfig.model_fields.keys():  # resolved before
         return sources
+    from gnunet.models.pretrained import find_model  # imports diffusers, which takes seconds
+
     run_dirs = [lookup(source.values, ["run_dir"]) for source in sources]
-    run_dir = next((each for each in reversed(run_dirs) if each is not ABSENT), Config.model_fields["run_dir"].default)
+    run_dir = next((each for each in reversed(run_dirs) if each is not ABSENT), Config().run_dir)
     try:
         begun = Path(str(run_dir)).expanduser() / "config.yaml"
         values = _read_yaml(begun) if begun.is_file() else {}
-        if lookup(values, ["train", "init_from"]) != name:
-            values = read_model_keys(local_path(name))
+        if lookup(values, KEY) != name:
+            values = read_model_keys(find_model(name, "", "unet/"))
     except GnunetError as error:
-        raise ConfigError(f"train.init_from: given {name}: {error}") from None
+        raise ConfigError(f"train.init_from: given {name}: {error}; valid: {VALID}") from None
     keys = {key: values[key] for key in ("model", "diffusion") if key in values}
     if (resolution := lookup(values, ["data", "resolution"])) is not ABSENT:
         keys["data"] = {"resolution": resolution}
     earlier = [ConfigSource(each.name, {**each.values, "model": {}, "diffusion": {}}) for each in sources[:position]]
     return [*earlier, ConfigSource(name, keys), *sources[position:]]
-
-
-def local_path(name: str) -> Path:
-    """What train.init_from names: a path, or a snapshot of a model on the hub. ConfigError if there is neither."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.parent.is_dir():  # such as a misspelled run
-        raise ConfigError(f"no such file or directory{did_you_mean_path(path)}; valid: {VALID}")
-    from huggingface_hub import snapshot_download  # takes a second
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES), ignore_patterns=["vae/*", "*.fp16.*"]))
-    except Exception as error:  # of any of the libraries that it uses
-        reason = truncate(" ".join(str(error).split()), 300)
-        raise ConfigError(f"no such path, and the hub does not give it: {reason}; valid: {VALID}") from None
 
 
 def read_model_keys(path: Path) -> dict[str, Any]:
@@ -72,7 +56,7 @@ def read_model_keys(path: Path) -> dict[str, Any]:
 
     file = path / ("unet/config.json" if (path / "unet").is_dir() else "config.json")
     if not file.is_file():
-        raise ConfigError(f"{path}: holds no model; valid: {VALID}")
+        raise ConfigError(f"{path}: holds no model")
     config = {**{key: option.default for key, option in options_of(UNet2D).items()}, **read_json(file)}
     if config["center_input_sample"]:
         raise ConfigError(f"{file}: center_input_sample true given; valid: false")

@@ -1,10 +1,13 @@
 """Keyword arguments made from a configuration, for the U-Net and the data."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gnunet.config.norms import SECTIONS
 from gnunet.config.sections import Config, DDPMConfig, EDMConfig, FlowConfig
 from gnunet.scaling import as_resolution
+
+if TYPE_CHECKING:
+    from gnunet.data import Condition
 
 
 def image_kwargs(config: Config) -> dict[str, Any]:
@@ -24,15 +27,17 @@ def label_shape(model: Any) -> tuple[int, ...] | None:
     return {None: None, "timestep": (), "identity": (width,)}[model.class_embed_type]
 
 
-def condition_kwargs(config: Config) -> dict[str, Any] | None:
-    """Keyword arguments of `gnunet.data.Condition`; None for a network without a condition."""
+def make_condition(config: Config) -> "Condition | None":
+    """What the network sees besides the noisy image; None for nothing."""
     condition, channels = config.data.condition, config.model.in_channels
     if condition is None:
         return None
+    from gnunet.data import Condition  # imports datasets, which takes seconds
+
     values = condition.model_dump(exclude={"folder", "column"})
     own = values.get("num_classes") or values.get("channels")
     added = own or {"mask": channels + 1, "grey": 1}.get(condition.kind, channels)
-    return {**values, "channels": added, "can_drop": config.data.condition_dropout > 0}
+    return Condition(**{**values, "channels": added}, can_drop=config.data.condition_dropout > 0)
 
 
 def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> dict[str, Any]:
@@ -40,7 +45,7 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
 
     `reduction` is that of data.autoencoder. If data.label_dropout is above 0, the last embedding is the null label's.
     """
-    model, num_embeddings = config.model, None
+    model, condition, num_embeddings = config.model, make_condition(config), None
     if num_classes:
         from gnunet.data import null_label  # imports datasets, which takes seconds
 
@@ -48,7 +53,7 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
     return {
         **model.model_dump(exclude={"norm", "activation_checkpointing", "gradient_checkpointing"}),
         "sample_size": as_resolution([side // reduction for side in config.data.size]),
-        "in_channels": model.in_channels + (condition_kwargs(config) or {"channels": 0})["channels"],
+        "in_channels": model.in_channels + (condition.channels if condition else 0),
         "out_channels": model.in_channels,
         "num_class_embeds": num_embeddings,
         # diffusers' own keys for the norm; norm_num_groups is also the default of overrides.

@@ -38,23 +38,12 @@ MAX_REPORTED = 5  # corrupted images that are kept by name
 
 
 def load_images(
-    source: str,
-    *,
-    resolution: int | Sequence[int],
-    channels: int,
-    resize: str = "crop",
-    normalization: str = "pixels",
-    split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    subset: Mapping[str, Any] | None = None,
-    pairs: Mapping[str, Any] | None = None,
-    label_shape: Sequence[int] | None = None,
-    on_error: str = "raise",
-    class_conditional: bool = False,
-    cache_dir: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> DecodedImages:
+    source: str, *, resolution: int | Sequence[int], channels: int, resize: str = "crop",
+    normalization: str = "pixels", split: str = "train", image_column: str | None = None,
+    label_column: str | None = None, subset: Mapping[str, Any] | None = None,
+    pairs: Mapping[str, Any] | None = None, label_shape: Sequence[int] | None = None, on_error: str = "raise",
+    class_conditional: bool = False, cache_dir: str | None = None, progress: Callable[[int, int], None] | None = None,
+) -> DecodedImages:  # fmt: skip
     """The images of a source, decoded to uint8 or, unless normalization is pixels, float32, and mapped from disk.
 
     The first call decodes; later ones, by any process, find the result in the cache directory (cache_dir,
@@ -78,12 +67,10 @@ def load_images(
             one for each image, or a cache that cannot be written.
     """
     opened = open_source(source, split, image_column=image_column, label_column=label_column, subset=subset or ())
-    if opened.unreadable and on_error == "raise":
-        raise DataError(
-            f"{opened.name} has {len(opened.unreadable)} images of formats that are not read, or without a row in the "
-            f"metadata, beside {len(opened)}: {first_few(opened.unreadable)}; convert or remove them, or set "
-            "data.on_error to skip"
-        )
+    if opened.unreadable:
+        formats = f"{len(opened.unreadable)} images of formats that are not read, or without a row in the metadata"
+        found = first_few(opened.unreadable)
+        _report(f"{opened.name} has {formats}, beside {len(opened)}: {found}", on_error)
     settings = [as_size(resolution), channels, resize, normalization]  # of `decode_pair`
     partners: list[Source] = []
     if pairs is not None:
@@ -106,19 +93,8 @@ def load_images(
 
     images = read_or_build(folder, _read_cache, build)
     if images.broken:
-        if on_error == "raise":
-            more = f"; and {images.skipped - len(images.broken)} more" if images.skipped > len(images.broken) else ""
-            raise DataError(
-                f"corrupted images: {images.skipped}: {'; '.join(images.broken)}{more}; fix or remove them, or set "
-                "data.on_error to skip"
-            )
-        log.warning("skipped %d corrupted images, for instance %s", images.skipped, images.broken[0])
-    if opened.unreadable:
-        log.warning(
-            "skipped %d images of formats that are not read, or without a row in the metadata, for instance %s",
-            len(opened.unreadable),
-            opened.unreadable[0],
-        )
+        more = f"; and {images.skipped - len(images.broken)} more" if images.skipped > len(images.broken) else ""
+        _report(f"{images.skipped} corrupted images: {'; '.join(images.broken)}{more}", on_error)
     if class_conditional and images.labels is None:
         read_labels(opened, select_rows(opened, subset or {}), label_shape)  # what is wrong with them, if it has any
         raise DataError(f"data.class_conditional is true, but {opened.name} has no labels; {opened.label_advice}")
@@ -128,6 +104,12 @@ def load_images(
             f"own (data.label_column {opened.label_column}); numbers are labels with model.class_embed_type timestep"
         )
     return replace(images, unread=opened.unread)
+
+
+def _report(problem: str, on_error: str) -> None:
+    if on_error == "raise":
+        raise DataError(f"{problem}; convert or remove them, or set data.on_error to skip")
+    log.warning("skipped: %s", problem)
 
 
 def read_or_build(folder: Path, read: Callable[[Path], Cached | None], build: Callable[[Path], None]) -> Cached:
@@ -190,16 +172,9 @@ def _find_labels(
 
 
 def _build(
-    folder: Path,
-    source: Source,
-    rows: np.ndarray,
-    labels: np.ndarray | None,
-    class_names: tuple[str, ...],
-    results: Iterator[Any],
-    channels: int,
-    normalization: str,
-    progress: Callable[[int, int], None] | None,
-) -> None:
+    folder: Path, source: Source, rows: np.ndarray, labels: np.ndarray | None, class_names: tuple[str, ...],
+    results: Iterator[Any], channels: int, normalization: str, progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
     """Write the images of the given rows of a source, or the exceptions, of `_decode_all` into an existing folder."""
     scaling, formats = PICTURES, set()
     is_valid = np.ones(len(rows), bool)

@@ -1,7 +1,7 @@
 """What a network is conditioned on besides classes: images that are concatenated to its input."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,7 @@ from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import row_order
 from gnunet.random_streams import Stream, StreamKey
 
-LUMA = np.array([19595, 38470, 7471], np.uint32)
-"""ITU-R 601-2 luma in units of 2**-16, as Pillow converts to grey."""
+LUMA = np.array([19595, 38470, 7471], np.uint32)  # ITU-R 601-2 luma in units of 2**-16, as Pillow converts to grey
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,10 @@ class Condition:
     """
 
     kind: str
-    channels: int
-    """Of the network's input."""
-    can_drop: bool = False
-    """Whether training drops conditions, as guidance needs. A dropped condition is 0 in the network's values."""
+    channels: int  # of the network's input
+    can_drop: bool = False  # training replaces some conditions by 0, in the network's values, as guidance needs
     factor: int = 1
     num_classes: int | None = None
-
-    @classmethod
-    def of(cls, kwargs: Mapping[str, Any] | None) -> "Condition | None":
-        """The condition of these arguments; None for None."""
-        return None if kwargs is None else cls(**kwargs)
 
     def store(
         self, images: np.ndarray, random: Iterable[Generator] = (), partners: np.ndarray | None = None
@@ -95,13 +87,10 @@ class SampleConditions:
 
     condition: Condition
     count: int
-    store: Callable[[np.ndarray], np.ndarray]
-    """Entries (n,) -> their stored conditions (n, h, w, c)."""
+    store: Callable[[np.ndarray], np.ndarray]  # entries (n,) -> their stored conditions (n, h, w, c)
     fingerprint: str
-    images: Callable[[np.ndarray], np.ndarray] | None = None
-    """Entries (n,) -> the images (n, H, W, C) that the conditions are of, if known."""
-    labels: np.ndarray | None = None
-    """int64 (count,), the classes of these images, if they have any."""
+    images: Callable[[np.ndarray], np.ndarray] | None = None  # entries (n,) -> their images (n, H, W, C), if known
+    labels: np.ndarray | None = None  # int64 (count,), the classes of these images, if they have any
 
     @classmethod
     def of_rows(

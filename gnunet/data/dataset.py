@@ -1,6 +1,6 @@
 """The training data set: decoded images with the randomness of each example of the run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,17 +27,9 @@ class TrainingDataset(Dataset):
     """
 
     def __init__(
-        self,
-        table: DecodedImages,
-        rows: np.ndarray,
-        *,
-        seed: int,
-        flip: bool,
-        label_dropout: float = 0.0,
-        class_conditional: bool = False,
-        condition: Condition | None = None,
-        condition_dropout: float = 0.0,
-    ):
+        self, table: DecodedImages, rows: np.ndarray, *, seed: int, flip: bool, label_dropout: float = 0.0,
+        class_conditional: bool = False, condition: Condition | None = None, condition_dropout: float = 0.0,
+    ):  # fmt: skip
         if len(rows) == 0:
             raise DataError("there are no images to train on")
         if class_conditional and table.labels is None:
@@ -111,6 +103,19 @@ class TrainingDataset(Dataset):
             **({} if latents is None else {"autoencoder": latents.autoencoder}),
             **({} if float_labels is None else {"labels": asdict(float_labels)}),
         }
+
+
+def to_network(
+    table: DecodedImages, condition: Condition | None, batch: Mapping[str, torch.Tensor], device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A batch's images and conditions, if it has any, as networks see them, fp32 (b, channels, H, W) on a device."""
+    images = table.to_network(batch["images"].to(device, non_blocking=True))
+    if condition is None:
+        return images, None
+    seen = condition.to_network(batch["condition"].to(device, non_blocking=True), images.shape[2:], table.to_network)
+    if "condition_drop" in batch:
+        seen[batch["condition_drop"].to(device, non_blocking=True)] = 0
+    return images, seen
 
 
 def null_label(num_classes: int, label_dropout: float) -> int | None:

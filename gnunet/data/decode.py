@@ -12,8 +12,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, ImageSequence
 
 from gnunet.scaling import as_size
 
-VERSION = 1
-"""Increased whenever the same file would decode to other pixels, so that no older cache is used."""
+VERSION = 1  # increased whenever the same file would decode to other pixels, so that no older cache is used
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM")
 """The formats that are read, whatever a file's name says. Of Pillow's others some are rare and little tested against
 malicious files, one holds images of other sizes than it declares (ICO), one takes gigabytes for a file of 150 bytes
@@ -26,8 +25,7 @@ MAX_PYTHON_PIXELS = 2**22
 """Largest image of the kinds that Pillow decodes in Python, a second for a million pixels: plain PPM, BMP with RLE."""
 MAX_SCANNED_PIXELS = 2**31
 """Pixels times scans of a JPEG: each scan of a progressive file goes over all of them, even if it holds nothing."""
-MAX_FILE_BYTES = 2**30
-"""Largest file, more than the largest image takes without compression."""
+MAX_FILE_BYTES = 2**30  # largest file, more than the largest image takes without compression
 
 LANCZOS = Image.Resampling.LANCZOS
 Image.init()

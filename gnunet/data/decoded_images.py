@@ -109,8 +109,8 @@ class DecodedImages:
         return pictures.reshape(*rows.shape, *pictures.shape[1:])
 
     def examples(
-        self, rows: np.ndarray, random: Iterable[Generator] = (), flip: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+        self, rows: np.ndarray, random: Iterable[Generator] = (), flip: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:  # fmt: skip
         """Copies of these rows' images, or latents drawn by a generator each, and of their partners, if they have any;
         mirrored where `flip` says."""
         if self.latents is not None:

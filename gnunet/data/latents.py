@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,41 +13,33 @@ from gnunet.data.cache import METADATA_FILE, cache_folder, read_or_build
 from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, Latents, map_array
 from gnunet.errors import DataError
 
-VERSION = 1
-"""Increased whenever the same images would get other latents, so that no older cache is used."""
-BATCH_VALUES = 2**20
-"""Of the images that are encoded at a time."""
+VERSION = 1  # increased whenever the same images would get other latents, so that no older cache is used
+BATCH_VALUES = 2**20  # of the images that are encoded at a time
 
 
 def encode_images(
-    table: DecodedImages,
-    encode: Callable[[np.ndarray], np.ndarray],
-    *,
-    channels: int,
-    autoencoder: str,
-    flip: bool,
-    cache_dir: str | None,
+    table: DecodedImages, autoencoder: Any, *, flip: bool, cache_dir: str | None,
     progress: Callable[[int, int], None],
-) -> Latents:
+) -> Latents:  # fmt: skip
     """The latents of a table's images, mapped from disk; as with `load_images`, the first call makes them.
 
     Args:
-        encode: uint8 (b, H, W, C) -> fp32 (b, h, w, channels or 2 * channels), as `Autoencoder.encode`.
-        autoencoder: its digest, which decides with the table's fingerprint which cache is used.
+        autoencoder: has `encode`, `latent_channels` and `digest` of `gnunet.models.autoencoder.Autoencoder`.
         flip: also encode the mirrored images, whose latents are not mirrored latents.
         progress: called with (images done, images in all) while encoding.
 
     Raises:
         DataError: latents that are not finite in float16, or a cache that cannot be written.
     """
-    key = hashlib.sha256(repr((VERSION, table.fingerprint, autoencoder, flip)).encode()).hexdigest()[:24]
+    channels, digest = autoencoder.latent_channels, autoencoder.digest
+    key = hashlib.sha256(repr((VERSION, table.fingerprint, digest, flip)).encode()).hexdigest()[:24]
 
     def build(folder: Path) -> None:
         step, sums = max(1, BATCH_VALUES // table.images[0].size), np.zeros(3)
         with open(folder / IMAGES_FILE, "wb") as file:
             for start in range(0, len(table), step):
                 images = table.images[start : start + step]
-                both = [encode(each.copy()) for each in (images, images[:, :, ::-1])[: 1 + flip]]
+                both = [autoencoder.encode(each.copy()) for each in (images, images[:, :, ::-1])[: 1 + flip]]
                 with np.errstate(over="ignore"):
                     moments = np.stack(both, axis=1).astype(np.float16)
                 if not np.isfinite(moments).all():
@@ -62,7 +55,7 @@ def encode_images(
         try:
             found = json.loads((folder / METADATA_FILE).read_text())
             moments = map_array(folder / IMAGES_FILE, np.float16, tuple(found["shape"]))
-            return Latents(moments, channels, float(found["std"]), autoencoder) if len(moments) == len(table) else None
+            return Latents(moments, channels, float(found["std"]), digest) if len(moments) == len(table) else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 

@@ -32,16 +32,9 @@ class ValidationSet:
     """
 
     def __init__(
-        self,
-        table: DecodedImages,
-        rows: np.ndarray,
-        *,
-        num_examples: int,
-        num_bins: int,
-        log_snr_min: float,
-        log_snr_max: float,
-        condition: Condition | None = None,
-    ):
+        self, table: DecodedImages, rows: np.ndarray, *, num_examples: int, num_bins: int, log_snr_min: float,
+        log_snr_max: float, condition: Condition | None = None,
+    ):  # fmt: skip
         if len(rows) == 0:
             raise DataError("there are no images to validate on")
         self.table = table

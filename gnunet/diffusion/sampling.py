@@ -24,30 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 def sample_images(
-    network: nn.Module,
-    process: Process,
-    *,
-    indices: Sequence[int],
-    size: tuple[int, int],
-    channels: int,
-    seed: int,
-    steps: int,
-    batch_size: int,
-    scaling: Scaling = PICTURES,
-    sampler: str | None = None,
-    guidance_scale: float = 1.0,
-    labels: np.ndarray | Sequence[int] | None = None,
-    null_label: float | None = None,
-    condition: Tensor | None = None,
-    can_drop_condition: bool = False,
-    known: Tensor | None = None,
-    jumps: Mapping[str, int] | None = None,
-    decode: Callable[[Tensor], Tensor] | None = None,
-    device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-    progress: Callable[[int], None] | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> np.ndarray:
+    network: nn.Module, process: Process, *, indices: Sequence[int], size: tuple[int, int], channels: int,
+    seed: int, steps: int, batch_size: int, scaling: Scaling = PICTURES, sampler: str | None = None,
+    guidance_scale: float = 1.0, labels: np.ndarray | Sequence[int] | None = None, null_label: float | None = None,
+    condition: Tensor | None = None, can_drop_condition: bool = False, known: Tensor | None = None,
+    jumps: Mapping[str, int] | None = None, decode: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu", autocast: Callable[[], AbstractContextManager] = nullcontext,
+    progress: Callable[[int], None] | None = None, check: Callable[[], None] = lambda: None,
+) -> np.ndarray:  # fmt: skip
     """Sample the images with the given indices, (len(indices), H, W, C), uint8 or of the data's own dtype.
 
     The network runs in eval mode, without gradients; its modes are restored. A warning counts the images with
@@ -133,15 +117,10 @@ def sample_labels(indices: Sequence[int], seed: int, class_counts: Sequence[int]
 
 
 def with_cfg(
-    network: nn.Module,
-    labels: Tensor | None,
-    null_label: float | None,
-    guidance_scale: float,
-    autocast: Callable[[], AbstractContextManager],
-    check: Callable[[], None],
-    condition: Tensor | None = None,
+    network: nn.Module, labels: Tensor | None, null_label: float | None, guidance_scale: float,
+    autocast: Callable[[], AbstractContextManager], check: Callable[[], None], condition: Tensor | None = None,
     null_condition: Tensor | None = None,
-) -> ModelFn:
+) -> ModelFn:  # fmt: skip
     """The network with classifier-free guidance: output for null_label (labels if there is none) and null_condition
     + guidance_scale * (output - that)."""
     null_labels = labels if labels is None or null_label is None else torch.full_like(labels, null_label)

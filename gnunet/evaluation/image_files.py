@@ -15,13 +15,12 @@ from gnunet.errors import DataError
 from gnunet.files import atomic_write
 from gnunet.scaling import PICTURES, Scaling, as_size
 
-GRID = "grid.png"
-"""The overview that `gnunet sample` writes next to the samples; not counted as an image."""
+GRID = "grid.png"  # the overview that `gnunet sample` writes next to the samples; not counted as an image
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
 @contextmanager
-def decoding(file: Path) -> Iterator[None]:
+def decoding(file: object) -> Iterator[None]:
     """Turn what image decoders raise, exceptions of any kind, into a DataError that names the file."""
     try:
         yield
@@ -73,12 +72,9 @@ class ImageFiles:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        resolution: int | Sequence[int] | None = None,
-        scaling: Scaling = PICTURES,
+        self, folder: Path, resolution: int | Sequence[int] | None = None, scaling: Scaling = PICTURES,
         channels: int = 3,
-    ):
+    ):  # fmt: skip
         self._scaling = scaling
         self.files = [file for file in image_files(folder) if file.name != GRID]
         if not self.files:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnunet.data.dataset import to_network
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import Process, eval_mode
 from gnunet.diffusion.process import per_sample_mse
@@ -86,15 +87,11 @@ def per_example_errors(
 ) -> Tensor:
     """The errors of one batch of the set's examples, fp32 (len(indices),), in the network's current mode."""
     batch = val_set.batch(indices)
-    to_network = val_set.table.to_network
-    images = to_network(batch["images"].to(device))
+    images, condition = to_network(val_set.table, val_set.condition, batch, device)
     level = process.from_log_snr(batch["log_snr"]).to(device)
     x = process.add_noise(images, batch["noise"].to(device), level)
     has_classes = getattr(network, "class_embedding", None) is not None
     labels = batch["labels"].to(device) if has_classes else None
-    condition = None
-    if val_set.condition is not None:
-        condition = val_set.condition.to_network(batch["condition"].to(device), images.shape[2:], to_network)
     with autocast():
         estimate = process.denoise(network, x, level, labels, condition)
     return per_sample_mse(estimate, images) * (1 + level.log_snr.exp())

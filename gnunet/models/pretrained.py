@@ -1,10 +1,13 @@
-"""Whether a folder's weights are those of its config, and what tells weights apart."""
+"""Where a model is, whether a folder's weights are those of its config, and what tells weights apart."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,30 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from gnunet.errors import CheckpointError
+from gnunet.errors import CheckpointError, did_you_mean_path, truncate
 from gnunet.safe_io import TensorSpec, check_fits_memory, describe_mismatch, read_json, read_safetensors_header
 
-WEIGHTS = "diffusion_pytorch_model"
-"""diffusers' name for a model's weights."""
+WEIGHTS = "diffusion_pytorch_model"  # diffusers' name for a model's weights
+
+
+@cache
+def find_model(name: str, *folders: str) -> Path:
+    """The path that a name is, or else a snapshot of a model on the Hugging Face hub, with the weights in these
+    folders. CheckpointError if there is neither."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.parent.is_dir():  # such as a misspelled run
+        hint = did_you_mean_path(path)
+        raise CheckpointError(f"{name}: no such path (in {os.getcwd()}){hint}, and no name of the Hugging Face hub")
+    from huggingface_hub import snapshot_download  # takes a second
+
+    files = ["*config.json", "config.yaml", "gnunet.json", *(f"{folder}{WEIGHTS}*.safetensors*" for folder in folders)]
+    try:
+        return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=["*.fp16.*"]))
+    except Exception as error:  # of any of the libraries that it uses
+        reason = truncate(" ".join(str(error).split()), 300)
+        raise CheckpointError(f"{name}: no such path, and the Hugging Face hub does not give it: {reason}") from None
 
 
 def check_weights_match(build: type[ModelMixin], config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:

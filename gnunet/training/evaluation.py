@@ -26,8 +26,7 @@ from gnunet.processes import Processes, batches_by_rank, single_threaded
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
-TILE_SIZE = 128
-"""The longer side of a grid's images is enlarged, by a whole factor, to at least this many pixels."""
+TILE_SIZE = 128  # the longer side of a grid's images is enlarged, by a whole factor, to at least this many pixels
 IMAGE_TRACKERS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """Trackers of Accelerate that take images, each with options for an array (N, H, W, C)."""
 
@@ -164,15 +163,12 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     """
     model, accelerator = session.ema_model, session.accelerator
     display.set_status("sampling")
-    size, rank, world_size = model.sampling.batch_size, accelerator.process_index, accelerator.num_processes
-    shape = (*model.size, 1 if model.channels == 1 else 3)
-    images = np.empty((model.sampling.num_images, *shape), dtype=np.uint8)
-    for batches in batches_by_rank(len(images), size, world_size):
-        mine = batches[rank] if rank < len(batches) else range(1)
-        padded = torch.zeros(size, *shape, dtype=torch.uint8, device=accelerator.device)
-        values = model.sample(mine, accelerator, check=partial(stop.check, accelerator))
-        padded[: len(mine)] = torch.from_numpy(model.scaling.to_pictures(values))
-        gathered = accelerator.gather(padded).view(world_size, size, *shape).cpu().numpy()
+    size, processes = model.sampling.batch_size, Processes.of(accelerator)
+    images = np.empty((model.sampling.num_images, *model.size, 1 if model.channels == 1 else 3), np.uint8)
+    for batches in batches_by_rank(len(images), size, processes.world_size):
+        mine = batches[processes.rank] if processes.rank < len(batches) else range(1)
+        made = model.scaling.to_pictures(model.sample(mine, accelerator, check=partial(stop.check, accelerator)))
+        gathered = processes.gather_padded(torch.from_numpy(made).to(accelerator.device), size).cpu().numpy()
         for indices, batch in zip(batches, gathered, strict=False):
             images[indices] = batch[: len(indices)]
         display.progress("sampling", batches[-1].stop, len(images))

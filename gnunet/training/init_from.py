@@ -9,11 +9,11 @@ from torch.distributed.tensor import DTensor
 
 from gnunet.checkpoint.trained_model import TrainedModel, load_trained_model
 from gnunet.config import ModelConfig
-from gnunet.config.init_from import local_path
 from gnunet.config.yaml_io import format_value
 from gnunet.distributed.fsdp import shard_of, to_local
 from gnunet.errors import CheckpointError, ConfigError, GnunetError, first_few
 from gnunet.models import UNet2D
+from gnunet.models.pretrained import find_model
 from gnunet.training.session import Session
 
 CLASSES, TIME_BIAS = "class_embedding.weight", "time_embedding.linear_2.bias"
@@ -25,7 +25,7 @@ def load_initial_weights(session: Session) -> tuple[dict[str, Any], str]:
     loaded as a record and as text. Raises CheckpointError or ConfigError as `load_trained_model` and `fit_weights`."""
     train, rank = session.config.train, (session.accelerator.process_index, session.accelerator.num_processes)
     try:
-        source = load_trained_model(local_path(str(train.init_from)), train.init_weights)
+        source = load_trained_model(find_model(str(train.init_from), "", "unet/"), train.init_weights)
     except GnunetError as error:
         raise CheckpointError(f"train.init_from: {error}") from None
     weights, fitted = fit_weights(source, session.unet, session.train_set.metadata["class_names"])

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.config import Config, accumulation_steps, check_latents, condition_kwargs, image_kwargs, unet_kwargs
+from gnunet.config import Config, accumulation_steps, check_latents, image_kwargs, make_condition, unet_kwargs
 from gnunet.data import (
     Condition,
     DecodedImages,
@@ -25,6 +25,7 @@ from gnunet.data import (
     split_rows,
     training_loader,
 )
+from gnunet.data.dataset import to_network
 from gnunet.diffusion import NoiseLevel, Process, make_process
 from gnunet.diffusion.process import concatenate
 from gnunet.distributed import fsdp
@@ -38,8 +39,7 @@ from gnunet.training.cuda_graph import Graphs
 from gnunet.training.ema import EMA
 from gnunet.training.progress import decode_progress
 
-MAX_LATENT_STD = 2.0
-"""And its inverse the least: the standard deviation of scaled latents."""
+MAX_LATENT_STD = 2.0  # and its inverse the least: the standard deviation of scaled latents
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,9 @@ class RunData:
     """A table of images and how its rows are split."""
 
     table: DecodedImages
-    train_rows: np.ndarray
-    """int64, ascending."""
-    validation_rows: np.ndarray
-    """int64, ascending; empty if none are held out."""
+    train_rows: np.ndarray  # int64, ascending
+    validation_rows: np.ndarray  # int64, ascending; empty if none are held out
+    condition: Condition | None = None
 
     @property
     def _fixed_rows(self) -> np.ndarray:
@@ -58,19 +57,15 @@ class RunData:
 
     def val_set(self, config: Config) -> ValidationSet:
         """The validation set, over training images if none are held out."""
-        validation = config.validation
-        return ValidationSet(
-            self.table, self._fixed_rows, num_examples=validation.num_examples, num_bins=validation.num_bins,
-            log_snr_min=validation.log_snr_min, log_snr_max=validation.log_snr_max,
-            condition=Condition.of(condition_kwargs(config)),
-        )  # fmt: skip
+        settings = config.validation.model_dump(exclude={"batch_size"})
+        return ValidationSet(self.table, self._fixed_rows, condition=self.condition, **settings)
 
     def sample_conditions(self, config: Config) -> SampleConditions | None:
         """The conditions of held-out images, or of training images if none are held out, in a fixed order."""
-        if (condition := Condition.of(condition_kwargs(config))) is None:
+        if self.condition is None:
             return None
         labels = self.table.labels if config.data.class_conditional else None
-        return SampleConditions.of_rows(condition, self.table, self._fixed_rows, labels)
+        return SampleConditions.of_rows(self.condition, self.table, self._fixed_rows, labels)
 
 
 def load_run_data(config: Config, autoencoder: Autoencoder | None = None) -> RunData:
@@ -80,19 +75,19 @@ def load_run_data(config: Config, autoencoder: Autoencoder | None = None) -> Run
     channels = config.model.in_channels if autoencoder is None else autoencoder.channels
     table = load_images(**image_kwargs(config), channels=channels, progress=decode_progress())
     labels = table.labels if config.data.class_conditional else None
-    if config.model.class_embed_type is None:
-        return RunData(table, *split_rows(len(table.images), config.data.validation_images, labels))
-    train_rows, held_out = split_rows(len(table.images), config.data.validation_images)
-    float_labels = FloatLabels.of(table.labels[train_rows], config.data.label_dropout > 0)
-    return RunData(replace(table, float_labels=float_labels), train_rows, held_out)
+    are_classes = config.model.class_embed_type is None
+    train_rows, held_out = split_rows(len(table), config.data.validation_images, labels if are_classes else None)
+    if not are_classes:
+        table = replace(table, float_labels=FloatLabels.of(table.labels[train_rows], config.data.label_dropout > 0))
+    return RunData(table, train_rows, held_out, make_condition(config))
 
 
 def with_latents(data: RunData, config: Config, autoencoder: Autoencoder) -> RunData:
     """The data with the images' latents, which are encoded where the autoencoder is. Raises ConfigError if they are not
     scaled to unit standard deviation."""
     latents = encode_images(
-        data.table, autoencoder.encode, channels=autoencoder.latent_channels, autoencoder=autoencoder.digest,
-        flip=config.data.flip, cache_dir=config.data.cache_dir, progress=decode_progress("encoding"),
+        data.table, autoencoder, flip=config.data.flip, cache_dir=config.data.cache_dir,
+        progress=decode_progress("encoding"),
     )  # fmt: skip
     if not 1 / MAX_LATENT_STD <= latents.std <= MAX_LATENT_STD:
         factor = autoencoder.model.config.scaling_factor
@@ -136,24 +131,18 @@ class Session:
     config: Config
     accelerator: Accelerator
     micro_batch_size: int
-    accumulation: int
-    """Micro-batches of an optimizer step on each rank."""
+    accumulation: int  # micro-batches of an optimizer step on each rank
     train_set: TrainingDataset
     val_set: ValidationSet
-    data_summary: tuple[dict[str, Any], str]
-    """What `summarize_data` says of the images."""
+    data_summary: tuple[dict[str, Any], str]  # what `summarize_data` says of the images
     unet: UNet2D
     ema: EMA
     strategy: DDPStrategy
     process: Process
-    autoencoder: Autoencoder | None = None
-    """Whose latents the network sees, if any."""
-    conditions: SampleConditions | None = None
-    """Those of the images that are sampled in training; None for a network without a condition."""
-    graphs: Graphs | None = None
-    """Replays the parts of a step as CUDA graphs; None without train.cuda_graph."""
-    ema_stats_are_current: bool = False
-    """The EMA's running statistics were re-estimated for its present weights (train.bn_update_batches)."""
+    autoencoder: Autoencoder | None = None  # whose latents the network sees, if any
+    conditions: SampleConditions | None = None  # of the images that are sampled in training
+    graphs: Graphs | None = None  # replays the parts of a step as CUDA graphs; None without train.cuda_graph
+    ema_stats_are_current: bool = False  # re-estimated for its present weights (train.bn_update_batches)
 
     @property
     def total_images(self) -> int:
@@ -224,16 +213,9 @@ class Session:
         conditions."""
         device = self.accelerator.device
         level = self.process.noise_level(batch["u"]).to(device)
-        to_network = self.train_set.table.to_network
-        images = to_network(batch["images"].to(device, non_blocking=True))
+        images, condition = to_network(self.train_set.table, self.train_set.condition, batch, device)
         noise = batch["noise"].to(device, non_blocking=True)
         labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None
-        condition = None
-        if self.train_set.condition is not None:
-            stored = batch["condition"].to(device, non_blocking=True)
-            condition = self.train_set.condition.to_network(stored, images.shape[2:], to_network)
-            if "condition_drop" in batch:
-                condition[batch["condition_drop"].to(device, non_blocking=True)] = 0
         return images, noise, level, labels, condition
 
     def all_reduce_running_stats(self) -> None:
@@ -265,7 +247,7 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     train_set = TrainingDataset(
         run_data.table, run_data.train_rows, seed=config.seed, flip=config.data.flip,
         label_dropout=config.data.label_dropout, class_conditional=config.data.class_conditional,
-        condition=Condition.of(condition_kwargs(config)), condition_dropout=config.data.condition_dropout,
+        condition=run_data.condition, condition_dropout=config.data.condition_dropout,
     )  # fmt: skip
 
     is_graphed = cuda_graph.is_enabled(config, accelerator)

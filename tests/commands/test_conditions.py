@@ -136,7 +136,7 @@ def test_masks_lie_beside_their_images(tiny, tmp_path):
     with pytest.raises(DataError, match="a_mask.png"):
         with_conditions(model, folder)
     picture(folder / "a_mask.png", size=(16, 8))
-    with pytest.raises(DataError, match=r"a_mask.png is 16 x 8"):
+    with pytest.raises(DataError, match=r"a_mask.png.*16 x 8"):
         with_conditions(model, folder)
     mask = np.zeros((16, 16), np.uint8)
     mask[:8] = 255

@@ -14,6 +14,7 @@ from gnunet.diffusion import make_process
 from gnunet.diffusion.factory import load_process
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
+from gnunet.models.pretrained import find_model
 
 CIFAR10 = {
     "act_fn": "silu", "attention_head_dim": None, "block_out_channels": [32, 64, 64, 64], "downsample_padding": 0,
@@ -113,6 +114,8 @@ def test_a_name_on_the_hub(ddpm, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert started("google/ddpm-cifar10-32", "folder").model.block_out_channels == [32, 64, 64, 64]
+
+    find_model.cache_clear()
 
     def fail(name, **options):
         raise OSError("no network")

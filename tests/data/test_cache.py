@@ -197,7 +197,7 @@ def test_all_corrupted_images_are_counted_and_the_first_named(tmp_path, write_im
     write_images(tmp_path, {"a.png": 1})
     for name in "bcd":
         (tmp_path / f"{name}.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="3: .*b.png.*c.png.*1 more.*data.on_error"):
+    with pytest.raises(DataError, match="3 corrupted.*b.png.*c.png.*1 more.*data.on_error"):
         load(tmp_path)
 
 

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,10 +74,10 @@ def test_examples_draw_from_the_distribution_of_the_image_or_its_mirror_image(tm
         return np.concatenate([batch / 64 - 2, np.full(batch.shape, 0.25)], axis=-1).astype(np.float32)
 
     def latents(flip=True):
-        settings = {"channels": 3, "autoencoder": "a", "cache_dir": str(tmp_path), "progress": lambda *done: None}
-        return encode_images(table, encode, flip=flip, **settings)
+        autoencoder = SimpleNamespace(encode=encode, latent_channels=3, digest="a")
+        return encode_images(table, autoencoder, flip=flip, cache_dir=str(tmp_path), progress=lambda *done: None)
 
-    assert latents().shape == (6, 2, 4, 4, 6) and latents(flip=False).shape == (6, 1, 4, 4, 6)
+    assert latents().moments.shape == (6, 2, 4, 4, 6) and latents(flip=False).moments.shape == (6, 1, 4, 4, 6)
     assert latents().std == pytest.approx(np.sqrt((images / 64).var() + 0.25**2), rel=1e-3)
     assert sum(calls) == 18
     with_latents = DecodedImages(**{**table.__dict__, "latents": pickle.loads(pickle.dumps(latents()))})
@@ -161,7 +162,5 @@ def test_autoencoders_that_are_damaged_or_no_safetensors_are_refused(save, tmp_p
 def test_latents_that_are_not_finite_are_refused(tmp_path):
     table = DecodedImages.from_arrays(np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(DataError, match=r"data\.autoencoder.*finite"):
-        encode_images(
-            table, lambda batch: batch + np.float32(1e6), channels=3, autoencoder="a", flip=False,
-            cache_dir=str(tmp_path), progress=lambda *done: None,
-        )  # fmt: skip
+        autoencoder = SimpleNamespace(encode=lambda batch: batch + np.float32(1e6), latent_channels=3, digest="a")
+        encode_images(table, autoencoder, flip=False, cache_dir=str(tmp_path), progress=lambda *done: None)

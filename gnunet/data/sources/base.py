@@ -24,8 +24,7 @@ SPLITS = {
 }  # fmt: skip
 """Words in the names of files and folders -> the split that they stand for."""
 _FILLERS = ("", "data", "dataset", "image", "images", "img", "imgs", "split", "x")
-MAX_DIGESTS = 64
-"""Files of a source of which the beginning and the end are read to notice a change."""
+MAX_DIGESTS = 64  # files of a source of which the beginning and the end are read to notice a change
 DIGEST_BYTES = 2**16
 
 Name = str | None

@@ -12,10 +12,8 @@ import numpy as np
 from gnunet.data.sources.base import SPLITS, Source, choose_split, file_fingerprint
 from gnunet.errors import DataError
 
-MAX_IDX_BYTES = 2**31
-"""Largest array read, three times EMNIST's; a packed file may expand a thousandfold."""
-MAX_DEFLATE_RATIO = 1032
-"""The most bytes that gzip packs into one."""
+MAX_IDX_BYTES = 2**31  # largest array read, three times EMNIST's; a packed file may expand a thousandfold
+MAX_DEFLATE_RATIO = 1032  # the most bytes that gzip packs into one
 IDX_NAME = re.compile(r"(?:(?P<split>\w+)-)?(?P<part>images|labels)[-.]idx[13]-ubyte(\.gz)?$")
 
 

@@ -27,8 +27,7 @@ OTHER_IMAGE_SUFFIXES = (
 """Suffixes of images in formats that are not read."""
 ARRAY_SUFFIXES = (".npy", ".npz")
 _ANY_IMAGE_SUFFIX = frozenset((*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES))
-ALL = "all"
-"""The value of `data.split` with which no folder's name is taken for a split."""
+ALL = "all"  # the value of `data.split` with which no folder's name is taken for a split
 
 
 class ImageFolder(Source):
