@@ -254,5 +254,5 @@ def _result(future: Future) -> Any:
 
 
 def _file_size(image: Any) -> int:
-    content = image.get("bytes") if isinstance(image, dict) else image
+    content = image.get("bytes") if isinstance(image, dict) else getattr(image, "path", image)
     return len(content) if isinstance(content, bytes) else getattr(content, "nbytes", 0)

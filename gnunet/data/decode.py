@@ -101,9 +101,9 @@ def decode_pair(
 
 
 class ArrayCell(NamedTuple):
-    """A .npy file, or the array of a .npz file that has this name, or no other beside it."""
+    """A .npy file or its content, or the array of a .npz file that has this name, or no other beside it."""
 
-    path: Path
+    path: Path | bytes
     name: str | None = None
 
 
@@ -170,7 +170,8 @@ def _read_image(image: Image.Image, channels: int, max_pixels: int) -> np.ndarra
 
 def load_array(cell: ArrayCell) -> np.ndarray:
     """The array of a cell, unpickled, of at most MAX_FILE_BYTES; raises exceptions of any kind."""
-    array = np.load(cell.path, mmap_mode="r", allow_pickle=False)
+    content = io.BytesIO(cell.path) if isinstance(cell.path, bytes) else None
+    array = np.load(content or cell.path, mmap_mode=None if content else "r", allow_pickle=False)
     if isinstance(array, np.lib.npyio.NpzFile):
         with array:
             name = array.files[0] if cell.name is None and len(array.files) == 1 else cell.name

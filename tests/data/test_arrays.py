@@ -1,6 +1,7 @@
 """Arrays and images of any depth, from their files to the values that are trained on."""
 
 import io
+import shutil
 import zlib
 
 import datasets
@@ -152,6 +153,9 @@ def test_headers_that_announce_too_much_and_objects(tmp_path, little_memory, mon
         for name in ("bomb.npz", "sparse.npy", "short.npy", "objects.npy", "objects.npz"):
             with pytest.raises((ValueError, OSError, OverflowError)):
                 read_values(ArrayCell(tmp_path / name), 1)
+            if name != "sparse.npy":
+                with pytest.raises((ValueError, OSError, OverflowError, MemoryError)):
+                    read_values(ArrayCell((tmp_path / name).read_bytes()), 1)
 
 
 @pytest.fixture
@@ -173,6 +177,8 @@ def test_folder_of_arrays(folder, load):
     low, high = VALUES[:, :8].min((0, 1)), VALUES[:, :8].max((0, 1)) + 2
     np.testing.assert_allclose(table.scaling.offset, (low + high) / 2, rtol=1e-5)
     np.testing.assert_allclose(table.scaling.scale, (high - low) / 2, rtol=1e-5)
+    shutil.make_archive(str(folder), "zip", folder)
+    assert load(folder.with_suffix(".zip"), **KEYS).fingerprint == table.fingerprint
     # Another normalization is another cache of the same content, and a changed file a new one.
     other = load(folder, **{**KEYS, "normalization": "mean_std"})
     assert other.fingerprint == table.fingerprint and other.scaling != table.scaling
@@ -194,7 +200,9 @@ def test_folder_of_npz(tmp_path, load):
     for i in range(2):
         np.savez(tmp_path / f"{i}.npz", x=VALUES[:, :8] + i, y=VALUES[:, :8, 0])
     np.testing.assert_array_equal(load(tmp_path, image_column="x", **KEYS).images[1], VALUES[:, :8] + 1)
-    assert load(tmp_path, image_column="y", **{**KEYS, "channels": 1}).images.shape == (2, 8, 8, 1)
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path)
+    for source in (tmp_path, tmp_path / "set.zip"):
+        assert load(source, image_column="y", **{**KEYS, "channels": 1}).images.shape == (2, 8, 8, 1)
     with pytest.raises(DataError, match=r"0.npz.*x, y.*data.image_column"):
         load(tmp_path, **KEYS)
 

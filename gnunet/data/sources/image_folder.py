@@ -31,8 +31,8 @@ ALL = "all"  # the value of `data.split` with which no folder's name is taken fo
 
 
 class ImageFolder(Source):
-    """The image files below a folder, or in a zip archive, or a folder's .npy and .npz files if these are more. If
-    all of them lie in subfolders, the top subfolder's name is the label, in addition to the columns that METADATA_FILES
+    """The image files below a folder or in a zip archive, or its .npy and .npz files if these are more. If all of
+    them lie in subfolders, the top subfolder's name is the label, in addition to the columns that METADATA_FILES
     in the folders have.
 
     If folders are named after splits (train, test, val, ...), at the top or below, only the requested split is read;
@@ -51,7 +51,7 @@ class ImageFolder(Source):
         suffixes = {file: file.suffix.lower() for file in files}
         images = [file for file, suffix in suffixes.items() if suffix in _ANY_IMAGE_SUFFIX]
         # Not statistics beside images; but not a picture of them beside arrays either.
-        arrays = [file for file, suffix in suffixes.items() if suffix in ARRAY_SUFFIXES and self._members is None]
+        arrays = [file for file, suffix in suffixes.items() if suffix in ARRAY_SUFFIXES]
         images = arrays if len(arrays) > len(images) else images
         folders = {file: file.parts[above:-1] for file in images}
         if split != ALL:
@@ -127,14 +127,16 @@ class ImageFolder(Source):
         return len(self.files)
 
     def image(self, row: int) -> Any:
-        if self._members is None or (file := self.files[row]) is None:
-            file = self.files[row]
-            is_array = file is not None and file.suffix.lower() in ARRAY_SUFFIXES
+        if (file := self.files[row]) is None:
+            return None
+        is_array = file.suffix.lower() in ARRAY_SUFFIXES
+        if self._members is None:
             return ArrayCell(file, self._array_name) if is_array else file
         try:
-            return {"bytes": self._zip.read(self._members[file]), "path": str(file)}
+            content = self._zip.read(self._members[file])
         except Exception as error:  # of any kind, if the archive is corrupted
             return ValueError(str(error) or type(error).__name__)
+        return ArrayCell(content, self._array_name) if is_array else {"bytes": content, "path": str(file)}
 
     def labels(self) -> Sequence[Any] | None:
         return self._columns.get(self.label_column or "")
