@@ -10,7 +10,7 @@ import numpy as np
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import check_integer, load_model
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.decode import decode_image, decode_pair, open_image, upright_size
+from gnunet.data.decode import ArrayCell, decode_image, decode_pair, open_image, read_values, upright_size
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
@@ -22,8 +22,9 @@ JUMPS = {"jump_length": 10, "resample": 10}  # RePaint's settings in the paper
 def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedModel:
     """The model with the conditions in a folder, or by default those of the held-out images of its run.
 
-    Pictures are taken in the order of their names, and prepared as in training; for low_resolution also those that are
-    small already. Image NAME.png has its mask in NAME_mask.png, which is white where it is to be filled.
+    Pictures, or arrays like the data, are taken in the order of their names, and prepared as in training; for
+    low_resolution also those that are small already. Image NAME.png has its mask in NAME_mask.png, which is white where
+    it is to be filled.
 
     Raises:
         ConfigError: a folder for a model without a condition, or none for one that does not know its run's images.
@@ -78,8 +79,6 @@ def read_conditions(folder: str | Path, condition: Condition, model: TrainedMode
     files = [file for file in image_files(folder) if file.name != GRID] if folder.is_dir() else []
     if not files:
         raise DataError(f"{folder}: no folder of pictures{did_you_mean_path(folder)}")
-    if not model.scaling.is_pictures:
-        raise ConfigError(f"{folder}: given, but {model.name} samples arrays; valid: what its own run conditions on")
     resize = model.config.data.resize if model.config else "crop"
     if condition.kind == "mask":
         return np.stack([_read_masked(*pair, model, resize) for pair in _with_masks(files)])
@@ -91,11 +90,10 @@ def read_conditions(folder: str | Path, condition: Condition, model: TrainedMode
             if condition.kind == "paired":
                 classes = condition.num_classes
                 stored.append(decode_image(file, model.size, condition.channels, resize, num_classes=classes))
-            elif condition.kind == "low_resolution" and _size(file) == small:
-                stored.append(decode_image(file, small, model.channels, resize))
+            elif condition.kind == "low_resolution" and _size(file, model) == small:
+                stored.append(_decode(file, small, model, resize))
             else:
-                picture = decode_image(file, model.size, model.channels, resize)
-                stored.append(condition.store(picture[None])[0])
+                stored.append(condition.store(_decode(file, model.size, model, resize)[None])[0])
     return np.stack(stored)
 
 
@@ -113,7 +111,13 @@ def _with_masks(files: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
 
 def _read_masked(file: Path, mask: Path, model: TrainedModel, resize: str) -> np.ndarray:
     with decoding(f"{file} with {mask.name}"):
-        stored = decode_pair((file, mask), model.size, model.channels, resize, partner=(1, None))
+        if model.scaling.is_pictures:
+            stored = decode_pair((file, mask), model.size, model.channels, resize, partner=(1, None))
+        elif (size := _size(file, model)) != (other := _size(mask)):
+            raise ValueError("{1} x {0} values, but its mask has {3} x {2}; valid: equal sizes".format(*size, *other))
+        else:
+            known = decode_image(mask, model.size, 1, resize)
+            stored = np.concatenate([_decode(file, model.size, model, resize), known], axis=-1)
     stored[..., -1] = np.where(stored[..., -1] < 128, 255, 0)
     return stored
 
@@ -126,6 +130,18 @@ def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
     return data
 
 
-def _size(file: Path) -> tuple[int, int]:
+def _size(file: Path, model: TrainedModel | None = None) -> tuple[int, ...]:
+    if model is not None and not model.scaling.is_pictures:
+        return read_values(_cell(file), model.channels)[0].shape[:2]
     with open_image(file) as image:
         return upright_size(image)
+
+
+def _cell(file: Path) -> Path | ArrayCell:
+    return ArrayCell(file) if file.suffix.lower() == ".npy" else file
+
+
+def _decode(file: Path, size: tuple[int, int], model: TrainedModel, resize: str) -> np.ndarray:
+    if model.scaling.is_pictures:
+        return decode_image(file, size, model.channels, resize)
+    return decode_image(_cell(file), size, model.channels, resize, "range")[0]

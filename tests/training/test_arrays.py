@@ -9,7 +9,7 @@ from PIL import Image
 import gnunet
 from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.commands import evaluate, sample
-from gnunet.errors import CheckpointError, ConfigError
+from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import fit
 from tests.runs import assert_same_run, fit_until
 
@@ -69,5 +69,35 @@ def test_other_statistics_are_another_run(tiny, source):
     fit(tiny("run", *flags))
     values = np.load(source)
     np.save(source, values + 1)
-    with pytest.raises(gnunet.errors.DataError, match="data.source"):
+    with pytest.raises(DataError, match="data.source"):
         fit(tiny("run", *flags))
+
+
+def test_arrays_to_enlarge_and_to_inpaint(tiny, source, tmp_path):
+    flags = ["--data.source", str(source), *ARRAYS, "--train.total_images", "8"]
+    fit(tiny("run", *flags, "--data.condition.kind", "low_resolution"))
+    fit(tiny("plain", *flags))
+    for name in ("large", "small", "masked"):
+        (tmp_path / name).mkdir()
+    values, mask = np.load(source)[:2].astype(np.float32), np.zeros((16, 16), np.uint8)
+    mask[4:12, :9] = 255
+    for number, array in enumerate(values):
+        np.save(tmp_path / f"large/{number}.npy", array)
+        np.save(tmp_path / f"small/{number}.npy", array.reshape(5, 8, 2, 8, 2).mean((2, 4), dtype=np.float64))
+        np.save(tmp_path / f"masked/{number}.npy", array)
+        Image.fromarray(mask).save(tmp_path / f"masked/{number}_mask.png")
+    large, small = (
+        gnunet.sample(tmp_path / "run", 2, conditions=tmp_path / name, cpu=True) for name in ("large", "small")
+    )
+    np.testing.assert_array_equal(large, small)
+    assert not np.array_equal(large, gnunet.sample(tmp_path / "run", 2, cpu=True))
+    made = gnunet.sample(tmp_path / "plain", 2, inpaint=tmp_path / "masked", resample=1, cpu=True)
+    kept = np.broadcast_to((mask == 0)[..., None], made.shape)
+    np.testing.assert_array_equal(made[kept], values.transpose(0, 2, 3, 1).astype(np.float16)[kept])
+    assert (made != values.transpose(0, 2, 3, 1).astype(np.float16))[..., :4][~kept[..., :4]].mean() > 0.5
+    np.save(tmp_path / "large/1.npy", values[1, :4])
+    with pytest.raises(DataError, match=r"1\.npy.*5 channels"):
+        gnunet.sample(tmp_path / "run", 2, conditions=tmp_path / "large", cpu=True)
+    Image.fromarray(mask[:8]).save(tmp_path / "masked/0_mask.png")
+    with pytest.raises(DataError, match=r"0\.npy.*16 x 16.*16 x 8"):
+        gnunet.sample(tmp_path / "plain", 2, inpaint=tmp_path / "masked", cpu=True)
