@@ -46,6 +46,11 @@ def truncate(value: object, length: int = 100) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of another library says, or is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:1000]
+
+
 def first_few(names: Sequence[object], count: int = 3) -> str:
     """The first `count` names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""

@@ -120,10 +120,8 @@ class RunDir:
                 raise CheckpointError(f"{entry} is not a {kind}; valid: a {kind} of a run, or none; or another run_dir")
         exported = [name for name in ("model_index.json", "unet", "scheduler") if (self.model / name).exists()]
         if exported and not (self.model / "gnunet.json").is_file():
-            raise CheckpointError(
-                f"{self.model} holds {', '.join(exported)} but no gnunet.json, so that it is not an export of gnunet; "
-                "the run writes its model there; valid: a model of the run, or none; or another run_dir"
-            )
+            given = f"{self.model} holds {', '.join(exported)} but no gnunet.json: it is not an export of gnunet"
+            raise CheckpointError(f"{given}; valid: a model of the run, or none; or another run_dir")
         if not self.config_file.exists():
             if any(self.checkpoints.glob("*")):
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
@@ -182,7 +180,5 @@ def find_autoencoder(path: Path, config: Config, digest: str | None = None) -> A
     folders = [path / "autoencoder", path.resolve().parents[1] / "autoencoder", Path(given).expanduser()]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
-        raise CheckpointError(
-            f"{path}: neither autoencoder/ in its run nor a folder {given} (data.autoencoder) is there"
-        )
+        raise CheckpointError(f"{path}: neither autoencoder/ in its run nor a folder {given} (data.autoencoder)")
     return load_autoencoder(folder, digest)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from pydantic import ValidationError
+from torch import Tensor
 
 from gnunet.checkpoint.checkpoint import (
     BEST,
@@ -63,7 +64,7 @@ class TrainedModel:
     conditions: SampleConditions | None = None  # what to sample from if there is a condition
     inpaint: SampleConditions | None = None  # images with masks, as of the condition `mask`, for RePaint
     jumps: Mapping[str, int] = field(default_factory=dict)  # jump_length and resample of RePaint
-    float_labels: FloatLabels | None = None  # what is known of labels that are numbers or vectors, in place of classes
+    float_labels: FloatLabels | None = None  # of labels that are numbers or vectors, in place of classes
     scaling: Scaling = PICTURES  # between the values of the training images and the network's
 
     @classmethod
@@ -81,6 +82,11 @@ class TrainedModel:
             float_labels=FloatLabels.from_dict(data.get("labels"), label_shape(network.config), name),
             scaling=Scaling.from_dict(data.get("scaling"), config.model.in_channels, name),
         )  # fmt: skip
+
+    @property
+    def resize(self) -> str:
+        """`data.resize` of its run."""
+        return self.config.data.resize if self.config else "crop"
 
     @property
     def null_label(self) -> float | None:
@@ -139,33 +145,31 @@ class TrainedModel:
         self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> np.ndarray:  # fmt: skip
-        """Sample the images with these indices as `sample_images` returns them, by the settings `sampling` and `seed`.
+        """Sample the images with these indices, in any order, as `sample_images` returns them, on the accelerator's
+        device, which the network is on, and in its precision.
 
-        Args:
-            indices: which images, in any order.
-            accelerator: gives the device, which the network is on, and the precision.
-            labels: each image's, as those of `self.labels`; None takes these.
-            check: called before each forward pass of the network; may raise to stop sampling.
-
-        Raises:
-            ConfigError: the sampler does not fit the process, or guidance needs labels that there are not.
+        `labels` are each image's, by default those of `self.labels`; `check` is called before each forward pass of the
+        network, and what it raises ends the sampling. ConfigError if the sampler does not fit the process, there are no
+        conditions for a network that needs them, or guidance needs labels that there are not.
         """
         labels = self.labels(indices) if labels is None else labels
         if self.float_labels is not None:
             labels = self.float_labels.to_network(np.asarray(labels))
-        condition, settings, to_network = None, self.sampling, self.scaling.to_network
-        if self.condition is not None:
-            if self.conditions is None:
-                raise ConfigError(f"--conditions: none given; valid: a folder, since {self.name} samples from images")
-            condition = self.conditions.network_input(indices, self.size, to_network)
+        if self.condition is not None and self.conditions is None:
+            raise ConfigError(f"--conditions: none given; valid: a folder, since {self.name} samples from images")
+
+        def network_input(conditions: SampleConditions | None) -> Tensor | None:
+            return conditions and conditions.network_input(indices, self.size, self.scaling.to_network)
+
+        settings = self.sampling
         return sample_images(
             self.network, self.process, indices=indices, size=as_size(self.network.config.sample_size),
             channels=self.network.config.out_channels, decode=self.autoencoder and self.autoencoder.decode,
             seed=self.seed, sampler=settings.sampler, steps=settings.num_inference_steps,
             batch_size=settings.batch_size, guidance_scale=settings.guidance_scale, labels=labels,
-            null_label=self.null_label, condition=condition, jumps=self.jumps,
-            known=None if self.inpaint is None else self.inpaint.network_input(indices, self.size, to_network),
-            can_drop_condition=self.condition is not None and self.condition.can_drop, scaling=self.scaling,
+            null_label=self.null_label, condition=network_input(self.conditions), known=network_input(self.inpaint),
+            jumps=self.jumps, scaling=self.scaling,
+            can_drop_condition=self.condition is not None and self.condition.can_drop,
             device=accelerator.device, autocast=accelerator.autocast, check=check,
         )  # fmt: skip
 
@@ -177,18 +181,12 @@ def is_model_path(path: Path) -> bool:
 
 
 def load_trained_model(path: Path, weights: str = "ema") -> TrainedModel:
-    """Load a model on the CPU, in eval mode.
+    """Load a model on the CPU, in eval mode: of a run's directory (its newest undamaged checkpoint), a checkpoint,
+    RUN/checkpoints/best or a diffusers folder; `weights` is one of WEIGHTS, ema for a diffusers folder.
 
     It may be untrusted: weights are read from safetensors and settings from JSON and YAML, nothing is unpickled,
-    executed or written, and weights are read only after their headers match the configuration.
-
-    Args:
-        path: a run's directory (for its newest undamaged checkpoint), a checkpoint, RUN/checkpoints/best, or a
-            diffusers folder.
-        weights: one of WEIGHTS; a diffusers folder has `ema` only.
-
-    Raises:
-        CheckpointError: `path` is none of these, or is damaged.
+    executed or written, and weights are read only after their headers match the configuration. CheckpointError if
+    `path` is none of these, or is damaged.
     """
     if (checkpoint := find_checkpoint(path)) is not None:
         return _load_checkpoint(checkpoint, weights)
@@ -277,9 +275,8 @@ def _classes(values: Mapping[str, Any], file: Path) -> tuple[list[str] | None, l
     valid = isinstance(names, list) and isinstance(counts, list) and len(names) == len(counts)
     valid = valid and all(isinstance(name, str) for name in names)
     if not valid or not all(type(count) is int and count >= 0 for count in counts) or not any(counts):
-        raise CheckpointError(
-            f"{file}: valid class_names and class_counts: a name and a number of training images per class, or null"
-        )
+        valid = "a name and a number of training images per class, or null"
+        raise CheckpointError(f"{file}: valid class_names and class_counts: {valid}")
     return names, counts
 
 

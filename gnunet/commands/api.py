@@ -106,10 +106,8 @@ def class_labels(model: TrainedModel, classes: Sequence[str] | None) -> np.ndarr
             valid = f"{quoted(trained)}, or a number below {len(names)}"
             raise ConfigError(f"classes: given {truncate(name)!r}{did_you_mean(name, trained)}; valid: {valid}")
         if not model.class_counts[label]:
-            raise ConfigError(
-                f"classes: given {truncate(name)!r}, of which {model.name} saw no training image; valid: "
-                f"{quoted(trained)}"
-            )
+            given = f"{truncate(name)!r}, of which {model.name} saw no training image"
+            raise ConfigError(f"classes: given {given}; valid: {quoted(trained)}")
         labels.append(label)
     return np.array(labels, dtype=np.int64)
 

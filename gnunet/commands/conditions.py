@@ -10,7 +10,7 @@ import numpy as np
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import check_integer, load_model
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.decode import ArrayCell, decode_image, decode_pair, open_image, read_values, upright_size
+from gnunet.data.decode import ArrayCell, decode_image, decode_pair, read_size, read_values
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
@@ -82,8 +82,7 @@ def read_conditions(folder: str | Path, condition: Condition, model: TrainedMode
     resize = model.config.data.resize if model.config else "crop"
     if condition.kind == "mask":
         return np.stack([_read_masked(*pair, model, resize) for pair in _with_masks(files)])
-    height, width = model.size
-    small = height // condition.factor, width // condition.factor
+    small = tuple(side // condition.factor for side in model.size)
     stored = []
     for file in files:
         with decoding(file):
@@ -101,9 +100,7 @@ def _with_masks(files: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     masks = {file.with_suffix("").as_posix().removesuffix(MASK): file for file in files if file.stem.endswith(MASK)}
     for file in [file for file in files if file not in masks.values()]:
         if (mask := masks.pop(file.with_suffix("").as_posix(), None)) is None:
-            raise DataError(
-                f"{file} has no mask; valid: {file.stem}{MASK}.png beside it, white where it is to be filled"
-            )
+            raise DataError(f"{file} has no mask; valid: {file.stem}{MASK}.png beside it, white where to fill it")
         yield file, mask
     if masks:
         raise DataError(f"{next(iter(masks.values()))} has no image; valid: a picture of its name without {MASK}")
@@ -133,8 +130,7 @@ def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
 def _size(file: Path, model: TrainedModel | None = None) -> tuple[int, ...]:
     if model is not None and not model.scaling.is_pictures:
         return read_values(_cell(file), model.channels)[0].shape[:2]
-    with open_image(file) as image:
-        return upright_size(image)
+    return read_size(file)
 
 
 def _cell(file: Path) -> Path | ArrayCell:

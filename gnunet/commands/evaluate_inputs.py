@@ -14,7 +14,7 @@ from gnunet.commands.conditions import load_training_data, open_model
 from gnunet.commands.sample_folder import check_complete, read_record
 from gnunet.config import Config, EvaluateConfig
 from gnunet.data import DecodedImages, load_images
-from gnunet.data.decode import open_image, upright_size
+from gnunet.data.decode import read_size
 from gnunet.data.sources import ImageFolder, open_source
 from gnunet.errors import CheckpointError, ConfigError, DataError, did_you_mean_path
 from gnunet.evaluation import ImageFiles
@@ -44,10 +44,8 @@ class Subject:
 
     def __post_init__(self) -> None:
         if not self.scaling.is_pictures and self.channels not in (1, 3):
-            raise ConfigError(
-                f"{self.name} has arrays of {self.channels} channels, and metrics see pictures of 1 or 3; valid: "
-                "--validation_loss"
-            )
+            given = f"{self.name} has arrays of {self.channels} channels"
+            raise ConfigError(f"{given}, and metrics see pictures of 1 or 3; valid: --validation_loss")
 
 
 class ReferenceImages(NamedTuple):
@@ -68,10 +66,8 @@ def open_subject(
             raise ConfigError("--resolution: only for a directory of images; a model samples at its own resolution")
         return _samples(open_model(path, **sampling), num_images, repeat)
     if not path.is_dir():
-        hint = did_you_mean_path(path)
-        raise CheckpointError(
-            f"{path}: no such directory{hint}; valid: a run, a checkpoint, a diffusers model or images"
-        )
+        valid = "a run, a checkpoint, a diffusers model or images"
+        raise CheckpointError(f"{path}: no such directory{did_you_mean_path(path)}; valid: {valid}")
     if given := [name for name, value in sampling.items() if value is not None and (name, value) != ("weights", "ema")]:
         raise ConfigError(f"--{given[0]}: only for a model; {path} is a directory of images")
     return _files(path, num_images, repeat, resolution)
@@ -106,10 +102,8 @@ def _files(path: Path, num_images: int | None, repeat: int, resolution: int | No
     available = len(files) // repeat
     if (num_images or 1) > available:
         times = f" {repeat} times" if repeat > 1 else ""
-        raise ConfigError(
-            f"--num_images: given {num_images or 'none'}{times}, but {path} holds {len(files)} images; valid: at most "
-            f"{available}"
-        )
+        given = f"{num_images or 'none'}{times}, but {path} holds {len(files)} images"
+        raise ConfigError(f"--num_images: given {given}; valid: at most {available}")
     count = num_images or available
     selected = evenly_spaced(len(files), repeat * count)
 
@@ -124,10 +118,9 @@ def open_reference(
 ) -> ReferenceImages:
     """The reference images, prepared like training images at the subject's resolution and channels.
 
-    Args:
-        given: a run or a checkpoint (possibly untrusted), for the images that it trained on; or a `data.source`, of
-            which `split` is used, by default "train"; None for the images that the subject's own model trained on.
-        allow_enlarging: whether smaller images may be enlarged to the subject's resolution.
+    They are the images that a run or a checkpoint `given`, possibly untrusted, trained on; or a `data.source`, of which
+    `split` is used, by default "train"; or, with None, those of the subject's own model. Files of a folder may be
+    smaller than the subject's images only with `allow_enlarging`.
     """
     path = Path(given or "").expanduser()
     is_run = given is not None and (path / "config.yaml").is_file()
@@ -136,10 +129,8 @@ def open_reference(
     if given is None:
         model = subject.model
         if model is None or model.config is None:
-            raise ConfigError(
-                f"--reference: needed, because {subject.name} does not know its training images; valid: a run, or "
-                "images in any form that data.source accepts"
-            )
+            valid = "a run, or images in any form that data.source accepts"
+            raise ConfigError(f"--reference: needed, as {subject.name} does not know its own; valid: {valid}")
         return _training_images(
             model.config, load_training_data(model, "; give others with --reference"), model.name, model.scaling
         )
@@ -154,7 +145,7 @@ def open_reference(
         return reference
     if path.is_dir() and not allow_enlarging:
         _check_sizes(path, split or "train", subject)
-    resize = subject.model.config.data.resize if subject.model and subject.model.config else "crop"
+    resize = subject.model.resize if subject.model else "crop"
     table = load_images(
         str(given), split=split or "train", resolution=subject.size, channels=subject.channels, resize=resize,
         progress=decode_progress(), normalization="pixels" if subject.scaling.is_pictures else "range",
@@ -164,9 +155,8 @@ def open_reference(
 
 def _training_images(config: Config, data: RunData, name: str, scaling: Scaling) -> ReferenceImages:
     if data.table.scaling.is_pictures != scaling.is_pictures:
-        raise DataError(
-            f"{name}: data.normalization {config.data.normalization}; valid: arrays for arrays, pictures for pictures"
-        )
+        valid = "arrays for arrays, pictures for pictures"
+        raise DataError(f"{name}: data.normalization {config.data.normalization}; valid: {valid}")
     table = replace(data.table, scaling=scaling)
     return ReferenceImages(table, data.train_rows, f"training images of {name}", config.data.cache_dir)
 
@@ -177,12 +167,9 @@ def _check_sizes(folder: Path, split: str, subject: Subject) -> None:
     files = source.files if isinstance(source, ImageFolder) else []
     for file in (files[i] for i in evenly_spaced(len(files), MAX_SIZES_CHECKED)):
         try:
-            with open_image(file) as image:
-                height, width = upright_size(image)
+            height, width = read_size(file)
         except (OSError, ValueError):
             continue  # the decoder has the better message
         if height < subject.size[0] or width < subject.size[1]:
-            raise DataError(
-                f"{file} is {width} x {height}, smaller than the {subject.size[1]} x {subject.size[0]} of "
-                f"{subject.name}; valid: images at least as large, or --resolution to resize both"
-            )
+            given = f"{width} x {height}, smaller than the {subject.size[1]} x {subject.size[0]} of {subject.name}"
+            raise DataError(f"{file} is {given}; valid: images at least as large, or --resolution to resize both")

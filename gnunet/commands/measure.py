@@ -17,20 +17,10 @@ from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
 from gnunet.distributed.accelerator import open_accelerator
 from gnunet.errors import CheckpointError, ConfigError
-from gnunet.evaluation import (
-    EXTRACTORS,
-    Scorer,
-    check_reference,
-    draw_neighbours,
-    get_metrics,
-    load_extractors,
-    nearest_images,
-    report,
-    sample_size_warnings,
-    too_few_images,
-    validation_loss,
-)
+from gnunet.evaluation import EXTRACTORS, Scorer, check_reference, get_metrics, load_extractors, report, validation_loss
 from gnunet.evaluation.features import Images
+from gnunet.evaluation.metrics import sample_size_warnings, too_few_images
+from gnunet.evaluation.neighbours import draw_neighbours, nearest_images
 from gnunet.processes import Processes, single_threaded
 from gnunet.scaling import as_resolution
 from gnunet.training.session import with_latents
@@ -48,15 +38,14 @@ class Evaluation:
 
     Args:
         source: a run, a checkpoint, a diffusers model or a directory of images.
-        metrics: names such as kid_dinov2; None takes the run's.
-        num_images: None takes the run's number, or all images of a directory.
+        metrics, num_images: names such as kid_dinov2, and how many images; None takes the run's, or all images.
         repeat: number of measurements, of images with other seeds or of other files.
-        reference: a run, or any `data.source`; None takes the images that the model trained on.
-        split: split of a reference that is a `data.source`; None is "train".
+        reference: a run, or any `data.source`, of which `split` is used (None is "train"); None takes the images that
+            the model trained on.
         resolution: resize and crop a directory's images to this size, in RGB.
         nearest: number of nearest reference images to find for each image.
-        extractors: user-defined extractors by name: a TorchScript file or package.module:Class.
-        extractor_weights: weights files by extractor.
+        extractors, extractor_weights: user-defined extractors, a TorchScript file or package.module:Class, and weights
+            files, by the extractor's name.
         sampling: as the settings of `gnunet.sample`.
 
     Raises:

@@ -55,9 +55,7 @@ class SamplesRecord:
     num_images: int
     settings: SampleSettings
     class_names: list[str] | None
-    labels: (
-        list[int] | list[float] | None
-    )  # each image's number, of a class in class_names or its own; None for vectors
+    labels: list[int] | list[float] | None  # each image's class, as an index of class_names, or number; not vectors
 
     @classmethod
     def of(
@@ -95,15 +93,11 @@ def check_complete(record: SamplesRecord, folder: Path) -> None:
     """Raise DataError unless the pictures in a folder, all but its grid, are those of its record."""
     expected, files = set(record.files(folder)), [file for file in image_files(folder) if file.name != GRID]
     if missing := len(expected.difference(files)):
-        raise DataError(
-            f"{folder} lacks {missing} of the {record.num_images} images that its {RECORD} lists; the gnunet sample "
-            "command that began it finishes it"
-        )
+        given = f"{missing} of the {record.num_images} images that its {RECORD} lists"
+        raise DataError(f"{folder} lacks {given}; the gnunet sample command that began it finishes it")
     if strangers := [file.relative_to(folder) for file in files if file not in expected]:
-        raise DataError(
-            f"{folder} holds {first_few(strangers)} besides the {record.num_images} images that its {RECORD} lists; "
-            f"valid: these images alone, or no {RECORD} to measure all pictures"
-        )
+        given = f"{first_few(strangers)} besides the {record.num_images} images that its {RECORD} lists"
+        raise DataError(f"{folder} holds {given}; valid: these alone, or no {RECORD} to measure all pictures")
 
 
 @contextmanager
@@ -176,7 +170,5 @@ def writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"--out: {folder} cannot be written ({error.strerror or error}); once there is room, the same command "
-            "goes on"
-        ) from None
+        reason = f"cannot be written ({error.strerror or error})"
+        raise ConfigError(f"--out: {folder} {reason}; once there is room, the same command goes on") from None

@@ -17,14 +17,8 @@ from gnunet.errors import ConfigError, first_few
 
 def check_config(config: Config) -> list[ConfigIssue]:
     """All issues of values that do not work together; none if the configuration can be built."""
-    return [
-        *_check_model(config),
-        *_check_diffusion(config),
-        *_check_train(config),
-        *_check_sampling(config),
-        *_check_validation(config),
-        *_check_evaluate(config),
-    ]
+    checks = (_check_model, _check_diffusion, _check_train, _check_sampling, _check_validation, _check_evaluate)
+    return [issue for check in checks for issue in check(config)]
 
 
 def accumulation_steps(train: TrainConfig, num_processes: int) -> tuple[int, int]:

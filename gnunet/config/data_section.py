@@ -41,21 +41,18 @@ class MaskConfig(Section):
     """Inpainting: a mask of rectangles or strokes, drawn for each example, and the image, 0 where it is masked."""
 
     kind: Literal["mask"] = "mask"
-    """What the network sees besides the noisy image."""
 
 
 class GreyConfig(Section):
     """Colorization: the image in grey (ITU-R 601-2 luma)."""
 
     kind: Literal["grey"] = "grey"
-    """What the network sees besides the noisy image."""
 
 
 class PairedConfig(Section):
     """A second image for each image, flipped with it: a picture, or a class for each pixel."""
 
     kind: Literal["paired"] = "paired"
-    """What the network sees besides the noisy image."""
     folder: Text | None = None
     """Folder in which each image of data.source has its partner, with the same relative name but for the suffix."""
     column: Text | None = None

@@ -45,17 +45,13 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
 
     `reduction` is that of data.autoencoder. If data.label_dropout is above 0, the last embedding is the null label's.
     """
-    model, condition, num_embeddings = config.model, make_condition(config), None
-    if num_classes:
-        from gnunet.data import null_label  # imports datasets, which takes seconds
-
-        num_embeddings = num_classes + (null_label(num_classes, config.data.label_dropout) is not None)
+    model, condition = config.model, make_condition(config)
     return {
         **model.model_dump(exclude={"norm", "activation_checkpointing", "gradient_checkpointing"}),
         "sample_size": as_resolution([side // reduction for side in config.data.size]),
         "in_channels": model.in_channels + (condition.channels if condition else 0),
         "out_channels": model.in_channels,
-        "num_class_embeds": num_embeddings,
+        "num_class_embeds": num_classes + (config.data.label_dropout > 0) if num_classes else None,
         # diffusers' own keys for the norm; norm_num_groups is also the default of overrides.
         "norm_num_groups": getattr(model.norm, "groups", None) or SECTIONS["group"]().groups,
         "norm_eps": getattr(model.norm, "eps", 1e-5),

@@ -2,7 +2,7 @@
 
 from gnunet.data.cache import load_images
 from gnunet.data.conditions import Condition, SampleConditions
-from gnunet.data.dataset import TrainingDataset, null_label
+from gnunet.data.dataset import TrainingDataset
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import split_rows
 from gnunet.data.float_labels import FloatLabels
@@ -19,7 +19,6 @@ __all__ = [
     "ValidationSet",
     "encode_images",
     "load_images",
-    "null_label",
     "split_rows",
     "training_loader",
 ]

@@ -42,7 +42,8 @@ def load_images(
     normalization: str = "pixels", split: str = "train", image_column: str | None = None,
     label_column: str | None = None, subset: Mapping[str, Any] | None = None,
     pairs: Mapping[str, Any] | None = None, label_shape: Sequence[int] | None = None, on_error: str = "raise",
-    class_conditional: bool = False, cache_dir: str | None = None, progress: Callable[[int, int], None] | None = None,
+    class_conditional: bool = False, cache_dir: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DecodedImages:  # fmt: skip
     """The images of a source, decoded to uint8 or, unless normalization is pixels, float32, and mapped from disk.
 
@@ -99,10 +100,10 @@ def load_images(
         read_labels(opened, select_rows(opened, subset or {}), label_shape)  # what is wrong with them, if it has any
         raise DataError(f"data.class_conditional is true, but {opened.name} has no labels; {opened.label_advice}")
     if class_conditional and images.num_classes == len(images) > 2:
-        raise DataError(
-            f"data.class_conditional is true, but each of the {len(images)} images of {opened.name} has a class of its "
-            f"own (data.label_column {opened.label_column}); numbers are labels with model.class_embed_type timestep"
-        )
+        given = f"each of the {len(images)} images of {opened.name} has a class of its own"
+        given += f" (data.label_column {opened.label_column})"
+        valid = "numbers are labels with model.class_embed_type timestep"
+        raise DataError(f"data.class_conditional is true, but {given}; {valid}")
     return replace(images, unread=opened.unread)
 
 
@@ -126,10 +127,8 @@ def read_or_build(folder: Path, read: Callable[[Path], Cached | None], build: Ca
             raise OSError(f"{folder} cannot be read back")
         return found
     except OSError as error:
-        raise DataError(
-            f"the cache of decoded images cannot be written: {error}; set data.cache_dir or GNUNET_CACHE "
-            "to a directory with enough space"
-        ) from error
+        valid = "set data.cache_dir or GNUNET_CACHE to a directory with enough space"
+        raise DataError(f"the cache of decoded images cannot be written: {error}; {valid}") from error
 
 
 def cache_folder(configured: str | None) -> Path:

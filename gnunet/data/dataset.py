@@ -39,7 +39,7 @@ class TrainingDataset(Dataset):
         self.flip = flip
         self.class_conditional = class_conditional
         self.num_classes = table.num_classes if class_conditional else 0
-        self.null_label: float | None = null_label(self.num_classes, label_dropout)
+        self.null_label: float | None = self.num_classes if self.num_classes and label_dropout > 0 else None
         if table.float_labels is not None:
             self.null_label = table.float_labels.null
         self.label_dropout, self.condition, self.condition_dropout = label_dropout, condition, condition_dropout
@@ -116,11 +116,6 @@ def to_network(
     if "condition_drop" in batch:
         seen[batch["condition_drop"].to(device, non_blocking=True)] = 0
     return images, seen
-
-
-def null_label(num_classes: int, label_dropout: float) -> int | None:
-    """The label of an example whose class is dropped: one more than the last class; None if none are dropped."""
-    return num_classes if num_classes and label_dropout > 0 else None
 
 
 def channels_last(array: np.ndarray) -> torch.Tensor:

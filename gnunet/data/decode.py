@@ -54,8 +54,9 @@ def decode_image(
         cell: a file's path or bytes, `datasets`' {"bytes", "path"}, a PIL image, or 8-bit pixels (arrays or
             nested lists of (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4).
         resolution, resize: as the keys of `data`.
-        normalization: with another than pixels, `decode_array` is returned.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        normalization: with another than pixels each channel is resized, to float32 (H, W, channels), and returned with
+            what `read_values` says of the file; values must be finite.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA); of arrays as many as they have.
         max_pixels: raise LargeImage for a valid image with more.
         num_classes: decode a map of classes, grey values or indices of a palette, to (H, W, 1); it is resized by the
             nearest pixel and padded with class 0.
@@ -64,9 +65,15 @@ def decode_image(
         Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format or,
             with resize "none", size, or beyond the limits of this file.
     """
-    if normalization != "pixels":
-        return decode_array(cell, resolution, channels, resize, max_pixels)
     size = as_size(resolution)
+    if normalization != "pixels":
+        values, file_format = read_values(cell, channels, max_pixels)
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("it has values that are NaN or infinite")
+        planes = [RESIZE[resize](Image.fromarray(plane), *size) for plane in np.moveaxis(values, -1, 0)]
+        return np.stack([np.asarray(plane) for plane in planes], axis=-1), file_format
     with open_image(cell) as image:
         check_limits(image, max_pixels)
         if num_classes is None:
@@ -88,11 +95,7 @@ def decode_pair(
     both). The heights and widths of the two must be in the same ratio."""
     if partner is None:
         return decode_image(cell, resolution, channels, resize, normalization, **limit)
-    sizes = []
-    for each in cell:
-        with open_image(each) as image:
-            sizes.append(upright_size(image))
-    (height, width), (high, wide) = sizes
+    (height, width), (high, wide) = map(read_size, cell)
     if height * wide != width * high:
         raise ValueError(f"{width} x {height} pixels, but its partner has {wide} x {high}; valid: equal shapes")
     image = decode_image(cell[0], resolution, channels, resize, **limit)
@@ -105,20 +108,6 @@ class ArrayCell(NamedTuple):
 
     path: Path | bytes
     name: str | None = None
-
-
-def decode_array(
-    cell: Any, resolution: int | Sequence[int], channels: int, resize: str, max_pixels: int
-) -> tuple[np.ndarray, tuple[str, str, str]]:
-    """Read an array or image and resize each channel, to float32 (H, W, channels); returned with what `read_values`
-    says of its file. ValueError for values that are not finite."""
-    values, file_format = read_values(cell, channels, max_pixels)
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("it has values that are NaN or infinite")
-    planes = [RESIZE[resize](Image.fromarray(plane), *as_size(resolution)) for plane in np.moveaxis(values, -1, 0)]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1), file_format
 
 
 def read_values(cell: Any, channels: int, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[str, str, str]]:
@@ -199,6 +188,12 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size if turned else image.size[::-1]
 
 
+def read_size(cell: Any) -> tuple[int, int]:
+    """The `upright_size` of an image that is not opened."""
+    with open_image(cell) as image:
+        return upright_size(image)
+
+
 def check_limits(image: Image.Image, max_pixels: int) -> None:
     """Raise ValueError for what an opened file's header says would take very long or very much memory to decode, and
     LargeImage for more than max_pixels."""
@@ -262,9 +257,8 @@ def _to_pixels(array: np.ndarray) -> np.ndarray:
         array = np.moveaxis(array, 0, -1)
     is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))
     if array.dtype.kind not in "iu" or not is_image or array.size == 0:
-        raise ValueError(
-            f"{array.dtype} {array.shape}; valid: 8-bit (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4, {_OR_ARRAYS}"
-        )
+        valid = f"8-bit (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4, {_OR_ARRAYS}"
+        raise ValueError(f"{array.dtype} {array.shape}; valid: {valid}")
     if array.min() < 0 or array.max() > 255:
         raise ValueError(f"pixel values {array.min()} to {array.max()}; valid: 0 to 255, {_OR_ARRAYS}")
     return np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array, np.uint8)

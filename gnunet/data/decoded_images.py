@@ -83,10 +83,8 @@ class DecodedImages:
             labels = np.asarray(labels, np.int64)
             class_names = tuple(class_names) or tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
             if labels.shape != images.shape[:1] or not ((labels >= 0) & (labels < len(class_names))).all():
-                raise DataError(
-                    f"labels: shape {labels.shape} given for {len(images)} images; valid: one of "
-                    f"0..{len(class_names) - 1} for each image"
-                )
+                valid = f"one of 0..{len(class_names) - 1} for each of {len(images)} images"
+                raise DataError(f"labels of shape {labels.shape}; valid: {valid}")
         digest = hashlib.sha256(np.ascontiguousarray(images).data)
         fingerprint = content_fingerprint(digest, images.shape, labels, class_names)
         return cls(images, images.shape[-1], labels, tuple(class_names), fingerprint)

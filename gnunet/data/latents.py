@@ -23,13 +23,10 @@ def encode_images(
 ) -> Latents:  # fmt: skip
     """The latents of a table's images, mapped from disk; as with `load_images`, the first call makes them.
 
-    Args:
-        autoencoder: has `encode`, `latent_channels` and `digest` of `gnunet.models.autoencoder.Autoencoder`.
-        flip: also encode the mirrored images, whose latents are not mirrored latents.
-        progress: called with (images done, images in all) while encoding.
-
-    Raises:
-        DataError: latents that are not finite in float16, or a cache that cannot be written.
+    The cache is that of the table's fingerprint and of the digest of the `Autoencoder` (gnunet.models.autoencoder).
+    With `flip` it also has those of the mirrored images, which are not mirrored latents. `progress` is called with
+    (images done, images in all). DataError for latents that are not finite in float16, or a cache that cannot be
+    written.
     """
     channels, digest = autoencoder.latent_channels, autoencoder.digest
     key = hashlib.sha256(repr((VERSION, table.fingerprint, digest, flip)).encode()).hexdigest()[:24]

@@ -20,12 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def training_loader(
-    dataset: TrainingDataset,
-    *,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    **sizes: int,
-) -> DataLoader:
+    dataset: TrainingDataset, *, num_workers: int = 0, pin_memory: bool = False, **sizes: int,
+) -> DataLoader:  # fmt: skip
     """A loader of one rank's micro-batches, as `TrainingDataset.__getitems__` returns them.
 
     `sizes` are the arguments of `MicroBatchSampler`. The batches do not depend on num_workers. The loader keeps no

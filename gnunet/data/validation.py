@@ -57,15 +57,8 @@ class ValidationSet:
         return len(self.rows)
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The collated examples with these indices:
-
-        images: uint8 or, of arrays, float32 (b, C, H, W), channels_last; of latents, float32 as the network sees them.
-        noise: float32 (b, C, H, W), channels_last; standard normal.
-        log_snr: float64 (b,).
-        bin: int64 (b,).
-        labels: as of `DecodedImages.labels_of`; only if the table has labels.
-        condition: (b, c, h, w), channels_last, as stored; only with a condition.
-        """
+        """The collated examples with these indices, as `TrainingDataset` has them: images, noise, labels if the table
+        has any, condition if there is one; with log_snr, float64 (b,), and bin, int64 (b,)."""
         chosen = np.asarray(indices, np.int64)
         rows = self.rows[chosen]
         images, partners = self.table.examples(rows, map(self._latents.at, indices))

@@ -35,10 +35,8 @@ def repaint(
     Ancestral sampling over the `steps` levels of `process.levels`, for any alpha and sigma. Where the image is known,
     it is replaced after each step by the known image with noise of the level (Eq. 8).
 
-    Args:
-        noise: standard normal, fp32 (N, C, H, W).
-        known: fp32 (N, C + 1, H, W), images in the network's values and 1 where they are known, 0 elsewhere.
-        generators: one host generator per image, for the noise of each step.
+    `noise` is standard normal, fp32 (N, C, H, W); `known` fp32 (N, C + 1, H, W), images in the network's values and 1
+    where they are known, 0 elsewhere; `generators` are of the host, one per image, for the noise of each step.
     """
     known, is_known = known[:, :-1], known[:, -1:] > 0
     levels = process.levels(steps)

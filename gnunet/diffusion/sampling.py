@@ -40,20 +40,17 @@ def sample_images(
     Args:
         network: called as network(x, timestep, class_labels=labels, return_dict=False)[0].
         indices: each 0 or more, in any order.
-        size: height and width.
+        size, channels: of what is sampled: images, or latents, of which `decode` makes images in [-1, 1].
         batch_size: images per batch; an image's bits depend on this and on its own index alone.
-        scaling: of the data, by which the network's output becomes its values.
+        scaling: of the data, by which images become its values.
         sampler: one of process.samplers; None means the first.
-        guidance_scale: scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the
-            network runs on batches of 2 * batch_size, the second half with null_label.
+        guidance_scale: scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the network
+            runs on batches of 2 * batch_size, the second half with null_label and, if can_drop_condition, zeros.
         labels: each image's, int64 (len(indices),), or float32, also (len(indices), D); None for a network without.
-        null_label: a dropped label, or each number of it; guidance needs it, or a condition that can be dropped.
+        null_label: a dropped label, or each number of it; guidance needs it, or a condition that training has dropped.
         condition: fp32 (len(indices), channels, H, W), what is concatenated to the network's input; None for nothing.
-        can_drop_condition: whether training has replaced conditions by zeros, as guidance then does.
-        known: fp32 (len(indices), C + 1, H, W), from which `repaint` samples in place of the sampler; None for none.
-        jumps: jump_length and resample of `repaint`.
-        decode: what makes images in [-1, 1] of what is sampled, (batch_size, channels, *size), if that is latents.
-        autocast: makes the context that the network runs in.
+        known, jumps: fp32 (len(indices), C + 1, H, W) from which `repaint` samples in place of the sampler, and its
+            jump_length and resample; None for the sampler.
         progress: called after each batch with the number of images it added to the result.
         check: called before each forward pass; what it raises ends the sampling.
 
@@ -62,10 +59,8 @@ def sample_images(
     """
     sampler = process.resolve_sampler(sampler, steps)
     if guidance_scale != 1 and (labels is None or null_label is None) and not can_drop_condition:
-        raise ConfigError(
-            f"sampling.guidance_scale: {guidance_scale} given; valid: 1, since the model was not trained "
-            "with dropped labels or conditions"
-        )
+        valid = "1, since the model was not trained with dropped labels or conditions"
+        raise ConfigError(f"sampling.guidance_scale: {guidance_scale} given; valid: {valid}")
     requested = np.asarray(indices, dtype=np.int64)
     all_labels = None if labels is None else np.asarray(labels)
     initial_noise = Stream(seed, StreamKey.SAMPLE_NOISE)

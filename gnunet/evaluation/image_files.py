@@ -90,10 +90,8 @@ class ImageFiles:
         self.size, self.channels, self._resize = expected[:2], expected[2], "none"
         for file in self.files[1:]:
             if (found := _inspect_image(file)) != expected:
-                raise DataError(
-                    f"{file} is {_describe(*found)}, but {self.files[0]} is {_describe(*expected)}; valid: images of "
-                    "one size, all grey or all in colour, or any images with --resolution"
-                )
+                given = f"{file} is {_describe(*found)}, but {self.files[0]} is {_describe(*expected)}"
+                raise DataError(f"{given}; valid: images of one size, all grey or all in colour, or --resolution")
 
     def __len__(self) -> int:
         return len(self.files)

@@ -44,16 +44,10 @@ def validation_loss(network: nn.Module, process: Process, val_set: ValidationSet
 
 
 def validation_errors(
-    network: nn.Module,
-    process: Process,
-    val_set: ValidationSet,
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int = 64,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-    processes: Processes = SINGLE_PROCESS,
-    progress: Callable[[int], None] = lambda done: None,
-) -> np.ndarray:
+    network: nn.Module, process: Process, val_set: ValidationSet, *, device: torch.device | str = "cpu",
+    batch_size: int = 64, autocast: Callable[[], AbstractContextManager] = nullcontext,
+    processes: Processes = SINGLE_PROCESS, progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:  # fmt: skip
     """The errors that `validation_loss` averages, float64 (n,) in the set's order, on every rank.
 
     Args:
@@ -77,14 +71,9 @@ def validation_errors(
 
 
 def per_example_errors(
-    network: nn.Module,
-    process: Process,
-    val_set: ValidationSet,
-    indices: Sequence[int],
-    *,
-    device: torch.device | str,
-    autocast: Callable[[], AbstractContextManager],
-) -> Tensor:
+    network: nn.Module, process: Process, val_set: ValidationSet, indices: Sequence[int], *,
+    device: torch.device | str, autocast: Callable[[], AbstractContextManager],
+) -> Tensor:  # fmt: skip
     """The errors of one batch of the set's examples, fp32 (len(indices),), in the network's current mode."""
     batch = val_set.batch(indices)
     images, condition = to_network(val_set.table, val_set.condition, batch, device)

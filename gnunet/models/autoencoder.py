@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from gnunet.errors import CheckpointError, first_few, truncate
+from gnunet.errors import CheckpointError, first_line, truncate
 from gnunet.safe_io import read_json
 from gnunet.scaling import Scaling, per_channel, to_unit_range
 
@@ -88,7 +88,7 @@ def load_autoencoder(name: str | Path, expected: str | None = None) -> Autoencod
         check_pretrained(kind, folder)
         autoencoder = Autoencoder.of(kind.from_pretrained(folder, use_safetensors=True))
     except Exception as error:  # of any kind, as diffusers raises them
-        reason = first_few((str(error).strip() or type(error).__name__).splitlines()[:1])
+        reason = truncate(first_line(error), 300)
         raise CheckpointError(f"{name}: no autoencoder that gnunet can load: {reason}; valid: {_VALID}") from None
     if expected not in (None, autoencoder.digest):
         raise CheckpointError(f"{folder}: another autoencoder, or another scaling, than the model was trained with")

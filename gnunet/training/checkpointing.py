@@ -104,25 +104,18 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
     not get to its number of images."""
     train = session.config.train
     if saved.images % train.batch_size:
-        raise CheckpointError(
-            f"{checkpoint}: has {saved.images} images; valid: a multiple of train.batch_size, {train.batch_size}"
-        )
+        valid = f"a multiple of train.batch_size, {train.batch_size}"
+        raise CheckpointError(f"{checkpoint}: has {saved.images} images; valid: {valid}")
     if saved.images > session.total_images:
-        raise ConfigError(
-            f"train.total_images: given {train.total_images}; {checkpoint} has seen {saved.images} images; valid: at "
-            "least as many, or another run_dir"
-        )
+        given = f"given {train.total_images}; {checkpoint} has seen {saved.images} images"
+        raise ConfigError(f"train.total_images: {given}; valid: at least as many, or another run_dir")
     metadata = session.train_set.metadata
     if saved.data.get("autoencoder") != metadata.get("autoencoder"):
-        raise ConfigError(
-            f"data.autoencoder: given {session.config.data.autoencoder}; {checkpoint} was trained with another, or "
-            "with another scaling; valid: the same, of which a run has a copy in autoencoder/"
-        )
+        given = f"given {session.config.data.autoencoder}; {checkpoint} was trained with another, or another scaling"
+        raise ConfigError(f"data.autoencoder: {given}; valid: the same, of which a run has a copy in autoencoder/")
     if saved.data != metadata:
-        raise DataError(
-            f"data.source {session.config.data.source}: these are not the images and classes that {checkpoint} was "
-            "trained on"
-        )
+        source = f"data.source {session.config.data.source}"
+        raise DataError(f"{source}: these are not the images and classes that {checkpoint} was trained on")
     if saved.normalized_by != session.batch_norm_scope:
         before, now = (
             " and ".join(f"{name} {value}" for name, value in scope.items())

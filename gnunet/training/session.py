@@ -13,19 +13,12 @@ from torch import Tensor
 
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import Config, accumulation_steps, check_latents, image_kwargs, make_condition, unet_kwargs
-from gnunet.data import (
-    Condition,
-    DecodedImages,
-    FloatLabels,
-    SampleConditions,
-    TrainingDataset,
-    ValidationSet,
-    encode_images,
-    load_images,
-    split_rows,
-    training_loader,
-)
+from gnunet.data import Condition, DecodedImages, FloatLabels, SampleConditions, TrainingDataset, ValidationSet
+from gnunet.data.cache import load_images
 from gnunet.data.dataset import to_network
+from gnunet.data.example_rng import split_rows
+from gnunet.data.latents import encode_images
+from gnunet.data.loader import training_loader
 from gnunet.diffusion import NoiseLevel, Process, make_process
 from gnunet.diffusion.process import concatenate
 from gnunet.distributed import fsdp

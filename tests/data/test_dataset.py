@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnunet.data import DecodedImages, TrainingDataset, null_label
+from gnunet.data import DecodedImages, TrainingDataset
 from gnunet.errors import DataError
 
 
@@ -53,7 +53,6 @@ def test_label_dropout_gives_the_null_label(table):
     assert abs((labels == 5).mean() - 0.3) < 0.03
     assert (kept < 5).all() and (labels[labels != 5] == kept[labels != 5]).all()
     np.testing.assert_array_equal(kept, table.labels[examples._rng.examples(range(4000)).rows])
-    assert (null_label(5, 0.0), null_label(0, 0.1)) == (None, None)
 
 
 def test_invalid_images_rows_and_labels(table):

@@ -56,10 +56,8 @@ def _open_path(path: Path, split: str) -> Source | None:
         if cls.accepts(path, candidates):
             if path.is_dir() and cls is not ImageFolder and images:
                 others = [file for file in files if cls.accepts(path, [file])] or files
-                raise DataError(
-                    f"data.source: {path} has images, such as {images[0]}, and {others[0]}, which is read as "
-                    f"{cls.__name__}; valid: a folder with one of these, or the path of a table"
-                )
+                given = f"{path} has images, such as {images[0]}, and {others[0]}, which is read as {cls.__name__}"
+                raise DataError(f"data.source: {given}; valid: a folder with one of these, or the path of a table")
             return cls(path, files, split)
     raise DataError(f"data.source: {path} given; valid: a folder, or a .zip, .parquet, .arrow, .npy or .npz file")
 
@@ -89,7 +87,5 @@ def _embedded_file() -> Path:
     files = [folder / "assets" / "noto_emoji" / "noto_emoji.parquet" for folder in (package, package.parent)]
     if found := next((file for file in files if file.is_file()), None):
         return found
-    raise DataError(
-        f"data.source: the embedded data set is neither at {files[0]} nor at {files[1]}; reinstall gnunet, or give the "
-        "path of a copy of noto_emoji.parquet"
-    )
+    missing = f"the embedded data set is neither at {files[0]} nor at {files[1]}"
+    raise DataError(f"data.source: {missing}; reinstall gnunet, or give the path of a copy of noto_emoji.parquet")

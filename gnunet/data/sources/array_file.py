@@ -57,10 +57,8 @@ class ArrayFile(Source):
         names = [image_column] if image_column else choose_split(self.name, found, self._split)
         images = [name for name in names if len(self._shapes[name]) in (3, 4) and min(self._shapes[name]) > 0]
         if len(images) != 1:
-            raise DataError(
-                f"{self.name} has arrays of the shapes {self._shapes}; valid: one of (N, C, H, W), (N, H, W, C) or "
-                "(N, H, W), or its name as data.image_column"
-            )
+            valid = "one of (N, C, H, W), (N, H, W, C) or (N, H, W), or its name as data.image_column"
+            raise DataError(f"{self.name} has arrays of the shapes {self._shapes}; valid: {valid}")
         self._image, count = images[0], self._shapes[images[0]][0]
         names = found[split_of_file(self._image)]
         labels = [name for name in names if self._shapes[name] in ((count,), (count, 1))]

@@ -11,7 +11,7 @@ from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprin
 from gnunet.data.sources.metadata import MAX_METADATA_BYTES, METADATA_FILES, read_metadata
 from gnunet.data.sources.tables import LABEL_COLUMNS, as_data_error, find_column
 from gnunet.data.sources.zip_archive import open_zip
-from gnunet.errors import DataError, first_few
+from gnunet.errors import DataError, first_few, first_line
 
 IMAGE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
@@ -69,11 +69,8 @@ class ImageFolder(Source):
         self.unread = Counter(suffix or "no suffix" for suffix in (*map(suffixes.get, self.unreadable), *others))
         if not self.files:
             found = f"; it has {first_few(self.unreadable)}, of a format that is not read" if self.unreadable else ""
-            raise DataError(
-                f"{path} has no image files ({' '.join(IMAGE_SUFFIXES)}), no idx files and no .npy, .npz, .parquet "
-                f"or .arrow files"
-                f"{found}"
-            )
+            valid = f"images ({' '.join(IMAGE_SUFFIXES)}), idx files, .npy, .npz, .parquet or .arrow files"
+            raise DataError(f"{path} has no image files{found}; valid: {valid}")
         tops = [next(iter(folders[file]), None) for file in self.files]
         if None not in tops and find_column(list(columns), LABEL_COLUMNS) is None:
             self._columns["label"] = tops
@@ -98,11 +95,9 @@ class ImageFolder(Source):
         beside = sorted({folders[file][0] for file in found.get(None, ()) if folders[file]})
         if beside and set(found) != {None} and len(named) < 2:
             own = folders[next(file for name in found if name for file in found[name])]
-            raise DataError(
-                f"data.split: {self.name} has a folder {os.sep.join(own)} beside {first_few(beside)}, which may be a "
-                f"split or a class; valid: {ALL}, with which each folder is a class; or another data.source, such as "
-                f"{Path(self.name, *own)}"
-            )
+            valid = f"{ALL}, with which each folder is a class; or another data.source, such as {Path(self.name, *own)}"
+            given = f"{self.name} has a folder {os.sep.join(own)} beside {first_few(beside)}"
+            raise DataError(f"data.split: {given}, which may be a split or a class; valid: {valid}")
         hint = f"; or {ALL}, with which each folder is a class" if set(found) != {None} else ""
         chosen = choose_split(self.name, found, split, hint)
         above = {folders[file][:i] for file, i in depth.items() if i is not None}
@@ -135,7 +130,7 @@ class ImageFolder(Source):
         try:
             content = self._zip.read(self._members[file])
         except Exception as error:  # of any kind, if the archive is corrupted
-            return ValueError(str(error) or type(error).__name__)
+            return ValueError(first_line(error))
         return ArrayCell(content, self._array_name) if is_array else {"bytes": content, "path": str(file)}
 
     def labels(self) -> Sequence[Any] | None:

@@ -27,11 +27,10 @@ def open_partners(source: Source, folder: str | None, column: str | None) -> Sou
         raise DataError(f"data.condition.folder: {wrong.name} is not a folder of images; valid: a column of it")
     names, found = _names(source), dict(zip(_names(others), others.files, strict=True))
     if missing := [source.describe_row(row) for row, name in enumerate(names) if name not in found]:
-        raise DataError(
-            f"data.condition.folder: {folder} has no partner of {len(missing)} images, {first_few(missing)}; "
-            f"valid: a file of the same relative name for each image, such as {names[0]}.png"
-        )
-    if twins := [str(file) for file in others.files if file not in found.values()]:
+        valid = f"a file of the same relative name for each image, such as {names[0]}.png"
+        lacking = f"{folder} has no partner of {len(missing)} images, {first_few(missing)}"
+        raise DataError(f"data.condition.folder: {lacking}; valid: {valid}")
+    if twins := sorted({*others.files} - {*found.values()}):
         raise DataError(f"data.condition.folder: another file is named as {first_few(twins)} but for the suffix")
     others.files = [found[name] for name in names]
     return others

@@ -23,7 +23,7 @@ from gnunet.data.sources.base import (
     split_of_file,
     split_of_folder,
 )
-from gnunet.errors import DataError, quoted
+from gnunet.errors import DataError, first_line, quoted
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "png", "jpg", "jpeg", "webp")
 LABEL_COLUMNS = (
@@ -67,10 +67,8 @@ class Table(Source):
         super().choose_columns(image_column, label_column, subset)
         found = image_column or self._find_column(IMAGE_COLUMNS, datasets.Image)
         if found is None:
-            raise DataError(
-                f"{self.name} has no column that is known to hold images; set data.image_column to one of "
-                f"{quoted(self.columns)}"
-            )
+            valid = f"set data.image_column to one of {quoted(self.columns)}"
+            raise DataError(f"{self.name} has no column that is known to hold images; {valid}")
         self.image_column = found
         self.label_column = label_column or self._find_column(LABEL_COLUMNS, datasets.ClassLabel)
         self.class_names = getattr(self.features.get(self.label_column), "names", None)
@@ -122,9 +120,8 @@ class ParquetFiles(Table):
             if file is self.files[0]:
                 self.features = features
             elif set(features) != set(self.features):
-                raise DataError(
-                    f"{file} has the columns {quoted(list(features))}, but {self.files[0]} has {quoted(self.columns)}"
-                )
+                given = f"{file} has the columns {quoted(list(features))}"
+                raise DataError(f"{given}, but {self.files[0]} has {quoted(self.columns)}")
             # An image takes at least a byte: there cannot be more rows than bytes, whatever the file says.
             if not 0 <= metadata.num_rows <= file.stat().st_size:
                 raise DataError(f"{file} cannot be read: {metadata.num_rows} rows in {file.stat().st_size} bytes")
@@ -274,12 +271,10 @@ def open_hub_dataset(name: str, split: str) -> DatasetRows:
     try:
         return DatasetRows(name, datasets.load_dataset(name, split=split))
     except Exception as error:  # `datasets` lets errors of many libraries through
-        raise DataError(
-            f"data.source: {name!r} is not a file or folder (in {os.getcwd()}), and as a data set of the Hugging Face "
-            f"hub it cannot be loaded with split {split!r}: {_first_line(error)}\n"
-            "Valid are noto_emoji, a folder of images or idx files, a .parquet or .arrow file or a folder of "
-            "them, or the name of a data set on the hub, which needs a network or a cached copy."
-        ) from error
+        valid = "noto_emoji, a folder of images, arrays or idx files, .parquet or .arrow files, or a data set's name"
+        missing = f"{name!r} is not a file or folder (in {os.getcwd()}), and no data set of the Hugging Face hub"
+        reason = f"with split {split!r}: {first_line(error)}"
+        raise DataError(f"data.source: {missing} that can be loaded {reason}; valid: {valid}") from error
     finally:
         hub_log.setLevel(level)
 
@@ -312,8 +307,4 @@ def as_data_error(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:1000]
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
