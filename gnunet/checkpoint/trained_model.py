@@ -84,11 +84,6 @@ class TrainedModel:
         )  # fmt: skip
 
     @property
-    def resize(self) -> str:
-        """`data.resize` of its run."""
-        return self.config.data.resize if self.config else "crop"
-
-    @property
     def null_label(self) -> float | None:
         """The label of a dropped class, or each number of it; None if the network was trained without label dropout."""
         if self.float_labels is not None:

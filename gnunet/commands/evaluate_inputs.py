@@ -145,7 +145,7 @@ def open_reference(
         return reference
     if path.is_dir() and not allow_enlarging:
         _check_sizes(path, split or "train", subject)
-    resize = subject.model.resize if subject.model else "crop"
+    resize = subject.model.config.data.resize if subject.model and subject.model.config else "crop"
     table = load_images(
         str(given), split=split or "train", resolution=subject.size, channels=subject.channels, resize=resize,
         progress=decode_progress(), normalization="pixels" if subject.scaling.is_pictures else "range",

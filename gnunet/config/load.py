@@ -48,11 +48,6 @@ def _as_source(source: str | Path | Mapping[str, Any] | Config | ConfigSource) -
         return ConfigSource("configuration", source.model_dump())
     if isinstance(source, Mapping):
         return ConfigSource("mapping", source)
-    return _read_file(source)
-
-
-def _read_file(source: str | Path) -> ConfigSource:
-    """A YAML file by its path, or a shipped config by its name."""
     path, here = Path(source), Path.cwd()
     shipped = SHIPPED / f"{path}.yaml"
     if not path.is_file() and path.name == str(source) and shipped.is_file():

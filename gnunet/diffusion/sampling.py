@@ -30,7 +30,7 @@ def sample_images(
     condition: Tensor | None = None, can_drop_condition: bool = False, known: Tensor | None = None,
     jumps: Mapping[str, int] | None = None, decode: Callable[[Tensor], Tensor] | None = None,
     device: torch.device | str = "cpu", autocast: Callable[[], AbstractContextManager] = nullcontext,
-    progress: Callable[[int], None] | None = None, check: Callable[[], None] = lambda: None,
+    progress: Callable[[int], None] = lambda added: None, check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:  # fmt: skip
     """Sample the images with the given indices, (len(indices), H, W, C), uint8 or of the data's own dtype.
 
@@ -93,8 +93,7 @@ def sample_images(
             if values.shape[1:] != result.shape[1:]:  # decoded
                 result = np.empty((len(requested), *values.shape[1:]), values.dtype)
             result[rows] = values
-            if progress is not None:
-                progress(len(rows))
+            progress(len(rows))
     if num_nonfinite:
         logger.warning("%d of %d sampled images have values that are not finite", num_nonfinite, len(requested))
     return result
