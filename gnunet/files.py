@@ -8,6 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def packaged(name: str) -> Path:
+    """The path of what is in the package once installed, and at the repository's root in a checkout."""
+    package = Path(__file__).parent
+    return package / name if (package / name).exists() else package.parent / name
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file's or directory's contents to disk; not on Windows, where that needs a handle for writing."""
     if os.name == "nt":

@@ -12,11 +12,10 @@ from gnunet.config.renamed_keys import with_new_names
 from gnunet.config.schema import Section
 from gnunet.config.sections import Config
 from gnunet.config.yaml_io import dump_yaml, format_value, load_yaml, load_yaml_file
+from gnunet.files import packaged
 from gnunet.safe_io import check_yaml
 
-_PACKAGE = Path(__file__).parents[1]
-SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
-"""Folder of the shipped configs: in the package once installed, at the repository's root in a checkout."""
+SHIPPED = packaged("configs")  # the folder of the shipped configs
 
 
 def load_config(

@@ -94,6 +94,6 @@ def test_category_is_the_label_of_the_whole_set():
 
 
 def test_missing_file_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources.gnunet, "__file__", str(tmp_path / "gnunet" / "__init__.py"))
+    monkeypatch.setattr(sources, "packaged", tmp_path.joinpath)
     with pytest.raises(DataError, match="noto_emoji.parquet"):
         load_images("noto_emoji", resolution=32, channels=3)

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import gnunet
 from gnunet.data.sources.array_file import ArrayFile
 from gnunet.data.sources.base import Source
 from gnunet.data.sources.idx import IdxFolder
@@ -13,6 +12,7 @@ from gnunet.data.sources.image_folder import ARRAY_SUFFIXES, ImageFolder, is_ima
 from gnunet.data.sources.metadata import METADATA_FILES
 from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
 from gnunet.errors import DataError, did_you_mean_path
+from gnunet.files import packaged
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,11 @@ def open_source(source: str, split: str, **columns: Any) -> Source:
     Raises:
         DataError: there is no such source, split or column, or it cannot be read.
     """
-    path = _embedded_file() if source == NOTO_EMOJI else Path(source).expanduser()
+    path = packaged("assets/noto_emoji/noto_emoji.parquet") if source == NOTO_EMOJI else Path(source).expanduser()
+    if source == NOTO_EMOJI and not path.is_file():
+        raise DataError(
+            f"data.source: the embedded data set is not at {path}; reinstall gnunet, or give that of a copy"
+        )
     opened = _open_path(path, split)
     if opened is None:
         missing = f"{source!r} is not a file or folder (in {Path.cwd()}){did_you_mean_path(path)}"
@@ -79,13 +83,3 @@ def visible_files(folder: Path) -> list[Path]:
             paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
             files += [Path(path) for path in paths if os.path.isfile(path)]
     return sorted(files)
-
-
-def _embedded_file() -> Path:
-    package = Path(gnunet.__file__).parent
-    # In the package once installed, at the repository's root in a checkout.
-    files = [folder / "assets" / "noto_emoji" / "noto_emoji.parquet" for folder in (package, package.parent)]
-    if found := next((file for file in files if file.is_file()), None):
-        return found
-    missing = f"the embedded data set is neither at {files[0]} nor at {files[1]}"
-    raise DataError(f"data.source: {missing}; reinstall gnunet, or give the path of a copy of noto_emoji.parquet")
