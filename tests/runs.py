@@ -20,6 +20,10 @@ from gnunet.training.session import Session
 ROOT = Path(__file__).parents[1]
 FINAL = "checkpoints/000000064"
 """The last checkpoint of a tiny run."""
+LITTLE = ["--sampling.num_inference_steps", "1", "--sampling.num_images", "1", "--validation.num_examples", "4"]
+"""For runs whose grids and validation losses no test looks at."""
+SHORT = [*LITTLE, "--train.total_images", "16"]
+"""For runs that are only to have a checkpoint."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
             "--rdzv_endpoint", "localhost:0"]  # fmt: skip
 """Two processes; the endpoint lets the system choose a port."""

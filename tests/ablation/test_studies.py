@@ -30,14 +30,18 @@ def test_it_has_every_kind(name):
     assert {trial.config.model.norm.kind for trial in plan.trials or plan.tuning_trials} == set(NORMS)
 
 
+SMALLEST = """--data.resolution 8 --model.block_out_channels [8] --model.attention_head_dim 8
+--model.down_block_types [AttnDownBlock2D] --model.up_block_types [AttnUpBlock2D] --train.total_images 32
+--train.validate_every 0 --validation.num_examples 4 --validation.num_bins 2 --sampling.num_inference_steps 1
+--sampling.num_images 1"""
+
+
 @pytest.mark.slow
 def test_the_smoke_study_runs_and_is_reported(tmp_path, monkeypatch, capfd):
     """At a smaller size; every kind trains to its end."""
     monkeypatch.chdir(tmp_path)
-    flags = ["--train.total_images", "32", "--train.validate_every", "0", "--validation.num_examples", "16"]
-    flags += ["--sampling.num_inference_steps", "1", "--sampling.num_images", "1"]
     for more in (["--jobs", "1"], ["--report"]):
-        status = ablate.main([str(ROOT / "configs/ablations/smoke.yaml"), "--folder", "out", *flags, *more])
+        status = ablate.main([str(ROOT / "configs/ablations/smoke.yaml"), "--folder", "out", *SMALLEST.split(), *more])
         assert status == 0, capfd.readouterr()
     records = read_records(tmp_path / "out")
     assert len(records) == len(NORMS)
