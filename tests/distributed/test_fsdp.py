@@ -23,10 +23,12 @@ from gnunet.errors import CheckpointError, ConfigError
 from gnunet.models import UNet2D
 from gnunet.training import StepInfo
 from gnunet.training.session import Session
-from tests.runs import FINAL, ROOT, SHARDED, assert_same_run, read_log, to_device_with
+from tests.runs import ROOT, SHARDED, assert_same_run, read_log, to_device_with
 
 FLAGS = ["--train.sample_every", "0", "--train.validate_every", "32", "--train.log_every", "8"]
 LAUNCHES = {**SHARDED, "ddp": {}}
+SHORT = ["--train.total_images", "40"]
+FINAL = "checkpoints/000000040"
 
 
 def launched(rank: int, kind: str, stop_at: int | None = None) -> Callable[[StepInfo], None]:
@@ -36,7 +38,7 @@ def launched(rank: int, kind: str, stop_at: int | None = None) -> Callable[[Step
 
 
 def assert_same_curve(run: Path, other: Path) -> None:
-    """To the rounding of sums in another order, which 8 steps of these runs raise to less than 1e-5."""
+    """To the rounding of sums in another order, which the steps of these runs raise to less than 1e-5."""
     for line, theirs in zip(read_log(run), read_log(other), strict=True):
         assert line.keys() == theirs.keys()
         for name in line.keys() & {"loss", "grad_norm", "validation_loss"}:
@@ -50,47 +52,52 @@ def joined(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "other"), [("fsdp", "zero2"), ("zero2", "fsdp")])
-def test_sharded_runs_match_ddp_and_any_launch_resumes_them(tiny, run_ranks, tmp_path, kind, other):
-    run_ranks(2, tiny("whole", *FLAGS))
-    run_ranks(2, tiny("sharded", *FLAGS), launched, kind)
-    assert_same_curve(tmp_path / "sharded", tmp_path / "whole")
-
-    # No file holds a model, and together they hold it once.
+def test_sharded_runs_match_ddp_and_any_launch_resumes_them(tiny, run_ranks, tmp_path):
+    run_ranks(2, tiny("whole", *FLAGS, *SHORT))
     sizes = {name: (tmp_path / "whole" / FINAL / f"{name}.safetensors").stat().st_size for name in TENSOR_FILES}
-    for name, size in sizes.items():
-        for number in range(2):
-            part = tmp_path / "sharded" / FINAL / file_name(name, ShardId(number, 2))
-            assert part.stat().st_size < 0.6 * size
-    for name in ("model", "ema"):
-        whole = load_file(tmp_path / "whole" / FINAL / f"{name}.safetensors")
-        parts = joined(tmp_path / "sharded" / FINAL, name)
-        assert whole.keys() == parts.keys()
-        for key, value in whole.items():
-            # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
-            torch.testing.assert_close(parts[key], value, rtol=0, atol=1e-4)
+    for kind in SHARDED:
+        run_ranks(2, tiny(kind, *FLAGS, *SHORT), launched, kind)
+        assert_same_curve(tmp_path / kind, tmp_path / "whole")
+        # No file holds a model, and together they hold it once.
+        for name, size in sizes.items():
+            for number in range(2):
+                part = tmp_path / kind / FINAL / file_name(name, ShardId(number, 2))
+                assert part.stat().st_size < 0.6 * size
+        for name in ("model", "ema"):
+            whole = load_file(tmp_path / "whole" / FINAL / f"{name}.safetensors")
+            parts = joined(tmp_path / kind / FINAL, name)
+            assert whole.keys() == parts.keys()
+            for key, value in whole.items():
+                # Adam takes steps of the learning rate, 1e-3, in the direction of gradients however small.
+                torch.testing.assert_close(parts[key], value, rtol=0, atol=1e-4)
 
-    # Stopped at 32 images and resumed by other launches, each from the checkpoint of the one before.
-    run_ranks(2, tiny("moved", *FLAGS), launched, kind, 24, status=143)
-    for name, world, how in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("four", 4, other), ("two", 2, kind)):
+    # Stopped at 16 images and resumed by other launches; the last resumes what one process has written meanwhile.
+    run_ranks(2, tiny("moved", *FLAGS, *SHORT), launched, "fsdp", 8, status=143)
+    launches = {
+        "same": [(2, "fsdp", None)],
+        "ddp": [(2, "ddp", None)],
+        "four": [(4, "zero2", None)],
+        "back": [(1, "ddp", 24), (2, "zero2", None)],
+    }
+    for name, parts in launches.items():
         shutil.copytree(tmp_path / "moved", tmp_path / name)
-        said = run_ranks(world, tiny(name, *FLAGS), launched, how)[0]
-        assert "resuming" in said and "000000032" in said
+        for world, how, stop_at in parts:
+            said = run_ranks(world, tiny(name, *FLAGS, *SHORT), launched, how, stop_at, status=143 if stop_at else 0)[0]
+            assert "resuming" in said
+            newest = newest_checkpoint(tmp_path / name / "checkpoints")
+            assert newest.name == f"{stop_at + 8 if stop_at else 40:09d}"
+            assert (newest / file_name("model", ShardId(0, 1 if how == "ddp" else world))).is_file()
         assert_same_curve(tmp_path / name, tmp_path / "whole")
-        assert (tmp_path / name / FINAL / file_name("model", ShardId(0, 1 if how == "ddp" else world))).is_file()
         assert load_trained_model(tmp_path / name / "model").network.config.sample_size == 16
-    assert_same_run(tmp_path / "two", tmp_path / "sharded")
+    assert_same_run(tmp_path / "same", tmp_path / "fsdp")
+
     for name in [*checkpoint_files(2), "manifest.json"]:
         for damage in (Path.unlink, cut, flip):
-            whole = (file := tmp_path / "two" / FINAL / name).read_bytes()
+            whole = (file := tmp_path / "fsdp" / FINAL / name).read_bytes()
             damage(file)
-            assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000048", (name, damage)
+            assert newest_checkpoint(tmp_path / "fsdp/checkpoints").name == "000000024", (name, damage)
             file.write_bytes(whole)
-    assert newest_checkpoint(tmp_path / "two/checkpoints").name == "000000064"
-    run_ranks(4, tiny("back", *FLAGS), launched, kind, 16, status=143)
-    run_ranks(1, tiny("back", *FLAGS), launched, "ddp", 32, status=143)
-    run_ranks(2, tiny("back", *FLAGS), launched, kind)
-    assert_same_curve(tmp_path / "back", tmp_path / "whole")
+    assert newest_checkpoint(tmp_path / "fsdp/checkpoints").name == "000000040"
 
 
 def cut(file: Path) -> None:
@@ -143,17 +150,15 @@ VARIANTS = {
     "accumulation, bf16": (
         "--train.micro_batch_size", "2", "--train.mixed_precision", "bf16",
     ),
-    "gradient checkpointing, magnitudes brought back to 1, nothing clipped": (
+    "gradient checkpointing, magnitudes brought back to 1, nothing clipped, guidance in the grid, metrics of samples": (
         "--model.gradient_checkpointing", "true", "--model.norm.kind", "magnitude_preserving",
-        "--train.max_grad_norm", "null",
-    ),
-    "re-estimated running statistics, scalar parameters": (
-        "--model.norm.kind", "sync_batch", "--train.bn_update_batches", "3",
-        "--model.norm.overrides", "{decoder: {kind: derf}, middle: {kind: scaled_ws}}",
-    ),
-    "norms recomputed in the backward pass, classifier-free guidance in the grid, metrics of samples": (
-        "--model.activation_checkpointing", "norm", "--data.label_dropout", "0.5", "--sampling.guidance_scale", "2",
+        "--train.max_grad_norm", "null", "--data.label_dropout", "0.5", "--sampling.guidance_scale", "2",
         "--evaluate.every", "0", "--evaluate.num_images", "6", "--evaluate.metrics", "[kid_efficientnet_lite0]",
+    ),
+    "re-estimated running statistics, scalar parameters, norms recomputed in the backward pass": (
+        "--model.norm.kind", "sync_batch", "--train.bn_update_batches", "3",
+        "--model.activation_checkpointing", "norm", "--model.norm.overrides",
+        "{decoder: {kind: derf}, middle: {kind: scaled_ws}, encoder: {kind: group, groups: 4}}",
     ),
 }  # fmt: skip
 
@@ -161,7 +166,7 @@ VARIANTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants(tiny, run_ranks, tmp_path, variant):
-    flags = [*FLAGS, "--train.total_images", "32", *VARIANTS[variant]]
+    flags = [*FLAGS, "--train.total_images", "16", *VARIANTS[variant]]
     run_ranks(2, tiny("whole", *flags))
     for kind in SHARDED:
         run_ranks(2, tiny(kind, *flags), launched, kind)
@@ -178,15 +183,16 @@ def test_variants(tiny, run_ranks, tmp_path, variant):
             torch.testing.assert_close(average[name], value, rtol=0, atol=4e-3)
 
 
-def spoil(rank: int, kind: str, what: str) -> None:
-    """Once make an image of one process not a number, or its losses infinite, or only its gradients not numbers."""
+def spoil(rank: int, kind: str) -> None:
+    """On one process and once each: images that are not numbers, infinite losses, gradients that are not numbers."""
     launched(rank, kind)
+    faults = {12: "images", 28: "losses", 44: "gradients"}
 
     def act(session, batch, images):
-        if 20 not in batch["index"].tolist():
-            return
-        if what == "image":
+        what = next((fault for index, fault in faults.items() if index in batch["index"].tolist()), None)
+        if what == "images":
             images.fill_(math.nan)
+        if what in (None, "images"):
             return
         loss, own = session.process.loss, session.process.__dict__
 
@@ -203,41 +209,38 @@ def spoil(rank: int, kind: str, what: str) -> None:
     Session.to_device = to_device_with(act)
 
 
-@pytest.mark.parametrize("what", ["image", "losses", "gradients"])
-def test_what_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path, what):
+def test_what_is_not_finite_on_one_process_is_skipped_on_all(tiny, run_ranks, tmp_path):
     for kind in LAUNCHES:
-        run_ranks(2, tiny(kind, *FLAGS, "--train.total_images", "48"), spoil, kind, what)
+        run_ranks(2, tiny(kind, *FLAGS, "--train.total_images", "56"), spoil, kind)
         found = read_log(tmp_path / kind, "loss")
-        assert [line["images"] for line in found] == [8, 16, 32, 40, 48]  # a step without a loss has no line
-        assert [line["nonfinite"] for line in found] == [0, 0, 1, 1, 1]
+        assert [line["images"] for line in found] == [8, 24, 40, 56]  # a step without a loss has no line
+        assert [line["nonfinite"] for line in found] == [0, 1, 2, 3]
         assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in found)
     for kind in SHARDED:
         assert_same_curve(tmp_path / kind, tmp_path / "ddp")
 
 
-def refuse_the_disk(rank: int, kind: str) -> None:
-    """The second process cannot write its weights at 48 images."""
-    launched(rank, kind)
+def refuse_the_disk(rank: int) -> None:
+    """The second process cannot write its weights at 16 images."""
+    launched(rank, "fsdp")
     write = checkpoints.write_tensors
 
     def full(file, tensors, part):
-        if rank == 1 and "000000048" in str(file):
+        if rank == 1 and "000000016" in str(file):
             raise OSError(28, "No space left on device")
         write(file, tensors, part)
 
     checkpoints.write_tensors = full
 
 
-@pytest.mark.parametrize("kind", SHARDED)
-def test_one_process_that_cannot_write_stops_all_and_leaves_the_last_checkpoint(
-    tiny, start_ranks, run_ranks, tmp_path, kind
-):
-    ranks = start_ranks(2, tiny("run", *FLAGS), refuse_the_disk, kind)
+def test_one_process_that_cannot_write_stops_all_and_leaves_the_last_checkpoint(tiny, start_ranks, run_ranks, tmp_path):
+    config = tiny("run", *FLAGS, "--train.total_images", "24", "--train.checkpoint_every", "8")
+    ranks = start_ranks(2, config, refuse_the_disk)
     assert ranks.ended() == [2, 2]
     for said in ranks.said:
-        assert "checkpoint at 48 images" in said and "No space left on device" in said
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000024"]
-    assert "resuming" in run_ranks(2, tiny("run", *FLAGS), launched, kind)[0]
+        assert "checkpoint at 16 images" in said and "No space left on device" in said
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["000000008"]
+    assert "resuming" in run_ranks(2, config, launched, "fsdp")[0]
 
 
 @pytest.fixture

@@ -11,11 +11,14 @@ LOST = r"Connection (closed|reset|refused)|Broken pipe"
 
 def test_the_others_end_with_an_error_and_the_run_resumes(tiny, start_ranks, run_ranks, tmp_path):
     """One killed, the main one killed, one hung, found within train.timeout; the relaunch ends with the same bits."""
-    flags = ["--train.timeout", "20", "--train.sample_every", "0", "--train.validate_every", "0"]
+    flags = ["--train.sample_every", "0", "--train.validate_every", "0"]
+    flags += ["--train.total_images", "24", "--train.checkpoint_every", "8"]
     run_ranks(2, tiny("whole", *flags))
     fates = [("killed", 1, signal.SIGKILL), ("main", 0, signal.SIGKILL), ("hung", 1, signal.SIGSTOP)]
     for name, doomed, number in fates:
-        ranks, other = start_ranks(2, tiny(name, *flags), signal_in_step, doomed, 32, number), 1 - doomed
+        hangs = ["--train.timeout", "8"] if name == "hung" else []
+        ranks = start_ranks(2, tiny(name, *flags, *hangs), signal_in_step, doomed, 8, number)
+        other = 1 - doomed
         ranks[other].join(600)
         said = ranks.said[other]
         assert ranks[other].exitcode == 2, said

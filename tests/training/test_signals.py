@@ -8,72 +8,71 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from gnunet.__main__ import main
 from gnunet.checkpoint import checkpoint
 from gnunet.checkpoint.checkpoint import list_checkpoints, newest_checkpoint
 from gnunet.distributed import launch
 from gnunet.distributed import signals as stopping
 from gnunet.errors import ConfigError
 from gnunet.training import StepInfo, fit
-from tests.runs import ROOT, TORCHRUN, assert_same_run, program_environment, wait_until
+from tests.runs import ROOT, assert_same_run, program_environment, wait_until
 
-PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-import train
-# Once one process has ended, torch's agent sends the others SIGTERM: none may die of it before it has written its
-# status. While it trains, gnunet's own handling is in force.
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-try:
-    status = train.main(["train", *sys.argv[1:]])
-except SystemExit as stopped:
-    status = stopped.code
-Path("status-" + os.environ.get("RANK", "0")).write_text(str(status))
-sys.exit(status)
-"""
-"""train.py that writes down how it ends, since a launcher's own status does not say."""
 PR_GET_PDEATHSIG = 2
-LAUNCHERS = {
-    1: [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu.yaml")],
-    2: TORCHRUN,
-}
-"""The launchers of one and of two processes on CPUs."""
 ENDLESS = ["--train.total_images", "1000000", "--train.log_every", "8", "--train.checkpoint_every", "0",
            "--train.sample_every", "0", "--train.validate_every", "0"]  # fmt: skip
 
 
+def train_and_note_status(flags: list[str]) -> None:
+    """train.py in a process of a launch, which writes down how it ends: a launcher's own status does not say."""
+    number = os.environ.get("RANK", "0")
+    Path(f"process-{number}").write_text(str(os.getpid()))
+    # Once one process has ended, torch's agent sends the others SIGTERM: none may die of it before it has written its
+    # status. While it trains, gnunet's own handling is in force.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        status = main(["train", *flags])
+    except SystemExit as stopped:
+        status = stopped.code
+    Path(f"status-{number}").write_text(str(status))
+    sys.exit(status)
+
+
+def launch_two(flags: list[str]) -> int:
+    """What torchrun does, with processes that are forked, not started as programs."""
+    config = LaunchConfig(
+        1, 1, 2, run_id="none", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork"
+    )
+    elastic_launch(config, train_and_note_status)(flags)
+    return 0
+
+
+def trains(folder: Path) -> bool:
+    log = folder / "run/metrics.jsonl"
+    return log.exists() and log.read_text().count("\n") >= 2
+
+
 @pytest.fixture
-def launched(tiny_flags, tmp_path):
-    """Start an endless tiny run by a launcher as 1 or 2 processes; gives the launcher once it trains."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(root=str(ROOT)))
-    started = []
+def launched(tiny_flags, start_ranks, tmp_path):
+    """Launch an endless tiny run as two processes, and give their launcher once they train."""
+    ranks = start_ranks(1, partial(launch_two, tiny_flags("run", *ENDLESS)))
+    wait_until(lambda: trains(tmp_path), ranks[0].is_alive)
+    yield ranks
+    kill_all_in(tmp_path)
 
-    def start(processes: int) -> subprocess.Popen:
-        command = [*LAUNCHERS[processes], str(program), *tiny_flags("run", *ENDLESS)]
-        with (tmp_path / "said").open("w") as said:
-            launcher = subprocess.Popen(
-                command, cwd=tmp_path, env=program_environment(), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-                start_new_session=True,
-            )  # fmt: skip
-        started.append(launcher)
-        log = tmp_path / "run/metrics.jsonl"
-        wait_until(lambda: log.exists() and log.read_text().count("\n") >= 2, lambda: launcher.poll() is None)
-        return launcher
 
-    yield start
+def kill_all_in(folder: Path) -> None:
     for process in psutil.process_iter():  # of several sessions
         with contextlib.suppress(psutil.Error):
-            if process.cwd() == str(tmp_path):
+            if process.cwd() == str(folder):
                 process.kill()
-    for launcher in started:
-        launcher.communicate()
 
 
 def ended(folder: Path, names: list[str]) -> dict[str, str]:
@@ -84,32 +83,46 @@ def ended(folder: Path, names: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)], ids=str
-)
-def test_signal_to_the_launcher_stops_its_processes(launched, tmp_path, processes, number):
-    """Accelerate passes none on to its one process, and nobody passes on SIGKILL: the launcher's death is noticed."""
-    launched(processes).send_signal(number)
-    ranks = [str(rank) for rank in range(processes)]
-    assert ended(tmp_path, ranks) == dict.fromkeys(ranks, "143")
+def test_signal_to_accelerate_launch_stops_its_process(tiny_flags, tmp_path):
+    """It passes none on."""
+    program = tmp_path / "program.py"
+    module = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {__name__} import train_and_note_status"
+    program.write_text(f"{module}\ntrain_and_note_status(sys.argv[1:])\n")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(ROOT / "configs/accelerate/cpu.yaml"), str(program), *tiny_flags("run", *ENDLESS)]
+    with (tmp_path / "said").open("w") as said, subprocess.Popen(
+        command, cwd=tmp_path, env=program_environment(), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+        start_new_session=True,
+    ) as launcher:  # fmt: skip
+        try:
+            wait_until(lambda: trains(tmp_path), lambda: launcher.poll() is None)
+            launcher.terminate()
+            assert ended(tmp_path, ["0"]) == {"0": "143"}
+        finally:
+            kill_all_in(tmp_path)
     newest = newest_checkpoint(tmp_path / "run/checkpoints")
     assert f"stopped at {int(newest.name)} images" in (tmp_path / "said").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_signal_to_the_launcher_stops_its_processes(launched, tmp_path, number):
+    """Nobody passes on SIGKILL: the launcher's death is noticed."""
+    os.kill(launched[0].pid, number)
+    assert ended(tmp_path, ["0", "1"]) == {"0": "143", "1": "143"}
+    newest = newest_checkpoint(tmp_path / "run/checkpoints")
+    assert f"stopped at {int(newest.name)} images" in launched.said[0]
+
+
 @pytest.mark.parametrize(
     ("number", "status", "output"),
     [(signal.SIGINT, "130", "stopped at"), (signal.SIGKILL, "2", "another process of this run has ended")],
     ids=str,
 )
 def test_signal_to_one_of_two_processes_stops_both(launched, tmp_path, number, status, output):
-    launcher = launched(2)
-    children = psutil.Process(launcher.pid).children()
-    (rank_1,) = (child for child in children if child.environ().get("RANK") == "1")
-    rank_1.send_signal(number)
+    os.kill(int((tmp_path / "process-1").read_text()), number)
     assert ended(tmp_path, ["0"]) == {"0": status}
-    assert output in (tmp_path / "said").read_text()
-    assert launcher.wait(600) != 0
+    assert output in launched.said[0]
+    assert launched.ended() != [0]
 
 
 def parent_death_signal() -> int:
