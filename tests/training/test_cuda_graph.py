@@ -12,11 +12,11 @@ from gnunet.errors import ConfigError, DivergenceError
 from gnunet.training import cuda_graph, fit
 from gnunet.training.session import Session, build_session
 from gnunet.training.trainer import train_step
-from tests.runs import assert_same_run, fit_until, poisoned
+from tests.runs import LITTLE, assert_same_run, fit_until, poisoned
 
 ON, OFF = ["--train.cuda_graph", "auto"], ["--train.cuda_graph", "false"]
 READS_LATE = Session.reads_late
-LONG = ["--train.batch_size", "12", "--train.total_images", "96", "--train.log_every", "24",
+LONG = ["--train.batch_size", "12", "--train.total_images", "72", "--train.log_every", "24",
         "--train.checkpoint_every", "48"]  # fmt: skip
 
 
@@ -75,7 +75,10 @@ def fail(function, *, pool, stream):
     raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors")
 
 
-@pytest.fixture(params=[False, True], ids=["at_once", "late"])
+AT_ONCE, LATE = (pytest.param(late, id="late" if late else "at_once") for late in (False, True))
+
+
+@pytest.fixture(params=[AT_ONCE, LATE])
 def on_cpu(request, monkeypatch):
     """Graphs on the CPU; results are read at once, or one step late."""
     for owner, name in ((cuda_graph, "DEVICES"), (cuda_graph, "capture"), (Session, "reads_late")):
@@ -85,42 +88,44 @@ def on_cpu(request, monkeypatch):
 
 CASES = {
     "plain": [],
-    "accumulation": [*LONG, "--train.micro_batch_size", "4"],
-    "power": ["--train.ema_kind", "power", "--train.weight_decay", "0.1", "--train.max_grad_norm", "null"],
-    "dropout": [*LONG, "--train.micro_batch_size", "6", "--model.dropout", "0.3", "--diffusion.kind", "edm"],
+    "accumulation, weights normalized": [*LONG, "--train.micro_batch_size", "4", "--model.norm.kind", "weight_norm"],
+    "power, recompute": ["--train.ema_kind", "power", "--train.weight_decay", "0.1", "--train.max_grad_norm", "null",
+                         "--model.activation_checkpointing", "norm"],
+    "dropout, magnitudes": [*LONG, "--train.micro_batch_size", "6", "--model.dropout", "0.3", "--diffusion.kind", "edm",
+                            "--model.norm.kind", "magnitude_preserving"],
     "unlabelled": ["--data.class_conditional", "false", "--diffusion.kind", "ddpm", "--train.mixed_precision", "bf16"],
-    "batch": ["--model.norm.kind", "batch"],
     "precise": ["--model.norm.kind", "batch_renorm", "--train.bn_update_batches", "2"],
-    "weight_norm": ["--model.norm.kind", "weight_norm"],
-    "magnitude": ["--model.norm.kind", "magnitude_preserving"],
-    "recompute": ["--model.activation_checkpointing", "norm"],
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "on_cpu"),
+    [*((case, LATE) for case in CASES), ("plain", AT_ONCE), ("accumulation, weights normalized", AT_ONCE)],
+    indirect=["on_cpu"],
+)
 def test_graphs_do_not_change_a_run(tiny, tmp_path, on_cpu, monkeypatch, case):
     """Also after a skipped step among the replayed ones, which a checkpoint follows at once."""
     monkeypatch.setattr(Session, "to_device", poisoned({44, 49, 50}))
-    fit(tiny("without", *CASES[case], *OFF))
-    fit(tiny("with", *CASES[case], *ON))
+    fit(tiny("without", *LITTLE, *CASES[case], *OFF))
+    fit(tiny("with", *LITTLE, *CASES[case], *ON))
     assert "nonfinite_examples" in (tmp_path / "with/metrics.jsonl").read_text()
     assert_same_run(tmp_path / "with", tmp_path / "without")
 
 
 @pytest.mark.parametrize("micro", ["4", "2"])
 def test_graphs_do_not_change_a_run_of_two_processes(tiny, run_ranks, tmp_path, micro):
-    flags = ["--train.micro_batch_size", micro, "--model.norm.kind", "batch"]
+    flags = [*LITTLE, "--train.total_images", "40", "--train.micro_batch_size", micro, "--model.norm.kind", "batch"]
     run_ranks(2, tiny("without", *flags, *OFF))
     run_ranks(2, tiny("with", *flags, *ON), graphs_on_cpu, record, True)
     assert_same_run(tmp_path / "with", tmp_path / "without")
 
 
+@pytest.mark.parametrize("on_cpu", [LATE], indirect=True)
 @pytest.mark.parametrize("modes", [(ON, OFF), (OFF, ON)], ids=["on_then_off", "off_then_on"])
-def test_a_stopped_run_resumes_in_the_other_mode(tiny, tmp_path, on_cpu, modes):
-    fit(tiny("whole", *OFF))
+def test_a_stopped_run_resumes_in_the_other_mode(tiny, finished, tmp_path, on_cpu, modes):
     fit_until(32, tiny("run", *modes[0]))
     fit(tiny("run", *modes[1]))
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", finished)
 
 
 def test_a_stop_that_is_read_late_is_one_step_late(tiny, tmp_path, on_cpu):
@@ -136,40 +141,41 @@ def test_too_many_skipped_steps_end_a_run_as_without_graphs(tiny, on_cpu, monkey
     errors, said = [], []
     for name, mode in (("without", OFF), ("with", ON)):
         with pytest.raises(DivergenceError) as caught:
-            fit(tiny(name, *mode, "--train.max_nonfinite_steps", "2", "--train.log_every", "64"))
+            fit(tiny(name, *mode, *LITTLE, "--train.max_nonfinite_steps", "2", "--train.log_every", "64"))
         errors.append((str(caught.value), caught.value.images, caught.value.nonfinite))
         said.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")])
     assert errors[0] == errors[1] and errors[0][1:] == (40, 2)
     assert said[0] == said[1] and len(said[0]) == 2
 
 
-@pytest.mark.parametrize("name", ["first", "next", "clip", "update"])
-def test_a_capture_that_fails_changes_nothing(tiny, tmp_path, on_cpu, monkeypatch, caplog, name):
+@pytest.mark.parametrize("on_cpu", [LATE], indirect=True)
+def test_a_capture_that_fails_changes_nothing(tiny, tmp_path, on_cpu, monkeypatch, caplog):
     """The capture of a part fails after others were captured."""
-    flags = ["--train.micro_batch_size", "2"]
+    flags = [*LITTLE, "--train.total_images", "40", "--train.micro_batch_size", "2"]
     fit(tiny("without", *flags, *OFF))
-    captured = []
+    for number, name in enumerate(("first", "next", "clip", "update"), 1):
+        captured = []
 
-    def capture(function, *, pool, stream):
-        captured.append(function)
-        if len(captured) == ["first", "next", "clip", "update"].index(name) + 1:
-            fail(function, pool=pool, stream=stream)
-        return record(function, pool=pool, stream=stream)
+        def capture(function, *, pool, stream, captured=captured, number=number):
+            captured.append(function)
+            return (fail if len(captured) == number else record)(function, pool=pool, stream=stream)
 
-    monkeypatch.setattr(cuda_graph, "capture", capture)
-    with caplog.at_level("WARNING"):
-        fit(tiny("with", *flags, *ON))
-    [warning] = [record.message for record in caplog.records if "cuda_graph" in record.message]
-    assert "operation not permitted when stream is capturing" in warning
-    assert_same_run(tmp_path / "with", tmp_path / "without")
-    with pytest.raises(ConfigError, match="train.cuda_graph: given true"):
+        monkeypatch.setattr(cuda_graph, "capture", capture)
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            fit(tiny(name, *flags, *ON))
+        [warning] = [entry.message for entry in caplog.records if "cuda_graph" in entry.message]
+        assert "operation not permitted when stream is capturing" in warning
+        assert_same_run(tmp_path / name, tmp_path / "without")
         captured.clear()
-        fit(tiny("must", *flags, "--train.cuda_graph", "true"))
+        with pytest.raises(ConfigError, match="train.cuda_graph: given true"):
+            fit(tiny(f"must_{name}", *flags, "--train.cuda_graph", "true"))
 
 
 def test_a_capture_that_fails_on_one_process_is_given_up_on_all(tiny, run_ranks, tmp_path):
-    run_ranks(2, tiny("without", *OFF))
-    said = run_ranks(2, tiny("with", *ON), graphs_on_cpu, record, True, (1,))
+    flags = [*LITTLE, "--train.total_images", "40"]
+    run_ranks(2, tiny("without", *flags, *OFF))
+    said = run_ranks(2, tiny("with", *flags, *ON), graphs_on_cpu, record, True, (1,))
     assert [text.count("the step cannot be captured") for text in said] == [1, 0]
     assert_same_run(tmp_path / "with", tmp_path / "without")
     must = tiny("must", "--train.cuda_graph", "true")
@@ -198,7 +204,7 @@ def test_sync_batch_on_several_processes_is_rejected_or_trains_without_graphs(ti
     norm = ["--model.norm.overrides", "{encoder: {kind: sync_batch}}"]
     said = run_ranks(2, tiny("true", *norm, "--train.cuda_graph", "true"), graphs_on_cpu, status=2)
     assert all("train.cuda_graph: given true with sync_batch" in text for text in said)
-    run_ranks(2, tiny("auto", *norm, *ON, "--train.total_images", "48"), refuse_captures)
+    run_ranks(2, tiny("auto", *norm, *ON, *LITTLE, "--train.total_images", "32"), refuse_captures)
 
 
 def refuse_captures(rank: int) -> None:

@@ -1,6 +1,7 @@
 """Evaluation in training: what it writes, that signals and resuming change no bit of it, and the best checkpoint."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -13,7 +14,7 @@ from gnunet.distributed.signals import StopSignal
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import evaluation, fit, progress, trainer
 from gnunet.training.evaluation import update_best
-from tests.runs import FINAL, assert_same_run, fit_until, read_log
+from tests.runs import FINAL, LITTLE, assert_same_run, fit_until, read_log
 
 EXTRACTOR = """
 import torch
@@ -92,20 +93,21 @@ def test_evaluation_changes_nothing_of_the_training(evaluated, finished, tmp_pat
     assert [line for line in read_log(tmp_path / "with") if NAME not in line] == read_log(finished)
 
 
-@pytest.mark.parametrize(("what", "rounds"), [("training images", 1), ("samples", 1), ("samples", 3)])
-def test_stopped_in_an_evaluation_and_resumed_is_the_same_run(evaluated, tmp_path, monkeypatch, what, rounds):
+def test_stopped_in_an_evaluation_and_resumed_is_the_same_run(evaluated, tmp_path, monkeypatch):
     """In the reference's statistics; between the batches of the first evaluation; in the second one."""
-    best = ["--evaluate.monitor", NAME]
+    best = [*LITTLE, "--evaluate.monitor", NAME]
     fit(evaluated("whole", *best, "--data.cache_dir", str(tmp_path / "other_cache")))
-    with monkeypatch.context() as patch:
-        stop_after(patch, what, rounds)
-        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-            fit(evaluated("stopped", *best))
-    seen = 64 if rounds == 3 else 32
-    assert [line["images"] for line in read_log(tmp_path / "stopped", NAME)] == ([32] if seen == 64 else [])
-    assert not [line for line in read_log(tmp_path / "stopped") if line["images"] == seen]
-    fit(evaluated("stopped", *best))
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    for what, rounds in (("training images", 1), ("samples", 1), ("samples", 3)):
+        with monkeypatch.context() as patch:
+            stop_after(patch, what, rounds)
+            with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+                fit(evaluated("stopped", *best))
+        seen = 64 if rounds == 3 else 32
+        assert [line["images"] for line in read_log(tmp_path / "stopped", NAME)] == ([32] if seen == 64 else [])
+        assert not [line for line in read_log(tmp_path / "stopped") if line["images"] == seen]
+        fit(evaluated("stopped", *best))
+        assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+        shutil.rmtree(tmp_path / "stopped")
 
 
 def test_progress_is_shown(evaluated, monkeypatch, capsys):
@@ -146,7 +148,7 @@ def monitored(tiny, monkeypatch):
 
     monkeypatch.setattr(trainer, "validate", validate)
     flags = ["--evaluate.monitor", "validation_loss", "--train.validate_every", "8", "--train.keep_checkpoints", "1",
-             "--train.checkpoint_every", "0"]  # fmt: skip
+             "--train.checkpoint_every", "0", *LITTLE]  # fmt: skip
     return lambda name: tiny(name, *flags)
 
 
@@ -162,18 +164,18 @@ def test_best_checkpoint_is_kept_next_to_the_newest(monitored, tmp_path):
     assert load_trained_model(tmp_path / "run").name == "run-000000064"
 
 
-@pytest.mark.parametrize("seen", [24, 32, 56])
-def test_best_checkpoint_survives_resuming_from_the_newest(monitored, tmp_path, seen, capsys):
+def test_best_checkpoint_survives_resuming_from_the_newest(monitored, tmp_path, capsys):
     fit(monitored("whole"))
-    fit_until(seen, monitored("run"))
-    folder = tmp_path / "run" / "checkpoints"
-    best = max(i for i in (8, 24, 56) if i < seen)  # the signal comes before this validation
-    assert {path.name for path in list_checkpoints(folder)} == {f"{i:09d}" for i in (best, seen)}
-    (folder / "best").unlink()  # as if the machine had crashed before it was written
-    fit(monitored("run"))
-    assert f"resuming {folder / f'{seen:09d}'}" in capsys.readouterr().out
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-    assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
+    for seen, best in ((32, 24), (56, 24)):  # the signal comes before the validation at 56, which gives the best
+        fit_until(seen, monitored("run"))
+        folder = tmp_path / "run" / "checkpoints"
+        assert {path.name for path in list_checkpoints(folder)} == {f"{i:09d}" for i in (best, seen)}
+        (folder / "best").unlink()  # as if the machine had crashed before it was written
+        fit(monitored("run"))
+        assert f"resuming {folder / f'{seen:09d}'}" in capsys.readouterr().out
+        assert_same_run(tmp_path / "run", tmp_path / "whole")
+        assert [path.name for path in list_checkpoints(folder)] == ["000000056", "000000064"]
+        shutil.rmtree(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from gnunet.config import EvaluateConfig
 from gnunet.errors import ConfigError
 from gnunet.training import fit
 from gnunet.training.evaluation import update_best
-from tests.runs import assert_same_run, contents, fit_until, read_log
+from tests.runs import LITTLE, assert_same_run, contents, fit_until, read_log
 
-CONSTANT = ["--train.lr_schedule", "constant", "--train.checkpoint_every", "32"]
+CONSTANT = ["--train.lr_schedule", "constant", "--train.checkpoint_every", "16", *LITTLE]
 RATE = "--train.learning_rate"
 
 
@@ -26,12 +26,12 @@ def changes(run: Path) -> list[tuple]:
 
 def test_a_finished_run_that_is_extended_is_the_longer_run(tiny, tmp_path, capsys):
     """To the bit, also where it is killed soon after; with the same schedule."""
-    flags = [*CONSTANT, "--train.total_images", "128"]
+    short, flags = [*CONSTANT, "--train.total_images", "32"], [*CONSTANT, "--train.total_images", "64"]
     fit(tiny("long", *flags))
-    fit(tiny("run", *CONSTANT))
-    fit(tiny("run", *CONSTANT))  # a finished run still says how to extend it
-    assert capsys.readouterr().out.count("--train.total_images 128") == 2
-    fit_until(72, tiny("run", *flags))
+    fit(tiny("run", *short))
+    fit(tiny("run", *short))  # a finished run still says how to extend it
+    assert capsys.readouterr().out.count("--train.total_images 64") == 2
+    fit_until(40, tiny("run", *flags))
     fit(tiny("run", *flags, "--train.keep_checkpoints", "2"))
     assert changes(tmp_path / "run") == []
     assert_same_run(tmp_path / "run", tmp_path / "long")
@@ -54,9 +54,9 @@ def test_fewer_images_than_seen_are_rejected_by_the_key(tiny, run):
 
 def test_a_changed_learning_rate_is_in_the_history_once_where_it_took_effect(tiny, tmp_path, capsys):
     """Another change was lost before: the run was killed before it wrote a checkpoint."""
-    fit_until(24, tiny("run"))  # before what is due at 32 is written
+    fit_until(24, tiny("run", *LITTLE))  # before what is due at 32 is written
     shutil.copytree(tmp_path / "run", tmp_path / "other")
-    fit(tiny("other", RATE, "2e-3"))
+    fit(tiny("other", *LITTLE, RATE, "2e-3"))
     assert f"{RATE[2:]} 0.001 -> 0.002" in capsys.readouterr().out
     assert changes(tmp_path / "other") == [(32, "train.learning_rate", 0.001, 0.002)]
 
@@ -65,9 +65,9 @@ def test_a_changed_learning_rate_is_in_the_history_once_where_it_took_effect(tin
             raise KeyError("killed")
 
     with pytest.raises(KeyError):
-        fit(tiny("run", RATE, "3e-3", "--train.checkpoint_every", "0"), kill)
+        fit(tiny("run", *LITTLE, RATE, "3e-3", "--train.checkpoint_every", "0"), kill)
     assert read_log(tmp_path / "run", "changes")
-    fit(tiny("run", RATE, "2e-3"))
+    fit(tiny("run", *LITTLE, RATE, "2e-3"))
     assert_same_run(tmp_path / "run", tmp_path / "other")
 
 

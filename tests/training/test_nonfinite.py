@@ -16,9 +16,9 @@ from gnunet.errors import DivergenceError
 from gnunet.training import StepInfo, fit, run_log
 from gnunet.training.session import Session, build_session
 from gnunet.training.trainer import train_step
-from tests.runs import FINAL, assert_same_run, fit_until, poisoned, read_log
+from tests.runs import FINAL, LITTLE, assert_same_run, fit_until, poisoned, read_log
 
-LATE = ["--train.log_every", "32", "--train.sample_every", "0", "--train.validate_every", "0"]
+LATE = ["--train.log_every", "32", "--train.sample_every", "0", "--train.validate_every", "0", *LITTLE]
 
 
 def poison(rank: int, what: str, value: float, folder: Path) -> Callable[[StepInfo], None]:
@@ -64,7 +64,7 @@ def test_one_process_spoils_a_step_and_all_skip_it(tiny, run_ranks, tmp_path, wh
 
 def test_a_weight_that_one_process_has_spoiled_ends_all_and_the_run_goes_on(tiny, run_ranks, tmp_path):
     """No step can be taken with it; the checkpoint from before has it whole."""
-    flags = [*LATE, "--train.checkpoint_every", "16"]
+    flags = [*LATE, "--train.checkpoint_every", "16", "--train.total_images", "40"]
     run_ranks(2, tiny("whole", *flags))
     config = tiny("run", *flags, "--train.max_nonfinite_steps", "4")
     said = run_ranks(2, config, poison, "weight", math.nan, tmp_path, status=2)
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_broken_weights_is_never_written(tiny, tmp_path):
         if step.images == 48:
             step.session.unet.conv_out.bias.data[0] = math.inf
 
-    flags = [*LATE, "--train.checkpoint_every", "24", "--sampling.num_images", "1"]
+    flags = [*LATE, "--train.checkpoint_every", "24"]
     fit(tiny("whole", *flags))
     with pytest.raises(DivergenceError, match="at 48 images"):
         fit(tiny("run", *flags), breaking)
