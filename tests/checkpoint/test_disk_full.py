@@ -58,25 +58,26 @@ def train_in_a_process(config: Config, output: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize(("every", "room"), [("8", 0.5), ("8", 3.5), ("0", 24), ("0", 32)], ids=str)
-def test_full_disk_loses_no_checkpoint(tiny, start_ranks, tmp_path, every, room):
+@pytest.mark.parametrize(("every", "rooms"), [("8", (0.5, 3.5)), ("0", (24, 32))], ids=["checkpoints", "others"])
+def test_full_disk_loses_no_checkpoint(tiny, start_ranks, tmp_path, every, rooms):
     """Full while writing the first or a later checkpoint or, before there are any, a log or a grid."""
     more = ["--train.log_every=8", "--train.sample_every=8", f"--train.checkpoint_every={every}"]
-    more += ["--train.keep_checkpoints=9"]
+    more += ["--train.keep_checkpoints=9", "--train.total_images=40", "--sampling.num_inference_steps=1"]
     fit(tiny("whole", *more))
-    checkpoint = sum(path.stat().st_size for path in (tmp_path / "whole/checkpoints/000000064").iterdir()) / 1024
-    room = int(room * (checkpoint if every == "8" else 1))
-    (tmp_path / "small").mkdir()
-    process = start_ranks(1, partial(train_in_a_small_folder, tiny("small/run", *more), room, tmp_path / "small"))
-    (status,) = process.ended()
-    if status == 77:
-        pytest.skip("a small file system cannot be mounted here")
-    assert status == 2, process.said
-    said = (tmp_path / "small/first.out").read_text()
-    assert "Traceback" not in said and "cannot be written" in said and "No space left" in said, said
-    for path in list_checkpoints(tmp_path / "small/left/checkpoints"):
-        verify_checkpoint(path)
-    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        ended, whole = (tmp_path / run / "checkpoints/000000064" / name for run in ("small/ended", "whole"))
-        assert ended.read_bytes() == whole.read_bytes()
-    assert (tmp_path / "small/ended/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    checkpoint = sum(path.stat().st_size for path in (tmp_path / "whole/checkpoints/000000040").iterdir()) / 1024
+    for room in rooms:
+        (small := tmp_path / f"small-{room}").mkdir()
+        kib = int(room * (checkpoint if every == "8" else 1))
+        process = start_ranks(1, partial(train_in_a_small_folder, tiny(f"{small.name}/run", *more), kib, small))
+        (status,) = process.ended()
+        if status == 77:
+            pytest.skip("a small file system cannot be mounted here")
+        assert status == 2, process.said
+        said = (small / "first.out").read_text()
+        assert "Traceback" not in said and "cannot be written" in said and "No space left" in said, said
+        for path in list_checkpoints(small / "left/checkpoints"):
+            verify_checkpoint(path)
+        for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
+            ended, whole = (folder / "checkpoints/000000040" / name for folder in (small / "ended", tmp_path / "whole"))
+            assert ended.read_bytes() == whole.read_bytes()
+        assert (small / "ended/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()

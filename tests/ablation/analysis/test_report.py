@@ -7,6 +7,8 @@ from gnunet.ablation.analysis.report import write_report
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.errors import ConfigError
 
+TUNING = "tuning: {key: train.learning_rate, values: [1e-3, 2e-3, 3e-3], seeds: [9]}\n"
+
 
 def worse(trial):
     """b is 10% worse than a at size 1, where one of its trials diverged; at size 2 one of its trials is missing."""
@@ -45,7 +47,7 @@ def rows(markdown, heading):
 
 class TestFiles:
     def test_are_complete_and_the_same_again(self, made_up, small_study):
-        study, plan, records, folder = made_up(small_study, worse)
+        study, plan, records, folder = made_up(small_study + TUNING, worse)
         stale = folder / "figures" / "of_an_earlier_report.png"
         stale.parent.mkdir()
         stale.touch()
@@ -61,7 +63,7 @@ class TestFiles:
         page, markdown = path.read_text(), (folder / "report.md").read_text()
         shown = set(re.findall(r"\]\((figures/[^)]+)\)", markdown))
         assert shown == {f"figures/{file.name}" for file in files if file.parent.name == "figures"}
-        assert {"figures/axis_size_validation_loss.svg", "figures/samples.png", "figures/pareto.svg"} <= shown
+        assert {f"figures/{name}" for name in ("axis_size_validation_loss.svg", "samples.png", "tuning.svg")} <= shown
         # One file: pictures are in the page, and nothing is loaded.
         assert page.count("<svg") == sum(name.endswith(".svg") for name in shown)
         links = re.findall(r'(?:src|href)="([^"]*)', page)
@@ -165,7 +167,7 @@ class TestWarnings:
         assert "One seed contains no information" in report(text, lambda trial: 0.1)
 
     def test_of_a_choice_at_the_end_of_the_values(self, report, small_study):
-        text = small_study + "tuning: {key: train.learning_rate, values: [1e-3, 2e-3, 3e-3], seeds: [9]}\n"
+        text = small_study + TUNING
         best = {"a": 0.002, "b": 0.003}
         markdown = report(text, lambda trial: abs(float(trial.tuned or 0) - best[trial.variant]) * 100)
         assert ": b: 1, b: 2." in markdown
