@@ -294,7 +294,7 @@ def trees(draw: st.DrawFn) -> Config:
         raise
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(trees())
 @example(load_config({"run_dir": "\x85"}))
 @example(load_config({"run_dir": "a\u2028b"}))

@@ -17,7 +17,7 @@ from gnunet.models import UNet2D
 from gnunet.training import fit
 from gnunet.training.init_from import fit_weights, load_initial_weights
 from gnunet.training.session import build_session
-from tests.runs import FINAL, SHARDED, assert_same_run, fit_until
+from tests.runs import FINAL, LITTLE, SHARDED, assert_same_run, fit_until
 
 SMALL = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
          "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}  # fmt: skip
@@ -42,7 +42,7 @@ def test_network_and_ema_start_with_the_weights(tiny, finished, weights, file):
 def test_a_run_that_has_begun_ignores_the_source_and_ends_with_the_same_bits(tiny, finished, tmp_path, capsys):
     """Killed before its first checkpoint it starts again; stopped later, it needs the source no more."""
     shutil.copytree(finished, source := tmp_path / "source")
-    flags = ["--init_from", str(source), "--seed", "5", "--train.checkpoint_every", "32"]
+    flags = ["--init_from", str(source), "--seed", "5", "--train.checkpoint_every", "32", *LITTLE]
     fit(tiny("whole", *flags))
 
     def kill(step):
@@ -67,7 +67,7 @@ def sharded(rank):
 
 def test_two_processes_start_with_the_same_weights(tiny, run_ranks, finished, tmp_path):
     """A learning rate that changes no bit shows them at the end."""
-    flags = ["--seed", "5", "--train.learning_rate", "1e-30", "--train.total_images", "8", "--sampling.num_images", "1"]
+    flags = ["--seed", "5", "--train.learning_rate", "1e-30", "--train.total_images", "8", *LITTLE]
     run_ranks(2, tiny("run", "--init_from", str(finished), *flags), sharded)
     source = load_trained_model(finished)
     for weights in ("ema", "raw"):
