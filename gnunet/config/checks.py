@@ -89,10 +89,9 @@ def _check_depth(config: Config) -> Iterator[ConfigIssue]:
 
     layers, levels = config.model.layers_per_block, len(config.model.block_out_channels)
     if layers * levels > MAX_ENCODER_LAYERS:
-        valid = f"an integer, above 0 and at most {MAX_ENCODER_LAYERS // levels}"
-        yield ConfigIssue.of(
-            "model.layers_per_block", layers, f"{valid} with {levels} levels of model.block_out_channels"
-        )
+        most = MAX_ENCODER_LAYERS // levels
+        valid = f"an integer, above 0 and at most {most} with {levels} levels of model.block_out_channels"
+        yield ConfigIssue.of("model.layers_per_block", layers, valid)
 
 
 def _check_resolution(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:
@@ -101,14 +100,12 @@ def _check_resolution(config: Config, reduction: int = 1) -> Iterator[ConfigIssu
     wrong = {name: side for name, side in zip(("height", "width"), config.data.size, strict=True) if side % factor}
     if wrong:
         nearest = {name: _nearest_multiples(side, factor) for name, side in wrong.items()}
-        if isinstance(resolution, int):
-            valid = f"a multiple of {factor}, for instance {nearest['height']}"
-        else:
-            listed = " and ".join(f"{name} {sides}" for name, sides in nearest.items())
-            valid = f"multiples of {factor}, for instance {listed}"
+        listed = " and ".join(f"{name} {sides}" for name, sides in nearest.items())
+        listed = nearest["height"] if isinstance(resolution, int) else listed
         halvings = f"{levels} levels of model.block_out_channels halve it {levels - 1} times"
         halvings += f" after data.autoencoder divides it by {reduction}" if reduction > 1 else ""
-        yield ConfigIssue.of("data.resolution", resolution, f"{valid} ({halvings})")
+        valid = f"multiples of {factor}, for instance {listed} ({halvings})"
+        yield ConfigIssue.of("data.resolution", resolution, valid)
 
 
 def _check_channels(config: Config) -> Iterator[ConfigIssue]:

@@ -95,12 +95,9 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     settings, model, train_set = config.evaluate, session.ema_model, session.train_set
     processes = Processes.of(accelerator)
 
-    def progress(what: str, total: int) -> Callable[[int], None]:
-        def show(done: int) -> None:
-            stop.check(accelerator)
-            display.progress(f"evaluating: {what}", done, total)
-
-        return show
+    def progress(what: str, total: int, done: int) -> None:
+        stop.check(accelerator)
+        display.progress(f"evaluating: {what}", done, total)
 
     metrics = chosen_metrics(settings)
     extractors = load_extractors(
@@ -108,11 +105,11 @@ def evaluate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     )
     scorer = Scorer(
         metrics, extractors, train_set.table, train_set.rows, cache_folder(config.data.cache_dir), processes=processes,
-        progress=progress("training images", len(train_set.rows)),
+        progress=partial(progress, "training images", len(train_set.rows)),
     )  # fmt: skip
     scores = scorer.score(
         sample_fn(model, accelerator, partial(stop.check, accelerator)), settings.num_images,
-        chunk=model.sampling.batch_size, progress=progress("samples", settings.num_images),
+        chunk=model.sampling.batch_size, progress=partial(progress, "samples", settings.num_images),
     )  # fmt: skip
     metadata = {
         "num_images": settings.num_images,
