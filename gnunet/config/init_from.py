@@ -37,7 +37,7 @@ def with_initial_model(sources: list[ConfigSource]) -> list[ConfigSource]:
         if lookup(values, KEY) != name:
             values = read_model_keys(find_model(name, "", "unet/"))
     except GnunetError as error:
-        raise ConfigError(f"train.init_from: given {name}: {error}; valid: {VALID}") from None
+        raise ConfigError(f"train.init_from: given {name}: {error}") from None
     keys = {key: values[key] for key in ("model", "diffusion") if key in values}
     if (resolution := lookup(values, ["data", "resolution"])) is not ABSENT:
         keys["data"] = {"resolution": resolution}
@@ -56,7 +56,7 @@ def read_model_keys(path: Path) -> dict[str, Any]:
 
     file = path / ("unet/config.json" if (path / "unet").is_dir() else "config.json")
     if not file.is_file():
-        raise ConfigError(f"{path}: holds no model")
+        raise ConfigError(f"{path}: holds no model; valid: {VALID}")
     config = {**{key: option.default for key, option in options_of(UNet2D).items()}, **read_json(file)}
     if config["center_input_sample"]:
         raise ConfigError(f"{file}: center_input_sample true given; valid: false")

@@ -29,11 +29,12 @@ def find_model(name: str, *folders: str) -> Path:
     if path.exists():
         return path
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.parent.is_dir():  # such as a misspelled run
-        hint = did_you_mean_path(path)
-        raise CheckpointError(f"{name}: no such path (in {os.getcwd()}){hint}, and no name of the Hugging Face hub")
+        valid = "a path, or OWNER/NAME of a model on the Hugging Face hub"
+        raise CheckpointError(f"{name}: no such path (in {os.getcwd()}){did_you_mean_path(path)}; valid: {valid}")
     from huggingface_hub import snapshot_download  # takes a second
 
-    files = ["*config.json", "config.yaml", "gnunet.json", *(f"{folder}{WEIGHTS}*.safetensors*" for folder in folders)]
+    files = [folder + file for folder in folders for file in ("config.json", f"{WEIGHTS}*.safetensors*")]
+    files += ["config.yaml", "gnunet.json", "*scheduler_config.json"]
     try:
         return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=["*.fp16.*"]))
     except Exception as error:  # of any of the libraries that it uses
