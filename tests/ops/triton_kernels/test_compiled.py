@@ -10,57 +10,59 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[3] / "scripts/benchmarks"
 PROGRAM = """
-import sys
+import json, sys
 import inspect_kernels
-if (wanted := sys.argv.pop(1)) != "all":
-    inspect_kernels.SHAPES = {name: inspect_kernels.SHAPES[name] for name in wanted.split("|")}
-inspect_kernels.main()
+shapes = inspect_kernels.SHAPES
+output, cases = sys.argv[1], json.loads(sys.argv[2])
+for i, (arch, dtype, center, wanted) in enumerate(cases):
+    inspect_kernels.SHAPES = {name: shapes[name] for name in wanted}
+    sys.argv[1:] = ["--backend", "triton", "--arch", arch, "--dtypes", dtype, "--center", center]
+    sys.argv += ["--output", f"{output}/{i}.json"]
+    inspect_kernels.main()
 """
-EACH_KERNEL = "a level of DDPM's U-Net|a wider one in a large batch|its lowest level|odd sizes"
-"""Shapes that launch each kernel; all of the script's are compiled once."""
+TENS = "groups of 10 channels, large"  # with channels last loads of two channels
+EACH_KERNEL = ("a wider one in a large batch", "its lowest level")
+"""Shapes that launch each kernel in both layouts: split, and in a single pass."""
+EACH_TILING = (
+    "its lowest level", TENS, "a group for each channel", "no spatial dimensions", "odd sizes",
+)  # fmt: skip
+"""Each kernel with and without channels and positions that fill its tiles, and where it takes the most registers."""
+CASES = [
+    ("80", "float16", "True", EACH_KERNEL),
+    ("90", "bfloat16", "True", EACH_TILING),
+    ("90", "bfloat16", "False", EACH_KERNEL),
+    ("100", "float32", "True", EACH_KERNEL),
+]
 PLAIN = ("odd sizes", "no spatial dimensions")  # shapes whose layout does not allow loads of 16 bytes
-TENS = ("groups of 10 channels", "groups of 10 channels, large")  # with channels last loads of two channels
 SMALL = ("bwd_combine_sums", "bwd_dweight_dbias")
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def run(command: list, cache: Path) -> str:
-    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parents[1])])
-    return subprocess.run(command, check=True, env=os.environ | environment, stdout=subprocess.PIPE, text=True).stdout
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arch", "dtype", "center", "shapes"),
-    [
-        (80, "float16", "True", EACH_KERNEL),
-        (90, "bfloat16", "True", "all"),
-        (90, "bfloat16", "False", EACH_KERNEL),
-        (100, "float32", "True", EACH_KERNEL),
-    ],
-    ids=["80-float16", "90-bfloat16", "90-bfloat16-rms", "100-float32"],
-)
-def test_no_spills_and_wide_loads(tmp_path, arch, dtype, center, shapes):
-    output = tmp_path / "resources.json"
-    command = [sys.executable, "-c", PROGRAM, shapes, "--backend", "triton"]
-    command += ["--arch", str(arch), "--dtypes", dtype, "--center", center, "--output", output]
-    run(command, tmp_path)
-    resources = json.loads(output.read_text())
+def test_no_spills_and_wide_loads(tmp_path):
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parents[1])])
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), json.dumps(CASES)]
+    subprocess.run(command, check=True, env=os.environ | environment, stdout=subprocess.PIPE)
+    for i, case in enumerate(CASES):
+        assert_no_spills_and_wide_loads(json.loads((tmp_path / f"{i}.json").read_text()), case)
+
+
+def assert_no_spills_and_wide_loads(resources: list[dict], case: tuple) -> None:
     kernels = {r["kernel"] for r in resources}
     assert kernels == {
         "fwd_single_pass", "fwd_partial_stats", "fwd_normalize",
         "bwd_single_pass", "bwd_partial_sums", "bwd_dx", *SMALL,
-    }  # fmt: skip
+    }, case  # fmt: skip
     for r in resources:
-        of = {key: r[key] for key in ("kernel", "shape", "layout", "dtype")}
+        of = (case[:3], *(r[key] for key in ("kernel", "shape", "layout")))
         assert r["stack"] == r["spills"] == 0, of
         assert 0 < r["registers"] <= 255, of
         if r["shape"] in PLAIN or r["kernel"] in SMALL:
             continue
         # Every byte of x (and dy) that a thread takes comes in a load as wide as can be; what is narrower reads tables.
         itemsize = ITEMSIZES[r["dtype"]]
-        width = 2 * itemsize if r["shape"] in TENS and r["layout"] == "channels_last" else 16
+        width = 2 * itemsize if r["shape"] == TENS and r["layout"] == "channels_last" else 16
         tile_bytes = r["tile"] * itemsize // (32 * r["warps"])
         tensors = 2 if r["kernel"].startswith("bwd") else 1
         assert r["loads"][str(width)] * width >= tensors * tile_bytes > 0, of
