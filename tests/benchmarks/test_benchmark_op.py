@@ -62,8 +62,8 @@ def test_every_case_is_checked_before_the_first_is_timed(run):
     assert all(case["results"]["gnunet"]["status"] == "right" for case in record["cases"])
     assert ["copy" in case["results"] for case in record["cases"]] == [True, False]
     assert record["not_run"] == [record["cases"][1]["label"]]
-    record = run("--shapes", *names, "--check_only")
-    assert len(record["cases"]) == 2 and record["not_run"] == [case["label"] for case in record["cases"]]
+    record = run("--shapes", names[0], "--check_only")
+    assert record["not_run"] == [case["label"] for case in record["cases"]] != []
 
 
 def test_what_is_wrong_or_fails_is_not_timed(run, monkeypatch):

@@ -14,21 +14,18 @@ import gnunet
 from gnunet.models import UNet2D
 
 
-def test_same_outputs_and_gradients(config, diffusers_model, inputs_for, run):
+def test_same_outputs_and_gradients_and_converted_back_the_same_model(config, diffusers_model, inputs_for, run):
     model = UNet2D.from_diffusers(diffusers_model)
     assert model.state_dict().keys() == diffusers_model.state_dict().keys()
-    expected, found = (run(m, inputs_for(config)) for m in (diffusers_model, model))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_conversion_back_gives_the_same_model(config, diffusers_model, inputs_for, run):
-    back = UNet2D.from_diffusers(diffusers_model).to_diffusers()
+    back = model.to_diffusers()
     assert type(back) is UNet2DModel
     weights = diffusers_model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in back.state_dict().items())
     assert all(value.is_contiguous() for value in back.state_dict().values())
     inputs = inputs_for(config)
-    assert torch.equal(back(**inputs).sample, diffusers_model(**inputs).sample)
+    expected, found = run(diffusers_model, inputs), run(model, inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(back(**inputs).sample, expected["output"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

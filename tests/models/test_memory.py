@@ -22,6 +22,13 @@ CIFAR10 = {
     "downsample_padding": 0,
 }
 DEFAULT64 = {"sample_size": 64}
+EACH_LAYER = {"up_block_types": ("UpBlock2D", "UpBlock2D"), "mid_block_type": None}
+ONE_LEVEL = {
+    "block_out_channels": (16,),
+    "down_block_types": ("AttnDownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "mid_block_type": None,
+}
 
 
 def saved_bytes(model, *args):
@@ -126,15 +133,18 @@ def test_share_of_diffusers_bytes_with_recompute(config, dtype, share):
 @pytest.mark.parametrize(("enabled", "mib"), [(False, 256), (True, 134)])
 def test_bytes_counted_in_a_real_forward_pass(enabled, mib):
     """diffusers keeps 381.6 MiB here; and what is counted on the meta device above is true."""
-    found = saved_bytes(recomputing(CIFAR10, enabled), torch.randn(8, 3, 32, 32), torch.arange(8))
+    found = 8 * saved_bytes(recomputing(CIFAR10, enabled), torch.randn(1, 3, 32, 32), torch.arange(1))
     assert found <= mib * MIB
     on_meta = bytes_on_cuda(lambda config: recomputing(config, enabled), CIFAR10)
     assert on_meta == pytest.approx(found, rel=1e-3)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_recompute_changes_memory_only(config, assert_recompute_changes_memory_only, training):
-    assert_recompute_changes_memory_only({**config, "dropout": 0.2}, training=training, share=0.7)
+def test_recompute_changes_memory_only(config, assert_recompute_changes_memory_only):
+    assert_recompute_changes_memory_only({**config, "dropout": 0.2}, share=0.7)
+
+
+def test_recompute_in_evaluation(small_config, assert_recompute_changes_memory_only):
+    assert_recompute_changes_memory_only({**small_config, "dropout": 0.2}, training=False, share=0.7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -159,9 +169,9 @@ def test_recompute_with_each_kind_of_norm(small_config, assert_recompute_changes
     assert_recompute_changes_memory_only({**small_config, "norm": norm}, share=share)
 
 
-@pytest.mark.parametrize("enabled", [False, True])
-def test_gradient_checkpointing_changes_memory_only(config, inputs_for, run, enabled):
-    model, inputs = recomputing(config, enabled), inputs_for(config)
+def test_gradient_checkpointing_changes_memory_only(config, inputs_for, run):
+    """Around layers that recompute; models/test_norms.py has it by itself."""
+    model, inputs = recomputing(config), inputs_for(config)
     plain, plain_bytes = run(model, inputs), saved_bytes(model, *inputs.values())
     model.enable_gradient_checkpointing()
     assert_same(run(model, inputs), plain)
@@ -177,21 +187,21 @@ def test_dropout_of_zero_saves_nothing(small_config, inputs_for, enabled):
     assert saved_bytes(recomputing({**small_config, "dropout": 0.1}, enabled).train(), *inputs) > training
 
 
-@pytest.mark.parametrize(
-    ("recompute", "checkpointing"), [(False, False), (True, False), pytest.param(True, True, marks=pytest.mark.slow)]
-)
-def test_compiles_without_a_graph_break(small_config, inputs_for, run, recompute, checkpointing):
-    """Forward and backward as the compiler traces them; training/test_compile.py tests inductor's code."""
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiles_without_a_graph_break(small_config, inputs_for, run, checkpointing):
+    """Forward and backward as the compiler traces them; training/test_compile.py tests inductor's code, and
+    models/test_norms.py has what is not recomputed."""
     torch.compiler.reset()
-    model, inputs = recomputing(small_config, enabled=False), inputs_for(small_config)
+    config = {**small_config, **(ONE_LEVEL if checkpointing else EACH_LAYER)}
+    model, inputs = recomputing(config, enabled=False), inputs_for(config)
     expected, plain_bytes = run(model, inputs), saved_bytes(model, *inputs.values())
-    model.enable_recompute(recompute)
+    model.enable_recompute()
     if checkpointing:
         model.enable_gradient_checkpointing()
     model.compile(fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(model, inputs), expected, rtol=1e-4, atol=1e-5)
-    if recompute:
-        assert saved_bytes(model, *inputs.values()) < 0.7 * plain_bytes
+    assert saved_bytes(model, *inputs.values()) < 0.7 * plain_bytes
 
 
 def test_recompute_under_ddp(small_config, inputs_for, run):

@@ -14,14 +14,6 @@ VARIANTS = {
     "hybrid": {"kind": "scaled_ws", "overrides": {"encoder": {"kind": "batch"}, "8": {"kind": "pixel"}}},
 }
 EXACTLY = {"rtol": 0, "atol": 0}
-TINY = {
-    "sample_size": 16,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 4,
-}
 
 
 @pytest.fixture(params=VARIANTS)
@@ -34,9 +26,11 @@ def model_with(norm, config):
     return UNet2D(**config, norm=norm)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_trains_in_float32_and_channels_last(small_config, inputs_for, run, not_channels_last, norm, training):
-    model = model_with(norm, small_config).train(training)
+@pytest.mark.parametrize(
+    ("name", "training"), [*((name, True) for name in VARIANTS), ("batch", False), ("switchable", False)]
+)
+def test_trains_in_float32_and_channels_last(small_config, inputs_for, run, not_channels_last, name, training):
+    model = model_with(VARIANTS[name], small_config).train(training)
     others = not_channels_last(model)
     results = run(model, inputs_for(small_config))
     assert results.keys() == {"output", "sample", *(name for name, _ in model.named_parameters())}
@@ -69,7 +63,6 @@ def test_saves_and_loads(small_config, inputs_for, norm, tmp_path):
     assert loaded.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), **EXACTLY)
     assert torch.equal(loaded(**inputs).sample, model(**inputs).sample)
-    assert UNet2D.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_gradient_checkpointing_changes_nothing(small_config, inputs_for, run, norm):
@@ -94,13 +87,17 @@ def test_gradient_checkpointing_with_batch_renorm_is_an_error(small_config, norm
         UNet2D(**small_config, norm=norm).enable_gradient_checkpointing()
 
 
-@pytest.mark.parametrize("name", ["batch_renorm", "noise_levels", "separate_skip_norm", "hybrid"])
-def test_compiles_without_a_graph_break(inputs_for, run, name):
+def test_compiles_without_a_graph_break(small_config, inputs_for, run):
     """What is not a layer's alone; norms/test_formulas.py compiles a layer of every kind."""
     torch.compiler.reset()
-    one_level = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    config = TINY if name == "hybrid" else {**TINY, **one_level}
-    model, compiled = (model_with(VARIANTS[name], config) for _ in range(2))
+    overrides = {
+        "middle": {"kind": "pixel"},
+        "decoder": {"kind": "batch_renorm", "separate_skip_norm": True},
+        "out": {"kind": "batch", "noise_edges": [10, 50]},
+    }
+    one_level = {"block_out_channels": (16,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    norm, config = {"kind": "scaled_ws", "overrides": overrides}, {**small_config, **one_level}
+    model, compiled = (model_with(norm, config) for _ in range(2))
     compiled.compile(fullgraph=True, backend="aot_eager")
     inputs = inputs_for(config)
     torch.testing.assert_close(run(compiled, inputs), run(model, inputs), rtol=1e-4, atol=1e-5)
