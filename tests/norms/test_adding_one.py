@@ -30,7 +30,7 @@ except ConfigError as refusal:
 
 
 def test_one_file_and_two_lines(tmp_path):
-    shutil.copytree(ROOT / "gnunet", tmp_path / "gnunet", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "gnunet", tmp_path / "gnunet")
     readme = (ROOT / "gnunet/norms/README.md").read_text()
     section = readme[readme.index("## Adding one") :]
     file, code = re.search(r"`(gnunet/norms/\w+\.py)`:\n\n```python\n(.*?)```", section, re.DOTALL).groups()

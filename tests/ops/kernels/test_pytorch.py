@@ -10,8 +10,10 @@ BACKENDS = ["cuda", "triton"]
 ALL = ("weight", "bias", "add", "scale", "shift")
 
 
-@pytest.mark.parametrize(("given", "center"), [((), True), (("weight", "bias"), True), (ALL, True), (ALL, False)])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("given", "center", "layout"),
+    [((), True, "contiguous"), (ALL, True, "channels_last"), (ALL, False, "contiguous")],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(make_case, layout, given, center, backend):
     case = make_case((2, 6, 4, 5), 3, layout=layout, given=given, center=center, device=DEVICE)
