@@ -61,7 +61,7 @@ def draw_curves(metrics: Path, path: Path) -> None:
     draw.text((OVERSAMPLING * RIGHT, OVERSAMPLING * (HEIGHT - 10)), "images seen", "black", font, anchor="rb")
     for i, key in enumerate(curves):
         draw.text((OVERSAMPLING * (LEFT + 180 * i), OVERSAMPLING * 12), *CURVES[key], font)
-    write_picture(path, canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
+    write_picture(path, canvas.reduce(OVERSAMPLING))
 
 
 def is_number(value: Any) -> bool:
