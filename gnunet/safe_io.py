@@ -20,8 +20,7 @@ MAX_JSON_BYTES = 2**24
 MAX_YAML_BYTES = 2**18
 MAX_YAML_DEPTH = 16
 MAX_YAML_SCALARS = 4000
-MAX_YAML_SCALAR = 2048
-"""Characters of one value: Python refuses to print integers of more than 4300 digits."""
+MAX_YAML_SCALAR = 2048  # characters of one value: Python refuses to print integers of more than 4300 digits
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 

@@ -36,7 +36,7 @@ from gnunet.errors import run_cli  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["gnunet.ablation.worker"])  # which has all that training needs
+server.set_forkserver_preload(["gnunet.ablation.runner"])  # which has all that training needs
 
 TINY = """
 data: {resolution: 16, class_conditional: true, num_workers: 0, validation_images: 4}

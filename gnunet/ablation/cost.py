@@ -14,10 +14,8 @@ from gnunet.training.cuda_graph import WARM_UP_STEPS
 from gnunet.training.session import Session
 from gnunet.training.trainer import train_step
 
-REPEATS = 5
-"""Timings whose median is taken, after a warm-up."""
-GPU_CALLS = 10
-"""Calls of a norm layer in a timing on a GPU, which runs one while the next is queued."""
+REPEATS = 5  # timings whose median is taken, after a warm-up
+GPU_CALLS = 10  # calls of a norm layer in a timing on a GPU, which runs one while the next is queued
 
 
 def activation_memory_mib(session: Session) -> float:
@@ -37,10 +35,8 @@ class StepCost:
     """The cost of an optimizer step on this device."""
 
     seconds: float
-    norm_seconds: float | None
-    """Seconds in norm layers; None where torch.compile fuses them with other layers."""
-    peak_memory_mib: float | None
-    """On a GPU, including weights, EMA weights and optimizer; None on a CPU."""
+    norm_seconds: float | None  # seconds in norm layers; None where torch.compile fuses them with other layers
+    peak_memory_mib: float | None  # on a GPU, including weights, EMA weights and optimizer; None on a CPU
 
     @property
     def norm_share(self) -> float | None:

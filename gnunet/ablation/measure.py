@@ -24,10 +24,8 @@ REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decode
 STATISTICS_IMAGES, STATISTICS_BATCHES = 1024, 16
 """Fewest training images and batches that running statistics are re-estimated on; fewer images where the run has seen
 fewer."""
-MAX_NEAREST_SAMPLES = 256
-"""Samples whose nearest training images are found, from the first."""
-DIGITS = 7
-"""Significant digits of numbers computed in float32."""
+MAX_NEAREST_SAMPLES = 256  # samples whose nearest training images are found, from the first
+DIGITS = 7  # significant digits of numbers computed in float32
 
 
 def norm_kinds(network: UNet2D) -> list[str]:
@@ -102,7 +100,7 @@ def magnitudes(session: Session) -> dict[str, Any]:
     # A copy: its hooks and gradients end with it.
     val_set, network = session.val_set, copy.deepcopy(session.ema.model).eval().requires_grad_(True)
     layers = [InputStats(REGIONS[path.split(".")[0]], norm) for path, norm in network.norm_layers().items()]
-    edges, size = bin_edges(session), session.config.validation.batch_size
+    edges, size = session.config.validation.bin_edges, session.config.validation.batch_size
     rms: dict[str, list[float | None]] = {region: [] for region in REGIONS.values()}
     largest: dict[str, list[float | None]] = {region: [] for region in REGIONS.values()}
     gradient_norm: list[float | None] = []
@@ -174,12 +172,6 @@ def nearest(session: Session) -> dict[str, Any] | None:
         "distance_ratio": found.distance_ratio,
         "near_share": found.near_duplicate_rate,
     }
-
-
-def bin_edges(session: Session) -> list[float]:
-    """The ends of the validation set's bins of log-SNR, one more than there are bins."""
-    settings = session.config.validation
-    return np.linspace(settings.log_snr_min, settings.log_snr_max, settings.num_bins + 1).tolist()
 
 
 def rounded(values: Any) -> list[Any]:

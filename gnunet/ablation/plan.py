@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gnunet.ablation.overrides import StudyLayers
 from gnunet.ablation.records import metric_names, rank, record_path
@@ -21,8 +21,15 @@ from gnunet.errors import CheckpointError, ConfigError
 
 Setting = tuple[tuple[str, str], ...]
 """(axis, value) pairs, in the study's order of axes; empty where a variant crosses none."""
-Records = Mapping[str, Mapping[str, Any]]
-"""Records by the names of their trials."""
+Records = Mapping[str, Mapping[str, Any]]  # records by the names of their trials
+
+
+class Condition(NamedTuple):
+    """What is repeated over the seeds: a variant in a setting of the axes that it crosses."""
+
+    variant: str
+    setting: Setting
+
 
 KEYS_NOT_HASHED = ("run_dir", "data.cache_dir", "data.num_workers", "train.trackers")
 """Keys that do not affect the result of a trial; trials that differ in nothing else are one run."""
@@ -35,10 +42,12 @@ class Trial:
     variant: str
     setting: Setting
     seed: int
-    config: Config
-    """Resolved; the runner sets run_dir."""
-    tuned: str | None = None
-    """In a tuning trial, the value that it tries, as YAML."""
+    config: Config  # resolved; the runner sets run_dir
+    tuned: str | None = None  # in a tuning trial, the value that it tries, as YAML
+
+    @property
+    def condition(self) -> Condition:
+        return Condition(self.variant, self.setting)
 
     @property
     def name(self) -> str:
@@ -79,10 +88,10 @@ class Plan:
     trials: list[Trial] = field(default_factory=list)
     """The reported trials, by variant, setting and seed. Trials with the same configuration share a name and a run."""
     tuning_trials: list[Trial] = field(default_factory=list)
-    pending_tuning: list[tuple[str, Setting]] = field(default_factory=list)
-    """Variants in settings whose reported trials are unknown until their tuning is finished."""
-    chosen: dict[tuple[str, Setting], str] = field(default_factory=dict)
-    """The value that tuning has chosen for a variant in a setting, as YAML."""
+    pending_tuning: list[Condition] = field(default_factory=list)
+    """Conditions whose reported trials are unknown until their tuning is finished."""
+    chosen: dict[Condition, str] = field(default_factory=dict)
+    """The value that tuning has chosen for a condition, as YAML."""
 
 
 def make_plan(
@@ -150,11 +159,11 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
     groups = [trials(tuning.seeds, value, tuned=format_value(value)) for value in tuning.values]
     plan.tuning_trials.extend(itertools.chain(*groups))
     if any(trial.name not in records for group in groups for trial in group):
-        plan.pending_tuning.append((variant, setting))
+        plan.pending_tuning.append(Condition(variant, setting))
         return
     means = [math.fsum(rank(records[trial.name], tuning.metric) for trial in group) / len(group) for group in groups]
     best = tuning.values[means.index(min(means))]  # of equal ones the first
-    plan.chosen[variant, setting] = format_value(best)
+    plan.chosen[Condition(variant, setting)] = format_value(best)
     plan.trials.extend(trials(study.seeds, best))
 
 

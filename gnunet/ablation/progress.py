@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gnunet.ablation.plan import Plan, Records, Setting, Trial
+from gnunet.ablation.plan import Condition, Plan, Records, Trial
 from gnunet.ablation.records import metric_value, record_path
 from gnunet.ablation.study import Study
 from gnunet.checkpoint.jsonl import read_jsonl
+from gnunet.evaluation.report import print_all
 from gnunet.training.progress import format_duration
 
 
@@ -56,7 +57,7 @@ class TimeEstimate:
 
     @staticmethod
     def _keys(trial: Trial) -> list[tuple]:
-        return [(trial.variant, trial.setting), (trial.variant,), ()]
+        return [trial.condition, (trial.variant,), ()]
 
 
 class Display:
@@ -125,31 +126,30 @@ class Display:
 
 def print_plan(study: Study, plan: Plan, records: Records) -> None:
     """Print the chosen values and the number of finished trials of each variant in each setting, and the totals."""
-    groups: dict[tuple[str, Setting], list[Trial]] = {}
+    groups: dict[Condition, list[Trial]] = {}
     for trial in [*plan.tuning_trials, *plan.trials]:
-        groups.setdefault((trial.variant, trial.setting), []).append(trial)
+        groups.setdefault(trial.condition, []).append(trial)
     axes = [axis for axis in study.axes if any(axis in dict(setting) for _, setting in groups)]
     table = Table()
     for column in ("variant", *axes, *([study.tuning.key] if study.tuning else [])):
         table.add_column(column, no_wrap=True)
     for column in ("trials", "done", "diverged"):
         table.add_column(column, justify="right", no_wrap=True)
-    for (variant, setting), trials in groups.items():
-        chosen = [plan.chosen.get((variant, setting), "to be tuned")] if study.tuning else []
+    for condition, trials in groups.items():
+        chosen = [plan.chosen.get(condition, "to be tuned")] if study.tuning else []
         found = [records[trial.name] for trial in trials if trial.name in records]
         diverged = sum(record["outcome"] == "diverged" for record in found)
         numbers = (len(trials), len(found), diverged or "")
-        table.add_row(variant, *(dict(setting).get(axis, "") for axis in axes), *chosen, *map(str, numbers))
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
-    console.print(plan_summary(study, plan, records), markup=False)
+        values = (dict(condition.setting).get(axis, "") for axis in axes)
+        table.add_row(condition.variant, *values, *chosen, *map(str, numbers))
+    print_all(table, plan_summary(study, plan, records))
 
 
 def plan_summary(study: Study, plan: Plan, records: Records) -> str:
     """The number of trials: in all, shared, done, and to run."""
     trials = [*plan.tuning_trials, *plan.trials]
     names = {trial.name for trial in trials}
-    variants, conditions = {trial.variant for trial in trials}, {(trial.variant, trial.setting) for trial in trials}
+    variants, conditions = {trial.variant for trial in trials}, {trial.condition for trial in trials}
     parts = [f"{_count(variants, 'variant')}, {len(conditions)} with their settings, {_count(study.seeds, 'seed')}"]
     if study.tuning is not None:
         values, seeds = _count(study.tuning.values, "value"), _count(study.tuning.seeds, "seed")

@@ -66,22 +66,30 @@ def metric_names(config: Config) -> list[str]:
 def metric_value(record: Mapping[str, Any], name: str) -> float | None:
     """A metric of a complete trial by its name (see `metric_names`); None where it was not measured.
 
-    The validation losses are means over the bins of log-SNR of the mean error in each. `precise` and `batch` are
-    the plain one where no norm depends on the batch.
+    The validation losses are means over the bins of log-SNR of the mean error in each.
     """
     if record["outcome"] != "complete":
         return None
     if name in LOSSES:
-        errors = record["errors"][LOSSES[name]] or record["errors"]["running"]
-        if errors is None or None in errors:
+        errors, bank = errors_in(record, name), record["bank"]
+        if errors is None or not np.isfinite(errors).all():
             return None
-        bank = record["bank"]
-        return summarize(np.array(errors), np.array(bank["bins"]), len(bank["log_snr_edges"]) - 1).mean
+        return summarize(errors, np.array(bank["bins"]), len(bank["log_snr_edges"]) - 1).mean
     if name in NEAREST:
         return (record["nearest"] or {}).get(name.removeprefix("nearest_"))
     if name in TIMES:
         return record["times"][name]
     return record[name] if name == "saved_mib" else record["metrics"].get(name)
+
+
+def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
+    """The per-example errors of a validation loss, float64 (n,), NaN where infinite; None where they were not measured.
+
+    A network without batch-dependent norms has the same errors for all three losses.
+    """
+    errors = record["errors"] or {}
+    found = errors.get(LOSSES[loss]) or errors.get("running")
+    return None if found is None else np.array(found, np.float64)
 
 
 def rank(record: Mapping[str, Any], name: str) -> float:

@@ -1,46 +1,38 @@
-"""Runs the trials of a plan that have no record: in parallel, or one after another on all processes of a launch."""
+"""Runs the trials of a plan that have no record: in parallel, or one after another on all processes of a launch.
 
+In parallel each has a process of its own, with separate memory and output, which ends with the runner.
+"""
+
+import gc
+import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import torch
 
-from gnunet.ablation import worker
+from gnunet.ablation.cost import step_cost
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.progress import Display
 from gnunet.ablation.records import record_path
 from gnunet.ablation.trial import run_trial
-from gnunet.distributed.signals import StopSignal
+from gnunet.distributed.accelerator import make_accelerator
+from gnunet.distributed.signals import SIGNALS, StopSignal
 from gnunet.environment import num_cpus
-from gnunet.errors import GnunetError
+from gnunet.errors import GnunetError, run_cli
+from gnunet.training.session import build_session
 
-POLL = 0.5
-"""Seconds between updates of the display."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A trial that ended in an error; a divergence is a result, not a failure."""
-
-    trial: Trial
-    reason: str
-    log: Path | None
-    """File with its output; None where it printed to the runner's output."""
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """How a round of trials ended."""
-
-    failures: list[Failure]
-    signum: int | None = None
-    """The signal that stopped it."""
+POLL = 0.5  # seconds between updates of the display
+RunOutcome = tuple[list[str], int | None]
+"""What a round of trials ended with: a line for each that ended in an error (a divergence is a result, not a failure),
+and the signal that stopped it."""
 
 
 def pending_trials(trials: Iterable[Trial], folder: Path) -> list[Trial]:
@@ -62,57 +54,62 @@ def slots(jobs: int | None) -> list[str | None]:
     return [gpus[slot % len(gpus)] if gpus else None for slot in range(jobs)]
 
 
-class ParallelRunner:
-    """Runs each trial in a separate process, one at a time on each slot."""
+def fork_server() -> ForkServerContext:
+    """Start the server that trials are forked from, which has imported torch and gnunet, so that they start at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # The default check for GPUs initializes CUDA, which cannot be initialized again in a forked process.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    # A signal to the process group must not end the server, which reports the exit status of its processes.
+    resource_tracker.ensure_running()  # first, since it unblocks signals
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return context
 
-    def __init__(self, context: ForkServerContext, folder: Path, slots: Sequence[str | None], display: Display):
-        self.context, self.folder, self.display = context, folder, display
-        self.free = list(slots)
-        self.running: dict[ForkServerProcess, tuple[Trial, str | None, float]] = {}
 
-    def run(self, trials: Sequence[Trial]) -> RunOutcome:
-        """Run trials until they have records. After SIGINT or SIGTERM they write checkpoints and end."""
-        waiting, failures, stopping = list(trials), [], False
-        try:
-            with StopSignal() as stop, self.display:
-                while self.running or (waiting and stop.signum is None):
-                    if stop.signum is not None and not stopping:
-                        self.display.message("stopping: the running trials write their checkpoints")
-                        for process in self.running:
-                            process.terminate()
-                        stopping = True
-                    while waiting and self.free and not stopping:
-                        self._start(waiting.pop(0))
-                    ended = wait([process.sentinel for process in self.running], timeout=POLL)
-                    for process in [process for process in self.running if process.sentinel in ended]:
-                        failure = self._end(process, stopping=stopping)
-                        failures += [] if failure is None else [failure]
-                    self.display.update([trial for trial, _, _ in self.running.values()])
-        finally:
-            for process in self.running:  # after an error of the runner
-                process.kill()
-        return RunOutcome(failures, stop.signum)
+def run_parallel(
+    context: ForkServerContext, trials: Sequence[Trial], folder: Path, slots: Sequence[str | None], display: Display
+) -> RunOutcome:
+    """Run each trial in a separate process, one at a time on each slot, until they have records.
 
-    def _start(self, trial: Trial) -> None:
-        gpu = self.free.pop(0)
-        self.display.started(trial)
-        process = worker.start(self.context, trial, self.folder, gpu)
-        self.running[process] = trial, gpu, time.monotonic()
-
-    def _end(self, process: ForkServerProcess, *, stopping: bool) -> Failure | None:
-        """Free the slot of a process that ended; returns the failure, if it was one."""
-        process.join()
-        trial, gpu, start = self.running.pop(process)
-        self.free.append(gpu)
-        if record_path(self.folder, trial.name).exists():
-            self.display.finished(trial, time.monotonic() - start)
-            return None
-        if stopping:
-            return None
-        log = trial.run_dir(self.folder) / "log.txt"
-        reason = _reason(process.exitcode, log)
-        self.display.message(f"failed: {trial.title}: {reason}")
-        return Failure(trial, reason, log)
+    After SIGINT or SIGTERM the running ones write checkpoints and end.
+    """
+    waiting, free, failures, stopping = list(trials), list(slots), [], False
+    running: dict[ForkServerProcess, tuple[Trial, str | None, float]] = {}
+    try:
+        with StopSignal() as stop, display:
+            while running or (waiting and stop.signum is None):
+                if stop.signum is not None and not stopping:
+                    display.message("stopping: the running trials write their checkpoints")
+                    for process in running:
+                        process.terminate()
+                    stopping = True
+                while waiting and free and not stopping:
+                    trial, gpu, start = waiting.pop(0), free.pop(0), time.monotonic()
+                    display.started(trial)
+                    # Not a daemon: a trial may start loader processes.
+                    process = context.Process(target=_work, args=(trial, folder, gpu), name=trial.name, daemon=False)
+                    process.start()
+                    running[process] = trial, gpu, start
+                ended = wait([process.sentinel for process in running], timeout=POLL)
+                for process in [process for process in running if process.sentinel in ended]:
+                    process.join()
+                    trial, gpu, start = running.pop(process)
+                    free.append(gpu)
+                    if record_path(folder, trial.name).exists():
+                        display.finished(trial, time.monotonic() - start)
+                    elif not stopping:
+                        log = trial.run_dir(folder) / "log.txt"
+                        failures.append(f"failed: {trial.title}: {_reason(process.exitcode, log)} ({log})")
+                        display.message(failures[-1])
+                display.update([trial for trial, _, _ in running.values()])
+    finally:
+        for process in running:  # after an error of the runner
+            process.kill()
+    return failures, stop.signum
 
 
 def _reason(status: int, log: Path) -> str:
@@ -124,23 +121,72 @@ def _reason(status: int, log: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), f"ended with status {status}")
 
 
+def _work(trial: Trial, folder: Path, gpu: str | None) -> None:
+    _init_worker(trial.run_dir(folder), gpu)
+    sys.exit(run_cli(lambda: run_trial(trial, folder)))
+
+
+def probe(context: ForkServerContext, trial: Trial, folder: Path, gpu: str | None) -> float | None:
+    """Seconds per image of training, from a few steps; None where they fail, as the trial then will."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_probe, args=(trial, folder, gpu, theirs), daemon=False)
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        return None
+    finally:
+        process.kill()
+        process.join()
+
+
+def _probe(trial: Trial, folder: Path, gpu: str | None, connection: Connection) -> None:
+    _init_worker(trial.run_dir(folder), gpu)
+    config = trial.config.model_copy(update={"run_dir": str(trial.run_dir(folder))})
+    cost = step_cost(build_session(config, make_accelerator(config)))
+    connection.send(cost.seconds / config.train.batch_size)
+
+
+def _init_worker(run_dir: Path, gpu: str | None) -> None:
+    """Set up this process for a trial: session, signals, output, device."""
+    gc.freeze()  # what the server has imported stays, and a search for garbage through it takes a quarter of a second
+    os.setsid()  # Ctrl-C goes to the runner, which passes it on
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    log = os.open(run_dir / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+        stream.reconfigure(line_buffering=True)
+    os.close(log)
+    if gpu is None:
+        torch.set_num_threads(1)  # results depend on the number of threads
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+
+
+def _die_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os.killpg(0, signal.SIGKILL)  # with its loader processes
+
+
 def run_in_process(trials: Sequence[Trial], folder: Path, display: Display) -> RunOutcome:
     """Run trials one after another in this process; all processes of a launch call it together.
 
     A GnunetError is a failure of the trial. Other exceptions propagate, since they may be of one rank alone, for which
     the others would wait.
     """
-    failures = []
+    failures: list[str] = []
     for trial in trials:
         display.started(trial)
         start = time.monotonic()
         try:
             if status := run_trial(trial, folder):
-                return RunOutcome(failures, status - 128)
+                return failures, status - 128
         except GnunetError as error:
-            reason = str(error).splitlines()[0]
-            display.message(f"failed: {trial.title}: {reason}")
-            failures.append(Failure(trial, reason, None))
+            failures.append(f"failed: {trial.title}: {str(error).splitlines()[0]}")
+            display.message(failures[-1])
         else:
             display.finished(trial, time.monotonic() - start)
-    return RunOutcome(failures)
+    return failures, None

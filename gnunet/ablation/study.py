@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from gnunet.config import Config, Text
 from gnunet.config.merge import ConfigSource, issue_lines, merge_and_validate, raise_all
-from gnunet.config.schema import ConfigIssue, InvalidConfig, Section, ValidValues, find, join_or
+from gnunet.config.schema import ConfigIssue, Section, ValidValues, find, join_or
 from gnunet.config.yaml_io import format_value, load_yaml_file
 from gnunet.errors import ConfigError
 
@@ -53,8 +53,7 @@ Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 class Variant(Section):
     """One of the things that are compared."""
 
-    set: Overrides = {}
-    """What it changes in the base configuration."""
+    set: Overrides = {}  # what it changes in the base configuration
     axes: list[Text] | None = None
     """The axes that it crosses: null is all of them, an empty list is none (one trial for each seed)."""
 
@@ -62,21 +61,17 @@ class Variant(Section):
 class Axis(Section):
     """What is varied within variants."""
 
-    label: Text
-    """The axis title in figures."""
+    label: Text  # the axis title in figures
     scale: Literal["linear", "log", "category"] = "category"
     """How figures place the values; linear and log need numbers."""
     values: _by_name("a mapping from names of values to overrides, such as {2: {train.batch_size: 2}}", Overrides)
     """The values by name, in order, and what each changes in the configuration."""
 
-    @model_validator(mode="after")
-    def _has_numbers(self) -> "Axis":
-        if self.scale == "category":
-            return self
+    def issues(self) -> Iterator[ConfigIssue]:
         lowest, valid = (0.0, "numbers above 0") if self.scale == "log" else (-math.inf, "numbers")
-        if wrong := [name for name in self.values if not _to_float(name) > lowest]:
-            raise InvalidConfig([ConfigIssue.of("values", ", ".join(wrong), f"{valid} with scale {self.scale}")])
-        return self
+        wrong = [name for name in self.values if not _to_float(name) > lowest]
+        if wrong and self.scale != "category":
+            yield ConfigIssue.of("values", ", ".join(wrong), f"{valid} with scale {self.scale}")
 
 
 def _to_float(text: str) -> float:
@@ -89,12 +84,9 @@ def _to_float(text: str) -> float:
 class Tuning(Section):
     """A search over the values of one key, the same for every variant in every setting, before the reported trials."""
 
-    key: Text
-    """The key, for instance train.learning_rate."""
-    values: list[Any] = Field(min_length=1)
-    """The values that are tried."""
-    set: Overrides = {}
-    """Overrides of the tuning trials alone, for instance evaluate.every, which they may not need."""
+    key: Text  # the key, for instance train.learning_rate
+    values: list[Any] = Field(min_length=1)  # the values that are tried
+    set: Overrides = {}  # overrides of the tuning trials alone, for instance evaluate.every, which they may not need
     seeds: Seeds
     """Seeds of the tuning trials. They must differ from the study's: what is chosen on a seed is not reported on it."""
     metric: Text = "validation_loss"
@@ -105,78 +97,56 @@ class Tuning(Section):
 class Comparison(Section):
     """The expected order of two sets of trials."""
 
-    left: Selector
-    """Trials by variant and axis values."""
-    expect: Literal["higher", "lower", "same"]
-    """What the left is, compared with the right."""
-    right: Selector
-    """Trials by variant and axis values."""
+    left: Selector  # trials by variant and axis values
+    expect: Literal["higher", "lower", "same"]  # what the left is, compared with the right
+    right: Selector  # trials by variant and axis values
 
 
 class Hypothesis(Section):
     """A claim that the study tests; all its comparisons must hold."""
 
-    claim: Text
-    """The claim as a sentence."""
-    source: Text | None = None
-    """Where the claim is from."""
-    metric: Text = "validation_loss"
-    """The metric that is compared."""
+    claim: Text  # the claim as a sentence
+    source: Text | None = None  # where the claim is from
+    metric: Text = "validation_loss"  # the metric that is compared
     margin: float = Field(0.0, ge=0)
     """Smallest difference that counts, relative to the right side; `same` means within it."""
-    comparisons: list[Comparison] = Field(min_length=1)
-    """What is expected."""
+    comparisons: list[Comparison] = Field(min_length=1)  # what is expected
 
-    @model_validator(mode="after")
-    def _has_margin(self) -> "Hypothesis":
+    def issues(self) -> Iterator[ConfigIssue]:
         if self.margin == 0 and any(comparison.expect == "same" for comparison in self.comparisons):
-            raise InvalidConfig([ConfigIssue.of("margin", "0", "a number above 0 with expect: same")])
-        return self
+            yield ConfigIssue.of("margin", "0", "a number above 0 with expect: same")
 
 
 class Study(Section):
     """A study file."""
 
-    title: Text
-    """The title of the report."""
-    question: Text
-    """The question that the study asks, in a sentence or two."""
+    title: Text  # the title of the report
+    question: Text  # the question that the study asks, in a sentence or two
     config: Annotated[
         list[Text],
         BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
         ValidValues("a file or a list of files"),
     ] = []
     """Configuration files that every trial starts from, relative to the study file; later ones win."""
-    base: Overrides = {}
-    """What every trial changes in them, with nested or dotted keys."""
+    base: Overrides = {}  # what every trial changes in them, with nested or dotted keys
     budgets: _by_name("a mapping from names to overrides or files", Overrides | Text) | None = None
     """Sizes that the study can be run at: what each changes in the base, or a file of that, relative to the study
     file. The first is the default."""
-    seeds: Seeds = [0]
-    """Seeds of every variant in every setting."""
-    baseline: Text
-    """The variant that the others are compared with."""
+    seeds: Seeds = [0]  # seeds of every variant in every setting
+    baseline: Text  # the variant that the others are compared with
     variants: _by_name("a mapping from names to overrides, or to {set: overrides, axes: [axis, ...]}", Variant)
     """What is compared."""
     axes: Annotated[dict[str, Axis], BeforeValidator(_with_text_keys), ValidValues("a mapping from names to axes")] = {}
     """What is varied."""
-    tuning: Tuning | None = None
-    """A search over one key's values for every variant in every setting; null is none."""
-    hypotheses: list[Hypothesis] = []
-    """The claims that are tested."""
+    tuning: Tuning | None = None  # a search over one key's values for every variant in every setting; null is none
+    hypotheses: list[Hypothesis] = []  # the claims that are tested
 
     def axes_of(self, variant: str) -> list[str]:
         """The axes that a variant crosses, in the study's order."""
         crossed = self.variants[variant].axes
         return [axis for axis in self.axes if crossed is None or axis in crossed]
 
-    @model_validator(mode="after")
-    def _is_consistent(self) -> "Study":
-        if problems := [*self._name_problems(), *self._seed_problems(), *self._hypothesis_problems()]:
-            raise InvalidConfig(problems)
-        return self
-
-    def _name_problems(self) -> Iterator[ConfigIssue]:
+    def issues(self) -> Iterator[ConfigIssue]:
         if self.baseline not in self.variants:
             yield ConfigIssue.of("baseline", self.baseline, join_or(list(self.variants)))
         for name in {"variant", "arm"} & set(self.axes):
@@ -188,22 +158,15 @@ class Study(Section):
                 if axis not in self.axes:
                     valid = join_or(list(self.axes)) if self.axes else "none, since the study has no axes"
                     yield ConfigIssue.of("variants", f"axis {axis} in variant {name!r}", valid)
-
-    def _seed_problems(self) -> Iterator[ConfigIssue]:
         if len(set(self.seeds)) < len(self.seeds):
             yield ConfigIssue.of("seeds", format_value(self.seeds), "each seed once")
-        if self.tuning is None:
-            return
-        seeds = self.tuning.seeds
-        if set(seeds) & set(self.seeds) or len(set(seeds)) < len(seeds):
-            valid = f"each seed once, none of the study's seeds {format_value(self.seeds)}"
-            yield ConfigIssue.of("tuning.seeds", format_value(seeds), valid)
-        if find(Config, self.tuning.key) is None:
-            yield ConfigIssue.of(
-                "tuning.key", self.tuning.key, "a key of the configuration, such as train.learning_rate"
-            )
-
-    def _hypothesis_problems(self) -> Iterator[ConfigIssue]:
+        if self.tuning is not None:
+            seeds, key = self.tuning.seeds, self.tuning.key
+            if set(seeds) & set(self.seeds) or len(set(seeds)) < len(seeds):
+                valid = f"each seed once, none of the study's seeds {format_value(self.seeds)}"
+                yield ConfigIssue.of("tuning.seeds", format_value(seeds), valid)
+            if find(Config, key) is None:
+                yield ConfigIssue.of("tuning.key", key, "a key of the configuration, such as train.learning_rate")
         for hypothesis in self.hypotheses:
             for comparison in hypothesis.comparisons:
                 for side in ("left", "right"):

@@ -2,55 +2,42 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from gnunet.ablation import worker
 from gnunet.ablation.plan import Plan, budget_of, check_records, make_plan
 from gnunet.ablation.progress import Display, TimeEstimate, print_plan
 from gnunet.ablation.records import read_records
-from gnunet.ablation.runner import Failure, ParallelRunner, pending_trials, run_in_process, slots
-from gnunet.ablation.study import Study, load_study
+from gnunet.ablation.runner import fork_server, pending_trials, probe, run_in_process, run_parallel, slots
+from gnunet.ablation.study import load_study
 from gnunet.checkpoint.run_dir import RunLock
 from gnunet.distributed import fsdp
 from gnunet.distributed.launch import is_distributed_launch
 from gnunet.errors import ConfigError
+from gnunet.evaluation.report import print_all
 from gnunet.training.progress import format_duration
 
 
-@dataclass(frozen=True)
 class StudyRunner:
-    """A study at a budget, and the folder of its records."""
+    """A study at a budget, and the folder of its records; ConfigError if the file or the budget is not valid.
 
-    study: Study
-    path: Path
-    budget: str | None
-    folder: Path
-    only: Sequence[str] = ()
-    flags: Mapping[str, Any] = field(default_factory=dict)
+    Args:
+        path: the study file.
+        budget: None is the study's first, if it has any.
+        folder: None is runs/ablations/STUDY[-BUDGET].
+        only: the variants to run; empty is all.
+        flags: overrides of the configuration from the command line, as a nested mapping.
+    """
 
-    @classmethod
-    def open(
-        cls, path: Path, *, budget: str | None, folder: Path | None, only: Sequence[str], flags: Mapping[str, Any]
-    ) -> "StudyRunner":
-        """Read a study; raises ConfigError if the file or the budget is not valid.
-
-        Args:
-            budget: None is the study's first, if it has any.
-            folder: None is runs/ablations/STUDY[-BUDGET].
-            only: the variants to run; empty is all.
-            flags: overrides of the configuration from the command line, as a nested mapping.
-        """
-        study = load_study(path)
-        budget = budget_of(study, budget)
-        name = path.stem if budget is None else f"{path.stem}-{budget}"
-        return cls(study, path, budget, folder or Path("runs/ablations") / name, only, flags)
+    def __init__(
+        self, path: Path, *, budget: str | None, folder: Path | None, only: Sequence[str], flags: Mapping[str, Any]
+    ):
+        self.study, self.path, self.only, self.flags = load_study(path), path, only, flags
+        self.budget = budget_of(self.study, budget)
+        name = path.stem if self.budget is None else f"{path.stem}-{self.budget}"
+        self.folder = folder or Path("runs/ablations") / name
 
     def plan(self, *, processes: int | None = None) -> tuple[Plan, dict[str, dict[str, Any]]]:
         """The trials that are known so far, and the existing records.
@@ -82,7 +69,7 @@ class StudyRunner:
         if is_distributed_launch():
             places, context = [None], None
         else:
-            places, context = slots(jobs), worker.context()
+            places, context = slots(jobs), fork_server()
             if estimate.source is None:
                 estimate.probed = self._probe(plan, context, places[0])
         if _is_main():
@@ -90,27 +77,32 @@ class StudyRunner:
             _print(self._expected_time(plan, estimate, len(places)))
         if dry_run:
             return 0
-        with self._lock():
+        lock = RunLock(self.folder, "--folder")
+        try:
+            if _is_main():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
             return self._run(estimate, places, context)
+        finally:
+            lock.release()
 
     def _run(self, estimate: TimeEstimate, places: list[str | None], context: ForkServerContext | None) -> int:
         """Run the trials without a record: first those of tuning, then the reported ones."""
-        failures: list[Failure] = []
+        failures: list[str] = []
         for stage in ("tuning_trials", "trials"):
             plan, _ = self.plan()  # tuning decides the reported trials
             if not (trials := pending_trials(getattr(plan, stage), self.folder)):
                 continue
             display = Display(trials, self.folder, estimate, at_a_time=len(places), enabled=_is_main())
             if context is None:
-                outcome = run_in_process(trials, self.folder, display)
+                failed, signum = run_in_process(trials, self.folder, display)
             else:
-                outcome = ParallelRunner(context, self.folder, places, display).run(trials)
-            failures += outcome.failures
-            if outcome.signum is not None:
+                failed, signum = run_parallel(context, trials, self.folder, places, display)
+            failures += failed
+            if signum is not None:
                 _print("stopped; the same command resumes")
-                return 128 + outcome.signum
-        for failure in failures:
-            _print(f"failed: {failure.trial.title}: {failure.reason}" + (f" ({failure.log})" if failure.log else ""))
+                return 128 + signum
+        _print(*failures)
         if plan.pending_tuning:
             _print(f"not run: the reported trials of {len(plan.pending_tuning)} settings, whose tuning is not complete")
         return 1 if failures else 0
@@ -120,12 +112,12 @@ class StudyRunner:
         trials = [*plan.trials, *plan.tuning_trials]
         trial = next((trial for trial in trials if trial.variant == self.study.baseline), trials[0])
         with tempfile.TemporaryDirectory() as folder:
-            return worker.probe(context, trial, Path(folder), gpu)
+            return probe(context, trial, Path(folder), gpu)
 
     def _expected_time(self, plan: Plan, estimate: TimeEstimate, at_a_time: int) -> str:
         trials = pending_trials([*plan.tuning_trials, *plan.trials], self.folder)
         for condition in plan.pending_tuning:  # a reported trial takes as long as one of tuning
-            like = next(trial for trial in plan.tuning_trials if (trial.variant, trial.setting) == condition)
+            like = next(trial for trial in plan.tuning_trials if trial.condition == condition)
             trials += [like] * len(self.study.seeds)
         if not trials:
             return "nothing to run"
@@ -148,26 +140,12 @@ class StudyRunner:
         plan, records = self.plan()
         return write_report(self.study, plan, records, self.folder, name=self.path.stem, budget=self.budget)
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Keep other runners out of the folder."""
-        if not _is_main():
-            yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(self.folder, "--folder")
-        lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
 
 def _is_main() -> bool:
     """Whether this process prints and writes for all processes of a launch."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _print(text: str) -> None:
+def _print(*lines: str) -> None:
     if _is_main():
-        Console(highlight=False, soft_wrap=True).print(text, markup=False)
+        print_all(*lines)

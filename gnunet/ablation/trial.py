@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import resource
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -14,8 +15,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
 from gnunet.ablation.cost import StepCost, activation_memory_mib, step_cost
-from gnunet.ablation.history import times, training_history
-from gnunet.ablation.measure import bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
+from gnunet.ablation.measure import is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.records import FORMAT, write_record
 from gnunet.checkpoint.checkpoint import checkpoint_name, load_checkpoint, newest_checkpoint
@@ -28,10 +28,9 @@ from gnunet.files import atomic_write
 from gnunet.training import fit
 from gnunet.training.session import Session, build_session
 
-_GROUP_NUMBERS = itertools.count()
-"""Numbers of the process groups that this process has joined."""
-KEYS_NOT_RECORDED = {"run_dir": True, "data": {"cache_dir"}}
-"""Keys that a record omits: locations of files."""
+_GROUP_NUMBERS = itertools.count()  # numbers of the process groups that this process has joined
+CURVE = ("images", "loss", "grad_norm", "learning_rate")
+KEYS_NOT_RECORDED = {"run_dir": True, "data": {"cache_dir"}}  # keys that a record omits: locations of files
 UNMEASURED: dict[str, Any] = {
     "nearest": None,
     "magnitudes": None,
@@ -82,15 +81,30 @@ def run_trial(trial: Trial, folder: Path) -> int:
         at = diverged.images
         ended = {"outcome": "diverged", "diverged_at": at, "images": at, "nonfinite_steps": diverged.nonfinite}
         grid = None
-    measured = _measured(session) if ended["outcome"] == "complete" else UNMEASURED
-    cost = step_cost(session) if ended["outcome"] == "complete" else None  # last, since it trains further
+    measured, cost = UNMEASURED, None
+    if ended["outcome"] == "complete":
+        measured = {
+            # Before the errors, which re-estimate the running statistics of the EMA weights.
+            "nearest": nearest(session),
+            "magnitudes": magnitudes(session),
+            "errors": val_errors(session),
+            "saved_mib": activation_memory_mib(session),
+        }
+        cost = step_cost(session)  # last, since it trains further
     record = {
         "format": FORMAT,
         "cell": trial.name,
         "config": config.model_dump(exclude=KEYS_NOT_RECORDED),
         "seed": config.seed,
         **ended,
-        **_network(session),
+        "parameters": sum(parameter.numel() for parameter in session.unet.parameters()),
+        "norm_kinds": norm_kinds(session.unet),
+        "batch_dependent": is_batch_dependent(session.unet),
+        "bank": {
+            "fingerprint": session.val_set.fingerprint,
+            "log_snr_edges": config.validation.bin_edges,
+            "bins": session.val_set.bins.tolist(),
+        },
         **history,
         **measured,
         "environment": environment(session.accelerator.device, session.accelerator.num_processes),
@@ -113,30 +127,43 @@ def run_trial(trial: Trial, folder: Path) -> int:
     return 0
 
 
-def _network(session: Session) -> dict[str, Any]:
-    """The parts of a record that are known without training."""
-    val_set = session.val_set
+def training_history(run: Path) -> dict[str, Any]:
+    """`curve`, `validation` and `metrics` of a record, from a run's metrics.jsonl."""
+    lines = read_jsonl(run / "metrics.jsonl")
+    evaluations = [line for line in lines if "evaluation_num_images" in line]
+    metrics = evaluations[-1] if evaluations else {}
     return {
-        "parameters": sum(parameter.numel() for parameter in session.unet.parameters()),
-        "norm_kinds": norm_kinds(session.unet),
-        "batch_dependent": is_batch_dependent(session.unet),
-        "bank": {
-            "fingerprint": val_set.fingerprint,
-            "log_snr_edges": bin_edges(session),
-            "bins": val_set.bins.tolist(),
-        },
+        "curve": [{key: line[key] for key in CURVE} for line in lines if "loss" in line],
+        "validation": [
+            {
+                "images": line["images"],
+                "validation_loss": line["validation_loss"],
+                "by_log_snr": line["validation_loss_by_log_snr"],
+            }
+            for line in lines
+            if "validation_loss" in line
+        ],
+        "metrics": {key: metrics[key] for key in metrics if key != "images" and not key.startswith("evaluation_")},
     }
 
 
-def _measured(session: Session) -> dict[str, Any]:
-    """The parts of a record that are measured on the final weights."""
-    return {
-        # Before the errors, which re-estimate the running statistics of the EMA weights.
-        "nearest": nearest(session),
-        "magnitudes": magnitudes(session),
-        "errors": val_errors(session),
-        "saved_mib": activation_memory_mib(session),
-    }
+def times(run: Path) -> dict[str, Any]:
+    """Median `images_per_second`, `wall_seconds` and `seconds_at` of a run's training steps, over all interruptions.
+
+    None and empty where nothing was timed.
+    """
+    lines = read_jsonl(run / "timing.jsonl")
+    speeds = [line["images_per_second"] for line in lines if line["images_per_second"]]
+    if not speeds:
+        return {"images_per_second": None, "wall_seconds": None, "seconds_at": []}
+    usual = statistics.median(speeds)
+    images, seconds, seconds_at = 0, 0.0, []
+    for line in lines:
+        # A line after a stop may have no steps.
+        seconds += (line["images"] - images) / (line["images_per_second"] or usual)
+        images = line["images"]
+        seconds_at.append([images, round(seconds, 3)])
+    return {"images_per_second": usual, "wall_seconds": round(seconds, 3), "seconds_at": seconds_at}
 
 
 def _peak_memory_mib(run: Path, session: Session, cost: StepCost | None, resident: float) -> float:

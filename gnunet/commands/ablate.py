@@ -66,7 +66,7 @@ def ablate(arguments: argparse.Namespace, flags: list[str]) -> int:
 
     shipped = SHIPPED / "ablations" / f"{arguments.study}.yaml"
     study = shipped if shipped.is_file() and not arguments.study.exists() else arguments.study
-    runner = StudyRunner.open(
+    runner = StudyRunner(
         study, budget=arguments.budget, folder=arguments.folder, only=arguments.only, flags=parse_flags(flags)
     )
     if arguments.report:

@@ -187,7 +187,7 @@ def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
             "by_log_snr": result.bins,
             "by_log_snr_standard_errors": result.bin_standard_errors,
         }
-    edges = np.linspace(settings.log_snr_min, settings.log_snr_max, settings.num_bins + 1).tolist()
+    edges = settings.bin_edges
     held_out = len(data.validation_rows)
     return {
         "name": model.name,

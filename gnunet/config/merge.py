@@ -10,11 +10,9 @@ from pydantic import ValidationError
 from gnunet.config.renamed_keys import RENAMED_KEYS, RENAMED_VALUES
 from gnunet.config.schema import (
     ConfigIssue,
-    InvalidConfig,
     KeyPath,
     Section,
     Sections,
-    default_kind,
     describe_field,
     fields_of,
     join_or,
@@ -54,7 +52,7 @@ def nest(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def merge_and_validate(
     root: type[Tree],
     sources: Sequence[ConfigSource],
-    check: Callable[[Tree], Sequence[ConfigIssue]] = lambda config: (),
+    check: Callable[[Tree], Iterable[ConfigIssue]] = lambda section: section.issues(),
 ) -> Tree:
     """Merge sources, later over earlier, and validate the result; ConfigError has one line for each issue.
 
@@ -67,7 +65,7 @@ def merge_and_validate(
     config = None
     try:
         config = root.model_validate(merged)
-        issues = check(config)
+        issues = list(check(config))
     except ValidationError as error:
         issues = [issue for details in error.errors(include_url=False) for issue in _explain(root, merged, details)]
     raise_all((f"{i.key}: {i.message} ({_origin(sources, i.key)}); {i.hint}" for i in issues), "the configuration")
@@ -104,7 +102,7 @@ def _merge(sections: Sections, earlier: Mapping[str, Any], later: Mapping[Any, A
         if inner and (isinstance(value, Mapping) or (value is None and field and field.default is not None)):
             below = merged.get(name)
             if not isinstance(below, Mapping):
-                below = {"kind": default_kind(field)} if len(inner) > 1 else {}
+                below = {"kind": getattr(field.default, "kind", None)} if len(inner) > 1 else {}
             merged[name] = _merge(inner, below, value or {})
         else:
             merged[name] = value
@@ -130,10 +128,6 @@ def _origin(sources: Sequence[ConfigSource], key: str) -> str:
 
 def _explain(root: type[Section], values: Mapping[str, Any], details: Any) -> Iterator[ConfigIssue]:
     """Turn one of pydantic's errors into an issue."""
-    cause = details.get("ctx", {}).get("error")
-    if isinstance(cause, InvalidConfig):
-        yield from cause.issues
-        return
     # Pydantic's location has a union's kind after its name, and continues inside of a key's value.
     path: KeyPath = ()
     sections: Sections = {"": root}

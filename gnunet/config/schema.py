@@ -1,7 +1,7 @@
 """The base class of all sections, and what merging, errors and --help need to know about their fields."""
 
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
@@ -21,12 +21,15 @@ class Section(BaseModel):
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    hints: ClassVar[dict[str, str]] = {}
-    """Keys that users know from other libraries, and what to use instead."""
+    hints: ClassVar[dict[str, str]] = {}  # keys that users know from other libraries, and what to use instead
 
     @classmethod
     def drop_overridden(cls, earlier: dict[str, Any], later: Mapping[str, Any]) -> None:
         """Remove from `earlier` the values that cannot hold with those of a later file or flag."""
+
+    def issues(self) -> "Iterable[ConfigIssue]":
+        """What is wrong with values that are valid one by one but not together."""
+        return ()
 
     @model_validator(mode="before")
     @classmethod
@@ -58,14 +61,6 @@ class ConfigIssue:
         return cls(key, f"given {given}", f"valid: {valid}")
 
 
-class InvalidConfig(ValueError):
-    """Raised by the sections' validators, with everything that they found."""
-
-    def __init__(self, issues: Sequence[ConfigIssue]):
-        self.issues = list(issues)
-        super().__init__("\n".join(f"{issue.key}: {issue.message}; {issue.hint}" for issue in self.issues))
-
-
 Sections = Mapping[str, type[Section]]
 """The section types that a field can hold, by their kinds; one without a kind is under ""."""
 
@@ -82,11 +77,6 @@ def sections_of(field: FieldInfo | None) -> Sections:
 def of_kind(sections: Sections, kind: Any) -> Sections:
     """The section type of a kind; all of them if none has it."""
     return {name: section for name, section in sections.items() if name == kind} or sections
-
-
-def default_kind(field: FieldInfo) -> str | None:
-    """The kind of the section that a field has by default."""
-    return getattr(field.get_default(call_default_factory=True), "kind", None)
 
 
 def fields_of(sections: Sections) -> dict[str, FieldInfo]:

@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from gnunet.config.data_section import DataConfig, Text
@@ -153,13 +154,6 @@ class FlowConfig(Section):
 class TrainConfig(Section):
     """Optimization, EMA, precision, and when things are written. Lengths and intervals are in images seen."""
 
-    hints: ClassVar[dict[str, str]] = {
-        "lr": "train.learning_rate",
-        "epochs": "train.total_images, the number of images seen",
-        "max_steps": "train.total_images, the number of images seen",
-        "gradient_accumulation_steps": "train.micro_batch_size; accumulation follows from it",
-    }
-
     total_images: PositiveInt = Field(1_000_000, le=10**15)
     """Length of the run, which may be raised later; the last batch may exceed it."""
     batch_size: PositiveInt = Field(128, le=2**20)
@@ -247,6 +241,11 @@ class ValidationConfig(Section):
     """Upper edge of the last bin."""
     batch_size: Batch = 64
     """Images per forward pass."""
+
+    @property
+    def bin_edges(self) -> list[float]:
+        """The ends of the bins of log-SNR, one more than there are bins."""
+        return np.linspace(self.log_snr_min, self.log_snr_max, self.num_bins + 1).tolist()
 
 
 class SamplingConfig(Section):

@@ -25,12 +25,9 @@ class RunningCovariance:
     their order only, so processes that merge the same blocks in the same order agree bit for bit.
     """
 
-    count: int
-    """Rows seen."""
-    mean: Tensor
-    """float64 (D,)."""
-    scatter: Tensor
-    """float64 (D, D), the sum over rows of (row - mean) (row - mean)^T."""
+    count: int  # rows seen
+    mean: Tensor  # float64 (D,)
+    scatter: Tensor  # float64 (D, D), the sum over rows of (row - mean) (row - mean)^T
 
     @classmethod
     def empty(cls, num_features: int, device: torch.device | str = "cpu") -> "RunningCovariance":
@@ -90,10 +87,8 @@ def _factor(covariance: Tensor) -> Tensor:
 class KernelDistance:
     """An estimate of the squared maximum mean discrepancy."""
 
-    value: float
-    """Unbiased: its expectation is 0 for two sets of one distribution, so it may be negative."""
-    standard_error: float
-    """By the jackknife over the images of both sets."""
+    value: float  # unbiased: its expectation is 0 for two sets of one distribution, so it may be negative
+    standard_error: float  # by the jackknife over the images of both sets
 
 
 def kernel_distance(features: Tensor, reference: Tensor, *, reference_sums: Tensor | None = None) -> KernelDistance:

@@ -18,20 +18,16 @@ FORWARD_BATCH = 16  # images per forward pass: fixed, because results depend on 
 CHUNK = 128  # images that a rank takes at a time, unless their source has batches
 MAX_SUBSET = 10_000  # images whose features are kept for kernel distance, precision and recall
 
-Images = Callable[[range], np.ndarray]
-"""Returns the images with these indices, uint8 (len, H, W, C) with C 1 or 3."""
+Images = Callable[[range], np.ndarray]  # returns the images with these indices, uint8 (len, H, W, C) with C 1 or 3
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
     """What the metrics need of the features of a set of images, in memory bounded by MAX_SUBSET."""
 
-    moments: RunningCovariance
-    """Mean and covariance over all images."""
-    subset: Tensor
-    """float32 (m, D), the features of m = min(num_images, MAX_SUBSET) images, evenly spaced."""
-    kernel_sums: Tensor | None = None
-    """float64 (m,), `kernel_sums` of the subset, of reference images."""
+    moments: RunningCovariance  # mean and covariance over all images
+    subset: Tensor  # float32 (m, D), the features of m = min(num_images, MAX_SUBSET) images, evenly spaced
+    kernel_sums: Tensor | None = None  # float64 (m,), `kernel_sums` of the subset, of reference images
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> Tensor:

@@ -1,6 +1,5 @@
 """Metrics of a set of images against reference images, from names to numbers."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from gnunet.data.decoded_images import DecodedImages
-from gnunet.errors import ConfigError, DataError
+from gnunet.errors import ConfigError, DataError, did_you_mean
 from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from gnunet.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
 from gnunet.evaluation.features import Images, collect_statistics
@@ -19,8 +18,7 @@ from gnunet.processes import SINGLE_PROCESS, Processes
 
 MIN_IMAGES = {"fd": 2, "kid": 3, "precision": 4, "recall": 4}
 """The statistics that a metric can be, and the number of images that each needs."""
-STANDARD_NUM_SAMPLES = 50_000
-"""The number of samples in published Frechet distances."""
+STANDARD_NUM_SAMPLES = 50_000  # the number of samples in published Frechet distances
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,8 @@ class FeatureMetric:
     """A statistic of an extractor's features, such as fd_dinov2."""
 
     name: str
-    statistic: str
-    """A key of MIN_IMAGES."""
-    extractor: str
-    """One of EXTRACTORS, or the name of a user's."""
+    statistic: str  # a key of MIN_IMAGES
+    extractor: str  # one of EXTRACTORS, or the name of a user's
 
     @property
     def higher_is_better(self) -> bool:
@@ -59,9 +55,7 @@ def get_metrics(names: Sequence[str], extractors: Iterable[str] = EXTRACTORS) ->
     table = metric_table(extractors)
     for name in names:
         if name not in table:
-            close = difflib.get_close_matches(name, table, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"no metric {name!r}; {hint}valid: {', '.join(table)}")
+            raise ConfigError(f"no metric {name!r}{did_you_mean(name, list(table))}; valid: {', '.join(table)}")
     return [table[name] for name in names]
 
 

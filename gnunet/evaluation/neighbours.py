@@ -24,10 +24,8 @@ TILE, TEXT = 96, 14  # pixels: a picture's side, the height of the line below it
 class Neighbours:
     """The nearest training images of n samples, by Euclidean distance between features."""
 
-    rows: np.ndarray
-    """int64 (n, k), positions among the training rows, nearest first."""
-    distances: np.ndarray
-    """float64 (n, k)."""
+    rows: np.ndarray  # int64 (n, k), positions among the training rows, nearest first
+    distances: np.ndarray  # float64 (n, k)
     distance_ratio: float
     """Mean distance from samples to their nearest training image, divided by the mean distance from training images to
     their nearest other: about 1 for new images of the same kind, 0 for copies, large for images unlike any.
@@ -35,8 +33,7 @@ class Neighbours:
     near_duplicate_rate: float
     """Fraction of the samples that are at most `threshold` from a training image: about NEAR_QUANTILE for new images, 1
     for copies. Unlike a mean, it reveals a few copies among poor images."""
-    threshold: float
-    """The NEAR_QUANTILE quantile of training images' distances to their nearest other."""
+    threshold: float  # the NEAR_QUANTILE quantile of training images' distances to their nearest other
 
 
 def nearest_images(

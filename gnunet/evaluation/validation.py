@@ -21,14 +21,10 @@ from gnunet.processes import SINGLE_PROCESS, Processes, batches_by_rank
 class ValidationResult:
     """Mean squared error of v over a validation set, by bin of log-SNR and overall."""
 
-    mean: float
-    """Mean over the bins that have examples; NaN if an error is not finite."""
-    standard_error: float
-    """Standard error of `mean`, from the variance within the bins; NaN if a bin has one example."""
-    bins: list[float | None]
-    """Mean of each bin, from low to high log-SNR; None if it is empty."""
-    bin_standard_errors: list[float | None]
-    """Standard error of each bin's mean; None if it has fewer than two examples."""
+    mean: float  # mean over the bins that have examples; NaN if an error is not finite
+    standard_error: float  # standard error of `mean`, from the variance within the bins; NaN if a bin has one example
+    bins: list[float | None]  # mean of each bin, from low to high log-SNR; None if it is empty
+    bin_standard_errors: list[float | None]  # standard error of each bin's mean; None if it has fewer than two examples
 
 
 def validation_loss(network: nn.Module, process: Process, val_set: ValidationSet, **settings: Any) -> ValidationResult:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gnunet.ablation.history import times, training_history
+from gnunet.ablation.trial import times, training_history
 
 
 @pytest.fixture

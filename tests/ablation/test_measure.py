@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gnunet.ablation.cost import activation_memory_mib, step_cost
-from gnunet.ablation.measure import bin_edges, is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
+from gnunet.ablation.measure import is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation.validation import per_example_errors, summarize
@@ -116,7 +116,7 @@ class TestMagnitudes:
             assert largest["out"][b] == pytest.approx(out.abs().max().item(), rel=1e-4)
             squares = [x.square().mean().item() for x in seen.values()]
             assert len(squares) == 5 and rms["middle"][b] == pytest.approx(np.mean(squares) ** 0.5, rel=1e-4)
-        assert found["log_snr"] == [-6, -2, 2, 6] and bin_edges(trained) == [-8, -4, 0, 4, 8]
+        assert found["log_snr"] == [-6, -2, 2, 6] and trained.config.validation.bin_edges == [-8, -4, 0, 4, 8]
         assert not any(layer._forward_pre_hooks for layer in trained.ema.model.modules())
         assert all(not p.requires_grad and p.grad is None for p in trained.ema.model.parameters())
 

@@ -27,7 +27,7 @@ def study_runner(tiny_flags, tmp_path):
         study = {"title": "T", "question": "Q", "config": file, "baseline": "group", "base": base, **keys}
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(study, sort_keys=False))
-        return StudyRunner.open(path, budget=None, folder=tmp_path / "study", only=only, flags={})
+        return StudyRunner(path, budget=None, folder=tmp_path / "study", only=only, flags={})
 
     return open_study
 

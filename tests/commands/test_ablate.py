@@ -19,11 +19,10 @@ import pytest
 import torch
 import yaml
 
-from gnunet.ablation import worker
 from gnunet.ablation.plan import Plan
 from gnunet.ablation.progress import Display, TimeEstimate
 from gnunet.ablation.records import read_records
-from gnunet.ablation.runner import RunOutcome, pending_trials, run_in_process
+from gnunet.ablation.runner import fork_server, pending_trials, run_in_process
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.commands import ablate as script
 from gnunet.processes import single_threaded
@@ -111,7 +110,7 @@ def runner():
     started = []
 
     def start_runner() -> ForkServerProcess:
-        context = worker.context()
+        context = fork_server()
         process = context.Process(target=run_script, args=(forkserver._forkserver._forkserver_address,))
         process.start()
         started.append(process)
@@ -175,11 +174,11 @@ def test_study_killed_and_run_again_has_the_same_records(study, runner, tmp_path
     process.join()
     assert process.exitcode == 0
 
-    study_runner = StudyRunner.open(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
+    study_runner = StudyRunner(path, budget=None, folder=tmp_path / "undisturbed", only=[], flags={})
     trials = pending_trials(study_runner.plan()[0].trials, study_runner.folder)
     display = Display(trials, study_runner.folder, TimeEstimate(Plan(), {}), at_a_time=1, enabled=False)
     with single_threaded():
-        assert run_in_process(trials, study_runner.folder, display) == RunOutcome([])
+        assert run_in_process(trials, study_runner.folder, display) == ([], None)
     records = records_without_times(folder)
     assert len(records) == 4 and records == records_without_times(study_runner.folder)
     assert pictures(folder) == pictures(study_runner.folder)

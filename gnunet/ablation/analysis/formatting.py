@@ -1,41 +1,86 @@
-"""Differences as text, for tables and figures."""
+"""Metrics and differences as text, for tables and figures, and which direction of a metric is good."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from gnunet.ablation.analysis.statistics import ENOUGH_PAIRS, Difference
+from gnunet.ablation.analysis.statistics import Difference
+from gnunet.ablation.records import HIGHER_IS_BETTER, TIMES
+
+COSTS = (*TIMES, "saved_mib")
+_TITLES = {
+    "validation_loss": ("validation loss", "squared error of v"),
+    "validation_loss_precise": ("validation loss, precise statistics", "squared error of v"),
+    "validation_loss_batch": ("validation loss, batch statistics", "squared error of v"),
+    "images_per_second": ("training speed", "images/s"),
+    "wall_seconds": ("training time", "s"),
+    "norm_share": ("norms' share of a step's time", ""),
+    "peak_memory_mib": ("peak memory", "MiB"),
+    "saved_mib": ("saved for backward", "MiB"),
+    "nearest_distance_ratio": ("nearest training image, distance ratio", ""),
+    "nearest_near_share": ("share of near-duplicates of training images", ""),
+    "fid": ("FID", ""),
+    "kid": ("KID", ""),
+}
+"""Titles and units."""
+_FAMILIES = {"fd": "Fréchet distance", "kid": "KID", "precision": "precision", "recall": "recall"}
 
 
 @dataclass(frozen=True)
-class DifferenceText:
-    """A difference as the columns of a table."""
+class MetricInfo:
+    """How a metric is shown."""
 
-    mean: str
-    interval: str
-    """Or why there is none."""
-    pairs: str
+    title: str
+    unit: str  # empty where there is none
+    worst: float | None
+    """The value of a diverged trial: infinity, or minus infinity where higher is better; None for costs, of which
+    divergence says nothing."""
+
+    @property
+    def label(self) -> str:
+        """The title with the unit, for an axis."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def heading(self) -> str:
+        """The title with a capital."""
+        return self.title[0].upper() + self.title[1:]
 
 
-def describe(difference: Difference) -> DifferenceText:
-    """The mean of a difference, its interval and the number of pairs, or why there is none."""
+def metric_info(name: str) -> MetricInfo:
+    """The metric of this name in study files: a validation loss, a cost, `nearest_...`, or a metric of samples."""
+    family, _, extractor = name.partition("_")
+    default = (f"{_FAMILIES[family]}, {extractor}" if family in _FAMILIES else name, "")
+    if name in COSTS:
+        worst = None
+    elif name.startswith(HIGHER_IS_BETTER) or name == "nearest_distance_ratio":
+        worst = -math.inf
+    else:
+        worst = math.inf
+    return MetricInfo(*_TITLES.get(name, default), worst)
+
+
+def sample_metrics(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics of samples that any record has, in the order of the records."""
+    names = dict.fromkeys(name for record in records for name in record["metrics"] or {})
+    return [name for name in names if not name.endswith("_standard_error")]
+
+
+def describe(difference: Difference) -> tuple[str, str, str]:
+    """The mean of a difference, its interval or why there is none, and the number of pairs."""
     pairs, diverged, interval = str(difference.pairs or ""), difference.diverged, difference.interval
     if difference.pairs == 0:
-        return DifferenceText("", "both diverged" if diverged else "missing", pairs)
+        return "", "both diverged" if diverged else "missing", pairs
     if diverged == difference.pairs + difference.both_diverged:
-        return DifferenceText("", f"{diverged} of {diverged} diverged", pairs)
+        return "", f"{diverged} of {diverged} diverged", pairs
     if difference.relative is None:
-        return DifferenceText("", "relative to 0", pairs)
+        return "", "relative to 0", pairs
     if not any(difference.by_seed):
-        return DifferenceText("0", "identical", pairs)
+        return "0", "identical", pairs
     text = f"{percent(interval.low)} to {percent(interval.high)}" if interval else "one seed: none"
     mean = percent(difference.relative) if math.isfinite(difference.relative) else ""
-    return DifferenceText(mean, f"{text}, {diverged} diverged" if diverged else text, pairs)
-
-
-def is_clear(difference: Difference) -> bool:
-    """Whether the interval excludes zero and there are enough seeds for a verdict."""
-    interval = difference.interval
-    return difference.pairs >= ENOUGH_PAIRS and interval is not None and not interval.low <= 0 <= interval.high
+    return mean, f"{text}, {diverged} diverged" if diverged else text, pairs
 
 
 def percent(value: float) -> str:

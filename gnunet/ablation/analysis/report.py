@@ -14,10 +14,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from gnunet.ablation.analysis.formatting import DifferenceText, describe
-from gnunet.ablation.analysis.metrics import metric_info, sample_metrics
-from gnunet.ablation.analysis.results import ComparisonResult, Condition, Results
-from gnunet.ablation.analysis.statistics import RESAMPLES
+from gnunet.ablation.analysis.formatting import describe, metric_info, sample_metrics
+from gnunet.ablation.analysis.results import ComparisonResult, Results
+from gnunet.ablation.analysis.statistics import RESAMPLES, Difference
 from gnunet.ablation.figures import draw_all
 from gnunet.ablation.plan import Plan, Records
 from gnunet.ablation.records import LOSSES, NEAREST
@@ -38,10 +37,8 @@ class Cell:
     """A cell of a table. Markdown emphasizes `verdict` and `absent`."""
 
     text: str
-    style: str = ""
-    """CSS classes."""
-    title: str = ""
-    """Shown when the pointer is over the cell."""
+    style: str = ""  # CSS classes
+    title: str = ""  # shown when the pointer is over the cell
 
 
 @dataclass(frozen=True)
@@ -113,8 +110,8 @@ def _numbers(texts: Iterable[str]) -> list[Cell]:
     return [Cell(text, "number") for text in texts]
 
 
-def _difference(found: DifferenceText) -> list[Cell]:
-    return [Cell(found.mean, "number"), Cell(found.interval, "interval"), Cell(found.pairs, "number")]
+def _difference(difference: Difference) -> list[Cell]:
+    return [Cell(*pair) for pair in zip(describe(difference), ("number", "interval", "number"), strict=True)]
 
 
 def _four_digits(value: float) -> str:
@@ -129,9 +126,8 @@ def _verdicts(results: Results) -> Table:
         verdict, comparisons = results.judge(hypothesis)
         claim = [Cell(hypothesis.claim), Cell(hypothesis.source or ""), Cell(verdict, f"verdict {_css(verdict)}")]
         for result in comparisons:
-            found = describe(result.difference)
             row = [*(claim if result is comparisons[0] else [Cell("")] * 3)]
-            row += [Cell(_expectation(results, hypothesis, result)), *_difference(found)]
+            row += [Cell(_expectation(results, hypothesis, result)), *_difference(result.difference)]
             row.append(Cell(result.verdict if len(comparisons) > 1 else "", _css(result.verdict)))
             rows.append(row)
     columns = ["claim", "source", "verdict", "expected", "difference", "95% interval", "n", "of the comparison"]
@@ -168,8 +164,7 @@ def _means(results: Results) -> Table:
         baselines = [contrast.right for contrast in results.contrasts if contrast.left == condition]
         is_base = condition.variant == study.baseline
         if len(baselines) == 1:
-            found = describe(results.compare(condition, baselines[0], "validation_loss"))
-            difference = _difference(found)
+            difference = _difference(results.compare(condition, baselines[0], "validation_loss"))
         else:  # several where the baseline alone crosses an axis: the forest plot shows them
             difference = [*_numbers(["base" if is_base else "see figures"]), Cell(""), Cell("")]
         complete = f"{results.states(condition).count('complete')} of {len(study.seeds)}"
@@ -206,9 +201,9 @@ def _tuning(results: Results) -> Table | None:
     plan = results.plan
     if not plan.chosen:
         return None
-    rows = [[Cell(results.label(Condition(*at))), Cell(value, "number")] for at, value in plan.chosen.items()]
-    for at in plan.pending_tuning:
-        rows.append([Cell(results.label(Condition(*at))), Cell("not finished", "number absent missing")])
+    rows = [[Cell(results.label(condition)), Cell(value, "number")] for condition, value in plan.chosen.items()]
+    for condition in plan.pending_tuning:
+        rows.append([Cell(results.label(condition)), Cell("not finished", "number absent missing")])
     return Table(["variant", results.study.tuning.key], rows)
 
 
@@ -259,7 +254,7 @@ def _warnings(results: Results) -> list[str]:
         warnings.append("One seed contains no information on the variance of retraining: there is no verdict.")
     scores = results.tuning_scores()
     values = list(next(iter(scores.values()), {}))
-    extreme = [c for c in scores if results.plan.chosen.get((c.variant, c.setting)) in (values[0], values[-1])]
+    extreme = [c for c in scores if results.plan.chosen.get(c) in (values[0], values[-1])]
     if extreme and len(values) > 1:
         labels = ", ".join(results.label(condition) for condition in extreme)
         warnings.append(f"Tuning chose the first or last of its values, so a better one may lie beyond: {labels}.")

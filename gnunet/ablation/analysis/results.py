@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gnunet.ablation.analysis.metrics import errors_in, metric_info
+from gnunet.ablation.analysis.formatting import metric_info
 from gnunet.ablation.analysis.statistics import (
     Difference,
     Expectation,
@@ -21,20 +21,12 @@ from gnunet.ablation.analysis.statistics import (
     judge_all,
     paired_difference,
 )
-from gnunet.ablation.plan import Plan, Records, Setting, settings_of
-from gnunet.ablation.records import LOSSES, metric_value, rank
+from gnunet.ablation.plan import Condition, Plan, Records, Setting, settings_of
+from gnunet.ablation.records import LOSSES, errors_in, metric_value, rank
 from gnunet.ablation.study import Hypothesis, Study
 from gnunet.norms import NORMS
 
 State = Literal["complete", "diverged", "missing"]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is repeated over the seeds: a variant in a setting of the axes that it crosses."""
-
-    variant: str
-    setting: Setting
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class Results:
     def __init__(self, study: Study, plan: Plan, records: Records, folder: Path):
         self.study, self.plan, self.folder = study, plan, folder
         self._records = records
-        self._names = {(Condition(trial.variant, trial.setting), trial.seed): trial.name for trial in plan.trials}
+        self._names = {(trial.condition, trial.seed): trial.name for trial in plan.trials}
         self._scores: dict[tuple[str, str, int | None], Score | None] = {}
         self._bins: dict[tuple[int, ...], ValidationBins] = {}
 
@@ -142,7 +134,7 @@ class Results:
         trial diverged, None where one is missing."""
         found: dict[Condition, dict[str, list[float]]] = {}
         for trial in self.plan.tuning_trials:
-            ranks = found.setdefault(Condition(trial.variant, trial.setting), {}).setdefault(trial.tuned, [])
+            ranks = found.setdefault(trial.condition, {}).setdefault(trial.tuned, [])
             if (record := self._records.get(trial.name)) is not None:
                 ranks.append(rank(record, self.study.tuning.metric))
         seeds = len(self.study.tuning.seeds) if self.study.tuning else 0
@@ -191,16 +183,12 @@ class Results:
         """The state of each trial of a condition."""
         return [self.state(condition, seed) for seed in self.study.seeds]
 
-    def diverged(self, condition: Condition) -> int:
-        """The number of trials of a condition that diverged."""
-        return self.states(condition).count("diverged")
-
     def is_batch_dependent(self, condition: Condition) -> bool:
         """Whether norms of a condition depend on the batch, by its records or, without one, by its configuration."""
         if records := self.records(condition):
             return any(record["batch_dependent"] for record in records)
         trials = [*self.plan.trials, *self.plan.tuning_trials]
-        norms = [trial.config.model.norm for trial in trials if Condition(trial.variant, trial.setting) == condition]
+        norms = [trial.config.model.norm for trial in trials if trial.condition == condition]
         kinds = {part.get("kind", norm.kind) for norm in norms for part in ({}, *norm.overrides.values())}
         return any(NORMS[kind].batch_dependent for kind in kinds)
 

@@ -25,8 +25,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
-ENOUGH_PAIRS = 2
-"""Fewest pairs of seeds for a verdict."""
+ENOUGH_PAIRS = 2  # fewest pairs of seeds for a verdict
 
 Expectation = Literal["higher", "lower", "same"]
 Verdict = Literal["supported", "refuted", "not enough evidence", "missing"]
@@ -74,12 +73,10 @@ class ValidationBins:
 class Score:
     """The value of a metric for one trial."""
 
-    value: float
-    """Infinite where the trial diverged: worse than any number (`-inf` where higher is better)."""
+    value: float  # infinite where the trial diverged: worse than any number (`-inf` where higher is better)
     resampled: np.ndarray | None = None
     """The value on each resample of the validation set, (RESAMPLES,); None for a metric that is not a mean over it."""
-    fingerprint: str = ""
-    """Of the validation set: values on different sets cannot be paired by example."""
+    fingerprint: str = ""  # of the validation set: values on different sets cannot be paired by example
 
 
 @dataclass(frozen=True)
@@ -89,28 +86,28 @@ class Difference:
     A pair in which one side diverged counts as an infinite difference; a pair in which both did does not count.
     """
 
-    pairs: int
-    """Pairs that count."""
+    pairs: int  # pairs that count
     relative: float | None
     """Mean difference over |mean of right|; infinite where a side diverged, NaN where both did at different seeds;
     None without pairs or where right's mean is 0."""
-    by_seed: tuple[float, ...]
-    """Relative, of each pair in which neither diverged."""
-    student: Interval | None
-    """Relative, over the pairs in which neither diverged; None below two of them."""
+    by_seed: tuple[float, ...]  # relative, of each pair in which neither diverged
+    student: Interval | None  # relative, over the pairs in which neither diverged; None below two of them
     bootstrap: Interval | None
     """Relative, over the pairs in which neither diverged; None where the metric has no examples."""
-    above: int = 0
-    """Pairs in which left is infinitely above right: one of them diverged."""
-    below: int = 0
-    """Pairs in which left is infinitely below right."""
-    both_diverged: int = 0
-    """Pairs in which both diverged; not among `pairs`."""
+    above: int = 0  # pairs in which left is infinitely above right: one of them diverged
+    below: int = 0  # pairs in which left is infinitely below right
+    both_diverged: int = 0  # pairs in which both diverged; not among `pairs`
 
     @property
     def diverged(self) -> int:
         """Pairs of which at least one side diverged."""
         return self.above + self.below + self.both_diverged
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes zero and there are enough seeds for a verdict."""
+        interval = self.interval
+        return self.pairs >= ENOUGH_PAIRS and interval is not None and not interval.low <= 0 <= interval.high
 
     @property
     def interval(self) -> Interval | None:

@@ -1,19 +1,8 @@
 """The figures of a report, one file for each family."""
 
-from gnunet.ablation.analysis.metrics import sample_metrics
+from gnunet.ablation.analysis.formatting import sample_metrics
 from gnunet.ablation.analysis.results import Results
-from gnunet.ablation.figures import (
-    axis_plot,
-    costs,
-    curves,
-    forest,
-    heat_map,
-    magnitudes,
-    pareto,
-    samples,
-    train_eval_gap,
-    tuning,
-)
+from gnunet.ablation.figures import axis_plot, costs, curves, differences, magnitudes, samples, train_eval_gap, tuning
 from gnunet.ablation.figures.style import Picture, figure_style, variant_styles
 
 __all__ = ["Picture", "draw_all"]
@@ -27,11 +16,11 @@ def draw_all(results: Results) -> list[Picture]:
     with figure_style():
         drawn = [
             *(axis_plot.draw(results, styles, axis, metric) for axis in study.axes for metric in metrics),
-            *(forest.draw(results, styles, metric) for metric in metrics),
-            heat_map.draw(results),
+            *(differences.draw_forest(results, styles, metric) for metric in metrics),
+            differences.draw_heat_map(results),
             *curves.draw(results, styles),
-            pareto.draw(results, styles),
-            costs.draw(results, styles),
+            costs.draw_pareto(results, styles),
+            costs.draw_costs(results, styles),
             train_eval_gap.draw(results),
             *magnitudes.draw(results),
             tuning.draw(results),

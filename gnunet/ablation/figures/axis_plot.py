@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from gnunet.ablation.analysis.metrics import metric_info
+from gnunet.ablation.analysis.formatting import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.analysis.statistics import Interval, student_interval
 from gnunet.ablation.figures.scales import dodge, loss_axis, positions, relative_axis, study_axis
@@ -21,11 +21,9 @@ from gnunet.ablation.study import Axis, Study
 class _Mark:
     """What is drawn of one condition."""
 
-    value: float
-    """NaN where there is nothing finite."""
+    value: float  # NaN where there is nothing finite
     interval: Interval | None
-    diverged: int
-    """Number of seeds that diverged."""
+    diverged: int  # number of seeds that diverged
 
 
 Marks = Mapping[str, Sequence[_Mark]]

@@ -22,8 +22,7 @@ from gnunet.ablation.figures.style import (
     variant_legend,
 )
 
-_MAX_IN_A_PANEL = 8
-"""Variants that one panel has room for; more get a panel each."""
+_MAX_IN_A_PANEL = 8  # variants that one panel has room for; more get a panel each
 _MAX_COLUMNS = 4
 
 

@@ -1,7 +1,8 @@
 """Magnitudes of activations and gradients by noise level."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import functools
+import operator
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -9,8 +10,7 @@ from matplotlib.colors import LogNorm
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.style import HATCHES, Picture, hatch_row, render, row_panels
 
-Reader = Callable[[Mapping[str, Any]], Sequence[float | None]]
-"""Takes one quantity, a number for each bin, from a record's magnitudes."""
+KeyPath = tuple[str, ...]  # where a quantity, a number for each bin, is in a record's magnitudes
 _REGIONS = ("encoder", "middle", "decoder", "out")
 
 
@@ -18,9 +18,9 @@ def draw(results: Results) -> list[Picture]:
     """Two figures, of RMS with gradients and of maxima; none where no record has magnitudes."""
     if not any(record["magnitudes"] for record in results.found):
         return []
-    rms = {f"{region}: RMS": _of_region("activation_rms", region) for region in _REGIONS}
-    largest = {f"{region}: largest": _of_region("activation_max", region) for region in _REGIONS}
-    gradient = {"gradient norm": lambda magnitudes: magnitudes["gradient_norm"]}
+    rms = {f"{region}: RMS": ("activation_rms", region) for region in _REGIONS}
+    largest = {f"{region}: largest": ("activation_max", region) for region in _REGIONS}
+    gradient = {"gradient norm": ("gradient_norm",)}
     return [
         _draw(
             results, rms | gradient, "magnitudes", "Activations and gradients by noise level",
@@ -34,17 +34,13 @@ def draw(results: Results) -> list[Picture]:
     ]  # fmt: skip
 
 
-def _of_region(quantity: str, region: str) -> Reader:
-    return lambda magnitudes: magnitudes[quantity][region]
-
-
-def _draw(results: Results, panels: Mapping[str, Reader], name: str, title: str, shown: str) -> Picture:
+def _draw(results: Results, panels: Mapping[str, KeyPath], name: str, title: str, shown: str) -> Picture:
     levels = next(record["magnitudes"]["log_snr"] for record in results.found if record["magnitudes"])
     half = (levels[1] - levels[0]) / 2 if len(levels) > 1 else 1.0
     labels = [results.label(condition) for condition in results.conditions]
     figure, axes = row_panels(labels, len(panels), extra=1.2)
-    for panel, (label, read) in zip(axes, panels.items(), strict=True):
-        grid = np.stack([_row(results, condition, read, len(levels)) for condition in results.conditions])
+    for panel, (label, path) in zip(axes, panels.items(), strict=True):
+        grid = np.stack([_row(results, condition, path, len(levels)) for condition in results.conditions])
         panel.grid(visible=False)
         panel.set_title(label)
         positive = grid[np.isfinite(grid) & (grid > 0)]
@@ -59,7 +55,7 @@ def _draw(results: Results, panels: Mapping[str, Reader], name: str, title: str,
             bar.minorticks_off()
         for y, condition in enumerate(results.conditions):
             if not np.isfinite(grid[y]).any():
-                hatch_row(panel, y, diverged=bool(results.diverged(condition)), height=1.0)
+                hatch_row(panel, y, diverged="diverged" in results.states(condition), height=1.0)
         panel.set_xlabel("log-SNR")
     caption = (
         f"{shown}, with the final EMA weights in evaluation mode; geometric mean over the seeds. Colours are "
@@ -68,8 +64,9 @@ def _draw(results: Results, panels: Mapping[str, Reader], name: str, title: str,
     return render(figure, name, title, caption)
 
 
-def _row(results: Results, condition: Condition, read: Reader, bins: int) -> np.ndarray:
+def _row(results: Results, condition: Condition, path: KeyPath, bins: int) -> np.ndarray:
     """The geometric mean over the seeds in each bin, (bins,); NaN where there is none."""
-    found = [np.array(read(r["magnitudes"]), np.float64) for r in results.records(condition) if r["magnitudes"]]
+    magnitudes = [record["magnitudes"] for record in results.records(condition) if record["magnitudes"]]
+    found = [np.array(functools.reduce(operator.getitem, path, each), np.float64) for each in magnitudes]
     complete = [np.where(row > 0, row, np.nan) for row in found if len(row) == bins]  # None, of an empty bin, is NaN
     return np.exp(np.mean(np.log(complete), axis=0)) if complete else np.full(bins, np.nan)

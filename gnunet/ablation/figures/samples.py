@@ -8,13 +8,12 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.style import DIVERGED, HATCHES, MISSING, Picture, new_figure, render
+from gnunet.ablation.figures.style import DIVERGED, DPI, HATCHES, MISSING, Picture, new_figure, render
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.scaling import as_size
 
 _MAX_TILES, _MAX_WIDTH, _MAX_HEIGHT = 10, 800, 72
 """Images of a variant, pixels of all of them in width, and of each in height."""
-_DPI = 110
 
 
 def draw(results: Results) -> Picture | None:
@@ -33,7 +32,7 @@ def draw(results: Results) -> Picture | None:
         for x, tile in enumerate([] if tiles is None else tiles[:count]):
             canvas[y * height :, x * width :][: tile.shape[0], : tile.shape[1]] = tile
     labels = [results.label(condition) for condition in results.conditions]
-    tall, wide = (scale * side / _DPI for side in canvas.shape[:2])  # inches
+    tall, wide = (scale * side / DPI for side in canvas.shape[:2])  # inches
     room = 0.2 + 0.085 * max(map(len, labels))  # of the labels
     figure = new_figure(tall, room + wide, layout="none")
     panel = figure.add_axes((room / (room + wide), 0.0, wide / (room + wide), 1.0))
@@ -52,7 +51,7 @@ def draw(results: Results) -> Picture | None:
         f"Images 0 to {count - 1} of the final EMA weights at seed {seed}: the images of a column start from the same "
         f"noise and have the same label. {HATCHES}"
     )
-    return render(figure, "samples", "Samples", caption, pixels=True, dpi=_DPI)
+    return render(figure, "samples", "Samples", caption, pixels=True)
 
 
 def _tiles(results: Results, condition: Condition, seed: int) -> np.ndarray | None:

@@ -11,8 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from gnunet.ablation.analysis.formatting import percent_tick
 from gnunet.ablation.study import Axis
 
-_LINEAR_TO = 0.1
-"""Relative difference beyond which a wide axis is logarithmic."""
+_LINEAR_TO = 0.1  # relative difference beyond which a wide axis is logarithmic
 _FAR_TICKS = ((0.6, (0.05, 0.1, 0.2, 0.5)), (6.0, (0.05, 0.1, 0.3, 1, 3)), (math.inf, (0.1, 1, 10, 100, 1000, 10_000)))
 """Ticks of such an axis, by the largest difference on it."""
 

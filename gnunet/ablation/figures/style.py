@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 WIDTH = 10.0  # inches: 960 CSS pixels, the width of the report's text
+DPI = 110  # of PNG
 ROW = 0.23  # inches of a row of text
 GREY, LIGHT = "0.45", "0.85"
 MISSING = {"facecolor": "white", "edgecolor": "0.65", "hatch": "////", "linewidth": 0.0}
 """Patch where there is no record."""
-DIVERGED = MISSING | {"edgecolor": "0.35", "hatch": "xxxx"}
-"""Patch where the training diverged."""
-HATCHES = "Crosshatched: diverged; hatched: missing."
-"""The patches, for captions."""
+DIVERGED = MISSING | {"edgecolor": "0.35", "hatch": "xxxx"}  # patch where the training diverged
+HATCHES = "Crosshatched: diverged; hatched: missing."  # the patches, for captions
 _MAX_LEGEND_COLUMNS = 7
 # The colour-blind-safe palette of Okabe and Ito, without yellow (faint on white), and Tol's wine and indigo.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#4B3FA7"]
@@ -48,14 +47,11 @@ class VariantStyle:
 class Picture:
     """A rendered figure."""
 
-    name: str
-    """Of its files, without the suffix."""
+    name: str  # of its files, without the suffix
     title: str
-    caption: str
-    """How to read it, in a sentence or two."""
+    caption: str  # how to read it, in a sentence or two
     png: bytes
-    svg: str | None
-    """None where the picture is made of pixels."""
+    svg: str | None  # None where the picture is made of pixels
 
 
 def variant_styles(variants: Sequence[str], baseline: str) -> dict[str, VariantStyle]:
@@ -80,11 +76,11 @@ def new_figure(height: float, width: float = WIDTH, layout: Literal["constrained
     return Figure(figsize=(width, height), layout=layout)
 
 
-def render(figure: Figure, name: str, title: str, caption: str, *, pixels: bool = False, dpi: int = 110) -> Picture:
+def render(figure: Figure, name: str, title: str, caption: str, *, pixels: bool = False) -> Picture:
     """Write a figure as PNG and, unless it is made of pixels, as SVG whose text is text."""
     name = re.sub(r"[^\w-]+", "_", name)  # axes and metrics are named by the user
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
     if pixels:
         return Picture(name, title, caption, png.getvalue(), None)
     figure.set_layout_engine("none")  # the layout is known, and takes as long as drawing

@@ -26,7 +26,7 @@ def draw(results: Results) -> Picture | None:
         finite = [mean for mean in means.values() if math.isfinite(mean)]
         if not finite:
             for panel in (left, right):
-                hatch_row(panel, y, diverged=bool(results.diverged(condition)))
+                hatch_row(panel, y, diverged="diverged" in results.states(condition))
             continue
         losses += finite
         left.plot([min(finite), max(finite)], [y, y], color=GREY, linewidth=0.8, zorder=1)

@@ -5,13 +5,11 @@ import math
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from gnunet.ablation.analysis.formatting import percent_tick
-from gnunet.ablation.analysis.metrics import metric_info
+from gnunet.ablation.analysis.formatting import metric_info, percent_tick
 from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.figures.style import DIVERGED, MISSING, ROW, Picture, new_figure, render, set_rows
 
-_WORST = 0.2
-"""Difference to the best of a row at which the colours end."""
+_WORST = 0.2  # difference to the best of a row at which the colours end
 
 
 def draw(results: Results) -> Picture | None:
@@ -29,7 +27,7 @@ def draw(results: Results) -> Picture | None:
     panel.grid(visible=False)
     image = panel.imshow(above, cmap="Blues_r", vmin=0, vmax=_WORST, aspect="auto", interpolation="none")
     for y, condition in enumerate(scores):
-        chosen = results.plan.chosen.get((condition.variant, condition.setting))
+        chosen = results.plan.chosen.get(condition)
         for x, value in enumerate(values):
             number = numbers[y, x]
             if math.isfinite(number):

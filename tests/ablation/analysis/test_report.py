@@ -89,7 +89,7 @@ class TestErrors:
 
     def test_a_missing_package(self, made_up, small_study, tmp_path, monkeypatch):
         made_up(small_study, worse)
-        runner = StudyRunner.open(tmp_path / "study.yaml", budget=None, folder=tmp_path, only=[], flags={})
+        runner = StudyRunner(tmp_path / "study.yaml", budget=None, folder=tmp_path, only=[], flags={})
         monkeypatch.delitem(sys.modules, "gnunet.ablation.analysis.report")
         monkeypatch.setitem(sys.modules, "jinja2", None)
         with pytest.raises(ConfigError, match="jinja2"):

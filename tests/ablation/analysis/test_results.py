@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from gnunet.ablation.analysis.formatting import describe, percent
-from gnunet.ablation.analysis.metrics import metric_info
+from gnunet.ablation.analysis.formatting import describe, metric_info, percent
 from gnunet.ablation.analysis.results import Condition, Results
 
 TWO_AXES = """
@@ -140,8 +139,8 @@ class TestText:
     )
     def test_of_a_difference(self, request, study, condition, mean, interval, pairs):
         results = request.getfixturevalue(study)
-        described = describe(results.compare(condition, Condition("group", ()), "validation_loss"))
-        assert (described.mean, described.pairs) == (mean, pairs) and described.interval.endswith(interval)
+        text, where, count = describe(results.compare(condition, Condition("group", ()), "validation_loss"))
+        assert (text, count) == (mean, pairs) and where.endswith(interval)
 
     @pytest.mark.parametrize(
         ("name", "label", "worst"),
