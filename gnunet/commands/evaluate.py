@@ -16,16 +16,9 @@ of the reference images are cached.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gnunet.commands.options import Parser, add_sampling_options, check_exists, integer, make_output_dir, numbered
+from gnunet.commands.options import Parser, add_sampling_options, check_exists, integer
 from gnunet.errors import run_cli
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-IMAGES_PER_PROCESS = 128  # without a launcher or a GPU, one more process is started for each of these many images
-MAX_PROCESSES = 8
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -78,77 +71,12 @@ def name_and_value(text: str) -> tuple[str, str]:
 
 def main(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
-    return run_cli(lambda: validate(arguments) if arguments.validation_loss else evaluate(arguments))
+    return run_cli(lambda: evaluate(arguments))
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
-    """Measure, print and write, in several processes if that is faster."""
+def evaluate(arguments: argparse.Namespace) -> int | None:
+    """Measure, print and write."""
     check_exists(arguments.source)
-    # Imported here so that --help does not wait for torch.
-    from gnunet.commands.measure import Evaluation
-    from gnunet.commands.progress import ProgressBar
-    from gnunet.distributed.accelerator import open_accelerator
-    from gnunet.distributed.launch import check_launch, run_as_processes
-    from gnunet.evaluation import report
+    from gnunet.commands import measure  # imports torch, which --help does not wait for
 
-    not_inputs = ("out", "cpu", "validation_loss")
-    evaluation = Evaluation(**{name: value for name, value in vars(arguments).items() if name not in not_inputs})
-    subject = evaluation.subject
-    # Not among those of a model of this name, whose samples these may be.
-    default = Path("evaluations") / (subject.name if subject.model else f"{subject.name}-images")
-    make_output_dir(arguments.out or default.parent)
-    check_launch()
-    processes = num_processes(subject.num_images * arguments.repeat, arguments.cpu)
-    if (status := run_as_processes(processes)) is not None:
-        return status
-    accelerator = open_accelerator(evaluation.mixed_precision, cpu=arguments.cpu)
-    with ProgressBar(accelerator) as bar:
-        record, picture = evaluation.run(accelerator, bar.stage)
-    if accelerator.is_main_process:
-        report.print_all(*report.metrics_report(record))
-        if picture is not None:
-            report.print_all(*report.neighbours_report(record["nearest"]))
-        write(record, arguments.out, default, "metrics.json", picture)
-    accelerator.end_training()
-    return 0
-
-
-def write(record: dict, given: Path | None, default: Path, name: str, picture: "Image.Image | None" = None) -> None:
-    """Write a record and its picture, by default where no other evaluation's stand."""
-    from gnunet.commands.sample_folder import writing_to
-    from gnunet.evaluation import report
-
-    out = given or next(path for path in numbered(default) if report.has_same_inputs(path / name, record))
-    make_output_dir(out)
-    with writing_to(out):
-        report.write_json(out / name, record)
-        if picture is not None:
-            report.write_picture(out / "nearest.png", picture)
-    report.print_all(f"written to {out / name}" + (f", {out / 'nearest.png'}" if picture is not None else ""))
-
-
-def validate(arguments: argparse.Namespace) -> None:
-    """Print and write the validation loss by noise level."""
-    check_exists(arguments.source)
-    from accelerate import PartialState
-
-    from gnunet.commands.measure import measure_validation
-    from gnunet.distributed.launch import check_launch
-    from gnunet.evaluation import report
-
-    check_launch()
-    record = measure_validation(arguments.source.expanduser(), cpu=arguments.cpu)
-    if PartialState().is_main_process:
-        report.print_all(*report.validation_report(record))
-        write(record, arguments.out, Path("evaluations") / record["name"], "validation_loss.json")
-
-
-def num_processes(num_images: int, cpu: bool) -> int:
-    """How many processes to start without a launcher."""
-    import torch
-
-    from gnunet.environment import num_cpus
-
-    if torch.accelerator.is_available() and not cpu:
-        return 1
-    return max(1, min(num_cpus(), MAX_PROCESSES, num_images // IMAGES_PER_PROCESS))
+    return measure.validate(arguments) if arguments.validation_loss else measure.evaluate(arguments)

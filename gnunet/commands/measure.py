@@ -1,21 +1,26 @@
 """An evaluation from its inputs to its record, the content of metrics.json or validation_loss.json."""
 
+import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from PIL import Image
 
 from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, load_trained_model
 from gnunet.commands.conditions import load_training_data
 from gnunet.commands.evaluate_inputs import open_reference, open_subject
-from gnunet.commands.options import check_integer
+from gnunet.commands.options import check_integer, make_output_dir, numbered
+from gnunet.commands.progress import ProgressBar
+from gnunet.commands.sample_folder import writing_to
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
 from gnunet.distributed.accelerator import open_accelerator
+from gnunet.distributed.launch import check_launch, run_as_processes
+from gnunet.environment import num_cpus
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.evaluation import EXTRACTORS, Scorer, check_reference, get_metrics, load_extractors, report, validation_loss
 from gnunet.evaluation.features import Images
@@ -25,6 +30,8 @@ from gnunet.processes import Processes, single_threaded
 from gnunet.scaling import as_resolution
 from gnunet.training.session import with_latents
 
+IMAGES_PER_PROCESS = 128  # for each of these, one more process is started without a launcher or a GPU
+MAX_PROCESSES = 8
 MAX_NEAREST = 1024  # images for which the nearest training images are found
 MAX_NEAREST_DRAWN = 32
 
@@ -202,3 +209,50 @@ def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
         "weights": results,
         "versions": report.versions(accelerator.device),
     }
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Measure, print and write, in several processes if that is faster."""
+    not_inputs = ("out", "cpu", "validation_loss")
+    evaluation = Evaluation(**{name: value for name, value in vars(arguments).items() if name not in not_inputs})
+    subject = evaluation.subject
+    # Not among those of a model of this name, whose samples these may be.
+    default = Path("evaluations") / (subject.name if subject.model else f"{subject.name}-images")
+    make_output_dir(arguments.out or default.parent)
+    check_launch()
+    on_gpu = torch.accelerator.is_available() and not arguments.cpu
+    shares = subject.num_images * arguments.repeat // IMAGES_PER_PROCESS
+    if (status := run_as_processes(1 if on_gpu else max(1, min(num_cpus(), MAX_PROCESSES, shares)))) is not None:
+        return status
+    accelerator = open_accelerator(evaluation.mixed_precision, cpu=arguments.cpu)
+    with ProgressBar(accelerator) as bar:
+        record, picture = evaluation.run(accelerator, bar.stage)
+    if accelerator.is_main_process:
+        report.print_all(*report.metrics_report(record))
+        if picture is not None:
+            report.print_all(*report.neighbours_report(record["nearest"]))
+        _write(record, arguments.out, default, "metrics.json", picture)
+    accelerator.end_training()
+    return 0
+
+
+def validate(arguments: argparse.Namespace) -> None:
+    """Print and write the validation loss by noise level."""
+    check_launch()
+    record = measure_validation(arguments.source.expanduser(), cpu=arguments.cpu)
+    if PartialState().is_main_process:
+        report.print_all(*report.validation_report(record))
+        _write(record, arguments.out, Path("evaluations") / record["name"], "validation_loss.json")
+
+
+def _write(
+    record: dict[str, Any], given: Path | None, default: Path, name: str, picture: Image.Image | None = None
+) -> None:
+    """Write a record and its picture, by default where no other evaluation's stand."""
+    out = given or next(path for path in numbered(default) if report.has_same_inputs(path / name, record))
+    make_output_dir(out)
+    with writing_to(out):
+        report.write_json(out / name, record)
+        if picture is not None:
+            report.write_picture(out / "nearest.png", picture)
+    report.print_all(f"written to {out / name}" + (f", {out / 'nearest.png'}" if picture is not None else ""))
