@@ -1,27 +1,30 @@
-"""The trials of a study: their configurations and names, and the values that tuning chooses."""
+"""The trials of a study: their configurations, resolved from its overrides, their names, and what tuning chooses."""
 
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gnunet.ablation.overrides import StudyLayers
 from gnunet.ablation.records import metric_names, rank, record_path
 from gnunet.ablation.study import Study
-from gnunet.config import Config
-from gnunet.config.merge import issue_lines, raise_all
+from gnunet.config import Config, load_config
+from gnunet.config.merge import ConfigSource, issue_lines, nest, raise_all
 from gnunet.config.renamed_keys import with_former_names
-from gnunet.config.schema import Section, join_or
-from gnunet.config.yaml_io import format_value
+from gnunet.config.schema import Section, find, join_or, sections_of
+from gnunet.config.yaml_io import format_value, load_yaml_file
 from gnunet.errors import CheckpointError, ConfigError
 
 Setting = tuple[tuple[str, str], ...]
 """(axis, value) pairs, in the study's order of axes; empty where a variant crosses none."""
 Records = Mapping[str, Mapping[str, Any]]  # records by the names of their trials
+RESERVED_KEYS = {"seed": "seeds in the study", "run_dir": "--folder"}
+"""Keys that overrides may not set, and what sets them."""
+KEYS_NOT_HASHED = ("run_dir", "data.cache_dir", "data.num_workers", "train.trackers")
+"""Keys that do not affect the result of a trial; trials that differ in nothing else are one run."""
 
 
 class Condition(NamedTuple):
@@ -29,10 +32,6 @@ class Condition(NamedTuple):
 
     variant: str
     setting: Setting
-
-
-KEYS_NOT_HASHED = ("run_dir", "data.cache_dir", "data.num_workers", "train.trackers")
-"""Keys that do not affect the result of a trial; trials that differ in nothing else are one run."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,80 @@ class Plan:
     """Conditions whose reported trials are unknown until their tuning is finished."""
     chosen: dict[Condition, str] = field(default_factory=dict)
     """The value that tuning has chosen for a condition, as YAML."""
+
+
+class StudyLayers:
+    """The sources that the configurations of a study are merged from."""
+
+    def __init__(self, study: Study, path: Path, budget: str | None, flags: Mapping[str, Any]):
+        self.study, self.name = study, path.name
+        tuned = {} if study.tuning is None else {study.tuning.key: "tuning in the study"}
+        self.reserved_above_base = RESERVED_KEYS | tuned
+        self.below = [_read(path.parent / file, f"config {file} of {path.name}") for file in study.config]
+        self.below.append(self._layer("base", study.base))
+        if budget is not None:
+            size, where = study.budgets[budget], f"budget {budget!r}"
+            if isinstance(size, str):
+                self.below.append(_read(path.parent / size, f"{where} of {path.name}"))
+            else:
+                self.below.append(self._layer(where, size))
+        self.above = _checked(ConfigSource("command line", dict(flags)), self.reserved_above_base)
+
+    def resolve(
+        self, variant: str, setting: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False
+    ) -> Config:
+        """The configuration of a variant in a setting, with the value of the tuned key if there is one.
+
+        `tries` says whether it is of a tuning trial, which has the overrides of `tuning.set`.
+        """
+        reserved = self.reserved_above_base
+        layers = [self._layer(f"variant {variant!r}", self.study.variants[variant].set, reserved)]
+        for axis, value in setting:
+            layers.append(self._layer(f"{axis} {value}", self.study.axes[axis].values[value], reserved))
+        for value in tuned:
+            more = self.study.tuning.set if tries else {}
+            layers.append(self._layer("tuning", {self.study.tuning.key: value, **more}))
+        return load_config(*self.below, *layers, self.above)
+
+    def _layer(
+        self, what: str, overrides: Mapping[str, Any], reserved: Mapping[str, str] = RESERVED_KEYS
+    ) -> ConfigSource:
+        where = f"{what} of {self.name}"
+        return _checked(ConfigSource(where, nested(overrides, where)), reserved)
+
+
+def nested(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Nested mappings from overrides with dotted keys at any depth; raises ConfigError for a key given twice."""
+    values: dict[tuple[str, ...], Any] = {}
+    for path, value in _leaves(overrides):
+        if any(path[: len(other)] == other or other[: len(path)] == path for other in values):
+            raise ConfigError(f"{'.'.join(path)}: given twice ({where}); valid: once")
+        values[path] = value
+    return nest((".".join(path), value) for path, value in values.items())
+
+
+def _leaves(overrides: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The path and value of every key below the sections."""
+    for key, value in overrides.items():
+        path = (*above, *str(key).split("."))
+        field = find(Config, ".".join(path))
+        if isinstance(value, Mapping) and sections_of(field):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _checked(layer: ConfigSource, reserved: Mapping[str, str]) -> ConfigSource:
+    """The source itself; raises ConfigError if it sets a reserved key."""
+    for path, value in _leaves(layer.values):
+        if decides := reserved.get(key := ".".join(path)):
+            raise ConfigError(f"{key}: given {format_value(value)} ({layer.name}); valid: leave it to {decides}")
+    return layer
+
+
+def _read(path: Path, where: str) -> ConfigSource:
+    hint = "valid: a configuration file, relative to the study"
+    return ConfigSource(path.name, load_yaml_file(path, f"{where}: {path}", hint))
 
 
 def make_plan(

@@ -60,7 +60,7 @@ class TimeEstimate:
         return [trial.condition, (trial.variant,), ()]
 
 
-class Display:
+class Display(Progress):
     """Progress of a round of trials, `at_a_time` in parallel: bars on a terminal, plain lines elsewhere.
 
     Adds the finished trials to `estimate`.
@@ -71,34 +71,27 @@ class Display:
     ):
         self._folder, self._estimate, self._at_a_time = folder, estimate, at_a_time
         self._left, self._total = {trial.name: trial for trial in trials}, len(trials)
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not enabled)
-        self._is_live = enabled and self._console.is_terminal
-        self._progress = Progress(
+        console = Console(highlight=False, soft_wrap=True, quiet=not enabled)
+        self._is_live = enabled and console.is_terminal
+        super().__init__(
             TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"), console=self._console, expand=True, disable=not self._is_live,
+            TextColumn("{task.fields[note]}"), console=console, expand=True, disable=not self._is_live,
         )  # fmt: skip
-        self._all = self._progress.add_task("trials", total=self._total, note="")
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        self._all = self.add_task("trials", total=self._total, note="")
+        self._bars: dict[str, TaskID] = {}
 
     def message(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, markup=False)
+        self.console.print(text, markup=False)
 
     def started(self, trial: Trial) -> None:
         """Show that a trial has been started."""
         total = trial.config.train.total_images
-        self._tasks[trial.name] = self._progress.add_task(trial.title, total=total, note="")
+        self._bars[trial.name] = self.add_task(trial.title, total=total, note="")
         if not self._is_live:
             self.message(f"{trial.title}: started in {trial.run_dir(self._folder)}")
 
-    def finished(self, trial: Trial, seconds: float) -> None:
+    def ended(self, trial: Trial, seconds: float) -> None:
         """Show the result of a trial whose record is written, `seconds` after its start."""
         record = json.loads(record_path(self._folder, trial.name).read_text())
         self._estimate.update(trial, record)
@@ -107,21 +100,21 @@ class Display:
         result = "diverged" if loss is None else f"validation loss {loss:.5f}"
         done, left = self._total - len(self._left), self._estimate.seconds(self._left.values(), self._at_a_time)
         note = f"about {format_duration(left)} left" if self._left and left is not None else ""
-        self._progress.update(self._all, completed=done, note=note)
+        self.update(self._all, completed=done, note=note)
         text = f"{trial.title}: {result}, {format_duration(seconds)}; {done}/{self._total} trials"
         self.message(f"{text}, {note}" if note else text)
 
-    def update(self, running: Sequence[Trial]) -> None:
+    def show(self, running: Sequence[Trial]) -> None:
         """Show how far the running trials are."""
         names = {trial.name for trial in running}
-        for name in [name for name in self._tasks if name not in names]:
-            self._progress.remove_task(self._tasks.pop(name))
+        for name in [name for name in self._bars if name not in names]:
+            self.remove_task(self._bars.pop(name))
         for trial in running if self._is_live else ():
             lines = read_jsonl(trial.run_dir(self._folder) / "metrics.jsonl")
             losses = [line["loss"] for line in lines if line.get("loss") is not None]
             note = f"loss {losses[-1]:.5f}" if losses else ""
             images = lines[-1]["images"] if lines else 0
-            self._progress.update(self._tasks[trial.name], completed=images, note=note)
+            self.update(self._bars[trial.name], completed=images, note=note)
 
 
 def print_plan(study: Study, plan: Plan, records: Records) -> None:

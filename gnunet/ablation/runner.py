@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from gnunet.ablation.cost import step_cost
+from gnunet.ablation.measure import step_cost
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.progress import Display
 from gnunet.ablation.records import record_path
@@ -100,12 +100,12 @@ def run_parallel(
                     trial, gpu, start = running.pop(process)
                     free.append(gpu)
                     if record_path(folder, trial.name).exists():
-                        display.finished(trial, time.monotonic() - start)
+                        display.ended(trial, time.monotonic() - start)
                     elif not stopping:
                         log = trial.run_dir(folder) / "log.txt"
                         failures.append(f"failed: {trial.title}: {_reason(process.exitcode, log)} ({log})")
                         display.message(failures[-1])
-                display.update([trial for trial, _, _ in running.values()])
+                display.show([trial for trial, _, _ in running.values()])
     finally:
         for process in running:  # after an error of the runner
             process.kill()
@@ -188,5 +188,5 @@ def run_in_process(trials: Sequence[Trial], folder: Path, display: Display) -> R
             failures.append(f"failed: {trial.title}: {str(error).splitlines()[0]}")
             display.message(failures[-1])
         else:
-            display.finished(trial, time.monotonic() - start)
+            display.ended(trial, time.monotonic() - start)
     return failures, None

@@ -14,8 +14,16 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
-from gnunet.ablation.cost import StepCost, activation_memory_mib, step_cost
-from gnunet.ablation.measure import is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
+from gnunet.ablation.measure import (
+    StepCost,
+    activation_memory_mib,
+    is_batch_dependent,
+    magnitudes,
+    nearest,
+    norm_kinds,
+    step_cost,
+    val_errors,
+)
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.records import FORMAT, write_record
 from gnunet.checkpoint.checkpoint import checkpoint_name, load_checkpoint, newest_checkpoint

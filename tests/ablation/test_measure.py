@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from gnunet.ablation.cost import activation_memory_mib, step_cost
-from gnunet.ablation.measure import is_batch_dependent, magnitudes, nearest, norm_kinds, val_errors
+from gnunet.ablation.measure import (
+    activation_memory_mib,
+    is_batch_dependent,
+    magnitudes,
+    nearest,
+    norm_kinds,
+    step_cost,
+    val_errors,
+)
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation.validation import per_example_errors, summarize

@@ -6,8 +6,7 @@ import math
 import pytest
 import yaml
 
-from gnunet.ablation.overrides import nested
-from gnunet.ablation.plan import Trial, check_records, make_plan
+from gnunet.ablation.plan import Trial, check_records, make_plan, nested
 from gnunet.ablation.study import load_study
 from gnunet.config import Config
 from gnunet.errors import CheckpointError, ConfigError

@@ -152,7 +152,7 @@ class TestFolders:
             ("{tmp}/nowhere", "{tmp}/nowhere"),
             ("{clean}", "--reference"),
             ("{clean} --reference ./nowhere", "./nowhere"),
-            ("{clean} --reference {clean} --metrics fd_corse", "fd_coarse?"),
+            ("{clean} --reference {clean} --metrics fd_corse", "'fd_coarse'?"),
             ("{clean} --reference {clean} --repeat 2 --num_images 20", "at most 12"),
             ("{clean} --reference {clean} --num_images 3", "at least 4, which precision_coarse"),
             ("{clean} --reference {clean} --nearest 24", "--nearest: given 24"),

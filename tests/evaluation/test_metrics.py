@@ -26,7 +26,7 @@ def test_metrics_are_named_by_statistic_and_extractor():
     "name, meant", [("fdi", "fid"), ("fd_dino2", "fd_dinov2"), ("kid_eficientnet_lite0", "kid_efficientnet_lite0")]
 )
 def test_unknown_name_raises_with_the_closest(name, meant):
-    with pytest.raises(ConfigError, match=f"{name}.*{meant}\\?.*fid, kid, "):
+    with pytest.raises(ConfigError, match=f"{name}.*'{meant}'\\?.*fid, kid, "):
         get_metrics(["fid", name])
     with pytest.raises(ConfigError, match="zzz"):
         get_metrics(["zzz"])
