@@ -108,23 +108,23 @@ def magnitudes(session: Session) -> dict[str, Any]:
     """
     # A copy: its hooks and gradients end with it.
     val_set, network = session.val_set, copy.deepcopy(session.ema.model).eval().requires_grad_(True)
-    layers = [InputStats(REGIONS[path.split(".")[0]], norm) for path, norm in network.norm_layers().items()]
+    layers = [(REGIONS[path.split(".")[0]], _watch_inputs(norm)) for path, norm in network.norm_layers().items()]
     edges, size = session.config.validation.bin_edges, session.config.validation.batch_size
     rms: dict[str, list[float | None]] = {region: [] for region in REGIONS.values()}
     largest: dict[str, list[float | None]] = {region: [] for region in REGIONS.values()}
     gradient_norm: list[float | None] = []
     for b in range(val_set.num_bins):
         network.zero_grad()
-        for layer in layers:
-            layer.reset()
+        for _, seen in layers:
+            seen.clear()
         indices = np.flatnonzero(val_set.bins == b)
         for start in range(0, len(indices), size):
             (_errors(session, network, indices[start : start + size]).sum() / len(indices)).backward()
         for region in REGIONS.values():
-            found = [layer for layer in layers if layer.region == region and layer.elements]
-            squares = [layer.square_sum / layer.elements for layer in found]
+            found = [tuple(zip(*seen, strict=True)) for where, seen in layers if where == region and seen]
+            squares = [sum(square_sums) / sum(counts) for square_sums, _, counts in found]
             rms[region].append(math.sqrt(sum(squares) / len(squares)) if squares else None)
-            largest[region].append(max((layer.largest for layer in found), default=None))
+            largest[region].append(max((max(each) for _, each, _ in found), default=None))
         gradients = [p.grad.double().square().sum() for p in network.parameters() if p.grad is not None]
         gradient_norm.append(float(torch.stack(gradients).sum().sqrt()) if gradients else None)
     return {
@@ -135,21 +135,16 @@ def magnitudes(session: Session) -> dict[str, Any]:
     }
 
 
-class InputStats:
-    """Magnitudes of the inputs of one norm layer since the last `reset`."""
+def _watch_inputs(norm: nn.Module) -> list[tuple[float, float, int]]:
+    """A list that gets the sum of squares, the largest magnitude and the size of each input of a layer."""
+    seen: list[tuple[float, float, int]] = []
 
-    def __init__(self, region: str, norm: nn.Module):
-        self.region = region
-        norm.register_forward_pre_hook(self._update)
-
-    def reset(self) -> None:
-        self.square_sum, self.largest, self.elements = 0.0, 0.0, 0
-
-    def _update(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
-        self.square_sum += float(x.double().square().sum())
-        self.largest = max(self.largest, float(x.abs().max()))
-        self.elements += x.numel()
+        seen.append((float(x.double().square().sum()), float(x.abs().max()), x.numel()))
+
+    norm.register_forward_pre_hook(record)
+    return seen
 
 
 def _errors(session: Session, network: UNet2D, indices: np.ndarray) -> Tensor:

@@ -71,7 +71,10 @@ class StudyRunner:
         else:
             places, context = slots(jobs), fork_server()
             if estimate.source is None:
-                estimate.probed = self._probe(plan, context, places[0])
+                trials = [*plan.trials, *plan.tuning_trials]
+                trial = next((trial for trial in trials if trial.variant == self.study.baseline), trials[0])
+                with tempfile.TemporaryDirectory() as scratch:
+                    estimate.probed = probe(context, trial, Path(scratch), places[0])
         if _is_main():
             print_plan(self.study, plan, records)
             _print(self._expected_time(plan, estimate, len(places)))
@@ -106,13 +109,6 @@ class StudyRunner:
         if plan.pending_tuning:
             _print(f"not run: the reported trials of {len(plan.pending_tuning)} settings, whose tuning is not complete")
         return 1 if failures else 0
-
-    def _probe(self, plan: Plan, context: ForkServerContext, gpu: str | None) -> float | None:
-        """Seconds per image of the baseline, or of another variant where that is not run."""
-        trials = [*plan.trials, *plan.tuning_trials]
-        trial = next((trial for trial in trials if trial.variant == self.study.baseline), trials[0])
-        with tempfile.TemporaryDirectory() as folder:
-            return probe(context, trial, Path(folder), gpu)
 
     def _expected_time(self, plan: Plan, estimate: TimeEstimate, at_a_time: int) -> str:
         trials = pending_trials([*plan.tuning_trials, *plan.trials], self.folder)

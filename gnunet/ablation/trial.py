@@ -67,7 +67,7 @@ def run_trial(trial: Trial, folder: Path) -> int:
     except DivergenceError as error:
         print(f"diverged: {error}")
         diverged = error.with_traceback(None)  # whose frames would keep the run's networks alive
-    peak = _resident_mib()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # MiB
 
     join_new_process_group()
     session = build_session(config, make_accelerator(config))
@@ -180,12 +180,6 @@ def _peak_memory_mib(run: Path, session: Session, cost: StepCost | None, residen
     if session.accelerator.device.type == "cpu":
         return max([resident, *logged])
     return cost.peak_memory_mib if cost is not None and cost.peak_memory_mib is not None else max(logged, default=0.0)
-
-
-def _resident_mib() -> float:
-    """Peak resident memory of this process."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def join_new_process_group() -> None:

@@ -11,30 +11,20 @@ from gnunet.config.load import changed_keys, diff_configs, from_yaml, load_confi
 from gnunet.config.model_kwargs import image_kwargs, label_shape, make_condition, unet_kwargs
 from gnunet.config.sections import (
     Config,
-    DataConfig,
-    DDPMConfig,
-    EDMConfig,
     EvaluateConfig,
-    FlowConfig,
     ModelConfig,
     SamplingConfig,
     Text,
     TrainConfig,
-    ValidationConfig,
 )
 
 __all__ = [
     "Config",
-    "DDPMConfig",
-    "DataConfig",
-    "EDMConfig",
     "EvaluateConfig",
-    "FlowConfig",
     "ModelConfig",
     "SamplingConfig",
     "Text",
     "TrainConfig",
-    "ValidationConfig",
     "accumulation_steps",
     "check_latents",
     "changed_keys",

@@ -14,12 +14,7 @@ from gnunet.config.habits import HABITS
 from gnunet.config.norms import SECTIONS, AnyNormConfig
 from gnunet.config.schema import Section, ValidValues
 
-
-def _no(value: Any) -> Any:
-    """YAML reads `no` as false."""
-    return "no" if value is False else value
-
-
+_FalseIsNo = BeforeValidator(lambda value: "no" if value is False else value)  # as YAML reads `no`
 # A configuration may be part of an untrusted checkpoint. These bounds, far beyond what can be trained, limit the time
 # and memory spent on it before its weights are read.
 Width = Annotated[PositiveInt, Field(le=2**16)]
@@ -196,7 +191,7 @@ class TrainConfig(Section):
     bn_update_batches: NonNegativeInt = Field(0, le=2**20)
     """Training batches from which the EMA weights' running statistics are re-estimated whenever the EMA weights are
     used or written; 0 averages the running statistics like the weights. Only for norms with running statistics."""
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no)] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], _FalseIsNo] = "no"
     """Precision of the network; loss, noise, norm statistics, EMA and optimizer stay in fp32."""
     compile: Annotated[
         bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],

@@ -83,20 +83,15 @@ def _factor(covariance: Tensor) -> Tensor:
     return vectors[:, significant] * values[significant].sqrt()
 
 
-@dataclass(frozen=True)
-class KernelDistance:
-    """An estimate of the squared maximum mean discrepancy."""
-
-    value: float  # unbiased: its expectation is 0 for two sets of one distribution, so it may be negative
-    standard_error: float  # by the jackknife over the images of both sets
-
-
-def kernel_distance(features: Tensor, reference: Tensor, *, reference_sums: Tensor | None = None) -> KernelDistance:
-    """KID: the unbiased squared MMD with the kernel (x . y / D + 1)^3 (Binkowski et al., 2018).
+def kernel_distance(
+    features: Tensor, reference: Tensor, *, reference_sums: Tensor | None = None
+) -> tuple[float, float]:
+    """KID: the unbiased squared MMD with the kernel (x . y / D + 1)^3 (Binkowski et al., 2018), and its standard error.
 
     This is the U-statistic over all pairs. It has the expectation of the usual mean over random subsets, a smaller
-    variance and no seed. Sets of equal size are treated as pairs (Gretton et al., 2012, lemma 6): image i is not
-    compared with reference i, so that a set against itself or against altered copies stays unbiased.
+    variance and no seed; for two sets of one distribution that is 0, so it may be negative. Sets of equal size are
+    treated as pairs (Gretton et al., 2012, lemma 6): image i is not compared with reference i, so that a set against
+    itself or against altered copies stays unbiased.
 
     The standard error is the jackknife's, leaving out one image (or pair) at a time. It includes the sampling of both
     sets, so models compared on one reference differ more reliably than it suggests; by the Efron-Stein inequality it
@@ -122,14 +117,14 @@ def kernel_distance(features: Tensor, reference: Tensor, *, reference_sums: Tens
             h = x + y - xy - yx
             value = h.sum() / (n * (n - 1))
             without = (h.sum() - 2 * h) / ((n - 1) * (n - 2))
-            return KernelDistance(value.item(), _jackknife_variance(without).sqrt().item())
+            return value.item(), _jackknife_variance(without).sqrt().item()
         sum_x, sum_y, sum_xy = x.sum(), y.sum(), xy.sum()
         value = sum_x / (n * (n - 1)) + sum_y / (m * (m - 1)) - 2 * sum_xy / (n * m)
         # Up to constants, which do not change the jackknife.
         without_x = (sum_x - 2 * x) / ((n - 1) * (n - 2)) - 2 * (sum_xy - xy) / ((n - 1) * m)
         without_y = (sum_y - 2 * y) / ((m - 1) * (m - 2)) - 2 * (sum_xy - yx) / (n * (m - 1))
         variance = _jackknife_variance(without_x) + _jackknife_variance(without_y)
-        return KernelDistance(value.item(), variance.sqrt().item())
+        return value.item(), variance.sqrt().item()
 
 
 def kernel_sums(features: Tensor) -> Tensor:

@@ -117,9 +117,8 @@ class Scorer:
             if metric.statistic == "fd":
                 values[metric.name] = frechet_distance(ours.moments, reference.moments)
             elif metric.statistic == "kid":
-                distance = kernel_distance(ours.subset, reference.subset, reference_sums=reference.kernel_sums)
-                values[metric.name] = distance.value
-                values[f"{metric.name}_standard_error"] = distance.standard_error
+                found = kernel_distance(ours.subset, reference.subset, reference_sums=reference.kernel_sums)
+                values[metric.name], values[f"{metric.name}_standard_error"] = found
             else:
                 if metric.extractor not in pairs:
                     pairs[metric.extractor] = precision_recall(ours.subset, reference.subset)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnunet.config import DDPMConfig, EDMConfig, FlowConfig
+from gnunet.config.sections import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.data import DecodedImages
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import make_process

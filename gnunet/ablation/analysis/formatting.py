@@ -8,7 +8,6 @@ from typing import Any
 from gnunet.ablation.analysis.statistics import Difference
 from gnunet.ablation.records import HIGHER_IS_BETTER, TIMES
 
-COSTS = (*TIMES, "saved_mib")
 _TITLES = {
     "validation_loss": ("validation loss", "squared error of v"),
     "validation_loss_precise": ("validation loss, precise statistics", "squared error of v"),
@@ -52,7 +51,7 @@ def metric_info(name: str) -> MetricInfo:
     """The metric of this name in study files: a validation loss, a cost, `nearest_...`, or a metric of samples."""
     family, _, extractor = name.partition("_")
     default = (f"{_FAMILIES[family]}, {extractor}" if family in _FAMILIES else name, "")
-    if name in COSTS:
+    if name in (*TIMES, "saved_mib"):
         worst = None
     elif name.startswith(HIGHER_IS_BETTER) or name == "nearest_distance_ratio":
         worst = -math.inf

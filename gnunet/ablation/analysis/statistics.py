@@ -38,10 +38,6 @@ class Interval:
     low: float
     high: float
 
-    def hull(self, other: "Interval | None") -> "Interval":
-        """The smallest interval that contains both."""
-        return self if other is None else Interval(min(self.low, other.low), max(self.high, other.high))
-
 
 class ValidationBins:
     """The bin of each validation example, (n,): a loss is the mean of the means over its bins."""
@@ -114,7 +110,8 @@ class Difference:
         """Relative: contains both intervals, and extends to infinity on the side of a divergence."""
         if self.pairs and self.pairs == self.above + self.below:
             return Interval(-math.inf if self.below else math.inf, math.inf if self.above else -math.inf)
-        known = self.student.hull(self.bootstrap) if self.student else self.bootstrap
+        both = [interval for interval in (self.student, self.bootstrap) if interval]
+        known = Interval(min(i.low for i in both), max(i.high for i in both)) if both else None
         if not (self.above or self.below):
             return known
         low, high = (known.low, known.high) if known else (-math.inf, math.inf)
