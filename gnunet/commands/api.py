@@ -75,11 +75,13 @@ def image_labels(model: TrainedModel, num_images: int, given: np.ndarray | None)
 def given_labels(model: TrainedModel, classes: Sequence[str] | None, labels: Any) -> np.ndarray | None:
     """The labels that are asked for, as of `TrainedModel.labels`; `labels` may name a .npy file. Raises ConfigError for
     those that the model does not know."""
-    if labels is None:
+    if labels is not None and model.float_labels is None:
+        known = "classes" if model.class_counts else "no labels"
+        raise ConfigError(
+            f"--labels: given {truncate(labels)}, but {model.name} has {known} (model.class_embed_type null)"
+        )
+    if labels is None or classes is not None:
         return class_labels(model, classes)
-    if model.float_labels is None or classes is not None:
-        kind = "--classes alone" if model.float_labels is None else "--labels alone"
-        raise ConfigError(f"--labels: given {truncate(labels)}; valid: {kind} for {model.name}")
     if len(labels) == 1 and str(labels[0]).endswith(".npy"):
         with as_data_error(labels[0]):
             labels = np.load(labels[0], allow_pickle=False)
@@ -93,7 +95,9 @@ def class_labels(model: TrainedModel, classes: Sequence[str] | None) -> np.ndarr
     if isinstance(classes, str) or not len(classes):
         raise ConfigError(f"classes: given {classes!r}; valid: a list of names or numbers of classes")
     if model.class_names is None or model.class_counts is None:
-        raise ConfigError(f"classes: given {' '.join(map(str, classes))}, but {model.name} is not class-conditional")
+        hint = "; it has labels that are numbers: --labels" if model.float_labels else ""
+        given = " ".join(map(str, classes))
+        raise ConfigError(f"classes: given {given}, but {model.name} is not class-conditional{hint}")
     names = model.class_names
     trained = [name for name, count in zip(names, model.class_counts, strict=True) if count]
     labels = []

@@ -23,7 +23,7 @@ from gnunet.data.rows import read_labels, select_rows
 from gnunet.data.sources import Source, open_source
 from gnunet.data.sources.pairs import open_partners
 from gnunet.environment import num_cpus
-from gnunet.errors import CheckpointError, DataError, first_few
+from gnunet.errors import CheckpointError, DataError, first_few, quoted
 from gnunet.files import atomic_directory
 from gnunet.scaling import PICTURES, Scaling, as_size
 
@@ -98,7 +98,9 @@ def load_images(
         _report(f"{images.skipped} corrupted images: {'; '.join(images.broken)}{more}", on_error)
     if class_conditional and images.labels is None:
         read_labels(opened, select_rows(opened, subset or {}), label_shape)  # what is wrong with them, if it has any
-        raise DataError(f"data.class_conditional is true, but {opened.name} has no labels; {opened.label_advice}")
+        columns = f"valid for data.label_column: {quoted(opened.columns)}"
+        advice = opened.label_advice if label_shape is None else columns
+        raise DataError(f"data.class_conditional is true, but {opened.name} has no labels; {advice}")
     if class_conditional and images.num_classes == len(images) > 2:
         given = f"each of the {len(images)} images of {opened.name} has a class of its own"
         given += f" (data.label_column {opened.label_column})"

@@ -50,7 +50,7 @@ def read_labels(
             found = "no label" if label is None else f"a {type(label).__name__}"
             valid = f"strings, integers or booleans, or numbers with model.class_embed_type; {source.label_advice}"
             if shape is not None:
-                found = f"{truncate(label)!r}"
+                found = f"{len(label)} values" if isinstance(label, (list, np.ndarray)) else f"{truncate(label)!r}"
                 numbers = f"lists of {shape[0]} finite numbers" if shape else "finite numbers"
                 valid = f"{numbers} with this model.class_embed_type"
             raise DataError(

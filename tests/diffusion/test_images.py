@@ -75,3 +75,10 @@ def test_grey_grid():
     grid = make_grid(np.full((2, 3, 3, 1), 7, np.uint8))
     assert grid.mode == "L" and grid.size == (8, 3)
     assert np.asarray(grid)[0].tolist() == [7, 7, 7, GAP_COLOUR, GAP_COLOUR, 7, 7, 7]
+
+
+def test_rows_are_in_the_order_of_the_numbers_that_names_begin_with():
+    names = ["10", "9", "-1.5 to 2", "1e+03", "a", "-2"]
+    corners = json.loads(make_grid(np.zeros((6, 4, 100, 1), np.uint8), names=names).info["tiles"])["corners"]
+    tops = [tuple(reversed(corner)) for corner in corners]
+    assert [names[i] for i in sorted(range(6), key=tops.__getitem__)] == ["-2", "-1.5 to 2", "9", "10", "1e+03", "a"]

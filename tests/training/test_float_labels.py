@@ -108,7 +108,7 @@ def test_labels_for_the_network_and_for_samples():
         (["a"] * 20, "timestep", r"00\.png.*'a'.*class_embed_type"),
         ([*VALUES[:19], float("inf")], "timestep", r"19\.png.*inf"),
         ([*VALUES[:19], None], "timestep", r"19\.png.*None"),
-        ([[1.0, 2.0]] * 20, "identity", r"00\.png.*32"),
+        ([[1.0, 2.0]] * 20, "identity", r"00\.png.* 2 values.* 32 "),
         ([[1.0] * 32] * 20, "timestep", r"00\.png"),
         (VALUES, None, r"00\.png.*float.*model\.class_embed_type"),
     ],
