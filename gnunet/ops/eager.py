@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .affine import Affine
-from .arguments import NormArgs
+from .arguments import Affine, NormArgs
 from .autograd import apply, library_operator
 from .layout import Layout, dense, with_strides_of
 
@@ -216,10 +217,6 @@ def fma(a: Tensor, b: Tensor, c: Tensor | None, out: Tensor | None = None) -> Te
     return torch.mul(a, b, out=out).add_(c)  # on a CPU addcmul is not vectorized here
 
 
-class _Operator:
-    forward = staticmethod(forward)
-    backward = staticmethod(backward)
-
-
-group_norm_silu = partial(apply, _Operator())
-traced_group_norm_silu = library_operator("eager_group_norm_silu", _Operator(), traceable=False)
+_operator: Any = SimpleNamespace(forward=forward, backward=backward)
+group_norm_silu = partial(apply, _operator)
+traced_group_norm_silu = library_operator("eager_group_norm_silu", _operator, traceable=False)

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import eager, reference
-from .affine import Affine
-from .arguments import NormArgs
+from .arguments import Affine, NormArgs
 from .autograd import library_operator
 from .layout import SAMPLING_STRIDE
 
@@ -120,12 +121,8 @@ def _in_memory(table: Tensor) -> Tensor:
     return table.unsqueeze(2).expand(-1, -1, _UNROLLED).amax(2)
 
 
-class _Operator:
-    forward = staticmethod(forward)
-    backward = staticmethod(backward)
-
-
-_group_norm_silu = library_operator("group_norm_silu", _Operator(), traceable=True)
+_operator: Any = SimpleNamespace(forward=forward, backward=backward)
+_group_norm_silu = library_operator("group_norm_silu", _operator, traceable=True)
 
 
 def group_norm_silu(args: NormArgs) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import eager
 from .arguments import TENSORS, NormArgs
 from .layout import dense, is_channels_last, with_strides_of
 
@@ -102,3 +104,22 @@ class PlannedOperator:
         # torch.empty_like of an expanded tensor is faster than torch.empty with a size.
         buffers = [empty.expand(size) if size else None for size in plan.buffers.values()]
         return self.plans.setdefault(key, (buffers, execute))
+
+
+@dataclass(frozen=True)
+class OperatorOfAnySignature:
+    """An `autograd.Operator` for torch.library, which gives it arguments of any signature."""
+
+    plan: Callable[[NormArgs], PlannedOperator]
+
+    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
+        if args.x.numel() == 0:
+            return eager.forward(args)
+        y, stats = self.plan(args).forward(args)
+        shape = (1 + args.center, args.x.shape[0], args.num_groups)
+        return y, stats[: prod(shape)].view(shape)
+
+    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
+        if args.x.numel() == 0:
+            return eager.backward(dy, stats, args, needs)
+        return self.plan(args).backward(dy, stats.contiguous(), args, needs)

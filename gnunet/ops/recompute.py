@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .group_norm_silu import group_norm_silu, is_transformed
-from .hooks import has_hooks
+from .hooks import runs_forward_of
 from .module import GroupNormSiLU
 
 InputFn: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -51,7 +51,8 @@ def checkpoint_inputs(
             an element.
         enabled: False makes the plain calls.
     """
-    if enabled and torch.is_grad_enabled() and not is_transformed() and _can_recompute(norm):
+    is_useful = enabled and torch.is_grad_enabled() and not is_transformed()
+    if is_useful and (norm is None or runs_forward_of(norm, GroupNormSiLU)):
         if torch.compiler.is_compiling():
             return _call(layers, checkpoint(input_fn, norm, *saved, use_reentrant=False), dropout)
         if all(map(_is_plain, layers)) and any(layer.weight.requires_grad for layer in layers):
@@ -64,22 +65,11 @@ def _call(layers: Sequence[nn.Module], inputs: Sequence[Tensor], dropout: float)
     return [layer(F.dropout(x, dropout)) if dropout else layer(x) for layer, x in zip(layers, inputs, strict=True)]
 
 
-def _can_recompute(norm: nn.Module | None) -> bool:
-    """Whether the norm can be called again, with other tensors in its parameters' places."""
-    if norm is None:
-        return True
-    return isinstance(norm, GroupNormSiLU) and type(norm).forward is GroupNormSiLU.forward and _has_no_hooks(norm)
-
-
 def _is_plain(layer: nn.Module) -> bool:
     """Whether calling the layer is just the operation that its type stands for."""
-    if type(layer) in _CONVOLUTIONS:
-        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str) and _has_no_hooks(layer)
-    return type(layer) is nn.Linear and _has_no_hooks(layer)
-
-
-def _has_no_hooks(module: nn.Module) -> bool:
-    return not has_hooks(module) and "forward" not in vars(module)
+    if type(layer) in _CONVOLUTIONS and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        return False
+    return type(layer) in (nn.Linear, *_CONVOLUTIONS) and runs_forward_of(layer, type(layer))
 
 
 @dataclass(frozen=True)

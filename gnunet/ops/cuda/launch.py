@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import struct
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 from gnunet.ops import eager
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.autograd import apply, library_operator
-from gnunet.ops.planned import Plan, PlannedOperator, Planner, Shape
+from gnunet.ops.planned import OperatorOfAnySignature, Plan, PlannedOperator, Planner, Shape
 
 from . import compiler, driver
 from .tiling import PORTABLE_RANKS, Gpu, Tiling, choose_tiling
@@ -160,7 +159,7 @@ def _affine_launch(launch: Launch) -> Launch:
 def plan_forward(args: NormArgs) -> Plan:
     """The buffer holds the statistics of all groups."""
     launch = _launch("forward", args, _tilings(args)[0], [False] * 6)
-    return Plan([launch], {"stats": math.prod(_stats_shape(args))})
+    return Plan([launch], {"stats": (1 + args.center) * len(args.x) * args.num_groups})
 
 
 def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
@@ -169,10 +168,6 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
     if len(args.x) == 1 or not (needs[1] or needs[2]):
         return Plan([launch], {"sums": 0})
     return Plan([launch, _affine_launch(launch)], {"sums": 2 * len(args.x) * args.x.shape[1]})
-
-
-def _stats_shape(args: NormArgs) -> tuple[int, int, int]:
-    return 1 + args.center, len(args.x), args.num_groups
 
 
 class _Executable:
@@ -223,31 +218,18 @@ def _function(device: int, options: tuple[str, ...], kernel: str, shared_bytes: 
 PLANNER = Planner(plan_forward, plan_backward, _Executable)
 
 
-class _Operator:
-    """An `autograd.Operator` for arguments of any signature, for torch.library."""
-
-    def __init__(self) -> None:
-        self.planned: dict[Hashable, PlannedOperator] = {}
-
-    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
-        if args.x.numel() == 0:
-            return torch.empty_like(args.x), args.x.new_zeros(_stats_shape(args), dtype=torch.float32)
-        y, stats = self._of(args).forward(args)
-        return y, stats.view(_stats_shape(args))
-
-    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
-        if args.x.numel() == 0:
-            return eager.backward(dy, stats, args, needs)
-        return self._of(args).backward(dy, stats.contiguous(), args, needs)
-
-    def _of(self, args: NormArgs) -> PlannedOperator:
-        if len(self.planned) >= _MAX_PLANNED:
-            self.planned.clear()
-        key = args.signature()
-        return self.planned.get(key) or self.planned.setdefault(key, PlannedOperator(args, PLANNER))
+_planned: dict[Hashable, PlannedOperator] = {}
 
 
-compiled_group_norm_silu = library_operator("cuda_group_norm_silu", _Operator(), traceable=False)
+def _plan(args: NormArgs) -> PlannedOperator:
+    if len(_planned) >= _MAX_PLANNED:
+        _planned.clear()
+    key = args.signature()
+    return _planned.get(key) or _planned.setdefault(key, PlannedOperator(args, PLANNER))
+
+
+_operator = OperatorOfAnySignature(_plan)
+compiled_group_norm_silu = library_operator("cuda_group_norm_silu", _operator, traceable=False)
 
 
 def prepare(args: NormArgs) -> Callable[[NormArgs], Tensor]:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache, partial
+from importlib.metadata import version
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -27,22 +28,17 @@ from triton.runtime import JITFunction
 from gnunet.ops import eager
 from gnunet.ops.arguments import NormArgs
 from gnunet.ops.autograd import apply, library_operator
-from gnunet.ops.planned import Execute, Plan, PlannedOperator, Planner, Shape
+from gnunet.ops.planned import Execute, OperatorOfAnySignature, Plan, PlannedOperator, Planner, Shape
 
 from . import backward as backward_kernels
 from . import forward as forward_kernels
-from .tiling import SinglePass, SplitReduction, align_s, choose_tiling
-
-
-def _interpreter_fails() -> bool:
-    import numpy  # which the interpreter needs
-
-    return TorchVersion(triton.__version__) < "3.7" and TorchVersion(numpy.__version__) >= "2.4"
-
+from .tiling import Tiling, align_s, choose_tiling
 
 IS_INTERPRETED = not isinstance(forward_kernels.fwd_single_pass, JITFunction)
 """Whether Triton's interpreter runs the kernels."""
-INTERPRETER_FAILS = IS_INTERPRETED and _interpreter_fails()
+INTERPRETER_FAILS = (
+    IS_INTERPRETED and TorchVersion(triton.__version__) < "3.7" and TorchVersion(version("numpy")) >= "2.4"
+)
 """Whether it cannot: up to Triton 3.6 it does not run loops with NumPy 2.4 and newer."""
 HAS_COMPILER = IS_INTERPRETED or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 """Triton compiles the launchers of its kernels with the machine's C compiler."""
@@ -81,13 +77,12 @@ def _options(num_warps: int, resident_warps: int) -> dict[str, int]:
     return {"num_warps": num_warps, "maxnreg": min(255, _REGISTERS // (32 * num_warps * programs) // 8 * 8)}
 
 
-def _tiling(args: NormArgs, direction: str) -> tuple[SinglePass | SplitReduction, dict[str, Any]]:
+def _tiling(args: NormArgs, direction: str) -> tuple[Tiling, dict[str, Any]]:
     """The tiling of x, and the kernels' arguments that follow from its shape and the options."""
     x = args.x
     shape = Shape.of(args)
     tiling = choose_tiling(shape, direction)
     width = tiling.groups * shape.group_channels
-    channel_splits = tiling.channel_splits if isinstance(tiling, SplitReduction) else 1
     values = {
         "positions": shape.positions // align_s(shape),
         "eps": args.eps,
@@ -103,14 +98,14 @@ def _tiling(args: NormArgs, direction: str) -> tuple[SinglePass | SplitReduction
         "GROUPS": tiling.groups,
         "GROUP_BLOCKS": tiling.group_blocks,
         "EVEN_S": shape.positions % tiling.block_s == 0,
-        "EVEN_C": width == tiling.block_c * channel_splits and shape.channels % width == 0,
+        "EVEN_C": width == tiling.block_c * tiling.channel_splits and shape.channels % width == 0,
         "BLOCK_S": tiling.block_s,
         "BLOCK_C": tiling.block_c,
     }
     for name in ("add", "scale", "shift"):
         table = getattr(args, name)
         values[f"{name}_stride_n"] = 0 if table is None else table.stride(0)
-    if isinstance(tiling, SplitReduction):
+    if tiling.split_size is not None:
         values |= {
             "SPLIT_SIZE": tiling.split_size,
             "CHANNEL_SPLITS": tiling.channel_splits,
@@ -147,7 +142,7 @@ def plan_forward(args: NormArgs) -> Plan:
     blocks = len(args.x) * tiling.group_blocks
     much, little = _options_of_splits(args, tiling.num_warps, values)
     stats = (1 + args.center) * values["stats_stride"]
-    if isinstance(tiling, SinglePass):
+    if tiling.split_size is None:
         options = _options(tiling.num_warps, 32) if _is_plain(args, values) else much
         return Plan([_launch(forward_kernels.fwd_single_pass, blocks, options, values)], {"stats": stats})
     stats += 2 * values["partial_stride"]
@@ -165,7 +160,7 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
     blocks = samples * tiling.group_blocks
     much, little = _options_of_splits(args, tiling.num_warps, values)
     partial = means = combined = 0
-    if isinstance(tiling, SinglePass):
+    if tiling.split_size is None:
         rows = samples
         sums = 2 * rows * channels if need_affine else 0
         values["sums_stride"] = rows * channels
@@ -187,7 +182,7 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
             launches.append(_launch(backward_kernels.bwd_dx, blocks * tiling.num_splits, little, values))
     options = _options(num_warps=8, resident_warps=24)
     values["BLOCK_C"] = _COLUMNS
-    if need_tables and isinstance(tiling, SplitReduction):
+    if need_tables and tiling.split_size is not None:
         values["BLOCK_K"] = _block_of_rows(tiling.position_splits)
         programs = samples * cdiv(channels, _COLUMNS)
         launches.append(_launch(backward_kernels.bwd_combine_sums, programs, options, values))
@@ -201,22 +196,6 @@ def plan_backward(args: NormArgs, needs: Sequence[bool]) -> Plan:
 
 def _block_of_rows(rows: int) -> int:
     return int(min(_ROWS, next_power_of_2(rows)))
-
-
-class _Operator:
-    """Plans in each call and launches through Triton's dispatch, for the interpreter and torch's tracers."""
-
-    def forward(self, args: NormArgs) -> tuple[Tensor, Tensor]:
-        if args.x.numel() == 0:
-            return eager.forward(args)
-        y, stats = PlannedOperator(args, _TRACED).forward(args)
-        shape = (1 + args.center, args.x.shape[0], args.num_groups)
-        return y, stats[: math.prod(shape)].view(shape)
-
-    def backward(self, dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
-        if args.x.numel() == 0:
-            return eager.backward(dy, stats, args, needs)
-        return PlannedOperator(args, _TRACED).backward(dy, stats, args, needs)
 
 
 def _traceable(launches: Sequence[Launch], names: tuple[str, ...], device: int | None) -> Execute:
@@ -311,7 +290,8 @@ def launch_call(compiled: Any, programs: int, count: int) -> LaunchCall:
 
 PLANNER = Planner(plan_forward, plan_backward, _Executable)
 _TRACED = Planner(plan_forward, plan_backward, _traceable)
-_operator = _Operator()
+_operator = OperatorOfAnySignature(lambda args: PlannedOperator(args, _TRACED))
+"""Plans in each call and launches through Triton's dispatch, for the interpreter and torch's tracers."""
 compiled_group_norm_silu = library_operator("triton_group_norm_silu", _operator, traceable=not IS_INTERPRETED)
 
 

@@ -3,9 +3,8 @@
 The batch size is not an input, so that a sample is reduced in the same order, with bit-identical results, in any
 batch; it only decides who computes what.
 
-- `SinglePass`: one program holds a block of whole groups in its registers and reads it once.
-- `SplitReduction`: a larger block is reduced in splits, by a program for each, whose partial results a second kernel
-  combines.
+- In a single pass, one program holds a block of whole groups in its registers and reads it once.
+- A larger block is reduced in splits, by a program for each, whose partial results a second kernel combines.
 """
 
 from __future__ import annotations
@@ -51,43 +50,36 @@ def align_s(shape: Shape) -> int:
 
 
 @dataclass(frozen=True)
-class _Tiling:
+class Tiling:
     """Tiles of block_s positions by block_c columns, powers of two. A block of groups has `groups` whole groups, a
-    power of two, each in its own columns; a sample has `group_blocks` of them."""
+    power of two, each in its own columns; a sample has `group_blocks` of them.
+
+    In a single pass, one tile covers a block of groups. Otherwise the block is reduced in `num_splits` splits: each of
+    `channel_splits` parts of its channels, which are more than one where a tile has fewer channels than a group, times
+    `position_splits` parts of split_size positions.
+    """
 
     block_s: int
     block_c: int
     groups: int
     group_blocks: int
     num_warps: int
-
-
-@dataclass(frozen=True)
-class SinglePass(_Tiling):
-    """One tile covers a block of groups."""
-
-
-@dataclass(frozen=True)
-class SplitReduction(_Tiling):
-    """A block of groups is reduced in `num_splits` splits: each of `channel_splits` parts of its channels, which are
-    more than one where a tile has fewer channels than a group, times `position_splits` parts of split_size
-    positions."""
-
-    split_size: int
-    channel_splits: int
-    position_splits: int
+    split_size: int | None = None
+    """None for a single pass."""
+    channel_splits: int = 1
+    position_splits: int = 1
 
     @property
     def num_splits(self) -> int:
         return self.channel_splits * self.position_splits
 
 
-def choose_tiling(shape: Shape, direction: str) -> SinglePass | SplitReduction:
+def choose_tiling(shape: Shape, direction: str) -> Tiling:
     """For the kernels of "forward", "backward", or "backward of tables", which takes additional registers."""
     block_s = next_power_of_2(max(1, shape.positions))
     if (found := _group_block(shape, block_s, _SINGLE_PASS[direction])) is not None:
         groups, block_c = found
-        return SinglePass(block_s, block_c, groups, cdiv(shape.num_groups, groups), _num_warps(block_s * block_c))
+        return Tiling(block_s, block_c, groups, cdiv(shape.num_groups, groups), _num_warps(block_s * block_c))
     return _split_reduction(shape, _TILE[direction])
 
 
@@ -112,7 +104,7 @@ def _group_block(shape: Shape, block_s: int, limit: int, row_bytes: int = _ROW_B
     return groups, groups * columns
 
 
-def _split_reduction(shape: Shape, tile: int) -> SplitReduction:
+def _split_reduction(shape: Shape, tile: int) -> Tiling:
     width = shape.group_channels
     if shape.channels_last:
         found = _group_block(shape, next_power_of_2(shape.positions), _CACHED_BYTES // shape.itemsize)
@@ -132,7 +124,7 @@ def _split_reduction(shape: Shape, tile: int) -> SplitReduction:
     split = max(_MIN_TILES, min(_MAX_TILES, group_blocks * channel_splits * tiles // _SPLITS))
     most = max(1, _MAX_PARTIALS // (groups * channel_splits))
     split = next_power_of_2(max(split, cdiv(tiles, most)))
-    return SplitReduction(
+    return Tiling(
         block_s,
         block_c,
         groups,
