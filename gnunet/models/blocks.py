@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import sqrt
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         if self.padding:
             return self.conv(x)
-        (x,) = checkpoint_inputs(_padded, (x,), (self.conv,))
+        (x,) = checkpoint_inputs(lambda norm, x: (F.pad(x, (0, 1, 0, 1)),), (x,), (self.conv,))
         return x
 
 
@@ -131,28 +132,23 @@ class Upsample(nn.Module):
         self.conv = make_conv(site.norm, channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        (x,) = checkpoint_inputs(_enlarged, (x,), (self.conv,))
+        (x,) = checkpoint_inputs(lambda norm, x: (_nearest(x),), (x,), (self.conv,))
         return x
-
-
-def _padded(norm: None, x: Tensor) -> tuple[Tensor]:
-    return (F.pad(x, (0, 1, 0, 1)),)
-
-
-def _enlarged(norm: None, x: Tensor) -> tuple[Tensor]:
-    return (_nearest(x),)
 
 
 def _nearest(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-class _Block(nn.Module):
-    """Residual layers at one resolution, and attention after each of the first num_attentions.
+class MidBlock(nn.Module):
+    """diffusers' UNetMidBlock2D: residual layers, and attention after each of the first num_attentions.
 
     level: how often the resolution is halved before the block. in_channels: of each residual layer, of which the last
-    skip_channels are a skip connection.
+    skip_channels are a skip connection. resample: None, or how a block of the encoder or decoder changes the
+    resolution at its end, "conv" or "resnet".
     """
+
+    direction: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -166,9 +162,9 @@ class _Block(nn.Module):
         skip_channels: Sequence[int] = (),
         attention_norm: bool = True,
         output_scale_factor: float = 1.0,
+        resample: str | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.level, self.channels = path, level, out_channels
         self.gradient_checkpointing = False  # set by ModelMixin.enable_gradient_checkpointing, with the function
         self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
         scale = {"output_scale_factor": output_scale_factor}
@@ -179,71 +175,89 @@ class _Block(nn.Module):
         for j in range(num_attentions):
             site = settings.norms.at(f"{path}.attentions.{j}", level, attention=attention_norm)
             self.attentions.append(Attention(out_channels, head_dim, site, has_norm=attention_norm, **scale))
+        if not self.direction:
+            return
+        resamplers = nn.ModuleList()
+        if resample is not None:
+            site = settings.norms.at(f"{path}.{self.direction}samplers.0", level)
+            layer: nn.Module
+            if resample == "resnet":
+                layer = ResnetBlock(out_channels, out_channels, site, settings, resample=self.direction)
+            elif self.direction == "up":
+                layer = Upsample(out_channels, site)
+            else:
+                layer = Downsample(out_channels, site, settings.downsample_padding)
+            resamplers.append(layer)
+        self.add_module(f"{self.direction}samplers", resamplers)
 
-    def _make_resamplers(
-        self, direction: Literal["down", "up"], kind: str | None, settings: BlockSettings
-    ) -> nn.ModuleList:
-        """No layer, or one that changes the resolution; kind: None, "conv" or "resnet"."""
-        if kind is None:
-            return nn.ModuleList()
-        site = settings.norms.at(f"{self.path}.{direction}samplers.0", self.level)
-        if kind == "resnet":
-            return nn.ModuleList([ResnetBlock(self.channels, self.channels, site, settings, resample=direction)])
-        if direction == "up":
-            return nn.ModuleList([Upsample(self.channels, site)])
-        return nn.ModuleList([Downsample(self.channels, site, settings.downsample_padding)])
+    def steps(self) -> list[list[nn.Module]]:
+        """The layers in the order of the forward pass: a residual layer and its attention, if any, or a change of
+        resolution, in each step."""
+        steps: list[list[nn.Module]] = [[resnet] for resnet in self.resnets]
+        for step, attention in zip(steps, self.attentions, strict=False):
+            step.append(attention)
+        return steps + [[layer] for layer in (getattr(self, f"{self.direction}samplers") if self.direction else ())]
 
-    def _maybe_checkpoint(self, layer: nn.Module, *args: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(layer, *args)
-        return layer(*args)
-
-
-class DownBlock(_Block):
-    """diffusers' DownBlock2D, or AttnDownBlock2D with attention. downsample: None, "conv" or "resnet"."""
-
-    def __init__(self, path: str, settings: BlockSettings, *, downsample: str | None, **kwargs: Any) -> None:
-        super().__init__(path, settings, **kwargs)
-        self.downsamplers = self._make_resamplers("down", downsample, settings)
-
-    def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """-> the output, and the skip connections: the result of every layer."""
-        skips: tuple[Tensor, ...] = ()
-        for i, resnet in enumerate(self.resnets):
-            h = self._maybe_checkpoint(resnet, h, temb)
-            if self.attentions:
-                h = self._maybe_checkpoint(self.attentions[i], h)
-            skips += (h,)
-        for downsample in self.downsamplers:
-            h = self._maybe_checkpoint(downsample, h, temb)
-            skips += (h,)
-        return h, skips
-
-
-class MidBlock(_Block):
-    """diffusers' UNetMidBlock2D: two residual layers, with attention between them or without."""
-
-    def forward(self, h: Tensor, temb: Tensor) -> Tensor:
-        first, second = self.resnets
-        h = self._maybe_checkpoint(first, h, temb)
-        for attention in self.attentions:
-            h = self._maybe_checkpoint(attention, h)
-        return self._maybe_checkpoint(second, h, temb)
-
-
-class UpBlock(_Block):
-    """diffusers' UpBlock2D, or AttnUpBlock2D with attention. upsample: None, "conv" or "resnet"."""
-
-    def __init__(self, path: str, settings: BlockSettings, *, upsample: str | None, **kwargs: Any) -> None:
-        super().__init__(path, settings, **kwargs)
-        self.upsamplers = self._make_resamplers("up", upsample, settings)
-
-    def forward(self, h: Tensor, skips: Sequence[Tensor], temb: Tensor) -> Tensor:
+    def forward(self, h: Tensor, temb: Tensor, skips: Sequence[Tensor] = ()) -> Tensor:
         """skips: one for each residual layer, in the encoder's order; the last goes to the first layer."""
-        for i, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
-            h = self._maybe_checkpoint(resnet, h, temb, skip)
-            if self.attentions:
-                h = self._maybe_checkpoint(self.attentions[i], h)
-        for upsample in self.upsamplers:
-            h = self._maybe_checkpoint(upsample, h, temb)
+        remaining = list(skips)
+        for step in self.steps():
+            h = self._run(step, h, temb, *([remaining.pop()] if remaining else []))
         return h
+
+    def _run(self, step: list[nn.Module], h: Tensor, *args: Tensor) -> Tensor:
+        for layer in step:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                h = self._gradient_checkpointing_func(layer, h, *args)
+            else:
+                h = layer(h, *args)
+            args = ()  # of attention
+        return h
+
+
+class UpBlock(MidBlock):
+    """diffusers' UpBlock2D, or AttnUpBlock2D with attention."""
+
+    direction = "up"
+
+
+class DownBlock(MidBlock):
+    """diffusers' DownBlock2D, or AttnDownBlock2D with attention."""
+
+    direction = "down"
+
+    def forward(self, h: Tensor, temb: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:  # type: ignore[override]
+        """-> the output, and the skip connections: the result of every step."""
+        results: tuple[Tensor, ...] = ()
+        for step in self.steps():
+            h = self._run(step, h, temb)
+            results += (h,)
+        return h, results
+
+
+def set_input_std(model: nn.Module) -> None:
+    """Set `input_std` in those layers of a UNet2D that have it (scaled_ws).
+
+    From 1 after the first convolution, it grows with every residual sum: a block's first norm takes what the sums so
+    far have added. A block's second norm has 1, since the convolution between them takes a normalized input.
+    Convolutions and changes of resolution keep the variance; a concatenation has the mean over its channels.
+    """
+    variance, skips = 1.0, [1.0]
+    for block in (*model.down_blocks, model.mid_block, *model.up_blocks):
+        for step in [] if block is None else block.steps():
+            for layer in step:
+                if fraction := getattr(layer, "skip_fraction", 0.0):
+                    variance = (1 - fraction) * variance + fraction * skips.pop()
+                if isinstance(layer, (ResnetBlock, Attention)):
+                    _set_input_std(layer.norm1 if isinstance(layer, ResnetBlock) else layer.group_norm, variance)
+                    added = getattr(layer.residual, "scale", 1.0) ** 2
+                    variance = (variance + added) / layer.output_scale_factor**2
+            if isinstance(block, DownBlock):
+                skips.append(variance)
+    _set_input_std(model.conv_norm_out, variance)
+
+
+def _set_input_std(norm: nn.Module | None, variance: float) -> None:
+    for layer in norm.modules() if norm is not None else ():
+        if hasattr(layer, "input_std"):
+            layer.input_std = sqrt(variance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,8 +24,7 @@ from gnunet.ops import checkpoint_inputs
 
 from . import convert
 from .attention import Attention
-from .blocks import BlockSettings, DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
-from .input_std import set_input_std
+from .blocks import BlockSettings, DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample, set_input_std
 from .norm_sites import NormSites
 from .pretrained import check_pretrained
 
@@ -144,7 +143,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             downsample = None if level == lowest else downsample_type if attention else "conv"
             block = DownBlock(
                 f"down_blocks.{level}", settings, level=level, in_channels=in_channels, out_channels=channels[level],
-                num_attentions=layers_per_block * attention, downsample=downsample,
+                num_attentions=layers_per_block * attention, resample=downsample,
             )  # fmt: skip
             self.down_blocks.append(block)
         if mid_block_type is not None:
@@ -164,7 +163,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             in_channels = [p + s for p, s in zip(previous, skip_channels, strict=True)]
             block = UpBlock(
                 f"up_blocks.{i}", settings, level=level, in_channels=in_channels, skip_channels=skip_channels,
-                out_channels=channels[level], num_attentions=(layers_per_block + 1) * attention, upsample=upsample,
+                out_channels=channels[level], num_attentions=(layers_per_block + 1) * attention, resample=upsample,
             )  # fmt: skip
             self.up_blocks.append(block)
 
@@ -221,8 +220,10 @@ class UNet2D(ModelMixin, ConfigMixin):
         layers = self.config.layers_per_block + 1
         for block in self.up_blocks:
             own, skips = skips[-layers:], skips[:-layers]
-            h = block(h, own, temb)
-        (h,) = checkpoint_inputs(_normed, (h,), (self.conv_out,), norm=self.conv_norm_out, enabled=self.recompute)
+            h = block(h, temb, own)
+        (h,) = checkpoint_inputs(
+            lambda norm, h: (norm(h),), (h,), (self.conv_out,), norm=self.conv_norm_out, enabled=self.recompute
+        )
 
         if self.config.time_embedding_type == "fourier":
             h = h / timestep.reshape(-1, 1, 1, 1)
@@ -318,10 +319,6 @@ class UNet2D(ModelMixin, ConfigMixin):
                 is not as the config says.
         """
         return convert.to_diffusers(UNet2D, self)
-
-
-def _normed(norm: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor]:
-    return (norm(x),)
 
 
 def _time_projection(config: Mapping[str, Any]) -> nn.Module:
