@@ -24,17 +24,12 @@ class FusionPattern(NamedTuple):
     """Replaces the activation, while the norms apply it; None if the module's own forward changes instead."""
 
 
-_HEAD = FusionPattern("conv_act", ("conv_norm_out",))
 _PATTERNS: dict[str, FusionPattern] = {
     "ResnetBlock2D": FusionPattern("nonlinearity", ("norm1", "norm2"), None),
     **dict.fromkeys(
         (
-            "TemporalResnetBlock",
-            "CogVideoXResnetBlock3D",
-            "EasyAnimateResidualBlock3D",
-            "HunyuanImageResnetBlock",
-            "HunyuanVideoResnetBlockCausal3D",
-            "KVAEResnetBlock2D",
+            "TemporalResnetBlock", "CogVideoXResnetBlock3D", "EasyAnimateResidualBlock3D", "HunyuanImageResnetBlock",
+            "HunyuanVideoResnetBlockCausal3D", "KVAEResnetBlock2D",
         ),
         FusionPattern("nonlinearity", ("norm1", "norm2"), SiLUOfTimeEmbedding),
     ),
@@ -42,24 +37,12 @@ _PATTERNS: dict[str, FusionPattern] = {
     **dict.fromkeys(("AttnSkipUpBlock2D", "SkipUpBlock2D"), FusionPattern("act", ("skip_norm",))),
     **dict.fromkeys(
         (
-            "UNet2DModel",
-            "UNet2DConditionModel",
-            "UNet3DConditionModel",
-            "UNetMotionModel",
-            "UNetSpatioTemporalConditionModel",
-            "I2VGenXLUNet",
-            "Encoder",
-            "Decoder",
-            "MaskConditionDecoder",
-            "TemporalDecoder",
-            "AllegroEncoder3D",
-            "AllegroDecoder3D",
-            "EasyAnimateEncoder",
-            "EasyAnimateDecoder",
-            "HunyuanVideoEncoder3D",
-            "HunyuanVideoDecoder3D",
+            "UNet2DModel", "UNet2DConditionModel", "UNet3DConditionModel", "UNetMotionModel",
+            "UNetSpatioTemporalConditionModel", "I2VGenXLUNet", "Encoder", "Decoder", "MaskConditionDecoder",
+            "TemporalDecoder", "AllegroEncoder3D", "AllegroDecoder3D", "EasyAnimateEncoder", "EasyAnimateDecoder",
+            "HunyuanVideoEncoder3D", "HunyuanVideoDecoder3D",
         ),
-        _HEAD,
+        FusionPattern("conv_act", ("conv_norm_out",)),
     ),
     "UNetControlNetXSModel": FusionPattern("base_conv_act", ("base_conv_norm_out",)),
     "CogVideoXEncoder3D": FusionPattern("conv_act", ("norm_out",)),
@@ -68,7 +51,7 @@ _PATTERNS: dict[str, FusionPattern] = {
         FusionPattern("nonlinearity", ("norm_out",)),
     ),
     **dict.fromkeys(("LTX2AudioEncoder", "LTX2AudioDecoder"), FusionPattern("non_linearity", ("norm_out",))),
-}
+}  # fmt: skip
 
 
 def patterns_of(module: nn.Module) -> list[FusionPattern]:

@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from operator import itemgetter
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
 class NormArgs(NamedTuple):
-    """The arguments of `gnunet.ops.group_norm_silu`, after its checks."""
+    """The arguments of `gnunet.ops.group_norm_silu`, after its checks: those of TENSORS first."""
 
     x: Tensor
-    num_groups: int
     weight: Tensor | None
     bias: Tensor | None
-    eps: float
     add: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
+    num_groups: int
+    eps: float
     silu: bool
     center: bool
 
     @property
     def tensors(self) -> tuple[Any, ...]:
         """x, weight, bias, add, scale, shift: what has a gradient, in the order of the gradients."""
-        return _pick_tensors(self)
+        return self[:6]
 
     @property
     def options(self) -> tuple[Any, ...]:
         """What is not a tensor."""
-        return _pick_options(self)
-
-    @classmethod
-    def join(cls, tensors: Sequence[Any], options: Sequence[Any]) -> NormArgs:
-        """The inverse of `tensors` and `options`."""
-        return cls._make(_in_order((*tensors, *options)))
+        return self[6:]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,7 +51,7 @@ class NormArgs(NamedTuple):
 
     def signature(self) -> Hashable:
         """Everything but the tensors' values and addresses: what a backend may prepare itself for."""
-        x, num_groups, weight, bias, eps, add, scale, shift, silu, center = self
+        x, weight, bias, add, scale, shift, num_groups, eps, silu, center = self
         return (
             x.shape,
             x.stride(),
@@ -75,13 +69,8 @@ class NormArgs(NamedTuple):
         )
 
 
-HINTS = get_type_hints(NormArgs)
-TENSORS = tuple(name for name, hint in HINTS.items() if hint not in (int, float, bool))
+TENSORS = NormArgs._fields[:6]
 """The names of `NormArgs.tensors`."""
-_options = [name for name in HINTS if name not in TENSORS]
-_pick_tensors = itemgetter(*map(NormArgs._fields.index, TENSORS))
-_pick_options = itemgetter(*map(NormArgs._fields.index, _options))
-_in_order = itemgetter(*map([*TENSORS, *_options].index, NormArgs._fields))
 
 
 class Affine(NamedTuple):

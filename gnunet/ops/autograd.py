@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .arguments import HINTS, TENSORS, NormArgs
+from .arguments import TENSORS, NormArgs
 
 _SOURCES = sorted(path for path in Path(__file__).parent.rglob("*.*") if path.suffix in (".py", ".cu"))
 _REVISION = sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:16]
@@ -64,7 +64,7 @@ class _Forward(torch.autograd.Function):
         if torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(dy):
             return (None, None, *_by_formula(ctx, dy))
         stats, *tensors = ctx.saved_tensors
-        args, needs = _saved_args(ctx, tensors), ctx.needs_input_grad[2:]
+        args, needs = NormArgs(*tensors, *ctx.options), ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # create_graph
             found = _Backward.apply(ctx.operator, needs, stats, args, dy, *tensors)
         else:
@@ -127,7 +127,7 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
     def gradients(ctx: Any, dy: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         stats, *tensors = ctx.saved_tensors
         needs = NormArgs._make(ctx.needs_input_grad[:-1]).tensors
-        return _to_inputs(_spread(needs, backward(dy, stats, needs, *_saved_args(ctx, tensors), _REVISION)))
+        return _to_inputs(_spread(needs, backward(dy, stats, needs, *NormArgs(*tensors, *ctx.options), _REVISION)))
 
     def save_inputs_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
         dy, _, needs, *args, _ = inputs
@@ -149,7 +149,7 @@ def library_operator(name: str, operator: Operator, *, traceable: bool) -> Calla
 
 def _sign(function: Any, first: dict[str, Any], returned: Any) -> None:
     """Give a function of *inputs the signature from which torch.library infers a schema: first, NormArgs, revision."""
-    hints = {**first, **HINTS, "revision": str}
+    hints = {**first, **get_type_hints(NormArgs), "revision": str}
     parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=hint) for name, hint in hints.items()]
     function.__signature__ = Signature(parameters, return_annotation=returned)
 
@@ -171,10 +171,6 @@ def _save_for_backward(ctx: Any, args: NormArgs, stats: Tensor) -> None:
     ctx.save_for_backward(stats, *args.tensors)
 
 
-def _saved_args(ctx: Any, tensors: Sequence[Tensor]) -> NormArgs:
-    return NormArgs.join(tensors, ctx.options)
-
-
 def _spread(needs: Sequence[bool], found: Sequence[Tensor | None]) -> list[Tensor | None]:
     """None for each tensor that needs no gradient, between the gradients of those that do."""
     grads = iter(found)
@@ -183,8 +179,7 @@ def _spread(needs: Sequence[bool], found: Sequence[Tensor | None]) -> list[Tenso
 
 def _to_inputs(grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Gradients of an operator's inputs, from those of NormArgs.tensors."""
-    found = dict(zip(TENSORS, grads, strict=True))
-    return (*map(found.get, NormArgs._fields), None)
+    return (*grads, *[None] * (len(NormArgs._fields) - len(TENSORS)), None)
 
 
 def _by_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:
@@ -192,7 +187,7 @@ def _by_formula(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     _, *tensors = ctx.saved_tensors
     needs = ctx.needs_input_grad[2:]
     with torch.enable_grad():
-        args = _saved_args(ctx, [_as_grad_leaf(t) for t in tensors])
+        args = NormArgs(*map(_as_grad_leaf, tensors), *ctx.options)
         return _spread(needs, _formula_gradients(args, needs, dy))
 
 
@@ -206,7 +201,7 @@ def _double_backward(ctx: Any, grads: Sequence[Tensor | None]) -> list[Tensor | 
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         dy, *tensors = map(_as_grad_leaf, ctx.saved_tensors)
-        args = _saved_args(ctx, tensors)
+        args = NormArgs(*tensors, *ctx.options)
         first = _formula_gradients(args, ctx.needs, dy, create_graph=True)
     # A gradient that is constant, as that of bias and shift without activation, has no gradient.
     pairs = [(g, gg) for g, gg in zip(first, grads, strict=True) if gg is not None and g.requires_grad]

@@ -28,7 +28,7 @@ _UNROLLED = 8
 
 
 def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
-    x, num_groups, _, _, eps, _, _, _, silu, center = args
+    x, *_, num_groups, eps, silu, center = args
     if x.numel() == 0:
         return eager.forward(args)
     u, affine = _added(args), _affine(args)
@@ -51,7 +51,7 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
 
 
 def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -> list[Tensor]:
-    x, num_groups, _, _, _, _, _, _, silu, center = args
+    x, *_, num_groups, _, silu, center = args
     if x.numel() == 0:
         return eager.backward(dy, stats, args, needs)
     u, affine = _added(args), _affine(args)

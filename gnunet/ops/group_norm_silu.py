@@ -103,7 +103,7 @@ def group_norm_silu(
         ValueError: shapes do not match, num_groups does not divide C, an unknown activation or backend, a backend that
             does not support x.
     """
-    args = NormArgs(x, num_groups, weight, bias, eps, add, scale, shift, activation == "silu", center)
+    args = NormArgs(x, weight, bias, add, scale, shift, num_groups, eps, activation == "silu", center)
     transformed = is_transformed()
     if transformed or torch.compiler.is_compiling() or _is_traced(x):
         if isinstance(x, fx.Proxy):
@@ -189,7 +189,7 @@ def _is_traced(x: Tensor) -> bool:
 
 
 def _check(args: NormArgs, activation: str | None) -> None:
-    x, num_groups, weight, bias, eps, add, scale, shift, _, _ = args
+    x, weight, bias, add, scale, shift, num_groups, eps, _, _ = args
     if x.dim() < 2:
         raise ValueError(f"x must be (N, C, *spatial); got shape {tuple(x.shape)}")
     n, c = x.shape[:2]

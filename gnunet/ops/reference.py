@@ -17,7 +17,7 @@ def group_norm_silu(args: NormArgs) -> Tensor:
     Computes in float64 where x is float64 and in float32 otherwise, also under autocast; differentiable any number of
     times. Returns x's shape, dtype and memory format.
     """
-    x, num_groups, weight, bias, eps, add, scale, shift, silu, center = args
+    x, weight, bias, add, scale, shift, num_groups, eps, silu, center = args
     spatial = (1,) * (x.dim() - 2)
     # Not args.dtype: PyTorch 2.9's torch.compile does not evaluate a NamedTuple's properties.
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

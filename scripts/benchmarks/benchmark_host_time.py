@@ -88,7 +88,7 @@ def sides(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, dic
 
 def layers(x: Tensor, weight: Tensor, bias: Tensor, rounds: int) -> dict[str, dict[str, float]]:
     """Of a call of each backend without gradients, from the outside in; each contains those after it."""
-    args = NormArgs(x, GROUPS, weight, bias, 1e-5, None, None, None, True, True)
+    args = NormArgs(x, weight, bias, None, None, None, GROUPS, 1e-5, True, True)
     found = {}
     for backend, planner in (("cuda", cuda_launch.PLANNER), ("triton", triton_launch.PLANNER)):
         operator = PlannedOperator(args, planner)

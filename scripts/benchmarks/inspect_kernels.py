@@ -51,7 +51,7 @@ def arguments_of(shape: Sequence[int], groups: int, dtype: torch.dtype, layout: 
             x = x.movedim(1, -1).contiguous().movedim(-1, 1)
         weight = torch.empty(shape[1], dtype=torch.float32)
         table = torch.empty(shape[:2], dtype=dtype)
-        return NormArgs(x, groups, weight, weight, 1e-5, table, table, table, True, center)
+        return NormArgs(x, weight, weight, table, table, table, groups, 1e-5, True, center)
 
 
 def compile_launch(work: tuple[str, Any, int]) -> KernelCode:

@@ -77,7 +77,7 @@ def test_up_blocks_leave_the_callers_skip_connections_alone(small_config):
     up = UNet2D(**small_config).up_blocks[0]
     skips = [torch.randn(1, 16, 8, 8), torch.randn(1, 32, 8, 8)]
     x, temb = torch.randn(1, 32, 8, 8), torch.randn(1, 64)
-    assert torch.equal(up(x, skips, temb), up(x, tuple(skips), temb))
+    assert torch.equal(up(x, temb, skips), up(x, temb, tuple(skips)))
     assert len(skips) == 2
 
 

@@ -78,12 +78,12 @@ class Case:
 
     def opcheck(self, operator: str) -> None:
         """Check gnunet::OPERATOR and gnunet::OPERATOR_backward."""
-        weight, bias, *tables = map(self.tensors.get, ("weight", "bias", "add", "scale", "shift"))
-        inputs = (self.x, self.num_groups, weight, bias, self.eps, *tables, self.activation == "silu", self.center, "")
+        tensors = (self.x, *map(self.tensors.get, ("weight", "bias", "add", "scale", "shift")))
+        inputs = (*tensors, self.num_groups, self.eps, self.activation == "silu", self.center, "")
         torch.library.opcheck(getattr(torch.ops.gnunet, operator), inputs)
         detached = [t.detach() if isinstance(t, Tensor) else t for t in inputs]
         _, stats = getattr(torch.ops.gnunet, operator)(*detached)
-        needs = [t is not None for t in (self.x, weight, bias, *tables)]
+        needs = [t is not None for t in tensors]
         backward = getattr(torch.ops.gnunet, f"{operator}_backward")
         torch.library.opcheck(backward, (self.dy, stats, needs, *detached))
 

@@ -28,7 +28,7 @@ def chosen(monkeypatch, caplog):
         with FakeTensorMode():
             layout = torch.channels_last if channels_last else torch.contiguous_format
             x = torch.empty(shape, device="cuda", dtype=torch.bfloat16, memory_format=layout)
-        args = NormArgs(x, num_groups, None, None, 1e-5, None, None, None, True, True)
+        args = NormArgs(x, None, None, None, None, None, num_groups, 1e-5, True, True)
         return module._auto_backend(args), caplog.text
 
     return choose
@@ -36,7 +36,7 @@ def chosen(monkeypatch, caplog):
 
 def test_on_cpus_and_without_data_it_is_eager():
     for device in ("cpu", "meta"):
-        args = NormArgs(torch.empty(2, 4, 3, 3, device=device), 2, None, None, 1e-5, None, None, None, True, True)
+        args = NormArgs(torch.empty(2, 4, 3, 3, device=device), None, None, None, None, None, 2, 1e-5, True, True)
         assert module.select_backend(args, "auto") is module.BACKENDS["eager"]
 
 

@@ -80,7 +80,7 @@ def arguments(shape=(2, 320, 64, 64), offset=0, dtype=torch.bfloat16):
     x = torch.zeros(size + 64, dtype=dtype)[offset : offset + size].view(shape)
     weight, bias, table = torch.ones(shape[1]), torch.zeros(shape[1]), torch.zeros(shape[0], 2 * shape[1])
     scale, shift = table.chunk(2, dim=1)
-    return NormArgs(x, 32, weight, bias, 1e-5, None, scale, shift, True, True)
+    return NormArgs(x, weight, bias, None, scale, shift, 32, 1e-5, True, True)
 
 
 def run_forward(args):

@@ -92,7 +92,7 @@ def test_kernels_are_launched_directly_where_tensors_are_aligned(monkeypatch, is
 def test_no_kernel_is_compiled_for_a_batch_size(channels, size):
     def plans(samples):
         x, table = torch.zeros(samples, channels, size, size), torch.zeros(samples, channels)
-        args = NormArgs(x, 8, *torch.zeros(2, channels), 1e-5, table, table, table, True, True)
+        args = NormArgs(x, *torch.zeros(2, channels), table, table, table, 8, 1e-5, True, True)
         return [*plan_forward(args).launches, *plan_backward(args, [True] * 6).launches]
 
     for one, many in zip(plans(1), plans(300), strict=True):
