@@ -15,11 +15,7 @@ from gnunet.ops.reference import without_autocast
 from .group import GroupNorm
 from .layer import NoNorm, NormAct
 
-CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
-    1: nn.Conv1d,
-    2: nn.Conv2d,
-    3: nn.Conv3d,
-}
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _MIN_VARIANCE = 1e-4
 """Lower bound of the variance of a filter's weights times their number, for constant filters."""
 _SILU_GAIN = 1.78718722210

@@ -29,8 +29,6 @@ def cubin(options: Sequence[str], arch: int) -> bytes:
     """The machine code for a GPU of compute capability arch / 10, with names defined as in ["WIDTH=32"]; a RuntimeError
     with NVRTC's log if that fails."""
     nvrtc = _nvrtc()
-    if nvrtc is None:
-        raise RuntimeError(_MISSING)
     flags = [_arch_flag(nvrtc, arch), "--std=c++17", *(f"-D{option}" for option in options)]
     version = (ctypes.c_int(), ctypes.c_int())
     nvrtc.nvrtcVersion(*map(ctypes.byref, version))
@@ -50,13 +48,10 @@ def cubin(options: Sequence[str], arch: int) -> bytes:
 
 def nvrtc_problem(arch: int) -> str | None:
     """Why nothing can be compiled for such a GPU, or None."""
-    nvrtc = _nvrtc()
-    if nvrtc is None:
-        return _MISSING
     try:
         probe(arch)
     except RuntimeError as error:
-        return f"needs an NVRTC that works: {error}"
+        return str(error) if str(error) == _MISSING else f"needs an NVRTC that works: {error}"
     return None
 
 
@@ -64,7 +59,6 @@ def nvrtc_problem(arch: int) -> str | None:
 def probe(arch: int) -> bytes:
     """A kernel that does nothing, called `nothing`."""
     nvrtc = _nvrtc()
-    assert nvrtc is not None
     return _compile(nvrtc, 'extern "C" __global__ void nothing() {}', [_arch_flag(nvrtc, arch)])
 
 
@@ -79,7 +73,7 @@ def _arch_flag(nvrtc: ctypes.CDLL, arch: int) -> str:
 
 
 @cache
-def _nvrtc() -> ctypes.CDLL | None:
+def _nvrtc() -> ctypes.CDLL:
     packages = [*site.getsitepackages(), site.getusersitepackages(), *filter(None, sys.path)]
     folders = [folder for package in packages for folder in Path(package).glob("nvidia/*/lib")]
     folders += [Path(sys.prefix, "lib"), Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda", "lib64")]
@@ -92,7 +86,7 @@ def _nvrtc() -> ctypes.CDLL | None:
                     for builtins in library.parent.glob(f"libnvrtc-builtins.so.{version}*"):
                         ctypes.CDLL(str(builtins))  # which it looks for where no package puts it
                 return ctypes.CDLL(str(library))
-    return None
+    raise RuntimeError(_MISSING)
 
 
 def _compile(nvrtc: ctypes.CDLL, source: str, flags: list[str]) -> bytes:
