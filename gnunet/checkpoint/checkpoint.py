@@ -65,8 +65,7 @@ class Best(TypedDict):
     images: NonNegativeInt
     metric: str
     value: FiniteFloat
-    settings: NotRequired[dict[str, Any]]
-    """The settings of its evaluation; metrics under other ones are not comparable."""
+    settings: NotRequired[dict[str, Any]]  # the settings of its evaluation; metrics under other ones are not comparable
 
 
 class Change(TypedDict):
@@ -82,34 +81,25 @@ class Change(TypedDict):
 class TrainState:
     """The state of a run besides weights and optimizer, stored in state.json."""
 
-    images: NonNegativeInt = 0
-    """Images seen."""
+    images: NonNegativeInt = 0  # images seen
     reported: NonNegativeInt = 0
     """Images up to which logs, validation and samples are written; those due since then are written after a resume."""
-    loss_sum: FiniteFloat = 0.0
-    """Sum of the step losses since the last line in metrics.jsonl."""
-    grad_norm_sum: FiniteFloat = 0.0
-    """Sum of the gradient norms since the last line in metrics.jsonl."""
-    steps: NonNegativeInt = 0
-    """Finite steps since the last line in metrics.jsonl."""
-    nonfinite: NonNegativeInt = 0
-    """Steps skipped since the run began for a non-finite loss or gradient."""
-    nonfinite_in_a_row: NonNegativeInt = 0
-    """Steps skipped since the last finite one."""
+    loss_sum: FiniteFloat = 0.0  # sum of the step losses since the last line in metrics.jsonl
+    grad_norm_sum: FiniteFloat = 0.0  # sum of the gradient norms since the last line in metrics.jsonl
+    steps: NonNegativeInt = 0  # finite steps since the last line in metrics.jsonl
+    nonfinite: NonNegativeInt = 0  # steps skipped since the run began for a non-finite loss or gradient
+    nonfinite_in_a_row: NonNegativeInt = 0  # steps skipped since the last finite one
     nonfinite_examples: list[int] = field(default_factory=list)
     """The first examples since the last line in metrics.jsonl whose loss was not finite."""
-    scaler: dict[str, Any] = field(default_factory=dict)
-    """GradScaler's state (fp16 only)."""
+    scaler: dict[str, Any] = field(default_factory=dict)  # GradScaler's state (fp16 only)
     data: dict[str, Any] = field(default_factory=dict)
     """The data set: its fingerprint, number of images, class names, and number of training images per class."""
     normalized_by: dict[str, int] = field(default_factory=dict)
     """The run's batch sizes in normalization (Session.batch_norm_scope); empty if no norm depends on the batch."""
-    best: Best | Annotated[dict[str, Any], Len(0, 0)] = field(default_factory=dict)
-    """Empty before the first evaluation."""
+    best: Best | Annotated[dict[str, Any], Len(0, 0)] = field(default_factory=dict)  # empty before the first evaluation
     changes: list[Change] = field(default_factory=list)
     """Changes, since the run began, of keys that affect what is computed."""
-    init: dict[str, Any] = field(default_factory=dict)
-    """What train.init_from gave; empty without it."""
+    init: dict[str, Any] = field(default_factory=dict)  # what train.init_from gave; empty without it
 
 
 _STATE: TypeAdapter[dict[str, Any]] = TypeAdapter(

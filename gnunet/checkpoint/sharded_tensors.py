@@ -22,8 +22,7 @@ from gnunet.distributed.fsdp import shard_of, shard_offset, to_local
 from gnunet.errors import CheckpointError, truncate
 from gnunet.safe_io import TensorSpec, describe_mismatch, read_safetensors_header
 
-TENSOR_FILES = ("model", "ema", "optimizer")
-"""The kinds of tensors in a checkpoint, each with its file or files."""
+TENSOR_FILES = ("model", "ema", "optimizer")  # the kinds of tensors in a checkpoint, each with its file or files
 
 
 class ShardId(NamedTuple):

@@ -44,18 +44,15 @@ class NoiseLevel:
 MAX_START_LOG_SNR = math.log(0.01)
 """Sampling starts from pure noise, so the image may have at most a tenth of the noise's amplitude at the highest noise
 level. It has 0.07 in Stable Diffusion's schedule, 0.006 in DDPM's."""
-NEVER = 1e-9
-"""Share of the examples below which noise levels count as not trained: six standard deviations of a normal."""
+NEVER = 1e-9  # share of the examples below which noise levels count as not trained: six standard deviations of a normal
 
 
 class Process(ABC):
     """A diffusion process: `DDPM`, `EDM` or `Flow`; `make_process` makes one by name."""
 
     kind: ClassVar[str]
-    samplers: tuple[str, ...]
-    """Names of the samplers, the default first."""
-    clip: float = math.inf
-    """Bound of the estimates of x0 in sampling."""
+    samplers: tuple[str, ...]  # names of the samplers, the default first
+    clip: float = math.inf  # bound of the estimates of x0 in sampling
 
     @abstractmethod
     def noise_level(self, u: Tensor) -> NoiseLevel:

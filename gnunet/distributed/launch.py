@@ -23,10 +23,8 @@ UNSUPPORTED = (
     "accelerate launch: DeepSpeed and Megatron-LM are not supported; valid: one process, DDP or FSDP2 "
     "(configs/accelerate/fsdp2.yaml; zero2.yaml shards the same state as ZeRO-2)"
 )
-PR_SET_PDEATHSIG = 1
-"""From <sys/prctl.h>: sets the signal that a process receives when its parent dies."""
-SHUTDOWN_SECONDS = 300
-"""Time that processes which were signalled have for their checkpoint before they are killed."""
+PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>: sets the signal that a process receives when its parent dies
+SHUTDOWN_SECONDS = 300  # time that processes which were signalled have for their checkpoint before they are killed
 
 
 def is_distributed_launch() -> bool:

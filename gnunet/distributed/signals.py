@@ -17,8 +17,7 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]  # 
 """Ctrl-C, `kill` and launchers, a terminal that closes, and schedulers' warnings of the time limit."""
 REPEAT_SECONDS = 3.0
 """Launchers pass signals on to processes that have already received them: equal signals this close are one."""
-REPEAT_KEY_SECONDS = 0.3
-"""The same for Ctrl-C, which people press twice."""
+REPEAT_KEY_SECONDS = 0.3  # the same for Ctrl-C, which people press twice
 
 
 class StopRequested(Exception):

@@ -126,8 +126,7 @@ class FusedGroupNorm(Fused, nn.GroupNorm):
 class FusedAwaySiLU(nn.Module):
     """Replaces a SiLU that a FusedGroupNorm applies; `original` is that SiLU."""
 
-    min_dims = 0
-    """Of the inputs that come from the norm."""
+    min_dims = 0  # of the inputs that come from the norm
 
     def __init__(self, original: nn.Module, siblings: NormsOfParent) -> None:
         super().__init__()

@@ -16,10 +16,8 @@ from .group import GroupNorm
 from .layer import NoNorm, NormAct
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_MIN_VARIANCE = 1e-4
-"""Lower bound of the variance of a filter's weights times their number, for constant filters."""
-_SILU_GAIN = 1.78718722210
-"""1 / the standard deviation of silu(z), z standard normal."""
+_MIN_VARIANCE = 1e-4  # lower bound of the variance of a filter's weights times their number, for constant filters
+_SILU_GAIN = 1.78718722210  # 1 / the standard deviation of silu(z), z standard normal
 _FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 

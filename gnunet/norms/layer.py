@@ -36,12 +36,9 @@ class NormLayer:
     are made.
     """
 
-    batch_dependent: ClassVar[bool] = False
-    """In training, a sample's output depends on the rest of the batch."""
-    is_pointwise: ClassVar[bool] = False
-    """Statistics, if there are any, are those of a single position."""
-    has_state: ClassVar[bool] = False
-    """It has buffers that change in the forward pass in training."""
+    batch_dependent: ClassVar[bool] = False  # in training, a sample's output depends on the rest of the batch
+    is_pointwise: ClassVar[bool] = False  # statistics, if there are any, are those of a single position
+    has_state: ClassVar[bool] = False  # it has buffers that change in the forward pass in training
     supports_checkpointing: ClassVar[bool] = True
     """Recomputing the forward pass in the backward pass (torch.utils.checkpoint) gives the same result."""
     conv_layer: ClassVar[type[nn.Module] | None] = None

@@ -15,8 +15,7 @@ from typing_extensions import Doc
 from .conv import ReparametrizedConv, filter_dims
 from .layer import Eps, NoNorm
 
-_SILU_MAGNITUDE = 0.59646921112
-"""The magnitude of silu(z), z standard normal."""
+_SILU_MAGNITUDE = 0.59646921112  # the magnitude of silu(z), z standard normal
 _EPS = 1e-12
 
 

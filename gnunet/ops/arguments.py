@@ -69,8 +69,7 @@ class NormArgs(NamedTuple):
         )
 
 
-TENSORS = NormArgs._fields[:6]
-"""The names of `NormArgs.tensors`."""
+TENSORS = NormArgs._fields[:6]  # the names of `NormArgs.tensors`
 
 
 class Affine(NamedTuple):

@@ -23,8 +23,7 @@ from .arguments import Affine, NormArgs
 from .autograd import library_operator
 from .layout import SAMPLING_STRIDE
 
-_UNROLLED = 8
-"""torch.compile unrolls a sum of fewer numbers than this and computes it where it is used."""
+_UNROLLED = 8  # torch.compile unrolls a sum of fewer numbers than this and computes it where it is used
 
 
 def forward(args: NormArgs) -> tuple[Tensor, Tensor]:

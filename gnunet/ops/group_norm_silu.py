@@ -24,8 +24,7 @@ class Backend(NamedTuple):
 
     prepare: Callable[[NormArgs], Compute]
     """Returns a differentiable function for all arguments with the signature of those given."""
-    compiled: Compute
-    """The function for torch.compile and other tracers."""
+    compiled: Compute  # the function for torch.compile and other tracers
 
 
 # A new backend is one line here, one in `unsupported_reason` if it does not support every tensor, and one in

@@ -17,8 +17,7 @@ from .layout import dense, is_channels_last, with_strides_of
 FORWARD_TENSORS = (*TENSORS, "y")
 BACKWARD_TENSORS = (*TENSORS, "dy", "stats", *(f"d{name}" for name in TENSORS))
 """The tensors that an Execute takes, in this order, followed by the plan's buffers."""
-Execute = Callable[[tuple[Tensor | None, ...]], None]
-"""Launches the kernels of a plan on these tensors."""
+Execute = Callable[[tuple[Tensor | None, ...]], None]  # launches the kernels of a plan on these tensors
 
 
 class Plan(NamedTuple):
@@ -32,8 +31,7 @@ class Planner(NamedTuple):
     """How a backend plans and launches its kernels."""
 
     plan_forward: Callable[[NormArgs], Plan]
-    plan_backward: Callable[[NormArgs, Sequence[bool]], Plan]
-    """For the gradients that are needed."""
+    plan_backward: Callable[[NormArgs, Sequence[bool]], Plan]  # for the gradients that are needed
     executable: Callable[[Sequence[Any], tuple[str, ...], int | None], Execute]
     """From the launches of a plan, the names of its tensors and the index of the device."""
 

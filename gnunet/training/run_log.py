@@ -14,31 +14,23 @@ from gnunet.training.lr_schedule import learning_rate
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
-MAX_NAMED_EXAMPLES = 64
-"""Examples with a non-finite loss that the log names between two lines, at most."""
+MAX_NAMED_EXAMPLES = 64  # examples with a non-finite loss that the log names between two lines, at most
 
-MAX_CPU_WORK = 10**12
-"""Parameters times images that take hours on a CPU at 32x32 pixels."""
+MAX_CPU_WORK = 10**12  # parameters times images that take hours on a CPU at 32x32 pixels
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What one optimizer step did, the same on every rank."""
 
-    images: int
-    """Images seen, including those of this step."""
-    loss: float
-    """Mean loss over the global batch."""
-    grad_norm: float
-    """Global norm of the gradients before clipping."""
-    finite: bool
-    """Whether both are finite; otherwise weights and EMA are unchanged."""
-    overflow: bool
-    """Not finite only because the fp16 gradient scale is still being searched."""
+    images: int  # images seen, including those of this step
+    loss: float  # mean loss over the global batch
+    grad_norm: float  # global norm of the gradients before clipping
+    finite: bool  # whether both are finite; otherwise weights and EMA are unchanged
+    overflow: bool  # not finite only because the fp16 gradient scale is still being searched
     nonfinite_examples: tuple[int, ...]
     """The examples whose own loss is not finite, in order; empty if only a gradient is not."""
-    stop: bool
-    """Some rank was asked to stop."""
+    stop: bool  # some rank was asked to stop
 
     @classmethod
     def from_totals(

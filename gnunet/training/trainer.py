@@ -55,15 +55,12 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 class StepInfo:
     """What a callback of `fit` receives after each optimizer step."""
 
-    images: int
-    """Images seen, including those of this step."""
-    total_images: int
-    """Images seen when the run ends."""
+    images: int  # images seen, including those of this step
+    total_images: int  # images seen when the run ends
     loss: float | None
     """The newest loss that the host has read, averaged over the global batch. With CUDA graphs on a GPU, which results
     are copied from while the next step runs, it is that of the step before; None after the first step."""
-    session: Session
-    """Network, EMA weights, optimizer and data of the run."""
+    session: Session  # network, EMA weights, optimizer and data of the run
 
 
 Callback = Callable[[StepInfo], None]

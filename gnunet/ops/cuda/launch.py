@@ -36,16 +36,11 @@ _BACKWARD_POINTERS = (
 )  # fmt: skip
 _POINTERS = {"forward": _FORWARD_POINTERS, "backward": _BACKWARD_POINTERS, "affine": _BACKWARD_POINTERS}
 """The tensors at the beginning of `Params`, the parameters of the kernels."""
-_FORMAT = "15Q4qf3i"
-"""The format of `Params` for `struct`."""
-_ALIGNMENT = 16
-"""Alignment in bytes of x, y and their gradients; torch.empty gives more."""
-_MIN_CAPABILITY = 8
-"""The compute capability of the first GPUs that copy to shared memory asynchronously."""
-_MIN_ROW_BYTES = 64
-"""The least bytes of a row of channels with which clusters are faster than Triton's two passes."""
-_CLUSTER_CAPABILITY = 9
-"""The compute capability of the first GPUs with clusters."""
+_FORMAT = "15Q4qf3i"  # the format of `Params` for `struct`
+_ALIGNMENT = 16  # alignment in bytes of x, y and their gradients; torch.empty gives more
+_MIN_CAPABILITY = 8  # the compute capability of the first GPUs that copy to shared memory asynchronously
+_MIN_ROW_BYTES = 64  # the least bytes of a row of channels with which clusters are faster than Triton's two passes
+_CLUSTER_CAPABILITY = 9  # the compute capability of the first GPUs with clusters
 _LARGE_CLUSTER, _CLUSTER_THREADS = 16, 512
 """Thread blocks, and threads of each, of a cluster that only some GPUs can hold."""
 _CHANNELS_AT_ONCE, _SAMPLES_AT_ONCE = 32, 16

@@ -12,24 +12,18 @@ from typing import NamedTuple
 
 from gnunet.ops.planned import Shape
 
-_VECTOR_BYTES = 16
-"""The widest load."""
-_SECTOR = 32
-"""The unit in bytes in which memory is read."""
-_ROW_BYTES = 64
-"""The least that a thread block should read contiguously with channels_last."""
-_MOST_OVERHEAD = 1.15
-"""The most bytes of the sectors that such a piece touches, relative to its own."""
-_MIN_BLOCK = 4096
-"""Bytes of a block of contiguous groups below which it takes more of them."""
+_VECTOR_BYTES = 16  # the widest load
+_SECTOR = 32  # the unit in bytes in which memory is read
+_ROW_BYTES = 64  # the least that a thread block should read contiguously with channels_last
+_MOST_OVERHEAD = 1.15  # the most bytes of the sectors that such a piece touches, relative to its own
+_MIN_BLOCK = 4096  # bytes of a block of contiguous groups below which it takes more of them
 _PART_BYTES = 32 * 1024
 """The part of a block of groups that a thread block takes of each tensor, as long as a cluster can have more ranks: so
 several are on a multiprocessor, and some compute while others wait for memory."""
 _VECTORS, _FEW_VECTORS = 16, 8
 """Vectors that a thread takes one after the other, as long as there are more threads: the second number of contiguous
 channels, and with channels last where a multiprocessor would have too few threads otherwise."""
-_RESIDENT_THREADS = 768
-"""Threads of a multiprocessor below which they are too few."""
+_RESIDENT_THREADS = 768  # threads of a multiprocessor below which they are too few
 _MIN_THREADS, _MIN_THREADS_OF_ROWS, _MAX_THREADS, _LIMIT_THREADS = 64, 128, 512, 1024
 """Threads of a thread block; the second with channels_last, if a thread then has _LEAST_VECTORS."""
 _LEAST_VECTORS = 4
@@ -45,10 +39,8 @@ PORTABLE_RANKS = 8
 class Gpu(NamedTuple):
     """The properties of a GPU that the tiling depends on."""
 
-    shared_bytes: int
-    """The most shared memory of a thread block."""
-    max_ranks: int
-    """The most thread blocks of a cluster: 8 on every GPU with clusters, 16 on the large ones, else 1."""
+    shared_bytes: int  # the most shared memory of a thread block
+    max_ranks: int  # the most thread blocks of a cluster: 8 on every GPU with clusters, 16 on the large ones, else 1
 
 
 H100 = Gpu(227 * 1024, 16)
@@ -58,24 +50,16 @@ H100 = Gpu(227 * 1024, 16)
 class Tiling:
     """The tiling of one direction. group_norm_silu.cu has the same names in capitals."""
 
-    width: int
-    """Channels of a block of groups."""
-    vector: int
-    """Elements of a load."""
-    lanes: int
-    """Threads across the channels of a block."""
-    rows: int
-    """Threads across its positions."""
-    fold: int
-    """Rows of the same channels in a warp, if these are all that it has, a power of two; else 1."""
+    width: int  # channels of a block of groups
+    vector: int  # elements of a load
+    lanes: int  # threads across the channels of a block
+    rows: int  # threads across its positions
+    fold: int  # rows of the same channels in a warp, if these are all that it has, a power of two; else 1
     threads: int
     ranks: int
-    steps: int
-    """Vectors of a tensor that a thread processes."""
-    held: tuple[int, ...]
-    """How many of them stay in shared memory, for each tensor that is read."""
-    thread_sums: int
-    """Numbers that the threads of a block exchange through shared memory."""
+    steps: int  # vectors of a tensor that a thread processes
+    held: tuple[int, ...]  # how many of them stay in shared memory, for each tensor that is read
+    thread_sums: int  # numbers that the threads of a block exchange through shared memory
     shared_bytes: int
 
     @property

@@ -42,12 +42,9 @@ INTERPRETER_FAILS = (
 """Whether it cannot: up to Triton 3.6 it does not run loops with NumPy 2.4 and newer."""
 HAS_COMPILER = IS_INTERPRETED or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 """Triton compiles the launchers of its kernels with the machine's C compiler."""
-_REGISTERS = 65536
-"""Registers of a multiprocessor, on every NVIDIA GPU that Triton supports."""
-_COLUMNS = 8
-"""Channels of a program that adds up rows of sums: a sector of memory."""
-_ROWS = 256
-"""The most rows that it adds up at a time."""
+_REGISTERS = 65536  # registers of a multiprocessor, on every NVIDIA GPU that Triton supports
+_COLUMNS = 8  # channels of a program that adds up rows of sums: a sector of memory
+_ROWS = 256  # the most rows that it adds up at a time
 _POINTER = "_ptr"
 
 

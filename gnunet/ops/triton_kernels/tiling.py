@@ -20,24 +20,17 @@ _SINGLE_PASS = {"forward": 16384, "backward": 16384, "backward of tables": 8192}
 """Elements of a block of groups that fit the registers of one program, with 16 warps."""
 _TILE = {"forward": 4096, "backward": 2048, "backward of tables": 2048}
 """Elements that a program of a split reduction reduces at a time; backward has two tensors and more sums."""
-_SPLITS = 256
-"""Splits of a sample that fill a GPU with two programs a multiprocessor at batch size 1."""
+_SPLITS = 256  # splits of a sample that fill a GPU with two programs a multiprocessor at batch size 1
 _MIN_TILES, _MAX_TILES = 4, 16
 """Tiles in a split: more amortize the reduction at its end, fewer spread a small sample over more programs."""
-_MAX_PARTIALS = 4096
-"""Partial results of the groups of a block, which every program of the second kernel combines."""
-_ROW_BYTES = 64
-"""The least that a program should read contiguously with channels_last: two sectors of memory."""
-_MIN_ROW = 512
-"""Positions, of contiguous channels, that a tile has at least."""
+_MAX_PARTIALS = 4096  # partial results of the groups of a block, which every program of the second kernel combines
+_ROW_BYTES = 64  # the least that a program should read contiguously with channels_last: two sectors of memory
+_MIN_ROW = 512  # positions, of contiguous channels, that a tile has at least
 _MAX_ROW = 128
 """Channels of a block of groups that no cache holds; with more, each program would combine splits of more groups."""
-_SECTOR_BYTES = 32
-"""The unit in which memory is read."""
-_MIN_BLOCK = 2048
-"""Elements below which a block of groups is too little work for a program, if it can have more groups."""
-_CACHED_BYTES = 128 * 1024
-"""Size of a block of groups that a cache may still hold when it is read again."""
+_SECTOR_BYTES = 32  # the unit in which memory is read
+_MIN_BLOCK = 2048  # elements below which a block of groups is too little work for a program, if it can have more groups
+_CACHED_BYTES = 128 * 1024  # size of a block of groups that a cache may still hold when it is read again
 _SPLIT_WARPS = 8
 _THREAD_ELEMENTS = 16
 _MAX_WARPS = 16
@@ -64,8 +57,7 @@ class Tiling:
     groups: int
     group_blocks: int
     num_warps: int
-    split_size: int | None = None
-    """None for a single pass."""
+    split_size: int | None = None  # None for a single pass
     channel_splits: int = 1
     position_splits: int = 1
 
