@@ -56,9 +56,6 @@ def checkpoint_files(num_shards: int) -> list[str]:
     return [*(name for kind in TENSOR_FILES for name in file_names(kind, num_shards)), "state.json", "config.yaml"]
 
 
-FILES = checkpoint_files(1)
-
-
 class Best(TypedDict):
     """The best evaluation by evaluate.monitor."""
 
@@ -240,15 +237,11 @@ def verify_checkpoint(path: Path) -> None:
             check_fits_memory([path / name], copies=2 if name.startswith("optimizer") else 1)
         elif (path / name).stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: {name} is larger than the limit of {MAX_JSON_BYTES} bytes")
-        if not _has_size(path / name, entry) or file_sha256(path / name) != entry:
+        has_size = isinstance(entry, dict) and (path / name).stat().st_size == entry.get("bytes")
+        if not has_size or file_sha256(path / name) != entry:  # the size is known sooner
             raise CheckpointError(f"{path}: {name} does not match manifest.json (truncated or modified)")
     if (version := read_json(path / "state.json").get("format")) != FORMAT:
         raise CheckpointError(f"{path}: state.json has format {truncate(version)}; this version reads format {FORMAT}")
-
-
-def _has_size(file: Path, entry: Any) -> bool:
-    """Whether a file has the size in its entry of the manifest, which is known sooner than its digest."""
-    return isinstance(entry, dict) and file.stat().st_size == entry.get("bytes")
 
 
 def read_state(path: Path) -> TrainState:

@@ -1,7 +1,6 @@
 """Append-only logs of JSON objects, one per line, keyed by images seen."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,4 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def nan_to_null(value: Any) -> Any:
     """Replace NaN and infinity, which JSON lacks, by None in nested dicts and lists."""
-    if isinstance(value, dict):
-        return {key: nan_to_null(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [nan_to_null(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)

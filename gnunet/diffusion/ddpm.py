@@ -148,7 +148,11 @@ class DDPM(Process):
             "euler": (EulerDiscreteScheduler, {}),
             "heun": (HeunDiscreteScheduler, {}),
         }[sampler]
-        scheduler = cls(**beta_options(self.schedule), prediction_type="sample", **options)
+        if self.schedule.config.get("rescale_betas_zero_snr"):
+            # Rescaling again changes nothing, and the flag keeps some schedulers from starting at infinity.
+            options["rescale_betas_zero_snr"] = True
+        betas = {"num_train_timesteps": self.num_train_timesteps, "trained_betas": self.schedule.betas.tolist()}
+        scheduler = cls(**betas, prediction_type="sample", **options)
         scheduler.set_timesteps(timesteps=self._timesteps(sampler, steps))
         return scheduler
 
@@ -167,15 +171,6 @@ class DDPM(Process):
 def _log_decay(beta_start: float, beta_end: float) -> float:
     """The mean of log(1 - beta) over a linear schedule."""
     return float(np.log1p(-np.linspace(beta_start, beta_end, 1000)).mean())
-
-
-def beta_options(scheduler: Any) -> dict[str, Any]:
-    """The betas of a diffusers scheduler as arguments of another one, however it was configured."""
-    options = {"num_train_timesteps": len(scheduler.betas), "trained_betas": scheduler.betas.tolist()}
-    if scheduler.config.get("rescale_betas_zero_snr"):
-        # Rescaling again changes nothing, and the flag keeps some schedulers from starting at infinity.
-        options["rescale_betas_zero_snr"] = True
-    return options
 
 
 def min_snr_weight(snr: Tensor, gamma: float | None, prediction_type: str) -> Tensor:

@@ -85,7 +85,6 @@ def _rebuild(target: type[nn.Module], model: nn.Module, settings: dict[str, Any]
         new.to(memory_format=torch.channels_last)
     for name, parameter in model.named_parameters():
         new.get_parameter(name).requires_grad_(parameter.requires_grad)
-    new.train(model.training)
     modes = {path: module.training for path, module in model.named_modules()}
     for path, module in new.named_modules():
         module.training = modes.get(path, model.training)

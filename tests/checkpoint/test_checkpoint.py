@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from gnunet.checkpoint.checkpoint import (
-    FILES,
     TrainState,
+    checkpoint_files,
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -16,6 +16,8 @@ from gnunet.checkpoint.checkpoint import (
     save_checkpoint,
 )
 from gnunet.errors import CheckpointError
+
+FILES = checkpoint_files(1)
 
 
 def network() -> nn.Module:

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gnunet.checkpoint.checkpoint import (
-    FILES,
     TrainState,
+    checkpoint_files,
     file_sha256,
     load_checkpoint,
     newest_checkpoint,
@@ -31,6 +31,8 @@ from gnunet.config import Config, from_yaml, to_yaml, unet_kwargs
 from gnunet.diffusion import make_process
 from gnunet.errors import CheckpointError, GnunetError
 from gnunet.models import UNet2D
+
+FILES = checkpoint_files(1)
 
 MODEL = {
     "block_out_channels": [8, 16],
