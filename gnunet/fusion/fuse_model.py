@@ -87,14 +87,14 @@ def fuse(model: nn.Module) -> FuseReport:
     skipped = {path: _default_reason(path, modules) for path, module in modules.items() if _is_group_norm(module)}
     for path, module in modules.items():
         if isinstance(module, Fused):
-            names = (_join(path, name) for name in module.fused_norms())
+            names = (f"{path}.{name}".strip(".") for name in module.fused_norms())
             skipped |= {name: "already fused" for name in names if name in skipped}
     fused: list[str] = []
     for path, owner in modules.items():
         for pattern in patterns_of(owner):
             _restore_if_replaced(owner, pattern)
             norms = [m for name in pattern.norms if isinstance(m := owner._modules.get(name), nn.GroupNorm)]
-            paths = [_join(path, name) for name in pattern.norms]
+            paths = [f"{path}.{name}".lstrip(".") for name in pattern.norms]
             if not norms or any(isinstance(norm, FusedGroupNorm) for norm in norms):
                 continue
             if reason := _unfusable_reason(owner, pattern, norms, uses):
@@ -195,10 +195,6 @@ def _change_class(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__class__ = cls
     vars(module).pop("forward", None)  # a bound forward of the former class; modules with another one are skipped
     vars(module).pop("siblings", None)
-
-
-def _join(path: str, name: str) -> str:
-    return ".".join(filter(None, (path, name)))
 
 
 def _is_group_norm(module: nn.Module) -> bool:

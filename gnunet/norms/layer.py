@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from gnunet.ops import ACTIVATIONS
+from gnunet.ops.arguments import effective_affine
 from gnunet.ops.reference import without_autocast
 
 from .signature import options_of
@@ -101,13 +102,9 @@ class NormAct(NormLayer, nn.Module):
 
     def _affine(self, v: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         """(v * weight + bias) * (1 + scale) + shift, as one multiplication and one addition."""
-        weight, bias = (None if p is None else append_dims(p, v) for p in (self.weight, self.bias))
-        if scale is not None:
-            one_plus_scale = 1 + append_dims(scale, v)
-            weight = one_plus_scale if weight is None else weight * one_plus_scale
-            bias = None if bias is None else bias * one_plus_scale
-        if shift is not None:
-            bias = append_dims(shift, v) if bias is None else bias + append_dims(shift, v)
+        one_plus_scale = None if scale is None else 1 + append_dims(scale, v)
+        weight, bias, shift = (None if t is None else append_dims(t, v) for t in (self.weight, self.bias, shift))
+        weight, bias = effective_affine(weight, bias, one_plus_scale, shift)
         if weight is None:
             return v if bias is None else v + bias
         return v * weight if bias is None else torch.addcmul(bias, v, weight)

@@ -87,16 +87,6 @@ class Affine(NamedTuple):
         weight, bias, scale, shift = tables
         return cls(weight, bias, None if scale is None else 1 + scale, shift)
 
-    def effective(self) -> tuple[Tensor | None, Tensor | None]:
-        """weight_eff = weight * (1 + scale) and bias_eff = bias * (1 + scale) + shift; None stands for 1 and 0."""
-        weight, bias, one_plus_scale, shift = self
-        if one_plus_scale is not None:
-            weight = one_plus_scale if weight is None else weight * one_plus_scale
-            bias = None if bias is None else bias * one_plus_scale
-        if shift is not None:
-            bias = shift if bias is None else bias + shift
-        return weight, bias
-
     def gradients(
         self, needs: Sequence[bool], sum_dw: Tensor, sum_dw_x_hat: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -112,3 +102,15 @@ class Affine(NamedTuple):
             dscale = sum_dw_x_hat if self.weight is None else sum_dw_x_hat * self.weight
             dscale = dscale if self.bias is None else dscale + sum_dw * self.bias
         return dweight, dbias, dscale, sum_dw if need_shift else None
+
+
+def effective_affine(
+    weight: Tensor | None, bias: Tensor | None, one_plus_scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """weight_eff = weight * (1 + scale) and bias_eff = bias * (1 + scale) + shift; None stands for 1 and 0."""
+    if one_plus_scale is not None:
+        weight = one_plus_scale if weight is None else weight * one_plus_scale
+        bias = None if bias is None else bias * one_plus_scale
+    if shift is not None:
+        bias = shift if bias is None else bias + shift
+    return weight, bias

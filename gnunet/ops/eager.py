@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import Affine, NormArgs
+from .arguments import Affine, NormArgs, effective_affine
 from .autograd import apply, library_operator
 from .layout import Layout, dense, with_strides_of
 
@@ -33,7 +33,7 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
     args = dense(args)
     layout = Layout(args.x, args.num_groups)
     is_native = _can_use_native(layout, args)
-    weight_eff, bias_eff = Affine.of(args, partial(layout.per_channel, dtype=dtype)).effective()
+    weight_eff, bias_eff = effective_affine(*Affine.of(args, partial(layout.per_channel, dtype=dtype)))
     added = None if args.add is None else layout.per_channel(args.add, dtype)
     y = torch.empty_like(args.x)
     values, results = layout.view(args.x), layout.view(y)
@@ -67,7 +67,7 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
     layout = Layout(args.x, args.num_groups)
     is_native = _can_use_native(layout, args, backward=True)
     affine = Affine.of(args, partial(layout.per_channel, dtype=dtype))
-    weight_eff, bias_eff = affine.effective()
+    weight_eff, bias_eff = effective_affine(*affine)
     added = None if args.add is None else layout.per_channel(args.add, dtype)
     dx = torch.empty_like(args.x)
     values, dys, results = layout.view(args.x), layout.view(with_strides_of(dy, args.x)), layout.view(dx)

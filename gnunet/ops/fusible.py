@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import eager, reference
-from .arguments import Affine, NormArgs
+from .arguments import Affine, NormArgs, effective_affine
 from .autograd import library_operator
 from .layout import SAMPLING_STRIDE
 
@@ -43,7 +43,7 @@ def forward(args: NormArgs) -> tuple[Tensor, Tensor]:
         u = u - _broadcast(mean, x)
     else:
         rstd = _in_memory(torch.rsqrt(_group_means(u * u, num_groups) + eps))
-    w = _scale_and_shift(u, rstd, *affine.effective())
+    w = _scale_and_shift(u, rstd, *effective_affine(*affine))
     y = torch.empty_like(x).copy_(F.silu(w) if silu else w)
     stats = rstd[None] if mean is None else torch.stack((mean, rstd))
     return y, stats.unflatten(2, (num_groups, -1))[..., 0].contiguous()
@@ -54,7 +54,7 @@ def backward(dy: Tensor, stats: Tensor, args: NormArgs, needs: Sequence[bool]) -
     if x.numel() == 0:
         return eager.backward(dy, stats, args, needs)
     u, affine = _added(args), _affine(args)
-    weight, bias = affine.effective()
+    weight, bias = effective_affine(*affine)
     group_channels = x.shape[1] // num_groups
     *mean, rstd = (_in_memory(t.unsqueeze(2).expand(-1, -1, group_channels).flatten(1)) for t in stats)
     if center:

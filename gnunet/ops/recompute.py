@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .group_norm_silu import group_norm_silu, is_transformed
+from .group_norm_silu import is_transformed
 from .hooks import runs_forward_of
 from .module import GroupNormSiLU
 
@@ -98,15 +99,8 @@ class _Call:
         if self.norm is None:
             return self.input_fn(None, *given)
         *saved, weight, bias = given
-        return self.input_fn(partial(self._normalize, weight, bias), *saved)
-
-    def _normalize(self, weight: Tensor | None, bias: Tensor | None, x: Tensor, **tables: Tensor | None) -> Tensor:
-        """norm(x, **tables) with these parameters."""
-        norm = self.norm
-        activation, center, backend = norm.activation, norm.center, norm.backend
-        return group_norm_silu(
-            x, norm.num_groups, weight, bias, norm.eps, activation=activation, center=center, backend=backend, **tables
-        )
+        norm: Any = SimpleNamespace(**{**vars(self.norm), "weight": weight, "bias": bias})
+        return self.input_fn(partial(GroupNormSiLU.forward, norm), *saved)
 
 
 class _RecomputeInputFunction(torch.autograd.Function):

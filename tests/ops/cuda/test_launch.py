@@ -86,9 +86,8 @@ def arguments(shape=(2, 320, 64, 64), offset=0, dtype=torch.bfloat16):
 def run_forward(args):
     plan = launch.plan_forward(args)
     execute = launch._Executable(plan.launches, (*FORWARD_TENSORS, *plan.buffers), 0)
-    x, _, weight, bias, _, add, scale, shift, _, _ = args
-    y, stats = torch.empty_like(x), torch.empty(plan.buffers["stats"])
-    execute((x, weight, bias, add, scale, shift, y, stats))
+    y, stats = torch.empty_like(args.x), torch.empty(plan.buffers["stats"])
+    execute((*args.tensors, y, stats))
     return plan.launches[0], y, stats
 
 
