@@ -92,8 +92,7 @@ def _rebuild(target: type[nn.Module], model: nn.Module, settings: dict[str, Any]
 
 
 def _check_modules(model: nn.Module, cls: type[nn.Module]) -> None:
-    """Raise ValueError, naming the module, if the model is not what its config builds: a conversion starts from the
-    config and would lose the rest."""
+    """Raise ValueError, naming the module, if the model is not what its config builds: a conversion loses the rest."""
     built = _on_meta(cls, _settings(model, cls))
     if difference := _difference(model, built):
         fuse(built)  # which does not change results

@@ -23,8 +23,17 @@ from gnunet.norms.signature import validate_options
 from gnunet.ops import checkpoint_inputs
 
 from . import convert
-from .attention import Attention
-from .blocks import BlockSettings, DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample, set_input_std
+from .blocks import (
+    Attention,
+    BlockSettings,
+    DownBlock,
+    Downsample,
+    MidBlock,
+    ResnetBlock,
+    UpBlock,
+    Upsample,
+    set_input_std,
+)
 from .norm_sites import NormSites
 from .pretrained import check_pretrained
 

@@ -129,8 +129,7 @@ def _normalize(
 def _gradients(
     layout: Layout, dw: Tensor, u: Tensor, rstd: Tensor, weight: Tensor | None, center: bool, need_du: bool, out: Tensor
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """du if needed, in `out` if that has u's dtype, and the sums over the positions of dw and of dw * x_hat, as tables.
-    u is x + add less its means."""
+    """du if needed, in `out` if of u's dtype, and tables of sums of dw and dw * x_hat; u is x + add less its means."""
     du = torch.mul(dw, u, out=out if out.dtype == u.dtype else None)
     sum_dw, sum_dw_x_hat = layout.sums(dw), layout.sums(du).mul_(rstd)
     if not need_du:

@@ -115,8 +115,7 @@ def _group_means(t: Tensor, num_groups: int) -> Tensor:
 
 
 def _in_memory(table: Tensor) -> Tensor:
-    """The table as the result of a reduction, which torch.compile always stores; anything less is recomputed for every
-    element that it is broadcast to."""
+    """The table as a reduction's result, which torch.compile stores, and does not recompute where it is broadcast."""
     return table.unsqueeze(2).expand(-1, -1, _UNROLLED).amax(2)
 
 

@@ -7,7 +7,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from gnunet.models import UNet2D, check_config, norm_sites
-from gnunet.models.attention import _attend
+from gnunet.models.blocks import _attend
 
 
 def test_norm_sites_are_the_norm_layers(config):

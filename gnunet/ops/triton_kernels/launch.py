@@ -65,9 +65,8 @@ def _launch(kernel: Any, programs: int, options: dict[str, int], values: dict[st
 
 
 def _options(num_warps: int, resident_warps: int) -> dict[str, int]:
-    """Registers are limited so that a multiprocessor has this many warps: others work while some wait for memory or at
-    a barrier. Limits are those at which no kernel spills, as inspect_kernels.py shows, but for a few loads and
-    stores of `fwd_single_pass` in Triton 3.6."""
+    """Registers are limited so that a multiprocessor has this many warps, some of which wait for memory."""
+    # No kernel spills, as inspect_kernels.py shows, but for a few loads and stores of fwd_single_pass in Triton 3.6.
     if torch.version.hip:
         return {"num_warps": num_warps}
     programs = cdiv(resident_warps, num_warps)
