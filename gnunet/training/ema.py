@@ -58,20 +58,13 @@ class EMA:
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, decay: float) -> None:
-        """ema = decay * ema + (1 - decay) * model."""
-        ema, model = zip(*((to_local(ours), to_local(theirs)) for ours, theirs in self._averaged), strict=True)
-        torch._foreach_lerp_(ema, model, 1.0 - decay)
-        for ours, theirs in self._copied:
-            ours.copy_(theirs)
+    def update(self, weight: float | Tensor, where: Tensor | None = None) -> None:
+        """ema = (1 - weight) * ema + weight * model, where weight is 1 - decay.
 
-    @torch.no_grad()
-    def update_where(self, condition: Tensor, weight: Tensor) -> None:
-        """`update` with weight = 1 - decay, float32 (), if the condition, bool (), is true; both are on the device.
-
-        If it is false, only the sign of a negative zero may change.
+        where: bool (), on the device, as the weight then is, float32 (); if false, only the sign of a negative zero may
+        change.
         """
-        ema, model = zip(*self._averaged, strict=True)
-        torch._foreach_lerp_(ema, model, [weight * condition] * len(ema))
+        ema, model = zip(*((to_local(ours), to_local(theirs)) for ours, theirs in self._averaged), strict=True)
+        torch._foreach_lerp_(ema, model, weight if where is None else [weight * where] * len(ema))
         for ours, theirs in self._copied:
-            ours.copy_(torch.where(condition, theirs, ours))
+            ours.copy_(theirs if where is None else torch.where(where, theirs, ours))

@@ -225,7 +225,7 @@ def train_step(
         finite = totals[:2].isfinite().all()
         strategy.step_where(finite, lr)
         force_weight_norm(unet, where=finite)
-        session.ema.update_where(finite, ema_weight)
+        session.ema.update(ema_weight, where=finite)
         unet.zero_grad()  # a graph's own memory keeps them where it expects them
 
     loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -251,10 +251,10 @@ def train_step(
     session.ema_stats_are_current = False
 
     lr = learning_rate(train, images_seen + train.batch_size / 2)
-    decay = ema_decay(train, images_seen + train.batch_size)
+    ema_weight = 1.0 - ema_decay(train, images_seen + train.batch_size)
     result = partial(StepResult.from_totals, session, images_seen + train.batch_size, losses_by_example)
     if session.graphs is not None:  # the device decides whether the step is finite
-        numbers = (totals.new_full((), value, dtype=torch.float32) for value in (lr, 1.0 - decay))
+        numbers = (totals.new_full((), value, dtype=torch.float32) for value in (lr, ema_weight))
         run("update", update_if_finite, totals, *numbers)
         session.graphs.end_step()
         values = cuda_graph.copy_to_host(totals)
@@ -263,7 +263,7 @@ def train_step(
     if step.finite:
         strategy.step(lr)
         force_weight_norm(unet)
-        session.ema.update(decay)
+        session.ema.update(ema_weight)
     else:
         strategy.skip_step()
     return lambda: step

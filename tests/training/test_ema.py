@@ -43,7 +43,7 @@ def test_update_averages_parameters_and_statistics_and_copies_counts():
         model.weight += 4.0
         model.running_mean += 2.0
         model.num_batches_tracked += 5
-    ema.update(0.75)
+    ema.update(1 - 0.75)
     assert torch.equal(ema.model.weight, torch.full((3,), 2.0))
     assert torch.equal(ema.model.running_mean, torch.full((3,), 0.5))
     assert ema.model.num_batches_tracked == 5
