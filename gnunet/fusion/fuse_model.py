@@ -10,15 +10,7 @@ from torch import nn
 from gnunet.ops import GroupNormSiLU
 from gnunet.ops.hooks import has_hooks, has_own_forward, runs_forward_of
 
-from .modules import (
-    Fused,
-    FusedAwaySiLU,
-    FusedGroupNorm,
-    FusedSequential,
-    NormsOfParent,
-    fused_class,
-    unfused_class,
-)
+from .modules import Fused, FusedAwaySiLU, FusedGroupNorm, FusedSequential, NormsOfParent, fused_class, unfused_class
 from .patterns import FusionPattern, patterns_of
 
 

@@ -119,13 +119,7 @@ class Attention(nn.Module):
     _from_deprecated_attn_block = True
 
     def __init__(
-        self,
-        channels: int,
-        head_dim: int,
-        site: NormSite,
-        *,
-        has_norm: bool = True,
-        output_scale_factor: float = 1.0,
+        self, channels: int, head_dim: int, site: NormSite, *, has_norm: bool = True, output_scale_factor: float = 1.0
     ) -> None:
         super().__init__()
         if not 1 <= head_dim <= channels:

@@ -14,8 +14,7 @@ from gnunet.ops import GroupNormSiLU
 from .layer import Eps, NormAct, NormLayer, append_dims, spatial_dims
 
 Groups = Annotated[
-    Annotated[int, Gt(0)] | None,
-    Doc("Number of groups in every layer; null if channels_per_group is given."),
+    Annotated[int, Gt(0)] | None, Doc("Number of groups in every layer; null if channels_per_group is given.")
 ]
 ChannelsPerGroup = Annotated[Annotated[int, Gt(0)] | None, Doc("Channels in each group, as an alternative to groups.")]
 Backend = Annotated[

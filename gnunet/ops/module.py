@@ -56,12 +56,7 @@ class GroupNormSiLU(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        add: Tensor | None = None,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
+        self, x: Tensor, *, add: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         """x: (N, C, *spatial); add, scale, shift: (N, C) -> y as x."""
         return group_norm_silu(
