@@ -38,7 +38,7 @@ from gnunet.checkpoint.sharded_tensors import (
     file_names,
     write_tensors,
 )
-from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
+from gnunet.distributed.accelerator import run_on_all_ranks, run_on_main_rank
 from gnunet.errors import CheckpointError, truncate
 from gnunet.files import atomic_directory, atomic_rmtree, atomic_write, fsync_path
 from gnunet.safe_io import MAX_JSON_BYTES, check_fits_memory, read_json

@@ -13,7 +13,7 @@ from gnunet import __version__
 from gnunet.checkpoint.run_dir import RunLock
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import make_output_dir, numbered
-from gnunet.distributed.collectives import run_on_main_rank
+from gnunet.distributed.accelerator import run_on_main_rank
 from gnunet.errors import CheckpointError, ConfigError, DataError, first_few, truncate
 from gnunet.evaluation.image_files import GRID, image_files, read_sample
 from gnunet.evaluation.report import write_json

@@ -1,13 +1,14 @@
-"""The Accelerator of a run or of a program: device, precision, trackers, processes."""
+"""The Accelerator of a run or of a program: device, precision, trackers, and what its processes do together."""
 
 import ctypes
+import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,14 +18,17 @@ from accelerate.utils import (
     DistributedType,
     InitProcessGroupKwargs,
     ProjectConfiguration,
+    gather_object,
     str_to_bool,
 )
+from safetensors import SafetensorError
 
 from gnunet.config import Config
 from gnunet.distributed import fsdp
 from gnunet.distributed.launch import SIZE_VARIABLES, UNSUPPORTED, is_distributed_launch
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, GnunetError
 
+Result = TypeVar("Result")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -117,6 +121,32 @@ def fresh_accelerate_state() -> Iterator[None]:
         for state, values in zip(states, earlier, strict=True):
             state.clear()
             state.update(values)
+
+
+def run_on_all_ranks(accelerator: Accelerator, function: Callable[[], Result]) -> list[Result]:
+    """Call `function` on every rank; returns each rank's result, in the order of ranks, on every rank.
+
+    Raises:
+        GnunetError, OSError: on every rank, its own error or that of the first rank that failed; a SafetensorError as
+            OSError. A DivergenceError cannot be sent.
+    """
+    result = own_error = None
+    try:
+        result = function()
+    except SafetensorError as error:  # cannot be pickled, and is how the library reports errors of the system
+        own_error = OSError(errno.EIO, str(error))
+    except (GnunetError, OSError) as error:
+        own_error = error
+    gathered = gather_object([(result, own_error)])
+    for _, error in gathered:
+        if error is not None:
+            raise own_error or error  # its own has a traceback
+    return [result for result, _ in gathered]
+
+
+def run_on_main_rank(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Call `function` on the main rank, while the others wait; its result or its error is every rank's."""
+    return run_on_all_ranks(accelerator, lambda: function() if accelerator.is_main_process else None)[0]
 
 
 def close(accelerator: Accelerator) -> None:

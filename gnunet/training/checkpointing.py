@@ -24,7 +24,7 @@ from gnunet.checkpoint.export import export_model, exported_images
 from gnunet.checkpoint.run_dir import RunDir, recorded_changes
 from gnunet.config import from_yaml, to_yaml
 from gnunet.config.yaml_io import format_value
-from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
+from gnunet.distributed.accelerator import run_on_all_ranks, run_on_main_rank
 from gnunet.distributed.fsdp import to_local
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from gnunet.files import atomic_directory, atomic_write

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gnunet.diffusion import make_process
-from gnunet.diffusion.repaint import repaint, repaint_positions
+from gnunet.diffusion.sampling import repaint, repaint_positions
 
 
 def generators(count: int) -> list[torch.Generator]:

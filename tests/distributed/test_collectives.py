@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from gnunet.distributed.collectives import run_on_all_ranks, run_on_main_rank
+from gnunet.distributed.accelerator import run_on_all_ranks, run_on_main_rank
 from gnunet.errors import CheckpointError, TrainingError
 from gnunet.training import checkpointing, fit
 
