@@ -12,7 +12,6 @@ from numpy.random import Generator
 from torch import Tensor
 
 from gnunet.data.float_labels import FloatLabels
-from gnunet.errors import DataError
 from gnunet.scaling import PICTURES, Scaling
 
 IMAGES_FILE = "images.bin"
@@ -67,27 +66,6 @@ class DecodedImages:
     scaling: Scaling = PICTURES  # between these values and the network's
     latents: Latents | None = None  # which networks see in place of the images (data.autoencoder)
     float_labels: FloatLabels | None = None  # how networks take labels that are no classes
-
-    @classmethod
-    def from_arrays(
-        cls, images: np.ndarray, labels: np.ndarray | None = None, class_names: Sequence[str] = ()
-    ) -> "DecodedImages":
-        """Images in memory, uint8 (n, H, W, 1 or 3), with integer labels (n,), named "0", "1", ... by default.
-
-        Raises:
-            DataError: another shape or dtype, or a label out of range.
-        """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise DataError(f"images: {images.dtype} {images.shape} given; valid: uint8 (n, H, W, 1 or 3)")
-        if labels is not None:
-            labels = np.asarray(labels, np.int64)
-            class_names = tuple(class_names) or tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
-            if labels.shape != images.shape[:1] or not ((labels >= 0) & (labels < len(class_names))).all():
-                valid = f"one of 0..{len(class_names) - 1} for each of {len(images)} images"
-                raise DataError(f"labels of shape {labels.shape}; valid: {valid}")
-        digest = hashlib.sha256(np.ascontiguousarray(images).data)
-        fingerprint = content_fingerprint(digest, images.shape, labels, class_names)
-        return cls(images, images.shape[-1], labels, tuple(class_names), fingerprint)
 
     def __len__(self) -> int:
         return len(self.stored)

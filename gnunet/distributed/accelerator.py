@@ -32,6 +32,12 @@ Result = TypeVar("Result")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
+class _StderrHandler(logging.StreamHandler):
+    """Writes to what sys.stderr is at the time: a live view of progress replaces it, to print above its bar."""
+
+    stream = property(lambda self: sys.stderr, lambda self, stream: None)  # type: ignore[assignment]
+
+
 def keep_freed_memory() -> None:
     """On a CPU, make glibc keep memory that is freed.
 
@@ -95,8 +101,7 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
             f"accelerate launch or torchrun, which set LOCAL_RANK, or for a process by itself no {name}"
         )
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    # It writes to what sys.stderr is at the time: a live view of progress replaces it, to print above its bar.
-    logging.basicConfig(format="%(message)s", handlers=[logging._StderrHandler()])  # type: ignore[attr-defined]
+    logging.basicConfig(format="%(message)s", handlers=[_StderrHandler()])
     logging.getLogger("gnunet").setLevel(level)
     return accelerator
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import gnunet
 from gnunet.data import DecodedImages, load_images
+from tests.tables import make_table
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 def table() -> DecodedImages:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (23, 8, 8, 3), dtype=np.uint8)
-    return DecodedImages.from_arrays(images, rng.integers(0, 5, 23), tuple("abcde"))
+    return make_table(images, rng.integers(0, 5, 23), tuple("abcde"))
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gnunet.data import Condition, DecodedImages, TrainingDataset, ValidationSet
+from gnunet.data import Condition, TrainingDataset, ValidationSet
 from gnunet.data.conditions import SampleConditions, draw_mask
 from gnunet.diffusion import to_unit_range
+from tests.tables import make_table
 
 LOW, MASK, GREY = Condition("low_resolution", 3, factor=4), Condition("mask", 4), Condition("grey", 1)
 
@@ -57,7 +58,7 @@ def test_masks_are_of_both_kinds_and_leave_and_hide_something():
 
 @pytest.mark.parametrize("condition", [LOW, MASK, GREY], ids=lambda condition: condition.kind)
 def test_an_examples_condition_depends_on_seed_and_index_alone_and_flips_with_it(images, condition):
-    table = DecodedImages.from_arrays(images)
+    table = make_table(images)
     settings = {"flip": True, "condition": condition, "condition_dropout": 0.5}
     examples = TrainingDataset(table, np.arange(5), seed=3, **settings)
     together = examples.__getitems__(range(6, 16))

@@ -10,6 +10,7 @@ from torch.utils.data import dataloader
 from gnunet.data import TrainingDataset, training_loader
 from gnunet.data.loader import MicroBatchSampler
 from gnunet.errors import ConfigError, DataError, TrainingError
+from tests.tables import make_table
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_sizes_that_do_not_divide():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_batches_from_workers_keep_types_and_strides(table, channels):
-    table = type(table).from_arrays(table.images[..., :channels])
+    table = make_table(table.images[..., :channels])
     examples = TrainingDataset(table, np.arange(23), seed=0, flip=True)
     sizes = {"first": 0, "last": 6, "batch_size": 6, "micro_batch_size": 6}
     here, there = (next(iter(training_loader(examples, **sizes, num_workers=n))) for n in (0, 1))
@@ -136,12 +137,13 @@ def test_training_process_loads_where_no_worker_can_start(examples, monkeypatch)
 GROUP = """
 import os, signal, subprocess, sys
 import numpy as np
-from gnunet.data import DecodedImages, TrainingDataset, training_loader
+from gnunet.data import TrainingDataset, training_loader
+from tests.tables import make_table
 
 caught = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: caught.append(number))
-table = DecodedImages.from_arrays(np.zeros((9, 8, 8, 3), np.uint8))
+table = make_table(np.zeros((9, 8, 8, 3), np.uint8))
 examples = TrainingDataset(table, np.arange(9), seed=0, flip=True)
 loader = training_loader(examples, first=0, last=400, batch_size=4, micro_batch_size=4, num_workers=2)
 batches = iter(loader)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from gnunet.data import DecodedImages, ValidationSet
+from gnunet.data import ValidationSet
 from gnunet.errors import DataError
+from tests.tables import make_table
 
 
 def val_set(table, rows, **keys):
@@ -42,7 +43,7 @@ def test_validation_fingerprint(table):
         val_set(table, rows, num_examples=65),
         val_set(table, rows, num_bins=8),
         val_set(table, rows, log_snr_max=9.0),
-        val_set(DecodedImages.from_arrays(table.images), rows),
+        val_set(make_table(table.images), rows),
     ]
     assert fingerprint not in {other.fingerprint for other in others}
     with pytest.raises(DataError, match="no images to validate on"):

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from gnunet.data import DecodedImages
 from gnunet.errors import ConfigError, DataError
 from gnunet.evaluation import Scorer, get_metrics, load_extractors, sample_size_warnings
 from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from gnunet.evaluation.features import collect_statistics
 from gnunet.evaluation.metrics import metric_table
+from tests.tables import make_table
 
 
 def test_metrics_are_named_by_statistic_and_extractor():
@@ -34,7 +34,7 @@ def test_unknown_name_raises_with_the_closest(name, meant):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_scores_are_the_distances_on_every_rank(pixels, noise_images, tmp_path, launch, world_size):
-    rows, table = np.arange(3, 60), DecodedImages.from_arrays(noise_images(60))
+    rows, table = np.arange(3, 60), make_table(noise_images(60))
     images = noise_images(50, seed=1) // 2
     [ours] = collect_statistics(lambda r: images[r.start : r.stop], 50, [pixels], chunk=4)
     [theirs] = collect_statistics(lambda r: table.images[rows[r.start : r.stop]], len(rows), [pixels])
@@ -68,7 +68,7 @@ def test_only_the_extractors_that_metrics_need_are_loaded(tmp_path):
 
 @pytest.mark.parametrize(("name", "needed"), [("fd_pixels", 2), ("kid_pixels", 3), ("recall_pixels", 4)])
 def test_too_few_reference_images_raise(pixels, noise_images, tmp_path, name, needed):
-    table, metrics = DecodedImages.from_arrays(noise_images(5)), get_metrics([name], ["pixels"])
+    table, metrics = make_table(noise_images(5)), get_metrics([name], ["pixels"])
     with pytest.raises(DataError, match=f"given {needed - 1} .*at least {needed}.*{name}"):
         Scorer(metrics, {"pixels": pixels}, table, np.arange(needed - 1), tmp_path)
     scorer = Scorer(metrics, {"pixels": pixels}, table, np.arange(needed), tmp_path)

@@ -6,19 +6,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gnunet.data import DecodedImages
 from gnunet.evaluation import features
 from gnunet.evaluation.distances import kernel_sums
 from gnunet.evaluation.extractors import Preprocessing
 from gnunet.evaluation.features import collect_statistics
 from gnunet.evaluation.reference import reference_statistics
+from tests.tables import make_table
 
 ROWS = np.arange(1, 29)
 
 
 @pytest.fixture
 def table(noise_images):
-    return DecodedImages.from_arrays(noise_images(30))
+    return make_table(noise_images(30))
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def test_file_name_depends_on_all_that_decides_the_statistics(table, extractor_o
         return len(list(tmp_path.glob("*.safetensors")))
 
     assert compute(table, ROWS) == 1
-    assert compute(DecodedImages.from_arrays(table.images.copy()), ROWS.tolist()) == 1
-    assert compute(DecodedImages.from_arrays(noise_images(30, seed=1)), ROWS) == 2
-    assert compute(DecodedImages.from_arrays(noise_images(30, size=8)), ROWS) == 3
+    assert compute(make_table(table.images.copy()), ROWS.tolist()) == 1
+    assert compute(make_table(noise_images(30, seed=1)), ROWS) == 2
+    assert compute(make_table(noise_images(30, size=8)), ROWS) == 3
     assert compute(table, ROWS[:-1]) == 4
     assert compute(table, ROWS[::-1].copy()) == 5
     assert compute(table, ROWS, "other weights") == 6

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from gnunet.config.sections import DDPMConfig, EDMConfig, FlowConfig
-from gnunet.data import DecodedImages
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import make_process
 from gnunet.evaluation import validation_loss
 from gnunet.evaluation.validation import summarize
 from gnunet.processes import Processes, batches_by_rank
+from tests.tables import make_table
 
 CONFIGS = [
     DDPMConfig(),
@@ -27,7 +27,7 @@ CONFIGS = [
 def make_val_set(num_examples=50, num_bins=5, labels=False):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
-    table = DecodedImages.from_arrays(images, rng.integers(0, 4, 12) if labels else None)
+    table = make_table(images, rng.integers(0, 4, 12) if labels else None)
     return ValidationSet(
         table, np.arange(12), num_examples=num_examples, num_bins=num_bins, log_snr_min=-6.0, log_snr_max=6.0
     )

@@ -18,6 +18,7 @@ from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.models.autoencoder import load_autoencoder
 from gnunet.training import fit
 from tests.runs import assert_same_run, fit_until
+from tests.tables import make_table
 
 COMMON = {"block_out_channels": (8, 8), "norm_num_groups": 4, "down_block_types": ("DownEncoderBlock2D",) * 2,
           "up_block_types": ("UpDecoderBlock2D",) * 2, "mid_block_add_attention": False}  # fmt: skip
@@ -67,7 +68,7 @@ def test_a_network_sees_scaled_latents_and_decodes_them(save, kind):
 
 def test_examples_draw_from_the_distribution_of_the_image_or_its_mirror_image(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
-    table, calls = DecodedImages.from_arrays(images), []
+    table, calls = make_table(images), []
 
     def encode(batch):  # mean: the pixels; standard deviation: 1 / 4
         calls.append(len(batch))
@@ -160,7 +161,7 @@ def test_autoencoders_that_are_damaged_or_no_safetensors_are_refused(save, tmp_p
 
 
 def test_latents_that_are_not_finite_are_refused(tmp_path):
-    table = DecodedImages.from_arrays(np.zeros((2, 4, 4, 3), np.uint8))
+    table = make_table(np.zeros((2, 4, 4, 3), np.uint8))
     with pytest.raises(DataError, match=r"data\.autoencoder.*finite"):
         autoencoder = SimpleNamespace(encode=lambda batch: batch + np.float32(1e6), latent_channels=3, digest="a")
         encode_images(table, autoencoder, flip=False, cache_dir=str(tmp_path), progress=lambda *done: None)

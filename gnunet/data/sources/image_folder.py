@@ -95,7 +95,8 @@ class ImageFolder(Source):
         beside = sorted({folders[file][0] for file in found.get(None, ()) if folders[file]})
         if beside and set(found) != {None} and len(named) < 2:
             own = folders[next(file for name in found if name for file in found[name])]
-            valid = f"{ALL}, with which each folder is a class; or another data.source, such as {Path(self.name, *own)}"
+            other = "" if self._members is not None else f"; or another data.source, such as {Path(self.name, *own)}"
+            valid = f"{ALL}, with which each folder is a class{other}"
             given = f"{self.name} has a folder {os.sep.join(own)} beside {first_few(beside)}"
             raise DataError(f"data.split: {given}, which may be a split or a class; valid: {valid}")
         hint = f"; or {ALL}, with which each folder is a class" if set(found) != {None} else ""
