@@ -143,7 +143,7 @@ def test_ablations_are_rejected(monkeypatch, tmp_path, kind):
         monkeypatch.setenv(name, value)
     study = ROOT / "configs/ablations/smoke.yaml"
     with pytest.raises(ConfigError, match="given FSDP for an ablation"):
-        StudyRunner.open(study, budget=None, folder=tmp_path, only=[], flags={}).run(1, dry_run=True)
+        StudyRunner(study, budget=None, folder=tmp_path, only=[], flags={}).run(1, dry_run=True)
 
 
 VARIANTS = {
