@@ -22,7 +22,7 @@ from gnunet.checkpoint.checkpoint import (
     verify_checkpoint,
 )
 from gnunet.checkpoint.run_dir import find_autoencoder
-from gnunet.config import Config, SamplingConfig, from_yaml, label_shape, make_condition, unet_kwargs
+from gnunet.config import Config, SamplingConfig, from_yaml, label_shape, make_condition, process_kwargs, unet_kwargs
 from gnunet.data import Condition, FloatLabels, SampleConditions
 from gnunet.diffusion import Process, make_process, sample_images, sample_labels
 from gnunet.diffusion.factory import load_process
@@ -72,15 +72,16 @@ class TrainedModel:
         cls, network: UNet2D, config: Config, data: dict[str, Any], name: str, autoencoder: Autoencoder | None = None
     ) -> "TrainedModel":
         """A network trained with `config` on `data`, which is `TrainState.data`."""
+        channels = autoencoder.channels if autoencoder else config.model.in_channels
         return cls(
-            network=network, process=make_process(**config.diffusion.model_dump()), size=config.data.size,
-            channels=autoencoder.channels if autoencoder else config.model.in_channels, autoencoder=autoencoder,
+            network=network, process=make_process(**process_kwargs(config)), size=config.data.size,
+            channels=channels, autoencoder=autoencoder,
             sampling=config.sampling, seed=config.seed,
             mixed_precision=config.train.mixed_precision, name=name, class_names=data["class_names"],
             class_counts=data["class_counts"], config=config, fingerprint=data["fingerprint"],
             condition=make_condition(config),
             float_labels=FloatLabels.from_dict(data.get("labels"), label_shape(network.config), name),
-            scaling=Scaling.from_dict(data.get("scaling"), config.model.in_channels, name),
+            scaling=Scaling.from_dict(data.get("scaling"), channels, name),
         )  # fmt: skip
 
     @property

@@ -8,7 +8,7 @@ that do not work together.
 from gnunet.config.checks import accumulation_steps, check_latents
 from gnunet.config.cli import parse_args
 from gnunet.config.load import changed_keys, diff_configs, from_yaml, load_config, to_yaml
-from gnunet.config.model_kwargs import image_kwargs, label_shape, make_condition, unet_kwargs
+from gnunet.config.model_kwargs import image_kwargs, label_shape, make_condition, process_kwargs, unet_kwargs
 from gnunet.config.sections import (
     Config,
     EvaluateConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "load_config",
     "make_condition",
     "parse_args",
+    "process_kwargs",
     "to_yaml",
     "unet_kwargs",
 ]

@@ -40,6 +40,14 @@ def make_condition(config: Config) -> "Condition | None":
     return Condition(**{**values, "channels": added}, can_drop=config.data.condition_dropout > 0)
 
 
+def process_kwargs(config: Config) -> dict[str, Any]:
+    """Keyword arguments of `gnunet.diffusion.make_process`."""
+    settings, data = config.diffusion.model_dump(), config.data
+    if config.diffusion.kind == "ddpm" and (data.normalization == "mean_std" or data.autoencoder is not None):
+        settings["clip_sample"] = False  # values outside of -1..1 occur
+    return settings
+
+
 def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> dict[str, Any]:
     """Keyword arguments of `gnunet.models.UNet2D`; with `num_classes` None or 0 it has no class embedding.
 

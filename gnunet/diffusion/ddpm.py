@@ -30,6 +30,7 @@ class DDPM(Process):
         beta_schedule: "linear", from beta_start to beta_end, or "cosine".
         prediction_type: what the network predicts: "epsilon" (the noise), "v" or "sample" (x0).
         min_snr_gamma: clamp of the SNR in the loss weight (Hang et al., 2023); None gives every level weight 1.
+        clip_sample: clip estimates of the image to -1..1 in sampling, where all images are.
         schedule: a DDPMScheduler to take betas, prediction type, variance and clipping from instead; ConfigError if
             its prediction type or variance is not supported.
     """
@@ -46,12 +47,13 @@ class DDPM(Process):
         prediction_type: str = "epsilon",
         min_snr_gamma: float | None = None,
         *,
+        clip_sample: bool = True,
         schedule: DDPMScheduler | None = None,
     ) -> None:
         self.schedule = schedule or DDPMScheduler(
             num_train_timesteps=num_train_timesteps, beta_schedule=BETA_SCHEDULES[beta_schedule],
             beta_start=beta_start, beta_end=beta_end, prediction_type=PREDICTION_TYPES[prediction_type],
-            timestep_spacing="trailing",
+            timestep_spacing="trailing", clip_sample=clip_sample,
         )  # fmt: skip
         config = self.schedule.config
         names = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}

@@ -12,7 +12,15 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.config import Config, accumulation_steps, check_latents, image_kwargs, make_condition, unet_kwargs
+from gnunet.config import (
+    Config,
+    accumulation_steps,
+    check_latents,
+    image_kwargs,
+    make_condition,
+    process_kwargs,
+    unet_kwargs,
+)
 from gnunet.data import Condition, DecodedImages, FloatLabels, SampleConditions, TrainingDataset, ValidationSet
 from gnunet.data.cache import load_images
 from gnunet.data.dataset import to_network
@@ -230,7 +238,9 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
         try:
             autoencoder = load_autoencoder(config.data.autoencoder)
         except CheckpointError as error:
-            raise ConfigError(f"data.autoencoder: {error}") from None
+            if not (copy := Path(config.run_dir) / "autoencoder").is_dir():  # of a run that was moved
+                raise ConfigError(f"data.autoencoder: {error}") from None
+            autoencoder = load_autoencoder(copy)
         reduction = autoencoder.reduction
         check_latents(config, autoencoder.latent_channels, reduction)
     run_data = load_run_data(config, autoencoder)
@@ -266,7 +276,7 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
         train_set=train_set, val_set=run_data.val_set(config), conditions=run_data.sample_conditions(config),
         data_summary=summarize_data(run_data, train_set), autoencoder=autoencoder,
         unet=unet, ema=ema, strategy=strategy,
-        process=make_process(**config.diffusion.model_dump()),
+        process=make_process(**process_kwargs(config)),
         graphs=Graphs(accelerator, must_capture=train.cuda_graph is True) if is_graphed else None,
     )  # fmt: skip
 

@@ -97,8 +97,8 @@ def test_examples_draw_from_the_distribution_of_the_image_or_its_mirror_image(tm
 def test_a_run_of_latents_resumes_moves_and_samples_pictures(latent, tmp_path):
     expected = fit(latent("whole"))
     fit_until(40, latent("run"))
+    config = latent("run")
     shutil.rmtree(tmp_path / "vae")
-    config = latent("run", "--data.autoencoder", str(tmp_path / "run/autoencoder"))
     assert_same_run(fit(config), expected)
     images = gnunet.sample(expected, 5)
     assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8 and images.std() > 1
@@ -108,6 +108,16 @@ def test_a_run_of_latents_resumes_moves_and_samples_pictures(latent, tmp_path):
     np.testing.assert_array_equal(gnunet.sample(exported, 5, batch_size=4, num_inference_steps=4)[:, :4], images[:, :4])
     unet, vae = UNet2DModel.from_pretrained(exported / "unet"), AutoencoderKL.from_pretrained(exported / "vae")
     assert unet.config.sample_size == 8 and unet.config.in_channels == vae.config.latent_channels == 4
+
+
+def test_many_channels_are_sampled_without_bounds(tiny, save):
+    """By DDPM, which clips estimates of images."""
+    folder = save(latent_channels=16)
+    flags = ("--model.in_channels", "16", "--diffusion", "{kind: ddpm}", "--train.total_images", "8")
+    run = fit(tiny("run", "--data.autoencoder", str(folder), *flags))
+    for source in (run, run / "model"):
+        assert np.isinf(load_trained_model(source).process.clip)
+        assert gnunet.sample(source, 2, num_inference_steps=2).shape == (2, 16, 16, 3)
 
 
 def test_another_autoencoder_is_refused(latent, save, tmp_path):
