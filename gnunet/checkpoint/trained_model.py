@@ -119,7 +119,7 @@ class TrainedModel:
         if (source := self.conditions or self.inpaint) is None:
             return images, 0
         indices, to_network = range(len(images)), self.scaling.to_network
-        seen = to_uint8(source.network_input(indices, images.shape[1:3], to_network)[:, : self.channels])
+        seen = to_uint8(source.condition.shown(source.network_input(indices, images.shape[1:3], to_network)))
         originals = [] if source.images is None else [source.images(source.entries(indices))]
         originals = [self.scaling.to_pictures(each) for each in originals]
         shown = (as_colours(seen), images, *originals)

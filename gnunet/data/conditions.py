@@ -63,6 +63,12 @@ class Condition:
         x = to_network(stored)
         return x if x.shape[2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bicubic")
 
+    def shown(self, seen: Tensor) -> Tensor:
+        """What grids show of the network's input (n, channels, H, W): no mask, and classes from black to white."""
+        if self.num_classes is not None:
+            return seen.argmax(dim=1, keepdim=True) * 2 / (self.num_classes - 1) - 1
+        return seen[:, :-1] if self.kind == "mask" else seen
+
 
 def draw_mask(random: Generator, height: int, width: int) -> np.ndarray:
     """What an inpainting network has to fill, bool (height, width): 1 to 4 rectangles or free strokes."""

@@ -6,6 +6,7 @@ from PIL import Image
 from gnunet.data import Condition, TrainingDataset, ValidationSet
 from gnunet.data.conditions import SampleConditions, draw_mask
 from gnunet.diffusion import to_unit_range
+from gnunet.scaling import to_uint8
 from tests.tables import make_table
 
 LOW, MASK, GREY = Condition("low_resolution", 3, factor=4), Condition("mask", 4), Condition("grey", 1)
@@ -46,6 +47,14 @@ def test_a_masked_image_is_itself_where_it_is_known_and_zero_elsewhere(images):
     assert x.shape == (5, 4, 8, 12) and torch.equal(x[:, 3], known.float())
     original = to_unit_range(torch.from_numpy(images).permute(0, 3, 1, 2))
     assert torch.equal(x[:, :3], original * known[:, None])
+
+
+def test_grids_show_all_colours_of_a_partner_every_class_and_no_mask(images):
+    colours, classes = Condition("paired", 3), Condition("paired", 5, num_classes=5)
+    assert np.array_equal(to_uint8(colours.shown(to_network(colours, images))), images)
+    seen = to_uint8(classes.shown(to_network(classes, images[..., :1] % 5)))
+    assert np.array_equal(seen, np.array([0, 64, 128, 191, 255], np.uint8)[images[..., :1] % 5])
+    assert MASK.shown(torch.zeros(1, 4, 2, 2)).shape == (1, 3, 2, 2)
 
 
 def test_masks_are_of_both_kinds_and_leave_and_hide_something():
