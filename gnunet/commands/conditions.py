@@ -76,7 +76,8 @@ def open_model(
 def read_conditions(folder: str | Path, condition: Condition, model: TrainedModel) -> np.ndarray:
     """The stored conditions (n, h, w, c) that the pictures in a folder are, or that are made of them."""
     folder = Path(folder).expanduser()
-    files = [file for file in image_files(folder) if file.name != GRID] if folder.is_dir() else []
+    files = image_files(folder, model.scaling) if folder.is_dir() else []
+    files = [file for file in files if file.name != GRID]
     if not files:
         raise DataError(f"{folder}: no folder of pictures{did_you_mean_path(folder)}")
     resize = model.config.data.resize if model.config else "crop"
@@ -115,7 +116,9 @@ def _read_masked(file: Path, mask: Path, model: TrainedModel, resize: str) -> np
         else:
             known = decode_image(mask, model.size, 1, resize)
             stored = np.concatenate([_decode(file, model.size, model, resize), known], axis=-1)
-    stored[..., -1] = np.where(stored[..., -1] < 128, 255, 0)
+        # White as in padding by `data.resize`, which is known.
+        padding = decode_image(np.zeros(read_size(mask), np.uint8), model.size, 1, resize)[..., 0]
+    stored[..., -1] = np.where((stored[..., -1] < 128) | (padding > 0), 255, 0)
     return stored
 
 

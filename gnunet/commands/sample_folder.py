@@ -91,7 +91,8 @@ def read_record(folder: Path) -> SamplesRecord | None:
 
 def check_complete(record: SamplesRecord, folder: Path) -> None:
     """Raise DataError unless the pictures in a folder, all but its grid, are those of its record."""
-    expected, files = set(record.files(folder)), [file for file in image_files(folder) if file.name != GRID]
+    found = image_files(folder, record.settings.scaling)
+    expected, files = set(record.files(folder)), [file for file in found if file.name != GRID]
     if missing := len(expected.difference(files)):
         given = f"{missing} of the {record.num_images} images that its {RECORD} lists"
         raise DataError(f"{folder} lacks {given}; the gnunet sample command that began it finishes it")
@@ -136,7 +137,7 @@ def _obstacle(folder: Path, record: SamplesRecord) -> str | None:
     """Why the samples of `record` may not be written to a folder; None if they may."""
     if all(path.name.startswith(".") for path in folder.iterdir()):
         return None
-    pictures = image_files(folder)
+    pictures = image_files(folder, record.settings.scaling)
     try:
         found = read_record(folder)
     except CheckpointError as error:

@@ -88,7 +88,8 @@ def load_images(
 
     def build(temporary: Path) -> None:
         rows = select_rows(opened, subset or {})
-        labels = _find_labels(opened, rows, label_shape, are_required=label_column is not None)
+        are_required = class_conditional or label_column is not None
+        labels = _find_labels(opened, rows, label_shape, are_required)
         cells = zip(*(each.iter_images(rows) for each in (opened, *partners)), strict=True)
         _build(temporary, opened, rows, *labels, _decode_all(cells, *settings), channels, normalization, progress)
 
@@ -200,9 +201,9 @@ def _build(
         raise DataError(f"{source.name} has no usable image: {'; '.join(broken[:MAX_REPORTED])}")
     shape = (int(is_valid.sum()), *image_shape)
     if formats:
-        suffix, file_dtype, axes = formats.pop()
-        if formats:  # of several kinds, in one that holds the values of all
-            suffix, file_dtype = ".npy", np.result_type(file_dtype, *(dtype for _, dtype, _ in formats)).name
+        (suffix, file_dtype, axes), *others = sorted(formats)
+        if others:  # of several kinds, in one that holds the values of all
+            suffix, file_dtype = ".npy", np.result_type(file_dtype, *(dtype for _, dtype, _ in others)).name
         array = map_array(folder / IMAGES_FILE, np.float32, shape)
         scaling = Scaling.fit(array, normalization, suffix=suffix, file_dtype=file_dtype, axes=axes)
     if labels is not None:

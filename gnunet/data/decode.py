@@ -70,10 +70,12 @@ def decode_image(
         values, file_format = read_values(cell, channels, max_pixels)
         with np.errstate(over="ignore"):
             values = values.astype(np.float32)
+            if np.isfinite(values).all():
+                planes = [RESIZE[resize](Image.fromarray(plane), *size) for plane in np.moveaxis(values, -1, 0)]
+                values = np.stack([np.asarray(plane) for plane in planes], axis=-1)
         if not np.isfinite(values).all():
-            raise ValueError("it has values that are NaN or infinite")
-        planes = [RESIZE[resize](Image.fromarray(plane), *size) for plane in np.moveaxis(values, -1, 0)]
-        return np.stack([np.asarray(plane) for plane in planes], axis=-1), file_format
+            raise ValueError("it has values that are NaN, infinite or too large for float32")
+        return values, file_format
     with open_image(cell) as image:
         check_limits(image, max_pixels)
         if num_classes is None:
@@ -126,15 +128,18 @@ def read_values(cell: Any, channels: int, max_pixels: int = MAX_PIXELS) -> tuple
         with open_image(cell) as image:
             suffix = ".tif" if image.format == "TIFF" else ".png"
             array = _read_image(image, channels, max_pixels)
-    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(f"{array.dtype} {array.shape}; valid: numbers (H, W), (H, W, C) or (C, H, W)")
+    if array.dtype.kind not in "biuf" or array.itemsize > 8 or array.ndim not in (2, 3) or array.size == 0:
+        valid = "numbers of up to 64 bits, (H, W), (H, W, C) or (C, H, W)"
+        raise ValueError(f"{array.dtype} {array.shape}; valid: {valid}")
     shape = (*array.shape, 1)[:3]
     is_first, is_last = array.ndim == 3 and shape[0] == channels, shape[-1] == channels
     if is_first == is_last:
         given = "both its first and its last axis have" if is_first else "neither its first nor its last axis has"
         raise ValueError(f"shape {array.shape}: {given} the {channels} channels of model.in_channels")
     values = np.moveaxis(array, 0, -1) if is_first else array.reshape(shape)
-    if values[..., 0].size > max_pixels:
+    if (size := values[..., 0].size) > MAX_PIXELS:
+        raise ValueError(f"{values.shape[1]} x {values.shape[0]} values exceed the limit of {MAX_PIXELS}")
+    if size > max_pixels:
         raise LargeImage
     dtype = np.uint8 if array.dtype == bool else array.dtype
     return values, (suffix, np.dtype(dtype).name, "CHW" if is_first else "HWC"[: array.ndim])
@@ -147,7 +152,11 @@ def _read_image(image: Image.Image, channels: int, max_pixels: int) -> np.ndarra
     if pages > 1 or image.mode[0] in "IF":
         if pages != channels:
             raise ValueError(f"{pages} pages of one channel; model.in_channels is {channels}")
-        array = np.stack([np.asarray(ImageOps.exif_transpose(page)) for page in ImageSequence.Iterator(image)], axis=-1)
+        planes = []
+        for page in ImageSequence.Iterator(image):
+            check_limits(page, max_pixels)
+            planes.append(np.asarray(ImageOps.exif_transpose(page)))
+        array = np.stack(planes, axis=-1)
         return array.astype(np.uint16) if image.mode == "I" and image.format != "TIFF" else array
     if ";16" in str(getattr(image, "tile", "")):  # which Pillow would read as 8
         raise ValueError("16 bits in several channels; valid: .npy, or a TIFF with a page for each channel")
@@ -306,7 +315,9 @@ def _pad(image: Image.Image, height: int, width: int, resample: int = LANCZOS) -
     """Resize to fit inside, one side exactly, and centre on white, or on the mean of a channel of numbers."""
     scale = min(width / image.width, height / image.height)
     wide, high = (max(1, round(side * scale)) for side in image.size)
-    colour = float(np.mean(image)) if image.mode == "F" else "white" if resample == LANCZOS else 0
+    colour: Any = "white" if resample == LANCZOS else 0
+    if image.mode == "F" and not np.isfinite(colour := float(np.mean(image))):  # the sum is not a float32
+        colour = float(np.mean(image, dtype=np.float64))
     canvas = Image.new(image.mode, (width, height), colour)
     canvas.paste(image.resize((wide, high), resample), ((width - wide) // 2, (height - high) // 2))
     return canvas

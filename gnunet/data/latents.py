@@ -12,6 +12,7 @@ import numpy as np
 from gnunet.data.cache import METADATA_FILE, cache_folder, read_or_build
 from gnunet.data.decoded_images import IMAGES_FILE, DecodedImages, Latents, map_array
 from gnunet.errors import DataError
+from gnunet.processes import single_threaded
 
 VERSION = 1  # increased whenever the same images would get other latents, so that no older cache is used
 BATCH_VALUES = 2**20  # of the images that are encoded at a time
@@ -36,7 +37,8 @@ def encode_images(
         with open(folder / IMAGES_FILE, "wb") as file:
             for start in range(0, len(table), step):
                 images = table.images[start : start + step]
-                both = [autoencoder.encode(each.copy()) for each in (images, images[:, :, ::-1])[: 1 + flip]]
+                with single_threaded():
+                    both = [autoencoder.encode(each.copy()) for each in (images, images[:, :, ::-1])[: 1 + flip]]
                 with np.errstate(over="ignore"):
                     moments = np.stack(both, axis=1).astype(np.float16)
                 if not np.isfinite(moments).all():

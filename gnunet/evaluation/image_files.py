@@ -28,9 +28,10 @@ def decoding(file: object) -> Iterator[None]:
         raise DataError(f"{file} cannot be decoded: {error}") from error
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All pictures below a folder, sorted by path."""
-    return [file for file in visible_files(folder) if file.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")]
+def image_files(folder: Path, scaling: Scaling) -> list[Path]:
+    """All pictures below a folder, and .npy files unless the scaling is that of pictures, sorted by path."""
+    suffixes = IMAGE_SUFFIXES if scaling.is_pictures else (*IMAGE_SUFFIXES, ".npy")
+    return [file for file in visible_files(folder) if file.suffix.lower() in suffixes]
 
 
 def write_sample(file: Path, values: np.ndarray, scaling: Scaling) -> None:
@@ -76,7 +77,7 @@ class ImageFiles:
         channels: int = 3,
     ):  # fmt: skip
         self._scaling = scaling
-        self.files = [file for file in image_files(folder) if file.name != GRID]
+        self.files = [file for file in image_files(folder, scaling) if file.name != GRID]
         if not self.files:
             raise DataError(f"{folder} holds no image files ({' '.join(IMAGE_SUFFIXES)}; {GRID} is not counted)")
         if not scaling.is_pictures:

@@ -128,7 +128,7 @@ def picture(path, size=(16, 16), value=0):
 
 
 def test_masks_lie_beside_their_images(tiny, tmp_path):
-    fit(tiny("run", *SHORT, "--data.condition.kind", "mask", "--diffusion.kind", "edm"))
+    fit(tiny("run", *SHORT, "--data.condition.kind", "mask", "--diffusion.kind", "edm", "--data.resize", "pad"))
     folder, model = tmp_path / "masked", load_trained_model(tmp_path / "run")
     with pytest.raises(DataError, match="masked"):
         with_conditions(model, folder)
@@ -138,6 +138,9 @@ def test_masks_lie_beside_their_images(tiny, tmp_path):
     picture(folder / "a_mask.png", size=(16, 8))
     with pytest.raises(DataError, match=r"a_mask.png.*16 x 8"):
         with_conditions(model, folder)
+    picture(folder / "a.png", size=(16, 8))
+    assert (with_conditions(model, folder).conditions.store([0])[..., 3] == 255).all()  # what is padded is known
+    picture(folder / "a.png", value=90)
     mask = np.zeros((16, 16), np.uint8)
     mask[:8] = 255
     Image.fromarray(mask).save(folder / "a_mask.png")

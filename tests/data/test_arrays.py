@@ -108,9 +108,13 @@ def test_resizing_is_antialiased_in_float():
         (image_bytes(PLANES, "TIFF"), 2, "3 pages.*2"),
         (image_bytes([np.zeros((4, 4, 3), np.uint8)], "PNG"), 5, "3 channels.*5"),
         ([[1.0, float("nan")]], 1, "NaN"),
+        (VALUES.astype(np.longdouble), 5, "float128"),
+        (image_bytes([np.zeros((4, 4), np.uint8), np.zeros((9, 11), np.uint8)], "TIFF"), 2, "11 x 9 pixels"),
+        (np.zeros((10, 10), np.uint8), 1, "10 x 10 values"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(cell, channels, named):
+def test_what_does_not_fit_is_named(cell, channels, named, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 98)
     with pytest.raises(ValueError, match=named):
         decode_values(cell, channels)
 
@@ -217,9 +221,10 @@ def test_files_that_differ_are_named(folder, load):
 
 
 def test_files_of_several_kinds_get_samples_that_hold_all(folder, load):
-    np.save(folder / "a/1.npy", VALUES[:, :8].astype(np.int16))
+    for i, dtype in enumerate((np.int16, np.int32, np.uint8)):
+        np.save(folder / f"a/{i}.npy", VALUES[:, :8].astype(dtype))
     scaling = load(folder, **KEYS).scaling
-    assert (scaling.suffix, scaling.file_dtype) == (".npy", "float64")
+    assert (scaling.suffix, scaling.file_dtype, scaling.axes) == (".npy", "float64", "CHW")  # not that of any file
 
 
 def test_floats_without_normalization_say_what_to_set(folder, load):
@@ -239,3 +244,14 @@ def test_columns_of_arrays(tmp_path, load):
         table = load(tmp_path / name, image_column="x", **KEYS)
         np.testing.assert_array_equal(table.images, np.stack(values))
         assert (table.scaling.suffix, table.scaling.file_dtype) == (".npy", "float32")
+
+
+def test_arrays_beyond_the_limit_are_skipped(folder, load, monkeypatch):
+    np.save(folder / "a/1.npy", np.zeros((5, 10, 10)))
+    monkeypatch.setattr(decode, "MAX_PIXELS", 99)
+    assert load(folder, on_error="skip", **KEYS).skipped == 1
+
+
+def test_padding_is_the_mean_of_values_whose_sum_is_no_float32():
+    values, _ = decode_values(np.full((32, 64, 1), 1e37, np.float32), 1, (16, 16), "pad")
+    np.testing.assert_allclose(values, 1e37, rtol=1e-6)

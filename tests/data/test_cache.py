@@ -215,6 +215,13 @@ def test_a_class_for_each_image(tmp_path, write_images, load):
         load(tmp_path, class_conditional=True)
 
 
+def test_wrong_labels_are_found_before_images_are_decoded(tmp_path, load, monkeypatch):
+    pq.write_table(pa.table({"image": [[[0] * 8] * 8] * 2, "label": ["a", None]}), tmp_path / "a.parquet")
+    monkeypatch.setattr(cache, "_build", lambda *_: pytest.fail("decodes"))
+    with pytest.raises(DataError, match="row 1 has no label"):
+        load(tmp_path, class_conditional=True)
+
+
 @pytest.mark.parametrize("how", ["written over", "replaced", "files swapped", "folders swapped"])
 def test_files_of_equal_names_sizes_and_dates_are_decoded_again(tmp_path, load, greys, how):
     """Bitmaps of one size are files of one size."""

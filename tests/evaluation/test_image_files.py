@@ -15,6 +15,7 @@ def folder(tmp_path, noise_images):
         Image.fromarray(image).save(tmp_path / ("sub" if i > 3 else "") / f"{i}.png")
     Image.new("RGB", (50, 50)).save(tmp_path / "grid.png")
     (tmp_path / "notes.txt").write_text("no image")
+    np.save(tmp_path / "statistics.npy", np.zeros(3))
     return tmp_path
 
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,12 +67,15 @@ def test_a_network_sees_scaled_latents_and_decodes_them(save, kind):
         torch.testing.assert_close(encoded[:, 4:], found.latent_dist.std * 2)
 
 
-def test_examples_draw_from_the_distribution_of_the_image_or_its_mirror_image(tmp_path):
+def test_examples_draw_from_the_distribution_of_the_image_or_its_mirror_image(tmp_path, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
     table, calls = make_table(images), []
 
     def encode(batch):  # mean: the pixels; standard deviation: 1 / 4
         calls.append(len(batch))
+        assert torch.get_num_threads() == 1  # sums depend on it
         return np.concatenate([batch / 64 - 2, np.full(batch.shape, 0.25)], axis=-1).astype(np.float32)
 
     def latents(flip=True):

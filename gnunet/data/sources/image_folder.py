@@ -11,7 +11,7 @@ from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprin
 from gnunet.data.sources.metadata import MAX_METADATA_BYTES, METADATA_FILES, read_metadata
 from gnunet.data.sources.tables import LABEL_COLUMNS, as_data_error, find_column
 from gnunet.data.sources.zip_archive import open_zip
-from gnunet.errors import DataError, first_few, first_line
+from gnunet.errors import DataError, first_few, first_line, truncate
 
 IMAGE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
@@ -147,6 +147,9 @@ class ImageFolder(Source):
         super().choose_columns(image_column, label_column, subset)
         self.label_column = label_column or find_column(self.columns, LABEL_COLUMNS)
         self.files = self._columns[image_column or self.columns[0]]
+        if others := [value for value in self.files if not isinstance(value, Path | None)]:
+            given = f"the column {image_column!r} of {self.name} holds {truncate(others[0])!r}"
+            raise DataError(f"data.image_column or data.condition.column: {given}; valid: a column of images")
 
     def values(self, column: str) -> Sequence[Any]:
         return [str(value) if isinstance(value, Path) else value for value in self._columns[column]]

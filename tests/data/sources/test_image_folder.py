@@ -120,6 +120,10 @@ def test_subset_of_classes(tmp_path, write_images, load, greys):
     for keys in ({"subset": {"name": "x"}}, {"label_column": "name"}, {"image_column": "name"}):
         with pytest.raises(DataError, match=f"data.{next(iter(keys))}.*'image', 'label'"):
             load(tmp_path, **keys)
+    pairs = {"folder": None, "column": "label", "channels": None, "num_classes": None}
+    for keys in ({"image_column": "label"}, {"pairs": pairs}):
+        with pytest.raises(DataError, match="data.image_column.*data.condition.column.*'label'.*'x'"):
+            load(tmp_path, **keys)
 
 
 def test_folder_without_images(tmp_path, load):
