@@ -70,6 +70,14 @@ def did_you_mean(given: object, valid: Sequence[str | int]) -> str:
     return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
 
 
+def expand(path: str | Path) -> Path:
+    """The path with a user's home in place of `~`; ConfigError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: no such user; valid: ~ or ~USER at the start, or ./~ for a file") from None
+
+
 def did_you_mean_path(path: Path) -> str:
     """A hint at the file or folder that is spelled most alike, or is runs/`path`; empty if there is none."""
     if (run := Path("runs") / path).exists():

@@ -66,7 +66,7 @@ def atomic_directory(path: Path, *, keep_others: bool = False) -> Iterator[Path]
         yield temporary
         mode = temporary.stat().st_mode & 0o666
         for entry in temporary.rglob("*"):
-            if entry.is_file() and entry.stat().st_mode & 0o777 != mode:
+            if not entry.is_symlink() and entry.is_file() and entry.stat().st_mode & 0o777 != mode:
                 entry.chmod(mode)  # safetensors creates files for their owner alone
         if keep_others and path.is_dir():
             link_missing(path, temporary)

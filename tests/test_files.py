@@ -53,15 +53,18 @@ def test_leftovers_of_a_crash_are_replaced(tmp_path):
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
 def test_permissions_are_those_of_the_umask(tmp_path, umask):
     """Also those of safetensors files, which are created for their owner alone."""
+    (private := tmp_path.parent / f"private{umask}").touch(0o600)
     before = os.umask(umask)
     try:
         atomic_write(tmp_path / "file", "content")
         with atomic_directory(tmp_path / "x") as temporary:
             (temporary / "sub").mkdir()
             save_file({"weight": torch.zeros(1)}, temporary / "sub" / "weights")
+            (temporary / "link").symlink_to(private)
     finally:
         os.umask(before)
-    modes = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert private.stat().st_mode & 0o777 == 0o600
+    modes = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if not path.is_symlink()}
     assert modes == {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in modes}
     assert len(modes) == 4
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.config import Config, changed_keys, diff_configs, from_yaml, to_yaml
-from gnunet.errors import CheckpointError, ConfigError
+from gnunet.errors import CheckpointError, ConfigError, expand
 from gnunet.files import atomic_write
 from gnunet.models.autoencoder import Autoencoder, load_autoencoder
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
@@ -89,7 +90,7 @@ class RunDir:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.path = Path(config.run_dir).expanduser()
+        self.path = expand(config.run_dir)
         self.config_file = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
@@ -111,7 +112,7 @@ class RunDir:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run_dir: {self.path} is a file; valid: a directory, new or of this run")
-        for entry in self.path.iterdir() if self.path.exists() else ():
+        for entry in chain(self.path.iterdir(), self.autoencoder.rglob("*")) if self.path.exists() else ():
             if entry.is_symlink():  # through which a run that somebody else prepared could write elsewhere
                 raise CheckpointError(f"{entry} is a link; valid: regular files and directories, or a link to the run")
         for name in (*FOLDERS, *FILES):
@@ -177,7 +178,7 @@ def find_autoencoder(path: Path, config: Config, digest: str | None = None) -> A
     """
     if (given := config.data.autoencoder) is None:
         return None
-    folders = [path / "autoencoder", path.resolve().parents[1] / "autoencoder", Path(given).expanduser()]
+    folders = [path / "autoencoder", path.resolve().parent.parent / "autoencoder", expand(given)]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise CheckpointError(f"{path}: neither autoencoder/ in its run nor a folder {given} (data.autoencoder)")

@@ -82,7 +82,7 @@ def given_labels(model: TrainedModel, classes: Sequence[str] | None, labels: Any
         )
     if labels is None or classes is not None:
         return class_labels(model, classes)
-    if len(labels) == 1 and str(labels[0]).endswith(".npy"):
+    if isinstance(labels, Sequence) and len(labels) == 1 and str(labels[0]).endswith(".npy"):
         with as_data_error(labels[0]):
             labels = np.load(labels[0], allow_pickle=False)
     return model.float_labels.check(labels)

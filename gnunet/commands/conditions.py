@@ -11,7 +11,7 @@ from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import check_integer, load_model
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import ArrayCell, decode_image, decode_pair, read_size, read_values
-from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path
+from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path, expand
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
 
@@ -58,8 +58,8 @@ def open_model(
         DataError: as by `with_conditions`.
     """
     model = with_conditions(load_model(source, **settings), conditions)
-    jumps = {"jump_length": jump_length, "resample": resample}
-    given = {name: check_integer(name, value) for name, value in jumps.items() if value is not None}
+    options = {"jump_length": jump_length, "resample": resample}
+    given = {name: check_integer(name, value) for name, value in options.items() if value is not None}
     if inpaint is None:
         if given:
             raise ConfigError(f"--{next(iter(given))}: given without --inpaint, which it is a setting of")
@@ -68,14 +68,18 @@ def open_model(
         raise ConfigError(f"--sampler: given {sampler} with --inpaint, which samples by RePaint; valid: none")
     if model.autoencoder is not None:
         raise ConfigError(f"--inpaint: given {inpaint}; valid: none with latents, of which masks leave out no pixels")
+    jumps, steps = {**JUMPS, **given}, model.sampling.num_inference_steps
+    if jumps["resample"] > 1 and jumps["jump_length"] >= steps:
+        valid = f"below sampling.num_inference_steps {steps}, or any with --resample 1"
+        raise ConfigError(f"--jump_length: {jumps['jump_length']}, with which nothing is resampled; valid: {valid}")
     condition = Condition("mask", model.channels + 1)
     stored = read_conditions(inpaint, condition, model)
-    return replace(model, inpaint=SampleConditions.of_arrays(condition, stored), jumps={**JUMPS, **given})
+    return replace(model, inpaint=SampleConditions.of_arrays(condition, stored), jumps=jumps)
 
 
 def read_conditions(folder: str | Path, condition: Condition, model: TrainedModel) -> np.ndarray:
     """The stored conditions (n, h, w, c) that the pictures in a folder are, or that are made of them."""
-    folder = Path(folder).expanduser()
+    folder = expand(folder)
     files = image_files(folder, model.scaling) if folder.is_dir() else []
     files = [file for file in files if file.name != GRID]
     if not files:

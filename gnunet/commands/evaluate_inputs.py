@@ -16,7 +16,7 @@ from gnunet.config import Config, EvaluateConfig
 from gnunet.data import DecodedImages, load_images
 from gnunet.data.decode import read_size
 from gnunet.data.sources import ImageFolder, open_source
-from gnunet.errors import CheckpointError, ConfigError, DataError, did_you_mean_path
+from gnunet.errors import CheckpointError, ConfigError, DataError, did_you_mean_path, expand
 from gnunet.evaluation import ImageFiles
 from gnunet.evaluation.distances import evenly_spaced
 from gnunet.evaluation.features import CHUNK, Images
@@ -122,7 +122,7 @@ def open_reference(
     `split` is used, by default "train"; or, with None, those of the subject's own model. Files of a folder may be
     smaller than the subject's images only with `allow_enlarging`.
     """
-    path = Path(given or "").expanduser()
+    path = expand(given or "")
     is_run = given is not None and (path / "config.yaml").is_file()
     if split is not None and (given is None or is_run):
         raise ConfigError(f"--split: given {split}; valid: with a --reference that is a data.source, not a run")

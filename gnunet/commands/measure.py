@@ -21,7 +21,7 @@ from gnunet.data.cache import cache_folder
 from gnunet.distributed.accelerator import open_accelerator
 from gnunet.distributed.launch import check_launch, run_as_processes
 from gnunet.environment import num_cpus
-from gnunet.errors import CheckpointError, ConfigError
+from gnunet.errors import CheckpointError, ConfigError, expand
 from gnunet.evaluation import EXTRACTORS, Scorer, check_reference, get_metrics, load_extractors, report, validation_loss
 from gnunet.evaluation.features import Images
 from gnunet.evaluation.metrics import sample_size_warnings, too_few_images
@@ -74,7 +74,7 @@ class Evaluation:
         for name, pairs in {"extractors": extractors, "extractor_weights": extractor_weights}.items():
             if isinstance(pairs, str):
                 raise ConfigError(f"{name}: given {pairs!r}; valid: a mapping from names to files")
-        self.source, self.repeat, self.nearest = Path(source).expanduser(), repeat, nearest
+        self.source, self.repeat, self.nearest = expand(source), repeat, nearest
         self.subject = open_subject(self.source, num_images, repeat, resolution, sampling)
         model = self.subject.model
         defaults = model.config.evaluate if model and model.config else EvaluateConfig()
@@ -239,7 +239,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def validate(arguments: argparse.Namespace) -> None:
     """Print and write the validation loss by noise level."""
     check_launch()
-    record = measure_validation(arguments.source.expanduser(), cpu=arguments.cpu)
+    record = measure_validation(expand(arguments.source), cpu=arguments.cpu)
     if PartialState().is_main_process:
         report.print_all(*report.validation_report(record))
         _write(record, arguments.out, Path("evaluations") / record["name"], "validation_loss.json")

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnunet.errors import CheckpointError, ConfigError, did_you_mean, did_you_mean_path
+from gnunet.errors import CheckpointError, ConfigError, did_you_mean, did_you_mean_path, expand
 
 if TYPE_CHECKING:
     from gnunet.checkpoint.trained_model import TrainedModel
@@ -111,7 +111,7 @@ def load_model(
         raise ConfigError(f"weights: given {weights}; valid: {' or '.join(WEIGHTS)}")
     if seed is not None:
         seed = check_integer("seed", seed)
-    model = load_trained_model(Path(source).expanduser(), weights)
+    model = load_trained_model(expand(source), weights)
     settings = {
         "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
         "batch_size": batch_size,
@@ -124,8 +124,8 @@ def load_model(
 
 def check_exists(source: Path) -> None:
     """Raise CheckpointError, with the name that is most alike, if there is nothing at a path."""
-    if not source.expanduser().exists():
-        raise CheckpointError(f"{source}: no such file or directory{did_you_mean_path(source.expanduser())}")
+    if not expand(source).exists():
+        raise CheckpointError(f"{source}: no such file or directory{did_you_mean_path(expand(source))}")
 
 
 def check_integer(name: str, value: object) -> int:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from accelerate import Accelerator
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gnunet import __version__
 from gnunet.checkpoint.run_dir import RunLock
@@ -52,7 +53,7 @@ class SamplesRecord:
     gnunet: str
     source: str
     name: str
-    num_images: int
+    num_images: Annotated[int, Field(ge=1, le=2_000_000)]  # bounds the memory that an untrusted record costs
     settings: SampleSettings
     class_names: list[str] | None
     labels: list[int] | list[float] | None  # each image's class, as an index of class_names, or number; not vectors

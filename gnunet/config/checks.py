@@ -132,6 +132,7 @@ def _check_condition(config: Config) -> Iterator[ConfigIssue]:
         yield ConfigIssue.of("data.condition.kind", condition.kind, "data.condition null with data.autoencoder")
     if condition.kind == "low_resolution" and side % condition.factor:
         valid = f"{join_or(_divisors(side)[1:])}, which divide data.resolution {config.data.resolution}"
+        valid = valid if side > 1 else f"none with data.resolution {config.data.resolution}, of no common divisor"
         yield ConfigIssue.of("data.condition.factor", condition.factor, valid)
     if condition.kind == "paired" and (condition.folder is None) == (condition.column is None):
         given = f"folder {condition.folder} and column {condition.column}"

@@ -8,7 +8,7 @@ from gnunet.config.merge import ABSENT, ConfigSource, lookup
 from gnunet.config.renamed_keys import with_new_names
 from gnunet.config.sections import Config, ModelConfig
 from gnunet.config.yaml_io import load_yaml
-from gnunet.errors import ConfigError, GnunetError
+from gnunet.errors import ConfigError, GnunetError, expand
 from gnunet.safe_io import MAX_YAML_BYTES, check_yaml, read_json, read_text
 
 VALID = "a run, a checkpoint, a diffusers folder, or OWNER/NAME of a model on the Hugging Face hub"
@@ -32,7 +32,7 @@ def with_initial_model(sources: list[ConfigSource]) -> list[ConfigSource]:
     run_dirs = [lookup(source.values, ["run_dir"]) for source in sources]
     run_dir = next((each for each in reversed(run_dirs) if each is not ABSENT), Config().run_dir)
     try:
-        begun = Path(str(run_dir)).expanduser() / "config.yaml"
+        begun = expand(str(run_dir)) / "config.yaml"
         values = _read_yaml(begun) if begun.is_file() else {}
         if lookup(values, KEY) != name:
             values = read_model_keys(find_model(name, "", "unet/"))
@@ -65,7 +65,8 @@ def read_model_keys(path: Path) -> dict[str, Any]:
         norm = {"groups": config["norm_num_groups"], "eps": config["norm_eps"], **norm}
     model = {key: config[key] for key in ModelConfig.model_fields if key in config}
     model |= {"in_channels": config["out_channels"], "norm": norm}
-    data = {} if config["sample_size"] is None else {"resolution": config["sample_size"]}
+    of_latents = (path / "vae").is_dir()
+    data = {} if of_latents or config["sample_size"] is None else {"resolution": config["sample_size"]}
     return {"model": model, "diffusion": process_settings(load_process(path)), "data": data}
 
 

@@ -302,7 +302,7 @@ class Config(Section):
 
     @classmethod
     def drop_overridden(cls, earlier: dict[str, Any], later: Mapping[str, Any]) -> None:
-        # A sampler is one of the process's, and guidance needs labels.
+        # A sampler is one of the process's, and guidance needs labels or a condition.
         sampling, diffusion, data = earlier.get("sampling"), later.get("diffusion"), later.get("data")
         if not isinstance(sampling, dict):
             return
@@ -312,5 +312,6 @@ class Config(Section):
             process = PROCESSES.get(str(diffusion["kind"]))
             if process and sampling["sampler"] not in process.samplers:
                 del sampling["sampler"]
-        if isinstance(data, Mapping) and data.get("class_conditional") is False:
+        dropout = {**(earlier.get("data") or {}), **(data or {})}.get("condition_dropout")
+        if isinstance(data, Mapping) and data.get("class_conditional") is False and not dropout:
             sampling.pop("guidance_scale", None)

@@ -23,7 +23,7 @@ from gnunet.data.rows import read_labels, select_rows
 from gnunet.data.sources import Source, open_source
 from gnunet.data.sources.pairs import open_partners
 from gnunet.environment import num_cpus
-from gnunet.errors import CheckpointError, DataError, first_few, quoted
+from gnunet.errors import CheckpointError, DataError, expand, first_few, quoted
 from gnunet.files import atomic_directory
 from gnunet.scaling import PICTURES, Scaling, as_size
 
@@ -137,7 +137,7 @@ def read_or_build(folder: Path, read: Callable[[Path], Cached | None], build: Ca
 def cache_folder(configured: str | None) -> Path:
     """The directory that holds the caches, one subfolder each."""
     if given := configured or os.environ.get("GNUNET_CACHE"):
-        return Path(given).expanduser()
+        return expand(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnunet"
 
 

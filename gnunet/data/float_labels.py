@@ -35,7 +35,7 @@ class FloatLabels:
         if labels.ndim == 2 and can_drop and not labels.any(axis=1).all():
             raise DataError("labels: a vector of zeros, the null label; valid: others, or data.label_dropout 0")
         if labels.ndim == 1 and not 0 < np.ptp(labels) < np.inf:
-            raise DataError(f"labels: from {labels.min():g} to {labels.max():g}; valid: at least two numbers")
+            raise DataError(f"labels: from {labels.min():g} to {labels.max():g}; valid: at least two different numbers")
         count = min(len(labels), MAX_LABELS, max(PARTS, MAX_NUMBERS // labels[0].size))
         rows = np.linspace(0, len(labels) - 1, count).round().astype(np.int64)
         return cls((np.sort(labels) if labels.ndim == 1 else labels)[rows].tolist(), can_drop)

@@ -15,7 +15,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from gnunet.errors import CheckpointError, did_you_mean_path, truncate
+from gnunet.errors import CheckpointError, did_you_mean_path, expand, truncate
 from gnunet.safe_io import TensorSpec, check_fits_memory, describe_mismatch, read_json, read_safetensors_header
 
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' name for a model's weights
@@ -25,7 +25,7 @@ WEIGHTS = "diffusion_pytorch_model"  # diffusers' name for a model's weights
 def find_model(name: str, *folders: str) -> Path:
     """The path that a name is, or else a snapshot of a model on the Hugging Face hub, with the weights in these
     folders. CheckpointError if there is neither."""
-    path = Path(name).expanduser()
+    path = expand(name)
     if path.exists():
         return path
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.parent.is_dir():  # such as a misspelled run

@@ -1,15 +1,18 @@
 """The weights of another model as the first weights of a run (train.init_from)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from gnunet.checkpoint.trained_model import TrainedModel, load_trained_model
-from gnunet.config import ModelConfig
+from gnunet.checkpoint.trained_model import TrainedModel, find_checkpoint, load_trained_model
+from gnunet.config import ModelConfig, make_condition
 from gnunet.config.yaml_io import format_value
+from gnunet.data import Condition
+from gnunet.distributed.accelerator import run_on_main_rank
 from gnunet.distributed.fsdp import shard_of, to_local
 from gnunet.errors import CheckpointError, ConfigError, GnunetError, first_few
 from gnunet.models import UNet2D
@@ -24,11 +27,15 @@ def load_initial_weights(session: Session) -> tuple[dict[str, Any], str]:
     """Load the weights of train.init_from into network and EMA as far as they fit, on every rank; returns what was
     loaded as a record and as text. Raises CheckpointError or ConfigError as `load_trained_model` and `fit_weights`."""
     train, rank = session.config.train, (session.accelerator.process_index, session.accelerator.num_processes)
+    find = partial(find_model, str(train.init_from), "", "unet/")
     try:
-        source = load_trained_model(find_model(str(train.init_from), "", "unet/"), train.init_weights)
+        # One that is still training may get a newer checkpoint meanwhile.
+        checkpoint = run_on_main_rank(session.accelerator, lambda: find_checkpoint(find()))
+        source = load_trained_model(checkpoint or find(), train.init_weights)
     except GnunetError as error:
         raise CheckpointError(f"train.init_from: {error}") from None
-    weights, fitted = fit_weights(source, session.unet, session.train_set.metadata["class_names"])
+    condition, names = make_condition(session.config), session.train_set.metadata["class_names"]
+    weights, fitted = fit_weights(source, session.unet, names, condition)
     for into in (session.ema.model.state_dict(), session.unet.state_dict()):
         for name in into.keys() & weights.keys():
             rows = shard_of(weights[name], *rank) if isinstance(into[name], DTensor) else weights[name]
@@ -42,7 +49,7 @@ def load_initial_weights(session: Session) -> tuple[dict[str, Any], str]:
 
 
 def fit_weights(
-    source: TrainedModel, unet: UNet2D, class_names: Sequence[str] | None
+    source: TrainedModel, unet: UNet2D, class_names: Sequence[str] | None, condition: Condition | None = None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of `source` for a network with other channels and classes, and what was fitted.
 
@@ -52,7 +59,7 @@ def fit_weights(
     """
     weights, shapes = source.network.state_dict(), {name: value.shape for name, value in unet.state_dict().items()}
     theirs, ours, fitted = source.network.config, unet.config, []
-    image, condition = weights["conv_in.weight"].tensor_split([theirs.out_channels], dim=1)
+    image, added = weights["conv_in.weight"].tensor_split([theirs.out_channels], dim=1)
     if (theirs.out_channels, ours.out_channels) in ((1, 3), (3, 1)):
         fitted.append("grey and RGB")
         is_grey = ours.out_channels == 1
@@ -60,17 +67,19 @@ def fit_weights(
         for name in ("conv_out.weight", "conv_out.bias"):
             rows = weights[name]
             weights[name] = rows.mean(0, keepdim=True) if is_grey else rows.repeat_interleave(3, dim=0)
-    if condition.shape[1] != (added := ours.in_channels - ours.out_channels):
+    kinds = [each and (each.kind, each.num_classes) for each in (source.condition, condition)]
+    if added.shape[1] != (channels := ours.in_channels - ours.out_channels) or kinds[0] != kinds[1]:
         fitted.append("condition")
-        condition = image.new_zeros(len(image), added, *image.shape[2:])
-    weights["conv_in.weight"] = torch.cat([image, condition], dim=1)
+        added = image.new_zeros(len(image), channels, *image.shape[2:])
+    weights["conv_in.weight"] = torch.cat([image, added], dim=1)
 
     names, wanted = source.class_names or [], list(class_names or [])
     rows = weights.pop(CLASSES, weights[TIME_BIAS].new_zeros(1, len(weights[TIME_BIAS])))
     has_null = source.null_label is not None and source.float_labels is None
     unlabelled = rows[source.null_label] if has_null else rows.mean(0)
-    if len(names) == len(wanted) and names == [str(number) for number in range(len(names))]:
+    if source.config is None and names != wanted and names == [str(number) for number in range(len(wanted))]:
         names = wanted  # a diffusers folder has none
+        fitted.append("classes by number")
     if CLASSES in shapes:
         embeddings = [rows[names.index(name)] if name in names else unlabelled for name in wanted]
         weights[CLASSES] = torch.stack([*embeddings, unlabelled])[: shapes[CLASSES][0]]

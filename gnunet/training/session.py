@@ -31,7 +31,7 @@ from gnunet.diffusion import NoiseLevel, Process, make_process
 from gnunet.diffusion.process import concatenate
 from gnunet.distributed import fsdp
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
-from gnunet.errors import CheckpointError, ConfigError, first_few
+from gnunet.errors import ConfigError, GnunetError, expand, first_few
 from gnunet.models import UNet2D
 from gnunet.models.autoencoder import Autoencoder, load_autoencoder
 from gnunet.norms import NORMS, running_buffers, update_bn_stats
@@ -237,8 +237,8 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     if config.data.autoencoder is not None:
         try:
             autoencoder = load_autoencoder(config.data.autoencoder)
-        except CheckpointError as error:
-            if not (copy := Path(config.run_dir) / "autoencoder").is_dir():  # of a run that was moved
+        except GnunetError as error:
+            if not (copy := expand(config.run_dir) / "autoencoder").is_dir():  # of a run that was moved
                 raise ConfigError(f"data.autoencoder: {error}") from None
             autoencoder = load_autoencoder(copy)
         reduction = autoencoder.reduction

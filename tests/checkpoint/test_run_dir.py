@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from gnunet.checkpoint.checkpoint import checkpoint_name, file_sha256
-from gnunet.checkpoint.run_dir import FILES, FOLDERS, RunDir, RunLock
+from gnunet.checkpoint.run_dir import FILES, FOLDERS, RunDir, RunLock, find_autoencoder
+from gnunet.config import Config, load_config
+from gnunet.data.sources import open_source
 from gnunet.errors import CheckpointError, ConfigError, GnunetError, TrainingError
+from gnunet.models.pretrained import find_model
 from gnunet.training import fit
 
 
@@ -74,11 +77,11 @@ def test_trainer_is_rejected_before_it_changes_a_locked_directory(tiny, run, own
     fit(tiny("run"))
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples", "checkpoints", ".lock"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples", "checkpoints", ".lock", "autoencoder/x"])
 def test_run_does_not_write_through_links(tiny, tmp_path, name):
     """Links in a directory that somebody else prepared; a link to a whole run is the user's own."""
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere" / "x")
     with pytest.raises(CheckpointError, match=name):
         fit(tiny("run"))
@@ -156,3 +159,12 @@ def test_damaged_log_is_named(tiny, run, line):
     log.write_text(line + "\n" + log.read_text())
     with pytest.raises(CheckpointError, match="metrics.jsonl, line 1"):
         fit(tiny("run"))
+
+
+def test_an_unknown_user_and_a_checkpoint_at_the_root(tmp_path):
+    config = load_config({"data": {"autoencoder": "~nosuchuser/vae"}, "model": {"in_channels": 4}})
+    with pytest.raises(GnunetError, match="~nosuchuser"):
+        find_autoencoder(Path("/checkpoint"), config)
+    for call in (find_model, partial(open_source, split="train"), lambda path: RunDir(Config(run_dir=path))):
+        with pytest.raises(GnunetError, match="~nosuchuser"):
+            call("~nosuchuser/x")

@@ -173,6 +173,10 @@ def test_inpainting_keeps_known_pixels_and_depends_on_the_image_alone(finished, 
     for name, mask in zip("ab", masks, strict=True):
         Image.fromarray(mask).save(folder / f"{name}_mask.png")
     flags = [str(finished), "--out", str(tmp_path / "out"), "--inpaint", str(folder), "--resample", "2"]
+    assert sample.main([*flags, "--num_images", "3"]) == 2  # the jumps of 10 do not fit into 4 steps
+    errors = capfd.readouterr().err
+    assert "--jump_length" in errors and "num_inference_steps 4" in errors
+    flags += ["--jump_length", "3"]
     assert sample.main([*flags, "--num_images", "3"]) == 0
     found = np.stack([np.asarray(Image.open(tmp_path / f"out/{i:06d}.png")) for i in range(3)])
     known = np.stack([np.asarray(Image.open(folder / f"{name}.png")) for name in "aba"])
@@ -182,10 +186,10 @@ def test_inpainting_keeps_known_pixels_and_depends_on_the_image_alone(finished, 
         found[0], found[2]
     )
     settings = json.loads((tmp_path / "out/samples.json").read_text())["settings"]
-    assert (settings["sampler"], settings["jump_length"], settings["resample"]) == ("repaint", 10, 2)
-    assert np.array_equal(gnunet.sample(finished, 3, inpaint=folder, resample=2)[2], found[2])
+    assert (settings["sampler"], settings["jump_length"], settings["resample"]) == ("repaint", 3, 2)
+    assert np.array_equal(gnunet.sample(finished, 3, inpaint=folder, resample=2, jump_length=3)[2], found[2])
     assert sample.main([*flags, "--num_images", "3", "--jump_length", "2"]) == 2
     assert sample.main([*flags, "--sampler", "heun"]) == 2
     assert sample.main([str(finished), "--resample", "2"]) == 2
     errors = capfd.readouterr().err
-    assert all(word in errors for word in ("jump_length 10 -> 2", "--sampler", "--inpaint"))
+    assert all(word in errors for word in ("jump_length 3 -> 2", "--sampler", "--inpaint"))

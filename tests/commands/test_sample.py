@@ -172,12 +172,19 @@ class TestFolder:
 
     def test_incomplete_or_foreign_record_is_an_error_of_evaluate(self, run_sample, tmp_path):
         run_sample("out")
+        written = (tmp_path / "out/samples.json").read_text()
         (tmp_path / "out/000001.png").unlink()
         for missing in (1, 2):
             with pytest.raises(DataError, match=f"lacks {missing} of the 2"):
                 open_subject(tmp_path / "out", None, 1, None, {})
             (tmp_path / "out/000000.png").unlink(missing_ok=True)
-        for text in ("{", "[]", "{}", '{"num_images": 1e400}'):
+        for text in (
+            "{",
+            "[]",
+            "{}",
+            '{"num_images": 1e400}',
+            written.replace('"num_images": 2,', '"num_images": 99999999,'),
+        ):
             (tmp_path / "out/samples.json").write_text(text)
             with pytest.raises(CheckpointError, match=r"samples\.json"):
                 open_subject(tmp_path / "out", None, 1, None, {})

@@ -122,6 +122,8 @@ def test_unconditional_run_drops_guidance_of_an_earlier_source() -> None:
         load_config(labels, {**unconditional, "sampling": {"guidance_scale": 2}})
     with pytest.raises(ConfigError, match="^sampling.guidance_scale: .*data.label_dropout"):
         load_config(labels, {"data": {"label_dropout": 0}})
+    dropped = {"condition": {"kind": "grey"}, "condition_dropout": 0.1}
+    assert load_config({**labels, "data": dropped}, unconditional).sampling.guidance_scale == 3
 
 
 def test_values_that_are_mappings_are_replaced() -> None:

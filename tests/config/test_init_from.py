@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, UNet2DModel
 
 from gnunet.config import Config, from_yaml, load_config, parse_args, to_yaml, unet_kwargs
+from gnunet.config.init_from import read_model_keys
 from gnunet.diffusion import make_process
 from gnunet.diffusion.factory import load_process
 from gnunet.errors import ConfigError
@@ -54,6 +55,8 @@ def test_the_network_and_process_are_those_of_a_diffusers_folder(ddpm, tmp_path,
             torch.testing.assert_close(network(x, t).sample, source(x, t).sample, rtol=1e-4, atol=1e-5)
         ours = make_process(**config.diffusion.model_dump())
         assert torch.equal(ours.schedule.betas, DDPMScheduler().betas) and config.data.resolution == 32
+    (tmp_path / "vae").mkdir()
+    assert "resolution" not in read_model_keys(tmp_path)["data"]  # that of latents
 
 
 @pytest.mark.parametrize(

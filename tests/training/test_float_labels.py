@@ -1,6 +1,7 @@
 """Training on labels that are numbers or vectors: the same promises as for classes."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from PIL import Image
 import gnunet
 from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.commands import sample
+from gnunet.commands.api import given_labels
 from gnunet.data import FloatLabels
 from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import fit
@@ -86,7 +88,7 @@ def test_labels_for_the_network_and_for_samples():
     assert known.check(["2", 7.9]).tolist() == [2, 7.9]
     for wrong in ([-0.1], [8.1], [float("nan")], [], ["a"], [[2.0]], 3):
         with pytest.raises(ConfigError, match="numbers from 0 to 8"):
-            known.check(wrong)
+            given_labels(SimpleNamespace(float_labels=known), None, wrong)
     drawn = known.draw(range(400), seed=1)
     assert [(drawn == value).sum() for value in (2, 3, 4, 6)] == [100] * 4  # as often as in training
     assert (known.draw([399, 5], seed=1) == drawn[[399, 5]]).all()
@@ -97,7 +99,7 @@ def test_labels_for_the_network_and_for_samples():
     for wrong in ([[0.0, 0, 0]], [[1.0, 2]], [1.0]):
         with pytest.raises(ConfigError, match=r"vectors of \(3,\)"):
             vectors.check(wrong)
-    for labels, error in ((np.eye(3) - np.eye(3)[0], "null label"), (np.ones(3), "two")):
+    for labels, error in ((np.eye(3) - np.eye(3)[0], "null label"), (np.ones(3), "two different")):
         with pytest.raises(DataError, match=error):
             FloatLabels.of(labels, can_drop=True)
 

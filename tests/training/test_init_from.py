@@ -2,14 +2,17 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from gnunet.checkpoint import trained_model
 from gnunet.checkpoint.checkpoint import newest_checkpoint, read_state
 from gnunet.checkpoint.trained_model import TrainedModel, load_trained_model
 from gnunet.config import SamplingConfig
+from gnunet.data import Condition
 from gnunet.diffusion import DDPM
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.errors import CheckpointError, ConfigError
@@ -63,6 +66,8 @@ def test_a_run_that_has_begun_ignores_the_source_and_ends_with_the_same_bits(tin
 
 def sharded(rank):
     os.environ.update(SHARDED["fsdp"])
+    if rank == 1:  # sees another checkpoint of a run that is still training
+        trained_model.newest_checkpoint = lambda folder: sorted(folder.glob("0*"))[0]
 
 
 def test_two_processes_start_with_the_same_weights(tiny, run_ranks, finished, tmp_path):
@@ -97,9 +102,9 @@ def model(class_names=None, null=True, **settings) -> TrainedModel:
     )  # fmt: skip
 
 
-def fitted(source: TrainedModel, class_names=None, **settings) -> tuple[UNet2D, list[str]]:
+def fitted(source: TrainedModel, class_names=None, condition=None, **settings) -> tuple[UNet2D, list[str]]:
     network = UNet2D(**{**SMALL, **settings}).eval()
-    weights, report = fit_weights(source, network, class_names)
+    weights, report = fit_weights(source, network, class_names, condition)
     network.load_state_dict(weights, strict=False)
     return network, report
 
@@ -126,6 +131,11 @@ def test_channels_are_fitted():
         output(fitted(source)[0], rgb), output(source.network, torch.cat([rgb, 0 * condition], 1))
     )
     assert fitted(source, in_channels=7)[1] == []
+    mask, classes = Condition("mask", 4), Condition("paired", 4, num_classes=4)
+    source.condition = mask
+    assert fitted(source, condition=replace(mask, can_drop=True), in_channels=7)[1] == []
+    network, report = fitted(source, condition=classes, in_channels=7)
+    assert report == ["condition"] and not network.conv_in.weight[:, 3:].any()
     with pytest.raises(ConfigError, match=r"conv_in\.weight"):
         fitted(source, in_channels=2, out_channels=2)
 
@@ -145,5 +155,6 @@ def test_classes_are_fitted_by_name():
     network, _ = fitted(source, ["cat"], num_class_embeds=2)
     torch.testing.assert_close(output(network, x, 0, 1, 0), output(source.network, x))
     source = model(["0", "1"], null=False)  # a diffusers folder knows no names
-    network, _ = fitted(source, ["cat", "dog"], num_class_embeds=3)
+    network, report = fitted(source, ["cat", "dog"], num_class_embeds=3)
+    assert report == ["classes by number"]
     torch.testing.assert_close(output(network, x, 0, 1, 1), output(source.network, x, 0, 1, 1))

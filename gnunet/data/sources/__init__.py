@@ -11,7 +11,7 @@ from gnunet.data.sources.idx import IdxFolder
 from gnunet.data.sources.image_folder import ARRAY_SUFFIXES, ImageFolder, is_image_name
 from gnunet.data.sources.metadata import METADATA_FILES
 from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
-from gnunet.errors import DataError, did_you_mean_path
+from gnunet.errors import DataError, did_you_mean_path, expand
 from gnunet.files import packaged
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def open_source(source: str, split: str, **columns: Any) -> Source:
     Raises:
         DataError: there is no such source, split or column, or it cannot be read.
     """
-    path = packaged("assets/noto_emoji/noto_emoji.parquet") if source == NOTO_EMOJI else Path(source).expanduser()
+    path = packaged("assets/noto_emoji/noto_emoji.parquet") if source == NOTO_EMOJI else expand(source)
     if source == NOTO_EMOJI and not path.is_file():
         raise DataError(
             f"data.source: the embedded data set is not at {path}; reinstall gnunet, or give that of a copy"

