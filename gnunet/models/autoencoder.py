@@ -35,7 +35,7 @@ class Autoencoder:
 
     @classmethod
     def of(cls, model: ModelMixin) -> Autoencoder:
-        """Raises CheckpointError if the channels of its pictures, or its scaling, are not valid."""
+        """Raises CheckpointError if the channels or the size of its pictures, or its scaling, are not valid."""
         config = model.config
         channels, latent_channels = config.in_channels, config.get("vq_embed_dim") or config.latent_channels
         if channels not in (1, 3) or config.out_channels != channels:
@@ -50,9 +50,13 @@ class Autoencoder:
         except (TypeError, ZeroDivisionError, CheckpointError):
             given = truncate(f"scaling_factor {factor}, shift_factor, latents_mean {means}, latents_std {stds}")
             raise CheckpointError(f"{given}; valid: numbers, and factor and deviations above 0") from None
-        model = model.float().eval().requires_grad_(False)
+        reduction, model = 2 ** (len(widths) - 1), model.float().eval().requires_grad_(False)
+        with torch.device("meta"):  # shapes alone, as an untrusted config may enlarge without bound
+            enlarged = type(model).from_config(config).decode(torch.zeros(1, latent_channels, 2, 2)).sample.shape
+        if enlarged != (1, channels, 2 * reduction, 2 * reduction):
+            raise CheckpointError(f"decodes 2 x 2 to {tuple(enlarged)}; valid: {reduction} times larger, as its config")
         digest = weights_digest(repr((type(model).__name__, scaling.offset, scaling.scale)), model)
-        return cls(model, channels, latent_channels, 2 ** (len(widths) - 1), scaling, digest)
+        return cls(model, channels, latent_channels, reduction, scaling, digest)
 
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> np.ndarray:

@@ -167,6 +167,10 @@ def test_autoencoders_that_are_damaged_or_no_safetensors_are_refused(save, tmp_p
         (folder / "config.json").write_text(json.dumps(config | changed))
         with pytest.raises(CheckpointError, match=str(folder)):
             load_autoencoder(folder)
+    tiny = save("tiny", AutoencoderTiny) / "config.json"
+    tiny.write_text(json.dumps(json.loads(tiny.read_text()) | {"upsampling_scaling_factor": 2**20}))
+    with pytest.raises(CheckpointError, match="2 times larger"):
+        load_autoencoder(tiny.parent)
     weights = tmp_path / "vae/diffusion_pytorch_model.safetensors"
     torch.save({}, weights.with_suffix(".bin"))
     weights.unlink()
