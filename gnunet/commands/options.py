@@ -124,8 +124,9 @@ def load_model(
 
 def check_exists(source: Path) -> None:
     """Raise CheckpointError, with the name that is most alike, if there is nothing at a path."""
-    if not expand(source).exists():
-        raise CheckpointError(f"{source}: no such file or directory{did_you_mean_path(expand(source))}")
+    path = expand(source)
+    if not path.exists():
+        raise CheckpointError(f"{source}: no such file or directory{did_you_mean_path(path)}")
 
 
 def check_integer(name: str, value: object) -> int:

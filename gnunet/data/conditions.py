@@ -111,8 +111,8 @@ class SampleConditions:
 
         def store(entries: np.ndarray) -> np.ndarray:
             random = (masks.at(int(entry)) for entry in entries)
-            images, partners = table.examples(rows[entries])
-            return condition.store(images, random, partners)
+            originals, partners = table.examples(rows[entries])
+            return condition.store(originals, random, partners)
 
         digest = hashlib.sha256(table.fingerprint.encode() + rows.tobytes()).hexdigest()
         return cls(condition, len(rows), store, digest, images, None if labels is None else labels[rows])

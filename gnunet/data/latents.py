@@ -34,11 +34,11 @@ def encode_images(
 
     def build(folder: Path) -> None:
         step, sums = max(1, BATCH_VALUES // table.images[0].size), np.zeros(3)
-        with open(folder / IMAGES_FILE, "wb") as file:
+        # On one thread: an image's bits depend on the number of threads, which launches change.
+        with open(folder / IMAGES_FILE, "wb") as file, single_threaded():
             for start in range(0, len(table), step):
                 images = table.images[start : start + step]
-                with single_threaded():
-                    both = [autoencoder.encode(each.copy()) for each in (images, images[:, :, ::-1])[: 1 + flip]]
+                both = [autoencoder.encode(each.copy()) for each in (images, images[:, :, ::-1])[: 1 + flip]]
                 with np.errstate(over="ignore"):
                     moments = np.stack(both, axis=1).astype(np.float16)
                 if not np.isfinite(moments).all():
