@@ -10,7 +10,7 @@ import numpy as np
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import check_integer, load_model
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.decode import ArrayCell, decode_image, decode_pair, read_size, read_values
+from gnunet.data.decode import decode_image, decode_pair, read_size, read_values
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path, expand
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
@@ -136,15 +136,11 @@ def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
 
 def _size(file: Path, model: TrainedModel | None = None) -> tuple[int, ...]:
     if model is not None and not model.scaling.is_pictures:
-        return read_values(_cell(file), model.channels)[0].shape[:2]
+        return read_values(file, model.channels)[0].shape[:2]
     return read_size(file)
-
-
-def _cell(file: Path) -> Path | ArrayCell:
-    return ArrayCell(file) if file.suffix.lower() == ".npy" else file
 
 
 def _decode(file: Path, size: tuple[int, int], model: TrainedModel, resize: str) -> np.ndarray:
     if model.scaling.is_pictures:
         return decode_image(file, size, model.channels, resize)
-    return decode_image(_cell(file), size, model.channels, resize, "range")[0]
+    return decode_image(file, size, model.channels, resize, "range")[0]

@@ -113,12 +113,14 @@ class ArrayCell(NamedTuple):
 
 
 def read_values(cell: Any, channels: int, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, tuple[str, str, str]]:
-    """An array or image as numbers (H, W, channels), and the suffix, file_dtype and axes of a `Scaling` for its like.
+    """An array, image or .npy file as numbers (H, W, channels), and the suffix, file_dtype and axes of a `Scaling`.
 
     Images keep 16 bits and floats; the pages of a TIFF are channels. LargeImage and ValueError as in `decode_image`; an
     array's channels must be on either its first or its last axis.
     """
     suffix = ".npy"
+    if isinstance(cell, Path) and cell.suffix.lower() == suffix:
+        cell = ArrayCell(cell)
     if isinstance(cell, ArrayCell):
         array = load_array(cell)
     elif isinstance(cell, (list, tuple, np.ndarray)):
