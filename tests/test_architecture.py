@@ -18,7 +18,7 @@ FLOORS = [  # from the top; rooms of a floor do not import one another
     ["evaluation"],
     ["models", "diffusion", "data"],
     ["norms", "fusion", "random_streams", "safe_io", "scaling"],
-    ["ops", "errors", "files", "environment", "processes"],
+    ["ops", "errors", "files", "habits", "environment", "processes"],
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 ROOT = Path(gnunet.__file__).parent

@@ -14,13 +14,13 @@ is a result. --report reads only the study file, FOLDER/records and FOLDER/sampl
 import argparse
 from pathlib import Path
 
-from gnunet.commands.options import ABLATE_HABITS, Parser, integer
+from gnunet.commands.options import Parser, integer
 from gnunet.errors import run_cli
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own arguments, and flags of the configuration."""
-    parser = Parser("ablate", __doc__, ABLATE_HABITS)
+    parser = Parser("ablate", __doc__)
     parser.add_argument("study", metavar="STUDY", type=Path, help="study file, or the name of a shipped one: smoke")
     parser.add_argument("--budget", metavar="NAME", help="one of the study's budgets (default: its first)")
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="run only these variants")

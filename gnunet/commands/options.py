@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean, did_you_mean_path, expand
+from gnunet.habits import habits_of
 
 if TYPE_CHECKING:
     from gnunet.checkpoint.trained_model import TrainedModel
@@ -24,45 +25,16 @@ LIMITS = {
 }
 """The least and the greatest value of arguments. Those of the config's `sampling` have the limits of its keys."""
 
-ACCELERATE = "`accelerate launch -m gnunet COMMAND ...`, which uses every GPU"
-HABITS = {
-    "--out": ("output", "output_dir", "out_dir", "outdir", "save_dir", "results_folder"),
-    "--num_images": ("n", "num", "num_samples", "n_samples", "samples", "count"),
-    "--num_inference_steps": ("steps", "num_steps", "sampling_steps", "ddim_steps"),
-    "--guidance_scale": ("guidance", "cfg", "cfg_scale", "scale"),
-    "--classes, or --labels for numbers": ("class", "label", "class_labels"),
-    "--weights ema or raw": ("ema", "use_ema", "no_ema"),
-    "the first argument, SOURCE": (
-        "checkpoint", "ckpt", "ckpt_path", "model", "model_path", "run", "run_dir", "source",
-    ),
-    "--cpu for the CPU, CUDA_VISIBLE_DEVICES for one of several GPUs": ("device", "cuda", "no_cuda"),
-    ACCELERATE: ("gpu", "gpus", "num_gpus", "num_processes", "nproc", "nproc_per_node"),
-    "the same command, which finishes what is missing": ("resume", "resume_from_checkpoint", "continue"),
-    "the run's train.mixed_precision, which sampling takes over": ("mixed_precision", "precision", "fp16", "bf16"),
-}  # fmt: skip
-"""Flags that users know from other programs, by what does it here."""
-ABLATE_HABITS = {
-    "--folder": ("out", "output", "output_dir", "out_dir", "outdir", "save_dir"),
-    "--jobs": ("num_workers", "workers", "parallel"),
-    "the study's `seeds`": ("seed", "seeds"),
-    "CUDA_VISIBLE_DEVICES to choose GPUs, or to leave them out": ("device", "gpu", "gpus", "cuda", "cpu"),
-    "the same command, which resumes": ("resume", "resume_from_checkpoint", "continue"),
-    "--train.total_images, the number of images seen, or --budget": ("epochs", "num_epochs", "steps", "max_steps"),
-    "--train.batch_size": ("batch_size",),
-    "--train.learning_rate": ("lr", "learning_rate"),
-    "--data.source": ("data", "data_dir", "dataset"),
-}
-
 
 class Parser(argparse.ArgumentParser):
     """A parser for `gnunet COMMAND` that reads - in a flag as _, and answers an unknown flag in one line."""
 
-    def __init__(self, command: str, description: str | None, habits: dict[str, tuple[str, ...]] = HABITS) -> None:
+    def __init__(self, command: str, description: str | None) -> None:
         super().__init__(
             prog=f"gnunet {command}", description=description, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        self.habits = {name: hint.replace("COMMAND", command) for hint, names in habits.items() for name in names}
+        self.habits = habits_of(command)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         flags = [word.partition("=")[0] for word in args or () if word.startswith("--")]

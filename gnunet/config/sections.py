@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from gnunet.config.data_section import DataConfig, Text
-from gnunet.config.habits import HABITS
 from gnunet.config.norms import SECTIONS, AnyNormConfig
 from gnunet.config.schema import Section, ValidValues
+from gnunet.habits import habits_of
 
 _FalseIsNo = BeforeValidator(lambda value: "no" if value is False else value)  # as YAML reads `no`
 # A configuration may be part of an untrusted checkpoint. These bounds, far beyond what can be trained, limit the time
@@ -279,7 +279,7 @@ class EvaluateConfig(Section):
 class Config(Section):
     """The configuration of a run."""
 
-    hints: ClassVar[dict[str, str]] = HABITS
+    hints: ClassVar[dict[str, str]] = habits_of("train")
 
     seed: NonNegativeInt = Field(0, le=2**64 - 1)
     """Seed of the initial weights, of every example's augmentation and noise, and of the sampled images."""

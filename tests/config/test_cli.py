@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from gnunet.config import Config, parse_args, to_yaml
-from gnunet.config.habits import HABITS
 from gnunet.config.schema import sections_of, walk
 from gnunet.errors import ConfigError
 
@@ -99,7 +98,7 @@ def test_value_of_a_flag(files, argv: str, key: str, value: Any) -> None:
         ("--model.norm.name group", "model.norm.name: unknown key (command line); valid keys of model.norm: kind, "),
         ("--sampling.batch 8", "sampling.batch: unknown key (command line); did you mean sampling.batch_size?"),
         ("--train.batchsize 8", "train.batchsize: unknown key (command line); did you mean train.batch_size?"),
-        ("--mixed_precision no", "mixed_precision: unknown key (command line); did you mean train.mixed_precision?"),
+        ("--mixed_precision no", "mixed_precision: unknown key (command line); use train.mixed_precision"),
         ("-q 3", "-q: not a flag"),
         ("a.yaml", "a.yaml: not a flag (command line); did you mean --config a.yaml?"),
         ("train.batch_size=3", "train.batch_size=3: not a flag (command line); did you mean --train.batch_size 3?"),
@@ -147,7 +146,7 @@ def test_help_has_the_values_of_the_files(files, capsys) -> None:
 
 def test_known_flags_of_other_programs_name_keys() -> None:
     keys = {".".join(path) for path, _ in walk({"": Config})}
-    for name, hint in HABITS.items():
+    for name, hint in Config.hints.items():
         assert name not in Config.model_fields
         assert re.split("[, ]", hint)[0] in (*keys, "the", "CUDA_VISIBLE_DEVICES", "`accelerate"), hint
 
