@@ -1,5 +1,5 @@
-"""The configuration: sections.py has all keys (data_section.py those of data, norms.py those of model.norm), on the
-base class in schema.py.
+"""The configuration: sections.py has all keys (data_section.py those of data, kinds.py those of model.norm and
+diffusion), on the base class in schema.py.
 
 load.py and cli.py read files and flags, merge.py merges and validates them and explains errors, checks.py finds values
 that do not work together.

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from gnunet.config.kinds import MAX_NOISE_BINS
 from gnunet.config.merge import raise_all
 from gnunet.config.model_kwargs import unet_kwargs
-from gnunet.config.norms import MAX_NOISE_BINS
 from gnunet.config.schema import ConfigIssue, join_or
 from gnunet.config.sections import Config, TrainConfig
 from gnunet.config.yaml_io import format_value

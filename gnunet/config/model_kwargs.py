@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from gnunet.config.norms import SECTIONS
-from gnunet.config.sections import Config, DDPMConfig, EDMConfig, FlowConfig
+import torch
+
+from gnunet.config.kinds import NORM_SECTIONS
+from gnunet.config.sections import Config
+from gnunet.diffusion import make_process
 from gnunet.scaling import as_resolution
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
         "out_channels": model.in_channels,
         "num_class_embeds": num_classes + (config.data.label_dropout > 0) if num_classes else None,
         # diffusers' own keys for the norm; norm_num_groups is also the default of overrides.
-        "norm_num_groups": getattr(model.norm, "groups", None) or SECTIONS["group"]().groups,
+        "norm_num_groups": getattr(model.norm, "groups", None) or NORM_SECTIONS["group"]().groups,
         "norm_eps": getattr(model.norm, "eps", 1e-5),
         "norm": _norm_kwargs(config),
     }
@@ -76,11 +79,7 @@ def _norm_kwargs(config: Config) -> dict[str, Any]:
     return norm
 
 
-def _noise_edges(diffusion: DDPMConfig | EDMConfig | FlowConfig, bins: int) -> list[float]:
+def _noise_edges(diffusion: Any, bins: int) -> list[float]:
     """The timesteps between ranges of the noise level that are equally frequent in training."""
-    import torch
-
-    from gnunet.diffusion import make_process  # imports diffusers, which takes seconds
-
     shares = torch.arange(1, bins, dtype=torch.float64) / bins
     return sorted(set(make_process(**diffusion.model_dump()).noise_level(shares).timestep.double().tolist()))

@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from gnunet.config.data_section import DataConfig, Text
-from gnunet.config.norms import SECTIONS, AnyNormConfig
+from gnunet.config.kinds import DIFFUSION_SECTIONS, NORM_SECTIONS, AnyDiffusionConfig, AnyNormConfig
 from gnunet.config.schema import Section, ValidValues
+from gnunet.diffusion import PROCESSES
 from gnunet.habits import habits_of
 
 _FalseIsNo = BeforeValidator(lambda value: "no" if value is False else value)  # as YAML reads `no`
@@ -84,66 +85,13 @@ class ModelConfig(Section):
     class_embed_type: Literal["timestep", "identity"] | None = None
     """How labels enter, with data.class_conditional: null embeds classes; timestep a number, whose range in training is
     0..1000, as timesteps are; identity adds a vector of the time embedding's width to it."""
-    norm: AnyNormConfig = SECTIONS["group"]()
+    norm: AnyNormConfig = NORM_SECTIONS["group"]()
     """The normalization of every layer."""
     activation_checkpointing: Literal["none", "norm"] = "none"
     """Activations that are recomputed in the backward pass: `norm` recomputes the outputs of norms and skip
     connections, about half of the activation memory, for a few percent more time; results are identical."""
     gradient_checkpointing: bool = False
     """Recompute all activations of each block in the backward pass: less memory, about a third more time."""
-
-
-class DDPMConfig(Section):
-    """Discrete-time diffusion (Ho et al., 2020; Nichol & Dhariwal, 2021)."""
-
-    kind: Literal["ddpm"] = "ddpm"
-    """The process: ddpm, edm or flow."""
-    num_train_timesteps: Steps = 1000
-    """Number of noise levels."""
-    beta_schedule: Literal["linear", "cosine"] = "linear"
-    """Noise schedule."""
-    beta_start: float = Field(1e-4, gt=0, lt=1)
-    """First beta of the linear schedule."""
-    beta_end: float = Field(0.02, gt=0, lt=1)
-    """Last beta of the linear schedule."""
-    prediction_type: Literal["epsilon", "v", "sample"] = "epsilon"
-    """What the network predicts: the noise, the velocity (Salimans & Ho, 2022) or the image."""
-    min_snr_gamma: float | None = Field(None, gt=0)
-    """Upper limit of the signal-to-noise ratio in the loss weight (Hang et al., 2023), usually 5; null is off."""
-
-
-class EDMConfig(Section):
-    """The preconditioned process of Karras et al. (2022)."""
-
-    kind: Literal["edm"] = "edm"
-    """The process: ddpm, edm or flow."""
-    p_mean: float = -1.2
-    """Mean of log sigma in training."""
-    p_std: float = Field(1.2, gt=0)
-    """Standard deviation of log sigma in training."""
-    sigma_data: float = Field(0.5, gt=0)
-    """Standard deviation of the images, which are scaled to [-1, 1]."""
-    sigma_min: float = Field(0.002, gt=0)
-    """Lowest noise level in sampling."""
-    sigma_max: float = Field(80.0, gt=0)
-    """Highest noise level in sampling."""
-    rho: float = Field(7.0, gt=0)
-    """Curvature of the sampling schedule."""
-
-
-class FlowConfig(Section):
-    """Rectified flow (Liu et al., 2022), with the time distributions of Esser et al. (2024)."""
-
-    kind: Literal["flow"] = "flow"
-    """The process: ddpm, edm or flow."""
-    t_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
-    """Distribution of the time t in training; t = 1 is pure noise."""
-    t_mean: float = 0.0
-    """Mean of logit t (logit_normal)."""
-    t_std: float = Field(1.0, gt=0)
-    """Standard deviation of logit t (logit_normal)."""
-    shift: float = Field(1.0, gt=0)
-    """Shift of the sampling times towards noise, for large images."""
 
 
 class TrainConfig(Section):
@@ -289,7 +237,7 @@ class Config(Section):
     """Where the images come from and how they are prepared."""
     model: ModelConfig = ModelConfig()
     """The U-Net, in the names of diffusers' UNet2DModel."""
-    diffusion: Annotated[DDPMConfig | EDMConfig | FlowConfig, Field(discriminator="kind")] = DDPMConfig()
+    diffusion: AnyDiffusionConfig = DIFFUSION_SECTIONS["ddpm"]()
     """The diffusion process."""
     train: TrainConfig = TrainConfig()
     """Optimization, EMA, precision, and when things are written."""
@@ -307,8 +255,6 @@ class Config(Section):
         if not isinstance(sampling, dict):
             return
         if isinstance(diffusion, Mapping) and diffusion.get("kind") and "sampler" in sampling:
-            from gnunet.diffusion import PROCESSES  # imports diffusers, which takes seconds
-
             process = PROCESSES.get(str(diffusion["kind"]))
             if process and sampling["sampler"] not in process.samplers:
                 del sampling["sampler"]

@@ -1,12 +1,14 @@
 """Discrete-time diffusion (Ho et al., 2020), with v-prediction and min-SNR weights."""
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Gt, Le, Lt
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from torch import Tensor
+from typing_extensions import Doc
 
 from gnunet.diffusion.process import MAX_START_LOG_SNR, NoiseLevel, Process, append_dims
 from gnunet.errors import ConfigError
@@ -23,13 +25,11 @@ advises the same bound for cosine schedules, as lambda = log-SNR / 2 = -5.1."""
 
 
 class DDPM(Process):
-    """x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise for integer t; the network sees x_t and t.
+    """Discrete-time diffusion (Ho et al., 2020; Nichol & Dhariwal, 2021).
+
+    x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise for integer t of 0 to T - 1; the network sees x_t and t.
 
     Args:
-        num_train_timesteps: T; t is 0 to T - 1.
-        beta_schedule: "linear", from beta_start to beta_end, or "cosine".
-        prediction_type: what the network predicts: "epsilon" (the noise), "v" or "sample" (x0).
-        min_snr_gamma: clamp of the SNR in the loss weight (Hang et al., 2023); None gives every level weight 1.
         clip_sample: clip estimates of the image to -1..1 in sampling, where all images are.
         schedule: a DDPMScheduler to take betas, prediction type, variance and clipping from instead; ConfigError if
             its prediction type or variance is not supported.
@@ -40,12 +40,18 @@ class DDPM(Process):
 
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        beta_schedule: str = "linear",
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        prediction_type: str = "epsilon",
-        min_snr_gamma: float | None = None,
+        num_train_timesteps: Annotated[int, Gt(0), Le(100_000), Doc("Number of noise levels.")] = 1000,
+        beta_schedule: Annotated[Literal["linear", "cosine"], Doc("Noise schedule.")] = "linear",
+        beta_start: Annotated[float, Gt(0), Lt(1), Doc("First beta of the linear schedule.")] = 1e-4,
+        beta_end: Annotated[float, Gt(0), Lt(1), Doc("Last beta of the linear schedule.")] = 0.02,
+        prediction_type: Annotated[
+            Literal["epsilon", "v", "sample"],
+            Doc("What the network predicts: the noise, the velocity (Salimans & Ho, 2022) or the image."),
+        ] = "epsilon",
+        min_snr_gamma: Annotated[
+            Annotated[float, Gt(0)] | None,
+            Doc("Upper limit of the SNR in the loss weight (Hang et al., 2023), usually 5; null is off."),
+        ] = None,
         *,
         clip_sample: bool = True,
         schedule: DDPMScheduler | None = None,

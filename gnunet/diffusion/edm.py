@@ -3,23 +3,22 @@ Models" (2022), written from the paper."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
+from typing_extensions import Doc
 
 from gnunet.diffusion.process import MAX_START_LOG_SNR, ModelFn, NoiseLevel, Process, append_dims
 
 
 class EDM(Process):
-    """x = x0 + sigma * noise; the network sees c_in * x and log(sigma) / 4, and its output F gives the
-    denoiser D = c_skip * x + c_out * F (Table 1). The loss is the mean squared error of F, with weight 1.
+    """The preconditioned process of Karras et al. (2022).
 
-    Args:
-        p_mean, p_std: mean and standard deviation of log sigma in training.
-        sigma_data: standard deviation of the images, whose values lie in [-1, 1].
-        sigma_min, sigma_max, rho: lowest and highest sigma of the sampling schedule, and its curvature.
+    x = x0 + sigma * noise; the network sees c_in * x and log(sigma) / 4, and its output F gives the
+    denoiser D = c_skip * x + c_out * F (Table 1). The loss is the mean squared error of F, with weight 1.
     """
 
     kind = "edm"
@@ -27,12 +26,14 @@ class EDM(Process):
 
     def __init__(
         self,
-        p_mean: float = -1.2,
-        p_std: float = 1.2,
-        sigma_data: float = 0.5,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
+        p_mean: Annotated[float, Doc("Mean of log sigma in training.")] = -1.2,
+        p_std: Annotated[float, Gt(0), Doc("Standard deviation of log sigma in training.")] = 1.2,
+        sigma_data: Annotated[
+            float, Gt(0), Doc("Standard deviation of the images, which are scaled to [-1, 1].")
+        ] = 0.5,
+        sigma_min: Annotated[float, Gt(0), Doc("Lowest noise level in sampling.")] = 0.002,
+        sigma_max: Annotated[float, Gt(0), Doc("Highest noise level in sampling.")] = 80.0,
+        rho: Annotated[float, Gt(0), Doc("Curvature of the sampling schedule.")] = 7.0,
     ) -> None:
         self.p_mean, self.p_std, self.sigma_data = p_mean, p_std, sigma_data
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho

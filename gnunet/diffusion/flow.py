@@ -1,23 +1,24 @@
 """Rectified flow (Liu et al., 2022; Lipman et al., 2023), with logit-normal times (Esser et al., 2024)."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Gt
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
+from typing_extensions import Doc
 
 from gnunet.diffusion.process import NoiseLevel, Process, append_dims
 
 
 class Flow(Process):
-    """x_t = (1 - t) x0 + t noise; the network sees x_t and 1000 t, and predicts the velocity noise - x0.
+    """Rectified flow (Liu et al., 2022), with the time distributions of Esser et al. (2024).
+
+    x_t = (1 - t) x0 + t noise; the network sees x_t and 1000 t, and predicts the velocity noise - x0.
     The loss weight is 1.
 
     Args:
-        t_distribution: distribution of the time t in training: "logit_normal" or "uniform".
-        t_mean, t_std: mean and standard deviation of logit t, for logit_normal.
-        shift: shift of the sampling times towards noise.
         num_train_timesteps: the timestep at t = 1; diffusers' convention is 1000.
     """
 
@@ -26,10 +27,12 @@ class Flow(Process):
 
     def __init__(
         self,
-        t_distribution: str = "logit_normal",
-        t_mean: float = 0.0,
-        t_std: float = 1.0,
-        shift: float = 1.0,
+        t_distribution: Annotated[
+            Literal["logit_normal", "uniform"], Doc("Distribution of the time t in training; t = 1 is pure noise.")
+        ] = "logit_normal",
+        t_mean: Annotated[float, Doc("Mean of logit t (logit_normal).")] = 0.0,
+        t_std: Annotated[float, Gt(0), Doc("Standard deviation of logit t (logit_normal).")] = 1.0,
+        shift: Annotated[float, Gt(0), Doc("Shift of the sampling times towards noise, for large images.")] = 1.0,
         num_train_timesteps: int = 1000,
     ) -> None:
         self.t_distribution, self.t_mean, self.t_std, self.shift = t_distribution, t_mean, t_std, shift

@@ -21,9 +21,9 @@ from gnunet.config import (
     to_yaml,
     unet_kwargs,
 )
+from gnunet.config.kinds import NORM_SECTIONS
 from gnunet.config.load import SHIPPED
 from gnunet.config.merge import ConfigSource
-from gnunet.config.norms import SECTIONS
 from gnunet.config.schema import sections_of, walk
 from gnunet.diffusion import PROCESSES, make_process
 from gnunet.errors import ConfigError
@@ -194,9 +194,9 @@ def test_unet_kwargs_build_the_model() -> None:
     assert unet_kwargs(without, None)["num_class_embeds"] is unet_kwargs(without, 0)["num_class_embeds"] is None
 
 
-@pytest.mark.parametrize("norm", [*({"kind": kind} for kind in SECTIONS), {"channels_per_group": 4}])
+@pytest.mark.parametrize("norm", [*({"kind": kind} for kind in NORM_SECTIONS), {"channels_per_group": 4}])
 def test_every_kind_of_norm_is_built(norm: dict) -> None:
-    if "groups" in SECTIONS[norm.get("kind", "group")].model_fields and "channels_per_group" not in norm:
+    if "groups" in NORM_SECTIONS[norm.get("kind", "group")].model_fields and "channels_per_group" not in norm:
         norm = {**norm, "groups": 4}
     arguments = unet_kwargs(build(model={**SMALL, "norm": norm}), None)
     UNet2D(**arguments)
@@ -204,8 +204,8 @@ def test_every_kind_of_norm_is_built(norm: dict) -> None:
 
 
 def test_keys_of_a_kind_are_its_options() -> None:
-    assert list(SECTIONS) == list(NORMS)
-    for kind, section in SECTIONS.items():
+    assert list(NORM_SECTIONS) == list(NORMS)
+    for kind, section in NORM_SECTIONS.items():
         options = NORMS[kind].options()
         keys = {"kind", "overrides", "separate_skip_norm", *options} - {"noise_edges", "input_std"}
         assert set(section.model_fields) == keys | ({"noise_bins"} if "noise_edges" in options else set())
@@ -278,12 +278,14 @@ LEAVES = [(path, field) for path, field in walk({"": Config}) if not sections_of
 @st.composite
 def trees(draw: st.DrawFn) -> Config:
     """A valid tree that differs from the defaults in kinds and a few keys."""
-    norm = draw(st.sampled_from(list(SECTIONS)))
+    norm = draw(st.sampled_from(list(NORM_SECTIONS)))
     raw: dict[str, Any] = {
         "diffusion": {"kind": draw(st.sampled_from(sorted(PROCESSES)))},
         "model": {"norm": {"kind": norm}},
     }
-    leaves = [leaf for leaf in LEAVES if leaf[0][:2] != ("model", "norm") or leaf[0][2] in SECTIONS[norm].model_fields]
+    leaves = [
+        leaf for leaf in LEAVES if leaf[0][:2] != ("model", "norm") or leaf[0][2] in NORM_SECTIONS[norm].model_fields
+    ]
     for path, field in draw(st.lists(st.sampled_from(leaves), max_size=4, unique_by=lambda leaf: leaf[0])):
         section = raw
         for name in path[:-1]:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from gnunet.config.sections import DDPMConfig, EDMConfig, FlowConfig
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import make_process
 from gnunet.evaluation import validation_loss
@@ -15,12 +14,12 @@ from gnunet.evaluation.validation import summarize
 from gnunet.processes import Processes, batches_by_rank
 from tests.tables import make_table
 
-CONFIGS = [
-    DDPMConfig(),
-    DDPMConfig(beta_schedule="cosine", prediction_type="v"),
-    DDPMConfig(prediction_type="sample"),
-    EDMConfig(),
-    FlowConfig(),
+PROCESSES = [
+    {"kind": "ddpm"},
+    {"kind": "ddpm", "beta_schedule": "cosine", "prediction_type": "v"},
+    {"kind": "ddpm", "prediction_type": "sample"},
+    {"kind": "edm"},
+    {"kind": "flow"},
 ]
 
 
@@ -51,10 +50,10 @@ class TinyNet(nn.Module):
         return (output,)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=repr)
-def test_agrees_with_brute_force(config):
+@pytest.mark.parametrize("settings", PROCESSES, ids=repr)
+def test_agrees_with_brute_force(settings):
     """v and its estimate written out, example by example in float64, on the image rescaled to unit power."""
-    process, network, val_set = make_process(**config.model_dump()), TinyNet().eval(), make_val_set()
+    process, network, val_set = make_process(**settings), TinyNet().eval(), make_val_set()
     errors = []
     for i in range(len(val_set)):
         batch = val_set.batch([i])
@@ -80,10 +79,10 @@ def test_agrees_with_brute_force(config):
     assert result.standard_error == pytest.approx(np.sqrt(np.sum(np.square(spreads))) / 5, rel=1e-3)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=repr)
+@pytest.mark.parametrize("settings", PROCESSES, ids=repr)
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_ranks_share_the_work_and_agree(config, world_size):
-    process, val_set = make_process(**config.model_dump()), make_val_set()
+def test_ranks_share_the_work_and_agree(settings, world_size):
+    process, val_set = make_process(**settings), make_val_set()
     alone = validation_loss(TinyNet(), process, val_set, batch_size=12)
     parts, sizes = [], []
 
@@ -105,7 +104,7 @@ def test_ranks_share_the_work_and_agree(config, world_size):
 
 
 def test_labels_go_to_networks_with_classes_only():
-    process, val_set = make_process(**FlowConfig().model_dump()), make_val_set(labels=True)
+    process, val_set = make_process("flow"), make_val_set(labels=True)
     with_classes = validation_loss(TinyNet(classes=True), process, val_set)
     assert with_classes.mean != validation_loss(TinyNet(), process, val_set).mean
 
@@ -113,7 +112,7 @@ def test_labels_go_to_networks_with_classes_only():
 def test_modes_are_restored():
     network = TinyNet()
     network.norm.eval()
-    validation_loss(network, make_process(**FlowConfig().model_dump()), make_val_set())
+    validation_loss(network, make_process("flow"), make_val_set())
     assert network.training and network.conv.training and not network.norm.training
 
 

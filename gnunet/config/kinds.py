@@ -1,4 +1,4 @@
-"""The sections of `model.norm`: one for each kind in gnunet.norms.NORMS, made from its constructor's signature."""
+"""The sections of `model.norm` and `diffusion`: one for each kind, made from the signature of its constructor."""
 
 import inspect
 from collections.abc import Mapping
@@ -7,17 +7,23 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, ConfigDict, Field, create_model, model_validator
 from typing_extensions import Doc
 
-from gnunet.config.schema import Section, ValidValues
-from gnunet.norms import NORMS, NormLayer
+from gnunet.config.schema import Section, ValidValues, join_or
+from gnunet.diffusion import PROCESSES
+from gnunet.norms import NORMS
+from gnunet.norms.signature import options_of
 
 MAX_NOISE_BINS = 1000
 
 
-class NormConfig(Section):
-    """A kind of normalization; `_section` adds its keys."""
+class KindConfig(Section):
+    """A section to which `_section` adds the keys of a kind."""
 
     # Generated classes have no source; pydantic would spend seconds looking for attribute docstrings.
     model_config = ConfigDict(use_attribute_docstrings=False)
+
+
+class NormConfig(KindConfig):
+    """A kind of normalization."""
 
     @classmethod
     def drop_overridden(cls, earlier: dict[str, Any], later: Mapping[str, Any]) -> None:
@@ -72,19 +78,31 @@ DERIVED = {"noise_edges": {"noise_bins": NOISE_BINS}, "input_std": {}}
 """Options that are not keys, with the keys that they are derived from; the network's structure gives input_std."""
 
 
-def _section(kind: str, norm: type[NormLayer]) -> type[NormConfig]:
-    keys: dict[str, Any] = {"kind": (Literal[kind], Field(kind, description="Which normalization the layers compute."))}
-    for name, option in norm.options().items():
-        metadata = getattr(option.annotation, "__metadata__", ())
-        description = next((item.documentation for item in metadata if isinstance(item, Doc)), None)
-        key = (option.annotation, Field(option.default, description=description))
-        keys |= DERIVED.get(name, {name: key})
-    summary = " ".join((inspect.getdoc(norm) or kind).split("\n\n")[0].split())
-    name = f"{norm.__name__}Config"
-    return create_model(name, __base__=NormConfig, __doc__=summary, __module__=__name__, **keys, **COMMON_FIELDS)
+def _section(
+    kind: str, what: str, cls: type, options: Mapping[str, inspect.Parameter], base: type[KindConfig], **more: Any
+) -> type[Any]:
+    """The section of a class: its documented options are keys."""
+    keys: dict[str, Any] = {"kind": (Literal[kind], Field(kind, description=what))}
+    for name, option in options.items():
+        for item in getattr(option.annotation, "__metadata__", ()):
+            if isinstance(item, Doc):
+                key = (option.annotation, Field(option.default, description=item.documentation))
+                keys |= DERIVED.get(name, {name: key})
+    summary = " ".join((inspect.getdoc(cls) or kind).split("\n\n")[0].split())
+    section = create_model(f"{cls.__name__}Config", __base__=base, __doc__=summary, __module__=__name__, **keys, **more)
+    globals()[section.__name__] = section  # where pickle looks for it
+    return section
 
 
-SECTIONS = {kind: _section(kind, norm) for kind, norm in NORMS.items()}
-globals().update({section.__name__: section for section in SECTIONS.values()})  # where pickle looks for them
-AnyNormConfig = Annotated[Union[tuple(SECTIONS.values())], Field(discriminator="kind")]  # noqa: UP007
+NORM_SECTIONS = {
+    kind: _section(kind, "Which normalization the layers compute.", cls, cls.options(), NormConfig, **COMMON_FIELDS)
+    for kind, cls in NORMS.items()
+}
+DIFFUSION_SECTIONS = {
+    kind: _section(kind, f"The process: {join_or(PROCESSES)}.", cls, options_of(cls), KindConfig)
+    for kind, cls in PROCESSES.items()
+}
+AnyNormConfig = Annotated[Union[tuple(NORM_SECTIONS.values())], Field(discriminator="kind")]  # noqa: UP007
 """The type of `model.norm`."""
+AnyDiffusionConfig = Annotated[Union[tuple(DIFFUSION_SECTIONS.values())], Field(discriminator="kind")]  # noqa: UP007
+"""The type of `diffusion`."""
