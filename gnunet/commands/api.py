@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -46,35 +47,28 @@ def sample(
     """
     num_images = check_integer("num_images", num_images)
     model = open_model(source, **settings)
-    each = image_labels(model, num_images, given_labels(model, classes, labels))
+    model = replace(model, given_labels=given_labels(model, classes, labels))
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
-    return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator, each)])
+    return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator)])
 
 
 def sample_batches(
-    model: TrainedModel, indices: Sequence[int], accelerator: Accelerator, labels: np.ndarray | None
+    model: TrainedModel, indices: Sequence[int], accelerator: Accelerator
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Sample this rank's share of images: yields the indices of a batch, and uint8 (len, H, W, C).
+    """Sample this rank's share of images: yields the indices of a batch, and its images (len, H, W, C).
 
-    `indices` are ascending, `labels` those of all images from 0 on. Batches are distributed round-robin across ranks.
+    `indices` are ascending. Batches are distributed round-robin across ranks.
     """
     model.network.to(accelerator.device)
     batches = groupby(indices, lambda index: index // model.sampling.batch_size)
     for _, group in islice(batches, accelerator.process_index, None, accelerator.num_processes):
         batch = list(group)
-        yield batch, model.sample(batch, accelerator, labels=None if labels is None else labels[batch])
-
-
-def image_labels(model: TrainedModel, num_images: int, given: np.ndarray | None) -> np.ndarray | None:
-    """Each image's label: of those given in turn or, if None, by `TrainedModel.labels`."""
-    if given is not None:
-        return given[np.arange(num_images) % len(given)]
-    return model.labels(range(num_images))
+        yield batch, model.sample(batch, accelerator)
 
 
 def given_labels(model: TrainedModel, classes: Sequence[str] | None, labels: Any) -> np.ndarray | None:
-    """The labels that are asked for, as of `TrainedModel.labels`; `labels` may name a .npy file. Raises ConfigError for
-    those that the model does not know."""
+    """The labels that are asked for, if any, as `TrainedModel.given_labels`; `labels` may name a .npy file. Raises
+    ConfigError for those that the model does not know."""
     if labels is not None and model.float_labels is None:
         known = "classes" if model.class_counts else "no labels"
         raise ConfigError(

@@ -57,9 +57,11 @@ def sample(arguments: argparse.Namespace) -> None:
     """Sample this process's share of the images that are missing and write them; the main process writes the grid."""
     check_exists(arguments.source)
     # Imported here so that --help does not wait for torch.
+    from dataclasses import replace
+
     import numpy as np
 
-    from gnunet.commands.api import given_labels, image_labels, sample_batches
+    from gnunet.commands.api import given_labels, sample_batches
     from gnunet.commands.conditions import open_model
     from gnunet.commands.progress import ProgressBar
     from gnunet.commands.sample_folder import SamplesRecord, open_sample_folder, writing_to
@@ -72,13 +74,12 @@ def sample(arguments: argparse.Namespace) -> None:
     num_images = arguments.num_images
     names = (*SAMPLING, "conditions", "inpaint", "jump_length", "resample")
     model = open_model(arguments.source, **{name: getattr(arguments, name) for name in names})
-    given = given_labels(model, arguments.classes, arguments.labels)
-    labels = image_labels(model, num_images, given)
+    model = replace(model, given_labels=given_labels(model, arguments.classes, arguments.labels))
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
-    record = SamplesRecord.of(model, arguments.source, num_images, given, labels)
+    record = SamplesRecord.of(model, arguments.source, num_images)
     with open_sample_folder(arguments.out, record, accelerator) as (out, missing), ProgressBar(accelerator) as bar:
         start, progress, files = time.perf_counter(), bar.stage("sampling", num_images), record.files(out)
-        for indices, images in sample_batches(model, missing, accelerator, labels):
+        for indices, images in sample_batches(model, missing, accelerator):
             with writing_to(out):
                 for index, image in zip(indices, images, strict=True):
                     write_sample(files[index], image, model.scaling)
@@ -89,7 +90,7 @@ def sample(arguments: argparse.Namespace) -> None:
             seconds = time.perf_counter() - start
             shown = [read_sample(file, model.scaling, model.channels) for file in files[:MAX_GRID_IMAGES]]
             with writing_to(out):
-                write_grid(out / GRID, model.scaling.to_pictures(np.stack(shown)), labels, model)
+                write_grid(out / GRID, model.scaling.to_pictures(np.stack(shown)), model)
             bar.stop()
             new = "" if len(missing) == num_images else f", {num_images - len(missing)} of which were there"
             rate = f"{len(missing) / seconds:.1f} images/s"

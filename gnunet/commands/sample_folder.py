@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from accelerate import Accelerator
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -59,11 +58,9 @@ class SamplesRecord:
     labels: list[int] | list[float] | None  # each image's class, as an index of class_names, or number; not vectors
 
     @classmethod
-    def of(
-        cls, model: TrainedModel, source: Path, num_images: int, given: np.ndarray | None, labels: np.ndarray | None
-    ) -> "SamplesRecord":
-        """`given` are the labels that were asked for, if any, and `labels` each image's, if it has one."""
-        names, values = model.class_names, None if given is None else given.tolist()
+    def of(cls, model: TrainedModel, source: Path, num_images: int) -> "SamplesRecord":
+        names, labels = model.class_names, model.labels(range(num_images))
+        values = None if model.given_labels is None else model.given_labels.tolist()
         settings = SampleSettings(
             checkpoint=model.digest(), resolution=as_resolution(model.size), channels=model.channels,
             **model.sampling_metadata(), precision=model.mixed_precision,

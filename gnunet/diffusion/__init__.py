@@ -6,14 +6,14 @@ from gnunet.diffusion.factory import PROCESSES, make_process, process_from_confi
 from gnunet.diffusion.flow import Flow
 from gnunet.diffusion.images import encode_grid, make_grid
 from gnunet.diffusion.process import NoiseLevel, Process
-from gnunet.diffusion.sampling import eval_mode, sample_images, sample_labels
-from gnunet.scaling import to_uint8, to_unit_range
+from gnunet.diffusion.sampling import ImageSampler, eval_mode, sample_labels
 
 __all__ = [
     "DDPM",
     "EDM",
     "PROCESSES",
     "Flow",
+    "ImageSampler",
     "NoiseLevel",
     "Process",
     "encode_grid",
@@ -22,8 +22,5 @@ __all__ = [
     "make_process",
     "process_from_config",
     "process_from_scheduler",
-    "sample_images",
     "sample_labels",
-    "to_uint8",
-    "to_unit_range",
 ]

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -24,80 +25,105 @@ from gnunet.scaling import PICTURES, Scaling
 logger = logging.getLogger(__name__)
 
 
-def sample_images(
-    network: nn.Module, process: Process, *, indices: Sequence[int], size: tuple[int, int], channels: int,
-    seed: int, steps: int, batch_size: int, scaling: Scaling = PICTURES, sampler: str | None = None,
-    guidance_scale: float = 1.0, labels: np.ndarray | Sequence[int] | None = None, null_label: float | None = None,
-    condition: Tensor | None = None, can_drop_condition: bool = False, known: Tensor | None = None,
-    jumps: Mapping[str, int] | None = None, decode: Callable[[Tensor], Tensor] | None = None,
-    device: torch.device | str = "cpu", autocast: Callable[[], AbstractContextManager] = nullcontext,
-    progress: Callable[[int], None] = lambda added: None, check: Callable[[], None] = lambda: None,
-) -> np.ndarray:  # fmt: skip
-    """Sample the images with the given indices, (len(indices), H, W, C), uint8 or of the data's own dtype.
+@dataclass(frozen=True)
+class ImageSampler:
+    """A network and how images are sampled from it; settings as the keys of the config's `sampling`."""
 
-    The network runs in eval mode, without gradients; its modes are restored. A warning counts the images with
-    values that are not finite.
+    network: nn.Module  # called as network(x, timestep, class_labels=labels, return_dict=False)[0]
+    process: Process
+    size: tuple[int, int]  # of what is sampled, as channels: images, or latents, of which `decode` makes images
+    channels: int
+    seed: int
+    num_inference_steps: int
+    batch_size: int  # images per batch; an image's bits depend on this and on its own index alone
+    sampler: str | None = None  # one of process.samplers; None means the first
+    guidance_scale: float = 1.0
+    """Scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the network runs on batches of
+    2 * batch_size, the second half with null_label and, if can_drop_condition, zeros."""
+    null_label: float | None = None
+    """A dropped label, or each number of it; guidance needs it, or a condition that training has dropped."""
+    can_drop_condition: bool = False
+    jumps: Mapping[str, int] = field(default_factory=dict)  # jump_length and resample of `repaint`
+    scaling: Scaling = PICTURES  # of the data, by which images become its values
+    decode: Callable[[Tensor], Tensor] | None = None  # latents to images in [-1, 1]
+    device: torch.device | str = "cpu"
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+    check: Callable[[], None] = lambda: None  # called before each forward pass; what it raises ends the sampling
 
-    Args:
-        network: called as network(x, timestep, class_labels=labels, return_dict=False)[0].
-        indices: each 0 or more, in any order.
-        size, channels: of what is sampled: images, or latents, of which `decode` makes images in [-1, 1].
-        batch_size: images per batch; an image's bits depend on this and on its own index alone.
-        scaling: of the data, by which images become its values.
-        sampler: one of process.samplers; None means the first.
-        guidance_scale: scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the network
-            runs on batches of 2 * batch_size, the second half with null_label and, if can_drop_condition, zeros.
-        labels: each image's, int64 (len(indices),), or float32, also (len(indices), D); None for a network without.
-        null_label: a dropped label, or each number of it; guidance needs it, or a condition that training has dropped.
-        condition: fp32 (len(indices), channels, H, W), what is concatenated to the network's input; None for nothing.
-        known, jumps: fp32 (len(indices), C + 1, H, W) from which `repaint` samples in place of the sampler, and its
-            jump_length and resample; None for the sampler.
-        progress: called after each batch with the number of images it added to the result.
-        check: called before each forward pass; what it raises ends the sampling.
+    def sample(
+        self, indices: Sequence[int], labels: np.ndarray | Sequence[int] | None = None,
+        condition: Tensor | None = None, known: Tensor | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Sample the images with the given indices, (len(indices), H, W, C), uint8 or of the data's own dtype.
 
-    Raises:
-        ConfigError: no such sampler, too many steps for it, or guidance without labels and a null label.
-    """
-    sampler = process.resolve_sampler(sampler, steps)
-    if guidance_scale != 1 and (labels is None or null_label is None) and not can_drop_condition:
-        valid = "1, since the model was not trained with dropped labels or conditions"
-        raise ConfigError(f"sampling.guidance_scale: {guidance_scale} given; valid: {valid}")
-    requested = np.asarray(indices, dtype=np.int64)
-    all_labels = None if labels is None else np.asarray(labels)
-    initial_noise = Stream(seed, StreamKey.SAMPLE_NOISE)
-    shape = (*size, channels)
-    result = np.empty((len(requested), *shape), scaling.file_dtype)
-    num_nonfinite = 0
-    # The same algorithms in every process that samples, whatever a trainer has chosen for its own speed.
-    with eval_mode(network), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        for number in np.unique(requested // batch_size).tolist():
-            batch = range(number * batch_size, (number + 1) * batch_size)
-            rows = np.flatnonzero(requested // batch_size == number)  # of the result
-            positions = requested[rows] - batch.start  # in the batch
-            noise = np.stack([initial_noise.at(i).standard_normal(shape, dtype=np.float32) for i in batch])
-            noise = torch.from_numpy(noise).to(device).permute(0, 3, 1, 2)
-            filled = np.full(batch_size, rows[0])
-            filled[positions] = rows
-            classes = None if all_labels is None else torch.from_numpy(all_labels[filled]).to(device)
-            given = None if condition is None else condition[filled].to(device)
-            kept = None if known is None else known[filled].to(device)
-            null_condition = torch.zeros_like(given) if given is not None and can_drop_condition else given
-            model_fn = with_cfg(network, classes, null_label, guidance_scale, autocast, check, given, null_condition)
-            generators = step_generators(seed, batch)
-            if kept is None:
-                images = process.sample(model_fn, noise, sampler, steps, generators)
-            else:
-                images = repaint(process, model_fn, noise, kept, generators, steps=steps, **(jumps or {}))
-            images = (images if decode is None else decode(images))[positions]
-            num_nonfinite += int((~images.isfinite().flatten(1).all(dim=1)).sum())
-            values = scaling.from_network(images)
-            if values.shape[1:] != result.shape[1:]:  # decoded
-                result = np.empty((len(requested), *values.shape[1:]), values.dtype)
-            result[rows] = values
-            progress(len(rows))
-    if num_nonfinite:
-        logger.warning("%d of %d sampled images have values that are not finite", num_nonfinite, len(requested))
-    return result
+        The network runs in eval mode, without gradients; its modes are restored. A warning counts the images with
+        values that are not finite.
+
+        Args:
+            indices: each 0 or more, in any order.
+            labels: each image's, int64 (len(indices),), or float32, also (len(indices), D); None for a network without.
+            condition: fp32 (len(indices), channels, H, W), what is concatenated to the network's input, or None.
+            known: fp32 (len(indices), C + 1, H, W) from which `repaint` samples in place of the sampler, or None.
+
+        Raises:
+            ConfigError: no such sampler, too many steps for it, or guidance without labels and a null label.
+        """
+        steps = self.num_inference_steps
+        sampler = self.process.resolve_sampler(self.sampler, steps)
+        if self.guidance_scale != 1 and (labels is None or self.null_label is None) and not self.can_drop_condition:
+            valid = "1, since the model was not trained with dropped labels or conditions"
+            raise ConfigError(f"sampling.guidance_scale: {self.guidance_scale} given; valid: {valid}")
+        requested = np.asarray(indices, dtype=np.int64)
+        initial_noise = Stream(self.seed, StreamKey.SAMPLE_NOISE)
+        shape = (*self.size, self.channels)
+        result = np.empty((len(requested), *shape), self.scaling.file_dtype)
+        num_nonfinite = 0
+        # The same algorithms in every process that samples, whatever a trainer has chosen for its own speed.
+        with eval_mode(self.network), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            for number in np.unique(requested // self.batch_size).tolist():
+                batch = range(number * self.batch_size, (number + 1) * self.batch_size)
+                rows = np.flatnonzero(requested // self.batch_size == number)  # of the result
+                positions = requested[rows] - batch.start  # in the batch
+                noise = np.stack([initial_noise.at(i).standard_normal(shape, dtype=np.float32) for i in batch])
+                x = torch.from_numpy(noise).to(self.device).permute(0, 3, 1, 2)
+                filled = np.full(self.batch_size, rows[0])
+                filled[positions] = rows
+                classes, seen, kept = (
+                    None if each is None else torch.as_tensor(each)[filled].to(self.device)
+                    for each in (labels, condition, known)
+                )
+                model_fn, generators = self.model_fn(classes, seen), step_generators(self.seed, batch)
+                if kept is None:
+                    images = self.process.sample(model_fn, x, sampler, steps, generators)
+                else:
+                    images = repaint(self.process, model_fn, x, kept, generators, steps=steps, **self.jumps)
+                images = (images if self.decode is None else self.decode(images))[positions]
+                num_nonfinite += int((~images.isfinite().flatten(1).all(dim=1)).sum())
+                values = self.scaling.from_network(images)
+                if values.shape[1:] != result.shape[1:]:  # decoded
+                    result = np.empty((len(requested), *values.shape[1:]), values.dtype)
+                result[rows] = values
+        if num_nonfinite:
+            logger.warning("%d of %d sampled images have values that are not finite", num_nonfinite, len(requested))
+        return result
+
+    def model_fn(self, labels: Tensor | None, condition: Tensor | None) -> ModelFn:
+        """The network with guidance: its output without what can be dropped + guidance_scale * (output - that)."""
+        null_label = labels if labels is None or self.null_label is None else torch.full_like(labels, self.null_label)
+        null_condition = torch.zeros_like(condition) if condition is not None and self.can_drop_condition else condition
+        pairs = ((labels, null_label), (condition, null_condition))
+
+        def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
+            self.check()
+            with self.autocast():
+                if self.guidance_scale == 1:
+                    return call_model(self.network, x, timestep, labels, condition)
+                both = (None if given is None else torch.cat([given, null]) for given, null in pairs)
+                output = call_model(self.network, torch.cat([x, x]), torch.cat([timestep, timestep]), *both)
+            conditional, unconditional = output.chunk(2)
+            return unconditional + self.guidance_scale * (conditional - unconditional)
+
+        return model_fn
 
 
 def sample_labels(indices: Sequence[int], seed: int, class_counts: Sequence[int]) -> np.ndarray:
@@ -109,29 +135,6 @@ def sample_labels(indices: Sequence[int], seed: int, class_counts: Sequence[int]
     stream = Stream(seed, StreamKey.SAMPLE_LABEL)
     draws = [stream.at(i).integers(upper[-1]) for i in indices]
     return np.searchsorted(upper, draws, side="right").astype(np.int64)
-
-
-def with_cfg(
-    network: nn.Module, labels: Tensor | None, null_label: float | None, guidance_scale: float,
-    autocast: Callable[[], AbstractContextManager], check: Callable[[], None], condition: Tensor | None = None,
-    null_condition: Tensor | None = None,
-) -> ModelFn:  # fmt: skip
-    """The network with classifier-free guidance: output for null_label (labels if there is none) and null_condition
-    + guidance_scale * (output - that)."""
-    null_labels = labels if labels is None or null_label is None else torch.full_like(labels, null_label)
-    pairs = ((labels, null_labels), (condition, null_condition))
-
-    def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
-        check()
-        with autocast():
-            if guidance_scale == 1:
-                return call_model(network, x, timestep, labels, condition)
-            both = (None if given is None else torch.cat([given, null]) for given, null in pairs)
-            output = call_model(network, torch.cat([x, x]), torch.cat([timestep, timestep]), *both)
-        conditional, unconditional = output.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
-
-    return model_fn
 
 
 def step_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:

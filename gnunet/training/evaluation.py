@@ -57,7 +57,7 @@ def sample_fn(model: TrainedModel, accelerator: Accelerator, check: Callable[[],
 
     def images(indices: range) -> Any:
         with single_threaded():
-            return model.scaling.to_pictures(model.sample(indices, accelerator, check=check))
+            return model.scaling.to_pictures(model.sample(indices, accelerator, check))
 
     return images
 
@@ -164,7 +164,7 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     images = np.empty((model.sampling.num_images, *model.size, 1 if model.channels == 1 else 3), np.uint8)
     for batches in batches_by_rank(len(images), size, processes.world_size):
         mine = batches[processes.rank] if processes.rank < len(batches) else range(1)
-        made = model.scaling.to_pictures(model.sample(mine, accelerator, check=partial(stop.check, accelerator)))
+        made = model.scaling.to_pictures(model.sample(mine, accelerator, partial(stop.check, accelerator)))
         gathered = processes.gather_padded(torch.from_numpy(made).to(accelerator.device), size).cpu().numpy()
         for indices, batch in zip(batches, gathered, strict=False):
             images[indices] = batch[: len(indices)]
@@ -172,14 +172,13 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     return images
 
 
-def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, model: TrainedModel) -> Image.Image:
-    """Write `model.grid_tiles` of images, uint8 (N, H, W, C), as one PNG, small ones enlarged and, if given, with the
-    names of the first labels' classes, or their numbers."""
-    names: list[str] | None = None
-    if model.float_labels is not None and labels is not None:
-        names = model.float_labels.names(labels[: len(images)])
-    elif labels is not None:
-        names = [model.class_names[label] for label in labels[: len(images)]]
+def write_grid(path: Path, images: np.ndarray, model: TrainedModel) -> Image.Image:
+    """Write `model.grid_tiles` of images, uint8 (N, H, W, C), as one PNG, small ones enlarged and with the names of
+    their classes, or their labels that are numbers, if any."""
+    labels, names = model.labels(range(len(images))), None
+    if labels is not None:
+        to_names = model.float_labels.names if model.float_labels else lambda each: [model.class_names[i] for i in each]
+        names = to_names(labels)
     tiles, before = model.grid_tiles(images)
     scale = math.ceil(TILE_SIZE / max(images.shape[1:3]))
     columns = math.ceil(math.sqrt(len(images) / 3)) if before else None
@@ -191,7 +190,7 @@ def write_grid(path: Path, images: np.ndarray, labels: np.ndarray | None, model:
 def save_grid(session: Session, folder: Path, images: np.ndarray, images_seen: int) -> Path:
     """`write_grid` of the images sampled at `images_seen` images, logged to trackers that take images, too."""
     path, model = folder / f"{checkpoint_name(images_seen)}.png", session.ema_model
-    grid = write_grid(path, images, model.labels(range(len(images))), model)
+    grid = write_grid(path, images, model)
     for tracker in session.accelerator.trackers:
         if tracker.name in IMAGE_TRACKERS:
             pictures = {"samples": np.asarray(grid.convert("RGB"))[None]}

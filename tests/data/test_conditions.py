@@ -5,8 +5,7 @@ from PIL import Image
 
 from gnunet.data import Condition, TrainingDataset, ValidationSet
 from gnunet.data.conditions import SampleConditions, draw_mask
-from gnunet.diffusion import to_unit_range
-from gnunet.scaling import to_uint8
+from gnunet.scaling import to_uint8, to_unit_range
 from tests.tables import make_table
 
 LOW, MASK, GREY = Condition("low_resolution", 3, factor=4), Condition("mask", 4), Condition("grey", 1)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gnunet.diffusion import encode_grid, make_grid, to_uint8, to_unit_range
+from gnunet.diffusion import encode_grid, make_grid
 from gnunet.diffusion.images import GAP_COLOUR
+from gnunet.scaling import to_uint8, to_unit_range
 
 
 def test_every_level_comes_back():

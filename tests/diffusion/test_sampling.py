@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnunet.diffusion import make_process, sample_images, sample_labels
+from gnunet.diffusion import ImageSampler, make_process, sample_labels
 from gnunet.diffusion.sampling import step_generators
 from gnunet.errors import ConfigError
 
@@ -42,9 +42,10 @@ class TinyNet(nn.Module):
         return (self.out(self.drop(torch.nn.functional.silu(h))),)
 
 
-def draw(indices, config=None, network=None, **changes):
-    options = {"size": (8, 8), "channels": 3, "seed": 5, "steps": 4, "batch_size": 4} | changes
-    return sample_images(network or TinyNet(), make_process(**config or {"kind": "flow"}), indices=indices, **options)
+def draw(indices, config=None, network=None, labels=None, **changes):
+    settings = {"size": (8, 8), "channels": 3, "seed": 5, "num_inference_steps": 4, "batch_size": 4} | changes
+    sampler = ImageSampler(network or TinyNet(), make_process(**config or {"kind": "flow"}), **settings)
+    return sampler.sample(indices, labels)
 
 
 @pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
@@ -70,10 +71,10 @@ def test_step_noise_depends_on_image_and_seed():
     assert not torch.equal(images[0], images[1])
 
 
-def test_batches_are_full_and_progress_counts_requested_images():
-    network, seen = TinyNet(), []
-    draw([1, 9, 2], network=network, progress=seen.append)
-    assert seen == [2, 1] and set(network.batches) == {4}
+def test_batches_are_full_and_only_those_with_requested_images():
+    network = TinyNet()
+    draw([1, 9, 2], network=network)
+    assert network.batches == [4] * 8  # four steps of two batches
 
 
 def test_labels_follow_their_images():
@@ -94,7 +95,8 @@ def test_guidance_extrapolates_from_the_null_label(guidance_scale):
             return (sample - class_labels[:, None, None, None] / 10,)
 
     network, labels = Flat(), [0, 1, 2, 3]
-    images = draw(range(4), network=network, steps=1, labels=labels, null_label=NULL, guidance_scale=guidance_scale)
+    settings = {"num_inference_steps": 1, "null_label": NULL, "guidance_scale": guidance_scale}
+    images = draw(range(4), network=network, labels=labels, **settings)
     assert network.count == (4 if guidance_scale == 1 else 8)
     for image, label in zip(images, labels, strict=True):
         value = (NULL + guidance_scale * (label - NULL)) / 10

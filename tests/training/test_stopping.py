@@ -18,7 +18,7 @@ from tests.runs import assert_same_run
 
 def signal_in(rank: int, what: str, folder: Path) -> None:
     """SIGTERM to rank 1 in the first batch of the first validation or grid; count the batches and steps begun."""
-    module, name = {"validation": (validation, "per_example_errors"), "sampling": (loading, "sample_images")}[what]
+    module, name = {"validation": (validation, "per_example_errors"), "sampling": (loading, "ImageSampler")}[what]
     work, begun = getattr(module, name), folder / f"begun-{rank}"
 
     def struck(*arguments, **settings):
