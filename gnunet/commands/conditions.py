@@ -10,7 +10,7 @@ import numpy as np
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.options import check_integer, load_model
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.decode import decode_image, decode_pair, read_size, read_values
+from gnunet.data.decode import decode_image, read_size, read_values
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path, expand
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
@@ -113,17 +113,12 @@ def _with_masks(files: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
 
 def _read_masked(file: Path, mask: Path, model: TrainedModel, resize: str) -> np.ndarray:
     with decoding(f"{file} with {mask.name}"):
-        if model.scaling.is_pictures:
-            stored = decode_pair((file, mask), model.size, model.channels, resize, partner=(1, None))
-        elif (size := _size(file, model)) != (other := _size(mask)):
-            raise ValueError("{1} x {0} values, but its mask has {3} x {2}; valid: equal sizes".format(*size, *other))
-        else:
-            known = decode_image(mask, model.size, 1, resize)
-            stored = np.concatenate([_decode(file, model.size, model, resize), known], axis=-1)
-        # White as in padding by `data.resize`, which is known.
-        padding = decode_image(np.zeros(read_size(mask), np.uint8), model.size, 1, resize)[..., 0]
-    stored[..., -1] = np.where((stored[..., -1] < 128) | (padding > 0), 255, 0)
-    return stored
+        (height, width), (high, wide) = _size(file, model), read_size(mask)
+        if height * wide != width * high:
+            raise ValueError(f"{width} x {height}, but its mask has {wide} x {high}; valid: equal shapes")
+        image = _decode(file, model.size, model, resize)
+        to_fill = decode_image(mask, model.size, 1, resize, padding="black") >= 128  # what is padded is known
+    return np.concatenate([image, np.where(to_fill, 0, 255).astype(np.uint8)], axis=-1)
 
 
 def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
@@ -134,10 +129,8 @@ def load_training_data(model: TrainedModel, hint: str = "") -> RunData:
     return data
 
 
-def _size(file: Path, model: TrainedModel | None = None) -> tuple[int, ...]:
-    if model is not None and not model.scaling.is_pictures:
-        return read_values(file, model.channels)[0].shape[:2]
-    return read_size(file)
+def _size(file: Path, model: TrainedModel) -> tuple[int, ...]:
+    return read_size(file) if model.scaling.is_pictures else read_values(file, model.channels)[0].shape[:2]
 
 
 def _decode(file: Path, size: tuple[int, int], model: TrainedModel, resize: str) -> np.ndarray:

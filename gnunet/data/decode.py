@@ -42,7 +42,7 @@ class LargeImage(Exception):
 
 def decode_image(
     cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", normalization: str = "pixels",
-    max_pixels: int = MAX_PIXELS, num_classes: int | None = None,
+    max_pixels: int = MAX_PIXELS, num_classes: int | None = None, padding: str = "white",
 ) -> Any:  # fmt: skip
     """Decode, flatten and resize one image to uint8 (H, W, channels).
 
@@ -60,6 +60,7 @@ def decode_image(
         max_pixels: raise LargeImage for a valid image with more.
         num_classes: decode a map of classes, grey values or indices of a palette, to (H, W, 1); it is resized by the
             nearest pixel and padded with class 0.
+        padding: the colour that pictures are padded with.
 
     Raises:
         Exception: of any kind, as image decoders raise them, if the image is corrupted, of an unsupported format or,
@@ -79,11 +80,12 @@ def decode_image(
     with open_image(cell) as image:
         check_limits(image, max_pixels)
         if num_classes is None:
-            return np.asarray(RESIZE[resize](_convert(image, channels), *size)).reshape(*size, channels)
+            pixels = RESIZE[resize](_convert(image, channels), *size, LANCZOS, padding)
+            return np.asarray(pixels).reshape(*size, channels)
         if image.mode not in ("1", "L", "P"):
             raise ValueError(f"{image.mode} image; valid for a map of classes: 8 bits, grey or with a palette")
         indices = Image.fromarray(np.asarray(ImageOps.exif_transpose(image)).astype(np.uint8))
-        classes = np.asarray(RESIZE[resize](indices, *size, Image.Resampling.NEAREST))[..., None]
+        classes = np.asarray(RESIZE[resize](indices, *size, Image.Resampling.NEAREST, 0))[..., None]
     if classes.max() >= num_classes:
         raise ValueError(f"class {classes.max()}; valid: 0 to num_classes - 1, which is {num_classes - 1}")
     return classes
@@ -299,7 +301,7 @@ def _scale_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8))
 
 
-def _crop(image: Image.Image, height: int, width: int, resample: int = LANCZOS) -> Image.Image:
+def _crop(image: Image.Image, height: int, width: int, resample: int = LANCZOS, colour: Any = None) -> Image.Image:
     """Resize until both sides are covered, one of them exactly, and crop the centre."""
     target, side = min((width, image.width), (height, image.height), key=lambda pair: pair[1] / pair[0])
     wide, high = (round(length * target / side) for length in image.size)
@@ -313,11 +315,10 @@ def _crop(image: Image.Image, height: int, width: int, resample: int = LANCZOS) 
     return image.resize((width, height), resample, box=box)
 
 
-def _pad(image: Image.Image, height: int, width: int, resample: int = LANCZOS) -> Image.Image:
-    """Resize to fit inside, one side exactly, and centre on white, or on the mean of a channel of numbers."""
+def _pad(image: Image.Image, height: int, width: int, resample: int = LANCZOS, colour: Any = None) -> Image.Image:
+    """Resize to fit inside, one side exactly, and centre on a colour, or on the mean of a channel of numbers."""
     scale = min(width / image.width, height / image.height)
     wide, high = (max(1, round(side * scale)) for side in image.size)
-    colour: Any = "white" if resample == LANCZOS else 0
     if image.mode == "F" and not np.isfinite(colour := float(np.mean(image))):  # the sum is not a float32
         colour = float(np.mean(image, dtype=np.float64))
     canvas = Image.new(image.mode, (width, height), colour)
@@ -325,7 +326,9 @@ def _pad(image: Image.Image, height: int, width: int, resample: int = LANCZOS) -
     return canvas
 
 
-def _check_size(image: Image.Image, height: int, width: int, resample: int = LANCZOS) -> Image.Image:
+def _check_size(
+    image: Image.Image, height: int, width: int, resample: int = LANCZOS, colour: Any = None
+) -> Image.Image:
     if image.size != (width, height):
         given = f"{image.width} x {image.height} pixels"
         raise ValueError(f"{given}; valid with data.resize none: {width} x {height}, width x height")
