@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
@@ -41,13 +41,11 @@ from gnunet.checkpoint.sharded_tensors import (
 from gnunet.distributed.accelerator import run_on_all_ranks, run_on_main_rank
 from gnunet.errors import CheckpointError, truncate
 from gnunet.files import atomic_directory, atomic_rmtree, atomic_write, fsync_path
-from gnunet.safe_io import MAX_JSON_BYTES, check_fits_memory, read_json
+from gnunet.safe_io import MAX_JSON_BYTES, check_fits_memory, read_json, read_text
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-ADDED_LATER = ("nonfinite_examples", "normalized_by", "best", "changes", "init")
-"""Fields of TrainState that the first checkpoints of this format lack."""
 BEST = "best"
 
 
@@ -76,9 +74,9 @@ class Change(TypedDict):
 
 @dataclass
 class TrainState:
-    """The state of a run besides weights and optimizer, stored in state.json."""
+    """The state of a run besides weights and optimizer, stored in state.json, which may lack fields that are newer."""
 
-    images: NonNegativeInt = 0  # images seen
+    images: NonNegativeInt  # images seen
     reported: NonNegativeInt = 0
     """Images up to which logs, validation and samples are written; those due since then are written after a resume."""
     loss_sum: FiniteFloat = 0.0  # sum of the step losses since the last line in metrics.jsonl
@@ -99,15 +97,7 @@ class TrainState:
     init: dict[str, Any] = field(default_factory=dict)  # what train.init_from gave; empty without it
 
 
-_STATE: TypeAdapter[dict[str, Any]] = TypeAdapter(
-    TypedDict(
-        "_STATE",
-        {
-            k: NotRequired[v] if k in ADDED_LATER else v
-            for k, v in get_type_hints(TrainState, include_extras=True).items()
-        },
-    )
-)
+_STATE = TypeAdapter(TrainState)
 
 
 def checkpoint_name(images: int) -> str:
@@ -248,7 +238,7 @@ def read_state(path: Path) -> TrainState:
     """The TrainState of the checkpoint at `path`; CheckpointError if state.json holds anything else."""
     file = path / "state.json"
     try:
-        state = TrainState(**_STATE.validate_python(read_json(file), strict=True))
+        state = _STATE.validate_json(read_text(file, MAX_JSON_BYTES), strict=True)
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         raise CheckpointError(f"{file}: {truncate('.'.join(map(str, problem['loc'])))}: {problem['msg']}") from None

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.config import Config, changed_keys, diff_configs, from_yaml, to_yaml
-from gnunet.errors import CheckpointError, ConfigError, expand
+from gnunet.errors import CheckpointError, ConfigError, GnunetError, expand
 from gnunet.files import atomic_write
 from gnunet.models.autoencoder import Autoencoder, load_autoencoder
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
@@ -170,14 +170,22 @@ class RunDir:
         atomic_write(self.path / "data.json", json.dumps(data, indent=1) + "\n")
 
 
-def find_autoencoder(path: Path, config: Config, digest: str | None = None) -> Autoencoder | None:
-    """The autoencoder of the run whose folder or checkpoint, which may be untrusted, is at `path`; None if it has none.
+def find_autoencoder(config: Config, path: Path | None = None, digest: str | None = None) -> Autoencoder | None:
+    """The autoencoder of a run; None if it has none.
 
-    It is the run's own copy or, for a checkpoint elsewhere, data.autoencoder if that is a folder. CheckpointError
-    unless it has the digest, if one is given.
+    It is the one that data.autoencoder names or, if that cannot be loaded, the run's own copy. With the `path` of a
+    run's folder or a checkpoint, which may be untrusted, it is the copy or, for a checkpoint elsewhere, the folder that
+    data.autoencoder names; CheckpointError unless it has the digest, if one is given.
     """
     if (given := config.data.autoencoder) is None:
         return None
+    if path is None:
+        try:
+            return load_autoencoder(given)
+        except GnunetError as error:
+            if not (copy := expand(config.run_dir) / "autoencoder").is_dir():  # of a run that was moved
+                raise ConfigError(f"data.autoencoder: {error}") from None
+            return load_autoencoder(copy)
     folders = [path / "autoencoder", path.resolve().parent.parent / "autoencoder", expand(given)]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:

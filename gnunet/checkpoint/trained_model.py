@@ -24,7 +24,7 @@ from gnunet.checkpoint.checkpoint import (
 from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.config import Config, SamplingConfig, from_yaml, label_shape, make_condition, process_kwargs, unet_kwargs
 from gnunet.data import Condition, FloatLabels, SampleConditions
-from gnunet.diffusion import Process, make_process, sample_images, sample_labels
+from gnunet.diffusion import ImageSampler, Process, make_process, sample_labels
 from gnunet.diffusion.factory import load_process
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean_path, truncate
 from gnunet.models import UNet2D
@@ -66,6 +66,7 @@ class TrainedModel:
     jumps: Mapping[str, int] = field(default_factory=dict)  # jump_length and resample of RePaint
     float_labels: FloatLabels | None = None  # of labels that are numbers or vectors, in place of classes
     scaling: Scaling = PICTURES  # between the values of the training images and the network's
+    given_labels: np.ndarray | None = None  # that images take in turn, in place of those drawn as in training
 
     @classmethod
     def of_run(
@@ -127,8 +128,10 @@ class TrainedModel:
         return np.concatenate(in_rgb, axis=2), images.shape[2]
 
     def labels(self, indices: Sequence[int]) -> np.ndarray | None:
-        """Each image's class, int64 (len(indices),), or float64 label, also (len(indices), D): that of its condition,
-        if known, or else drawn with the training set's frequencies. None for a network without labels."""
+        """Each image's class, int64 (len(indices),), or float64 label, also (len(indices), D): one of `given_labels`,
+        or that of its condition, if known, or drawn as often as in training. None for a network without labels."""
+        if self.given_labels is not None:
+            return self.given_labels[np.asarray(indices, np.int64) % len(self.given_labels)]
         if self.class_counts is None and self.float_labels is None:
             return None
         if self.conditions is not None and self.conditions.labels is not None:
@@ -138,36 +141,32 @@ class TrainedModel:
         return sample_labels(indices, self.seed, self.class_counts)
 
     def sample(
-        self, indices: Sequence[int], accelerator: Accelerator, *, labels: np.ndarray | None = None,
-        check: Callable[[], None] = lambda: None,
-    ) -> np.ndarray:  # fmt: skip
-        """Sample the images with these indices, in any order, as `sample_images` returns them, on the accelerator's
-        device, which the network is on, and in its precision.
+        self, indices: Sequence[int], accelerator: Accelerator, check: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
+        """Sample the images with these indices, in any order, as `ImageSampler.sample` returns them, on the
+        accelerator's device, which the network is on, and in its precision.
 
-        `labels` are each image's, by default those of `self.labels`; `check` is called before each forward pass of the
-        network, and what it raises ends the sampling. ConfigError if the sampler does not fit the process, there are no
-        conditions for a network that needs them, or guidance needs labels that there are not.
+        `check` is called before each forward pass of the network, and what it raises ends the sampling. ConfigError if
+        the sampler does not fit the process, there are no conditions for a network that needs them, or guidance needs
+        labels that there are not.
         """
-        labels = self.labels(indices) if labels is None else labels
+        labels = self.labels(indices)
         if self.float_labels is not None:
-            labels = self.float_labels.to_network(np.asarray(labels))
+            labels = self.float_labels.to_network(labels)
         if self.condition is not None and self.conditions is None:
             raise ConfigError(f"--conditions: none given; valid: a folder, since {self.name} samples from images")
 
         def network_input(conditions: SampleConditions | None) -> Tensor | None:
             return conditions and conditions.network_input(indices, self.size, self.scaling.to_network)
 
-        settings = self.sampling
-        return sample_images(
-            self.network, self.process, indices=indices, size=as_size(self.network.config.sample_size),
-            channels=self.network.config.out_channels, decode=self.autoencoder and self.autoencoder.decode,
-            seed=self.seed, sampler=settings.sampler, steps=settings.num_inference_steps,
-            batch_size=settings.batch_size, guidance_scale=settings.guidance_scale, labels=labels,
-            null_label=self.null_label, condition=network_input(self.conditions), known=network_input(self.inpaint),
-            jumps=self.jumps, scaling=self.scaling,
-            can_drop_condition=self.condition is not None and self.condition.can_drop,
-            device=accelerator.device, autocast=accelerator.autocast, check=check,
+        sampler = ImageSampler(
+            self.network, self.process, size=as_size(self.network.config.sample_size),
+            channels=self.network.config.out_channels, seed=self.seed, null_label=self.null_label,
+            can_drop_condition=self.condition is not None and self.condition.can_drop, jumps=self.jumps,
+            scaling=self.scaling, decode=self.autoencoder and self.autoencoder.decode, device=accelerator.device,
+            autocast=accelerator.autocast, check=check, **self.sampling.model_dump(exclude={"num_images"}),
         )  # fmt: skip
+        return sampler.sample(indices, labels, network_input(self.conditions), network_input(self.inpaint))
 
 
 def is_model_path(path: Path) -> bool:
@@ -185,7 +184,7 @@ def load_trained_model(path: Path, weights: str = "ema") -> TrainedModel:
     `path` is none of these, or is damaged.
     """
     if (checkpoint := find_checkpoint(path)) is not None:
-        return _load_checkpoint(checkpoint, weights)
+        return load_from_checkpoint(checkpoint, weights)
     if (path / "unet" / "config.json").is_file() or (path / "config.json").is_file():
         if weights != "ema":
             raise CheckpointError(f"{path}: a diffusers folder has one kind of weights; valid: ema")
@@ -217,13 +216,14 @@ def _is_best(path: Path) -> bool:
     return path.name == BEST and path.is_file()
 
 
-def _load_checkpoint(path: Path, weights: str) -> TrainedModel:
+def load_from_checkpoint(path: Path, weights: str = "ema") -> TrainedModel:
+    """`load_trained_model` of a checkpoint that `find_checkpoint` has verified."""
     config = sanitize_config(path / "config.yaml")
     data = read_state(path).data
     names, counts = _classes(data, path / "state.json")
     if not isinstance(data.get("fingerprint"), str):
         raise CheckpointError(f"{path / 'state.json'}: data lacks the fingerprint of the images")
-    autoencoder = find_autoencoder(path, config, data.get("autoencoder"))
+    autoencoder = find_autoencoder(config, path, data.get("autoencoder"))
     settings = unet_kwargs(config, len(counts or ()), autoencoder.reduction if autoencoder else 1)
     tensors = open_tensors(path, WEIGHTS[weights])
     try:

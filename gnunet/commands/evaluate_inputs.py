@@ -136,7 +136,7 @@ def open_reference(
         )
     if is_run:
         config = sanitize_config(path / "config.yaml")
-        data = load_run_data(config, find_autoencoder(path, config))
+        data = load_run_data(config, find_autoencoder(config, path))
         reference = _training_images(config, data, str(given), subject.scaling)
         shape, expected = reference.table.images.shape[1:], (*subject.size, subject.channels)
         if shape != expected:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from PIL import Image
 
-from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, load_trained_model
+from gnunet.checkpoint.trained_model import WEIGHTS, find_checkpoint, load_from_checkpoint
 from gnunet.commands.conditions import load_training_data
 from gnunet.commands.evaluate_inputs import open_reference, open_subject
 from gnunet.commands.options import check_integer, make_output_dir, numbered
@@ -18,7 +18,7 @@ from gnunet.commands.progress import ProgressBar
 from gnunet.commands.sample_folder import writing_to
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
-from gnunet.distributed.accelerator import open_accelerator
+from gnunet.distributed.accelerator import open_accelerator, run_on_all_ranks
 from gnunet.distributed.launch import check_launch, run_as_processes
 from gnunet.environment import num_cpus
 from gnunet.errors import CheckpointError, ConfigError, expand
@@ -108,11 +108,12 @@ class Evaluation:
             self.metrics, extractors, reference.table, reference.rows, cache_folder(reference.cache_dir),
             processes=processes, progress=stage("reference", num_reference),
         )  # fmt: skip
-        scores = []
+        scores: list[dict[str, float]] = []
+        kept: dict[int, np.ndarray] = {}
         for number in range(self.repeat):
             images = subject.images(number, accelerator)
             if self.nearest and number == 0:
-                images = first = FirstImages(images, min(num_images, MAX_NEAREST))
+                images = keep_first(images, MAX_NEAREST, kept)
             description = "images" if self.repeat == 1 else f"images, {number + 1} of {self.repeat}"
             progress = stage(description, num_images)
             scores.append(scorer.score(images, num_images, chunk=subject.chunk, progress=progress))
@@ -137,7 +138,9 @@ class Evaluation:
         }
         if not self.nearest:
             return record, None
-        samples = first.gather(processes, accelerator.device)
+        for others in run_on_all_ranks(accelerator, lambda: kept):
+            kept.update(others)
+        samples = np.stack([kept[index] for index in range(len(kept))])
         name, extractor = next(iter(extractors.items()))
         found = nearest_images(
             samples, reference.table, reference.rows, extractor, k=self.nearest, processes=processes,
@@ -148,32 +151,22 @@ class Evaluation:
         return record, draw_neighbours(samples, nearest, found, limit=MAX_NEAREST_DRAWN)
 
 
-class FirstImages:
-    """A source of images that keeps those of the first `count` that this rank makes."""
+def keep_first(source: Images, count: int, kept: dict[int, np.ndarray]) -> Images:
+    """The same source of images, which adds those of the first `count` that it makes to `kept`, by index."""
 
-    def __init__(self, source: Images, count: int):
-        self.source, self.count, self.images = source, count, np.zeros((0,), np.uint8)
+    def images(indices: range) -> np.ndarray:
+        made = source(indices)
+        kept.update((index, image) for index, image in zip(indices, made, strict=True) if index < count)
+        return made
 
-    def __call__(self, indices: range) -> np.ndarray:
-        images = self.source(indices)
-        if not len(self.images):
-            self.images = np.zeros((self.count, *images.shape[1:]), np.uint8)
-        first = images[: max(self.count - indices.start, 0)]
-        self.images[indices.start : indices.start + len(first)] = first
-        return images
-
-    def gather(self, processes: Processes, device: torch.device) -> np.ndarray:
-        """The kept images of all ranks, uint8 (count, H, W, C), on every rank."""
-        mine = torch.from_numpy(self.images).to(device)
-        # An image is zero on the ranks that have not made it.
-        return processes.gather(mine).view(processes.world_size, *mine.shape).amax(dim=0).cpu().numpy()
+    return images
 
 
 def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
     """The validation loss by noise level of a run's EMA and raw weights, on the run's own validation set."""
-    if find_checkpoint(source) is None:
+    if (checkpoint := find_checkpoint(source)) is None:
         raise CheckpointError(f"{source}: --validation_loss needs a run or a checkpoint, which know their data")
-    models = {weights: load_trained_model(source, weights) for weights in WEIGHTS}
+    models = {weights: load_from_checkpoint(checkpoint, weights) for weights in WEIGHTS}
     model = models["ema"]
     data = load_training_data(model)
     if model.autoencoder is not None:

@@ -49,7 +49,7 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, str | No
     if session.config.train.init_from and run_on_main_rank(accelerator, lambda: not list_checkpoints(run.checkpoints)):
         init, message = run_on_all_ranks(accelerator, partial(load_initial_weights, session))[0]
     run_on_main_rank(accelerator, run.open)
-    state = TrainState(data=session.train_set.metadata, normalized_by=session.batch_norm_scope, init=init)
+    state = TrainState(0, data=session.train_set.metadata, normalized_by=session.batch_norm_scope, init=init)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
         state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)

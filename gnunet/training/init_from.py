@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from gnunet.checkpoint.trained_model import TrainedModel, find_checkpoint, load_trained_model
+from gnunet.checkpoint.trained_model import TrainedModel, find_checkpoint, load_from_checkpoint, load_trained_model
 from gnunet.config import ModelConfig, make_condition
 from gnunet.config.yaml_io import format_value
 from gnunet.data import Condition
@@ -31,7 +31,8 @@ def load_initial_weights(session: Session) -> tuple[dict[str, Any], str]:
     try:
         # One that is still training may get a newer checkpoint meanwhile.
         checkpoint = run_on_main_rank(session.accelerator, lambda: find_checkpoint(find()))
-        source = load_trained_model(checkpoint or find(), train.init_weights)
+        load = load_from_checkpoint if checkpoint else load_trained_model
+        source = load(checkpoint or find(), train.init_weights)
     except GnunetError as error:
         raise CheckpointError(f"train.init_from: {error}") from None
     condition, names = make_condition(session.config), session.train_set.metadata["class_names"]

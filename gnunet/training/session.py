@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import (
     Config,
@@ -31,9 +32,9 @@ from gnunet.diffusion import NoiseLevel, Process, make_process
 from gnunet.diffusion.process import concatenate
 from gnunet.distributed import fsdp
 from gnunet.distributed.strategy import CudaGraphStrategy, DDPStrategy, FSDPStrategy
-from gnunet.errors import ConfigError, GnunetError, expand, first_few
+from gnunet.errors import ConfigError, first_few
 from gnunet.models import UNet2D
-from gnunet.models.autoencoder import Autoencoder, load_autoencoder
+from gnunet.models.autoencoder import Autoencoder
 from gnunet.norms import NORMS, running_buffers, update_bn_stats
 from gnunet.training import cuda_graph
 from gnunet.training.cuda_graph import Graphs
@@ -233,16 +234,9 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     train, device = config.train, accelerator.device
     micro_batch_size, accumulation = accumulation_steps(train, accelerator.num_processes)
 
-    autoencoder, reduction = None, 1
-    if config.data.autoencoder is not None:
-        try:
-            autoencoder = load_autoencoder(config.data.autoencoder)
-        except GnunetError as error:
-            if not (copy := expand(config.run_dir) / "autoencoder").is_dir():  # of a run that was moved
-                raise ConfigError(f"data.autoencoder: {error}") from None
-            autoencoder = load_autoencoder(copy)
-        reduction = autoencoder.reduction
-        check_latents(config, autoencoder.latent_channels, reduction)
+    autoencoder = find_autoencoder(config)
+    if autoencoder is not None:
+        check_latents(config, autoencoder.latent_channels, autoencoder.reduction)
     run_data = load_run_data(config, autoencoder)
     if autoencoder is not None:
         autoencoder.model.to(device)
@@ -255,7 +249,7 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
 
     is_graphed = cuda_graph.is_enabled(config, accelerator)
     torch.manual_seed(config.seed)
-    unet = UNet2D(**unet_kwargs(config, train_set.num_classes, reduction)).train()
+    unet = UNet2D(**unet_kwargs(config, train_set.num_classes, autoencoder.reduction if autoencoder else 1)).train()
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.enable_recompute(config.model.activation_checkpointing == "norm")

@@ -164,7 +164,7 @@ def test_damaged_log_is_named(tiny, run, line):
 def test_an_unknown_user_and_a_checkpoint_at_the_root(tmp_path):
     config = load_config({"data": {"autoencoder": "~nosuchuser/vae"}, "model": {"in_channels": 4}})
     with pytest.raises(GnunetError, match="~nosuchuser"):
-        find_autoencoder(Path("/checkpoint"), config)
+        find_autoencoder(config, Path("/checkpoint"))
     for call in (find_model, partial(open_source, split="train"), lambda path: RunDir(Config(run_dir=path))):
         with pytest.raises(GnunetError, match="~nosuchuser"):
             call("~nosuchuser/x")

@@ -186,7 +186,7 @@ def test_best_checkpoint_survives_resuming_from_the_newest(monitored, tmp_path, 
 )  # fmt: skip
 def test_only_values_better_than_all_before_count(name, values, kept):
     settings = EvaluateConfig(metrics=["fd_x", "recall_x"], extractors={"x": "m:X"}, monitor=name)
-    state = TrainState()
+    state = TrainState(0)
     assert [update_best(state, settings, {name: value}) for value in values] == kept
     assert state.best["value"] == values[-1] and not update_best(state, settings, {"other": 0.0})
 

@@ -87,7 +87,7 @@ def test_intervals_and_what_is_drawn_may_change(tiny, tmp_path):
 def test_the_best_by_another_metric_or_other_settings_is_not_compared():
     keys = {"metrics": ["fd_x", "recall_x"], "extractors": {"x": "m:X"}}
     by = {name: EvaluateConfig(monitor=name, **keys) for name in ("fd_x", "recall_x", "validation_loss")}
-    state = TrainState()
+    state = TrainState(0)
 
     def update(name, value, **settings):
         return update_best(state, by[name], {name: value, **{f"evaluation_{k}": v for k, v in settings.items()}})
