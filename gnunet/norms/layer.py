@@ -13,7 +13,7 @@ from typing_extensions import Doc
 
 from gnunet.ops import ACTIVATIONS
 from gnunet.ops.arguments import effective_affine
-from gnunet.ops.reference import without_autocast
+from gnunet.ops.reference import append_dims, without_autocast
 
 from .signature import options_of
 
@@ -125,11 +125,6 @@ class NoNorm(NormAct):
 
     def normalize(self, u: Tensor) -> Tensor:
         return u
-
-
-def append_dims(table: Tensor, u: Tensor) -> Tensor:
-    """(C,) or (N, C), also with N or C of 1, in u's dtype and to be broadcast over u, (N, C, *spatial)."""
-    return table.to(u.dtype).reshape(*table.shape, *(1,) * (u.dim() - 2))
 
 
 def spatial_dims(u: Tensor) -> tuple[int, ...]:

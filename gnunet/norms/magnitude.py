@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from .conv import ReparametrizedConv, filter_dims
-from .layer import Eps, NoNorm
+from .layer import NoNorm
+from .pointwise import RMSNorm
 
 _SILU_MAGNITUDE = 0.59646921112  # the magnitude of silu(z), z standard normal
 _EPS = 1e-12
@@ -81,15 +82,10 @@ class MagnitudePreserving(NoNorm):
         return w if self.activation is None else F.silu(w) / _SILU_MAGNITUDE
 
 
-class PixelNorm(MagnitudePreserving):
+class PixelNorm(RMSNorm, MagnitudePreserving):
     """MagnitudePreserving on u / sqrt(mean(u^2) + eps), with the mean over the channels of each position.
 
     Karras et al., Progressive Growing of GANs (arXiv:1710.10196).
     """
 
-    def __init__(self, num_channels: int, *, eps: Eps = 1e-5, activation: str | None = "silu") -> None:
-        super().__init__(num_channels, activation=activation)
-        self.eps = eps
-
-    def normalize(self, u: Tensor) -> Tensor:
-        return u * torch.rsqrt(u.square().mean(1, keepdim=True) + self.eps)
+    affine = ()

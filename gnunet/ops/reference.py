@@ -18,17 +18,12 @@ def group_norm_silu(args: NormArgs) -> Tensor:
     times. Returns x's shape, dtype and memory format.
     """
     x, weight, bias, add, scale, shift, num_groups, eps, silu, center = args
-    spatial = (1,) * (x.dim() - 2)
     # Not args.dtype: PyTorch 2.9's torch.compile does not evaluate a NamedTuple's properties.
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-
-    def per_channel(p: Tensor) -> Tensor:  # (C,) or (N, C) -> broadcasts over x
-        return p.to(dtype).reshape(*p.shape, *spatial)
-
     with without_autocast(x.device):
         u = x.to(dtype)
         if add is not None:
-            u = u + per_channel(add)
+            u = u + append_dims(add, u)
         # Splitting the channels is a view in every memory format, so no layout is copied.
         grouped = u.unflatten(1, (num_groups, x.shape[1] // num_groups))
         reduced = tuple(range(2, grouped.dim()))
@@ -37,14 +32,19 @@ def group_norm_silu(args: NormArgs) -> Tensor:
         mean_square = grouped.square().mean(reduced, keepdim=True)
         w = (grouped * torch.rsqrt(mean_square + eps)).flatten(1, 2)
         if weight is not None:
-            w = w * per_channel(weight)
+            w = w * append_dims(weight, w)
         if bias is not None:
-            w = w + per_channel(bias)
+            w = w + append_dims(bias, w)
         if scale is not None:
-            w = w * (1 + per_channel(scale))
+            w = w * (1 + append_dims(scale, w))
         if shift is not None:
-            w = w + per_channel(shift)
+            w = w + append_dims(shift, w)
         return (F.silu(w) if silu else w).to(x.dtype)
+
+
+def append_dims(table: Tensor, u: Tensor) -> Tensor:
+    """(C,) or (N, C), also with N or C of 1, in u's dtype and to be broadcast over u, (N, C, *spatial)."""
+    return table.to(u.dtype).reshape(*table.shape, *(1,) * (u.dim() - 2))
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
