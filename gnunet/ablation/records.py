@@ -74,7 +74,7 @@ def metric_value(record: Mapping[str, Any], name: str) -> float | None:
         errors, bank = errors_in(record, name), record["bank"]
         if errors is None or not np.isfinite(errors).all():
             return None
-        return summarize(errors, np.array(bank["bins"]), len(bank["log_snr_edges"]) - 1).mean
+        return summarize(errors, np.array(bank["bins"]), len(bank["log_snr_edges"]) - 1).validation_loss
     if name in NEAREST:
         return (record["nearest"] or {}).get(name.removeprefix("nearest_"))
     if name in TIMES:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -181,12 +182,7 @@ def measure_validation(source: Path, *, cpu: bool) -> dict[str, Any]:
                 each.network.to(accelerator.device), each.process, val_set, device=accelerator.device,
                 batch_size=settings.batch_size, autocast=accelerator.autocast, processes=Processes.of(accelerator),
             )  # fmt: skip
-        results[name] = {
-            "validation_loss": result.mean,
-            "standard_error": result.standard_error,
-            "by_log_snr": result.bins,
-            "by_log_snr_standard_errors": result.bin_standard_errors,
-        }
+        results[name] = asdict(result)
     edges = settings.bin_edges
     held_out = len(data.validation_rows)
     return {

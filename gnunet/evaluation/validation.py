@@ -21,10 +21,10 @@ from gnunet.processes import SINGLE_PROCESS, Processes, batches_by_rank
 class ValidationResult:
     """Mean squared error of v over a validation set, by bin of log-SNR and overall."""
 
-    mean: float  # mean over the bins that have examples; NaN if an error is not finite
-    standard_error: float  # standard error of `mean`, from the variance within the bins; NaN if a bin has one example
-    bins: list[float | None]  # mean of each bin, from low to high log-SNR; None if it is empty
-    bin_standard_errors: list[float | None]  # standard error of each bin's mean; None if it has fewer than two examples
+    validation_loss: float  # mean over the bins that have examples; NaN if an error is not finite
+    standard_error: float  # standard error of it, from the variance within the bins; NaN if a bin has one example
+    by_log_snr: list[float | None]  # mean of each bin, from low to high log-SNR; None if it is empty
+    by_log_snr_standard_errors: list[float | None]  # of each bin's mean; None if it has fewer than two examples
 
 
 def validation_loss(network: nn.Module, process: Process, val_set: ValidationSet, **settings: Any) -> ValidationResult:
@@ -90,8 +90,8 @@ def summarize(errors: np.ndarray, bins: np.ndarray, num_bins: int) -> Validation
     filled = [(mean, sem) for mean, sem in zip(means, sems, strict=True) if mean is not None]
     variance = sum(math.nan if sem is None else sem**2 for _, sem in filled)
     return ValidationResult(
-        mean=sum(mean for mean, _ in filled) / len(filled),
+        validation_loss=sum(mean for mean, _ in filled) / len(filled),
         standard_error=math.sqrt(variance) / len(filled),
-        bins=means,
-        bin_standard_errors=sems,
+        by_log_snr=means,
+        by_log_snr_standard_errors=sems,
     )

@@ -78,9 +78,9 @@ def validate(session: Session, images_seen: int, *, stop: StopSignal, display: D
     )  # fmt: skip
     return {
         "images": images_seen,
-        "validation_loss": result.mean,
+        "validation_loss": result.validation_loss,
         "validation_loss_standard_error": result.standard_error,
-        "validation_loss_by_log_snr": result.bins,
+        "validation_loss_by_log_snr": result.by_log_snr,
         "validation_bank": session.val_set.fingerprint[:16],
     }
 

@@ -72,10 +72,10 @@ def test_agrees_with_brute_force(settings):
 
     result = validation_loss(TinyNet(), process, val_set, batch_size=16)
     groups = [errors[val_set.bins == b] for b in range(5)]
-    assert result.bins == pytest.approx([group.mean() for group in groups], rel=1e-4)
+    assert result.by_log_snr == pytest.approx([group.mean() for group in groups], rel=1e-4)
     spreads = [group.std(ddof=1) / math.sqrt(len(group)) for group in groups]
-    assert result.bin_standard_errors == pytest.approx(spreads, rel=1e-3)
-    assert result.mean == pytest.approx(np.mean(result.bins), rel=1e-12)
+    assert result.by_log_snr_standard_errors == pytest.approx(spreads, rel=1e-3)
+    assert result.validation_loss == pytest.approx(np.mean(result.by_log_snr), rel=1e-12)
     assert result.standard_error == pytest.approx(np.sqrt(np.sum(np.square(spreads))) / 5, rel=1e-3)
 
 
@@ -106,7 +106,7 @@ def test_ranks_share_the_work_and_agree(settings, world_size):
 def test_labels_go_to_networks_with_classes_only():
     process, val_set = make_process("flow"), make_val_set(labels=True)
     with_classes = validation_loss(TinyNet(classes=True), process, val_set)
-    assert with_classes.mean != validation_loss(TinyNet(), process, val_set).mean
+    assert with_classes.validation_loss != validation_loss(TinyNet(), process, val_set).validation_loss
 
 
 def test_modes_are_restored():
@@ -118,10 +118,10 @@ def test_modes_are_restored():
 
 def test_summary_of_thin_bins():
     result = summarize(np.array([1.0, 3.0, 10.0, 14.0, 5.0]), np.array([0, 0, 2, 2, 3]), 5)
-    assert result.bins == [2.0, None, 12.0, 5.0, None]
-    assert result.bin_standard_errors == [pytest.approx(1.0), None, pytest.approx(2.0), None, None]
-    assert result.mean == pytest.approx(19 / 3)
+    assert result.by_log_snr == [2.0, None, 12.0, 5.0, None]
+    assert result.by_log_snr_standard_errors == [pytest.approx(1.0), None, pytest.approx(2.0), None, None]
+    assert result.validation_loss == pytest.approx(19 / 3)
     assert math.isnan(result.standard_error)
     full = summarize(np.array([1.0, 3.0, 10.0, 14.0]), np.array([0, 0, 1, 1]), 2)
-    assert full.mean == 7 and full.standard_error == pytest.approx(math.sqrt(5) / 2)
-    assert math.isnan(summarize(np.array([1.0, math.nan]), np.array([0, 1]), 2).mean)
+    assert full.validation_loss == 7 and full.standard_error == pytest.approx(math.sqrt(5) / 2)
+    assert math.isnan(summarize(np.array([1.0, math.nan]), np.array([0, 1]), 2).validation_loss)
