@@ -36,8 +36,6 @@ class RunningCovariance:
 
     def update(self, features: Tensor) -> None:
         """Add the rows of `features`, floating point (n, D) with n at least 1, on the same device."""
-        if features.ndim != 2 or features.shape[1] != len(self.mean) or len(features) == 0:
-            raise ValueError(f"features have shape {tuple(features.shape)}; valid: (n > 0, {len(self.mean)})")
         with single_threaded():
             rows = features.double()
             mean = rows.mean(dim=0)
@@ -50,9 +48,7 @@ class RunningCovariance:
 
     @property
     def covariance(self) -> Tensor:
-        """float64 (D, D), with the divisor count - 1. Raises ValueError for fewer than two rows."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images; {self.count} given")
+        """float64 (D, D), with the divisor count - 1, of at least two rows."""
         return self.scatter / (self.count - 1)
 
 
@@ -65,8 +61,6 @@ def frechet_distance(a: RunningCovariance, b: RunningCovariance) -> float:
 
     The estimate is biased upwards by an amount that depends on the number of images: compare at equal numbers only.
     """
-    if len(a.mean) != len(b.mean):
-        raise ValueError(f"{len(a.mean)} features against {len(b.mean)}; valid: equal numbers")
     with single_threaded():
         mean_term = (a.mean.cpu() - b.mean.cpu()).square().sum()
         cov_a, cov_b = a.covariance.cpu(), b.covariance.cpu()
@@ -104,11 +98,6 @@ def kernel_distance(
         reference_sums: `kernel_sums(reference)`, if known.
     """
     n, m = len(features), len(reference)
-    if min(n, m) < 3 or features.shape[1:] != reference.shape[1:]:
-        raise ValueError(
-            f"a kernel distance between {tuple(features.shape)} and {tuple(reference.shape)} features; valid: at "
-            "least 3 images on either side and equal numbers of features"
-        )
     with single_threaded():
         x = kernel_sums(features)
         y = kernel_sums(reference) if reference_sums is None else reference_sums
@@ -165,11 +154,6 @@ def precision_recall(features: Tensor, reference: Tensor, *, neighbours: int = 3
         reference: floating point (m, D), m more than `neighbours`, on the same device.
     """
     count = min(len(features), len(reference))
-    if count <= neighbours or features.shape[1:] != reference.shape[1:]:
-        raise ValueError(
-            f"precision and recall between {tuple(features.shape)} and {tuple(reference.shape)} features; valid: more "
-            f"than {neighbours} images on either side and equal numbers of features"
-        )
     with single_threaded():
         x, y = features[evenly_spaced(len(features), count)], reference[evenly_spaced(len(reference), count)]
         radius_x, radius_y = _squared_radii(x, neighbours), _squared_radii(y, neighbours)

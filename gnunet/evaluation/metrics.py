@@ -17,7 +17,7 @@ from gnunet.evaluation.reference import reference_statistics
 from gnunet.processes import SINGLE_PROCESS, Processes
 
 MIN_IMAGES = {"fd": 2, "kid": 3, "precision": 4, "recall": 4}
-"""The statistics that a metric can be, and the number of images that each needs."""
+"""The statistics that a metric can be, and the number of images that each needs on either side."""
 STANDARD_NUM_SAMPLES = 50_000  # the number of samples in published Frechet distances
 
 
@@ -32,11 +32,6 @@ class FeatureMetric:
     @property
     def higher_is_better(self) -> bool:
         return self.statistic in ("precision", "recall")
-
-    @property
-    def min_images(self) -> int:
-        """Images needed on either side."""
-        return MIN_IMAGES[self.statistic]
 
 
 def metric_table(extractors: Iterable[str] = EXTRACTORS) -> dict[str, FeatureMetric]:
@@ -105,8 +100,11 @@ class Scorer:
     def score(self, images: Images, num_images: int, **options: Any) -> dict[str, float]:
         """The metrics of images 0..num_images-1 by name, and NAME_standard_error for kernel distances, on every rank.
 
-        `options` are chunk and progress, as for `stream_features`.
+        `options` are chunk and progress, as for `stream_features`. Raises DataError if metrics need more images, and
+        ConfigError if an extractor has another number of features for them than for the reference.
         """
+        if valid := too_few_images(self.metrics, num_images):
+            raise DataError(f"given {num_images} images; valid: {valid}")
         extractors = list(self.extractors.values())
         found = collect_statistics(images, num_images, extractors, processes=self.processes, **options)
         statistics = dict(zip(self.extractors, found, strict=True))
@@ -114,6 +112,8 @@ class Scorer:
         pairs: dict[str, tuple[float, float]] = {}
         for metric in self.metrics:
             ours, reference = statistics[metric.extractor], self.references[metric.extractor]
+            if (given := ours.subset.shape[1]) != (valid := reference.subset.shape[1]):
+                raise ConfigError(f"extractor {metric.extractor}: {given} features of an image; valid: {valid}")
             if metric.statistic == "fd":
                 values[metric.name] = frechet_distance(ours.moments, reference.moments)
             elif metric.statistic == "kid":
@@ -128,8 +128,9 @@ class Scorer:
 
 def too_few_images(metrics: Sequence[FeatureMetric], num_images: int) -> str | None:
     """The number of images that would be valid, if metrics need more than `num_images`; else None."""
-    most = max(metrics, key=lambda metric: metric.min_images)
-    return f"at least {most.min_images}, which {most.name} needs" if num_images < most.min_images else None
+    most = max(metrics, key=lambda metric: MIN_IMAGES[metric.statistic])
+    needed = MIN_IMAGES[most.statistic]
+    return f"at least {needed}, which {most.name} needs" if num_images < needed else None
 
 
 def check_reference(metrics: Sequence[FeatureMetric], num_images: int) -> None:

@@ -26,9 +26,10 @@ def mixed(count, features, seed):
     return draw(count, features, seed=seed) @ mixing + 0.1 * seed
 
 
-def moments(x):
+def moments(x, block=10_000):
     result = RunningCovariance.empty(x.shape[1])
-    result.update(x)
+    for part in x.split(block):
+        result.update(part)
     return result
 
 
@@ -43,6 +44,20 @@ def torchmetrics_fid(x, y):
     metric.update(y.double(), real=True)
     metric.update(x.double(), real=False)
     return metric.compute().item()
+
+
+class TestRunningCovariance:
+    @pytest.mark.parametrize("block", [1, 8, 33, 100])
+    def test_mean_and_covariance_agree_with_torch(self, block):
+        x = mixed(100, 7, seed=1)
+        found = moments(x, block)
+        assert found.count == 100
+        torch.testing.assert_close(found.mean, x.double().mean(dim=0), rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(found.covariance, torch.cov(x.double().T), rtol=1e-12, atol=1e-12)
+
+    def test_large_mean_does_not_cancel(self):
+        x = draw(100, 7, shift=1e7).double()  # squares of 1e14 leave the sum of squares two digits
+        torch.testing.assert_close(moments(x, 8).covariance, torch.cov(x.T), rtol=1e-7, atol=1e-7)
 
 
 class TestFrechet:
@@ -79,12 +94,6 @@ class TestFrechet:
         size = moments(x).covariance.trace().item()
         assert 0 <= frechet_distance(moments(x), moments(x)) < 1e-12 * size
         assert frechet_distance(moments(x), moments(x.flip(0))) < 1e-12 * size
-
-    def test_invalid_sets_raise(self):
-        with pytest.raises(ValueError, match="12 .* 5"):
-            frechet_distance(moments(draw(4)), moments(draw(4, 5)))
-        with pytest.raises(ValueError, match="1 given"):
-            frechet_distance(moments(draw(4)), moments(draw(1)))
 
 
 def brute_force_mmd(x, y, *, paired):
@@ -150,12 +159,6 @@ class TestKernel:
         value, error = kernel_distance(draw(100, 30), draw(100, 30))
         assert abs(value) < 1e-15 and error < 1e-15
 
-    def test_invalid_sets_raise(self):
-        with pytest.raises(ValueError, match=r"\(2, 12\) and \(5, 12\)"):
-            kernel_distance(draw(2), draw(5))
-        with pytest.raises(ValueError, match=r"\(5, 3\)"):
-            kernel_distance(draw(5), draw(5, 3))
-
 
 def brute_force_precision(x, y, k):
     radius = [sorted(torch.dist(a, b).item() for b in y)[k] for a in y]  # the nearest is the row itself
@@ -184,10 +187,6 @@ class TestPrecisionRecall:
     def test_compares_equal_numbers(self):
         x, y = draw(40, 2, seed=1), draw(20, 2, seed=2)
         assert precision_recall(x, y) == precision_recall(x[::2], y)
-
-    def test_too_few_images_raise(self):
-        with pytest.raises(ValueError, match=r"\(3, 12\)"):
-            precision_recall(draw(3), draw(10))
 
 
 @pytest.mark.parametrize("function", [kernel_distance, precision_recall])

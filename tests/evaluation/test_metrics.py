@@ -67,11 +67,15 @@ def test_only_the_extractors_that_metrics_need_are_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "needed"), [("fd_pixels", 2), ("kid_pixels", 3), ("recall_pixels", 4)])
-def test_too_few_reference_images_raise(pixels, noise_images, tmp_path, name, needed):
+def test_too_few_images_and_other_features_raise(pixels, noise_images, tmp_path, name, needed):
     table, metrics = make_table(noise_images(5)), get_metrics([name], ["pixels"])
     with pytest.raises(DataError, match=f"given {needed - 1} .*at least {needed}.*{name}"):
         Scorer(metrics, {"pixels": pixels}, table, np.arange(needed - 1), tmp_path)
     scorer = Scorer(metrics, {"pixels": pixels}, table, np.arange(needed), tmp_path)
+    with pytest.raises(DataError, match=f"given {needed - 1} .*at least {needed}.*{name}"):
+        scorer.score(lambda r: table.images[r.start : r.stop], needed - 1)
+    with pytest.raises(ConfigError, match="pixels.* 12 .* 48"):
+        scorer.score(lambda r: table.images[r.start : r.stop, ::2, ::2], needed)
     assert scorer.score(lambda r: table.images[r.start : r.stop], needed)[name] == pytest.approx(
         {"recall_pixels": 1}.get(name, 0), abs=1e-12
     )

@@ -23,11 +23,7 @@ EXTRACTORS: dict[str, Callable[[str | Path | None, torch.device], Extractor]] = 
 
 
 def load_extractor(
-    name: str,
-    *,
-    source: str | None = None,
-    weights: str | Path | None = None,
-    device: torch.device | str = "cpu",
+    name: str, *, source: str | None = None, weights: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
     """Load a feature extractor.
 

@@ -8,13 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnunet.errors import ConfigError, expand
-from gnunet.evaluation.extractors.base import (
-    Extractor,
-    Preprocessing,
-    fitting_weights,
-    read_weights,
-    weights_digest,
-)
+from gnunet.evaluation.extractors.base import Extractor, Preprocessing, fitting_weights, read_weights, weights_digest
 
 STAGES = [
     # blocks, kernel, stride, expansion, channels
