@@ -43,11 +43,6 @@ def norm_kinds(network: UNet2D) -> list[str]:
     return list(dict.fromkeys(kind_of(layer) for layer in layers if isinstance(layer, NormLayer)))
 
 
-def is_batch_dependent(network: UNet2D) -> bool:
-    """Whether in training the output of a norm layer for a sample depends on the rest of the batch."""
-    return any(layer.batch_dependent for layer in network.modules() if isinstance(layer, NormLayer))
-
-
 def val_errors(session: Session) -> dict[str, list[float] | None]:
     """The squared error of v of each example of the validation set, as in the validation loss.
 
@@ -57,7 +52,7 @@ def val_errors(session: Session) -> dict[str, list[float] | None]:
         session's EMA weights keep them. The last two are None where no norm depends on the batch.
     """
     found: dict[str, list[float] | None] = {"running": _by_running(session), "precise": None, "batch": None}
-    if is_batch_dependent(session.ema.model):
+    if session.batch_norm_scope:
         found["batch"] = _by_batch(session)
         images = min(STATISTICS_IMAGES, session.total_images)
         session.update_ema_bn_stats(max(STATISTICS_BATCHES, math.ceil(images / session.micro_batch_size)))
@@ -200,12 +195,8 @@ class StepCost:
     """The cost of an optimizer step on this device."""
 
     seconds: float
-    norm_seconds: float | None  # seconds in norm layers; None where torch.compile fuses them with other layers
+    norm_share: float | None  # that of the norm layers; None where torch.compile fuses them with other layers
     peak_memory_mib: float | None  # on a GPU, including weights, EMA weights and optimizer; None on a CPU
-
-    @property
-    def norm_share(self) -> float | None:
-        return None if self.norm_seconds is None else self.norm_seconds / self.seconds
 
 
 def step_cost(session: Session) -> StepCost:
@@ -224,7 +215,8 @@ def step_cost(session: Session) -> StepCost:
     starts = range(0, total, size)[: first + REPEATS]
     seconds = [_seconds(lambda start=start: train_step(session, batches, start), device) for start in starts]
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-    return StepCost(statistics.median(seconds[first:] or seconds), norms, peak)
+    usual = statistics.median(seconds[first:] or seconds)
+    return StepCost(usual, None if norms is None else norms / usual, peak)
 
 
 def _norm_seconds(session: Session) -> float:

@@ -110,9 +110,7 @@ class StudyLayers:
                 self.below.append(self._layer(where, size))
         self.above = _checked(ConfigSource("command line", dict(flags)), self.reserved_above_base)
 
-    def resolve(
-        self, variant: str, setting: tuple[tuple[str, str], ...], tuned: list[Any], *, tries: bool = False
-    ) -> Config:
+    def resolve(self, variant: str, setting: Setting, tuned: list[Any], *, tries: bool = False) -> Config:
         """The configuration of a variant in a setting, with the value of the tuned key if there is one.
 
         `tries` says whether it is of a tuning trial, which has the overrides of `tuning.set`.

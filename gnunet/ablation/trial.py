@@ -14,18 +14,9 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
-from gnunet.ablation.measure import (
-    StepCost,
-    activation_memory_mib,
-    is_batch_dependent,
-    magnitudes,
-    nearest,
-    norm_kinds,
-    step_cost,
-    val_errors,
-)
+from gnunet.ablation.measure import activation_memory_mib, magnitudes, nearest, norm_kinds, step_cost, val_errors
 from gnunet.ablation.plan import Trial
-from gnunet.ablation.records import FORMAT, write_record
+from gnunet.ablation.records import FORMAT, LOSSES, write_record
 from gnunet.checkpoint.checkpoint import checkpoint_name, load_checkpoint, newest_checkpoint
 from gnunet.checkpoint.jsonl import read_jsonl
 from gnunet.distributed.accelerator import close, fresh_accelerate_state, make_accelerator
@@ -39,13 +30,8 @@ from gnunet.training.session import Session, build_session
 _GROUP_NUMBERS = itertools.count()  # numbers of the process groups that this process has joined
 CURVE = ("images", "loss", "grad_norm", "learning_rate")
 KEYS_NOT_RECORDED = {"run_dir": True, "data": {"cache_dir"}}  # keys that a record omits: locations of files
-UNMEASURED: dict[str, Any] = {
-    "nearest": None,
-    "magnitudes": None,
-    "errors": {"running": None, "precise": None, "batch": None},
-    "saved_mib": None,
-}
-"""The measurements of a trial that diverged."""
+MEASUREMENTS = {"nearest": nearest, "magnitudes": magnitudes, "errors": val_errors, "saved_mib": activation_memory_mib}
+"""In the order in which they are made: `val_errors` re-estimates the running statistics of the EMA weights."""
 
 
 @fresh_accelerate_state()
@@ -72,42 +58,26 @@ def run_trial(trial: Trial, folder: Path) -> int:
     join_new_process_group()
     session = build_session(config, make_accelerator(config))
     history = training_history(run)
-    if diverged is None:
-        state = load_checkpoint(
-            newest_checkpoint(run / "checkpoints"),
-            model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw,
-        )  # fmt: skip
-        finite = history["validation"][-1]["validation_loss"] is not None
-        ended = {
-            "outcome": "complete" if finite else "diverged",
-            "diverged_at": None,
-            "images": state.images,
-            "nonfinite_steps": state.nonfinite,
-        }
-        grid = run / "samples" / f"{checkpoint_name(state.images)}.png"
-    else:
-        at = diverged.images
-        ended = {"outcome": "diverged", "diverged_at": at, "images": at, "nonfinite_steps": diverged.nonfinite}
-        grid = None
-    measured, cost = UNMEASURED, None
-    if ended["outcome"] == "complete":
-        measured = {
-            # Before the errors, which re-estimate the running statistics of the EMA weights.
-            "nearest": nearest(session),
-            "magnitudes": magnitudes(session),
-            "errors": val_errors(session),
-            "saved_mib": activation_memory_mib(session),
-        }
-        cost = step_cost(session)  # last, since it trains further
+    ended = diverged or load_checkpoint(
+        newest_checkpoint(run / "checkpoints"),
+        model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw,
+    )  # fmt: skip
+    is_complete = diverged is None and history["validation"][-1]["validation_loss"] is not None
+    measured = {name: measure(session) if is_complete else None for name, measure in MEASUREMENTS.items()}
+    measured["errors"] = measured["errors"] or dict.fromkeys(LOSSES.values())
+    cost = step_cost(session) if is_complete else None  # last, since it trains further
     record = {
         "format": FORMAT,
         "cell": trial.name,
         "config": config.model_dump(exclude=KEYS_NOT_RECORDED),
         "seed": config.seed,
-        **ended,
+        "outcome": "complete" if is_complete else "diverged",
+        "diverged_at": diverged and diverged.images,
+        "images": ended.images,
+        "nonfinite_steps": ended.nonfinite,
         "parameters": sum(parameter.numel() for parameter in session.unet.parameters()),
         "norm_kinds": norm_kinds(session.unet),
-        "batch_dependent": is_batch_dependent(session.unet),
+        "batch_dependent": bool(session.batch_norm_scope),
         "bank": {
             "fingerprint": session.val_set.fingerprint,
             "log_snr_edges": config.validation.bin_edges,
@@ -118,13 +88,14 @@ def run_trial(trial: Trial, folder: Path) -> int:
         "environment": environment(session.accelerator.device, session.accelerator.num_processes),
         "times": {
             **times(run),
-            "peak_memory_mib": _peak_memory_mib(run, session, cost, peak),
-            "norm_share": None if cost is None else cost.norm_share,
+            "peak_memory_mib": _peak_memory_mib(run, session, cost and cost.peak_memory_mib, peak),
+            "norm_share": cost and cost.norm_share,
             "cell_seconds": round(time.perf_counter() - start, 3),
         },
     }
     if session.accelerator.is_main_process:
-        if grid is not None:
+        if diverged is None:
+            grid = run / "samples" / f"{checkpoint_name(ended.images)}.png"
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             atomic_write(folder / "samples" / f"{trial.name}.png", grid.read_bytes())
         write_record(folder, record)
@@ -174,12 +145,12 @@ def times(run: Path) -> dict[str, Any]:
     return {"images_per_second": usual, "wall_seconds": round(seconds, 3), "seconds_at": seconds_at}
 
 
-def _peak_memory_mib(run: Path, session: Session, cost: StepCost | None, resident: float) -> float:
+def _peak_memory_mib(run: Path, session: Session, of_step: float | None, resident: float) -> float:
     """Peak memory: on a GPU of a step, including weights and optimizer; on a CPU of the process."""
     logged = [line["memory_mib"] for line in read_jsonl(run / "timing.jsonl")]
     if session.accelerator.device.type == "cpu":
         return max([resident, *logged])
-    return cost.peak_memory_mib if cost is not None and cost.peak_memory_mib is not None else max(logged, default=0.0)
+    return max(logged, default=0.0) if of_step is None else of_step
 
 
 def join_new_process_group() -> None:

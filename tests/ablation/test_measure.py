@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnunet.ablation.measure import (
-    activation_memory_mib,
-    is_batch_dependent,
-    magnitudes,
-    nearest,
-    norm_kinds,
-    step_cost,
-    val_errors,
-)
+from gnunet.ablation.measure import activation_memory_mib, magnitudes, nearest, norm_kinds, step_cost, val_errors
 from gnunet.distributed.accelerator import make_accelerator
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation.validation import per_example_errors, summarize
@@ -58,7 +50,7 @@ def test_errors_are_those_of_the_validation_loss(session):
     errors = val_errors(trained)
     found = summarize(np.array(errors["running"]), trained.val_set.bins, trained.val_set.num_bins)
     logged = validate(trained, 16, stop=StopSignal(), display=Display(images=0, total=16, enabled=False))
-    assert found.mean == pytest.approx(logged["validation_loss"], rel=1e-6)
+    assert found.validation_loss == pytest.approx(logged["validation_loss"], rel=1e-6)
     assert errors["precise"] is errors["batch"] is None  # they would be the same
 
 
@@ -96,9 +88,9 @@ class TestOfNormsThatDependOnTheBatch:
 
     def test_kinds(self, session):
         flags = ["--model.norm.overrides", "{decoder: {kind: batch}}"]
-        mixed = session("group", *flags).unet
-        assert norm_kinds(mixed) == ["group", "batch"] and is_batch_dependent(mixed)
-        assert norm_kinds(session("frn").unet) == ["frn"] and not is_batch_dependent(session("frn").unet)
+        mixed, frn = session("group", *flags), session("frn")
+        assert norm_kinds(mixed.unet) == ["group", "batch"] and mixed.batch_norm_scope
+        assert norm_kinds(frn.unet) == ["frn"] and not frn.batch_norm_scope
 
 
 class TestMagnitudes:

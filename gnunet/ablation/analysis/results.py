@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ from gnunet.ablation.analysis.statistics import (
     Difference,
     Expectation,
     Score,
-    ValidationBins,
     Verdict,
     judge,
     judge_all,
     paired_difference,
+    resample_losses,
 )
 from gnunet.ablation.plan import Condition, Plan, Records, Setting, settings_of
 from gnunet.ablation.records import LOSSES, errors_in, metric_value, rank
@@ -65,8 +65,7 @@ class Results:
         self.study, self.plan, self.folder = study, plan, folder
         self._records = records
         self._names = {(trial.condition, trial.seed): trial.name for trial in plan.trials}
-        self._scores: dict[tuple[str, str, int | None], Score | None] = {}
-        self._bins: dict[tuple[int, ...], ValidationBins] = {}
+        self._cached_score = cache(self._score)
 
     @cached_property
     def conditions(self) -> list[Condition]:
@@ -197,19 +196,12 @@ class Results:
 
         For a loss, `bin_` restricts them to the examples in one bin.
         """
-        found = {}
-        for seed in self.study.seeds:
-            if (record := self.record(condition, seed)) is None:
-                continue
-            key = (record["cell"], metric, bin_)
-            if key not in self._scores:
-                self._scores[key] = self._score(record, metric, bin_)
-            if (score := self._scores[key]) is not None:
-                found[seed] = score
-        return found
+        names = {seed: self.name(condition, seed) for seed in self.study.seeds}
+        found = {seed: self._cached_score(name, metric, bin_) for seed, name in names.items() if name in self._records}
+        return {seed: score for seed, score in found.items() if score is not None}
 
-    def _score(self, record: Mapping[str, Any], metric: str, bin_: int | None) -> Score | None:
-        worst = metric_info(metric).worst
+    def _score(self, name: str, metric: str, bin_: int | None) -> Score | None:
+        record, worst = self._records[name], metric_info(metric).worst
         if record["outcome"] == "diverged":
             return None if worst is None else Score(worst)
         if metric not in LOSSES:
@@ -224,8 +216,8 @@ class Results:
             return None
         if not np.isfinite(errors).all():
             return Score(worst)
-        examples = self._bins.setdefault(tuple(bins.tolist()), ValidationBins(bins))
-        return Score(examples.loss(errors), examples.resampled(errors), record["bank"]["fingerprint"])
+        loss = float(np.mean([errors[bins == b].mean() for b in np.unique(bins)]))
+        return Score(loss, resample_losses(errors, bins), record["bank"]["fingerprint"])
 
     def mean(self, condition: Condition, metric: str) -> float:
         """The mean of a metric over the seeds that have a finite one; NaN where none has."""

@@ -17,7 +17,7 @@ there is a bootstrap interval, over the examples alone, and no verdict.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -37,32 +37,6 @@ class Interval:
 
     low: float
     high: float
-
-
-class ValidationBins:
-    """The bin of each validation example, (n,): a loss is the mean of the means over its bins."""
-
-    def __init__(self, bins: Sequence[int]):
-        self.bins = np.asarray(bins, dtype=np.int64)
-        self._members = [np.flatnonzero(self.bins == b) for b in np.unique(self.bins)]
-
-    def loss(self, errors: np.ndarray) -> float:
-        """The mean over bins of the mean error, of errors (n,), as `gnunet.evaluation.validation.summarize`."""
-        return float(np.mean([errors[members].mean() for members in self._members]))
-
-    def resampled(self, errors: np.ndarray) -> np.ndarray:
-        """The loss of errors (n,) on each resample of the examples, (RESAMPLES,): the same draws for all errors."""
-        return self._weights @ errors
-
-    @cached_property
-    def _weights(self) -> np.ndarray:
-        """The weight of each example in each resample, (RESAMPLES, n)."""
-        rng = np.random.default_rng(0)
-        weights = np.empty((RESAMPLES, len(self.bins)))
-        for members in self._members:
-            size = len(members)
-            weights[:, members] = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size
-        return weights / len(self._members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +166,23 @@ def _bootstrap_interval(pairs: Sequence[tuple[Score, Score]]) -> Interval | None
     tail = (1 - LEVEL) / 2
     low, high = np.quantile((left - right) / np.abs(right), [tail, 1 - tail])
     return Interval(float(low), float(high))
+
+
+def resample_losses(errors: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """The loss of errors (n,), the mean of the means over their bins (n,), on each resample of the examples,
+    (RESAMPLES,): the same draws for all errors."""
+    return _example_weights(tuple(bins.tolist())) @ errors
+
+
+@lru_cache(maxsize=64)
+def _example_weights(bins: tuple[int, ...]) -> np.ndarray:
+    """The weight of each example in each resample, (RESAMPLES, n)."""
+    rng, found = np.random.default_rng(0), np.unique(bins)
+    weights = np.empty((RESAMPLES, len(bins)))
+    for members in (np.equal(bins, b) for b in found):
+        size = members.sum()
+        weights[:, members] = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES) / size
+    return weights / len(found)
 
 
 @lru_cache(maxsize=64)

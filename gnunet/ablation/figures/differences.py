@@ -4,20 +4,18 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.formatting import describe, metric_info, percent, percent_tick
 from gnunet.ablation.analysis.results import Contrast, Results
 from gnunet.ablation.analysis.statistics import Difference
 from gnunet.ablation.figures.scales import relative_axis
 from gnunet.ablation.figures.style import (
-    DIVERGED,
     GREY,
     LIGHT,
-    MISSING,
     ROW,
     Picture,
     VariantStyle,
+    hatch_box,
     hatch_row,
     new_figure,
     render,
@@ -102,8 +100,7 @@ def draw_heat_map(results: Results) -> Picture | None:
             continue
         grid[y], clear[y] = _by_bin(results, row.contrast, bins)
         if row.difference.diverged or row.difference.pairs == 0:
-            hatch = DIVERGED if row.difference.diverged else MISSING
-            panel.add_patch(Rectangle((-0.5, y - 0.5), bins, 1, **hatch | {"facecolor": "none"}))
+            hatch_box(panel, (-0.5, y - 0.5), bins, 1, diverged=bool(row.difference.diverged), facecolor="none")
     limit = _limit(grid)
     image = panel.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
     for y, x in np.argwhere(clear):

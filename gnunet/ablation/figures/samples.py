@@ -4,11 +4,10 @@ import json
 import math
 
 import numpy as np
-from matplotlib.patches import Rectangle
 from PIL import Image
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.style import DIVERGED, DPI, HATCHES, MISSING, Picture, new_figure, render
+from gnunet.ablation.figures.style import DPI, HATCHES, Picture, hatch_box, new_figure, render
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.scaling import as_size
 
@@ -41,8 +40,8 @@ def draw(results: Results) -> Picture | None:
     panel.imshow(canvas, interpolation="nearest", extent=(0, canvas.shape[1], rows * height - GAP, 0))
     for y, (condition, tiles) in enumerate(zip(results.conditions, by_seed[seed], strict=True)):
         if tiles is None:
-            hatch = DIVERGED if results.state(condition, seed) == "diverged" else MISSING
-            panel.add_patch(Rectangle((0, y * height), canvas.shape[1], height - GAP, **hatch))
+            diverged = results.state(condition, seed) == "diverged"
+            hatch_box(panel, (0, y * height), canvas.shape[1], height - GAP, diverged=diverged)
     panel.grid(visible=False)
     panel.set_xticks([])
     panel.set_yticks(np.arange(rows) * height + (height - GAP) / 2, labels)

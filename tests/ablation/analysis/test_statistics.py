@@ -10,23 +10,26 @@ from gnunet.ablation.analysis.statistics import (
     Difference,
     Interval,
     Score,
-    ValidationBins,
     judge,
     judge_all,
     paired_difference,
+    resample_losses,
     student_interval,
 )
 from gnunet.evaluation.validation import summarize
 
 BINS = np.arange(60) % 4
-EXAMPLES = ValidationBins(BINS)
 DIVERGED = Score(inf)
 UNKNOWN = "not enough evidence"
 
 
+def loss_of(errors):
+    return summarize(errors, BINS, 4).validation_loss
+
+
 def trials(errors):
     """Outcomes by seed from rows of errors."""
-    return {seed: Score(EXAMPLES.loss(row), EXAMPLES.resampled(row)) for seed, row in enumerate(errors)}
+    return {seed: Score(loss_of(row), resample_losses(row, BINS)) for seed, row in enumerate(errors)}
 
 
 def values(*numbers):
@@ -46,26 +49,21 @@ def between(low, high):
     return Difference(3, (low + high) / 2, (low, (low + high) / 2, high), Interval(low, high), None)
 
 
-class TestValidationBins:
-    def test_the_loss_is_the_validation_loss(self):
-        bins = np.array([0, 0, 0, 1, 3, 3])  # of different sizes, one empty
-        errors = np.random.default_rng(0).random(6)
-        assert ValidationBins(bins).loss(errors) == pytest.approx(summarize(errors, bins, 4).mean, rel=1e-15)
-
+class TestResamples:
     def test_resamples_have_the_spread_of_the_stratified_mean(self):
         bins = np.repeat([0, 1, 2], 40)
         errors = np.random.default_rng(0).standard_normal(120) + 10 * bins  # bins far apart: they are not mixed
-        resampled = ValidationBins(bins).resampled(errors)
+        resampled = resample_losses(errors, bins)
         assert resampled.shape == (RESAMPLES,)
         expected = math.sqrt(sum(errors[bins == b].var() / 40 for b in range(3))) / 3
         assert resampled.std() == pytest.approx(expected, rel=0.06)
-        loss = ValidationBins(bins).loss(errors)
+        loss = summarize(errors, bins, 3).validation_loss
         assert resampled.mean() == pytest.approx(loss, abs=4 * expected / math.sqrt(RESAMPLES))
 
     def test_every_trial_has_the_same_resamples(self):
         a, b = draw(2)
-        one, other = ValidationBins(BINS), ValidationBins(BINS)
-        np.testing.assert_allclose(one.resampled(a) + other.resampled(b), one.resampled(a + b), rtol=1e-12)
+        one, other, both = (resample_losses(errors, BINS) for errors in (a, b, a + b))
+        np.testing.assert_allclose(one + other, both, rtol=1e-12)
 
 
 class TestIntervals:
@@ -126,7 +124,7 @@ class TestIntervals:
             right = np.tile(examples, (seeds, 1))
             left = right + effect + 0.02 * rng.standard_normal((seeds, 1))
             interval = paired_difference(trials(left), trials(right)).interval
-            scale = EXAMPLES.loss(examples)  # relative to what is measured
+            scale = loss_of(examples)  # relative to what is measured
             covered += interval.low * scale <= 0.05 <= interval.high * scale
         assert covered / runs > 0.93
 
