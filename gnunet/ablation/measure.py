@@ -19,6 +19,7 @@ from gnunet.environment import activation_bytes
 from gnunet.evaluation import load_extractors, nearest_images
 from gnunet.evaluation.validation import per_example_errors, validation_errors
 from gnunet.models import UNet2D
+from gnunet.models.norm_sites import REGIONS
 from gnunet.norms import NormLayer, kind_of
 from gnunet.processes import Processes
 from gnunet.training.cuda_graph import WARM_UP_STEPS
@@ -26,8 +27,6 @@ from gnunet.training.evaluation import chosen_metrics, sample_fn
 from gnunet.training.session import Session
 from gnunet.training.trainer import train_step
 
-REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
-"""Names of the regions of a U-Net."""
 STATISTICS_IMAGES, STATISTICS_BATCHES = 1024, 16
 """Fewest training images and batches that running statistics are re-estimated on; fewer images where the run has seen
 fewer."""

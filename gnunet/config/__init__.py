@@ -9,14 +9,7 @@ from gnunet.config.checks import accumulation_steps, check_latents
 from gnunet.config.cli import parse_args
 from gnunet.config.load import changed_keys, diff_configs, from_yaml, load_config, to_yaml
 from gnunet.config.model_kwargs import image_kwargs, label_shape, make_condition, process_kwargs, unet_kwargs
-from gnunet.config.sections import (
-    Config,
-    EvaluateConfig,
-    ModelConfig,
-    SamplingConfig,
-    Text,
-    TrainConfig,
-)
+from gnunet.config.sections import Config, EvaluateConfig, ModelConfig, SamplingConfig, Text, TrainConfig
 
 __all__ = [
     "Config",

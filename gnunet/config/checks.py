@@ -260,7 +260,7 @@ def _check_validation(config: Config) -> Iterator[ConfigIssue]:
 
 
 def _check_evaluate(config: Config) -> Iterator[ConfigIssue]:
-    from gnunet.evaluation import EXTRACTORS, get_metrics, too_few_images
+    from gnunet.evaluation.metrics import EXTRACTORS, get_metrics, too_few_images
 
     evaluate = config.evaluate
     for name in evaluate.extractors:

@@ -2,15 +2,7 @@
 
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.image_files import ImageFiles
-from gnunet.evaluation.metrics import (
-    FeatureMetric,
-    Scorer,
-    check_reference,
-    get_metrics,
-    load_extractors,
-    sample_size_warnings,
-    too_few_images,
-)
+from gnunet.evaluation.metrics import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors
 from gnunet.evaluation.neighbours import draw_neighbours, nearest_images
 from gnunet.evaluation.validation import validation_loss
 
@@ -24,7 +16,5 @@ __all__ = [
     "get_metrics",
     "load_extractors",
     "nearest_images",
-    "sample_size_warnings",
-    "too_few_images",
     "validation_loss",
 ]

@@ -190,6 +190,9 @@ def _nearest(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+LAYERS = (ResnetBlock, Attention, Downsample, Upsample)  # what blocks consist of
+
+
 class MidBlock(nn.Module):
     """diffusers' UNetMidBlock2D: residual layers, and attention after each of the first num_attentions.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from gnunet.norms import make_concat_norm, make_norm
 
-_REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
+REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class NormSites:
     def at(self, path: str, level: int, *, attention: bool = False) -> NormSite:
         """The site of a layer. level: how often the resolution is halved before it. attention: whether it is attention
         with a norm."""
-        regions = [_REGIONS[path.split(".")[0]]]
+        regions = [REGIONS[path.split(".")[0]]]
         if self._height is not None:
             regions.insert(0, str(self._height // 2**level))
         if attention:

@@ -23,17 +23,7 @@ from gnunet.norms.signature import validate_options
 from gnunet.ops import checkpoint_inputs
 
 from . import convert
-from .blocks import (
-    Attention,
-    BlockSettings,
-    DownBlock,
-    Downsample,
-    MidBlock,
-    ResnetBlock,
-    UpBlock,
-    Upsample,
-    set_input_std,
-)
+from .blocks import LAYERS, Attention, BlockSettings, DownBlock, MidBlock, ResnetBlock, UpBlock, set_input_std
 from .norm_sites import NormSites
 from .pretrained import check_pretrained
 
@@ -266,8 +256,7 @@ class UNet2D(ModelMixin, ConfigMixin):
 
     def fsdp_units(self) -> list[nn.Module]:
         """The modules that the forward pass calls one after the other and that hold most of the parameters."""
-        kinds = (ResnetBlock, Attention, Downsample, Upsample)
-        return [module for module in self.modules() if isinstance(module, kinds)]
+        return [module for module in self.modules() if isinstance(module, LAYERS)]
 
     def enable_recompute(self, enabled: bool = True) -> None:
         """Recompute the inputs of convolutions and attention in the backward pass from the inputs of norms and skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ class RMSNorm(LayerChannelNorm):
     Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv:1910.07467), with eps inside the root.
     """
 
-    affine = ("weight",)
+    affine: ClassVar[tuple[str, ...]] = ("weight",)
 
     def normalize(self, u: Tensor) -> Tensor:
         return u * torch.rsqrt(u.square().mean(1, keepdim=True) + self.eps)

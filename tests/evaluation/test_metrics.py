@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from gnunet.errors import ConfigError, DataError
-from gnunet.evaluation import Scorer, get_metrics, load_extractors, sample_size_warnings
+from gnunet.evaluation import Scorer, get_metrics, load_extractors
 from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from gnunet.evaluation.features import collect_statistics
-from gnunet.evaluation.metrics import metric_table
+from gnunet.evaluation.metrics import metric_table, sample_size_warnings
 from tests.tables import make_table
 
 

@@ -15,7 +15,7 @@ from gnunet.ablation.figures.style import (
     GREY,
     Picture,
     VariantStyle,
-    hatch_row,
+    hatch,
     legend_height,
     new_figure,
     render,
@@ -136,7 +136,7 @@ def _draw_bars(panel: Axes, results: Results, styles: dict[str, VariantStyle], m
     for y, condition in enumerate(results.conditions):
         values = [score.value for score in results.scores(condition, metric).values()]
         if not values:
-            hatch_row(panel, y, diverged=False)
+            hatch(panel, y, diverged=False)
             continue
         mean = sum(values) / len(values)
         panel.barh(y, mean, height=0.8, color=styles[condition.variant].colour, alpha=0.4, linewidth=0)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.figures.scales import loss_axis, relative_axis
 from gnunet.ablation.figures.style import (
     LIGHT,
+    PATCHES,
     Picture,
     VariantStyle,
-    hatch_box,
     legend_height,
     new_figure,
     render,
@@ -127,7 +128,7 @@ def _draw_apart(
             panel.plot(*base[:2], color="black", linewidth=0.8, zorder=2)
         _draw_curves(panel, styles[variant], found)
         if not found:
-            hatch_box(panel, (0, 0), 1, 1, diverged=False, transform=panel.transAxes)
+            panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, **PATCHES[False]))
 
 
 def _draw_curves(panel: Axes, style: VariantStyle, curves: Sequence[_Curve]) -> None:

@@ -9,18 +9,7 @@ from gnunet.ablation.analysis.formatting import describe, metric_info, percent, 
 from gnunet.ablation.analysis.results import Contrast, Results
 from gnunet.ablation.analysis.statistics import Difference
 from gnunet.ablation.figures.scales import relative_axis
-from gnunet.ablation.figures.style import (
-    GREY,
-    LIGHT,
-    ROW,
-    Picture,
-    VariantStyle,
-    hatch_box,
-    hatch_row,
-    new_figure,
-    render,
-    set_rows,
-)
+from gnunet.ablation.figures.style import GREY, LIGHT, ROW, Picture, VariantStyle, hatch, new_figure, render, set_rows
 
 _COLUMNS = ((0.22, "right"), (0.28, "left"), (1.0, "right"))
 """Columns of the table next to the forest plot: position, as a share of its width, and alignment."""
@@ -66,7 +55,7 @@ def _write(table: Axes, y: float, texts: tuple[str, str, str], **style: str) -> 
 
 def _draw_row(panel: Axes, y: int, difference: Difference, style: VariantStyle) -> None:
     if difference.pairs == 0:
-        hatch_row(panel, y, diverged=bool(difference.both_diverged))
+        hatch(panel, y, diverged=bool(difference.both_diverged))
         return
     panel.axhline(y, color=LIGHT, linewidth=0.5, zorder=0)
     left, right = panel.get_xlim()
@@ -100,7 +89,7 @@ def draw_heat_map(results: Results) -> Picture | None:
             continue
         grid[y], clear[y] = _by_bin(results, row.contrast, bins)
         if row.difference.diverged or row.difference.pairs == 0:
-            hatch_box(panel, (-0.5, y - 0.5), bins, 1, diverged=bool(row.difference.diverged), facecolor="none")
+            hatch(panel, y, diverged=bool(row.difference.diverged), height=1.0, facecolor="none")
     limit = _limit(grid)
     image = panel.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
     for y, x in np.argwhere(clear):

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.style import HATCHES, Picture, hatch_row, render, row_panels
+from gnunet.ablation.figures.style import HATCHES, Picture, hatch, render, row_panels
 
 KeyPath = tuple[str, ...]  # where a quantity, a number for each bin, is in a record's magnitudes
 _REGIONS = ("encoder", "middle", "decoder", "out")
@@ -55,7 +55,7 @@ def _draw(results: Results, panels: Mapping[str, KeyPath], name: str, title: str
             bar.minorticks_off()
         for y, condition in enumerate(results.conditions):
             if not np.isfinite(grid[y]).any():
-                hatch_row(panel, y, diverged="diverged" in results.states(condition), height=1.0)
+                hatch(panel, y, diverged="diverged" in results.states(condition), height=1.0)
         panel.set_xlabel("log-SNR")
     caption = (
         f"{shown}, with the final EMA weights in evaluation mode; geometric mean over the seeds. Colours are "

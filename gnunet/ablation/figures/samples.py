@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.style import DPI, HATCHES, Picture, hatch_box, new_figure, render
+from gnunet.ablation.figures.style import DPI, HATCHES, Picture, hatch, new_figure, render
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.scaling import as_size
 
@@ -41,7 +41,7 @@ def draw(results: Results) -> Picture | None:
     for y, (condition, tiles) in enumerate(zip(results.conditions, by_seed[seed], strict=True)):
         if tiles is None:
             diverged = results.state(condition, seed) == "diverged"
-            hatch_box(panel, (0, y * height), canvas.shape[1], height - GAP, diverged=diverged)
+            hatch(panel, y * height + (height - GAP) / 2, diverged=diverged, height=height - GAP)
     panel.grid(visible=False)
     panel.set_xticks([])
     panel.set_yticks(np.arange(rows) * height + (height - GAP) / 2, labels)

@@ -13,14 +13,13 @@ from matplotlib import rc_context, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 WIDTH = 10.0  # inches: 960 CSS pixels, the width of the report's text
 DPI = 110  # of PNG
 ROW = 0.23  # inches of a row of text
 GREY, LIGHT = "0.45", "0.85"
 _MISSING = {"facecolor": "white", "edgecolor": "0.65", "hatch": "////", "linewidth": 0.0}
-_HATCHES = {False: _MISSING, True: _MISSING | {"edgecolor": "0.35", "hatch": "xxxx"}}
+PATCHES = {False: _MISSING, True: _MISSING | {"edgecolor": "0.35", "hatch": "xxxx"}}
 """Patches where there is no record, and where the training diverged."""
 HATCHES = "Crosshatched: diverged; hatched: missing."  # the patches, for captions
 _MAX_LEGEND_COLUMNS = 7
@@ -126,13 +125,6 @@ def set_rows(panel: Axes, labels: Sequence[str]) -> None:
     panel.tick_params(axis="y", length=0)
 
 
-def hatch_row(axes: Axes, y: int, *, diverged: bool, height: float = 0.8) -> None:
-    """Mark a row without numbers as diverged or missing."""
-    axes.axhspan(y - height / 2, y + height / 2, **_HATCHES[diverged])
-
-
-def hatch_box(
-    axes: Axes, corner: tuple[float, float], width: float, height: float, *, diverged: bool, **changes: Any
-) -> None:
-    """Mark a box as diverged or missing, with `changes` to the patch."""
-    axes.add_patch(Rectangle(corner, width, height, **_HATCHES[diverged] | changes))
+def hatch(axes: Axes, y: float, *, diverged: bool, height: float = 0.8, **changes: Any) -> None:
+    """Mark a row as diverged or missing, with `changes` to the patch."""
+    axes.axhspan(y - height / 2, y + height / 2, **PATCHES[diverged] | changes)

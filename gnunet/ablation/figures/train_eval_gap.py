@@ -4,7 +4,7 @@ import math
 
 from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.figures.scales import loss_axis, relative_axis
-from gnunet.ablation.figures.style import GREY, HATCHES, LIGHT, ROW, Picture, hatch_row, put_legend, render, row_panels
+from gnunet.ablation.figures.style import GREY, HATCHES, LIGHT, ROW, Picture, hatch, put_legend, render, row_panels
 
 _MARKERS = {
     "validation_loss": {"label": "running statistics", "marker": "o", "color": "black"},
@@ -26,7 +26,7 @@ def draw(results: Results) -> Picture | None:
         finite = [mean for mean in means.values() if math.isfinite(mean)]
         if not finite:
             for panel in (left, right):
-                hatch_row(panel, y, diverged="diverged" in results.states(condition))
+                hatch(panel, y, diverged="diverged" in results.states(condition))
             continue
         losses += finite
         left.plot([min(finite), max(finite)], [y, y], color=GREY, linewidth=0.8, zorder=1)

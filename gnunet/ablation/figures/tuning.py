@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.formatting import metric_info, percent_tick
 from gnunet.ablation.analysis.results import Results
-from gnunet.ablation.figures.style import ROW, Picture, hatch_box, new_figure, render, set_rows
+from gnunet.ablation.figures.style import PATCHES, ROW, Picture, new_figure, render, set_rows
 
 _WORST = 0.2  # difference to the best of a row at which the colours end
 
@@ -35,7 +35,7 @@ def draw(results: Results) -> Picture | None:
                 style = {"fontsize": 8, "color": colour, "weight": "bold" if value == chosen else "normal"}
                 panel.text(x, y, f"{number:.4g}", ha="center", va="center", **style)
             else:
-                hatch_box(panel, (x - 0.5, y - 0.5), 1, 1, diverged=math.isinf(number))
+                panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **PATCHES[math.isinf(number)]))
             if value == chosen:
                 panel.add_patch(Rectangle((x - 0.5, y - 0.45), 1, 0.9, fill=False, edgecolor="#D55E00", linewidth=2))
     set_rows(panel, [results.label(condition) for condition in scores])

@@ -121,12 +121,12 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def find_weights(name: str, given: str | Path | None, url: str) -> Path:
-    """The given weights file, or by default the one of `url` in torch.hub's cache; nothing is downloaded."""
+def find_weights(name: str, given: str | Path | None, url: str) -> dict[str, Tensor]:
+    """`read_weights` of the given file, or by default of that of `url` in torch.hub's cache; nothing is downloaded."""
     default = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     path = default if given is None else expand(given)
     if path.is_file():
-        return path
+        return read_weights(path, name)
     if given is not None:
         raise ConfigError(f"extractor {name}: there is no weights file {path}; the published ones are {url}")
     raise ConfigError(

@@ -7,14 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnunet.evaluation.extractors.base import (
-    Extractor,
-    Preprocessing,
-    find_weights,
-    fitting_weights,
-    read_weights,
-    weights_digest,
-)
+from gnunet.evaluation.extractors.base import Extractor, Preprocessing, find_weights, fitting_weights, weights_digest
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 IMAGENET = Preprocessing(
@@ -33,7 +26,7 @@ def load_dinov2(weights: str | Path | None, device: torch.device) -> Extractor:
     The network is implemented here because the libraries that have it either resize the position embedding
     differently, which shifts the distances, or run code from a hub.
     """
-    state = read_weights(find_weights("dinov2", weights, URL), "dinov2")
+    state = find_weights("dinov2", weights, URL)
     network = VisionTransformer(width=1024, depth=24, heads=16, patch=14, grid=16)
     with fitting_weights("dinov2"):
         network.load_state_dict(convert_weights(state, grid=16))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from gnunet.errors import ConfigError
-from gnunet.evaluation.extractors.base import Extractor, find_weights, fitting_weights, read_weights, weights_digest
+from gnunet.evaluation.extractors.base import Extractor, find_weights, fitting_weights, weights_digest
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
@@ -23,7 +23,7 @@ def load_inception(weights: str | Path | None, device: torch.device) -> Extracto
             "extractor inception needs torch-fidelity (which needs torchvision): "
             f"pip install 'gnunet[inception]' ({error})"
         ) from error
-    state = read_weights(find_weights("inception", weights, URL), "inception")
+    state = find_weights("inception", weights, URL)
     # torch-fidelity unpickles the file it is given, so pass it weights that were read without running code.
     plain = io.BytesIO()
     torch.save(state, plain)
