@@ -116,48 +116,41 @@ def file_sha256(path: Path) -> dict[str, Any]:
 
 def save_checkpoint(
     folder: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.AdamW, state: TrainState,
-    config_text: str, accelerator: Accelerator | None = None,
+    config_text: str, accelerator: Accelerator, sharded: bool = False,
 ) -> Path:  # fmt: skip
     """Write the checkpoint of `state.images` under `folder` (checkpoints/) and return its path.
 
-    With `accelerator`, every rank calls this and writes a shard; without, this process writes everything.
+    Every rank calls this and, if the state is `sharded`, writes a shard; else the main rank writes everything.
 
     Raises:
-        OSError, SafetensorError: writing failed, on all ranks; earlier checkpoints are unchanged.
+        OSError: writing failed, on all ranks; earlier checkpoints are unchanged.
     """
     path = folder / checkpoint_name(state.images)
+    shard = ShardId(accelerator.process_index, accelerator.num_processes) if sharded else UNSHARDED
     moments = optimizer_tensors(optimizer.state_dict()["state"], model)
     tensors = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": moments}
 
-    def write_shard(temporary: Path, shard: ShardId) -> dict[str, dict[str, Any]]:
+    def write_shard() -> dict[str, dict[str, Any]]:
         written = {}
-        for kind in TENSOR_FILES:
+        for kind in TENSOR_FILES if sharded or accelerator.is_main_process else ():
             file = temporary / file_name(kind, shard)
             write_tensors(file, tensors[kind], shard)
             fsync_path(file)
             written[file.name] = file_sha256(file)
         return written
 
-    def complete(temporary: Path, manifest: dict[str, dict[str, Any]]) -> None:
+    def complete() -> None:
         (temporary / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=1) + "\n")
         (temporary / "config.yaml").write_text(config_text)
+        manifest = {name: entry for each in written for name, entry in each.items()}
         manifest |= {name: file_sha256(temporary / name) for name in ("state.json", "config.yaml")}
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        stack.close()
 
-    if accelerator is None:
-        with atomic_directory(path) as temporary:
-            complete(temporary, write_shard(temporary, UNSHARDED))
-        return path
     with ExitStack() as stack:
-        shard = ShardId(accelerator.process_index, accelerator.num_processes)
         temporary = run_on_main_rank(accelerator, lambda: stack.enter_context(atomic_directory(path)))
-        written = run_on_all_ranks(accelerator, lambda: write_shard(temporary, shard))
-
-        def finish() -> None:
-            complete(temporary, {name: entry for each in written for name, entry in each.items()})
-            stack.close()
-
-        run_on_main_rank(accelerator, finish)
+        written = run_on_all_ranks(accelerator, write_shard)
+        run_on_main_rank(accelerator, complete)
     return path
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from diffusers import DDPMPipeline, DDPMScheduler
 
+from gnunet.checkpoint.checkpoint import TrainState
+from gnunet.checkpoint.run_dir import RunDir
 from gnunet.diffusion import Process
 from gnunet.errors import CheckpointError
 from gnunet.files import atomic_directory, link_missing
@@ -18,39 +20,37 @@ from gnunet.models import UNet2D
 from gnunet.safe_io import read_json
 
 
-def export_model(
-    folder: Path, ema: UNet2D, process: Process, *, images: int, data: dict[str, Any],
-    condition: dict[str, Any] | None = None, autoencoder: Path | None = None,
-) -> None:  # fmt: skip
-    """Write the pipeline to `folder`, replacing the previous one; `data` is `TrainState.data`, `condition` the keys of
-    the configuration's data that describe a condition, if the network has one, `autoencoder` the folder of its
-    autoencoder, if it sees latents.
+def export_model(run: RunDir, ema: UNet2D, process: Process, state: TrainState) -> None:
+    """Write the pipeline to RUN/model/, replacing the previous one, with a copy of RUN/autoencoder/ if it sees latents.
 
-    Other files in `folder`, such as a README.md or .git, stay.
+    Other files in RUN/model/, such as a README.md or .git, stay.
 
     Raises:
-        CheckpointError: an entry of `folder` is a file in place of a directory, or the reverse.
+        CheckpointError: an entry of RUN/model/ is a file in place of a directory, or the reverse.
     """
+    data, condition, of_latents = state.data, None, "autoencoder" in state.data
+    if (settings := run.config.data).condition is not None:
+        omitted = {"condition": {"folder", "column"}}
+        condition = settings.model_dump(include={"condition", "condition_dropout"}, exclude=omitted)
     try:
         unet: Any = ema.to_diffusers()
     except ValueError:
         unet = ema  # UNet2DModel does not have this normalization: loads with gnunet.models.UNet2D
     scheduler = process.export_scheduler()
     try:
-        with atomic_directory(folder, keep_others=True) as temporary:
+        with atomic_directory(run.model, keep_others=True) as temporary:
             stock = isinstance(scheduler, DDPMScheduler) and not isinstance(unet, UNet2D)
-            if stock and condition is None and autoencoder is None:
+            if stock and condition is None and not of_latents:
                 DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
             else:
                 unet.save_pretrained(temporary / "unet")
                 scheduler.save_pretrained(temporary / "scheduler")
-            metadata = {"images": images, "class_names": data["class_names"], "class_counts": data["class_counts"]}
+            keys = ("class_names", "class_counts", "scaling", "labels", "autoencoder")
+            metadata = {"images": state.images, **{key: data[key] for key in keys if key in data}}
             metadata |= {} if condition is None else {"condition": condition}
-            metadata |= {key: data[key] for key in ("scaling", "labels") if key in data}
-            if autoencoder is not None:
+            if of_latents:
                 (temporary / "vae").mkdir()
-                link_missing(autoencoder, temporary / "vae")
-                metadata["autoencoder"] = data["autoencoder"]
+                link_missing(run.autoencoder, temporary / "vae")
             (temporary / "gnunet.json").write_text(json.dumps(metadata, indent=1) + "\n")
     except (NotADirectoryError, FileExistsError) as error:
         raise CheckpointError(f"{error.filename}: is in the way of the model's export; move it elsewhere") from None

@@ -1,4 +1,4 @@
-"""What a conditional model samples from: a folder of pictures, or the images of its own run."""
+"""The model that a command names, and what it samples from: a folder of pictures, or the images of its own run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.commands.options import check_integer, load_model
+from gnunet.checkpoint.trained_model import WEIGHTS, TrainedModel, load_trained_model
+from gnunet.commands.options import check_integer
+from gnunet.config import SamplingConfig
+from gnunet.config.merge import ConfigSource, merge_and_validate
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_image, read_size, read_values
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path, expand
@@ -17,6 +19,31 @@ from gnunet.training.session import RunData, load_run_data
 
 MASK = "_mask"  # at the end of the name of an image's mask
 JUMPS = {"jump_length": 10, "resample": 10}  # RePaint's settings in the paper
+
+
+def load_model(
+    source: str | Path, *, weights: str = "ema", seed: int | None = None, sampler: str | None = None,
+    num_inference_steps: int | None = None, guidance_scale: float | None = None, batch_size: int | None = None,
+) -> TrainedModel:  # fmt: skip
+    """Load a run, a checkpoint or a diffusers model with settings as in the config's `sampling`; None: the run's own.
+
+    Raises:
+        CheckpointError: there is no model at `source`, or it is corrupted.
+        ConfigError: a setting is not valid.
+    """
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights: given {weights}; valid: {' or '.join(WEIGHTS)}")
+    if seed is not None:
+        seed = check_integer("seed", seed)
+    model = load_trained_model(expand(source), weights)
+    settings = {
+        "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
+        "batch_size": batch_size,
+    }  # fmt: skip
+    given = {key: value for key, value in settings.items() if value is not None}
+    sources = [ConfigSource(model.name, model.sampling.model_dump()), ConfigSource("given", given)]
+    sampling = merge_and_validate(SamplingConfig, sources)
+    return replace(model, sampling=sampling, seed=model.seed if seed is None else seed)
 
 
 def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedModel:

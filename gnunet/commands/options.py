@@ -1,19 +1,15 @@
-"""Arguments shared by the subcommands, and the model that they name."""
+"""Arguments shared by the subcommands."""
 
 import argparse
 import math
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean, did_you_mean_path, expand
 from gnunet.habits import habits_of
-
-if TYPE_CHECKING:
-    from gnunet.checkpoint.trained_model import TrainedModel
 
 SAMPLING = ("weights", "seed", "sampler", "num_inference_steps", "guidance_scale", "batch_size")
 LIMITS = {
@@ -62,36 +58,6 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--conditions", type=Path, metavar="FOLDER", help=conditions)
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
-
-
-def load_model(
-    source: str | Path, *, weights: str = "ema", seed: int | None = None, sampler: str | None = None,
-    num_inference_steps: int | None = None, guidance_scale: float | None = None, batch_size: int | None = None,
-) -> "TrainedModel":  # fmt: skip
-    """Load a run, a checkpoint or a diffusers model with settings as in the config's `sampling`; None: the run's own.
-
-    Raises:
-        CheckpointError: there is no model at `source`, or it is corrupted.
-        ConfigError: a setting is not valid.
-    """
-    # These take seconds, which --help need not wait for.
-    from gnunet.checkpoint.trained_model import WEIGHTS, load_trained_model
-    from gnunet.config import SamplingConfig
-    from gnunet.config.merge import ConfigSource, merge_and_validate
-
-    if weights not in WEIGHTS:
-        raise ConfigError(f"weights: given {weights}; valid: {' or '.join(WEIGHTS)}")
-    if seed is not None:
-        seed = check_integer("seed", seed)
-    model = load_trained_model(expand(source), weights)
-    settings = {
-        "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
-        "batch_size": batch_size,
-    }  # fmt: skip
-    given = {key: value for key, value in settings.items() if value is not None}
-    sources = [ConfigSource(model.name, model.sampling.model_dump()), ConfigSource("given", given)]
-    sampling = merge_and_validate(SamplingConfig, sources)
-    return replace(model, sampling=sampling, seed=model.seed if seed is None else seed)
 
 
 def check_exists(source: Path) -> None:

@@ -60,7 +60,7 @@ class ImageSampler:
         values that are not finite.
 
         Args:
-            indices: each 0 or more, in any order.
+            indices: at least one, each 0 or more, in any order.
             labels: each image's, int64 (len(indices),), or float32, also (len(indices), D); None for a network without.
             condition: fp32 (len(indices), channels, H, W), what is concatenated to the network's input, or None.
             known: fp32 (len(indices), C + 1, H, W) from which `repaint` samples in place of the sampler, or None.
@@ -76,13 +76,13 @@ class ImageSampler:
         requested = np.asarray(indices, dtype=np.int64)
         initial_noise = Stream(self.seed, StreamKey.SAMPLE_NOISE)
         shape = (*self.size, self.channels)
-        result = np.empty((len(requested), *shape), self.scaling.file_dtype)
+        result: dict[int, np.ndarray] = {}
         num_nonfinite = 0
         # The same algorithms in every process that samples, whatever a trainer has chosen for its own speed.
         with eval_mode(self.network), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             for number in np.unique(requested // self.batch_size).tolist():
                 batch = range(number * self.batch_size, (number + 1) * self.batch_size)
-                rows = np.flatnonzero(requested // self.batch_size == number)  # of the result
+                rows = np.flatnonzero(requested // self.batch_size == number)  # of labels, condition and known
                 positions = requested[rows] - batch.start  # in the batch
                 noise = np.stack([initial_noise.at(i).standard_normal(shape, dtype=np.float32) for i in batch])
                 x = torch.from_numpy(noise).to(self.device).permute(0, 3, 1, 2)
@@ -99,13 +99,10 @@ class ImageSampler:
                     images = repaint(self.process, model_fn, x, kept, generators, steps=steps, **self.jumps)
                 images = (images if self.decode is None else self.decode(images))[positions]
                 num_nonfinite += int((~images.isfinite().flatten(1).all(dim=1)).sum())
-                values = self.scaling.from_network(images)
-                if values.shape[1:] != result.shape[1:]:  # decoded
-                    result = np.empty((len(requested), *values.shape[1:]), values.dtype)
-                result[rows] = values
+                result.update(zip(requested[rows].tolist(), self.scaling.from_network(images), strict=True))
         if num_nonfinite:
             logger.warning("%d of %d sampled images have values that are not finite", num_nonfinite, len(requested))
-        return result
+        return np.stack([result[index] for index in requested.tolist()])
 
     def model_fn(self, labels: Tensor | None, condition: Tensor | None) -> ModelFn:
         """The network with guidance: its output without what can be dropped + guidance_scale * (output - that)."""

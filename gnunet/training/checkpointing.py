@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from gnunet.checkpoint.checkpoint import (
     TrainState,
@@ -132,17 +131,14 @@ def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool =
     check_finite(session, state)
     accelerator = session.accelerator
     state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
-    write = partial(
-        save_checkpoint, run.checkpoints, model=session.unet, ema=session.ema_network,
-        optimizer=session.strategy.adamw, state=state, config_text=to_yaml(session.config),
-    )  # fmt: skip
+    ema = session.ema_network
     try:
         run_on_main_rank(accelerator, run.metrics.sync)
-        if session.strategy.state_is_sharded:
-            checkpoint = write(accelerator=accelerator)
-        else:
-            checkpoint = run_on_main_rank(accelerator, write)
-    except (OSError, SafetensorError) as error:
+        checkpoint = save_checkpoint(
+            run.checkpoints, model=session.unet, ema=ema, optimizer=session.strategy.adamw, state=state,
+            config_text=to_yaml(session.config), accelerator=accelerator, sharded=session.strategy.state_is_sharded,
+        )  # fmt: skip
+    except OSError as error:
         raise CheckpointError(
             f"{run.checkpoints}: the checkpoint at {state.images} images cannot be written ({error}); "
             "earlier ones are intact, and the same command resumes from them"
@@ -187,13 +183,4 @@ def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -
     if session.strategy.state_is_sharded:
         ema = UNet2D.from_config(session.unet.config).eval()
         load_weights(checkpoint, "ema", ema)
-    data, condition = session.config.data, None
-    if data.condition is not None:
-        condition = data.model_dump(
-            include={"condition", "condition_dropout"}, exclude={"condition": {"folder", "column"}}
-        )
-    autoencoder = None if session.autoencoder is None else run.autoencoder
-    export_model(
-        run.model, ema, session.process, images=state.images, data=state.data, condition=condition,
-        autoencoder=autoencoder,
-    )  # fmt: skip
+    export_model(run, ema, session.process, state)

@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from gnunet.checkpoint.checkpoint import (
@@ -40,8 +41,9 @@ def save(folder, images, model=None, optimizer=None):
         model, optimizer = trained()
     state = TrainState(images=images, loss_sum=0.1 + 0.2, scaler={"scale": 2.0**16})
     return save_checkpoint(
-        folder, model=model, ema=copy.deepcopy(model), optimizer=optimizer, state=state, config_text="seed: 0\n"
-    )
+        folder, model=model, ema=copy.deepcopy(model), optimizer=optimizer, state=state, config_text="seed: 0\n",
+        accelerator=Accelerator(cpu=True),
+    )  # fmt: skip
 
 
 def test_round_trip_is_exact(tmp_path):

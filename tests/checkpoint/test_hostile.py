@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from gnunet.checkpoint.checkpoint import (
@@ -26,6 +27,7 @@ from gnunet.checkpoint.checkpoint import (
     save_checkpoint,
 )
 from gnunet.checkpoint.export import export_model
+from gnunet.checkpoint.run_dir import RunDir
 from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.config import Config, from_yaml, to_yaml, unet_kwargs
 from gnunet.diffusion import make_process
@@ -83,9 +85,11 @@ def original(tmp_path_factory: pytest.TempPathFactory, network: UNet2D) -> Path:
     optimizer.step()
     save_checkpoint(
         folder / "checkpoints", model=network, ema=copy.deepcopy(network), optimizer=optimizer,
-        state=TrainState(images=8, data=DATA), config_text=to_yaml(config),
+        state=(state := TrainState(images=8, data=DATA)), config_text=to_yaml(config),
+        accelerator=Accelerator(cpu=True),
     )  # fmt: skip
-    export_model(folder / "model", network, make_process(**config.diffusion.model_dump()), images=8, data=DATA)
+    run = RunDir(config.model_copy(update={"run_dir": str(folder)}))
+    export_model(run, network, make_process(**config.diffusion.model_dump()), state)
     return folder
 
 
