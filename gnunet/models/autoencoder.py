@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gnunet.scaling import Scaling, per_channel, to_unit_range
 from .pretrained import check_pretrained, find_model, weights_digest
 
 KINDS: dict[Any, Any] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, VQModel)}
+WEIGHTLESS = ("act_fn", "norm_num_groups", "upsample_fn")  # config keys that change outputs and no weight
 SUBFOLDERS = ("", "vae/", "vqvae/")  # where the autoencoder is in a folder of its own, and in pipelines
 
 
@@ -31,7 +33,8 @@ class Autoencoder:
     latent_channels: int
     reduction: int  # how many times latents are smaller than pictures, in height and width
     scaling: Scaling  # of latents, by scaling_factor and shift_factor, or latents_mean and latents_std
-    digest: str  # sha256 of the weights and the scaling
+    digest: str  # sha256 of the weights, the scaling, and keys of WEIGHTLESS that do not have diffusers' values
+    earlier_digest: str  # without these keys, as runs may have stored it
 
     @classmethod
     def of(cls, model: ModelMixin) -> Autoencoder:
@@ -55,8 +58,11 @@ class Autoencoder:
             enlarged = type(model).from_config(config).decode(torch.zeros(1, latent_channels, 2, 2)).sample.shape
         if enlarged != (1, channels, 2 * reduction, 2 * reduction):
             raise CheckpointError(f"decodes 2 x 2 to {tuple(enlarged)}; valid: {reduction} times larger, as its config")
-        digest = weights_digest(repr((type(model).__name__, scaling.offset, scaling.scale)), model)
-        return cls(model, channels, latent_channels, reduction, scaling, digest)
+        text, options = repr((type(model).__name__, scaling.offset, scaling.scale)), signature(type(model)).parameters
+        changed = [(key, config[key]) for key in WEIGHTLESS if key in config and config[key] != options[key].default]
+        earlier = weights_digest(text, model)
+        digest = weights_digest(text + repr(changed), model) if changed else earlier
+        return cls(model, channels, latent_channels, reduction, scaling, digest, earlier)
 
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> np.ndarray:
@@ -94,6 +100,8 @@ def load_autoencoder(name: str | Path, expected: str | None = None) -> Autoencod
     except Exception as error:  # of any kind, as diffusers raises them
         reason = truncate(first_line(error), 300)
         raise CheckpointError(f"{name}: no autoencoder that gnunet can load: {reason}; valid: {_VALID}") from None
+    if expected == autoencoder.earlier_digest:
+        return replace(autoencoder, digest=expected)
     if expected not in (None, autoencoder.digest):
         raise CheckpointError(f"{folder}: another autoencoder, or another scaling, than the model was trained with")
     return autoencoder

@@ -109,6 +109,8 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
         given = f"given {train.total_images}; {checkpoint} has seen {saved.images} images"
         raise ConfigError(f"train.total_images: {given}; valid: at least as many, or another run_dir")
     metadata = session.train_set.metadata
+    if session.autoencoder is not None and saved.data.get("autoencoder") == session.autoencoder.earlier_digest:
+        metadata |= {"autoencoder": session.autoencoder.earlier_digest}
     if saved.data.get("autoencoder") != metadata.get("autoencoder"):
         given = f"given {session.config.data.autoencoder}; {checkpoint} was trained with another, or another scaling"
         raise ConfigError(f"data.autoencoder: {given}; valid: the same, of which a run has a copy in autoencoder/")

@@ -16,6 +16,7 @@ import gnunet
 from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.data import DecodedImages, TrainingDataset, encode_images
 from gnunet.errors import CheckpointError, ConfigError, DataError
+from gnunet.models import autoencoder
 from gnunet.models.autoencoder import load_autoencoder
 from gnunet.training import fit
 from tests.runs import assert_same_run, fit_until
@@ -126,7 +127,8 @@ def test_many_channels_are_sampled_without_bounds(tiny, save):
 
 def test_another_autoencoder_is_refused(latent, save, tmp_path):
     run = fit(latent("run", "--train.total_images", "8"))
-    for name, config in {"scaled": {"scaling_factor": 1.25}, "wide": {"layers_per_block": 2}}.items():
+    others = {"scaled": {"scaling_factor": 1.25}, "wide": {"layers_per_block": 2}, "active": {"act_fn": "relu"}}
+    for name, config in others.items():
         other = save(name, **config)
         with pytest.raises(ConfigError, match=r"data\.autoencoder: given .*" + name):
             fit(latent("run", "--data.autoencoder", str(other)))
@@ -139,6 +141,19 @@ def test_another_autoencoder_is_refused(latent, save, tmp_path):
     shutil.rmtree(run / "model/vae")
     with pytest.raises(CheckpointError, match="vae"):
         load_trained_model(run / "model")
+
+
+def test_a_run_that_stored_the_digest_without_keys_of_its_autoencoder_goes_on(latent, monkeypatch, tmp_path):
+    short = ("--train.total_images", "16", "--train.checkpoint_every", "8")
+    with monkeypatch.context() as patch:
+        patch.setattr(autoencoder, "WEIGHTLESS", ())
+        fit_until(8, latent("run", *short))
+        expected = load_trained_model(tmp_path / "run").digest()
+    assert load_trained_model(tmp_path / "run").digest() == expected  # so that samples.json still has it
+    run = fit(latent("run", *short))
+    stored = json.loads((run / "checkpoints/000000016/state.json").read_text())["data"]["autoencoder"]
+    exported = load_trained_model(run / "model").autoencoder
+    assert stored == exported.digest != load_autoencoder(run / "autoencoder").digest
 
 
 @pytest.mark.parametrize(
