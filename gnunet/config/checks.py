@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 from gnunet.config.kinds import MAX_NOISE_BINS
 from gnunet.config.merge import raise_all
@@ -9,10 +10,10 @@ from gnunet.config.model_kwargs import unet_kwargs
 from gnunet.config.schema import ConfigIssue, join_or
 from gnunet.config.sections import Config, TrainConfig
 from gnunet.config.yaml_io import format_value
+from gnunet.diffusion import PROCESSES, make_process
 from gnunet.errors import ConfigError, first_few
 
-# gnunet.models, gnunet.diffusion and gnunet.evaluation take seconds to import, which an error in a flag and --help need
-# not wait for: they are imported where they are used.
+# gnunet.models and gnunet.evaluation take seconds to import, which an error in a flag and --help need not wait for.
 
 
 def check_config(config: Config) -> list[ConfigIssue]:
@@ -54,11 +55,18 @@ def cuda_graph_obstacle(config: Config) -> str | None:
     return None
 
 
+def _issue(config: Config, key: str, valid: str, given: str | None = None) -> ConfigIssue:
+    """An issue of a key's value, which is shown unless `given` says it otherwise."""
+    if given is None:
+        value = reduce(getattr, key.split("."), config)
+        given = f"{value:g}" if isinstance(value, float) else format_value(value)
+    return ConfigIssue.of(key, given, valid)
+
+
 def _check_model(config: Config) -> list[ConfigIssue]:
     # Each line needs the checks of those before it to pass.
     return (
         [*_check_levels(config), *_check_norm_groups(config)]
-        or [*_check_depth(config)]
         or [*_check_channels(config), *_check_condition(config), *_check_attention(config)]
         # The size of latents is known once the autoencoder is: `check_latents`.
         or ([] if config.data.autoencoder else [*_check_resolution(config)] or [*_check_norm(config)])
@@ -70,58 +78,51 @@ def check_latents(config: Config, channels: int, reduction: int) -> None:
     issues = [*_check_resolution(config, reduction)]
     if config.model.in_channels != channels:
         valid = f"{channels}, the channels of the latents of data.autoencoder {config.data.autoencoder}"
-        issues.append(ConfigIssue.of("model.in_channels", config.model.in_channels, valid))
+        issues.append(_issue(config, "model.in_channels", valid))
     issues = issues or [*_check_norm(config, reduction)]
     raise_all((f"{i.key}: {i.message}; {i.hint}" for i in issues), "the configuration")
 
 
 def _check_levels(config: Config) -> Iterator[ConfigIssue]:
+    from gnunet.models.unet import MAX_ENCODER_LAYERS
+
     levels = len(config.model.block_out_channels)
     for name in ("down_block_types", "up_block_types"):
         types = getattr(config.model, name)
         if len(types) != levels:
             valid = f"{levels} of them, one for each level of model.block_out_channels"
-            yield ConfigIssue.of(f"model.{name}", f"{len(types)}: {', '.join(types) or 'none'}", valid)
-
-
-def _check_depth(config: Config) -> Iterator[ConfigIssue]:
-    from gnunet.models.unet import MAX_ENCODER_LAYERS
-
-    layers, levels = config.model.layers_per_block, len(config.model.block_out_channels)
-    if layers * levels > MAX_ENCODER_LAYERS:
+            yield _issue(config, f"model.{name}", valid, f"{len(types)}: {', '.join(types) or 'none'}")
+    if config.model.layers_per_block * levels > MAX_ENCODER_LAYERS:
         most = MAX_ENCODER_LAYERS // levels
         valid = f"an integer, above 0 and at most {most} with {levels} levels of model.block_out_channels"
-        yield ConfigIssue.of("model.layers_per_block", layers, valid)
+        yield _issue(config, "model.layers_per_block", valid)
 
 
 def _check_resolution(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:
-    resolution, levels = config.data.resolution, len(config.model.block_out_channels)
+    levels = len(config.model.block_out_channels)
     factor = 2 ** (levels - 1) * reduction
-    wrong = {name: side for name, side in zip(("height", "width"), config.data.size, strict=True) if side % factor}
-    if wrong:
-        nearest = {name: _nearest_multiples(side, factor) for name, side in wrong.items()}
-        listed = " and ".join(f"{name} {sides}" for name, sides in nearest.items())
-        listed = nearest["height"] if isinstance(resolution, int) else listed
+    sides = zip(("height", "width"), config.data.size, strict=True)
+    if wrong := {name: _nearest_multiples(side, factor) for name, side in sides if side % factor}:
+        listed = " and ".join(f"{name} {sides}" for name, sides in wrong.items())
+        listed = wrong["height"] if isinstance(config.data.resolution, int) else listed
         halvings = f"{levels} levels of model.block_out_channels halve it {levels - 1} times"
         halvings += f" after data.autoencoder divides it by {reduction}" if reduction > 1 else ""
-        valid = f"multiples of {factor}, for instance {listed} ({halvings})"
-        yield ConfigIssue.of("data.resolution", resolution, valid)
+        yield _issue(config, "data.resolution", f"multiples of {factor}, for instance {listed} ({halvings})")
 
 
 def _check_channels(config: Config) -> Iterator[ConfigIssue]:
     channels, is_pictures = config.model.in_channels, config.data.normalization == "pixels"
     if config.data.autoencoder is not None:
         if not is_pictures:
-            valid = "pixels with data.autoencoder"
-            yield ConfigIssue.of("data.normalization", config.data.normalization, valid)
+            yield _issue(config, "data.normalization", "pixels with data.autoencoder")
     elif is_pictures and channels not in (1, 3, 4):
         valid = "1, 3 or 4; or any number with data.normalization range or mean_std, or data.autoencoder"
-        yield ConfigIssue.of("model.in_channels", channels, valid)
-    if (kind := config.model.class_embed_type) and not config.data.class_conditional:
-        yield ConfigIssue.of("model.class_embed_type", kind, "null, or any with data.class_conditional true")
+        yield _issue(config, "model.in_channels", valid)
+    if config.model.class_embed_type and not config.data.class_conditional:
+        yield _issue(config, "model.class_embed_type", "null, or any with data.class_conditional true")
     if not is_pictures and channels not in (1, 3) and config.evaluate.every is not None:
         valid = f"null with arrays of {channels} channels, which metrics do not see; validation_loss is evaluated"
-        yield ConfigIssue.of("evaluate.every", config.evaluate.every, valid)
+        yield _issue(config, "evaluate.every", valid)
 
 
 def _check_condition(config: Config) -> Iterator[ConfigIssue]:
@@ -129,18 +130,18 @@ def _check_condition(config: Config) -> Iterator[ConfigIssue]:
     if condition is None:
         return
     if config.data.autoencoder is not None:
-        yield ConfigIssue.of("data.condition.kind", condition.kind, "data.condition null with data.autoencoder")
+        yield _issue(config, "data.condition.kind", "data.condition null with data.autoencoder")
     if condition.kind == "low_resolution" and side % condition.factor:
         valid = f"{join_or(_divisors(side)[1:])}, which divide data.resolution {config.data.resolution}"
         valid = valid if side > 1 else f"none with data.resolution {config.data.resolution}, of no common divisor"
-        yield ConfigIssue.of("data.condition.factor", condition.factor, valid)
+        yield _issue(config, "data.condition.factor", valid)
     if condition.kind == "paired" and (condition.folder is None) == (condition.column is None):
         given = f"folder {condition.folder} and column {condition.column}"
-        yield ConfigIssue.of("data.condition", given, "a folder or a column for kind paired, null for the other")
+        yield _issue(config, "data.condition", "a folder or a column for kind paired, null for the other", given)
     of_arrays = config.data.normalization != "pixels"
     if (condition.kind == "grey" and (channels < 3 or of_arrays)) or (condition.kind == "paired" and of_arrays):
         valid = f"another with model.in_channels {channels} and data.normalization {config.data.normalization}"
-        yield ConfigIssue.of("data.condition.kind", condition.kind, valid)
+        yield _issue(config, "data.condition.kind", valid)
 
 
 def _check_attention(config: Config) -> Iterator[ConfigIssue]:
@@ -153,7 +154,7 @@ def _check_attention(config: Config) -> Iterator[ConfigIssue]:
     if head is not None and any(width % head for width in used):
         widths = " and ".join(str(width) for width in sorted(used))
         valid = f"{join_or(_divisors(math.gcd(*used)))}, which divide the {widths} channels under attention; or null"
-        yield ConfigIssue.of("model.attention_head_dim", head, valid)
+        yield _issue(config, "model.attention_head_dim", valid)
 
 
 def _check_norm_groups(config: Config) -> Iterator[ConfigIssue]:
@@ -161,12 +162,12 @@ def _check_norm_groups(config: Config) -> Iterator[ConfigIssue]:
     if hasattr(norm, "channels_per_group") and (norm.groups is None) == (norm.channels_per_group is None):
         given = "null" if norm.groups is None else f"{norm.groups} and {norm.channels_per_group} channels_per_group"
         valid = "a number for one of model.norm.groups and model.norm.channels_per_group, null for the other"
-        yield ConfigIssue.of("model.norm.groups", given, valid)
+        yield _issue(config, "model.norm.groups", valid, given)
     for region, keys in norm.overrides.items():
         bins = keys.get("noise_bins", 1)  # which becomes noise_edges before the model sees it
         if type(bins) is not int or not 1 <= bins <= MAX_NOISE_BINS:
-            given = f"noise_bins {repr(bins)[:100]} in {region}"
-            yield ConfigIssue.of("model.norm.overrides", given, f"an integer, at least 1 and at most {MAX_NOISE_BINS}")
+            valid = f"an integer, at least 1 and at most {MAX_NOISE_BINS}"
+            yield _issue(config, "model.norm.overrides", valid, f"noise_bins {repr(bins)[:100]} in {region}")
 
 
 def _check_norm(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:
@@ -179,84 +180,76 @@ def _check_norm(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:
         if hasattr(model.norm, "channels_per_group") and not model.norm.overrides:
             # One number for all layers, so that the numbers that are valid for all can be listed.
             name = "groups" if model.norm.channels_per_group is None else "channels_per_group"
-            sites = norm_sites(arguments)
-            middle = []
-            if model.attn_norm_num_groups is not None:
-                middle = [site for site in sites if site[0].startswith("mid_block.attentions.")]
-            others = [site for site in sites if site not in middle]
-            issues = [
-                *_check_divisible(f"model.norm.{name}", getattr(model.norm, name), others),
-                *_check_divisible("model.attn_norm_num_groups", model.attn_norm_num_groups, middle),
-            ]
+            of_attention, others = [], []
+            for site in norm_sites(arguments):
+                has_own = site[0].startswith("mid_block.attentions.") and model.attn_norm_num_groups is not None
+                (of_attention if has_own else others).append(site)
+            issues += _check_divisible(config, f"model.norm.{name}", getattr(model.norm, name), others)
+            issues += _check_divisible(config, "model.attn_norm_num_groups", model.attn_norm_num_groups, of_attention)
         given = {"kind": model.norm.kind, **model.norm.model_dump(exclude_defaults=True)}
         yield from issues or [ConfigIssue("model.norm", f"given {format_value(given)}", error)]
     elif model.gradient_checkpointing and (norms := norms_without_checkpointing(arguments)):
         valid = f"false with the norms of {first_few(norms)}, whose training forward pass cannot be recomputed"
-        yield ConfigIssue.of("model.gradient_checkpointing", "true", valid)
+        yield _issue(config, "model.gradient_checkpointing", valid)
 
 
-def _check_divisible(key: str, number: int | None, sites: Sequence[tuple[str, int]]) -> Iterator[ConfigIssue]:
+def _check_divisible(
+    config: Config, key: str, number: int | None, sites: Sequence[tuple[str, int]]
+) -> Iterator[ConfigIssue]:
     """Check that a number divides the channels of all norm layers, given as (path, channels)."""
-    wrong = [f"{path} ({channels} channels)" for path, channels in sites if channels % (number or channels)]
-    if wrong:
+    if wrong := [f"{path} ({channels} channels)" for path, channels in sites if channels % (number or channels)]:
         valid = join_or(_divisors(math.gcd(*(channels for _, channels in sites))))
-        yield ConfigIssue.of(key, number, f"{valid} for all norm layers; {number} does not divide {first_few(wrong)}")
+        yield _issue(config, key, f"{valid} for all norm layers; {number} does not divide {first_few(wrong)}")
 
 
 def _check_diffusion(config: Config) -> Iterator[ConfigIssue]:
-    from gnunet.diffusion import make_process
-
     diffusion = config.diffusion
     if config.model.time_embedding_type == "fourier" and diffusion.kind != "flow":
         valid = f"positional with diffusion.kind {diffusion.kind} (fourier needs timesteps above 0, as in flow)"
-        yield ConfigIssue.of("model.time_embedding_type", "fourier", valid)
+        yield _issue(config, "model.time_embedding_type", valid)
     wrong_order: list[ConfigIssue] = []
     if diffusion.kind == "ddpm" and diffusion.beta_schedule == "linear":
-        wrong_order += _check_less_than(diffusion, "diffusion", "beta_start", "beta_end")
+        wrong_order += _check_less_than(config, "diffusion.beta_start", "diffusion.beta_end")
     if diffusion.kind == "edm":
-        wrong_order += _check_less_than(diffusion, "diffusion", "sigma_min", "sigma_max")
+        wrong_order += _check_less_than(config, "diffusion.sigma_min", "diffusion.sigma_max")
     yield from wrong_order
     if not wrong_order and (issue := make_process(**diffusion.model_dump()).untrained_levels()):
         key, given, valid = issue
-        yield ConfigIssue.of(f"diffusion.{key}", given, valid)
+        yield _issue(config, f"diffusion.{key}", valid, given)
 
 
 def _check_train(config: Config) -> Iterator[ConfigIssue]:
     train = config.train
     if train.micro_batch_size is not None and train.batch_size % train.micro_batch_size:
         valid = f"{join_or(_divisors(train.batch_size))}, which divide train.batch_size {train.batch_size}; or null"
-        yield ConfigIssue.of("train.micro_batch_size", train.micro_batch_size, valid)
+        yield _issue(config, "train.micro_batch_size", valid)
     if train.lr_schedule == "inverse_sqrt" and train.lr_decay_start is None and train.warmup_images == 0:
         valid = "an integer, at least 1, or train.warmup_images above 0 with train.lr_schedule inverse_sqrt"
-        yield ConfigIssue.of("train.lr_decay_start", "null", valid)
+        yield _issue(config, "train.lr_decay_start", valid)
     if train.cuda_graph is True and (obstacle := cuda_graph_obstacle(config)):
-        yield ConfigIssue.of("train.cuda_graph", "true", f"auto or false with {obstacle}")
+        yield _issue(config, "train.cuda_graph", f"auto or false with {obstacle}")
 
 
 def _check_sampling(config: Config) -> Iterator[ConfigIssue]:
-    from gnunet.diffusion import PROCESSES
-
-    sampling, diffusion = config.sampling, config.diffusion
+    sampling, diffusion, data = config.sampling, config.diffusion, config.data
     samplers = PROCESSES[diffusion.kind].samplers
     if sampling.sampler not in (None, *samplers):
         valid = f"{join_or(samplers)} with diffusion.kind {diffusion.kind}, or null"
-        yield ConfigIssue.of("sampling.sampler", sampling.sampler, valid)
+        yield _issue(config, "sampling.sampler", valid)
     if diffusion.kind == "ddpm" and sampling.num_inference_steps > diffusion.num_train_timesteps:
         valid = f"at most diffusion.num_train_timesteps {diffusion.num_train_timesteps}"
-        yield ConfigIssue.of("sampling.num_inference_steps", sampling.num_inference_steps, valid)
-    data = config.data
+        yield _issue(config, "sampling.num_inference_steps", valid)
     drops_condition = data.condition is not None and data.condition_dropout > 0
     if sampling.guidance_scale != 1 and not (data.class_conditional and data.label_dropout > 0) and not drops_condition:
         valid = "1; or any with data.class_conditional true and data.label_dropout above 0, or data.condition_dropout"
-        yield ConfigIssue.of("sampling.guidance_scale", f"{sampling.guidance_scale:g}", valid)
+        yield _issue(config, "sampling.guidance_scale", valid)
 
 
 def _check_validation(config: Config) -> Iterator[ConfigIssue]:
-    validation = config.validation
-    yield from _check_less_than(validation, "validation", "log_snr_min", "log_snr_max")
-    if validation.num_examples < validation.num_bins:
-        valid = f"at least validation.num_bins {validation.num_bins}, one example for each bin"
-        yield ConfigIssue.of("validation.num_examples", validation.num_examples, valid)
+    yield from _check_less_than(config, "validation.log_snr_min", "validation.log_snr_max")
+    if config.validation.num_examples < config.validation.num_bins:
+        valid = f"at least validation.num_bins {config.validation.num_bins}, one example for each bin"
+        yield _issue(config, "validation.num_examples", valid)
 
 
 def _check_evaluate(config: Config) -> Iterator[ConfigIssue]:
@@ -266,28 +259,28 @@ def _check_evaluate(config: Config) -> Iterator[ConfigIssue]:
     for name in evaluate.extractors:
         if name in EXTRACTORS or not name.isidentifier():
             valid = f"names of letters, digits and _, other than {join_or(EXTRACTORS)}"
-            yield ConfigIssue.of("evaluate.extractors", name, valid)
+            yield _issue(config, "evaluate.extractors", valid, name)
     known = [*EXTRACTORS, *evaluate.extractors]
     for name in evaluate.weights:
         if name not in known:
-            yield ConfigIssue.of("evaluate.weights", name, join_or(known))
+            yield _issue(config, "evaluate.weights", join_or(known), name)
     try:
         metrics = get_metrics(evaluate.metrics, known)
     except ConfigError as error:
         yield ConfigIssue("evaluate.metrics", f"given {', '.join(evaluate.metrics)}", str(error))
         return
     if valid := too_few_images(metrics, evaluate.num_images):
-        yield ConfigIssue.of("evaluate.num_images", evaluate.num_images, valid)
+        yield _issue(config, "evaluate.num_images", valid)
     names = ["validation_loss", *([] if evaluate.every is None else evaluate.metrics)]
     if evaluate.monitor not in (None, *names):
         more = "; or one of evaluate.metrics if evaluate.every is a number" if evaluate.every is None else ""
-        yield ConfigIssue.of("evaluate.monitor", evaluate.monitor, f"{join_or(names)}, or null{more}")
+        yield _issue(config, "evaluate.monitor", f"{join_or(names)}, or null{more}")
 
 
-def _check_less_than(section: object, path: str, lower: str, upper: str) -> Iterator[ConfigIssue]:
-    low, high = getattr(section, lower), getattr(section, upper)
+def _check_less_than(config: Config, lower: str, upper: str) -> Iterator[ConfigIssue]:
+    low, high = (reduce(getattr, key.split("."), config) for key in (lower, upper))
     if low >= high:
-        yield ConfigIssue.of(f"{path}.{lower}", f"{low:g}", f"a number below {path}.{upper} {high:g}")
+        yield _issue(config, lower, f"a number below {upper} {high:g}")
 
 
 def _divisors(number: int) -> list[int]:
