@@ -49,29 +49,30 @@ class ArrayFile(Source):
     def columns(self) -> list[str]:
         return list(self._shapes)
 
+    @property
+    def image_columns(self) -> list[str]:
+        return [name for name, shape in self._shapes.items() if len(shape) in (3, 4) and min(shape) > 0]
+
     def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
         super().choose_columns(image_column, label_column, subset)
         found = defaultdict(list)
         for name in self.columns:
             found[split_of_file(name)].append(name)
         names = [image_column] if image_column else choose_split(self.name, found, self._split)
-        images = [name for name in names if len(self._shapes[name]) in (3, 4) and min(self._shapes[name]) > 0]
+        images = [name for name in names if name in self.image_columns]
         if len(images) != 1:
             valid = "one of (N, C, H, W), (N, H, W, C) or (N, H, W), or its name as data.image_column"
             raise DataError(f"{self.name} has arrays of the shapes {self._shapes}; valid: {valid}")
-        self._image, count = images[0], self._shapes[images[0]][0]
-        names = found[split_of_file(self._image)]
-        labels = [name for name in names if self._shapes[name] in ((count,), (count, 1))]
+        self.image_column = images[0]
+        names = found[split_of_file(self.image_column)]
+        labels = [name for name in names if self._shapes[name] in ((len(self),), (len(self), 1))]
         self.label_column = label_column or (labels[0] if len(labels) == 1 else None)
 
     def __len__(self) -> int:
-        return self._shapes[self._image][0]
-
-    def labels(self) -> Sequence[Any] | None:
-        return self.values(self.label_column) if self.label_column else None
+        return self._shapes[self.image_column][0]
 
     def values(self, column: str) -> Sequence[Any]:
-        if column == self._image:
+        if column == self.image_column:
             return super().values(column)
         if self._shapes[column][:1] != (len(self),) or len(self._shapes[column]) > 2:
             valid = f"({len(self)},), or ({len(self)}, D) for vectors"
@@ -80,18 +81,16 @@ class ArrayFile(Source):
             values = load_array(ArrayCell(self._path, column))
             return values.ravel().tolist() if values.size == len(self) else [*values]
 
-    def image(self, row: int) -> Any:
-        return next(self.iter_images(np.array([row])))
-
     def iter_images(self, rows: np.ndarray) -> Iterator[Any]:
         with as_data_error(self._path):
             if isinstance(self._file, np.ndarray):
                 yield from (np.array(self._file[row]) for row in rows)
                 return
-            file, (_, *shape), is_fortran, dtype = self._open(self._image)
+            file, (_, *shape), is_fortran, dtype = self._open(self.image_column)
             start, size = file.tell(), math.prod(shape) * dtype.itemsize
             if is_fortran or size > MAX_FILE_BYTES:
-                raise ValueError(f"{self._image}: valid: C order, and at most {MAX_FILE_BYTES} bytes for each image")
+                valid = f"C order, and at most {MAX_FILE_BYTES} bytes for each image"
+                raise ValueError(f"{self.image_column}: valid: {valid}")
             for row in rows.tolist():  # ascending, so that the file is unpacked once
                 file.seek(start + row * size)
                 yield np.frombuffer(file.read(size), dtype).reshape(shape)

@@ -34,8 +34,8 @@ class Source(ABC):
     """Images by row, with labels if there are any.
 
     To add a kind of source, write a subclass in a new file and add it to SOURCES, before any class that also accepts
-    its paths (`ImageFolder` accepts every folder). Opening a source should be cheap: images are read by `image` and
-    `iter_images` only.
+    its paths (`ImageFolder` accepts every folder). Opening a source should be cheap: images are read by `image` or
+    `iter_images`, of which a subclass has one, only.
     """
 
     name: str  # in error messages
@@ -43,6 +43,8 @@ class Source(ABC):
     unread: Mapping[str, int] = {}  # numbers of files that are not read, by suffix
     unreadable: Sequence[Path] = ()  # those of them that are images
     class_names: Sequence[str] | None = None  # the labels that there may be, in order; None sorts those that occur
+    image_column: str = "image"  # chosen by `choose_columns`, as the next
+    label_column: Name = None
 
     @classmethod
     def accepts(cls, path: Path, files: list[Path]) -> bool:
@@ -57,13 +59,13 @@ class Source(ABC):
     def __len__(self) -> int:
         """Number of rows."""
 
-    @abstractmethod
     def image(self, row: int) -> Any:
         """A row's image, in any form that `decode_image` takes."""
+        raise NotImplementedError
 
     def labels(self) -> Sequence[Any] | None:
         """Each row's label, a string, an integer or None; None if the source has no labels."""
-        return None
+        return self.values(self.label_column) if self.label_column else None
 
     def iter_images(self, rows: np.ndarray) -> Iterator[Any]:
         """The images of the given rows, ascending int64."""
@@ -75,12 +77,15 @@ class Source(ABC):
 
     # Tables override the rest: other sources have the columns `image` and, with labels, `label`.
 
-    label_column: str | None = "label"
-
     @property
     def columns(self) -> list[str]:
-        """The names that `data.image_column`, `data.label_column` and `data.subset` may use."""
+        """The names that `data.label_column` and `data.subset` may use."""
         return ["image"] if self.labels() is None else ["image", "label"]
+
+    @property
+    def image_columns(self) -> list[str]:
+        """Those that may hold images, which `data.image_column` and `data.condition.column` may use."""
+        return self.columns[:1]
 
     @property
     def label_advice(self) -> str:
@@ -90,15 +95,19 @@ class Source(ABC):
 
     def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
         """Use these columns; None leaves the choice to the source. DataError if one, or one of `subset`, is missing."""
-        keys = [("image_column", image_column, "null"), ("label_column", label_column, "null")]
-        keys += [("subset", column, "'{}'") for column in subset]
-        if lacking := [item for item in keys if item[1] not in (None, *self.columns)]:
-            given = ", ".join(f"data.{key} {name!r}{did_you_mean(name, self.columns)}" for key, name, _ in lacking)
-            flags = " ".join(dict.fromkeys(f"--data.{key} {value}" for key, _, value in lacking))
+        of_images, columns = self.image_columns, self.columns
+        keys = [("image_column", image_column, "null", of_images), ("label_column", label_column, "null", columns)]
+        keys += [("subset", column, "'{}'", columns) for column in subset]
+        if lacking := [item for item in keys if item[1] not in (None, *item[3])]:
+            given = ", ".join(f"data.{key} {name!r}{did_you_mean(name, valid)}" for key, name, _, valid in lacking)
+            flags = " ".join(dict.fromkeys(f"--data.{key} {value}" for key, _, value, _ in lacking))
+            kind = "column of images" if lacking[0][0] == "image_column" else "column"
             raise DataError(
-                f"{given}: no such column in {self.name}; valid: {quoted(self.columns)}; if a config for other images "
+                f"{given}: no such {kind} in {self.name}; valid: {quoted(lacking[0][3])}; if a config for other images "
                 f"sets this, {flags} resets it, or train with --config folder_small"
             )
+        self.image_column = image_column or next(iter(of_images), "image")
+        self.label_column = label_column or ("label" if "label" in columns else None)
 
     def values(self, column: str) -> Sequence[Any]:
         """A column's values, one per row; class labels by name."""

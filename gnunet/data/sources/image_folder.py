@@ -11,7 +11,7 @@ from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprin
 from gnunet.data.sources.metadata import MAX_METADATA_BYTES, METADATA_FILES, read_metadata
 from gnunet.data.sources.tables import LABEL_COLUMNS, as_data_error, find_column
 from gnunet.data.sources.zip_archive import open_zip
-from gnunet.errors import DataError, first_few, first_line, truncate
+from gnunet.errors import DataError, first_few, first_line
 
 IMAGE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
@@ -141,15 +141,15 @@ class ImageFolder(Source):
     def columns(self) -> list[str]:
         return list(self._columns)
 
+    @property
+    def image_columns(self) -> list[str]:
+        return [name for name, cells in self._columns.items() if all(isinstance(cell, Path | None) for cell in cells)]
+
     def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
         if image_column not in self.columns and self.files[0].suffix.lower() == ".npz":
             self._array_name, image_column = image_column, None
-        super().choose_columns(image_column, label_column, subset)
-        self.label_column = label_column or find_column(self.columns, LABEL_COLUMNS)
-        self.files = self._columns[image_column or self.columns[0]]
-        if others := [value for value in self.files if not isinstance(value, Path | None)]:
-            given = f"the column {image_column!r} of {self.name} holds {truncate(others[0])!r}"
-            raise DataError(f"data.image_column or data.condition.column: {given}; valid: a column of images")
+        super().choose_columns(image_column, label_column or find_column(self.columns, LABEL_COLUMNS), subset)
+        self.files = self._columns[self.image_column]
 
     def values(self, column: str) -> Sequence[Any]:
         return [str(value) if isinstance(value, Path) else value for value in self._columns[column]]

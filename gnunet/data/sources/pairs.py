@@ -12,12 +12,14 @@ def open_partners(source: Source, folder: str | None, column: str | None) -> Sou
     """A source with the partner of each of a source's images in the same row.
 
     They are in a folder, under the relative names of the source's images but for the suffix, or in a column. DataError
-    for images without a partner, or a column that does not exist.
+    for images without a partner, or a column that does not exist, or holds these images themselves or none.
     """
     if folder is None:
-        if column not in source.columns:
-            hint = f"{did_you_mean(column, source.columns)}; valid: {quoted(source.columns)}"
-            raise DataError(f"data.condition.column: {source.name} has no column {column!r}{hint}")
+        columns = [name for name in source.image_columns if name != source.image_column]
+        if column not in columns:
+            valid = quoted(columns) or "data.condition.folder, since it has no other column of images"
+            given = f"{column!r} is not another column of images of {source.name}{did_you_mean(column, columns)}"
+            raise DataError(f"data.condition.column: {given}; valid: {valid}")
         others = copy(source)
         others.choose_columns(image_column=column)
         return others

@@ -43,12 +43,14 @@ class Table(Source):
     """Rows described by the features of `datasets`; columns that are not given are found by name or type."""
 
     features: datasets.Features
-    image_column: str
-    label_column: str | None
 
     @property
     def columns(self) -> list[str]:
         return list(self.features)
+
+    @property
+    def image_columns(self) -> list[str]:
+        return [each.name for each in self.features.arrow_schema if not pa.types.is_primitive(each.type)]
 
     @property
     def label_advice(self) -> str:
@@ -64,22 +66,18 @@ class Table(Source):
         )
 
     def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
+        image_column = image_column or self._find_column(IMAGE_COLUMNS, datasets.Image)
+        label_column = label_column or self._find_column(LABEL_COLUMNS, datasets.ClassLabel)
         super().choose_columns(image_column, label_column, subset)
-        found = image_column or self._find_column(IMAGE_COLUMNS, datasets.Image)
-        if found is None:
-            valid = f"set data.image_column to one of {quoted(self.columns)}"
+        if image_column is None:
+            valid = f"set data.image_column to one of {quoted(self.image_columns)}"
             raise DataError(f"{self.name} has no column that is known to hold images; {valid}")
-        self.image_column = found
-        self.label_column = label_column or self._find_column(LABEL_COLUMNS, datasets.ClassLabel)
         self.class_names = getattr(self.features.get(self.label_column), "names", None)
 
     def _find_column(self, names: Sequence[str], feature: type) -> str | None:
         """The column with the first of these names, or else the only one of this type."""
         typed = [column for column in self.columns if isinstance(self.features[column], feature)]
         return find_column(self.columns, names) or (typed[0] if len(typed) == 1 else None)
-
-    def labels(self) -> Sequence[Any] | None:
-        return self.values(self.label_column) if self.label_column else None
 
     def values(self, column: str) -> Sequence[Any]:
         values = distinct_values(self.name, column, self._batches(column))
@@ -91,9 +89,6 @@ class Table(Source):
     @abstractmethod
     def _batches(self, column: str) -> Iterator[pa.Array | pa.ChunkedArray]:
         """A column in batches of rows that fit memory."""
-
-    def image(self, row: int) -> Any:
-        return next(self.iter_images(np.array([row])))
 
     def describe_row(self, row: int) -> str:
         return f"{self.name} row {row}"

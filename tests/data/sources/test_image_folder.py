@@ -117,12 +117,8 @@ def test_subset_of_classes(tmp_path, write_images, load, greys):
     write_images(tmp_path, {"x/a.png": 1, "y/a.png": 2, "z/a.png": 3})
     table = load(tmp_path, subset={"label": ["z", "x"]})
     assert (greys(table), table.class_names, table.labels.tolist()) == ([1, 3], ("x", "z"), [0, 1])
-    for keys in ({"subset": {"name": "x"}}, {"label_column": "name"}, {"image_column": "name"}):
+    for keys in ({"subset": {"name": "x"}}, {"label_column": "name"}):
         with pytest.raises(DataError, match=f"data.{next(iter(keys))}.*'image', 'label'"):
-            load(tmp_path, **keys)
-    pairs = {"folder": None, "column": "label", "channels": None, "num_classes": None}
-    for keys in ({"image_column": "label"}, {"pairs": pairs}):
-        with pytest.raises(DataError, match="data.image_column.*data.condition.column.*'label'.*'x'"):
             load(tmp_path, **keys)
 
 

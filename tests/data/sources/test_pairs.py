@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import struct
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +79,27 @@ def test_partners_in_a_column(photos, tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "hole.parquet")
     with pytest.raises(DataError, match="row 4"):
         load_images(str(tmp_path / "hole.parquet"), pairs={**PAIRS, "column": "sketch"}, **settings)
+
+
+@pytest.mark.parametrize("column", ["label", "image"])
+@pytest.mark.parametrize("source", ["folder", "a.npy", "a.npz", "a.parquet", "idx"])
+def test_only_another_column_of_images_has_partners(tmp_path, source, column):
+    images, labels = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8), np.arange(4, dtype=np.uint8) % 2
+    for i, label in enumerate(labels):
+        (tmp_path / f"folder/{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[i]).save(tmp_path / f"folder/{label}/{i}.png")
+    np.save(tmp_path / "a.npy", images)
+    np.savez(tmp_path / "a.npz", image=images, label=labels)
+    pq.write_table(pa.table({"image": images.tolist(), "label": labels}), tmp_path / "a.parquet")
+    (tmp_path / "idx").mkdir()
+    for name, array in {"images-idx3": images, "labels-idx1": labels}.items():
+        header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+        (tmp_path / f"idx/train-{name}-ubyte").write_bytes(header + array.tobytes())
+    settings = {"resolution": 8, "channels": 1}
+    with pytest.raises(DataError, match=rf"data.condition.column.*{column}.*valid: data.condition.folder"):
+        load_images(str(tmp_path / source), pairs={**PAIRS, "column": column}, **settings)
+    with pytest.raises(DataError, match=r"data.image_column.*'label'.*valid: 'image'"):
+        load_images(str(tmp_path / source), image_column="label", **settings)
 
 
 def test_partners_in_a_column_of_metadata(photos, tmp_path):

@@ -140,7 +140,7 @@ def test_label_columns(rows, tmp_path, load, column, names, labels):
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"image_column": "picture"}, "data.image_column.*'picture'.*'img', 'fine_label'"),
+        ({"image_column": "picture"}, "data.image_column.*'picture'.*valid: 'img'"),
         ({"label_column": "sizes"}, "data.label_column.*'size'.*'img'"),
         ({"label_column": "weight"}, "row 0.*float.*'weight'"),
         ({"subset": {"colour": "red"}}, "data.subset.*'colour'.*'img'"),
