@@ -12,7 +12,7 @@ from gnunet.commands.options import check_integer
 from gnunet.config import SamplingConfig
 from gnunet.config.merge import ConfigSource, merge_and_validate
 from gnunet.data import Condition, SampleConditions
-from gnunet.data.decode import decode_image, read_size, read_values
+from gnunet.data.decode import decode_array, decode_image, read_size, read_values
 from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path, expand
 from gnunet.evaluation.image_files import GRID, decoding, image_files
 from gnunet.training.session import RunData, load_run_data
@@ -163,4 +163,4 @@ def _size(file: Path, model: TrainedModel) -> tuple[int, ...]:
 def _decode(file: Path, size: tuple[int, int], model: TrainedModel, resize: str) -> np.ndarray:
     if model.scaling.is_pictures:
         return decode_image(file, size, model.channels, resize)
-    return decode_image(file, size, model.channels, resize, "range")[0]
+    return decode_array(file, size, model.channels, resize)[0]

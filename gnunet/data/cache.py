@@ -72,7 +72,7 @@ def load_images(
         formats = f"{len(opened.unreadable)} images of formats that are not read, or without a row in the metadata"
         found = first_few(opened.unreadable)
         _report(f"{opened.name} has {formats}, beside {len(opened)}: {found}", on_error)
-    settings = [as_size(resolution), channels, resize, normalization]  # of `decode_pair`
+    settings = [as_size(resolution), channels, resize, normalization]  # of `decode_cells`
     partners: list[Source] = []
     if pairs is not None:
         num_classes, partner_channels = pairs["num_classes"], pairs["channels"] or channels
@@ -227,13 +227,13 @@ def _build(
 
 
 def _decode_all(cells: Iterator[tuple], size: tuple[int, int], channels: int, *settings: Any) -> Iterator[Any]:
-    """`decode_pair` in order on all cores; yields an exception in place of an image that cannot be decoded."""
+    """`decode_cells` in order on all cores; yields an exception in place of an image that cannot be decoded."""
     pending: deque = deque()
     num_bytes, result_bytes = 0, 4 * math.prod(size) * channels
     with Decoders(num_cpus()) as decoders, ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         try:
             for cell in cells:
-                future = pool.submit(decoders.decode, cell if len(cell) > 1 else cell[0], size, channels, *settings)
+                future = pool.submit(decoders.decode, cell, size, channels, *settings)
                 pending.append((future, result_bytes + sum(map(_file_size, cell))))
                 num_bytes += pending[-1][1]
                 while len(pending) > MAX_PENDING or num_bytes > MAX_PENDING_BYTES:

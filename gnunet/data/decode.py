@@ -41,9 +41,9 @@ class LargeImage(Exception):
 
 
 def decode_image(
-    cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", normalization: str = "pixels",
-    max_pixels: int = MAX_PIXELS, num_classes: int | None = None, padding: str = "white",
-) -> Any:  # fmt: skip
+    cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", max_pixels: int = MAX_PIXELS,
+    num_classes: int | None = None, padding: str = "white",
+) -> np.ndarray:  # fmt: skip
     """Decode, flatten and resize one image to uint8 (H, W, channels).
 
     An EXIF orientation is applied, transparency is flattened on white unless channels is 4, 16 bits are scaled to 8.
@@ -54,9 +54,7 @@ def decode_image(
         cell: a file's path or bytes, `datasets`' {"bytes", "path"}, a PIL image, or 8-bit pixels (arrays or
             nested lists of (H, W), (H, W, C) or (C, H, W), C 1, 3 or 4).
         resolution, resize: as the keys of `data`.
-        normalization: with another than pixels each channel is resized, to float32 (H, W, channels), and returned with
-            what `read_values` says of the file; values must be finite.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA); of arrays as many as they have.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
         max_pixels: raise LargeImage for a valid image with more.
         num_classes: decode a map of classes, grey values or indices of a palette, to (H, W, 1); it is resized by the
             nearest pixel and padded with class 0.
@@ -67,16 +65,6 @@ def decode_image(
             with resize "none", size, or beyond the limits of this file.
     """
     size = as_size(resolution)
-    if normalization != "pixels":
-        values, file_format = read_values(cell, channels, max_pixels)
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32)
-            if np.isfinite(values).all():
-                planes = [RESIZE[resize](Image.fromarray(plane), *size) for plane in np.moveaxis(values, -1, 0)]
-                values = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-        if not np.isfinite(values).all():
-            raise ValueError("it has values that are NaN, infinite or too large for float32")
-        return values, file_format
     with open_image(cell) as image:
         check_limits(image, max_pixels)
         if num_classes is None:
@@ -91,20 +79,37 @@ def decode_image(
     return classes
 
 
-def decode_pair(
-    cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", normalization: str = "pixels",
+def decode_array(
+    cell: Any, resolution: int | Sequence[int], channels: int, resize: str = "crop", max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, tuple[str, str, str]]:
+    """`decode_image` of numbers: float32 (H, W, channels), each channel resized by itself, and what `read_values` says
+    of the file. Values must be finite."""
+    size = as_size(resolution)
+    values, file_format = read_values(cell, channels, max_pixels)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+        if np.isfinite(values).all():
+            planes = [RESIZE[resize](Image.fromarray(plane), *size) for plane in np.moveaxis(values, -1, 0)]
+            values = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    if not np.isfinite(values).all():
+        raise ValueError("it has values that are NaN, infinite or too large for float32")
+    return values, file_format
+
+
+def decode_cells(
+    cells: Sequence[Any], size: int | Sequence[int], channels: int, resize: str = "crop", normalization: str = "pixels",
     partner: Sequence[Any] | None = None, **limit: Any,
 ) -> Any:  # fmt: skip
-    """`decode_image`; with the (channels, num_classes) of a partner, of a pair of cells, uint8 (H, W, channels of
-    both). The heights and widths of the two must be in the same ratio."""
-    if partner is None:
-        return decode_image(cell, resolution, channels, resize, normalization, **limit)
-    (height, width), (high, wide) = map(read_size, cell)
-    if height * wide != width * high:
-        raise ValueError(f"{width} x {height} pixels, but its partner has {wide} x {high}; valid: equal shapes")
-    image = decode_image(cell[0], resolution, channels, resize, **limit)
-    other = decode_image(cell[1], resolution, partner[0], resize, num_classes=partner[1], **limit)
-    return np.concatenate([image, other], axis=-1)
+    """`decode_image`, or `decode_array` unless normalization is pixels, of a row's cell. With the (channels,
+    num_classes) of a partner, of two cells: uint8 (H, W, channels of both); they must have equal shapes."""
+    if partner is not None:
+        (height, width), (high, wide) = map(read_size, cells)
+        if height * wide != width * high:
+            raise ValueError(f"{width} x {height} pixels, but its partner has {wide} x {high}; valid: equal shapes")
+        image = decode_image(cells[0], size, channels, resize, **limit)
+        other = decode_image(cells[1], size, partner[0], resize, num_classes=partner[1], **limit)
+        return np.concatenate([image, other], axis=-1)
+    return (decode_image if normalization == "pixels" else decode_array)(cells[0], size, channels, resize, **limit)
 
 
 class ArrayCell(NamedTuple):

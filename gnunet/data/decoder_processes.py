@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gnunet.data import decode
-from gnunet.data.decode import decode_pair
+from gnunet.data.decode import decode_cells
 from gnunet.errors import DataError
 
 MAX_SECONDS = 30
@@ -62,14 +62,14 @@ class Decoders:
             process.close()
 
     def decode(self, *image: Any) -> np.ndarray:
-        """`decode_pair`, whose arguments are `image`.
+        """`decode_cells`, whose arguments are `image`.
 
         Raises:
             ValueError: if it fails, takes longer than MAX_SECONDS or more memory than MAX_BYTES.
             DataError: if no process can decode any image.
         """
         if not self._processes:
-            return decode_pair(*image)
+            return decode_cells(*image)
         process = self._idle.get()
         try:
             pixels = process.decode(*image, LARGE_IMAGE_PIXELS)
@@ -92,7 +92,7 @@ class DecoderProcess:
         theirs.close()
 
     def decode(self, *arguments: Any) -> np.ndarray | None:
-        """`decode_pair`, with max_pixels last; None for a LargeImage. ValueError for any other exception."""
+        """`decode_cells`, with max_pixels last; None for a LargeImage. ValueError for any other exception."""
         try:
             self._pipe.send(arguments)
             result = self._pipe.recv()
@@ -165,7 +165,7 @@ def _serve(pipe: Connection) -> NoReturn:
 
 def _decode(arguments: Sequence[Any]) -> np.ndarray | str | None:
     try:
-        return decode_pair(*arguments[:-1], max_pixels=arguments[-1])
+        return decode_cells(*arguments[:-1], max_pixels=arguments[-1])
     except decode.LargeImage:
         return None
     except MemoryError as error:

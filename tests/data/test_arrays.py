@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gnunet.data import decode
-from gnunet.data.decode import ArrayCell, decode_image, load_array, read_values
+from gnunet.data.decode import ArrayCell, decode_array, decode_image, load_array, read_values
 from gnunet.errors import DataError
 from gnunet.evaluation.image_files import read_sample, write_sample
 from gnunet.scaling import Scaling
@@ -20,7 +20,7 @@ VALUES = RNG.normal(5, 100, (8, 12, 5)).astype(np.float32)
 
 
 def decode_values(cell, channels=5, size=(8, 12), resize="crop"):
-    return decode_image(cell, size, channels, resize, "range")
+    return decode_array(cell, size, channels, resize)
 
 
 def image_bytes(planes, kind):

@@ -43,7 +43,7 @@ def test_what_ends_a_decoder_is_an_error_for_its_image_alone(monkeypatch, fault,
     with Decoders(2) as decoders, ThreadPoolExecutor(2) as pool:
         monkeypatch.delattr(os, "fork")  # which torch's process groups may not survive in a thread
         tall = [np.tile(IMAGE, (n, 1, 1)) for n in (1, 2, 2, 2, 1, 1)]
-        results = [pool.submit(decoders.decode, image, 4, 3) for image in tall]
+        results = [pool.submit(decoders.decode, (image,), 4, 3) for image in tall]
         for image, result in zip(tall, results, strict=True):
             if len(image) == 4:
                 np.testing.assert_array_equal(result.result(), IMAGE)
@@ -62,15 +62,15 @@ def test_large_images_are_decoded_one_at_a_time(decoders, monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(decoder_processes.DecoderProcess, "decode", decode_and_note)
-    np.testing.assert_array_equal(decoders.decode(IMAGE, 4, 3), IMAGE)
-    decoders.decode(IMAGE[:3, :3], 3, 3)
+    np.testing.assert_array_equal(decoders.decode((IMAGE,), 4, 3), IMAGE)
+    decoders.decode((IMAGE[:3, :3],), 3, 3)
     assert held == [(15, False), (decode.MAX_PIXELS, True), (15, False)]
 
 
 def test_processes_that_cannot_be_started_or_are_ended_are_no_fault_of_the_image(decoders, monkeypatch):
     decoders._processes[0].close()
     with pytest.raises(DataError, match="ended"):
-        decoders.decode(IMAGE, 4, 3)
+        decoders.decode((IMAGE,), 4, 3)
     monkeypatch.setattr(os, "fork", lambda: (_ for _ in ()).throw(BlockingIOError("too many")))
     with pytest.raises(DataError, match="too many"), Decoders(1):
         pass
@@ -92,5 +92,5 @@ def test_processes_start_in_the_thread_that_enters(monkeypatch):
     local.value = EndsOtherProcesses()
     monkeypatch.setattr(decode, "flatten", lambda image: (_ for _ in ()).throw(ValueError(os.getpid())))
     with Decoders(2) as decoders, ThreadPoolExecutor(2) as pool:
-        errors = [pool.submit(decoders.decode, IMAGE, 4, 3).exception() for _ in range(4)]
+        errors = [pool.submit(decoders.decode, (IMAGE,), 4, 3).exception() for _ in range(4)]
     assert all(int(str(error)) != os.getpid() for error in errors)
