@@ -3,7 +3,7 @@
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.image_files import ImageFiles
 from gnunet.evaluation.metrics import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors
-from gnunet.evaluation.neighbours import draw_neighbours, nearest_images
+from gnunet.evaluation.neighbours import nearest_images
 from gnunet.evaluation.validation import validation_loss
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "ImageFiles",
     "Scorer",
     "check_reference",
-    "draw_neighbours",
     "get_metrics",
     "load_extractors",
     "nearest_images",

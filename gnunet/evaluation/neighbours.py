@@ -24,8 +24,6 @@ TILE, TEXT = 96, 14  # pixels: a picture's side, the height of the line below it
 class Neighbours:
     """The nearest training images of n samples, by Euclidean distance between features."""
 
-    rows: np.ndarray  # int64 (n, k), positions among the training rows, nearest first
-    distances: np.ndarray  # float64 (n, k)
     distance_ratio: float
     """Mean distance from samples to their nearest training image, divided by the mean distance from training images to
     their nearest other: about 1 for new images of the same kind, 0 for copies, large for images unlike any.
@@ -34,6 +32,8 @@ class Neighbours:
     """Fraction of the samples that are at most `threshold` from a training image: about NEAR_QUANTILE for new images, 1
     for copies. Unlike a mean, it reveals a few copies among poor images."""
     threshold: float  # the NEAR_QUANTILE quantile of training images' distances to their nearest other
+    rows: np.ndarray  # int64 (n, k), positions among the training rows, nearest first
+    distances: np.ndarray  # float64 (n, k)
 
 
 def nearest_images(
@@ -88,11 +88,11 @@ def nearest_images(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = of_samples[:, 0].mean() / of_probes.mean()
     return Neighbours(
-        rows=nearest_rows[: len(samples)].cpu().numpy(),
-        distances=of_samples,
         distance_ratio=float(ratio),
         near_duplicate_rate=float((of_samples[:, 0] <= threshold).mean()),
         threshold=float(threshold),
+        rows=nearest_rows[: len(samples)].cpu().numpy(),
+        distances=of_samples,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -69,15 +70,8 @@ def metrics_report(record: Mapping[str, Any]) -> list[Any]:
 
 def neighbours_record(neighbours: Neighbours, extractor: str) -> dict[str, Any]:
     """What is written of the nearest training images."""
-    return {
-        "extractor": extractor,
-        "num_images": len(neighbours.rows),
-        "distance_ratio": neighbours.distance_ratio,
-        "near_duplicate_rate": neighbours.near_duplicate_rate,
-        "threshold": neighbours.threshold,
-        "rows": neighbours.rows.tolist(),
-        "distances": neighbours.distances.tolist(),
-    }
+    values = {name: np.asarray(value).tolist() for name, value in vars(neighbours).items()}
+    return {"extractor": extractor, "num_images": len(neighbours.rows), **values}
 
 
 def neighbours_report(record: Mapping[str, Any]) -> list[str]:

@@ -25,13 +25,6 @@ class ChannelStats(NamedTuple):
     elements: Tensor  # (S, 1): the number of elements in a channel, samples times positions
     noise: Tensor  # (S, K): the fraction of each noise bin in the set
 
-    @classmethod
-    def per_sample(cls, u: Tensor, noise: Tensor) -> ChannelStats:
-        """Of each sample of u, (N, C, *spatial)."""
-        variance, mean = torch.var_mean(u, spatial_dims(u), correction=0)
-        elements = mean.new_full((len(u), 1), u.shape[2:].numel())
-        return cls(mean, variance, elements, noise)
-
     def merge(self, size: int) -> ChannelStats:
         """Of the unions of `size` consecutive sets; the last union may have fewer."""
         size = min(size, len(self.mean))
@@ -96,10 +89,13 @@ class RunningStatsNorm(NormAct):
         self.population_stats: PopulationStats | None = None
 
     def sample_stats(self, u: Tensor) -> ChannelStats:
-        if not self.noise_edges:
-            return ChannelStats.per_sample(u, u.new_ones(len(u), 1))
-        bins = torch.arange(len(self.noise_edges) + 1, device=u.device)
-        return ChannelStats.per_sample(u, (self._noise_bins(len(u)).unsqueeze(1) == bins).to(u.dtype))
+        """Of each sample of u, (N, C, *spatial)."""
+        variance, mean = torch.var_mean(u, spatial_dims(u), correction=0)
+        noise = u.new_ones(len(u), 1)
+        if self.noise_edges:
+            bins = torch.arange(len(self.noise_edges) + 1, device=u.device)
+            noise = (self._noise_bins(len(u)).unsqueeze(1) == bins).to(u.dtype)
+        return ChannelStats(mean, variance, mean.new_full((len(u), 1), u.shape[2:].numel()), noise)
 
     def running_stats(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The running mean and variance for u, (1 or N, C)."""

@@ -107,11 +107,8 @@ def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callbac
     display = Display(images=state.images, total=session.total_images, enabled=accelerator.is_main_process)
     stop = StopSignal(display.announce)
     with stop, display:
-        display.message(session.data_summary[1])
-        if loaded is not None:
-            display.message(loaded)
-        if (warning := cpu_warning(session)) is not None:
-            display.message(warning)
+        for text in filter(None, (session.data_summary[1], loaded, cpu_warning(session))):
+            display.message(text)
         try:
             train(session, run, state, stop, display, callback)
         except StopRequested:

@@ -5,8 +5,6 @@ from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.figures import axis_plot, costs, curves, differences, magnitudes, samples, train_eval_gap, tuning
 from gnunet.ablation.figures.style import Picture, figure_style, variant_styles
 
-__all__ = ["Picture", "draw_all"]
-
 
 def draw_all(results: Results) -> list[Picture]:
     """Draw every figure that the records of a study allow, in the order of the report."""

@@ -35,6 +35,9 @@ class _Curve:
     diverged: bool
 
 
+Read = Callable[[Results, Condition, int], _Curve | None]  # reads the curve of a trial
+
+
 def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture]:
     """Three figures; none where no record has a validation loss."""
     base = results.study.baseline
@@ -58,13 +61,7 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture]:
 
 
 def _draw(
-    results: Results,
-    styles: dict[str, VariantStyle],
-    read: Callable[[Results, Condition, int], _Curve | None],
-    name: str,
-    title: str,
-    x_label: str,
-    caption: str,
+    results: Results, styles: dict[str, VariantStyle], read: Read, name: str, title: str, x_label: str, caption: str
 ) -> Picture | None:
     """A panel for each setting of the axes or, of many variants without axes, for each variant; None without curves."""
     study, settings, relative = results.study, results.settings, read is _difference
