@@ -275,26 +275,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def rotate_checkpoints(folder: Path, keep: int, newest: int, best: int | None = None) -> None:
-    """Remove all but the `keep` newest checkpoints up to `newest` images, and the one at `best` images."""
-    paths = list_checkpoints(folder)
-    # Later ones are damaged, or the run would have resumed from them.
-    candidates = [path for path in paths if int(path.name) <= newest]
-    for path in set(paths) - set(candidates[-keep:]):
-        if int(path.name) != best:
-            atomic_rmtree(path)
-
-
-def write_best_pointer(folder: Path, best: dict[str, Any]) -> None:
-    """Make `folder`/best name the checkpoint of `TrainState.best`, or remove it if there is no such checkpoint.
-
-    Call it after writing that checkpoint and before removing the previous best: the named one must always exist.
-    """
-    pointer = folder / BEST
+def prune_checkpoints(folder: Path, keep: int, state: TrainState) -> None:
+    """Make `folder`/best name the checkpoint of `state.best`, or remove it if there is no such checkpoint; then remove
+    all but that one and the `keep` newest up to the one of `state`."""
+    pointer, best = folder / BEST, state.best
+    # Before the previous best is removed: the named one must always exist.
     if best and (folder / (name := checkpoint_name(best["images"]))).is_dir():
         atomic_write(pointer, json.dumps({"checkpoint": name, **best}) + "\n")
     else:
         pointer.unlink(missing_ok=True)
+    paths = list_checkpoints(folder)
+    # Later ones are damaged, or the run would have resumed from them.
+    candidates = [path for path in paths if int(path.name) <= state.images]
+    for path in set(paths) - set(candidates[-keep:]):
+        if int(path.name) != best.get("images"):
+            atomic_rmtree(path)
 
 
 def best_checkpoint(pointer: Path) -> Path:

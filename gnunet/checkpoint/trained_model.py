@@ -226,10 +226,7 @@ def load_from_checkpoint(path: Path, weights: str = "ema") -> TrainedModel:
     autoencoder = find_autoencoder(config, path, data.get("autoencoder"))
     settings = unet_kwargs(config, len(counts or ()), autoencoder.reduction if autoencoder else 1)
     tensors = open_tensors(path, WEIGHTS[weights])
-    try:
-        check_weights_match(UNet2D, settings, tensors.specs)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {tensors.files[0].name} and config.yaml: {error}") from None
+    check_weights_match(UNet2D, settings, tensors.specs, f"{path}: {tensors.files[0].name} and config.yaml")
     check_fits_memory(tensors.files)
     network = UNet2D(**settings)
     load_weights(path, WEIGHTS[weights], network)

@@ -42,21 +42,24 @@ def find_model(name: str, *folders: str) -> Path:
         raise CheckpointError(f"{name}: no such path, and the Hugging Face hub does not give it: {reason}") from None
 
 
-def check_weights_match(build: type[ModelMixin], config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
+def check_weights_match(
+    build: type[ModelMixin], config: Mapping[str, Any], stored: Mapping[str, TensorSpec], where: object
+) -> None:
     """Compare a config, which may be untrusted, with the headers of weights, before any memory is allocated for them.
 
     Raises:
-        CheckpointError: build(**config) is an error, or does not have exactly the tensors that the headers declare.
+        CheckpointError: build(**config) is an error, or does not have exactly the tensors that the headers declare; its
+            message begins with `where`.
     """
     try:
         with torch.device("meta"):
             model = build(**config)
     except Exception as error:  # of any class, since the values may be of any type
-        raise CheckpointError(f"no {build.__name__} has this config: {str(error)[:1000]}") from None
+        raise CheckpointError(f"{where}: no {build.__name__} has this config: {str(error)[:1000]}") from None
     tensors = OrderedDict(stored)
     model._fix_state_dict_keys_on_load(tensors)  # diffusers' old names of attention's weights
     if difference := describe_mismatch(tensors, model.state_dict()):
-        raise CheckpointError(f"the weights are not those of its config: {difference}")
+        raise CheckpointError(f"{where}: the weights are not those of its config: {difference}")
 
 
 def weights_digest(text: str, module: nn.Module) -> str:
@@ -90,10 +93,7 @@ def check_pretrained(build: type[ModelMixin], folder: Path, *, variant: str | No
         config, _, _ = build.extract_init_dict(stored, **kwargs)  # what diffusers builds from this file
     except Exception as error:  # of any class, since the values may be of any type
         raise CheckpointError(f"{file}: cannot be read ({error})") from None
-    try:
-        check_weights_match(build, config, weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+    check_weights_match(build, config, weights, folder)
 
 
 def _shards(index: Path) -> list[str]:

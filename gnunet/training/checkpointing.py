@@ -14,10 +14,9 @@ from gnunet.checkpoint.checkpoint import (
     load_checkpoint,
     load_weights,
     newest_checkpoint,
+    prune_checkpoints,
     read_state,
-    rotate_checkpoints,
     save_checkpoint,
-    write_best_pointer,
 )
 from gnunet.checkpoint.export import export_model, exported_images
 from gnunet.checkpoint.run_dir import RunDir, recorded_changes
@@ -70,7 +69,7 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, str | No
         run.metrics.truncate_after(state.reported)
         run.timing.truncate_after(state.reported)
         if checkpoint is not None:  # what the run had still to do when it was killed after writing it
-            prune_checkpoints(session, run, state)
+            prune_checkpoints(run.checkpoints, session.config.train.keep_checkpoints, state)
             if exported_images(run.model) != state.images:
                 export(session, run, state, checkpoint)
             draw_curves(run.metrics.path, run.curves)
@@ -147,7 +146,7 @@ def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool =
         ) from None
 
     def prune_and_export() -> None:
-        prune_checkpoints(session, run, state)
+        prune_checkpoints(run.checkpoints, session.config.train.keep_checkpoints, state)
         if with_model:
             export(session, run, state, checkpoint)
             draw_curves(run.metrics.path, run.curves)
@@ -170,13 +169,6 @@ def check_finite(session: Session, state: TrainState) -> None:
             images=state.images,
             nonfinite=state.nonfinite,
         )
-
-
-def prune_checkpoints(session: Session, run: RunDir, state: TrainState) -> None:
-    """Point to the best checkpoint, and remove those before the one of `state` that are no longer kept."""
-    write_best_pointer(run.checkpoints, state.best)
-    keep, best = session.config.train.keep_checkpoints, state.best.get("images")
-    rotate_checkpoints(run.checkpoints, keep, newest=state.images, best=best)
 
 
 def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -> None:

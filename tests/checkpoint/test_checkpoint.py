@@ -12,8 +12,8 @@ from gnunet.checkpoint.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
+    prune_checkpoints,
     read_state,
-    rotate_checkpoints,
     save_checkpoint,
 )
 from gnunet.errors import CheckpointError
@@ -107,7 +107,7 @@ def test_only_directories_named_by_a_number_are_checkpoints(tmp_path):
 def test_rotation_keeps_those_with_most_images(tmp_path):
     for images in (8, 1_000_000_000, 16):
         save(tmp_path, images)
-    rotate_checkpoints(tmp_path, 2, newest=1_000_000_000)
+    prune_checkpoints(tmp_path, 2, TrainState(1_000_000_000))
     assert [p.name for p in list_checkpoints(tmp_path)] == ["000000016", "1000000000"]
 
 
@@ -116,7 +116,7 @@ def test_rotation_does_not_count_damaged_later_checkpoints(tmp_path):
         save(tmp_path, images)
     (tmp_path / "000000024" / "state.json").unlink()  # so the run resumed from 16, and is now at 20
     save(tmp_path, 20)
-    rotate_checkpoints(tmp_path, 1, newest=20)
+    prune_checkpoints(tmp_path, 1, TrainState(20))
     assert [p.name for p in list_checkpoints(tmp_path)] == ["000000020"]
 
 
