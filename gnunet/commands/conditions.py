@@ -33,9 +33,8 @@ def load_model(
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"weights: given {weights}; valid: {' or '.join(WEIGHTS)}")
-    if seed is not None:
-        seed = check_integer("seed", seed)
     model = load_trained_model(expand(source), weights)
+    seed = model.seed if seed is None else check_integer("seed", seed)
     settings = {
         "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
         "batch_size": batch_size,
@@ -43,7 +42,7 @@ def load_model(
     given = {key: value for key, value in settings.items() if value is not None}
     sources = [ConfigSource(model.name, model.sampling.model_dump()), ConfigSource("given", given)]
     sampling = merge_and_validate(SamplingConfig, sources)
-    return replace(model, sampling=sampling, seed=model.seed if seed is None else seed)
+    return replace(model, sampling=sampling, seed=seed)
 
 
 def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedModel:
@@ -62,8 +61,7 @@ def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedMo
             raise ConfigError(f"--conditions: given {folder}, but {model.name} has no condition (data.condition)")
         return model
     if folder is not None:
-        stored = read_conditions(folder, model.condition, model)
-        return replace(model, conditions=SampleConditions.of_arrays(model.condition, stored))
+        return replace(model, conditions=read_conditions(folder, model.condition, model))
     if model.config is None:
         raise ConfigError(f"--conditions: needed, because {model.name} does not know the images of its run")
     try:
@@ -99,33 +97,33 @@ def open_model(
     if jumps["resample"] > 1 and jumps["jump_length"] >= steps:
         valid = f"below sampling.num_inference_steps {steps}, or any with --resample 1"
         raise ConfigError(f"--jump_length: {jumps['jump_length']}, with which nothing is resampled; valid: {valid}")
-    condition = Condition("mask", model.channels + 1)
-    stored = read_conditions(inpaint, condition, model)
-    return replace(model, inpaint=SampleConditions.of_arrays(condition, stored), jumps=jumps)
+    masked = read_conditions(inpaint, Condition("mask", model.channels + 1), model)
+    return replace(model, inpaint=masked, jumps=jumps)
 
 
-def read_conditions(folder: str | Path, condition: Condition, model: TrainedModel) -> np.ndarray:
-    """The stored conditions (n, h, w, c) that the pictures in a folder are, or that are made of them."""
+def read_conditions(folder: str | Path, condition: Condition, model: TrainedModel) -> SampleConditions:
+    """The conditions that the pictures in a folder are, or that are made of them."""
     folder = expand(folder)
     files = image_files(folder, model.scaling) if folder.is_dir() else []
     files = [file for file in files if file.name != GRID]
     if not files:
         raise DataError(f"{folder}: no folder of pictures{did_you_mean_path(folder)}")
     resize = model.config.data.resize if model.config else "crop"
-    if condition.kind == "mask":
-        return np.stack([_read_masked(*pair, model, resize) for pair in _with_masks(files)])
     small = tuple(side // condition.factor for side in model.size)
-    stored = []
-    for file in files:
+
+    def read(file: Path) -> np.ndarray:
         with decoding(file):
             if condition.kind == "paired":
-                classes = condition.num_classes
-                stored.append(decode_image(file, model.size, condition.channels, resize, num_classes=classes))
-            elif condition.kind == "low_resolution" and _size(file, model) == small:
-                stored.append(_decode(file, small, model, resize))
-            else:
-                stored.append(condition.store(_decode(file, model.size, model, resize)[None])[0])
-    return np.stack(stored)
+                return decode_image(file, model.size, condition.channels, resize, num_classes=condition.num_classes)
+            if condition.kind == "low_resolution" and _size(file, model) == small:
+                return _decode(file, small, model, resize)
+            return condition.store(_decode(file, model.size, model, resize)[None])[0]
+
+    if condition.kind == "mask":
+        stored = [_read_masked(*pair, model, resize) for pair in _with_masks(files)]
+    else:
+        stored = [read(file) for file in files]
+    return SampleConditions.of_arrays(condition, np.stack(stored))
 
 
 def _with_masks(files: Sequence[Path]) -> Iterator[tuple[Path, Path]]:

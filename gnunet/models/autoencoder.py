@@ -98,16 +98,14 @@ def load_autoencoder(name: str | Path, expected: str | None = None) -> Autoencod
         check_pretrained(kind, folder)
         autoencoder = Autoencoder.of(kind.from_pretrained(folder, use_safetensors=True))
     except Exception as error:  # of any kind, as diffusers raises them
+        valid = "diffusers' AutoencoderKL, AutoencoderTiny or VQModel, with safetensors weights"
         reason = truncate(first_line(error), 300)
-        raise CheckpointError(f"{name}: no autoencoder that gnunet can load: {reason}; valid: {_VALID}") from None
+        raise CheckpointError(f"{name}: no autoencoder that gnunet can load: {reason}; valid: {valid}") from None
     if expected == autoencoder.earlier_digest:
         return replace(autoencoder, digest=expected)
     if expected not in (None, autoencoder.digest):
         raise CheckpointError(f"{folder}: another autoencoder, or another scaling, than the model was trained with")
     return autoencoder
-
-
-_VALID = "diffusers' AutoencoderKL, AutoencoderTiny or VQModel, with safetensors weights"
 
 
 def _kind(config: dict[str, Any]) -> Any:

@@ -160,16 +160,15 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     """
     model, accelerator = session.ema_model, session.accelerator
     display.set_status("sampling")
-    size, processes = model.sampling.batch_size, Processes.of(accelerator)
-    images = np.empty((model.sampling.num_images, *model.size, 1 if model.channels == 1 else 3), np.uint8)
-    for batches in batches_by_rank(len(images), size, processes.world_size):
+    size, count, processes = model.sampling.batch_size, model.sampling.num_images, Processes.of(accelerator)
+    images: list[np.ndarray] = []
+    for batches in batches_by_rank(count, size, processes.world_size):
         mine = batches[processes.rank] if processes.rank < len(batches) else range(1)
         made = model.scaling.to_pictures(model.sample(mine, accelerator, partial(stop.check, accelerator)))
         gathered = processes.gather_padded(torch.from_numpy(made).to(accelerator.device), size).cpu().numpy()
-        for indices, batch in zip(batches, gathered, strict=False):
-            images[indices] = batch[: len(indices)]
-        display.progress("sampling", batches[-1].stop, len(images))
-    return images
+        images += [batch[: len(indices)] for indices, batch in zip(batches, gathered, strict=False)]
+        display.progress("sampling", batches[-1].stop, count)
+    return np.concatenate(images)
 
 
 def write_grid(path: Path, images: np.ndarray, model: TrainedModel) -> Image.Image:
