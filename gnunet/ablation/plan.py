@@ -89,6 +89,9 @@ class Plan:
     tuning_trials: list[Trial] = field(default_factory=list)
     pending_tuning: list[Condition] = field(default_factory=list)
     """Conditions whose reported trials are unknown until their tuning is finished."""
+    tuning_scores: dict[Condition, dict[str, float | None]] = field(default_factory=dict)
+    """By condition and value, as YAML: the mean of the tuning metric over the tuning seeds, lower better; infinite
+    where a trial diverged, None where one has no record."""
     chosen: dict[Condition, str] = field(default_factory=dict)
     """The value that tuning has chosen for a condition, as YAML."""
 
@@ -227,14 +230,18 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
     if (tuning := study.tuning) is None:
         plan.trials.extend(trials(study.seeds))
         return
-    groups = [trials(tuning.seeds, value, tuned=format_value(value)) for value in tuning.values]
-    plan.tuning_trials.extend(itertools.chain(*groups))
-    if any(trial.name not in records for group in groups for trial in group):
-        plan.pending_tuning.append(Condition(variant, setting))
+    condition, means = Condition(variant, setting), []
+    for value in tuning.values:
+        group = trials(tuning.seeds, value, tuned=format_value(value))
+        plan.tuning_trials.extend(group)
+        ranks = [rank(records[trial.name], tuning.metric) for trial in group if trial.name in records]
+        means.append(math.fsum(ranks) / len(group) if len(ranks) == len(group) else None)
+    plan.tuning_scores[condition] = dict(zip(map(format_value, tuning.values), means, strict=True))
+    if None in means:
+        plan.pending_tuning.append(condition)
         return
-    means = [math.fsum(rank(records[trial.name], tuning.metric) for trial in group) / len(group) for group in groups]
     best = tuning.values[means.index(min(means))]  # of equal ones the first
-    plan.chosen[Condition(variant, setting)] = format_value(best)
+    plan.chosen[condition] = format_value(best)
     plan.trials.extend(trials(study.seeds, best))
 
 

@@ -252,7 +252,7 @@ def _warnings(results: Results) -> list[str]:
         warnings.append(f"{skipped} complete trials skipped steps whose loss or gradient was not finite.")
     if len(results.study.seeds) == 1:
         warnings.append("One seed contains no information on the variance of retraining: there is no verdict.")
-    scores = results.tuning_scores()
+    scores = results.plan.tuning_scores
     values = list(next(iter(scores.values()), {}))
     extreme = [c for c in scores if results.plan.chosen.get(c) in (values[0], values[-1])]
     if extreme and len(values) > 1:

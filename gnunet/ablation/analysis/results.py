@@ -22,7 +22,7 @@ from gnunet.ablation.analysis.statistics import (
     resample_losses,
 )
 from gnunet.ablation.plan import Condition, Plan, Records, Setting, settings_of
-from gnunet.ablation.records import LOSSES, errors_in, metric_value, rank
+from gnunet.ablation.records import LOSSES, errors_in, metric_value
 from gnunet.ablation.study import Hypothesis, Study
 from gnunet.norms import NORMS
 
@@ -127,22 +127,6 @@ class Results:
         """The existing records of the plan's trials, each once, without those of tuning."""
         names = dict.fromkeys(self._names.values())
         return [self._records[name] for name in names if name in self._records]
-
-    def tuning_scores(self) -> dict[Condition, dict[str, float | None]]:
-        """The mean of the tuning metric over the tuning seeds by condition and value, lower better; infinite where a
-        trial diverged, None where one is missing."""
-        found: dict[Condition, dict[str, list[float]]] = {}
-        for trial in self.plan.tuning_trials:
-            ranks = found.setdefault(trial.condition, {}).setdefault(trial.tuned, [])
-            if (record := self._records.get(trial.name)) is not None:
-                ranks.append(rank(record, self.study.tuning.metric))
-        seeds = len(self.study.tuning.seeds) if self.study.tuning else 0
-        return {
-            condition: {
-                value: math.fsum(ranks) / seeds if len(ranks) == seeds else None for value, ranks in row.items()
-            }
-            for condition, row in found.items()
-        }
 
     def at(self, variant: str, setting: Sequence[tuple[str, str]]) -> Condition:
         """A variant in a setting, without the axes that it does not cross."""

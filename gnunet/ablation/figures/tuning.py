@@ -14,7 +14,7 @@ _WORST = 0.2  # difference to the best of a row at which the colours end
 
 def draw(results: Results) -> Picture | None:
     """A row for each condition and a column for each value; None where the study has no tuning."""
-    scores = results.tuning_scores()
+    scores = results.plan.tuning_scores
     if not scores:
         return None
     tuning, values = results.study.tuning, list(next(iter(scores.values())))

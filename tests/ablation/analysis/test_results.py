@@ -104,7 +104,7 @@ class TestScores:
         assert difference.pairs == 2 and difference.bootstrap is None and difference.interval == difference.student
 
     def test_tuning(self, batches):
-        tried = batches.tuning_scores()
+        tried = batches.plan.tuning_scores
         batch = tried[Condition("batch", (("batch", "2"),))]
         assert list(batch) == ["0.0005", "0.001", "0.002", "0.004"]
         assert batch["0.004"] == math.inf and batch["0.001"] == min(batch.values())
