@@ -148,7 +148,7 @@ class Evaluation:
             progress=stage("nearest", num_reference),
         )  # fmt: skip
         record["nearest"] = report.neighbours_record(found, name)
-        nearest = reference.table[reference.rows[found.rows]]
+        nearest = reference.table.pictures(reference.rows[found.rows])
         return record, draw_neighbours(samples, nearest, found, limit=MAX_NEAREST_DRAWN)
 
 

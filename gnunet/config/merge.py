@@ -159,10 +159,10 @@ def _suggest_key(root: type[Section], path: KeyPath, sections: Sections, values:
     *above, name = path
     if new := RENAMED_KEYS.get(".".join(path)):
         return f"renamed to {new}"
-    hint = next((section.hints[name] for section in sections.values() if name in section.hints), "")
-    own = root.hints.get(name, "")  # for flags of other programs, which have fewer sections
-    if hint or (own and (above == ["train"] or own.startswith(f"{'.'.join(above)}."))):
-        return f"use {hint or own}"
+    hint = root.hints.get(name, "")
+    # Other programs have fewer sections.
+    if hint and (above in ([], ["train"], ["model"]) or hint.startswith(f"{'.'.join(above)}.")):
+        return f"use {hint}"
     keys = dict(walk({"": root}))
     where = f" of {'.'.join(above)}" if above else ""
     valid = f"valid keys{where}: {', '.join(fields_of(sections))}"

@@ -31,14 +31,6 @@ Files = Annotated[dict[str, Text], ValidValues("a mapping from extractors to fil
 class ModelConfig(Section):
     """The U-Net, in the names of diffusers' UNet2DModel."""
 
-    hints: ClassVar[dict[str, str]] = {
-        "norm_num_groups": "model.norm.groups",
-        "norm_eps": "model.norm.eps",
-        "sample_size": "data.resolution",
-        "out_channels": "model.in_channels, which is also the number of output channels",
-        "num_class_embeds": "data.class_conditional; the number of classes is that of the data",
-    }
-
     in_channels: PositiveInt = Field(3, le=4096)
     """Channels of the images: 1 is grayscale, 3 is RGB, 4 is RGB with transparency, which the others show on white. Any
     number of channels of arrays, with data.normalization range or mean_std; those of latents, with data.autoencoder."""

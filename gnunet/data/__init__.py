@@ -4,7 +4,6 @@ from gnunet.data.cache import load_images
 from gnunet.data.conditions import Condition, SampleConditions
 from gnunet.data.dataset import TrainingDataset
 from gnunet.data.decoded_images import DecodedImages
-from gnunet.data.example_rng import split_rows
 from gnunet.data.float_labels import FloatLabels
 from gnunet.data.latents import encode_images
 from gnunet.data.loader import training_loader
@@ -19,6 +18,5 @@ __all__ = [
     "ValidationSet",
     "encode_images",
     "load_images",
-    "split_rows",
     "training_loader",
 ]

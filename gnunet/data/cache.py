@@ -88,8 +88,13 @@ def load_images(
 
     def build(temporary: Path) -> None:
         rows = select_rows(opened, subset or {})
-        are_required = class_conditional or label_column is not None
-        labels = _find_labels(opened, rows, label_shape, are_required)
+        try:
+            labels = read_labels(opened, rows, label_shape)
+        except DataError:
+            if class_conditional or label_column is not None:
+                raise
+            log.info("the column %r of %s does not hold a label for each row", opened.label_column, opened.name)
+            labels = None, ()
         cells = zip(*(each.iter_images(rows) for each in (opened, *partners)), strict=True)
         _build(temporary, opened, rows, *labels, _decode_all(cells, *settings), channels, normalization, progress)
 
@@ -158,19 +163,6 @@ def _read_cache(folder: Path) -> DecodedImages | None:
         )  # fmt: skip
     except (CheckpointError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _find_labels(
-    source: Source, rows: np.ndarray, shape: Sequence[int] | None, are_required: bool
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """`read_labels`; unless they are required, (None, ()) if some rows have none."""
-    try:
-        return read_labels(source, rows, shape)
-    except DataError:
-        if are_required:
-            raise
-        log.info("the column %r of %s does not hold a label for each row", source.label_column, source.name)
-        return None, ()
 
 
 def _build(

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from gnunet.data.conditions import Condition
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import ExampleRNG
-from gnunet.errors import DataError
 from gnunet.random_streams import Stream, StreamKey
 
 
@@ -19,10 +18,10 @@ class TrainingDataset(Dataset):
     """Example k of a run, for any k >= 0: a pure function of (seed, k), the images and the rows.
 
     Args:
-        rows: int (n,), the rows of the table to train on; each epoch of n examples visits each once.
+        rows: int (n,), the rows of the table to train on, at least one; each epoch of n examples visits each once.
         flip: mirror each example left to right with probability 1/2.
         label_dropout: probability that an example's label is replaced by the null label.
-        class_conditional: return labels; DataError if the table has none. Otherwise `num_classes` is 0.
+        class_conditional: return labels, which the table must have. Otherwise `num_classes` is 0.
         condition: what is made of each example besides, if anything, and the probability that it is dropped.
     """
 
@@ -30,10 +29,6 @@ class TrainingDataset(Dataset):
         self, table: DecodedImages, rows: np.ndarray, *, seed: int, flip: bool, label_dropout: float = 0.0,
         class_conditional: bool = False, condition: Condition | None = None, condition_dropout: float = 0.0,
     ):  # fmt: skip
-        if len(rows) == 0:
-            raise DataError("there are no images to train on")
-        if class_conditional and table.labels is None:
-            raise DataError("data.class_conditional is true, but the data has no labels")
         self.table = table
         self.rows = np.asarray(rows, np.int64)
         self.flip = flip

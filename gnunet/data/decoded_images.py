@@ -79,7 +79,7 @@ class DecodedImages:
         """What data sets give of this table, (b, C, H, W), as networks see it: fp32."""
         return images if self.latents is not None else self.scaling.to_network(images)
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
         """The images of these rows as pictures, which are shown and measured: uint8 (*rows.shape, H, W, 1 or 3)."""
         pictures = self.scaling.to_pictures(self.images[rows.ravel()])
         return pictures.reshape(*rows.shape, *pictures.shape[1:])

@@ -1,6 +1,7 @@
 """The randomness of a run's examples, and the rows that are held out of training."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from gnunet.errors import DataError
 from gnunet.random_streams import Stream, StreamKey, generator
 
 
+@lru_cache(maxsize=2)  # a batch spans two epochs at most
 def row_order(seed: int, epoch: int, num_rows: int) -> np.ndarray:
     """The order in which an epoch visits the rows: a permutation of 0..num_rows-1, int64 (num_rows,)."""
     return generator(seed, StreamKey.ROW, epoch).permutation(num_rows)
@@ -59,7 +61,6 @@ class ExampleRNG:
         self.num_rows = num_rows
         self._example = Stream(seed, StreamKey.EXAMPLE)
         self._noise = Stream(seed, StreamKey.NOISE)
-        self._orders: dict[int, np.ndarray] = {}
 
     def examples(self, indices: Sequence[int]) -> ExampleRandomness:
         raw = np.empty((len(indices), 3), np.uint64)
@@ -67,7 +68,7 @@ class ExampleRNG:
         for i, index in enumerate(indices):
             raw[i] = self._example.raw(index, 3)
             epoch, position = divmod(index, self.num_rows)
-            rows[i] = self._order(epoch)[position]
+            rows[i] = row_order(self.seed, epoch, self.num_rows)[position]
         return ExampleRandomness(
             rows=rows,
             # 52 bits and a half: exact in a double, never 0 or 1, where quantile functions are infinite.
@@ -80,10 +81,3 @@ class ExampleRNG:
         """Write the examples' standard normal noise to `out`, C-contiguous float32 (b, H, W, C)."""
         for index, noise in zip(indices, out, strict=True):
             self._noise.at(index).standard_normal(dtype=np.float32, out=noise)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            # A batch spans two epochs at most.
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = row_order(self.seed, epoch, self.num_rows)
-        return self._orders[epoch]

@@ -44,9 +44,10 @@ class FloatLabels:
     def from_dict(cls, values: Any, shape: tuple[int, ...] | None, where: object) -> "FloatLabels | None":
         """Labels of this shape from what a checkpoint has of them, which may be untrusted; else CheckpointError. None
         with shape None; a model of diffusers without values has those of timesteps, or zeros."""
-        if shape is None or values is None:
-            known = np.zeros((1, *shape)) if shape else np.linspace(0, 1000, PARTS + 1)
-            return None if shape is None else cls.of(known, False)
+        if shape is None:
+            return None
+        if values is None:
+            return cls.of(np.zeros((1, *shape)) if shape else np.linspace(0, 1000, PARTS + 1), False)
         try:
             found = TypeAdapter(cls).validate_python(values)
             array = np.array(found.values)

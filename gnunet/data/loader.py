@@ -82,22 +82,17 @@ class MicroBatchSampler(Sampler[list[int]]):
     Args:
         first: example at which training starts, a multiple of batch_size.
         last: example at which it ends; the last batch is the first that reaches it.
-        batch_size: examples in one step over all ranks and micro-batches.
+        batch_size: examples in one step over all ranks and micro-batches, a multiple of micro_batch_size * world_size.
         micro_batch_size: examples in one forward pass on one rank.
 
     Raises:
-        ConfigError: sizes that do not divide.
+        ConfigError: batch_size does not divide first.
     """
 
     def __init__(
         self, *, first: int, last: int, batch_size: int, micro_batch_size: int, rank: int = 0, world_size: int = 1
     ):
         self.stride = micro_batch_size * world_size
-        if batch_size % self.stride:
-            raise ConfigError(
-                f"train.batch_size: {batch_size} given, with micro-batches of {micro_batch_size} on {world_size} "
-                f"processes; valid: a multiple of {self.stride}"
-            )
         if first % batch_size:
             raise ConfigError(
                 f"train.batch_size: {batch_size} given, to resume at image {first}; valid: a divisor of that"

@@ -10,7 +10,6 @@ import torch
 from gnunet.data.conditions import Condition
 from gnunet.data.dataset import channels_last
 from gnunet.data.decoded_images import DecodedImages
-from gnunet.errors import DataError
 from gnunet.random_streams import Stream, StreamKey
 
 
@@ -24,7 +23,7 @@ class ValidationSet:
     not dropped.
 
     Args:
-        rows: int (n,), the rows of the table to validate on; DataError if there are none.
+        rows: int (n,), the rows of the table to validate on, at least one.
         num_examples: size of the set.
         log_snr_min, log_snr_max: lower end of the first bin, upper end of the last. Log-SNR is the natural logarithm
             of signal power over noise power.
@@ -35,8 +34,6 @@ class ValidationSet:
         self, table: DecodedImages, rows: np.ndarray, *, num_examples: int, num_bins: int, log_snr_min: float,
         log_snr_max: float, condition: Condition | None = None,
     ):  # fmt: skip
-        if len(rows) == 0:
-            raise DataError("there are no images to validate on")
         self.table = table
         self.num_bins, self.condition = num_bins, condition
         index = np.arange(num_examples)

@@ -55,7 +55,7 @@ def reference_statistics(
     if bool(processes.gather(is_cached).all()) and cached is not None:
         return cached
     [statistics] = collect_statistics(
-        lambda indices: table[rows[indices.start : indices.stop]], len(rows), [extractor],
+        lambda indices: table.pictures(rows[indices.start : indices.stop]), len(rows), [extractor],
         processes=processes, progress=progress,
     )  # fmt: skip
     statistics = replace(statistics, kernel_sums=kernel_sums(statistics.subset))

@@ -1,11 +1,9 @@
 import pickle
 
 import numpy as np
-import pytest
 import torch
 
 from gnunet.data import TrainingDataset
-from gnunet.errors import DataError
 from tests.tables import make_table
 
 
@@ -54,13 +52,6 @@ def test_label_dropout_gives_the_null_label(table):
     assert abs((labels == 5).mean() - 0.3) < 0.03
     assert (kept < 5).all() and (labels[labels != 5] == kept[labels != 5]).all()
     np.testing.assert_array_equal(kept, table.labels[examples._rng.examples(range(4000)).rows])
-
-
-def test_invalid_images_rows_and_labels(table):
-    with pytest.raises(DataError, match="no images to train on"):
-        make(table, np.array([], int))
-    with pytest.raises(DataError, match="no labels"):
-        make(make_table(table.images), class_conditional=True)
 
 
 def test_fingerprint_covers_pixels_labels_and_names(table):

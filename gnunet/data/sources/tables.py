@@ -54,16 +54,12 @@ class Table(Source):
 
     @property
     def label_advice(self) -> str:
-        kinds = ("string", "large_string", "bool", "int", "uint")
-        typed = {name: feature.dtype for name, feature in self.features.items() if isinstance(feature, datasets.Value)}
-        found = [name for name, dtype in typed.items() if dtype.rstrip("0123456789") in kinds]
-        classes = [name for name, feature in self.features.items() if isinstance(feature, datasets.ClassLabel)]
-        return (
-            f"set data.label_column to the one that holds classes, a few values for many images, of "
-            f"{quoted([*classes, *found])}"
-            if classes or found
-            else "none of its columns can hold classes (strings, integers or booleans)"
-        )
+        kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_integer)
+        found = [each.name for each in self.features.arrow_schema if any(is_kind(each.type) for is_kind in kinds)]
+        found.sort(key=lambda name: not isinstance(self.features[name], datasets.ClassLabel))
+        if not found:
+            return "none of its columns can hold classes (strings, integers or booleans)"
+        return f"set data.label_column to the one that holds classes, a few values for many images, of {quoted(found)}"
 
     def choose_columns(self, image_column: Name = None, label_column: Name = None, subset: Iterable[str] = ()) -> None:
         image_column = image_column or self._find_column(IMAGE_COLUMNS, datasets.Image)
