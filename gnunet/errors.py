@@ -70,6 +70,17 @@ def did_you_mean(given: object, valid: Sequence[str | int]) -> str:
     return f" (did you mean {spelled[close[0]]!r}?)" if close else ""
 
 
+@contextmanager
+def as_data_error(name: object) -> Iterator[None]:
+    """Turn what decoders, arrow and `datasets` raise, exceptions of any kind, into a DataError with the file's name."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} cannot be read: {first_line(error)}") from error
+
+
 def expand(path: str | Path) -> Path:
     """The path with a user's home in place of `~`; ConfigError if there is no such user."""
     try:

@@ -14,9 +14,8 @@ from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.commands.conditions import open_model
 from gnunet.commands.measure import Evaluation
 from gnunet.commands.options import check_integer
-from gnunet.data.sources.tables import as_data_error
 from gnunet.distributed.accelerator import fresh_accelerate_state, open_accelerator
-from gnunet.errors import ConfigError, did_you_mean, quoted, truncate
+from gnunet.errors import ConfigError, as_data_error, did_you_mean, quoted, truncate
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from gnunet.config import SamplingConfig
 from gnunet.config.merge import ConfigSource, merge_and_validate
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_array, decode_image, read_size, read_values
-from gnunet.errors import ConfigError, DataError, GnunetError, did_you_mean_path, expand
-from gnunet.evaluation.image_files import GRID, decoding, image_files
+from gnunet.errors import ConfigError, DataError, GnunetError, as_data_error, did_you_mean_path, expand
+from gnunet.evaluation.image_files import GRID, image_files
 from gnunet.training.session import RunData, load_run_data
 
 MASK = "_mask"  # at the end of the name of an image's mask
@@ -112,7 +112,7 @@ def read_conditions(folder: str | Path, condition: Condition, model: TrainedMode
     small = tuple(side // condition.factor for side in model.size)
 
     def read(file: Path) -> np.ndarray:
-        with decoding(file):
+        with as_data_error(file):
             if condition.kind == "paired":
                 return decode_image(file, model.size, condition.channels, resize, num_classes=condition.num_classes)
             if condition.kind == "low_resolution" and _size(file, model) == small:
@@ -137,7 +137,7 @@ def _with_masks(files: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
 
 
 def _read_masked(file: Path, mask: Path, model: TrainedModel, resize: str) -> np.ndarray:
-    with decoding(f"{file} with {mask.name}"):
+    with as_data_error(f"{file} with {mask.name}"):
         (height, width), (high, wide) = _size(file, model), read_size(mask)
         if height * wide != width * high:
             raise ValueError(f"{width} x {height}, but its mask has {wide} x {high}; valid: equal shapes")

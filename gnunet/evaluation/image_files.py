@@ -1,8 +1,7 @@
 """Directories of images, of samples or to evaluate, file by file."""
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,12 @@ from PIL import Image
 from gnunet.data.decode import ArrayCell, decode_image, load_array, open_image, read_values, upright_size
 from gnunet.data.sources import visible_files
 from gnunet.data.sources.image_folder import IMAGE_SUFFIXES
-from gnunet.errors import DataError
+from gnunet.errors import DataError, as_data_error
 from gnunet.files import atomic_write
 from gnunet.scaling import PICTURES, Scaling, as_size
 
 GRID = "grid.png"  # the overview that `gnunet sample` writes next to the samples; not counted as an image
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
-
-
-@contextmanager
-def decoding(file: object) -> Iterator[None]:
-    """Turn what image decoders raise, exceptions of any kind, into a DataError that names the file."""
-    try:
-        yield
-    except Exception as error:
-        raise DataError(f"{file} cannot be decoded: {error}") from error
 
 
 def image_files(folder: Path, scaling: Scaling) -> list[Path]:
@@ -102,7 +92,7 @@ class ImageFiles:
         return np.stack([self._decode(self.files[index]) for index in indices])
 
     def _decode(self, file: Path) -> np.ndarray:
-        with decoding(file):
+        with as_data_error(file):
             if not self._scaling.is_pictures:
                 return self._scaling.to_pictures(read_sample(file, self._scaling, self.channels)[None])[0]
             return decode_image(file, self.size, self.channels, self._resize)
@@ -110,7 +100,7 @@ class ImageFiles:
 
 def _inspect_image(file: Path) -> tuple[int, int, int]:
     """An image's height, width and channels (1 or 3), from the file's header."""
-    with decoding(file), open_image(file) as image:
+    with as_data_error(file), open_image(file) as image:
         is_grey = image.mode in GREY_MODES and "transparency" not in image.info
         return *upright_size(image), 1 if is_grey else 3
 

@@ -12,8 +12,7 @@ from gnunet.data.decode import MAX_FILE_BYTES, ArrayCell, load_array
 from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprint, split_of_file
 from gnunet.data.sources.idx import MAX_DEFLATE_RATIO
 from gnunet.data.sources.image_folder import ARRAY_SUFFIXES
-from gnunet.data.sources.tables import as_data_error
-from gnunet.errors import DataError
+from gnunet.errors import DataError, as_data_error
 
 
 class ArrayFile(Source):

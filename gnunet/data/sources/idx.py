@@ -3,14 +3,13 @@
 import gzip
 import math
 import re
-import zlib
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from gnunet.data.sources.base import SPLITS, Source, choose_split, file_fingerprint
-from gnunet.errors import DataError
+from gnunet.errors import DataError, as_data_error
 
 MAX_IDX_BYTES = 2**31  # largest array read, three times EMNIST's; a packed file may expand a thousandfold
 MAX_DEFLATE_RATIO = 1032  # the most bytes that gzip packs into one
@@ -60,16 +59,13 @@ def read_idx(file: Path, ndim: int) -> np.ndarray:
     header_size = 4 + 4 * ndim
     is_packed, size = file.suffix == ".gz", file.stat().st_size
     limit = min(MAX_IDX_BYTES, MAX_DEFLATE_RATIO * size if is_packed else size)
-    try:
-        with gzip.open(file) if is_packed else file.open("rb") as stream:
-            header = stream.read(header_size)
-            if header[:4] != bytes([0, 0, 8, ndim]) or len(header) < header_size:
-                raise DataError(f"{file} is not an idx file of unsigned bytes in {ndim} dimensions")
-            shape = np.frombuffer(header, ">u4", ndim, 4).tolist()
-            count = math.prod(shape)
-            content = stream.read(count + 1) if count <= limit else b""  # one more, to see that nothing follows
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
+    with as_data_error(file), gzip.open(file) if is_packed else file.open("rb") as stream:
+        header = stream.read(header_size)
+        if header[:4] != bytes([0, 0, 8, ndim]) or len(header) < header_size:
+            raise DataError(f"{file} is not an idx file of unsigned bytes in {ndim} dimensions")
+        shape = np.frombuffer(header, ">u4", ndim, 4).tolist()
+        count = math.prod(shape)
+        content = stream.read(count + 1) if count <= limit else b""  # one more, to see that nothing follows
     if len(content) != count:
         raise DataError(f"{file} is corrupted: it does not hold the {count} values that its header announces")
     return np.frombuffer(content, np.uint8).reshape(shape)

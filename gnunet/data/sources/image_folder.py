@@ -9,9 +9,9 @@ from typing import Any
 from gnunet.data.decode import ArrayCell
 from gnunet.data.sources.base import Name, Source, choose_split, file_fingerprint, split_of_file, split_of_folder
 from gnunet.data.sources.metadata import MAX_METADATA_BYTES, METADATA_FILES, read_metadata
-from gnunet.data.sources.tables import LABEL_COLUMNS, as_data_error, find_column
+from gnunet.data.sources.tables import LABEL_COLUMNS, find_column
 from gnunet.data.sources.zip_archive import open_zip
-from gnunet.errors import DataError, first_few, first_line
+from gnunet.errors import DataError, as_data_error, first_few, first_line
 
 IMAGE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",

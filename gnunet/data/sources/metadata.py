@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from gnunet.data.sources.tables import as_data_error, column_batches, distinct_values, holds_vectors
-from gnunet.errors import DataError, did_you_mean, quoted, truncate
+from gnunet.data.sources.tables import column_batches, distinct_values, holds_vectors
+from gnunet.errors import DataError, as_data_error, did_you_mean, quoted, truncate
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "dataset.json")
 MAX_METADATA_BYTES = 2**27

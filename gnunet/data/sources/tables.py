@@ -5,7 +5,6 @@ import os
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from gnunet.data.sources.base import (
     split_of_file,
     split_of_folder,
 )
-from gnunet.errors import DataError, first_line, quoted
+from gnunet.errors import DataError, as_data_error, first_line, quoted
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "png", "jpg", "jpeg", "webp")
 LABEL_COLUMNS = (
@@ -288,14 +287,3 @@ def _validate_buffers(dataset: datasets.Dataset) -> datasets.Dataset:
     """Check that offsets lie within their buffers, which arrow itself does not."""
     dataset.data.validate(full=True)
     return dataset
-
-
-@contextmanager
-def as_data_error(path: Path) -> Iterator[None]:
-    """Turn what arrow and `datasets` raise, exceptions of any kind, into a DataError that names the file."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path} cannot be read: {first_line(error)}") from error

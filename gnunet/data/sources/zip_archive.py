@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from gnunet.data.decode import MAX_FILE_BYTES
 from gnunet.data.sources.idx import MAX_DEFLATE_RATIO
-from gnunet.errors import DataError, truncate
+from gnunet.errors import as_data_error, truncate
 
 
 def open_zip(path: Path) -> tuple[zipfile.ZipFile, dict[Path, zipfile.ZipInfo]]:
@@ -17,7 +17,7 @@ def open_zip(path: Path) -> tuple[zipfile.ZipFile, dict[Path, zipfile.ZipInfo]]:
     """
     members: dict[Path, zipfile.ZipInfo] = {}
     packed, size = 0, os.path.getsize(path)
-    try:
+    with as_data_error(path):
         archive = zipfile.ZipFile(path)
         for info in archive.infolist():
             name = PurePosixPath(info.filename.replace("\\", "/"))
@@ -37,6 +37,4 @@ def open_zip(path: Path) -> tuple[zipfile.ZipFile, dict[Path, zipfile.ZipInfo]]:
                 raise ValueError(f"the member {truncate(info.filename)!r} {problem}")
             if not info.is_dir() and not any(part.startswith(".") for part in name.parts):
                 members[file] = info
-    except Exception as error:  # of many kinds where the archive is corrupted
-        raise DataError(f"{path} cannot be read as a zip archive: {error}") from error
     return archive, members
