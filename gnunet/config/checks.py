@@ -1,7 +1,7 @@
 """Checks of values that are valid one by one but not together, before anything is built from them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import reduce
 
 from gnunet.config.kinds import MAX_NOISE_BINS
@@ -184,22 +184,16 @@ def _check_norm(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:
             for site in norm_sites(arguments):
                 has_own = site[0].startswith("mid_block.attentions.") and model.attn_norm_num_groups is not None
                 (of_attention if has_own else others).append(site)
-            issues += _check_divisible(config, f"model.norm.{name}", getattr(model.norm, name), others)
-            issues += _check_divisible(config, "model.attn_norm_num_groups", model.attn_norm_num_groups, of_attention)
+            for key, sites in {f"model.norm.{name}": others, "model.attn_norm_num_groups": of_attention}.items():
+                number = reduce(getattr, key.split("."), config)
+                if wrong := [f"{path} ({width} channels)" for path, width in sites if width % (number or width)]:
+                    valid = f"{join_or(_divisors(math.gcd(*(width for _, width in sites))))} for all norm layers"
+                    issues.append(_issue(config, key, f"{valid}; {number} does not divide {first_few(wrong)}"))
         given = {"kind": model.norm.kind, **model.norm.model_dump(exclude_defaults=True)}
         yield from issues or [ConfigIssue("model.norm", f"given {format_value(given)}", error)]
     elif model.gradient_checkpointing and (norms := norms_without_checkpointing(arguments)):
         valid = f"false with the norms of {first_few(norms)}, whose training forward pass cannot be recomputed"
         yield _issue(config, "model.gradient_checkpointing", valid)
-
-
-def _check_divisible(
-    config: Config, key: str, number: int | None, sites: Sequence[tuple[str, int]]
-) -> Iterator[ConfigIssue]:
-    """Check that a number divides the channels of all norm layers, given as (path, channels)."""
-    if wrong := [f"{path} ({channels} channels)" for path, channels in sites if channels % (number or channels)]:
-        valid = join_or(_divisors(math.gcd(*(channels for _, channels in sites))))
-        yield _issue(config, key, f"{valid} for all norm layers; {number} does not divide {first_few(wrong)}")
 
 
 def _check_diffusion(config: Config) -> Iterator[ConfigIssue]:

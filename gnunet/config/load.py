@@ -1,7 +1,7 @@
 """Configurations from files, shipped configs and values; configurations as text, and how two differ."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,6 @@ def changed_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _flatten(section: Section, prefix: str = "") -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        items += _flatten(value, f"{prefix}{name}.") if isinstance(value, Section) else [(prefix + name, value)]
-    return items
+def _flatten(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section:
+        yield from _flatten(value, f"{prefix}{name}.") if isinstance(value, Section) else [(prefix + name, value)]

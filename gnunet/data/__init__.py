@@ -6,7 +6,7 @@ from gnunet.data.dataset import TrainingDataset
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.float_labels import FloatLabels
 from gnunet.data.latents import encode_images
-from gnunet.data.loader import training_loader
+from gnunet.data.loader import TrainingLoader
 from gnunet.data.validation import ValidationSet
 
 __all__ = [
@@ -15,8 +15,8 @@ __all__ = [
     "FloatLabels",
     "SampleConditions",
     "TrainingDataset",
+    "TrainingLoader",
     "ValidationSet",
     "encode_images",
     "load_images",
-    "training_loader",
 ]

@@ -106,15 +106,13 @@ class SampleConditions:
         rows = rows[row_order(0, 0, len(rows))]
         masks = Stream(0, StreamKey.FIXED_MASK)
 
-        def images(entries: np.ndarray) -> np.ndarray:
-            return table.examples(rows[entries])[0]
-
         def store(entries: np.ndarray) -> np.ndarray:
             random = (masks.at(int(entry)) for entry in entries)
             originals, partners = table.examples(rows[entries])
             return condition.store(originals, random, partners)
 
         digest = hashlib.sha256(table.fingerprint.encode() + rows.tobytes()).hexdigest()
+        images = lambda entries: table.examples(rows[entries])[0]  # noqa: E731
         return cls(condition, len(rows), store, digest, images, None if labels is None else labels[rows])
 
     @classmethod

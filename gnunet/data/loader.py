@@ -19,27 +19,23 @@ from gnunet.errors import ConfigError, TrainingError
 log = logging.getLogger(__name__)
 
 
-def training_loader(
-    dataset: TrainingDataset, *, num_workers: int = 0, pin_memory: bool = False, **sizes: int,
-) -> DataLoader:  # fmt: skip
+class TrainingLoader(DataLoader):
     """A loader of one rank's micro-batches, as `TrainingDataset.__getitems__` returns them.
 
     `sizes` are the arguments of `MicroBatchSampler`. The batches do not depend on num_workers. The loader keeps no
     state: to resume, make another with a later `first`. Its iterators raise TrainingError if a worker fails.
     """
-    return TrainingLoader(
-        dataset,
-        batch_sampler=MicroBatchSampler(**sizes),
-        num_workers=num_workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_ignore_signals_in_worker,
-        prefetch_factor=4 if num_workers else None,
-    )
 
-
-class TrainingLoader(DataLoader):
-    """A DataLoader that raises what its workers cannot handle as TrainingError."""
+    def __init__(self, dataset: TrainingDataset, *, num_workers: int = 0, pin_memory: bool = False, **sizes: int):
+        super().__init__(
+            dataset,
+            batch_sampler=MicroBatchSampler(**sizes),
+            num_workers=num_workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals_in_worker,
+            prefetch_factor=4 if num_workers else None,
+        )
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         if not self.num_workers:

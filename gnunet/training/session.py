@@ -27,7 +27,7 @@ from gnunet.data.cache import load_images
 from gnunet.data.dataset import to_network
 from gnunet.data.example_rng import split_rows
 from gnunet.data.latents import encode_images
-from gnunet.data.loader import training_loader
+from gnunet.data.loader import TrainingLoader
 from gnunet.diffusion import NoiseLevel, Process, make_process
 from gnunet.diffusion.process import concatenate
 from gnunet.distributed import fsdp
@@ -186,7 +186,7 @@ class Session:
     def update_ema_bn_stats(self, num_batches: int) -> None:
         """Re-estimate the EMA's running statistics on a single-process run's first micro-batches, on every rank."""
         size = self.micro_batch_size
-        loader = training_loader(
+        loader = TrainingLoader(
             self.train_set, first=0, last=num_batches * size, batch_size=size, micro_batch_size=size, num_workers=0
         )
 
@@ -202,7 +202,7 @@ class Session:
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """This rank's micro-batches from example `first` to the end of the run."""
-        loader = training_loader(
+        loader = TrainingLoader(
             self.train_set, first=first, last=self.total_images, batch_size=self.config.train.batch_size,
             micro_batch_size=self.micro_batch_size, rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes, num_workers=self.config.data.num_workers,

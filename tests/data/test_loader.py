@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import dataloader
 
-from gnunet.data import TrainingDataset, training_loader
+from gnunet.data import TrainingDataset, TrainingLoader
 from gnunet.data.loader import MicroBatchSampler
 from gnunet.errors import ConfigError, DataError, TrainingError
 from tests.tables import make_table
@@ -24,7 +24,7 @@ def load(examples, *, batch_size=16, world_size=1, **keys):
     keys = {**defaults, "batch_size": batch_size, "world_size": world_size, **keys}
     seen = {}
     for rank in range(world_size):
-        for batch in training_loader(examples, rank=rank, **keys):
+        for batch in TrainingLoader(examples, rank=rank, **keys):
             for i, index in enumerate(batch["index"].tolist()):
                 assert index not in seen
                 seen[index] = {name: tensor[i].numpy().tobytes() for name, tensor in batch.items()}
@@ -68,7 +68,7 @@ def test_batches_from_workers_keep_types_and_strides(table, channels):
     table = make_table(table.images[..., :channels])
     examples = TrainingDataset(table, np.arange(23), seed=0, flip=True)
     sizes = {"first": 0, "last": 6, "batch_size": 6, "micro_batch_size": 6}
-    here, there = (next(iter(training_loader(examples, **sizes, num_workers=n))) for n in (0, 1))
+    here, there = (next(iter(TrainingLoader(examples, **sizes, num_workers=n))) for n in (0, 1))
     assert type(there) is dict and set(here) == set(there)
     for name, tensor in here.items():
         assert torch.equal(there[name], tensor)
@@ -86,7 +86,7 @@ def hard_loader(examples, monkeypatch):
             return original(self, indices)
 
         monkeypatch.setattr(TrainingDataset, "__getitems__", getitems)
-        return training_loader(examples, first=0, last=64, batch_size=16, micro_batch_size=16, num_workers=2)
+        return TrainingLoader(examples, first=0, last=64, batch_size=16, micro_batch_size=16, num_workers=2)
 
     return make
 
@@ -135,7 +135,7 @@ def test_training_process_loads_where_no_worker_can_start(examples, monkeypatch)
 GROUP = """
 import os, signal, subprocess, sys
 import numpy as np
-from gnunet.data import TrainingDataset, training_loader
+from gnunet.data import TrainingDataset, TrainingLoader
 from tests.tables import make_table
 
 caught = []
@@ -143,7 +143,7 @@ for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: caught.append(number))
 table = make_table(np.zeros((9, 8, 8, 3), np.uint8))
 examples = TrainingDataset(table, np.arange(9), seed=0, flip=True)
-loader = training_loader(examples, first=0, last=400, batch_size=4, micro_batch_size=4, num_workers=2)
+loader = TrainingLoader(examples, first=0, last=400, batch_size=4, micro_batch_size=4, num_workers=2)
 batches = iter(loader)
 next(batches), next(batches)  # one from each worker: both are up
 group = os.getpgrp()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gnunet.config import Config, EvaluateConfig
-from gnunet.data import training_loader
+from gnunet.data import TrainingLoader
 from gnunet.training import StepInfo, fit
 from gnunet.training.session import Session
 
@@ -61,7 +61,7 @@ def loader_speed(session: Session) -> float:
     """Examples a second of the training loader with two processes, draws included, when nothing else is to be done."""
     train = session.config.train
     batches = iter(
-        training_loader(
+        TrainingLoader(
             session.train_set, first=0, last=10**9, batch_size=train.batch_size,
             micro_batch_size=session.micro_batch_size, num_workers=2,
         )
