@@ -180,13 +180,6 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
     return state
 
 
-def load_weights(path: Path, kind: str, module: nn.Module) -> None:
-    """Load a checkpoint's weights, `model` or `ema`, into `module`, in place; raises as `load_checkpoint`."""
-    weights, into = open_tensors(path, kind), module.state_dict()
-    weights.check(into)
-    weights.read(into)
-
-
 def open_tensors(path: Path, kind: str) -> ShardedTensorReader:
     """A reader of one of TENSOR_FILES in the checkpoint at `path`."""
     num_shards = count_shards(read_json(path / "manifest.json"))

@@ -15,7 +15,6 @@ from torch import Tensor
 from gnunet.checkpoint.checkpoint import (
     BEST,
     best_checkpoint,
-    load_weights,
     newest_checkpoint,
     open_tensors,
     read_state,
@@ -229,7 +228,8 @@ def load_from_checkpoint(path: Path, weights: str = "ema") -> TrainedModel:
     check_weights_match(UNet2D, settings, tensors.specs, f"{path}: {tensors.files[0].name} and config.yaml")
     check_fits_memory(tensors.files)
     network = UNet2D(**settings)
-    load_weights(path, WEIGHTS[weights], network)
+    tensors.check(network.state_dict())
+    tensors.read(network.state_dict())
     run = "".join(letter if letter.isprintable() else "_" for letter in Path(config.run_dir).name)
     name = f"{run}-{path.name}" + ("" if weights == "ema" else f"-{weights}")
     data |= {"class_names": names, "class_counts": counts}

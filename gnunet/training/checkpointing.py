@@ -12,8 +12,8 @@ from gnunet.checkpoint.checkpoint import (
     TrainState,
     list_checkpoints,
     load_checkpoint,
-    load_weights,
     newest_checkpoint,
+    open_tensors,
     prune_checkpoints,
     read_state,
     save_checkpoint,
@@ -176,5 +176,5 @@ def export(session: Session, run: RunDir, state: TrainState, checkpoint: Path) -
     ema = session.ema.model
     if session.strategy.state_is_sharded:
         ema = UNet2D.from_config(session.unet.config).eval()
-        load_weights(checkpoint, "ema", ema)
+        open_tensors(checkpoint, "ema").read(ema.state_dict())
     export_model(run, ema, session.process, state)

@@ -93,6 +93,7 @@ def test_bad_values_are_refused_as_by_the_commands(finished):
 def test_class_without_a_training_image_is_refused(finished):
     model = load_trained_model(finished)
     assert class_labels(replace(model, class_counts=[3, 5]), ["light"]).tolist() == [1]
+    assert class_labels(replace(model, class_names=["1", "0"]), ["0", 1]).tolist() == [1, 0]  # by name before by number
     for name in ("light", 1):
         with pytest.raises(ConfigError, match=f"classes: given '{name}'.*'dark'"):
             class_labels(replace(model, class_counts=[3, 0]), [name])

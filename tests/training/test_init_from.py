@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gnunet.checkpoint import trained_model
+from gnunet.checkpoint import checkpoint, trained_model
 from gnunet.checkpoint.checkpoint import newest_checkpoint, read_state
 from gnunet.checkpoint.trained_model import TrainedModel, load_trained_model
 from gnunet.config import SamplingConfig
@@ -32,9 +32,12 @@ def initialized(config):
 
 
 @pytest.mark.parametrize(("weights", "file"), [("ema", "ema"), ("raw", "model")])
-def test_network_and_ema_start_with_the_weights(tiny, finished, weights, file):
+def test_network_and_ema_start_with_the_weights(tiny, finished, weights, file, monkeypatch):
+    verified = []
+    monkeypatch.setattr(checkpoint, "verify_checkpoint", verified.append)
     source = ["--init_from", str(finished), "--init_weights", weights]
     session, report = initialized(tiny("new", *source, "--seed", "5"))
+    assert verified == [finished / FINAL]  # once
     stored = load_file(finished / FINAL / f"{file}.safetensors")
     for network in (session.unet, session.ema.model):
         assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
