@@ -10,6 +10,9 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Error numbers of a disk that is full or broken."""
+
 
 class GnunetError(Exception):
     """Base of all errors that the user can fix; the message says what was given and what is valid."""
@@ -137,14 +140,14 @@ def tolerate_closed_stdout() -> Iterator[None]:
 
 def run_cli(program: Callable[[], int | None]) -> int:
     """The exit status of a program's main function: its result (0 for None), 2 on GnunetError and where a disk is full
-    or read-only, or 130 on Ctrl-C."""
+    or broken, or 130 on Ctrl-C."""
     try:
         return program() or 0
     except GnunetError as error:
         print_error(error)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in DISK_ERRORS:
             raise
         print_error(GnunetError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"))
         return 2

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from annotated_types import Gt, Le, Lt
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from torch import Tensor
 from typing_extensions import Doc
 
@@ -54,8 +53,10 @@ class DDPM(Process):
         ] = None,
         *,
         clip_sample: bool = True,
-        schedule: DDPMScheduler | None = None,
+        schedule: Any = None,
     ) -> None:
+        from diffusers import DDPMScheduler
+
         self.schedule = schedule or DDPMScheduler(
             num_train_timesteps=num_train_timesteps, beta_schedule=BETA_SCHEDULES[beta_schedule],
             beta_start=beta_start, beta_end=beta_end, prediction_type=PREDICTION_TYPES[prediction_type],
@@ -147,14 +148,16 @@ class DDPM(Process):
         to the clean image. ddim is DPM-Solver++ of order 1, which is the same formula (Lu et al., 2022):
         diffusers' DDIMScheduler does not step to its own next timestep where `steps` does not divide T.
         """
+        import diffusers
+
         sampler = self.resolve_sampler(sampler, steps)
         variance = self.schedule.config.variance_type
         cls, options = {
-            "ddpm": (DDPMScheduler, {"variance_type": variance, "clip_sample": False}),
-            "ddim": (DPMSolverMultistepScheduler, {"solver_order": 1}),
-            "dpm++": (DPMSolverMultistepScheduler, {"solver_order": 2}),
-            "euler": (EulerDiscreteScheduler, {}),
-            "heun": (HeunDiscreteScheduler, {}),
+            "ddpm": (diffusers.DDPMScheduler, {"variance_type": variance, "clip_sample": False}),
+            "ddim": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 1}),
+            "dpm++": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 2}),
+            "euler": (diffusers.EulerDiscreteScheduler, {}),
+            "heun": (diffusers.HeunDiscreteScheduler, {}),
         }[sampler]
         if self.schedule.config.get("rescale_betas_zero_snr"):
             # Rescaling again changes nothing, and the flag keeps some schedulers from starting at infinity.
@@ -172,8 +175,8 @@ class DDPM(Process):
         steps = min(steps, count)
         return [round(count * (steps - i) / steps) - 1 for i in range(steps)]
 
-    def export_scheduler(self) -> DDPMScheduler:
-        return DDPMScheduler.from_config(self.schedule.config)
+    def export_scheduler(self) -> Any:
+        return type(self.schedule).from_config(self.schedule.config)
 
 
 def _log_decay(beta_start: float, beta_end: float) -> float:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt
-from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch import Tensor
 from typing_extensions import Doc
 
@@ -78,13 +77,17 @@ class EDM(Process):
 
     def scheduler(self, sampler: str, steps: int) -> Any:
         """EDMEulerScheduler (euler) or EDMDPMSolverMultistepScheduler (dpm++); heun needs no scheduler."""
+        from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+
         sampler = self.resolve_sampler(sampler, steps)
         cls = EDMDPMSolverMultistepScheduler if sampler == "dpm++" else EDMEulerScheduler
         scheduler = cls.from_config(self.export_scheduler().config)
         scheduler.set_timesteps(steps)
         return scheduler
 
-    def export_scheduler(self) -> EDMEulerScheduler:
+    def export_scheduler(self) -> Any:
+        from diffusers import EDMEulerScheduler
+
         # It scales the network's input and output as this process does.
         return EDMEulerScheduler(
             sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data, rho=self.rho

@@ -6,15 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import (
-    DDPMScheduler,
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-)
 
 from gnunet.diffusion.ddpm import BETA_SCHEDULES, DDPM
 from gnunet.diffusion.edm import EDM
@@ -66,6 +58,8 @@ def process_from_config(config: Mapping[str, Any]) -> Process:
         ConfigError: the scheduler belongs to none of the processes, has an option that they lack, or does not end at
             pure noise, from which sampling starts.
     """
+    import diffusers
+
     check_scheduler(config)
     name = str(config.get("_class_name"))
     cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
@@ -107,12 +101,14 @@ def process_settings(process: Process) -> dict[str, Any]:
 
 
 def _make_process_of(cls: type, config: Mapping[str, Any]) -> Process:
+    from diffusers import DDPMScheduler
+
     name = cls.__name__
-    if issubclass(cls, (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)):
+    if name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"):
         require_config(config, name, prediction_type="epsilon", sigma_schedule="karras")
         keys = ("sigma_min", "sigma_max", "sigma_data", "rho")
         return EDM(**{key: _positive(config, name, key) for key in keys})
-    if issubclass(cls, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)):
+    if name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"):
         require_config(config, name, use_dynamic_shifting=False, invert_sigmas=False)
         timesteps = int(_positive(config, name, "num_train_timesteps"))
         return Flow(shift=_positive(config, name, "shift"), num_train_timesteps=timesteps)

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from annotated_types import Gt
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 from typing_extensions import Doc
 
@@ -72,6 +71,8 @@ class Flow(Process):
         diffusers' own: steps - 1 steps to the smallest time, 1/1000 before shifts, then one step of Euler's.
         """
         if self.resolve_sampler(sampler, steps) == "heun":
+            from diffusers import FlowMatchHeunDiscreteScheduler
+
             scheduler = FlowMatchHeunDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
             scheduler.set_timesteps(steps)
         else:
@@ -80,5 +81,7 @@ class Flow(Process):
             scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
         return scheduler
 
-    def export_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+    def export_scheduler(self) -> Any:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
         return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.shift)

@@ -2,7 +2,8 @@
 
 Every process noises an image as x = alpha * x0 + sigma * noise. Processes differ in how noise levels are
 distributed, in what the network sees and predicts, and in how its error is weighted; a subclass defines only
-that. Noise, target, loss and sampler state are fp32 whatever the precision inside the network.
+that. Noise, target, loss and sampler state are fp32 whatever the precision inside the network. diffusers, whose
+import takes a second or two, is imported where a scheduler is made: a configuration is made of these classes, too.
 """
 
 import inspect

@@ -1,6 +1,5 @@
 """The training loop: one optimizer step after another over examples 0, 1, 2, ... of a run, and what is due between."""
 
-import errno
 import math
 import re
 import signal
@@ -26,7 +25,7 @@ from gnunet.diffusion import NoiseLevel
 from gnunet.distributed.accelerator import close, fresh_accelerate_state, keep_freed_memory, make_accelerator
 from gnunet.distributed.launch import is_distributed_launch
 from gnunet.distributed.signals import StopRequested, StopSignal
-from gnunet.errors import TrainingError
+from gnunet.errors import DISK_ERRORS, TrainingError
 from gnunet.norms import force_weight_norm
 from gnunet.random_streams import Stream, StreamKey
 from gnunet.training import cuda_graph
@@ -46,9 +45,6 @@ from gnunet.training.lr_schedule import learning_rate
 from gnunet.training.progress import Display
 from gnunet.training.run_log import StepResult, count_step, cpu_warning, due_tasks, memory_mib, training_metrics
 from gnunet.training.session import Session, build_session
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""Error numbers of a disk that is full or broken."""
 
 
 @dataclass(frozen=True)
