@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,15 +123,21 @@ def _report(problem: str, on_error: str) -> None:
 
 
 def read_or_build(folder: Path, read: Callable[[Path], Cached | None], build: Callable[[Path], None]) -> Cached:
-    """`read(folder)`; if it returns None, one process first calls `build` with a directory that becomes the folder."""
+    """`read(folder)`; if it fails or is None, one process first calls `build` with what becomes the folder."""
+
+    def find() -> Cached | None:
+        with suppress(CheckpointError, OSError, ValueError, KeyError, TypeError, RecursionError):
+            return read(folder)
+        return None
+
     try:
-        if (found := read(folder)) is None:
+        if (found := find()) is None:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
-                if (found := read(folder)) is None:  # no other process was faster
+                if (found := find()) is None:  # no other process was faster
                     with atomic_directory(folder) as temporary:
                         build(temporary)
-                    found = read(folder)
+                    found = find()
         if found is None:
             raise OSError(f"{folder} cannot be read back")
         return found
@@ -146,23 +153,20 @@ def cache_folder(configured: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gnunet"
 
 
-def _read_cache(folder: Path) -> DecodedImages | None:
-    """Map a cache into memory; None if it does not exist or is corrupted."""
-    try:
-        metadata = json.loads((folder / METADATA_FILE).read_text())
-        channels, shape = metadata["channels"], tuple(metadata["shape"])
-        scaling = Scaling.from_dict(metadata.get("scaling"), channels, folder)
-        stored = map_array(folder / IMAGES_FILE, scaling.dtype, shape)
-        labels = None
-        if metadata["labels"] is not None:
-            kind = np.int64 if metadata["class_names"] else np.float64
-            labels = np.fromfile(folder / LABELS_FILE, kind).reshape(metadata["labels"])
-        return DecodedImages(
-            stored, channels, labels, tuple(metadata["class_names"]), metadata["fingerprint"], metadata["skipped"],
-            tuple(metadata["broken"]), scaling=scaling,
-        )  # fmt: skip
-    except (CheckpointError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+def _read_cache(folder: Path) -> DecodedImages:
+    """Map a cache into memory; an exception of many kinds if it does not exist or is corrupted."""
+    metadata = json.loads((folder / METADATA_FILE).read_text())
+    channels, shape = metadata["channels"], tuple(metadata["shape"])
+    scaling = Scaling.from_dict(metadata.get("scaling"), channels, folder)
+    stored = map_array(folder / IMAGES_FILE, scaling.dtype, shape)
+    labels = None
+    if metadata["labels"] is not None:
+        kind = np.int64 if metadata["class_names"] else np.float64
+        labels = np.fromfile(folder / LABELS_FILE, kind).reshape(metadata["labels"])
+    return DecodedImages(
+        stored, channels, labels, tuple(metadata["class_names"]), metadata["fingerprint"], metadata["skipped"],
+        tuple(metadata["broken"]), scaling=scaling,
+    )  # fmt: skip
 
 
 def _build(

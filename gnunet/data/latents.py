@@ -51,11 +51,8 @@ def encode_images(
         (folder / METADATA_FILE).write_text(json.dumps({"shape": (len(table), *moments.shape[1:]), "std": std}))
 
     def read(folder: Path) -> Latents | None:
-        try:
-            found = json.loads((folder / METADATA_FILE).read_text())
-            moments = map_array(folder / IMAGES_FILE, np.float16, tuple(found["shape"]))
-            return Latents(moments, channels, float(found["std"]), digest) if len(moments) == len(table) else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
+        found = json.loads((folder / METADATA_FILE).read_text())
+        moments = map_array(folder / IMAGES_FILE, np.float16, tuple(found["shape"]))
+        return Latents(moments, channels, float(found["std"]), digest) if len(moments) == len(table) else None
 
     return read_or_build(cache_folder(cache_dir) / f"latents-{key}", read, build)
