@@ -148,7 +148,7 @@ def test_known_flags_of_other_programs_name_keys() -> None:
     keys = {".".join(path) for path, _ in walk({"": Config})}
     for name, hint in Config.hints.items():
         assert name not in Config.model_fields
-        assert re.split("[, ]", hint)[0] in (*keys, "the", "CUDA_VISIBLE_DEVICES", "`accelerate"), hint
+        assert re.split("[,; ]", hint)[0] in (*keys, "the", "CUDA_VISIBLE_DEVICES", "`accelerate"), hint
 
 
 @pytest.mark.parametrize(
