@@ -185,17 +185,15 @@ def _build(
                 others = f" (unlike {source.describe_row(int(rows[is_valid.argmax()]))})" if formats else ""
                 broken.append(f"{source.describe_row(int(rows[i]))} cannot be decoded: {result}{others}")
             else:
-                if normalization != "pixels":
-                    result, file_format = result
-                    formats.add(file_format)
-                image_shape = result.shape
-                file.write(result.data)
-                digest.update(result.data)
+                pixels, file_format = result
+                formats |= {file_format} - {None}
+                file.write(pixels.data)
+                digest.update(pixels.data)
             if progress:
                 progress(i + 1, len(rows))
     if not is_valid.any():
         raise DataError(f"{source.name} has no usable image: {'; '.join(broken[:MAX_REPORTED])}")
-    shape = (int(is_valid.sum()), *image_shape)
+    shape = (int(is_valid.sum()), *pixels.shape)
     if formats:
         (suffix, file_dtype, axes), *others = sorted(formats)
         if others:  # of several kinds, in one that holds the values of all

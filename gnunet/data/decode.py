@@ -99,8 +99,8 @@ def decode_array(
 def decode_cells(
     cells: Sequence[Any], size: int | Sequence[int], channels: int, resize: str = "crop", normalization: str = "pixels",
     partner: Sequence[Any] | None = None, **limit: Any,
-) -> Any:  # fmt: skip
-    """`decode_image`, or `decode_array` unless normalization is pixels, of a row's cell. With the (channels,
+) -> tuple[np.ndarray, tuple[str, str, str] | None]:  # fmt: skip
+    """`decode_array` of a row's cell, or, with normalization pixels, `decode_image` and None. With the (channels,
     num_classes) of a partner, of two cells: uint8 (H, W, channels of both); they must have equal shapes."""
     if partner is not None:
         (height, width), (high, wide) = map(read_size, cells)
@@ -108,8 +108,10 @@ def decode_cells(
             raise ValueError(f"{width} x {height} pixels, but its partner has {wide} x {high}; valid: equal shapes")
         image = decode_image(cells[0], size, channels, resize, **limit)
         other = decode_image(cells[1], size, partner[0], resize, num_classes=partner[1], **limit)
-        return np.concatenate([image, other], axis=-1)
-    return (decode_image if normalization == "pixels" else decode_array)(cells[0], size, channels, resize, **limit)
+        return np.concatenate([image, other], axis=-1), None
+    if normalization == "pixels":
+        return decode_image(cells[0], size, channels, resize, **limit), None
+    return decode_array(cells[0], size, channels, resize, **limit)
 
 
 class ArrayCell(NamedTuple):

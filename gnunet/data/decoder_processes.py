@@ -13,8 +13,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
-import numpy as np
-
 from gnunet.data import decode
 from gnunet.data.decode import decode_cells
 from gnunet.errors import DataError
@@ -61,7 +59,7 @@ class Decoders:
         for process in self._processes:
             process.close()
 
-    def decode(self, *image: Any) -> np.ndarray:
+    def decode(self, *image: Any) -> Any:
         """`decode_cells`, whose arguments are `image`.
 
         Raises:
@@ -72,13 +70,13 @@ class Decoders:
             return decode_cells(*image)
         process = self._idle.get()
         try:
-            pixels = process.decode(*image, LARGE_IMAGE_PIXELS)
-            if pixels is None:
+            decoded = process.decode(*image, LARGE_IMAGE_PIXELS)
+            if decoded is None:
                 with self._large_image_lock:
-                    pixels = process.decode(*image, decode.MAX_PIXELS)
+                    decoded = process.decode(*image, decode.MAX_PIXELS)
         finally:
             self._idle.put(process)
-        return pixels
+        return decoded
 
 
 class DecoderProcess:
@@ -91,7 +89,7 @@ class DecoderProcess:
         self._process.start()
         theirs.close()
 
-    def decode(self, *arguments: Any) -> np.ndarray | None:
+    def decode(self, *arguments: Any) -> Any:
         """`decode_cells`, with max_pixels last; None for a LargeImage. ValueError for any other exception."""
         try:
             self._pipe.send(arguments)
@@ -163,7 +161,7 @@ def _serve(pipe: Connection) -> NoReturn:
         os._exit(1)
 
 
-def _decode(arguments: Sequence[Any]) -> np.ndarray | str | None:
+def _decode(arguments: Sequence[Any]) -> Any:
     try:
         return decode_cells(*arguments[:-1], max_pixels=arguments[-1])
     except decode.LargeImage:

@@ -46,7 +46,7 @@ def test_what_ends_a_decoder_is_an_error_for_its_image_alone(monkeypatch, fault,
         results = [pool.submit(decoders.decode, (image,), 4, 3) for image in tall]
         for image, result in zip(tall, results, strict=True):
             if len(image) == 4:
-                np.testing.assert_array_equal(result.result(), IMAGE)
+                np.testing.assert_array_equal(result.result()[0], IMAGE)
             else:
                 with pytest.raises(ValueError, match=message):
                     result.result()
@@ -62,7 +62,7 @@ def test_large_images_are_decoded_one_at_a_time(decoders, monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(decoder_processes.DecoderProcess, "decode", decode_and_note)
-    np.testing.assert_array_equal(decoders.decode((IMAGE,), 4, 3), IMAGE)
+    np.testing.assert_array_equal(decoders.decode((IMAGE,), 4, 3)[0], IMAGE)
     decoders.decode((IMAGE[:3, :3],), 3, 3)
     assert held == [(15, False), (decode.MAX_PIXELS, True), (15, False)]
 
