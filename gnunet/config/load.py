@@ -82,11 +82,8 @@ def diff_configs(a: Config, b: Config) -> list[str]:
 def changed_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
     """The keys in which two configurations differ, with both values, or `absent` for a key that one of them lacks."""
     left, right = dict(_flatten(a)), dict(_flatten(b))
-    return {
-        key: (left.get(key, "absent"), right.get(key, "absent"))
-        for key in dict.fromkeys([*left, *right])
-        if key not in left or key not in right or left[key] != right[key]
-    }
+    pairs = {key: (left.get(key, "absent"), right.get(key, "absent")) for key in {**left, **right}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _flatten(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,11 +17,9 @@ def image_kwargs(config: Config) -> dict[str, Any]:
     """Keyword arguments of `gnunet.data.load_images`, except channels."""
     data, condition = config.data, config.data.condition
     pairs = condition.model_dump(exclude={"kind"}) if condition is not None and condition.kind == "paired" else None
-    keys = (
-        "source", "split", "image_column", "label_column", "subset", "resolution", "resize", "normalization",
-        "class_conditional", "on_error", "cache_dir",
-    )  # fmt: skip
-    return {**{key: getattr(data, key) for key in keys}, "pairs": pairs, "label_shape": label_shape(config.model)}
+    of_training = {"flip", "autoencoder", "label_dropout", "condition", "condition_dropout", "num_workers"}
+    settings = data.model_dump(exclude=of_training | {"validation_images"})
+    return {**settings, "pairs": pairs, "label_shape": label_shape(config.model)}
 
 
 def label_shape(model: Any) -> tuple[int, ...] | None:

@@ -246,10 +246,9 @@ class Config(Section):
         sampling, diffusion, data = earlier.get("sampling"), later.get("diffusion"), later.get("data")
         if not isinstance(sampling, dict):
             return
-        if isinstance(diffusion, Mapping) and diffusion.get("kind") and "sampler" in sampling:
-            process = PROCESSES.get(str(diffusion["kind"]))
-            if process and sampling["sampler"] not in process.samplers:
-                del sampling["sampler"]
+        process = PROCESSES.get(str(diffusion.get("kind"))) if isinstance(diffusion, Mapping) else None
+        if process and sampling.get("sampler") not in process.samplers:
+            sampling.pop("sampler", None)
         dropout = {**(earlier.get("data") or {}), **(data or {})}.get("condition_dropout")
         if isinstance(data, Mapping) and data.get("class_conditional") is False and not dropout:
             sampling.pop("guidance_scale", None)

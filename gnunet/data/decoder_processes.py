@@ -70,13 +70,12 @@ class Decoders:
             return decode_cells(*image)
         process = self._idle.get()
         try:
-            decoded = process.decode(*image, LARGE_IMAGE_PIXELS)
-            if decoded is None:
-                with self._large_image_lock:
-                    decoded = process.decode(*image, decode.MAX_PIXELS)
+            if (decoded := process.decode(*image, LARGE_IMAGE_PIXELS)) is not None:
+                return decoded
+            with self._large_image_lock:
+                return process.decode(*image, decode.MAX_PIXELS)
         finally:
             self._idle.put(process)
-        return decoded
 
 
 class DecoderProcess:

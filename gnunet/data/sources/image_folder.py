@@ -125,14 +125,11 @@ class ImageFolder(Source):
     def image(self, row: int) -> Any:
         if (file := self.files[row]) is None:
             return None
-        is_array = file.suffix.lower() in ARRAY_SUFFIXES
-        if self._members is None:
-            return ArrayCell(file, self._array_name) if is_array else file
         try:
-            content = self._zip.read(self._members[file])
+            content = file if self._members is None else self._zip.read(self._members[file])
         except Exception as error:  # of any kind, if the archive is corrupted
             return ValueError(first_line(error))
-        return ArrayCell(content, self._array_name) if is_array else {"bytes": content, "path": str(file)}
+        return ArrayCell(content, self._array_name) if file.suffix.lower() in ARRAY_SUFFIXES else content
 
     def labels(self) -> Sequence[Any] | None:
         return self._columns.get(self.label_column or "")

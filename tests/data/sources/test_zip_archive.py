@@ -128,4 +128,4 @@ def test_the_central_directory_is_read_once(zip_images, monkeypatch):
     original = zipfile.ZipFile.__init__
     monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda *args: opened.append(args) or original(*args))
     source = open_source(str(path), "train")
-    assert len({bytes(source.image(i)["bytes"]) for i in range(20)}) == len(opened) == 1
+    assert len({bytes(source.image(i)) for i in range(20)}) == len(opened) == 1
