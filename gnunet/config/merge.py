@@ -52,7 +52,7 @@ def nest(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def merge_and_validate(
     root: type[Tree],
     sources: Sequence[ConfigSource],
-    check: Callable[[Tree], Iterable[ConfigIssue]] = lambda section: (),
+    check: Callable[[Tree], Iterable[ConfigIssue]] = lambda section: section.issues(),
 ) -> Tree:
     """Merge sources, later over earlier, and validate the result; ConfigError has one line for each issue.
 

@@ -27,6 +27,10 @@ class Section(BaseModel):
     def drop_overridden(cls, earlier: dict[str, Any], later: Mapping[str, Any]) -> None:
         """Remove from `earlier` the values that cannot hold with those of a later file or flag."""
 
+    def issues(self) -> "Iterable[ConfigIssue]":
+        """What is wrong with values that are valid one by one but not together."""
+        return ()
+
     @model_validator(mode="before")
     @classmethod
     def _integral_floats_as_ints(cls, values: Any) -> Any:

@@ -38,7 +38,7 @@ class Neighbours:
 
 def nearest_images(
     samples: np.ndarray,
-    images: np.ndarray | DecodedImages,
+    table: DecodedImages,
     rows: np.ndarray,
     extractor: Extractor,
     *,
@@ -53,8 +53,8 @@ def nearest_images(
 
     Args:
         samples: uint8 (n, H, W, C), the same on every rank, n at least 1.
-        images: uint8 (N, H', W', C), or the table that has them.
-        rows: int (m,), the rows of `images` that were trained on, m more than k.
+        table: the training images.
+        rows: int (m,), the rows of the table that were trained on, m more than k.
         k: neighbours per sample.
         processes: the ranks that share the work; all of them must call this.
         progress: called with the number of training images compared so far.
@@ -65,13 +65,13 @@ def nearest_images(
             f"1 sample and {k + 1} training images"
         )
     probes = evenly_spaced(len(rows), PROBES)
-    queries = torch.cat([extract(extractor, samples), extract(extractor, images[rows[probes]])])
+    queries = torch.cat([extract(extractor, samples), extract(extractor, table.pictures(rows[probes]))])
     device = queries.device
     self_row = torch.from_numpy(np.concatenate([np.full(len(samples), -1), probes])).to(device)
     nearest = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=device)
     nearest_rows = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     for indices, [features] in stream_features(
-        lambda chunk: images[rows[chunk.start : chunk.stop]], len(rows), [extractor],
+        lambda chunk: table.pictures(rows[chunk.start : chunk.stop]), len(rows), [extractor],
         processes=processes, progress=progress,
     ):  # fmt: skip
         with single_threaded():

@@ -2,16 +2,18 @@ import numpy as np
 import pytest
 import torch
 
+from gnunet.data import DecodedImages
 from gnunet.errors import DataError
 from gnunet.evaluation import neighbours
 from gnunet.evaluation.neighbours import TEXT, TILE, draw_neighbours, nearest_images
+from tests.tables import make_table
 
 
 def test_agrees_with_brute_force(pixels, noise_images, monkeypatch):
     monkeypatch.setattr(neighbours, "PROBES", 40)
     images, samples = noise_images(300), noise_images(7, seed=1)
     rows = np.random.default_rng(2).permutation(300)[:280]
-    found = nearest_images(samples, images, rows, pixels, k=3)
+    found = nearest_images(samples, make_table(images), rows, pixels, k=3)
     train, ours = (z.reshape(len(z), -1) / 255.0 for z in (images[rows], samples))
     train, ours = (np.float32(z.transpose()).transpose().astype(np.float64) for z in (train, ours))
     distances = np.linalg.norm(ours[:, None] - train[None], axis=2)
@@ -27,18 +29,20 @@ def test_agrees_with_brute_force(pixels, noise_images, monkeypatch):
 
 def test_copies_differ_from_new_images(pixels, noise_images):
     images, rows = noise_images(400), np.arange(400)
-    fresh = nearest_images(noise_images(200, seed=1), images, rows, pixels)
+    fresh = nearest_images(noise_images(200, seed=1), make_table(images), rows, pixels)
     assert 0.97 < fresh.distance_ratio < 1.03 and 0.01 < fresh.near_duplicate_rate < 0.12
-    copies = nearest_images(images[50:60], images, rows, pixels)
+    copies = nearest_images(images[50:60], make_table(images), rows, pixels)
     assert copies.distance_ratio == 0 and copies.near_duplicate_rate == 1
     np.testing.assert_array_equal(copies.rows[:, 0], range(50, 60))
-    some = nearest_images(np.concatenate([images[:10], np.zeros((10, 4, 4, 3), np.uint8)]), images, rows, pixels)
+    some = nearest_images(
+        np.concatenate([images[:10], np.zeros((10, 4, 4, 3), np.uint8)]), make_table(images), rows, pixels
+    )
     assert some.near_duplicate_rate == 0.5 and some.distance_ratio > 0.5
 
 
 def test_equal_distances_go_to_the_first_row(pixels, noise_images):
     images = np.tile(noise_images(2), (150, 1, 1, 1))  # twice in every chunk
-    found = nearest_images(images[:2], images, np.arange(300), pixels, k=3)
+    found = nearest_images(images[:2], make_table(images), np.arange(300), pixels, k=3)
     assert found.rows.tolist() == [[0, 2, 4], [1, 3, 5]]
     assert not found.distances.any()
     assert np.isnan(found.distance_ratio) and found.near_duplicate_rate == 1
@@ -47,10 +51,10 @@ def test_equal_distances_go_to_the_first_row(pixels, noise_images):
 def test_result_is_identical_for_any_world_size(efficientnet, noise_images, launch, monkeypatch):
     monkeypatch.setattr(neighbours, "PROBES", 20)
     images, samples, rows = noise_images(150, size=8), noise_images(3, seed=1, size=8), np.arange(5, 145)
-    alone = nearest_images(samples, images, rows, efficientnet, k=2)
+    alone = nearest_images(samples, make_table(images), rows, efficientnet, k=2)
 
     def work(processes):
-        return nearest_images(samples, images, rows, efficientnet, k=2, processes=processes)
+        return nearest_images(samples, make_table(images), rows, efficientnet, k=2, processes=processes)
 
     for found in launch(2, work):
         np.testing.assert_array_equal(found.rows, alone.rows)
@@ -60,23 +64,18 @@ def test_result_is_identical_for_any_world_size(efficientnet, noise_images, laun
 
 def test_memory_does_not_grow_with_the_number(extractor_of, noise_images, monkeypatch):
     monkeypatch.setattr(neighbours, "PROBES", 8)
-    sizes = []
-
-    class Watched(np.ndarray):
-        def __getitem__(self, index):
-            sizes.append(len(taken := super().__getitem__(index)))
-            return taken
-
-    images = noise_images(1000).view(Watched)
-    nearest_images(noise_images(3), images, np.arange(1000), extractor_of(lambda batch: batch.flatten(1).float()))
+    sizes, pictures = [], DecodedImages.pictures
+    monkeypatch.setattr(DecodedImages, "pictures", lambda table, rows: sizes.append(len(rows)) or pictures(table, rows))
+    extractor = extractor_of(lambda batch: batch.flatten(1).float())
+    nearest_images(noise_images(3), make_table(noise_images(1000)), np.arange(1000), extractor)
     assert max(sizes) <= 128
 
 
 def test_too_few_images_raise(pixels, noise_images):
     with pytest.raises(DataError, match="4 nearest of 4 .* 2 samples"):
-        nearest_images(noise_images(2), noise_images(9), np.arange(4), pixels)
+        nearest_images(noise_images(2), make_table(noise_images(9)), np.arange(4), pixels)
     with pytest.raises(DataError, match="0 samples"):
-        nearest_images(noise_images(0), noise_images(9), np.arange(9), pixels)
+        nearest_images(noise_images(0), make_table(noise_images(9)), np.arange(9), pixels)
 
 
 @pytest.mark.parametrize("size, channels", [(4, 3), (4, 1), (200, 3)])
@@ -85,7 +84,7 @@ def test_picture_is_sorted_and_marks_copies(extractor_of, size, channels):
     levels = np.array([0, 50, 100, 150, 200, 201], np.uint8)
     images = np.broadcast_to(levels[:, None, None, None], (6, size, size, channels)).copy()
     samples = images[[1, 4]] + np.uint8([20, 1])[:, None, None, None]  # 70, and 201: a copy
-    found = nearest_images(samples, images, np.arange(6), mean, k=2)
+    found = nearest_images(samples, make_table(images), np.arange(6), mean, k=2)
     assert found.rows.tolist() == [[1, 2], [5, 4]]
     picture = draw_neighbours(samples, images[found.rows], found)
     across, down = [0, TILE + 6, 2 * TILE + 8], [0, TILE + TEXT + 2]
@@ -103,6 +102,6 @@ def test_picture_is_sorted_and_marks_copies(extractor_of, size, channels):
 def test_features_are_compared_in_float64(extractor_of):
     far = extractor_of(lambda images: images.flatten(1).float() * 1e-3 + 4000)
     images = np.arange(0, 250, 10, dtype=np.uint8).repeat(48).reshape(25, 4, 4, 3)
-    found = nearest_images(images[:5], images, np.arange(25), far, k=2)
+    found = nearest_images(images[:5], make_table(images), np.arange(25), far, k=2)
     assert found.rows[:, 0].tolist() == [0, 1, 2, 3, 4] and not found.distances[:, 0].any()
     assert torch.tensor(found.distances[:, 1]).allclose(torch.tensor(0.01 * 48**0.5).double(), rtol=0.05)
