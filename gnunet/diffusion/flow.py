@@ -1,4 +1,5 @@
-"""Rectified flow (Liu et al., 2022; Lipman et al., 2023), with logit-normal times (Esser et al., 2024)."""
+"""Rectified flow (Liu et al., 2022; Lipman et al., 2023), with logit-normal times (Esser et al., 2024) or prediction of
+the image (Li & He, "Back to Basics: Let Denoising Generative Models Denoise", 2025)."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,12 +11,15 @@ from typing_extensions import Doc
 
 from gnunet.diffusion.process import NoiseLevel, Process, append_dims
 
+MIN_T = 0.05
+"""The least t by which an error of the image is divided for that of the velocity (Li & He, 2025)."""
+
 
 class Flow(Process):
     """Rectified flow (Liu et al., 2022), with the time distributions of Esser et al. (2024).
 
-    x_t = (1 - t) x0 + t noise; the network sees x_t and 1000 t, and predicts the velocity noise - x0.
-    The loss weight is 1.
+    x_t = (1 - t) x0 + t noise; the network sees x_t and 1000 t, and predicts the velocity noise - x0, or x0.
+    The loss is the mean squared error of the velocity.
 
     Args:
         num_train_timesteps: the timestep at t = 1; diffusers' convention is 1000.
@@ -33,9 +37,13 @@ class Flow(Process):
         t_std: Annotated[float, Gt(0), Doc("Standard deviation of logit t (logit_normal).")] = 1.0,
         shift: Annotated[float, Gt(0), Doc("Shift of the sampling times towards noise, for large images.")] = 1.0,
         num_train_timesteps: int = 1000,
+        prediction_type: Annotated[
+            Literal["velocity", "sample"],
+            Doc("What the network predicts: the velocity, or the image (Li & He, 2025); the loss is the velocity's."),
+        ] = "velocity",
     ) -> None:
         self.t_distribution, self.t_mean, self.t_std, self.shift = t_distribution, t_mean, t_std, shift
-        self.num_train_timesteps = num_train_timesteps
+        self.prediction_type, self.num_train_timesteps = prediction_type, num_train_timesteps
 
     def noise_level(self, u: Tensor) -> NoiseLevel:
         """The noise levels of t ~ U(0, 1), or of logit t ~ N(t_mean, t_std^2)."""
@@ -56,13 +64,19 @@ class Flow(Process):
         return self._from_t(self.scheduler("euler", steps).sigmas[:-1].double())
 
     def _from_t(self, t: Tensor) -> NoiseLevel:
-        return NoiseLevel.from_float64(1 - t, t, t * self.num_train_timesteps, torch.ones_like(t))
+        weight = torch.ones_like(t) if self.prediction_type == "velocity" else t.clamp(min=MIN_T) ** -2
+        return NoiseLevel.from_float64(1 - t, t, t * self.num_train_timesteps, weight)
 
     def target(self, images: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-        return noise - images
+        return noise - images if self.prediction_type == "velocity" else images
 
     def predict_x0(self, output: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
-        return x - append_dims(level.sigma) * output  # x - t * velocity
+        return output if self.prediction_type == "sample" else x - append_dims(level.sigma) * output
+
+    def to_scheduler(self, output: Tensor, model_input: Tensor, timestep: Tensor) -> Tensor:
+        if self.prediction_type == "velocity":
+            return output
+        return (model_input - output) * (self.num_train_timesteps / timestep)
 
     def scheduler(self, sampler: str, steps: int) -> Any:
         """FlowMatchEulerDiscreteScheduler (euler) or FlowMatchHeunDiscreteScheduler (heun).
@@ -84,4 +98,7 @@ class Flow(Process):
     def export_scheduler(self) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
+        scheduler = FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
+        if self.prediction_type == "sample":  # which it does not know: it takes velocities
+            scheduler.register_to_config(prediction_type="sample")
+        return scheduler

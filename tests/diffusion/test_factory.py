@@ -34,6 +34,7 @@ CONFIGS = [
     dict(kind="ddpm", num_train_timesteps=100, beta_end=0.1, prediction_type="sample"),
     dict(kind="edm", sigma_data=0.7, sigma_min=0.01, sigma_max=50.0, rho=5.0),
     dict(kind="flow", shift=3.0),
+    dict(kind="flow", prediction_type="sample"),
 ]
 U = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
 

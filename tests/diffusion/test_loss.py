@@ -8,7 +8,8 @@ from torch import nn
 from gnunet.diffusion import make_process
 
 PREDICTION_TYPES = ("epsilon", "v", "sample")
-PROCESSES = [*(dict(kind="ddpm", prediction_type=p) for p in PREDICTION_TYPES), dict(kind="edm"), dict(kind="flow")]
+FLOWS = [dict(kind="flow"), dict(kind="flow", prediction_type="sample")]
+PROCESSES = [*(dict(kind="ddpm", prediction_type=p) for p in PREDICTION_TYPES), dict(kind="edm"), *FLOWS]
 
 
 class Echo(nn.Module):
@@ -90,6 +91,18 @@ def test_flow_loss(distribution, examples):
     np.testing.assert_allclose(losses(config, examples), expected, rtol=1e-4)
 
 
+def test_flow_loss_of_images_is_that_of_velocities(examples):
+    """Above t = 0.05 it is |v - (noise - x0)|^2 of v = (x - prediction) / t; below, 400 |prediction - x0|^2."""
+    images, noise, _ = examples
+    t = np.linspace(0.01, 0.99, 16)
+    config = dict(kind="flow", t_distribution="uniform", prediction_type="sample")
+    x = column(1 - t) * images + column(t) * noise
+    prediction = 0.3 * x - 0.1
+    velocity_error = ((x - prediction) / column(t) - (noise - images)) ** 2
+    expected = np.where(column(t) < 0.05, 400 * (prediction - images) ** 2, velocity_error).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(losses(config, (images, noise, t)), expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("config", PROCESSES, ids=repr)
 def test_ideal_network_has_the_least_loss(config, gaussian_oracle):
     """For pixels of N(mean, s^2) the error left in x0 is s^2 sigma^2 / (alpha^2 s^2 + sigma^2)."""
@@ -105,11 +118,11 @@ def test_ideal_network_has_the_least_loss(config, gaussian_oracle):
     error = (process.denoise(oracle, x, level) - images).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(error.double(), left, rtol=0.15, atol=0)
 
-    # The error in what the network outputs, as a multiple of the error in x0.
+    # The error in what the loss is of, as a multiple of the error in x0.
     scale = {
         "epsilon": (a / s) ** 2, "v": 1 / s**2, "sample": torch.ones(64).double(),
         "edm": (0.25 + s**2) / (0.25 * s**2), "flow": 1 / s**2,
-    }[config.get("prediction_type", config["kind"])]  # fmt: skip
+    }[config["prediction_type"] if config["kind"] == "ddpm" else config["kind"]]  # fmt: skip
     loss = process.loss(oracle, images, noise, level)
     torch.testing.assert_close(loss.double(), scale * left, rtol=0.15, atol=0)
 

@@ -24,6 +24,7 @@ CONFIGS = [
     dict(kind="edm"),
     dict(kind="flow"),
     dict(kind="flow", shift=3.0),
+    dict(kind="flow", prediction_type="sample"),
 ]
 COMBINATIONS = [(config, sampler) for config in CONFIGS for sampler in make_process(**config).samplers]
 
