@@ -109,7 +109,11 @@ class TrainedModel:
         """sha256 of the weights, the network's configuration and the noise schedule, wherever they are stored."""
         scheduler = self.process.export_scheduler()
         configs = [(type(each).__name__, each.config) for each in (self.network, scheduler)]
-        public = [(name, {key: config[key] for key in config if key[0] != "_"}) for name, config in configs]
+        hidden = self.network.training_only
+        public = [
+            (name, {key: config[key] for key in config if key[0] != "_" and key not in hidden})
+            for name, config in configs
+        ]
         text = json.dumps(public, sort_keys=True, default=str)
         return weights_digest(text + (self.autoencoder.digest if self.autoencoder else ""), self.network)
 

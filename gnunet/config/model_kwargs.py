@@ -65,6 +65,7 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
         "norm_num_groups": getattr(model.norm, "groups", None) or NORM_SECTIONS["group"]().groups,
         "norm_eps": getattr(model.norm, "eps", 1e-5),
         "norm": _norm_kwargs(config),
+        "learned_weighting": config.train.loss_weighting == "learned",
     }
 
 

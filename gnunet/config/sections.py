@@ -118,6 +118,9 @@ class TrainConfig(Section):
     init_from, in later files and in flags take precedence. A run that has begun does not read it again."""
     init_weights: Literal["ema", "raw"] = "ema"
     """Which weights of init_from: the EMA weights, or those that were being trained."""
+    loss_weighting: Literal["process", "learned"] = "process"
+    """Weight of each noise level in the loss: the process's own, or that divided by the loss that is expected there,
+    which is learned besides (Karras et al., 2024)."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip gradients to this global norm; null is off."""
     ema_kind: Literal["power", "half_life"] = "half_life"

@@ -110,9 +110,18 @@ class Process(ABC):
             labels: int64 (N,), or None for a network without classes.
             condition: fp32 (N, channels, H, W), what is concatenated to the network's input, or None.
         """
-        x = self.add_noise(images, noise, level)
-        output = call_model(network, self.network_input(x, level), level.timestep, labels, condition)
-        return level.weight * per_sample_mse(output, self.target(images, noise, level))
+        return self.loss_and_objective(network, images, noise, level, labels, condition)[0]
+
+    def loss_and_objective(
+        self, network: nn.Module, images: Tensor, noise: Tensor, level: NoiseLevel, labels: Tensor | None = None,
+        condition: Tensor | None = None, **inputs: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`loss`, and what training minimizes: loss / exp(u) + u where the network, which takes further `inputs`, gives
+        the logarithm u of the loss that it expects (EDM2), else the loss. Both fp32 (N,)."""
+        x = concatenate(self.network_input(self.add_noise(images, noise, level), level), condition)
+        output, *u = network(x, level.timestep, class_labels=labels, return_dict=False, **inputs)
+        loss = level.weight * per_sample_mse(output.float(), self.target(images, noise, level))
+        return loss, loss * (-u[0]).exp() + u[0] if u else loss
 
     def denoise(
         self, network: nn.Module, x: Tensor, level: NoiseLevel, labels: Tensor | None = None,

@@ -79,12 +79,17 @@ def _on_meta(target: type[nn.Module], settings: dict[str, Any]) -> Any:
 def _rebuild(target: type[nn.Module], model: nn.Module, settings: dict[str, Any]) -> Any:
     new = _on_meta(target, settings)
     weights = model.state_dict()
-    copies = {name: w.detach().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+    copies = {
+        name: weight.detach().clone(memory_format=torch.contiguous_format)
+        for name, weight in weights.items()
+        if target is not UNet2DModel or name.partition(".")[0] not in model.training_only.values()
+    }
     new.load_state_dict(copies, assign=True)
     if target is not UNet2DModel:
         new.to(memory_format=torch.channels_last)
     for name, parameter in model.named_parameters():
-        new.get_parameter(name).requires_grad_(parameter.requires_grad)
+        if name in copies:
+            new.get_parameter(name).requires_grad_(parameter.requires_grad)
     modes = {path: module.training for path, module in model.named_modules()}
     for path, module in new.named_modules():
         module.training = modes.get(path, model.training)

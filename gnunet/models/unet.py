@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le, Len
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from gnunet.ops import checkpoint_inputs
 
 from . import convert
 from .blocks import LAYERS, Attention, BlockSettings, DownBlock, MidBlock, ResnetBlock, UpBlock, set_input_std
+from .embeddings import LossLogVariance, class_embedding, time_projection
 from .norm_sites import NormSites
 from .pretrained import check_pretrained
 
@@ -54,6 +55,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             feature maps have at sample_size, as strings. `attention` takes precedence over the other names, and these
             over heights. A region's norm config also decides on its convolutions and residual sums.
             `separate_skip_norm` normalizes a skip connection separately from what it is concatenated with.
+        learned_weighting: for training only, learn the logarithm of the loss by noise level, which `forward` returns.
 
     Raises:
         ValueError: a value that is not supported; a norm config that does not fit a layer, named by its path.
@@ -61,6 +63,7 @@ class UNet2D(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
+    training_only = {"learned_weighting": "loss_log_variance"}  # config keys, and their modules, that sampling ignores
 
     @register_to_config
     def __init__(
@@ -99,6 +102,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         num_class_embeds: Annotated[int, Ge(1), Le(MAX_CLASSES)] | None = None,
         num_train_timesteps: Annotated[int, Ge(1), Le(100_000)] | None = None,
         norm: Mapping[str, Any] | None = None,
+        learned_weighting: bool = False,
     ) -> None:
         super().__init__()
         validate_options(UNet2D, self.config)
@@ -126,10 +130,10 @@ class UNet2D(ModelMixin, ConfigMixin):
         )
 
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.time_proj = _time_projection(self.config)
+        self.time_proj = time_projection(self.config)
         time_width = 2 * width if time_embedding_type == "fourier" else width
         self.time_embedding = TimestepEmbedding(time_width, settings.temb_channels)
-        self.class_embedding = _class_embedding(self.config, time_width, settings.temb_channels)
+        self.class_embedding = class_embedding(self.config, time_width, settings.temb_channels)
 
         self.down_blocks = nn.ModuleList()
         self.mid_block = None
@@ -169,6 +173,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.recompute = False
         self.conv_norm_out = settings.norms.at("conv_norm_out", 0).make_norm("", width)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.loss_log_variance = LossLogVariance() if learned_weighting else None
         settings.norms.check_regions()
         set_input_std(self)
         self.uses_noise_bins = any(getattr(module, "noise_edges", ()) for module in self.modules())
@@ -180,7 +185,8 @@ class UNet2D(ModelMixin, ConfigMixin):
         timestep: Tensor | float | int,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
-    ) -> UNet2DOutput | tuple[Tensor]:
+        log_snr: Tensor | None = None,
+    ) -> UNet2DOutput | tuple[Tensor, ...]:
         """Predict from a noisy image.
 
         Args:
@@ -189,6 +195,8 @@ class UNet2D(ModelMixin, ConfigMixin):
             class_labels: (N,) classes (num_class_embeds), (N,) numbers (class_embed_type timestep) or
                 (N, time_embedding_dim) vectors (identity).
             return_dict: False returns a tuple of one tensor.
+            log_snr: (N,), for the logarithm of the expected loss as a second tensor, fp32 (N,), of the tuple, if the
+                model has `learned_weighting`.
 
         Returns:
             UNet2DOutput with `sample`, (N, out_channels, H, W), channels_last.
@@ -226,7 +234,9 @@ class UNet2D(ModelMixin, ConfigMixin):
 
         if self.config.time_embedding_type == "fourier":
             h = h / timestep.reshape(-1, 1, 1, 1)
-        return UNet2DOutput(sample=h) if return_dict else (h,)
+        if return_dict:
+            return UNet2DOutput(sample=h)
+        return (h,) if self.loss_log_variance is None or log_snr is None else (h, self.loss_log_variance(log_snr))
 
     def _embed(self, timestep: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
         """(N, temb_channels) in `dtype` from timesteps and labels."""
@@ -317,22 +327,3 @@ class UNet2D(ModelMixin, ConfigMixin):
                 is not as the config says.
         """
         return convert.to_diffusers(UNet2D, self)
-
-
-def _time_projection(config: Mapping[str, Any]) -> nn.Module:
-    width = config["block_out_channels"][0]
-    if config["time_embedding_type"] == "fourier":
-        return GaussianFourierProjection(embedding_size=width, scale=16)
-    if config["time_embedding_type"] == "learned":
-        return nn.Embedding(config["num_train_timesteps"], width)
-    return Timesteps(width, config["flip_sin_to_cos"], config["freq_shift"])
-
-
-def _class_embedding(config: Mapping[str, Any], time_width: int, temb_channels: int) -> nn.Module | None:
-    if config["class_embed_type"] == "timestep":
-        return TimestepEmbedding(time_width, temb_channels)
-    if config["class_embed_type"] == "identity":
-        return nn.Identity()
-    if config["num_class_embeds"] is not None:
-        return nn.Embedding(config["num_class_embeds"], temb_channels)
-    return None

@@ -205,9 +205,13 @@ def train_step(
     def forward_backward(
         images: Tensor, noise: Tensor, labels: Tensor | None, condition: Tensor | None, *level: Tensor
     ) -> Tensor:
-        losses = session.process.loss(strategy.network, images, noise, NoiseLevel(*level), labels, condition)
+        noise_level = NoiseLevel(*level)
+        inputs = {"log_snr": noise_level.log_snr} if config.train.loss_weighting == "learned" else {}
+        losses, objective = session.process.loss_and_objective(
+            strategy.network, images, noise, noise_level, labels, condition, **inputs
+        )
         # Gradients are averaged over the ranks: what remains is the mean over the global batch.
-        strategy.backward(losses.sum() * (accelerator.num_processes / train.batch_size))
+        strategy.backward(objective.sum() * (accelerator.num_processes / train.batch_size))
         return losses.detach()
 
     def zero_grad_forward_backward(*inputs: Tensor) -> Tensor:

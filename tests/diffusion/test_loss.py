@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gnunet.diffusion import make_process
+from gnunet.models.embeddings import LossLogVariance
 
 PREDICTION_TYPES = ("epsilon", "v", "sample")
 FLOWS = [dict(kind="flow"), dict(kind="flow", prediction_type="sample")]
@@ -139,6 +140,36 @@ def test_network_call(config):
     assert network.x.dtype == torch.float32
     process.loss(network, images, noise, level)
     assert network.labels is None
+
+
+@pytest.mark.parametrize("config", PROCESSES, ids=repr)
+def test_learned_weighting(config, examples):
+    """The objective is loss / exp(u) + u, which is least where exp(u) is the expected loss."""
+
+    class Weighted(Echo):
+        def forward(self, sample, timestep, class_labels=None, return_dict=True, log_snr=None):
+            return *super().forward(sample, timestep, class_labels, return_dict), u(log_snr)
+
+    images, noise, levels = map(torch.from_numpy, examples)
+    process, u = make_process(**config), LossLogVariance()
+    level = process.noise_level(levels)
+    plain = process.loss(Echo(), images, noise, level)
+
+    def objective():
+        loss, objective = process.loss_and_objective(Weighted(), images, noise, level, log_snr=level.log_snr)
+        assert torch.equal(loss, plain)
+        u.zero_grad()
+        objective.sum().backward()
+        return objective
+
+    assert torch.equal(objective(), plain)  # u is 0 at first
+    with torch.no_grad():
+        u.weight[0] = plain.mean().log()  # the same for all levels
+    objective()
+    assert u.weight.grad[0].abs() < 1e-4 and u.weight.grad[1:].abs().max() > 0.1
+    nn.init.normal_(u.weight)
+    torch.testing.assert_close(objective(), plain / u(level.log_snr).exp() + u(level.log_snr))
+    assert u(level.log_snr).diff().abs().min() > 0  # of each level
 
 
 @pytest.mark.parametrize("config", PROCESSES, ids=repr)

@@ -147,8 +147,9 @@ def test_ablations_are_rejected(monkeypatch, tmp_path, kind):
 
 
 VARIANTS = {
-    "accumulation, bf16": (
-        "--train.micro_batch_size", "2", "--train.mixed_precision", "bf16",
+    "accumulation, bf16, learned weighting of an image's prediction": (
+        "--train.micro_batch_size", "2", "--train.mixed_precision", "bf16", "--train.loss_weighting", "learned",
+        "--diffusion.prediction_type", "sample",
     ),
     "gradient checkpointing, magnitudes brought back to 1, nothing clipped, guidance in the grid, metrics of samples": (
         "--model.gradient_checkpointing", "true", "--model.norm.kind", "magnitude_preserving",
@@ -194,17 +195,17 @@ def spoil(rank: int, kind: str) -> None:
             images.fill_(math.nan)
         if what in (None, "images"):
             return
-        loss, own = session.process.loss, session.process.__dict__
+        compute, own = session.process.loss_and_objective, session.process.__dict__
 
-        def spoilt_loss(*given):
-            del own["loss"]
-            losses = loss(*given)
+        def spoilt(*given):
+            del own["loss_and_objective"]
+            losses, objective = compute(*given)
             if what == "losses":
-                return losses + math.inf
-            losses.register_hook(lambda gradient: gradient * math.nan)
-            return losses
+                return losses + math.inf, objective + math.inf
+            objective.register_hook(lambda gradient: gradient * math.nan)
+            return losses, objective
 
-        own["loss"] = spoilt_loss
+        own["loss_and_objective"] = spoilt
 
     Session.to_device = to_device_with(act)
 

@@ -103,14 +103,15 @@ def test_only_a_unet2dmodel_is_converted(small_config):
 
 
 @pytest.mark.parametrize(
-    ("norm", "expected"),
+    ("options", "expected"),
     [
-        ({"groups": 4}, {"norm_num_groups": 4, "norm_eps": 1e-5}),
-        ({"kind": "layer", "eps": 1e-3}, {"norm_num_groups": 1, "norm_eps": 1e-3}),
+        ({"norm": {"groups": 4}}, {"norm_num_groups": 4, "norm_eps": 1e-5}),
+        ({"norm": {"kind": "layer", "eps": 1e-3}}, {"norm_num_groups": 1, "norm_eps": 1e-3}),
+        ({"learned_weighting": True}, {}),
     ],
 )
-def test_exports_the_norms_that_diffusers_has(small_config, inputs_for, norm, expected):
-    model = UNet2D(**small_config, norm=norm)
+def test_exports_what_diffusers_has_without_what_only_training_needs(small_config, inputs_for, options, expected):
+    model = UNet2D(**small_config, **options)
     exported = model.to_diffusers()
     assert {key: exported.config[key] for key in expected} == expected
     inputs = inputs_for(small_config)

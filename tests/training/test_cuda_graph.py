@@ -95,6 +95,7 @@ CASES = {
                             "--model.norm.kind", "magnitude_preserving"],
     "unlabelled": ["--data.class_conditional", "false", "--diffusion.kind", "ddpm", "--train.mixed_precision", "bf16"],
     "precise": ["--model.norm.kind", "batch_renorm", "--train.bn_update_batches", "2"],
+    "learned weighting": ["--train.loss_weighting", "learned", "--diffusion.prediction_type", "sample"],
 }  # fmt: skip
 
 
