@@ -92,8 +92,9 @@ def _merge(sections: Sections, earlier: Mapping[str, Any], later: Mapping[Any, A
     merged = dict(earlier)
     fields = fields_of(sections)
     if len(sections) > 1 and (kind := later.get("kind", merged["kind"])) != merged["kind"]:
-        kept = fields_of(of_kind(sections, kind))
-        merged = {name: value for name, value in merged.items() if name in kept or name not in fields}
+        old, new = (fields_of(of_kind(sections, each)) for each in (merged["kind"], kind))
+        kept = {name for name in new if name not in old or old[name].annotation == new[name].annotation}
+        merged = {name: value for name, value in merged.items() if name in kept or name == "kind" or name not in fields}
     for section in sections.values():
         section.drop_overridden(merged, later)
     for name, value in ((str(key), value) for key, value in later.items()):
