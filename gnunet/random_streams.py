@@ -29,6 +29,7 @@ class StreamKey(IntEnum):
     FIXED_MASK = 11  # index: example of the validation set, or condition to sample from
     LATENT = 12  # index: example; where in its autoencoder's distribution its latents are
     FIXED_LATENT = 13  # index: example of the validation set
+    AUGMENT = 14  # index: example; its transforms
 
 
 class Stream:

@@ -67,7 +67,7 @@ def _check_model(config: Config) -> list[ConfigIssue]:
     # Each line needs the checks of those before it to pass.
     return (
         [*_check_levels(config), *_check_norm_groups(config)]
-        or [*_check_channels(config), *_check_condition(config), *_check_attention(config)]
+        or [*_check_channels(config), *_check_condition(config), *_check_augment(config), *_check_attention(config)]
         # The size of latents is known once the autoencoder is: `check_latents`.
         or ([] if config.data.autoencoder else [*_check_resolution(config)] or [*_check_norm(config)])
     )
@@ -123,6 +123,11 @@ def _check_channels(config: Config) -> Iterator[ConfigIssue]:
     if not is_pictures and channels not in (1, 3) and config.evaluate.every is not None:
         valid = f"null with arrays of {channels} channels, which metrics do not see; validation_loss is evaluated"
         yield _issue(config, "evaluate.every", valid)
+
+
+def _check_augment(config: Config) -> Iterator[ConfigIssue]:
+    if config.data.augment and (config.data.autoencoder is not None or config.data.condition is not None):
+        yield ConfigIssue.of("data.augment", f"{config.data.augment:g}", "0 with data.autoencoder or data.condition")
 
 
 def _check_condition(config: Config) -> Iterator[ConfigIssue]:

@@ -54,7 +54,9 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
 
     `reduction` is that of data.autoencoder. If data.label_dropout is above 0, the last embedding is the null label's.
     """
-    model, condition = config.model, make_condition(config)
+    model, condition, augment_dim = config.model, make_condition(config), None
+    if config.data.augment:
+        from gnunet.data.augment import NUM_LABELS as augment_dim
     return {
         **model.model_dump(exclude={"norm", "activation_checkpointing", "gradient_checkpointing"}),
         "sample_size": as_resolution([side // reduction for side in config.data.size]),
@@ -66,6 +68,7 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
         "norm_eps": getattr(model.norm, "eps", 1e-5),
         "norm": _norm_kwargs(config),
         "learned_weighting": config.train.loss_weighting == "learned",
+        "augment_dim": augment_dim,
     }
 
 

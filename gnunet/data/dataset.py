@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gnunet.data.augment import draw_transforms, transform
 from gnunet.data.conditions import Condition
 from gnunet.data.decoded_images import DecodedImages
 from gnunet.data.example_rng import ExampleRNG
@@ -23,11 +24,13 @@ class TrainingDataset(Dataset):
         label_dropout: probability that an example's label is replaced by the null label.
         class_conditional: return labels, which the table must have. Otherwise `num_classes` is 0.
         condition: what is made of each example besides, if anything, and the probability that it is dropped.
+        augment: probability of each transform of `gnunet.data.augment`.
     """
 
     def __init__(
         self, table: DecodedImages, rows: np.ndarray, *, seed: int, flip: bool, label_dropout: float = 0.0,
         class_conditional: bool = False, condition: Condition | None = None, condition_dropout: float = 0.0,
+        augment: float = 0.0,
     ):  # fmt: skip
         self.table = table
         self.rows = np.asarray(rows, np.int64)
@@ -39,7 +42,8 @@ class TrainingDataset(Dataset):
             self.null_label = table.float_labels.null
         self.label_dropout, self.condition, self.condition_dropout = label_dropout, condition, condition_dropout
         self._rng, self._masks = ExampleRNG(seed, len(rows)), Stream(seed, StreamKey.MASK)
-        self._latents = Stream(seed, StreamKey.LATENT)
+        self._latents, self.augment = Stream(seed, StreamKey.LATENT), augment
+        self._transforms = Stream(seed, StreamKey.AUGMENT)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The collated examples with these indices:
@@ -51,6 +55,7 @@ class TrainingDataset(Dataset):
         labels: as of `DecodedImages.labels_of`, null_label where dropped; only if class_conditional.
         condition: (b, c, h, w), channels_last, as stored; only with a condition.
         condition_drop: bool (b,), where it is dropped; only with condition_dropout.
+        augment_labels, augment_maps: of `draw_transforms`; only with augment.
         """
         random = self._rng.examples(indices)
         rows = self.rows[random.rows]
@@ -74,6 +79,9 @@ class TrainingDataset(Dataset):
             batch["condition"] = channels_last(stored)
             if self.condition_dropout:
                 batch["condition_drop"] = torch.from_numpy(random.drop < self.condition_dropout)
+        if self.augment:
+            labels, maps = draw_transforms(self._transforms, indices, self.augment, images.shape[1:3])
+            batch |= {"augment_labels": torch.from_numpy(labels), "augment_maps": torch.from_numpy(maps)}
         return batch
 
     def image_rows(self, indices: Sequence[int]) -> list[int]:
@@ -105,6 +113,8 @@ def to_network(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A batch's images and conditions, if it has any, as networks see them, fp32 (b, channels, H, W) on a device."""
     images = table.to_network(batch["images"].to(device, non_blocking=True))
+    if "augment_maps" in batch:
+        images = transform(images, batch["augment_maps"].to(device, non_blocking=True))
     if condition is None:
         return images, None
     seen = condition.to_network(batch["condition"].to(device, non_blocking=True), images.shape[2:], table.to_network)

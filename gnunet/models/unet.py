@@ -56,6 +56,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             over heights. A region's norm config also decides on its convolutions and residual sums.
             `separate_skip_norm` normalizes a skip connection separately from what it is concatenated with.
         learned_weighting: for training only, learn the logarithm of the loss by noise level, which `forward` returns.
+        augment_dim: for training only, how many numbers describe an image's augmentation, of which `forward` is told.
 
     Raises:
         ValueError: a value that is not supported; a norm config that does not fit a layer, named by its path.
@@ -63,7 +64,8 @@ class UNet2D(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
-    training_only = {"learned_weighting": "loss_log_variance"}  # config keys, and their modules, that sampling ignores
+    training_only = {"learned_weighting": "loss_log_variance", "augment_dim": "augment_embedding"}
+    """Config keys of training, and their modules, that sampling does not need."""
 
     @register_to_config
     def __init__(
@@ -103,6 +105,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         num_train_timesteps: Annotated[int, Ge(1), Le(100_000)] | None = None,
         norm: Mapping[str, Any] | None = None,
         learned_weighting: bool = False,
+        augment_dim: Annotated[int, Ge(1), Le(1024)] | None = None,
     ) -> None:
         super().__init__()
         validate_options(UNet2D, self.config)
@@ -174,6 +177,10 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.conv_norm_out = settings.norms.at("conv_norm_out", 0).make_norm("", width)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
         self.loss_log_variance = LossLogVariance() if learned_weighting else None
+        self.augment_embedding = None
+        if augment_dim is not None:
+            self.augment_embedding = nn.Linear(augment_dim, time_width, bias=False)
+            nn.init.zeros_(self.augment_embedding.weight)
         settings.norms.check_regions()
         set_input_std(self)
         self.uses_noise_bins = any(getattr(module, "noise_edges", ()) for module in self.modules())
@@ -186,6 +193,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         log_snr: Tensor | None = None,
+        augment_labels: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor, ...]:
         """Predict from a noisy image.
 
@@ -197,6 +205,7 @@ class UNet2D(ModelMixin, ConfigMixin):
             return_dict: False returns a tuple of one tensor.
             log_snr: (N,), for the logarithm of the expected loss as a second tensor, fp32 (N,), of the tuple, if the
                 model has `learned_weighting`.
+            augment_labels: (N, augment_dim), all 0 for an image as it is, which None is, too.
 
         Returns:
             UNet2DOutput with `sample`, (N, out_channels, H, W), channels_last.
@@ -213,7 +222,7 @@ class UNet2D(ModelMixin, ConfigMixin):
         timestep = timestep.to(sample.device).expand(sample.shape[0])
         if self.uses_noise_bins:
             set_noise_level(self, timestep)
-        temb = F.silu(self._embed(timestep, class_labels, sample.dtype))
+        temb = F.silu(self._embed(timestep, class_labels, augment_labels, sample.dtype))
 
         # A single channel is contiguous in both formats, so that a convolution may return either.
         h = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
@@ -238,9 +247,14 @@ class UNet2D(ModelMixin, ConfigMixin):
             return UNet2DOutput(sample=h)
         return (h,) if self.loss_log_variance is None or log_snr is None else (h, self.loss_log_variance(log_snr))
 
-    def _embed(self, timestep: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _embed(
+        self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         """(N, temb_channels) in `dtype` from timesteps and labels."""
-        emb = self.time_embedding(self.time_proj(timestep).to(dtype))
+        projected = self.time_proj(timestep).to(dtype)
+        if self.augment_embedding is not None and augment_labels is not None:
+            projected = projected + self.augment_embedding(augment_labels.to(dtype))
+        emb = self.time_embedding(projected)
         if self.class_embedding is None:
             if class_labels is not None:
                 raise ValueError("class_labels were given to a model without class embedding")

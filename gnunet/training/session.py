@@ -192,10 +192,10 @@ class Session:
 
         def network_inputs() -> Iterator[tuple[Tensor, ...]]:
             for batch in loader:
-                images, noise, level, labels, condition = self.to_device(batch)
+                images, noise, level, labels, condition, augment_labels = self.to_device(batch)
                 x = self.process.network_input(self.process.add_noise(images, noise, level), level)
                 x = concatenate(x, condition)
-                yield (x, level.timestep) if labels is None else (x, level.timestep, labels)
+                yield x, level.timestep, labels, True, None, augment_labels
 
         with self.accelerator.autocast():
             update_bn_stats(self.ema.model, network_inputs())
@@ -210,15 +210,20 @@ class Session:
         )  # fmt: skip
         return iter(loader)
 
-    def to_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None, Tensor | None]:
-        """A micro-batch's images as the network sees them, noise, noise levels and, if it has them, labels and
-        conditions."""
+    def to_device(
+        self, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None, Tensor | None, Tensor | None]:
+        """A micro-batch's images as the network sees them, noise, noise levels and, if it has them, labels, conditions
+        and labels of augmentation."""
         device = self.accelerator.device
         level = self.process.noise_level(batch["u"]).to(device)
         images, condition = to_network(self.train_set.table, self.train_set.condition, batch, device)
         noise = batch["noise"].to(device, non_blocking=True)
-        labels = batch["labels"].to(device, non_blocking=True) if "labels" in batch else None
-        return images, noise, level, labels, condition
+        labels, augment_labels = (
+            batch[name].to(device, non_blocking=True) if name in batch else None
+            for name in ("labels", "augment_labels")
+        )
+        return images, noise, level, labels, condition, augment_labels
 
     def all_reduce_running_stats(self) -> None:
         """Average the ranks' running statistics, each of which has seen only its rank's micro-batches."""
@@ -244,7 +249,7 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     train_set = TrainingDataset(
         run_data.table, run_data.train_rows, seed=config.seed, flip=config.data.flip,
         label_dropout=config.data.label_dropout, class_conditional=config.data.class_conditional,
-        condition=run_data.condition, condition_dropout=config.data.condition_dropout,
+        condition=run_data.condition, condition_dropout=config.data.condition_dropout, augment=config.data.augment,
     )  # fmt: skip
 
     is_graphed = cuda_graph.is_enabled(config, accelerator)

@@ -203,12 +203,14 @@ def train_step(
     run = session.graphs.run if session.graphs is not None else (lambda name, function, *inputs: function(*inputs))
 
     def forward_backward(
-        images: Tensor, noise: Tensor, labels: Tensor | None, condition: Tensor | None, *level: Tensor
-    ) -> Tensor:
-        noise_level = NoiseLevel(*level)
-        inputs = {"log_snr": noise_level.log_snr} if config.train.loss_weighting == "learned" else {}
+        images: Tensor, noise: Tensor, labels: Tensor | None, condition: Tensor | None, augment_labels: Tensor | None,
+        *levels: Tensor,
+    ) -> Tensor:  # fmt: skip
+        level = NoiseLevel(*levels)
+        inputs = {"log_snr": level.log_snr} if config.train.loss_weighting == "learned" else {}
+        inputs |= {} if augment_labels is None else {"augment_labels": augment_labels}
         losses, objective = session.process.loss_and_objective(
-            strategy.network, images, noise, noise_level, labels, condition, **inputs
+            strategy.network, images, noise, level, labels, condition, **inputs
         )
         # Gradients are averaged over the ranks: what remains is the mean over the global batch.
         strategy.backward(objective.sum() * (accelerator.num_processes / train.batch_size))
@@ -232,10 +234,11 @@ def train_step(
         if config.model.dropout:
             seed = Stream(config.seed, StreamKey.DROPOUT).raw(int(batch["index"][0]), 1)
             torch.manual_seed(int(seed[0]) >> 1)
-        images, noise, level, labels, condition = session.to_device(batch)
+        images, noise, level, labels, condition, augment_labels = session.to_device(batch)
         with strategy.accumulate(is_last=i == session.accumulation - 1):
             name, function = ("next", forward_backward) if i else ("first", zero_grad_forward_backward)
-            losses = run(name, function, images, noise, labels, condition, *vars(level).values()).clone()
+            inputs = (images, noise, labels, condition, augment_labels, *vars(level).values())
+            losses = run(name, function, *inputs).clone()
         losses_by_example.append((batch["index"], losses))
         loss_sum += losses.sum(dtype=torch.float64)
     strategy.average_gradients(run)

@@ -147,9 +147,9 @@ def test_ablations_are_rejected(monkeypatch, tmp_path, kind):
 
 
 VARIANTS = {
-    "accumulation, bf16, learned weighting of an image's prediction": (
+    "accumulation, bf16, learned weighting of an image's prediction, augmentation": (
         "--train.micro_batch_size", "2", "--train.mixed_precision", "bf16", "--train.loss_weighting", "learned",
-        "--diffusion.prediction_type", "sample",
+        "--diffusion.prediction_type", "sample", "--data.augment", "0.5",
     ),
     "gradient checkpointing, magnitudes brought back to 1, nothing clipped, guidance in the grid, metrics of samples": (
         "--model.gradient_checkpointing", "true", "--model.norm.kind", "magnitude_preserving",

@@ -107,7 +107,7 @@ def test_only_a_unet2dmodel_is_converted(small_config):
     [
         ({"norm": {"groups": 4}}, {"norm_num_groups": 4, "norm_eps": 1e-5}),
         ({"norm": {"kind": "layer", "eps": 1e-3}}, {"norm_num_groups": 1, "norm_eps": 1e-3}),
-        ({"learned_weighting": True}, {}),
+        ({"learned_weighting": True, "augment_dim": 9}, {}),
     ],
 )
 def test_exports_what_diffusers_has_without_what_only_training_needs(small_config, inputs_for, options, expected):

@@ -95,7 +95,8 @@ CASES = {
                             "--model.norm.kind", "magnitude_preserving"],
     "unlabelled": ["--data.class_conditional", "false", "--diffusion.kind", "ddpm", "--train.mixed_precision", "bf16"],
     "precise": ["--model.norm.kind", "batch_renorm", "--train.bn_update_batches", "2"],
-    "learned weighting": ["--train.loss_weighting", "learned", "--diffusion.prediction_type", "sample"],
+    "learned weighting, augmentation": ["--train.loss_weighting", "learned", "--diffusion.prediction_type", "sample",
+                                        "--data.augment", "0.5"],
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import tracking
 from accelerate.utils import LoggerType
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -55,6 +55,25 @@ def test_a_stopped_run_resumes_bit_identically(tiny, finished, tmp_path, seen):
     assert (tmp_path / "stopped" / "checkpoints" / f"{seen + 8:09d}").is_dir()
     fit(tiny("stopped"))
     assert_same_run(tmp_path / "stopped", finished)
+
+
+def test_what_only_training_needs_resumes_and_is_not_exported(tiny, tmp_path):
+    flags = [*LITTLE, "--train.loss_weighting", "learned", "--data.augment", "0.5"]
+    flags += ["--diffusion.prediction_type", "sample", "--data.label_dropout", "0.2"]
+    fit(tiny("whole", *flags))
+    fit_until(40, tiny("stopped", *flags))
+    fit(tiny("stopped", *flags))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    weights = load_file(tmp_path / "whole" / FINAL / "ema.safetensors")
+    exported = UNet2DModel.from_pretrained(tmp_path / "whole/model/unet").state_dict()
+    only_training = weights.keys() - exported.keys()
+    assert only_training == {"loss_log_variance.weight", "augment_embedding.weight"}
+    assert all(weights[name].any() for name in only_training)
+    ours, theirs = (
+        gnunet.sample(tmp_path / name, 2, batch_size=2, num_inference_steps=4, guidance_scale=2.0, cpu=True)
+        for name in ("whole", "whole/model")
+    )
+    assert (ours == theirs).all()
 
 
 def test_resume_from_an_older_checkpoint_rewrites_the_same_files(tiny, run, finished):
