@@ -2,7 +2,7 @@
 
     checkpoints/IMAGES/model.safetensors      the weights being trained
                        ema.safetensors        their exponential moving average
-                       optimizer.safetensors  AdamW's state, by parameter name
+                       optimizer.safetensors  the optimizer's state, by parameter name
                        state.json             everything else a resumed run needs
                        config.yaml            the run's configuration
                        manifest.json          size and SHA-256 of each of these, written last
@@ -169,7 +169,9 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
         # A parameter has none before its first step that was not skipped.
         if f"{name}/step" in readers["optimizer"].specs:
             # In the parameter's memory format, which fused AdamW requires.
-            buffers = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            by_muon = any(parameter is matrix for matrix in getattr(optimizer, "matrices", ()))
+            keys = ("momentum_buffer",) if by_muon else ("exp_avg", "exp_avg_sq")
+            buffers = {key: torch.empty_like(parameter) for key in keys}
             moments[index] = {"step": torch.zeros(()), **buffers}
     into = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer_tensors(moments, model)}
     for kind, reader in readers.items():
@@ -191,7 +193,7 @@ def count_shards(manifest: Collection[str]) -> int:
 
 
 def optimizer_tensors(state: Mapping[int, Mapping[str, torch.Tensor]], model: nn.Module) -> dict[str, torch.Tensor]:
-    """AdamW's state, by parameter's index, as PARAMETER/ENTRY."""
+    """An optimizer's state, by parameter's index, as PARAMETER/ENTRY."""
     names = [name for name, _ in model.named_parameters()]
     return {f"{names[index]}/{key}": value for index, entries in state.items() for key, value in entries.items()}
 

@@ -44,6 +44,8 @@ def check_options(config: Config) -> None:
         raise ConfigError("fsdp_activation_checkpointing: given true; valid: false, and model.gradient_checkpointing")
     if config.train.compile:
         raise ConfigError(f"train.compile: given {format_value(config.train.compile)} with FSDP; valid: false")
+    if config.train.optimizer != "adamw":
+        raise ConfigError(f"train.optimizer: given {config.train.optimizer} with FSDP; valid: adamw")
     if config.train.mixed_precision == "fp16":
         raise ConfigError("train.mixed_precision: given fp16 with FSDP; valid: no or bf16")
 

@@ -39,6 +39,7 @@ from gnunet.norms import NORMS, running_buffers, update_bn_stats
 from gnunet.training import cuda_graph
 from gnunet.training.cuda_graph import Graphs
 from gnunet.training.ema import EMA
+from gnunet.training.optimizer import make_optimizer
 from gnunet.training.progress import decode_progress
 
 MAX_LATENT_STD = 2.0  # and its inverse the least: the standard deviation of scaled latents
@@ -262,12 +263,8 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     if shard is None:
         unet.to(device)  # else layer by layer
     ema = EMA(unet, shard=shard, running_statistics=not train.bn_update_batches)
-    adamw = torch.optim.AdamW(
-        unet.parameters(), lr=train.learning_rate, betas=(train.adam_beta1, train.adam_beta2),
-        eps=train.adam_eps, weight_decay=train.weight_decay, fused=True,
-    )  # fmt: skip
     kind = CudaGraphStrategy if is_graphed else DDPStrategy if shard is None else FSDPStrategy
-    strategy = kind(unet, adamw, accelerator)
+    strategy = kind(unet, make_optimizer(unet, train), accelerator)
     if train.compile:
         compile_network(unet, device, "default" if train.compile is True else train.compile)
     return Session(

@@ -1,0 +1,67 @@
+"""Muon against torch.optim.Muon and AdamW on matrices and vectors by themselves, and in runs."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from gnunet.config import TrainConfig
+from gnunet.models import UNet2D
+from gnunet.training import fit
+from gnunet.training.optimizer import make_optimizer
+from tests.runs import FINAL, LITTLE, assert_same_run, fit_until
+
+MUON = ["--train.optimizer", "muon"]
+
+
+@pytest.fixture
+def unet():
+    config = dict(block_out_channels=[8, 16], down_block_types=["DownBlock2D"] * 2, up_block_types=["UpBlock2D"] * 2)
+    return UNet2D(sample_size=8, layers_per_block=1, norm_num_groups=4, num_class_embeds=3, **config)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_muon_takes_the_weights_inside_and_adamw_the_rest(unet, memory_format):
+    unet.to(memory_format=memory_format)
+    ours = make_optimizer(unet, TrainConfig(optimizer="muon", learning_rate=1e-2, weight_decay=0.1))
+    ends = ("conv_in.", "conv_out.", "class_embedding.")
+    inside = {name for name, p in unet.named_parameters() if p.dim() > 1 and not name.startswith(ends)}
+    rows = {name: nn.Parameter(p.detach().flatten(1).clone() if name in inside else p.detach().clone())
+            for name, p in unet.named_parameters()}  # fmt: skip
+    theirs = [
+        torch.optim.Muon([rows[n] for n in rows if n in inside], 1e-2, 0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([rows[n] for n in rows if n not in inside], 1e-2, weight_decay=0.1),
+    ]
+    for _ in range(3):
+        for name, parameter in unet.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            rows[name].grad = parameter.grad.flatten(1).clone() if name in inside else parameter.grad.clone()
+        for optimizer in (ours, *theirs):
+            optimizer.step()
+    for name, parameter in unet.named_parameters():
+        # Newton-Schulz iterations are in bfloat16, and columns are in another order.
+        atol = 1e-3 if name in inside else 1e-6
+        torch.testing.assert_close(parameter.flatten(1) if name in inside else parameter, rows[name], rtol=0, atol=atol)
+    assert all(parameter.grad is not None for parameter in unet.parameters())
+
+
+def test_a_run_resumes_to_the_bit(tiny, tmp_path):
+    fit(tiny("whole", *LITTLE, *MUON))
+    fit_until(40, tiny("stopped", *LITTLE, *MUON))
+    fit(tiny("stopped", *LITTLE, *MUON))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    with safe_open(tmp_path / "whole" / FINAL / "optimizer.safetensors", "pt") as state:
+        names = set(state.keys())
+    assert "mid_block.resnets.0.conv1.weight/momentum_buffer" in names and "conv_in.weight/exp_avg" in names
+    assert not {name for name in names if name.endswith("conv1.weight/exp_avg")}
+
+
+def test_two_processes_are_like_one(tiny, run_ranks, tmp_path):
+    fit(tiny("one", *LITTLE, *MUON))
+    run_ranks(2, tiny("two", *LITTLE, *MUON))
+    with (
+        safe_open(tmp_path / "one" / FINAL / "model.safetensors", "pt") as one,
+        safe_open(tmp_path / "two" / FINAL / "model.safetensors", "pt") as two,
+    ):
+        for name in one.keys():  # noqa: SIM118
+            torch.testing.assert_close(one.get_tensor(name), two.get_tensor(name), rtol=0, atol=4e-3)
