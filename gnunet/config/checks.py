@@ -129,7 +129,7 @@ def _check_channels(config: Config) -> Iterator[ConfigIssue]:
 
 def _check_augment(config: Config) -> Iterator[ConfigIssue]:
     if config.data.augment and (config.data.autoencoder is not None or config.data.condition is not None):
-        yield ConfigIssue.of("data.augment", f"{config.data.augment:g}", "0 with data.autoencoder or data.condition")
+        yield _issue(config, "data.augment", "0 with data.autoencoder or data.condition")
 
 
 def _check_condition(config: Config) -> Iterator[ConfigIssue]:

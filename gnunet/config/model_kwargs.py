@@ -17,7 +17,7 @@ def image_kwargs(config: Config) -> dict[str, Any]:
     """Keyword arguments of `gnunet.data.load_images`, except channels."""
     data, condition = config.data, config.data.condition
     pairs = condition.model_dump(exclude={"kind"}) if condition is not None and condition.kind == "paired" else None
-    of_training = {"flip", "autoencoder", "label_dropout", "condition", "condition_dropout", "num_workers"}
+    of_training = {"flip", "augment", "autoencoder", "label_dropout", "condition", "condition_dropout", "num_workers"}
     settings = data.model_dump(exclude=of_training | {"validation_images"})
     return {**settings, "pairs": pairs, "label_shape": label_shape(config.model)}
 

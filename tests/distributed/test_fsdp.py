@@ -283,6 +283,7 @@ def test_too_few_rows_are_rejected(parts):
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "valid: false, and model.gradient_checkpointing"),
         ({"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, [], "rejected by Accelerate"),
         ({}, ["--train.compile", "true"], "train.compile: given true with FSDP; valid: false"),
+        ({}, ["--train.optimizer", "muon"], "train.optimizer: given muon with FSDP; valid: adamw"),
         ({}, ["--train.mixed_precision", "fp16"], "given fp16 with FSDP; valid: no or bf16"),
     ],
 )  # fmt: skip

@@ -191,9 +191,10 @@ def test_a_capture_that_fails_on_one_process_is_given_up_on_all(tiny, run_ranks,
         ([], "given true on a device of type cpu; valid: auto or false"),
         (["--train.mixed_precision", "fp16"], "valid: auto or false with train.mixed_precision fp16"),
         (["--model.gradient_checkpointing", "true"], "auto or false with model.gradient_checkpointing true"),
+        (["--train.optimizer", "muon"], "auto or false with train.optimizer muon"),
         (["--train.compile", "reduce-overhead"], "auto or false with train.compile reduce-overhead"),
     ],
-    ids=["cpu", "fp16", "checkpointing", "compile"],
+    ids=["cpu", "fp16", "checkpointing", "muon", "compile"],
 )
 def test_unsupported_settings_are_rejected(tiny, tmp_path, flags, valid):
     with pytest.raises(ConfigError) as caught:
