@@ -185,8 +185,7 @@ def activation_memory_mib(session: Session) -> float:
 def _losses(session: Session) -> Tensor:
     """The losses of the first micro-batch of the run, in training mode."""
     indices = list(range(session.micro_batch_size))
-    images, noise, level, labels, condition, _ = session.to_device(session.train_set.__getitems__(indices))
-    return session.process.loss(session.unet, images, noise, level, labels, condition)
+    return session.loss_and_objective(session.unet, *session.to_device(session.train_set.__getitems__(indices)))[1]
 
 
 @dataclass(frozen=True)

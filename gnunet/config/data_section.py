@@ -92,8 +92,9 @@ class DataConfig(Section):
     flip: bool = True
     """Mirror each example left to right with probability 1/2."""
     augment: float = Field(0.0, ge=0, le=1)
-    """Probability of each of six transforms of an example: mirroring in x and in y, scaling, rotation, stretching and
-    shifting. The network is told of them, so that samples show none (Karras et al., 2022, who use 0.12 to 0.15)."""
+    """Probability of each of five transforms of an example: upside down, scaled, turned, stretched and shifted. With
+    any, left and right are exchanged in half of the examples, in place of data.flip. The network is told of all, so
+    that samples show none (Karras et al., 2022, who use 0.12 to 0.15)."""
     autoencoder: Text | None = None
     """Train on the latents of an autoencoder of diffusers (AutoencoderKL, AutoencoderTiny, VQModel): a folder, or a
     Hugging Face hub name. Images are encoded once; samples are decoded."""

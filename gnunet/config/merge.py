@@ -57,7 +57,8 @@ def merge_and_validate(
     """Merge sources, later over earlier, and validate the result; ConfigError has one line for each issue.
 
     A section is merged key by key; any other value is replaced. A change of `kind` removes the keys of earlier
-    sources that the new kind does not have. `check` finds values that are valid one by one but not together.
+    sources that the new kind does not have, or has with other valid values. `check` finds values that are valid one by
+    one but not together.
     """
     merged: dict[str, Any] = {}
     for source in sources:

@@ -18,7 +18,7 @@ TRANSLATION = 1 / 8  # of one standard deviation, as a share of height and width
 def draw_transforms(
     stream: Stream, indices: Sequence[int], probability: float, size: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The transforms of examples of a height and width: each of the six with the given probability.
+    """The transforms of examples of a height and width: mirroring in x or not, and five others with the probability.
 
     Returns:
         Their labels, float32 (b, 9), all 0 for an image as it is, and the affine maps from coordinates (x, y) in the
@@ -28,7 +28,7 @@ def draw_transforms(
     height, width = size
     for row, index in enumerate(indices):
         rng = stream.at(index)
-        chosen = rng.random(6) < probability
+        chosen = rng.random(6) < [1, *[probability] * 5]
         flips = rng.integers(2, size=2) * chosen[:2]
         angle, axis = rng.uniform(-np.pi, np.pi, 2) * chosen[3:5]
         scale, stretch, x, y = rng.standard_normal(4) * chosen[[2, 4, 5, 5]]

@@ -24,7 +24,7 @@ class TrainingDataset(Dataset):
         label_dropout: probability that an example's label is replaced by the null label.
         class_conditional: return labels, which the table must have. Otherwise `num_classes` is 0.
         condition: what is made of each example besides, if anything, and the probability that it is dropped.
-        augment: probability of each transform of `gnunet.data.augment`.
+        augment: probability of each transform of `gnunet.data.augment`, which mirrors images in place of `flip`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrainingDataset(Dataset):
         random = self._rng.examples(indices)
         rows = self.rows[random.rows]
         drawn = map(self._latents.at, indices)
-        images, partners = self.table.examples(rows, drawn, random.flip if self.flip else None)
+        images, partners = self.table.examples(rows, drawn, random.flip if self.flip and not self.augment else None)
         noise = np.empty(images.shape, np.float32)
         self._rng.fill_noise(indices, noise)
         batch = {

@@ -19,7 +19,7 @@ class Flow(Process):
     """Rectified flow (Liu et al., 2022), with the time distributions of Esser et al. (2024).
 
     x_t = (1 - t) x0 + t noise; the network sees x_t and 1000 t, and predicts the velocity noise - x0, or x0.
-    The loss is the mean squared error of the velocity.
+    The loss is the mean squared error of the velocity; that of a predicted x0 is divided by max(t, MIN_T)^2 for it.
 
     Args:
         num_train_timesteps: the timestep at t = 1; diffusers' convention is 1000.
@@ -82,12 +82,15 @@ class Flow(Process):
         """FlowMatchEulerDiscreteScheduler (euler) or FlowMatchHeunDiscreteScheduler (heun).
 
         The times are evenly spaced, then shifted. euler's are 1, 1 - 1/steps, ..., 1/steps, 0. heun's are
-        diffusers' own: steps - 1 steps to the smallest time, 1/1000 before shifts, then one step of Euler's.
+        diffusers' own: steps - 1 steps to the smallest time, 1/1000 before shifts, then one step of Euler's. There an
+        error of a predicted image is one of 1000 times its size in the velocity: then the smallest time is euler's.
         """
         if self.resolve_sampler(sampler, steps) == "heun":
             from diffusers import FlowMatchHeunDiscreteScheduler
 
             scheduler = FlowMatchHeunDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
+            if self.prediction_type == "sample":
+                scheduler.sigma_min = 1 / steps
             scheduler.set_timesteps(steps)
         else:
             scheduler = self.export_scheduler()

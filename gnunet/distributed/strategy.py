@@ -27,6 +27,7 @@ class DDPStrategy:
 
     def __init__(self, unet: UNet2D, adamw: torch.optim.AdamW, accelerator: Accelerator) -> None:
         self.unet, self.adamw, self.accelerator = unet, adamw, accelerator
+        self.clipped = [parameter for name, parameter in unet.named_parameters() if "loss_log_variance" not in name]
         self._prepare()
 
     def _prepare(self) -> None:
@@ -52,12 +53,12 @@ class DDPStrategy:
 
     def clip(self, max_norm: float) -> Tensor:
         """Clip the gradients by their global norm, which is returned, float () and the same on every rank."""
-        return self.accelerator.clip_grad_norm_(self.network.parameters(), max_norm)
+        return self.accelerator.clip_grad_norm_(self.clipped, max_norm)
 
     def step(self, learning_rate: float) -> None:
         """Take the optimizer step and free the gradients."""
         for group in self.adamw.param_groups:
-            group["lr"] = float(np.float32(learning_rate))  # as a CUDA graph reads it
+            group["lr"] = float(np.float32(learning_rate) * np.float32(group["lr_factor"]))  # as a CUDA graph has it
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -122,7 +123,7 @@ class CudaGraphStrategy(_UnwrappedStrategy):
         self.adamw.found_inf = 1.0 - condition.float()  # by which GradScaler makes a fused optimizer skip a step
         try:
             for group in self.adamw.param_groups:
-                group.update(lr=learning_rate, capturable=True)
+                group.update(lr=learning_rate * group["lr_factor"], capturable=True)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*capturable=True")  # during warm-up
                 self.adamw.step()
@@ -141,5 +142,5 @@ class FSDPStrategy(_UnwrappedStrategy):
     state_is_sharded = True
 
     def clip(self, max_norm: float) -> Tensor:
-        norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.clipped, max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm

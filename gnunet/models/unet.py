@@ -176,11 +176,11 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.recompute = False
         self.conv_norm_out = settings.norms.at("conv_norm_out", 0).make_norm("", width)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
-        self.loss_log_variance = LossLogVariance() if learned_weighting else None
         self.augment_embedding = None
         if augment_dim is not None:
             self.augment_embedding = nn.Linear(augment_dim, time_width, bias=False)
             nn.init.zeros_(self.augment_embedding.weight)
+        self.loss_log_variance = LossLogVariance() if learned_weighting else None
         settings.norms.check_regions()
         set_input_std(self)
         self.uses_noise_bins = any(getattr(module, "noise_edges", ()) for module in self.modules())
@@ -202,9 +202,9 @@ class UNet2D(ModelMixin, ConfigMixin):
             timestep: an integer (a float is truncated, as in diffusers), or a tensor of shape (), (1,) or (N,).
             class_labels: (N,) classes (num_class_embeds), (N,) numbers (class_embed_type timestep) or
                 (N, time_embedding_dim) vectors (identity).
-            return_dict: False returns a tuple of one tensor.
-            log_snr: (N,), for the logarithm of the expected loss as a second tensor, fp32 (N,), of the tuple, if the
-                model has `learned_weighting`.
+            return_dict: False returns a tuple.
+            log_snr: (N,), for the logarithm of the expected loss as the second tensor, fp32 (N,), of the tuple
+                (learned_weighting).
             augment_labels: (N, augment_dim), all 0 for an image as it is, which None is, too.
 
         Returns:
@@ -213,6 +213,12 @@ class UNet2D(ModelMixin, ConfigMixin):
         factor = 2 ** (len(self.down_blocks) - 1)
         if any(size % factor for size in sample.shape[2:]):
             raise ValueError(f"height and width must be divisible by {factor}; got {tuple(sample.shape[2:])}")
+        for name, given, part in (
+            ("augment_labels", augment_labels, self.augment_embedding),
+            ("log_snr", log_snr, self.loss_log_variance),
+        ):
+            if given is not None and part is None:
+                raise ValueError(f"{name} were given to a model without {name}")
         if self.config.center_input_sample:
             sample = 2 * sample - 1
         if not isinstance(timestep, Tensor):
@@ -245,14 +251,14 @@ class UNet2D(ModelMixin, ConfigMixin):
             h = h / timestep.reshape(-1, 1, 1, 1)
         if return_dict:
             return UNet2DOutput(sample=h)
-        return (h,) if self.loss_log_variance is None or log_snr is None else (h, self.loss_log_variance(log_snr))
+        return (h,) if log_snr is None else (h, self.loss_log_variance(log_snr))
 
     def _embed(
         self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
         """(N, temb_channels) in `dtype` from timesteps and labels."""
         projected = self.time_proj(timestep).to(dtype)
-        if self.augment_embedding is not None and augment_labels is not None:
+        if augment_labels is not None:
             projected = projected + self.augment_embedding(augment_labels.to(dtype))
         emb = self.time_embedding(projected)
         if self.class_embedding is None:

@@ -9,19 +9,26 @@ from torch import Tensor, nn
 from gnunet.config import TrainConfig
 from gnunet.models import UNet2D
 
+ENDS = ("conv_in.", "conv_out.", "time_proj.", "class_embedding.", "augment_embedding.", "loss_log_variance.")
+"""Parts of the network that read images or labels or make outputs, which are not for Muon, as its authors advise."""
+LOSS_LEARNING_RATE = 0.01  # of the learned weighting, at the peak of the schedule, whatever the network's
+
 
 def make_optimizer(unet: UNet2D, train: TrainConfig) -> torch.optim.AdamW:
-    """The optimizer of `train` over all parameters of a network, in their order."""
+    """The optimizer of `train` over all parameters of a network, in their order, in groups of an `lr_factor`."""
     settings = {
         "lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_eps,
         "weight_decay": train.weight_decay, "fused": True,
     }  # fmt: skip
+    named = dict(unet.named_parameters())
+    head = [named.pop(name) for name in [*named] if name.startswith("loss_log_variance.")]  # the last of them
+    groups: list[dict[str, Any]] = [{"params": [*named.values()], "lr_factor": 1.0}]
+    if head:
+        groups.append({"params": head, "lr_factor": LOSS_LEARNING_RATE / train.learning_rate, "weight_decay": 0.0})
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(unet.parameters(), **settings)
-    # As its authors advise, not what reads images or labels and what makes the output.
-    ends = (unet.conv_in, unet.conv_out, unet.augment_embedding)
-    layers = (each for each in unet.modules() if isinstance(each, (nn.Linear, nn.Conv2d)) and each not in ends)
-    return MuonAdamW(unet.parameters(), [layer.weight for layer in layers], **settings)
+        return torch.optim.AdamW(groups, **settings)
+    matrices = [weight for name, weight in named.items() if weight.dim() > 1 and not name.startswith(ENDS)]
+    return MuonAdamW(groups, matrices, **settings)
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -31,13 +38,14 @@ class MuonAdamW(torch.optim.AdamW):
     learning rate and weight decay.
 
     Args:
-        params: all parameters, in one group.
-        matrices: those for Muon, of 2 or 4 dimensions.
+        params: all parameters.
+        matrices: those for Muon, of the first group and of 2 or 4 dimensions.
         settings: AdamW's.
     """
 
     def __init__(self, params: Any, matrices: Sequence[Tensor], **settings: Any) -> None:
         super().__init__(params, **settings)
+        self._step_supports_amp_scaling = False  # GradScaler then unscales gradients and skips steps itself
         self.matrices = list(matrices)
         self._views = [nn.Parameter(_as_matrix(weight.detach(), weight)) for weight in self.matrices]
         self._muon = torch.optim.Muon(self._views, adjust_lr_fn="match_rms_adamw")
@@ -52,9 +60,9 @@ class MuonAdamW(torch.optim.AdamW):
                 state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(weight)}
             state["step"] += 1
             self._muon.state[view] = {"momentum_buffer": _as_matrix(state["momentum_buffer"], weight)}
-            view.data = _as_matrix(weight.data, weight)
-            view.grad = _as_matrix(torch.empty_like(weight).copy_(weight.grad), weight)  # in the weight's layout
-            weight.grad = None
+            same_layout = weight.grad.stride() == weight.stride()
+            grad = weight.grad if same_layout else torch.empty_like(weight).copy_(weight.grad)
+            view.data, view.grad, weight.grad = _as_matrix(weight.data, weight), _as_matrix(grad, weight), None
         settings = self.param_groups[0]
         self._muon.param_groups[0].update(lr=float(settings["lr"]), weight_decay=settings["weight_decay"])
         self._muon.step()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.checkpoint.trained_model import TrainedModel
@@ -225,6 +225,16 @@ class Session:
             for name in ("labels", "augment_labels")
         )
         return images, noise, level, labels, condition, augment_labels
+
+    def loss_and_objective(
+        self, network: nn.Module, images: Tensor, noise: Tensor, level: NoiseLevel, labels: Tensor | None,
+        condition: Tensor | None, augment_labels: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`Process.loss_and_objective` of what `to_device` returns, with the network as it is or wrapped."""
+        inputs = {} if augment_labels is None else {"augment_labels": augment_labels}
+        if self.config.train.loss_weighting == "learned":
+            inputs["log_snr"] = level.log_snr
+        return self.process.loss_and_objective(network, images, noise, level, labels, condition, **inputs)
 
     def all_reduce_running_stats(self) -> None:
         """Average the ranks' running statistics, each of which has seen only its rank's micro-batches."""

@@ -204,14 +204,10 @@ def train_step(
 
     def forward_backward(
         images: Tensor, noise: Tensor, labels: Tensor | None, condition: Tensor | None, augment_labels: Tensor | None,
-        *levels: Tensor,
+        *level: Tensor,
     ) -> Tensor:  # fmt: skip
-        level = NoiseLevel(*levels)
-        inputs = {"log_snr": level.log_snr} if config.train.loss_weighting == "learned" else {}
-        inputs |= {} if augment_labels is None else {"augment_labels": augment_labels}
-        losses, objective = session.process.loss_and_objective(
-            strategy.network, images, noise, level, labels, condition, **inputs
-        )
+        given = images, noise, NoiseLevel(*level), labels, condition, augment_labels
+        losses, objective = session.loss_and_objective(strategy.network, *given)
         # Gradients are averaged over the ranks: what remains is the mean over the global batch.
         strategy.backward(objective.sum() * (accelerator.num_processes / train.batch_size))
         return losses.detach()

@@ -101,6 +101,8 @@ def test_change_of_kind_removes_the_keys_that_the_new_kind_lacks() -> None:
     group = {"model": {"norm": {"groups": 16, "eps": 1e-6}}}
     norm = load_config(group, {"model": {"norm": {"kind": "layer"}}}).model.norm
     assert (norm.kind, norm.eps) == ("layer", 1e-6)
+    image = {"diffusion": {"kind": "ddpm", "prediction_type": "sample"}}  # whose values differ from those of flow
+    assert load_config(image, {"diffusion": {"kind": "flow"}}).diffusion.prediction_type == "velocity"
     for later in ({"kind": "edm", "beta_end": 0.05}, {"kind": "edm", "bta": 1}):  # given with the new kind, or unknown
         with pytest.raises(ConfigError, match="diffusion.b.*: unknown key"):
             load_config(ddpm, {"diffusion": later})

@@ -69,6 +69,21 @@ def test_error_falls_with_steps(config, gaussian_oracle):
         assert many < max(few / 4, chance), sampler
 
 
+@pytest.mark.parametrize(
+    "config", [dict(kind="flow"), dict(kind="flow", prediction_type="sample", shift=3.0)], ids=repr
+)
+def test_an_error_of_the_network_is_not_multiplied(config, gaussian_oracle):
+    oracle, error = gaussian_oracle(config), 0.02 * torch.randn(1, 1, 16, 16)
+    noise = torch.randn(2, 1, 16, 16)
+    for sampler in ("euler", "heun"):
+        process = make_process(**config)
+        right, wrong = (
+            process.sample(lambda x, t, e=e: oracle.model_fn(x, t) + e, noise, sampler, 8, generators(2))
+            for e in (0, error)
+        )
+        assert (wrong - right).std() < 0.06, sampler
+
+
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 def test_ancestral_sampling_over_all_timesteps(variance_type, gaussian_oracle):
     schedule = make_process("ddpm").export_scheduler()
