@@ -15,6 +15,7 @@ from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_array, decode_image, read_size, read_values
 from gnunet.errors import ConfigError, DataError, GnunetError, as_data_error, did_you_mean_path, expand
 from gnunet.evaluation.image_files import GRID, image_files
+from gnunet.models.pretrained import find_model
 from gnunet.training.session import RunData, load_run_data
 
 MASK = "_mask"  # at the end of the name of an image's mask
@@ -33,7 +34,9 @@ def load_model(
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"weights: given {weights}; valid: {' or '.join(WEIGHTS)}")
-    model = load_trained_model(expand(source), weights)
+    model = load_trained_model(find_model(Path(source).as_posix()), weights)
+    if not expand(source).exists():  # on the hub: in place of the name of its folder, a hash
+        model = replace(model, name="-".join(Path(source).parts))
     seed = model.seed if seed is None else check_integer("seed", seed)
     settings = {
         "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,

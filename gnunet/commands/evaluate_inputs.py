@@ -61,7 +61,7 @@ def open_subject(
     path: Path, num_images: int | None, repeat: int, resolution: int | None, sampling: Mapping[str, Any]
 ) -> Subject:
     """A model's samples, or the images in a directory."""
-    if is_model_path(path):
+    if is_model_path(path) or not path.exists():  # on the hub
         if resolution is not None:
             raise ConfigError("--resolution: only for a directory of images; a model samples at its own resolution")
         return _samples(open_model(path, **sampling), num_images, repeat)

@@ -61,9 +61,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_exists(source: Path) -> None:
-    """Raise CheckpointError, with the name that is most alike, if there is nothing at a path."""
+    """Raise CheckpointError, with the name that is most alike, for neither a path nor an OWNER/NAME on the hub."""
     path = expand(source)
-    if not path.exists():
+    if not path.exists() and (len(path.parts) != 2 or path.parent.is_dir()):
         raise CheckpointError(f"{source}: no such file or directory{did_you_mean_path(path)}")
 
 

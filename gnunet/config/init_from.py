@@ -35,7 +35,7 @@ def with_initial_model(sources: list[ConfigSource]) -> list[ConfigSource]:
         begun = expand(str(run_dir)) / "config.yaml"
         values = _read_yaml(begun) if begun.is_file() else {}
         if lookup(values, KEY) != name:
-            values = read_model_keys(find_model(name, "", "unet/"))
+            values = read_model_keys(find_model(name))
     except GnunetError as error:
         raise ConfigError(f"train.init_from: given {name}: {error}") from None
     keys = {key: values[key] for key in ("model", "diffusion") if key in values}

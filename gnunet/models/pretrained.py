@@ -24,7 +24,7 @@ WEIGHTS = "diffusion_pytorch_model"  # diffusers' name for a model's weights
 @cache
 def find_model(name: str, *folders: str) -> Path:
     """The path that a name is, or else a snapshot of a model on the Hugging Face hub, with the weights in these
-    folders. CheckpointError if there is neither."""
+    folders, by default those of a U-Net and its autoencoder. CheckpointError if there is neither."""
     path = expand(name)
     if path.exists():
         return path
@@ -33,6 +33,7 @@ def find_model(name: str, *folders: str) -> Path:
         raise CheckpointError(f"{name}: no such path (in {os.getcwd()}){did_you_mean_path(path)}; valid: {valid}")
     from huggingface_hub import snapshot_download  # takes a second
 
+    folders = folders or ("", "unet/", "vae/")
     files = [folder + file for folder in folders for file in ("config.json", f"{WEIGHTS}*.safetensors*")]
     files += ["config.yaml", "gnunet.json", "*scheduler_config.json"]
     try:

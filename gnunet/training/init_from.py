@@ -27,7 +27,7 @@ def load_initial_weights(session: Session) -> tuple[dict[str, Any], str]:
     """Load the weights of train.init_from into network and EMA as far as they fit, on every rank; returns what was
     loaded as a record and as text. Raises CheckpointError or ConfigError as `load_trained_model` and `fit_weights`."""
     train, rank = session.config.train, (session.accelerator.process_index, session.accelerator.num_processes)
-    find = partial(find_model, str(train.init_from), "", "unet/")
+    find = partial(find_model, str(train.init_from))
     try:
         # One that is still training may get a newer checkpoint meanwhile.
         checkpoint = run_on_main_rank(session.accelerator, lambda: find_checkpoint(find()))
