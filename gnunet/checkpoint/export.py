@@ -12,6 +12,7 @@ from typing import Any
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from gnunet.checkpoint.checkpoint import TrainState
+from gnunet.checkpoint.model_card import write_card
 from gnunet.checkpoint.run_dir import RunDir
 from gnunet.diffusion import Process
 from gnunet.errors import CheckpointError
@@ -23,24 +24,24 @@ from gnunet.safe_io import read_json
 def export_model(run: RunDir, ema: UNet2D, process: Process, state: TrainState) -> None:
     """Write the pipeline to RUN/model/, replacing the previous one, with a copy of RUN/autoencoder/ if it sees latents.
 
-    Other files in RUN/model/, such as a README.md or .git, stay.
+    Other files in RUN/model/, such as .git or a README.md that was edited, stay.
 
     Raises:
         CheckpointError: an entry of RUN/model/ is a file in place of a directory, or the reverse.
     """
-    data, condition, of_latents = state.data, None, "autoencoder" in state.data
+    data, condition, of_latents, reason = state.data, None, "autoencoder" in state.data, None
     if (settings := run.config.data).condition is not None:
         omitted = {"condition": {"folder", "column"}}
         condition = settings.model_dump(include={"condition", "condition_dropout"}, exclude=omitted)
+        reason = "the network also sees a picture"
     try:
         unet: Any = ema.to_diffusers()
-    except ValueError:
-        unet = ema  # UNet2DModel does not have this normalization: loads with gnunet.models.UNet2D
+    except ValueError as error:
+        unet, reason = ema, str(error)  # a normalization that UNet2DModel lacks: loads with gnunet.models.UNet2D
     scheduler = process.export_scheduler()
     try:
         with atomic_directory(run.model, keep_others=True) as temporary:
-            stock = isinstance(scheduler, DDPMScheduler) and not isinstance(unet, UNet2D)
-            if stock and condition is None and not of_latents:
+            if isinstance(scheduler, DDPMScheduler) and reason is None and not of_latents:
                 DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(temporary)
             else:
                 unet.save_pretrained(temporary / "unet")
@@ -52,6 +53,7 @@ def export_model(run: RunDir, ema: UNet2D, process: Process, state: TrainState) 
                 (temporary / "vae").mkdir()
                 link_missing(run.autoencoder, temporary / "vae")
             (temporary / "gnunet.json").write_text(json.dumps(metadata, indent=1) + "\n")
+            write_card(temporary, run, unet, process, state, reason)
     except (NotADirectoryError, FileExistsError) as error:
         raise CheckpointError(f"{error.filename}: is in the way of the model's export; move it elsewhere") from None
 

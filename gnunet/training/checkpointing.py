@@ -19,6 +19,7 @@ from gnunet.checkpoint.checkpoint import (
     save_checkpoint,
 )
 from gnunet.checkpoint.export import export_model, exported_images
+from gnunet.checkpoint.model_card import CARD
 from gnunet.checkpoint.run_dir import RunDir, recorded_changes
 from gnunet.config import from_yaml, to_yaml
 from gnunet.config.yaml_io import format_value
@@ -70,9 +71,9 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, str | No
         run.timing.truncate_after(state.reported)
         if checkpoint is not None:  # what the run had still to do when it was killed after writing it
             prune_checkpoints(run.checkpoints, session.config.train.keep_checkpoints, state)
-            if exported_images(run.model) != state.images:
-                export(session, run, state, checkpoint)
             draw_curves(run.metrics.path, run.curves)
+            if exported_images(run.model) != state.images or not (run.model / CARD).exists():
+                export(session, run, state, checkpoint)
     run_on_all_ranks(accelerator, partial(start_trackers, session, run, state))
     return state, message
 
@@ -148,8 +149,8 @@ def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool =
     def prune_and_export() -> None:
         prune_checkpoints(run.checkpoints, session.config.train.keep_checkpoints, state)
         if with_model:
-            export(session, run, state, checkpoint)
             draw_curves(run.metrics.path, run.curves)
+            export(session, run, state, checkpoint)
 
     run_on_main_rank(accelerator, prune_and_export)
 
