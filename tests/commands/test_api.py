@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 import gnunet
+import python_api
 from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.commands.api import class_labels
 from gnunet.config import Config
@@ -97,3 +99,12 @@ def test_class_without_a_training_image_is_refused(finished):
     for name in ("light", 1):
         with pytest.raises(ConfigError, match=f"classes: given '{name}'.*'dark'"):
             class_labels(replace(model, class_counts=[3, 0]), [name])
+
+
+def test_the_script_of_the_python_interface(tiny_flags, tmp_path):
+    _, file, _, source, _, cache, *_ = tiny_flags("run")
+    keys = {"data.source": source, "data.cache_dir": cache, "train.total_images": 32}
+    [value] = python_api.main(str(tmp_path / "run"), file, num_images=8, **keys).values()
+    assert np.isfinite(value)
+    for name, count in (("gnunet", 8), ("diffusers", 4)):
+        assert Image.open(tmp_path / f"run/{name}.png").size == (16 * count, 16)
