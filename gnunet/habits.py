@@ -35,7 +35,7 @@ _HABITS = {
     "mixed_precision precision fp16 bf16 amp": ("train.mixed_precision", _PRECISION, "--train.mixed_precision"),
     "checkpointing_steps save_every save_interval save_steps": ("train.checkpoint_every, in images", "", ""),
     "wandb use_wandb tensorboard report_to logger": ("train.trackers", "", ""),
-    "size image_size img_size sample_size": ("data.resolution", "", "--data.resolution"),
+    "size image_size img_size sample_size": ("data.resolution", "--resolution", "--data.resolution"),
     "dim channels model_channels num_channels base_channels dim_mults": ("model.block_out_channels", "", ""),
     "norm_num_groups": ("model.norm.groups", "", ""),
     "norm_eps": ("model.norm.eps", "", ""),

@@ -66,6 +66,8 @@ class TrainedModel:
     float_labels: FloatLabels | None = None  # of labels that are numbers or vectors, in place of classes
     scaling: Scaling = PICTURES  # between the values of the training images and the network's
     given_labels: np.ndarray | None = None  # that images take in turn, in place of those drawn as in training
+    guide: "TrainedModel | None" = None  # of autoguidance, from `load_guide`
+    num_estimates: int | None = None  # as ImageSampler's
 
     @classmethod
     def of_run(
@@ -102,6 +104,8 @@ class TrainedModel:
             "batch_size": sampling.batch_size,
             "seed": self.seed,
             **({"conditions": self.conditions.fingerprint} if self.conditions else {}),
+            **({"guidance_interval": sampling.guidance_interval} if sampling.guidance_interval else {}),
+            **({"guide": self.guide.digest()} if self.guide else {}),
             **({"inpaint": self.inpaint.fingerprint, **self.jumps, "sampler": "repaint"} if self.inpaint else {}),
         }
 
@@ -117,12 +121,13 @@ class TrainedModel:
         text = json.dumps(public, sort_keys=True, default=str)
         return weights_digest(text + (self.autoencoder.digest if self.autoencoder else ""), self.network)
 
-    def grid_tiles(self, images: np.ndarray) -> tuple[np.ndarray, int]:
-        """Pictures of the images 0 to N - 1, uint8 (N, H, W, C), each between what it was sampled from, if anything,
-        and the image that this was made of, if known: uint8 (N, H, W', 1 or 3); and the column at which they begin."""
+    def grid_tiles(self, images: np.ndarray, start: int = 0) -> tuple[np.ndarray, int]:
+        """Pictures of the images from `start` on, uint8 (N, H, W, C), each between what it was sampled from, if
+        anything, and the image that this was made of, if known: uint8 (N, H, W', 1 or 3); and the column at which they
+        begin."""
         if (source := self.conditions or self.inpaint) is None:
             return images, 0
-        indices, to_network = range(len(images)), self.scaling.to_network
+        indices, to_network = range(start, start + len(images)), self.scaling.to_network
         seen = to_uint8(source.condition.shown(source.network_input(indices, images.shape[1:3], to_network)))
         originals = [] if source.images is None else [source.images(source.entries(indices))]
         originals = [self.scaling.to_pictures(each) for each in originals]
@@ -162,8 +167,10 @@ class TrainedModel:
         def network_input(conditions: SampleConditions | None) -> Tensor | None:
             return conditions and conditions.network_input(indices, self.size, self.scaling.to_network)
 
+        reduction, guide = self.autoencoder.reduction if self.autoencoder else 1, self.guide and self.guide.network
         sampler = ImageSampler(
-            self.network, self.process, size=as_size(self.network.config.sample_size),
+            self.network, self.process, size=(self.size[0] // reduction, self.size[1] // reduction),
+            guide=guide and guide.to(accelerator.device), num_estimates=self.num_estimates,
             channels=self.network.config.out_channels, seed=self.seed, null_label=self.null_label,
             can_drop_condition=self.condition is not None and self.condition.can_drop, jumps=self.jumps,
             scaling=self.scaling, decode=self.autoencoder and self.autoencoder.decode, device=accelerator.device,

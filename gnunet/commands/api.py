@@ -22,33 +22,38 @@ logger = logging.getLogger(__name__)
 
 @fresh_accelerate_state()
 def sample(
-    source: str | Path, num_images: int = 16, *, classes: Sequence[str] | None = None,
-    labels: "Sequence[float] | np.ndarray | None" = None, cpu: bool = False,
+    source: str | Path, num_images: int = 16, *, start: int = 0, num_estimates: int | None = None,
+    classes: Sequence[str] | None = None, labels: "Sequence[float] | np.ndarray | None" = None, cpu: bool = False,
     **settings: Any,
 ) -> np.ndarray:  # fmt: skip
-    """Sample images 0..num_images-1 in this process.
+    """Sample images start..start+num_images-1 in this process.
 
     Args:
         source: a run, a checkpoint or a diffusers directory.
         num_images: how many.
+        start: the first image.
+        num_estimates: return, too, what the network estimates the images to be at so many of the steps.
         classes: class names or numbers, assigned to the images in turn; None draws them as often as in training.
         labels: numbers (n,) or vectors (n, D) in place of classes, for a model with `model.class_embed_type`.
         cpu: use the CPU even if there is a GPU.
-        settings: weights ("ema" or "raw"), seed, and the keys sampler, num_inference_steps, guidance_scale and
-            batch_size of the config's `sampling`, by default the run's own; conditions, inpaint, jump_length and
-            resample as the options of `gnunet sample`.
+        settings: weights ("ema" or "raw"), seed, and the keys sampler, num_inference_steps, guidance_scale,
+            guidance_interval and batch_size of the config's `sampling`, by default the run's own; resolution (H or
+            [H, W]), guide, conditions, inpaint, jump_length and resample as the options of `gnunet sample`.
 
     Returns:
-        The images that `gnunet sample` writes, (num_images, H, W, C), uint8 or of the data's dtype.
+        The images that `gnunet sample` writes, (num_images, H, W, C), uint8 or of the data's dtype; with num_estimates,
+        (num_images, n, H, W, C), of which the last are the images, and n is lower if there are fewer steps.
 
     Raises:
         GnunetError: the model cannot be loaded, or a setting is invalid.
     """
-    num_images = check_integer("num_images", num_images)
+    indices = range(start := check_integer("start", start), start + check_integer("num_images", num_images))
+    if num_estimates is not None:
+        check_integer("num_estimates", num_estimates)
     model = open_model(source, **settings)
-    model = replace(model, given_labels=given_labels(model, classes, labels))
+    model = replace(model, given_labels=given_labels(model, classes, labels), num_estimates=num_estimates)
     accelerator = open_accelerator(model.mixed_precision, cpu=cpu)
-    return np.concatenate([images for _, images in sample_batches(model, range(num_images), accelerator)])
+    return np.concatenate([images for _, images in sample_batches(model, indices, accelerator)])
 
 
 def sample_batches(

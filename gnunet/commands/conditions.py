@@ -1,5 +1,6 @@
 """The model that a command names, and what it samples from: a folder of pictures, or the images of its own run."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,38 +11,36 @@ import numpy as np
 from gnunet.checkpoint.trained_model import WEIGHTS, TrainedModel, load_trained_model
 from gnunet.commands.options import check_integer
 from gnunet.config import SamplingConfig
+from gnunet.config.checks import nearest_multiples
 from gnunet.config.merge import ConfigSource, merge_and_validate
 from gnunet.data import Condition, SampleConditions
 from gnunet.data.decode import decode_array, decode_image, read_size, read_values
-from gnunet.errors import ConfigError, DataError, GnunetError, as_data_error, did_you_mean_path, expand
-from gnunet.evaluation.image_files import GRID, image_files
+from gnunet.errors import ConfigError, DataError, GnunetError, as_data_error, did_you_mean_path, expand, first_few
+from gnunet.evaluation.image_files import image_files
 from gnunet.models.pretrained import find_model
+from gnunet.scaling import as_size
 from gnunet.training.session import RunData, load_run_data
 
 MASK = "_mask"  # at the end of the name of an image's mask
 JUMPS = {"jump_length": 10, "resample": 10}  # RePaint's settings in the paper
 
 
-def load_model(
-    source: str | Path, *, weights: str = "ema", seed: int | None = None, sampler: str | None = None,
-    num_inference_steps: int | None = None, guidance_scale: float | None = None, batch_size: int | None = None,
-) -> TrainedModel:  # fmt: skip
+def load_model(source: str | Path, *, weights: str = "ema", seed: int | None = None, **settings: Any) -> TrainedModel:
     """Load a run, a checkpoint or a diffusers model with settings as in the config's `sampling`; None: the run's own.
 
     Raises:
         CheckpointError: there is no model at `source`, or it is corrupted.
         ConfigError: a setting is not valid.
+        TypeError: there is no such setting.
     """
+    if unknown := settings.keys() - SamplingConfig.model_fields.keys():
+        raise TypeError(f"no setting of sampling: {', '.join(sorted(unknown))}")
     if weights not in WEIGHTS:
         raise ConfigError(f"weights: given {weights}; valid: {' or '.join(WEIGHTS)}")
     model = load_trained_model(find_model(Path(source).as_posix()), weights)
     if not expand(source).exists():  # on the hub: in place of the name of its folder, a hash
         model = replace(model, name="-".join(Path(source).parts))
     seed = model.seed if seed is None else check_integer("seed", seed)
-    settings = {
-        "sampler": sampler, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
-        "batch_size": batch_size,
-    }  # fmt: skip
     given = {key: value for key, value in settings.items() if value is not None}
     sources = [ConfigSource(model.name, model.sampling.model_dump()), ConfigSource("given", given)]
     sampling = merge_and_validate(SamplingConfig, sources)
@@ -65,8 +64,9 @@ def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedMo
         return model
     if folder is not None:
         return replace(model, conditions=read_conditions(folder, model.condition, model))
-    if model.config is None:
-        raise ConfigError(f"--conditions: needed, because {model.name} does not know the images of its run")
+    if model.config is None or model.config.data.size != model.size:
+        size = "{} x {}".format(*model.size)
+        raise ConfigError(f"--conditions: needed, because {model.name} does not know the images of its run at {size}")
     try:
         data = load_training_data(model)
     except GnunetError as error:
@@ -75,17 +75,25 @@ def with_conditions(model: TrainedModel, folder: str | Path | None) -> TrainedMo
 
 
 def open_model(
-    source: str | Path, *, conditions: str | Path | None = None, inpaint: str | Path | None = None,
+    source: str | Path, *, resolution: int | Sequence[int] | None = None, guide: str | Path | None = None,
+    conditions: str | Path | None = None, inpaint: str | Path | None = None,
     jump_length: int | None = None, resample: int | None = None, **settings: Any,
 ) -> TrainedModel:  # fmt: skip
     """`load_model` with what to sample from: `with_conditions`, or the masked pictures in the folder `inpaint`, which
-    are as those for the condition `mask`.
+    are as those for the condition `mask`; and with a `resolution` (H or [H, W]) other than that of training, and the
+    model at `guide` for autoguidance.
 
     Raises:
-        ConfigError: also for a setting of RePaint without a folder, or a sampler with one, since it is the sampler.
+        ConfigError: also for a setting of RePaint without a folder, or a sampler with one, since it is the sampler; a
+            resolution that the network cannot have; a guide that does not fit, or is not used.
         DataError: as by `with_conditions`.
     """
-    model = with_conditions(load_model(source, **settings), conditions)
+    model = load_model(source, **settings)
+    if guide is not None:
+        model = replace(model, guide=load_guide(model, guide))
+    if resolution is not None:
+        model = replace(model, size=check_resolution(model, resolution))
+    model = with_conditions(model, conditions)
     options = {"jump_length": jump_length, "resample": resample}
     given = {name: check_integer(name, value) for name, value in options.items() if value is not None}
     if inpaint is None:
@@ -104,11 +112,44 @@ def open_model(
     return replace(model, inpaint=masked, jumps=jumps)
 
 
+def load_guide(model: TrainedModel, source: str | Path) -> TrainedModel:
+    """The model at `source`, to guide another, whose process, data and labels it must share; else ConfigError."""
+    if model.sampling.guidance_scale == 1:
+        raise ConfigError("--guidance_scale: given 1 with --guide, which it turns off; valid: another, such as 2")
+    guide = load_model(source)
+    ours, theirs = _shared_with_guide(model), _shared_with_guide(guide)
+    if differ := [f"{key} {theirs.get(key)}, not {ours[key]}" for key in ours if theirs.get(key) != ours[key]]:
+        raise ConfigError(f"--guide: {guide.name} has {first_few(differ)}; valid: a model of the same process and data")
+    return guide
+
+
+def _shared_with_guide(model: TrainedModel) -> dict[str, Any]:
+    network, schedule = model.network.config, model.process.export_scheduler().config
+    return {
+        "diffusion.kind": model.process.kind, **{key: schedule[key] for key in schedule if key[0] != "_"},
+        "channels": network.out_channels, "resolution": as_size(network.sample_size), "classes": model.class_names,
+        "labels": model.float_labels and model.float_labels.values, "scaling": model.scaling,
+        "condition": model.condition and replace(model.condition, can_drop=False),
+        "autoencoder": model.autoencoder and model.autoencoder.digest,
+    }  # fmt: skip
+
+
+def check_resolution(model: TrainedModel, resolution: int | Sequence[int]) -> tuple[int, int]:
+    """A height and width to sample at, of H or [H, W]; ConfigError if the network cannot have it."""
+    sides = [check_integer("resolution", side) for side in np.array(resolution, object).ravel()]
+    factor = 2 ** (len(model.network.down_blocks) - 1) * (model.autoencoder.reduction if model.autoencoder else 1)
+    factor = math.lcm(factor, model.condition.factor if model.condition else 1)
+    if len(sides) not in (1, 2) or any(side % factor for side in sides):
+        nearest = " and ".join(nearest_multiples(side, factor) for side in sides if side % factor)
+        valid = f"HEIGHT or HEIGHT WIDTH, multiples of {factor}" + (f", for instance {nearest}" if nearest else "")
+        raise ConfigError(f"--resolution: given {' '.join(map(str, sides))}; valid: {valid}")
+    return sides[0], sides[-1]
+
+
 def read_conditions(folder: str | Path, condition: Condition, model: TrainedModel) -> SampleConditions:
     """The conditions that the pictures in a folder are, or that are made of them."""
     folder = expand(folder)
     files = image_files(folder, model.scaling) if folder.is_dir() else []
-    files = [file for file in files if file.name != GRID]
     if not files:
         raise DataError(f"{folder}: no folder of pictures{did_you_mean_path(folder)}")
     resize = model.config.data.resize if model.config else "crop"

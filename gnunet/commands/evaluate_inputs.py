@@ -96,7 +96,8 @@ def _files(path: Path, num_images: int | None, repeat: int, resolution: int | No
         scaling, channels = record.settings.scaling, record.settings.channels
         check_complete(record, path)
         metadata = {**asdict(record.settings), "seeds": [record.settings.seed]}
-        for name in ("resolution", "channels", "seed", "scaling"):
+        unset = [name for name in ("guidance_interval", "guide") if metadata[name] is None]
+        for name in ("resolution", "channels", "seed", "scaling", *unset):
             del metadata[name]
     files = ImageFiles(path, resolution, scaling, channels)
     available = len(files) // repeat

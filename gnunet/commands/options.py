@@ -11,13 +11,14 @@ from typing import Any
 from gnunet.errors import CheckpointError, ConfigError, did_you_mean, did_you_mean_path, expand
 from gnunet.habits import habits_of
 
-SAMPLING = ("weights", "seed", "sampler", "num_inference_steps", "guidance_scale", "batch_size")
 LIMITS = {
     "num_images": (1, 2_000_000),
     "repeat": (1, 1000),
     "resolution": (1, 8192),
     "nearest": (1, 1000),
     "seed": (0, 2**64 - 1),
+    "start": (0, 10**12),
+    "num_estimates": (1, 1000),
 }
 """The least and the greatest value of arguments. Those of the config's `sampling` have the limits of its keys."""
 
@@ -46,12 +47,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Add --cpu and the options in SAMPLING, which are by default the run's own."""
+    """Add --cpu and the options of a model that samples, by default the run's own settings."""
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="EMA or raw weights (default ema)")
     parser.add_argument("--seed", type=integer("seed"), metavar="N", help="seed of the images (default: the run's)")
     parser.add_argument("--sampler", help="ddpm, ddim, dpm++, euler or heun, as the process allows")
     parser.add_argument("--num_inference_steps", type=integer(), metavar="N", help="sampling steps")
-    parser.add_argument("--guidance_scale", type=scale, metavar="W", help="classifier-free guidance scale; 1 is off")
+    parser.add_argument("--guidance_scale", type=scale, metavar="W", help="guidance scale; 1 is off")
+    interval = "guidance only where sigma / alpha is from LOW to HIGH"
+    parser.add_argument("--guidance_interval", nargs=2, type=scale, metavar=("LOW", "HIGH"), help=interval)
+    guide = "autoguidance: a weaker model, such as an earlier checkpoint, in place of dropped labels"
+    parser.add_argument("--guide", type=Path, metavar="CHECKPOINT", help=guide)
     parser.add_argument("--batch_size", type=integer(), metavar="N", help="images sampled together on each process")
     conditions = (
         "pictures to sample from, in turn, for a model with data.condition (default: the run's held-out images)"

@@ -8,25 +8,34 @@ the number of processes that share the work. The first images with a run's own s
 Whole batches are sampled, so a partial last batch takes as long as a full one.
 
 samples.json, beside the images, has their settings. A folder holds images of one checkpoint and one set of settings;
-the same command, also with more images, writes those that are missing, for instance after a kill.
+the same command, also with more images before or after, writes those that are missing, for instance after a kill.
+
+--strip N draws what the network estimates the first 64 images to be at N of the steps, the last being the images: a row
+for each image, in denoising.png. --gif draws the grid at these steps, or at 32: denoising.gif.
 """
 
 import argparse
 import time
 from pathlib import Path
 
-from gnunet.commands.options import SAMPLING, Parser, add_sampling_options, check_exists, integer
+from gnunet.commands.options import Parser, add_sampling_options, check_exists, integer
 from gnunet.errors import run_cli
 
-MAX_GRID_IMAGES = 256
+MAX_GRID_IMAGES, MAX_STRIP_IMAGES = 256, 64
+GIF_FRAMES = 32  # by default
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser("sample", __doc__)
     parser.add_argument("source", type=Path, help="run, checkpoint or diffusers directory")
     parser.add_argument(
-        "--num_images", type=integer("num_images"), default=16, metavar="N", help="images 0..N-1 (default 16)"
+        "--num_images", type=integer("num_images"), default=16, metavar="N", help="how many images (default 16)"
     )
+    parser.add_argument("--start", type=integer("start"), default=0, metavar="I", help="the first image (default 0)")
+    size = "another height, and width, than in training"
+    parser.add_argument("--resolution", type=integer("resolution"), nargs="+", metavar="N", help=size)
+    parser.add_argument("--strip", type=integer("num_estimates"), metavar="N", help="draw N steps of the denoising")
+    parser.add_argument("--gif", action="store_true", help="draw the denoising as an animated grid")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="class names or numbers, assigned in turn")
     parser.add_argument(
         "--labels", nargs="+", metavar="VALUE",
@@ -54,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """Sample this process's share of the images that are missing and write them; the main process writes the grid."""
+    """Sample this process's share of the images that are missing and write them; the main process draws them."""
     check_exists(arguments.source)
     # Imported here so that --help does not wait for torch.
     from dataclasses import replace
@@ -65,32 +74,49 @@ def sample(arguments: argparse.Namespace) -> None:
     from gnunet.commands.conditions import open_model
     from gnunet.commands.progress import ProgressBar
     from gnunet.commands.sample_folder import SamplesRecord, open_sample_folder, writing_to
-    from gnunet.distributed.accelerator import open_accelerator
+    from gnunet.diffusion import encode_gif, encode_grid, make_grid
+    from gnunet.distributed.accelerator import open_accelerator, run_on_all_ranks
     from gnunet.distributed.launch import check_launch
-    from gnunet.evaluation.image_files import GRID, read_sample, write_sample
-    from gnunet.training.evaluation import write_grid
+    from gnunet.evaluation.image_files import GIF, GRID, STRIP, read_sample, write_sample
+    from gnunet.files import atomic_write
+    from gnunet.training.evaluation import draw_grid
 
     check_launch()
-    num_images = arguments.num_images
-    names = (*SAMPLING, "conditions", "inpaint", "jump_length", "resample")
-    model = open_model(arguments.source, **{name: getattr(arguments, name) for name in names})
-    model = replace(model, given_labels=given_labels(model, arguments.classes, arguments.labels))
+    start, num_images = arguments.start, arguments.num_images
+    others = ("source", "start", "num_images", "classes", "labels", "out", "strip", "gif", "cpu")
+    model = open_model(arguments.source, **{key: vars(arguments)[key] for key in vars(arguments) if key not in others})
+    num_estimates = arguments.strip or (GIF_FRAMES if arguments.gif else None)
+    labels = given_labels(model, arguments.classes, arguments.labels)
+    model = replace(model, given_labels=labels, num_estimates=num_estimates)
     accelerator = open_accelerator(model.mixed_precision, cpu=arguments.cpu)
-    record = SamplesRecord.of(model, arguments.source, num_images)
+    record = SamplesRecord.of(model, arguments.source, range(start, start + num_images))
     with open_sample_folder(arguments.out, record, accelerator) as (out, missing), ProgressBar(accelerator) as bar:
-        start, progress, files = time.perf_counter(), bar.stage("sampling", num_images), record.files(out)
-        for indices, images in sample_batches(model, missing, accelerator):
+        began, progress, files = time.perf_counter(), bar.stage("sampling", num_images), record.files(out)
+        followed, estimates = [*files][: MAX_STRIP_IMAGES if num_estimates else 0], {}
+        for indices, images in sample_batches(model, sorted({*missing, *followed}), accelerator):
             with writing_to(out):
                 for index, image in zip(indices, images, strict=True):
-                    write_sample(files[index], image, model.scaling)
-            progress(indices[-1] + 1)
-        accelerator.wait_for_everyone()
+                    if index in followed:
+                        estimates[index] = image
+                    write_sample(files[index], image[-1] if num_estimates else image, model.scaling)
+            progress(indices[-1] + 1 - start)
+        for of_rank in run_on_all_ranks(accelerator, lambda: estimates):
+            estimates.update(of_rank)
         progress(num_images)
         if accelerator.is_main_process:
-            seconds = time.perf_counter() - start
-            shown = [read_sample(file, model.scaling, model.channels) for file in files[:MAX_GRID_IMAGES]]
+            seconds = time.perf_counter() - began
+            shown = [read_sample(files[i], model.scaling, model.channels) for i in [*files][:MAX_GRID_IMAGES]]
             with writing_to(out):
-                write_grid(out / GRID, model.scaling.to_pictures(np.stack(shown)), model)
+                grid = draw_grid(model.scaling.to_pictures(np.stack(shown)), model, start)
+                atomic_write(out / GRID, encode_grid(grid))
+                if followed:
+                    stages = model.scaling.to_pictures(np.concatenate([estimates[i] for i in followed]))
+                    steps = len(stages) // len(followed)
+                if arguments.strip:
+                    atomic_write(out / STRIP, encode_grid(make_grid(stages, steps, scale=None)))
+                if arguments.gif:
+                    frames = [draw_grid(stages[step::steps], model, start) for step in range(steps)]
+                    atomic_write(out / GIF, encode_gif(frames))
             bar.stop()
             new = "" if len(missing) == num_images else f", {num_images - len(missing)} of which were there"
             rate = f"{len(missing) / seconds:.1f} images/s"

@@ -12,10 +12,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from gnunet import __version__
 from gnunet.checkpoint.run_dir import RunLock
 from gnunet.checkpoint.trained_model import TrainedModel
-from gnunet.commands.options import make_output_dir, numbered
+from gnunet.commands.options import LIMITS, make_output_dir, numbered
 from gnunet.distributed.accelerator import run_on_main_rank
 from gnunet.errors import CheckpointError, ConfigError, DataError, first_few, truncate
-from gnunet.evaluation.image_files import GRID, image_files, read_sample
+from gnunet.evaluation.image_files import OVERVIEWS, image_files, read_sample
 from gnunet.evaluation.report import write_json
 from gnunet.safe_io import MAX_JSON_BYTES, read_text
 from gnunet.scaling import PICTURES, Scaling, as_resolution, as_size
@@ -42,6 +42,8 @@ class SampleSettings:
     labels: list[float] | list[list[float]] | None = None  # numbers or vectors, as classes
     jump_length: int | None = None
     resample: int | None = None
+    guidance_interval: list[float] | None = None
+    guide: str | None = None  # `TrainedModel.digest` of --guide
     scaling: Scaling = PICTURES  # with the format of the files
 
 
@@ -56,10 +58,11 @@ class SamplesRecord:
     settings: SampleSettings
     class_names: list[str] | None
     labels: list[int] | list[float] | None  # each image's class, as an index of class_names, or number; not vectors
+    start: Annotated[int, Field(ge=0, le=LIMITS["start"][1])] = 0  # the first image
 
     @classmethod
-    def of(cls, model: TrainedModel, source: Path, num_images: int) -> "SamplesRecord":
-        names, labels = model.class_names, model.labels(range(num_images))
+    def of(cls, model: TrainedModel, source: Path, indices: range) -> "SamplesRecord":
+        names, labels = model.class_names, model.labels(indices)
         values = None if model.given_labels is None else model.given_labels.tolist()
         settings = SampleSettings(
             checkpoint=model.digest(), resolution=as_resolution(model.size), channels=model.channels,
@@ -68,10 +71,12 @@ class SamplesRecord:
             labels=None if names else values, scaling=model.scaling,
         )  # fmt: skip
         in_turn = None if labels is None or labels.ndim > 1 else labels.tolist()
-        return cls(__version__, str(source), model.name, num_images, settings, names, in_turn)
+        return cls(__version__, str(source), model.name, len(indices), settings, names, in_turn, indices.start)
 
-    def files(self, folder: Path) -> list[Path]:
-        return [folder / f"{index:06d}{self.settings.scaling.suffix}" for index in range(self.num_images)]
+    def files(self, folder: Path) -> dict[int, Path]:
+        """Each image's file, by its index."""
+        indices = range(self.start, self.start + self.num_images)
+        return {index: folder / f"{index:06d}{self.settings.scaling.suffix}" for index in indices}
 
 
 def read_record(folder: Path) -> SamplesRecord | None:
@@ -89,8 +94,7 @@ def read_record(folder: Path) -> SamplesRecord | None:
 
 def check_complete(record: SamplesRecord, folder: Path) -> None:
     """Raise DataError unless the pictures in a folder, all but its grid, are those of its record."""
-    found = image_files(folder, record.settings.scaling)
-    expected, files = set(record.files(folder)), [file for file in found if file.name != GRID]
+    expected, files = set(record.files(folder).values()), image_files(folder, record.settings.scaling)
     if missing := len(expected.difference(files)):
         given = f"{missing} of the {record.num_images} images that its {RECORD} lists"
         raise DataError(f"{folder} lacks {given}; the gnunet sample command that began it finishes it")
@@ -124,7 +128,8 @@ def _open(given: Path | None, record: SamplesRecord, stack: ExitStack) -> tuple[
             stack.callback(lock.release)
             with writing_to(folder):
                 write_json(folder / RECORD, asdict(record))
-            return folder, [i for i, file in enumerate(record.files(folder)) if not _is_written(file, record.settings)]
+            files = record.files(folder).items()
+            return folder, [index for index, file in files if not _is_written(file, record.settings)]
         lock.release()
         if given:
             raise ConfigError(f"--out: {folder} {obstacle}; valid: a new or empty folder, or one of the same settings")
@@ -135,21 +140,23 @@ def _obstacle(folder: Path, record: SamplesRecord) -> str | None:
     """Why the samples of `record` may not be written to a folder; None if they may."""
     if all(path.name.startswith(".") for path in folder.iterdir()):
         return None
-    pictures = image_files(folder, record.settings.scaling)
+    pictures, overviews = image_files(folder, record.settings.scaling), [*map(folder.joinpath, OVERVIEWS)]
     try:
         found = read_record(folder)
     except CheckpointError as error:
         return f"holds another {RECORD} ({error})"
     if found is None:
+        pictures += [file for file in overviews if file.exists()]
         return f"holds pictures without a {RECORD}, such as {pictures[0].relative_to(folder)}" if pictures else None
     ours, theirs = asdict(record.settings), asdict(found.settings)
     if differ := [
         f"{key} {truncate(theirs[key])} -> {truncate(ours[key])}" for key in ours if ours[key] != theirs[key]
     ]:
         return f"holds samples of other settings ({', '.join(differ)})"
-    if found.num_images > record.num_images:
-        return f"holds the first {found.num_images} images of these settings, more than --num_images"
-    strangers = [file.relative_to(folder) for file in set(pictures).difference(record.files(folder), [folder / GRID])]
+    expected, first, last = record.files(folder), found.start, found.start + found.num_images - 1
+    if not {first, last} <= expected.keys():
+        return f"holds images {first} to {last} of these settings, more than --start and --num_images say"
+    strangers = [file.relative_to(folder) for file in set(pictures).difference(expected.values())]
     return f"holds other pictures: {first_few(sorted(strangers))}" if strangers else None
 
 

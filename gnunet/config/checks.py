@@ -32,7 +32,7 @@ def accumulation_steps(train: TrainConfig, num_processes: int) -> tuple[int, int
     if batch % num_processes:
         raise ConfigError(
             f"train.batch_size: given {batch} on {num_processes} processes; valid: a multiple of {num_processes}, for "
-            f"instance {_nearest_multiples(batch, num_processes)}; or {join_or(_divisors(batch))} processes"
+            f"instance {nearest_multiples(batch, num_processes)}; or {join_or(_divisors(batch))} processes"
         )
     share = batch // num_processes
     micro = micro or share
@@ -104,7 +104,7 @@ def _check_resolution(config: Config, reduction: int = 1) -> Iterator[ConfigIssu
     levels = len(config.model.block_out_channels)
     factor = 2 ** (levels - 1) * reduction
     sides = zip(("height", "width"), config.data.size, strict=True)
-    if wrong := {name: _nearest_multiples(side, factor) for name, side in sides if side % factor}:
+    if wrong := {name: nearest_multiples(side, factor) for name, side in sides if side % factor}:
         listed = " and ".join(f"{name} {sides}" for name, sides in wrong.items())
         listed = wrong["height"] if isinstance(config.data.resolution, int) else listed
         halvings = f"{levels} levels of model.block_out_channels halve it {levels - 1} times"
@@ -289,6 +289,7 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // n for n in small)})
 
 
-def _nearest_multiples(number: int, factor: int) -> str:
+def nearest_multiples(number: int, factor: int) -> str:
+    """The multiples of a factor below and above a number, as text."""
     below = number // factor * factor
     return join_or(multiple for multiple in (below, below + factor) if multiple > 0)

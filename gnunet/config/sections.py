@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from annotated_types import Predicate
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, WithJsonSchema
 
 from gnunet.config.data_section import DataConfig, Text
 from gnunet.config.kinds import DIFFUSION_SECTIONS, NORM_SECTIONS, AnyDiffusionConfig, AnyNormConfig
@@ -25,6 +26,10 @@ Steps = Annotated[PositiveInt, Field(le=100_000)]
 Batch = Annotated[PositiveInt, Field(le=2**16)]
 """Images in memory at a time."""
 Levels = Annotated[list[Width], Field(min_length=1, max_length=14)]  # 8192 pixels can be halved 13 times
+Interval = Annotated[
+    list[float], Field(min_length=2, max_length=2, strict=False), Predicate(lambda ends: 0 <= ends[0] < ends[1]),
+    WithJsonSchema({"type": "array", "valid": "two numbers, at least 0, the lower first"}),
+]  # fmt: skip
 Files = Annotated[dict[str, Text], ValidValues("a mapping from extractors to files, such as {inception: FILE}")]
 
 
@@ -197,7 +202,9 @@ class SamplingConfig(Section):
     num_inference_steps: Steps = 50
     """Number of sampling steps."""
     guidance_scale: float = Field(1.0, ge=0, le=1000)
-    """Classifier-free guidance scale; 1 is off."""
+    """Scale of classifier-free guidance, or of autoguidance with gnunet sample --guide; 1 is off."""
+    guidance_interval: Interval | None = None
+    """Lowest and highest noise level, as sigma / alpha, with guidance (Kynkäänniemi et al., 2024); null is all."""
     num_images: Batch = 16
     """Images in a grid."""
     batch_size: Batch = 16

@@ -105,6 +105,9 @@ class DDPM(Process):
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_t((self._log_snr - log_snr[:, None]).abs().argmin(dim=1))
 
+    def from_timestep(self, timestep: Tensor) -> NoiseLevel:
+        return self._from_t(timestep.long())
+
     def levels(self, steps: int) -> NoiseLevel:
         return self._from_t(torch.tensor(self._timesteps("ddpm", steps)))
 
@@ -129,7 +132,7 @@ class DDPM(Process):
     def to_scheduler(self, output: Tensor, model_input: Tensor, timestep: Tensor) -> Tensor:
         # The estimate of x0, clipped to the images' range. diffusers clips it in some schedulers only, and its DDIM
         # goes on with the noise of the unclipped estimate.
-        level = self._from_t(timestep.long().expand(len(output))).to(output.device)
+        level = self.from_timestep(timestep.expand(len(output))).to(output.device)
         return self.predict_x0(output, model_input, level).clamp(-self.clip, self.clip)
 
     def resolve_sampler(self, sampler: str | None, steps: int) -> str:

@@ -53,6 +53,9 @@ class EDM(Process):
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_sigma((-log_snr / 2).exp().clamp(self.sigma_min, self.sigma_max))
 
+    def from_timestep(self, timestep: Tensor) -> NoiseLevel:
+        return self._from_sigma((4 * timestep.double()).exp())
+
     def levels(self, steps: int) -> NoiseLevel:
         sigmas = edm_sigmas(steps, self.sigma_min, self.sigma_max, self.rho)
         return self._from_sigma(torch.tensor(sigmas[:-1], dtype=torch.float64))

@@ -60,6 +60,9 @@ class Flow(Process):
     def from_log_snr(self, log_snr: Tensor) -> NoiseLevel:
         return self._from_t((-log_snr / 2).sigmoid())
 
+    def from_timestep(self, timestep: Tensor) -> NoiseLevel:
+        return self._from_t(timestep.double() / self.num_train_timesteps)
+
     def levels(self, steps: int) -> NoiseLevel:
         return self._from_t(self.scheduler("euler", steps).sigmas[:-1].double())
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+TILE_SIZE = 128  # the longer side of small images is enlarged, by a whole factor, to at least this many pixels
 GAP = 2  # pixels between the tiles of a grid
 GAP_COLOUR = 208  # a light grey, that shows on white and on black pictures
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]\d+)?")  # at the start of names, which they are in the order of
@@ -17,7 +18,7 @@ FONT_SIZE, MAX_MARGIN = 14, 160  # pixels, of the names beside rows
 
 
 def make_grid(
-    images: np.ndarray, columns: int | None = None, *, scale: int = 1, names: Sequence[str] | None = None,
+    images: np.ndarray, columns: int | None = None, *, scale: int | None = 1, names: Sequence[str] | None = None,
     before: int = 0,
 ) -> Image.Image:  # fmt: skip
     """Lay pictures out row by row, with a gap between them.
@@ -25,13 +26,14 @@ def make_grid(
     Args:
         images: uint8 (N, H, W, C), N at least 1, C 1 (grey) or 3 (RGB).
         columns: pictures in a row, at most where there are names; None makes the grid about square.
-        scale: each pixel becomes a square of this many.
+        scale: each pixel becomes a square of so many by so many; None enlarges small images to TILE_SIZE.
         names: each picture's class; those of one class are side by side in rows that its name is in front of.
         before: pixels of each picture before the one that `info["tiles"]` is of.
 
     Returns:
         The grid; its `info["tiles"]` is JSON of `scale` and of each picture's `[top, left]`.
     """
+    scale = scale or math.ceil(TILE_SIZE / max(images.shape[1], before or images.shape[2]))
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count)) * (1 if names is None else 2)
@@ -71,3 +73,10 @@ def encode_grid(grid: Image.Image) -> bytes:
     info.add_text("tiles", grid.info["tiles"])
     grid.save(png, format="PNG", pnginfo=info)
     return png.getvalue()
+
+
+def encode_gif(frames: Sequence[Image.Image]) -> bytes:
+    """Pictures of one size as an animated GIF, which repeats."""
+    gif, durations = io.BytesIO(), [100] * (len(frames) - 1) + [1500]  # milliseconds
+    frames[0].save(gif, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return gif.getvalue()

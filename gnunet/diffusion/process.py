@@ -78,6 +78,10 @@ class Process(ABC):
         """The noise levels of the process nearest to `log_snr`, float64 (N,) on the host."""
 
     @abstractmethod
+    def from_timestep(self, timestep: Tensor) -> NoiseLevel:
+        """The noise levels of the network's timesteps, (N,) on the host."""
+
+    @abstractmethod
     def levels(self, steps: int) -> NoiseLevel:
         """The noise levels of `steps` sampling steps, from noise to image, without the image itself."""
 

@@ -24,6 +24,8 @@ from gnunet.scaling import PICTURES, Scaling
 
 logger = logging.getLogger(__name__)
 
+ROUNDING = 1e-5  # relative error of the noise level that a network's timestep says, which is fp32
+
 
 @dataclass(frozen=True)
 class ImageSampler:
@@ -38,11 +40,17 @@ class ImageSampler:
     batch_size: int  # images per batch; an image's bits depend on this and on its own index alone
     sampler: str | None = None  # one of process.samplers; None means the first
     guidance_scale: float = 1.0
-    """Scale of classifier-free guidance (Ho & Salimans, 2022). With other values than 1 the network runs on batches of
-    2 * batch_size, the second half with null_label and, if can_drop_condition, zeros."""
+    """Scale of classifier-free guidance (Ho & Salimans, 2022) or, with a guide, autoguidance. With other values than 1
+    and no guide the network runs on batches of 2 * batch_size, the second half with null_label and, if
+    can_drop_condition, zeros."""
+    guidance_interval: Sequence[float] | None = None
+    """Lowest and highest sigma / alpha with guidance (Kynkäänniemi et al., 2024); None is all."""
+    guide: nn.Module | None = None
+    """A weaker network, in eval mode, whose output stands for the one without labels (Karras et al., 2024)."""
     null_label: float | None = None
-    """A dropped label, or each number of it; guidance needs it, or a condition that training has dropped."""
+    """A dropped label, or each number of it; guidance needs it, a condition that training has dropped, or a guide."""
     can_drop_condition: bool = False
+    num_estimates: int | None = None  # of steps of which `sample` also returns the estimates of x0
     jumps: Mapping[str, int] = field(default_factory=dict)  # jump_length and resample of `repaint`
     scaling: Scaling = PICTURES  # of the data, by which images become its values
     decode: Callable[[Tensor], Tensor] | None = None  # latents to images in [-1, 1]
@@ -55,6 +63,9 @@ class ImageSampler:
         condition: Tensor | None = None, known: Tensor | None = None,
     ) -> np.ndarray:  # fmt: skip
         """Sample the images with the given indices, (len(indices), H, W, C), uint8 or of the data's own dtype.
+
+        With num_estimates, (len(indices), n, H, W, C): the network's estimates at so many steps, or all if there are
+        fewer, evenly spaced from the first; the last is the image.
 
         The network runs in eval mode, without gradients; its modes are restored. A warning counts the images with
         values that are not finite.
@@ -70,12 +81,14 @@ class ImageSampler:
         """
         steps = self.num_inference_steps
         sampler = self.process.resolve_sampler(self.sampler, steps)
-        if self.guidance_scale != 1 and (labels is None or self.null_label is None) and not self.can_drop_condition:
-            valid = "1, since the model was not trained with dropped labels or conditions"
+        can_drop = self.can_drop_condition or (labels is not None and self.null_label is not None)
+        if self.guidance_scale != 1 and self.guide is None and not can_drop:
+            valid = "1, or any with a guide, since the model was not trained with dropped labels or conditions"
             raise ConfigError(f"sampling.guidance_scale: {self.guidance_scale} given; valid: {valid}")
         requested = np.asarray(indices, dtype=np.int64)
         initial_noise = Stream(self.seed, StreamKey.SAMPLE_NOISE)
         shape = (*self.size, self.channels)
+        shown = np.unique(np.linspace(0, steps - 1, self.num_estimates or 1).round())[:-1].tolist()  # before the image
         result: dict[int, np.ndarray] = {}
         num_nonfinite = 0
         # The same algorithms in every process that samples, whatever a trainer has chosen for its own speed.
@@ -93,19 +106,27 @@ class ImageSampler:
                     for each in (labels, condition, known)
                 )
                 model_fn, generators = self.model_fn(classes, seen), step_generators(self.seed, batch)
+                estimates: dict[int, Tensor] = {}
+                if shown:
+                    model_fn = recording(self.process, model_fn, shown, estimates)
                 if kept is None:
                     images = self.process.sample(model_fn, x, sampler, steps, generators)
                 else:
                     images = repaint(self.process, model_fn, x, kept, generators, steps=steps, **self.jumps)
-                images = (images if self.decode is None else self.decode(images))[positions]
+                pictures = []
+                for each in (*estimates.values(), images):
+                    images = (each if self.decode is None else self.decode(each))[positions]
+                    pictures.append(self.scaling.from_network(images))
                 num_nonfinite += int((~images.isfinite().flatten(1).all(dim=1)).sum())
-                result.update(zip(requested[rows].tolist(), self.scaling.from_network(images), strict=True))
+                made = pictures[-1] if self.num_estimates is None else np.stack(pictures, axis=1)
+                result.update(zip(requested[rows].tolist(), made, strict=True))
         if num_nonfinite:
             logger.warning("%d of %d sampled images have values that are not finite", num_nonfinite, len(requested))
         return np.stack([result[index] for index in requested.tolist()])
 
     def model_fn(self, labels: Tensor | None, condition: Tensor | None) -> ModelFn:
-        """The network with guidance: its output without what can be dropped + guidance_scale * (output - that)."""
+        """The network with guidance: other + guidance_scale * (its output - other), where other is the guide's output,
+        or its own without what can be dropped; outside of guidance_interval the network alone."""
         null_label = labels if labels is None or self.null_label is None else torch.full_like(labels, self.null_label)
         null_condition = torch.zeros_like(condition) if condition is not None and self.can_drop_condition else condition
         pairs = ((labels, null_label), (condition, null_condition))
@@ -113,14 +134,41 @@ class ImageSampler:
         def model_fn(x: Tensor, timestep: Tensor) -> Tensor:
             self.check()
             with self.autocast():
-                if self.guidance_scale == 1:
+                if not self.is_guided(timestep):
                     return call_model(self.network, x, timestep, labels, condition)
-                both = (None if given is None else torch.cat([given, null]) for given, null in pairs)
-                output = call_model(self.network, torch.cat([x, x]), torch.cat([timestep, timestep]), *both)
-            conditional, unconditional = output.chunk(2)
-            return unconditional + self.guidance_scale * (conditional - unconditional)
+                if self.guide is not None:
+                    networks = (self.network, self.guide)
+                    output, other = (call_model(each, x, timestep, labels, condition) for each in networks)
+                else:
+                    both = (None if given is None else torch.cat([given, null]) for given, null in pairs)
+                    outputs = call_model(self.network, torch.cat([x, x]), torch.cat([timestep, timestep]), *both)
+                    output, other = outputs.chunk(2)
+            return other + self.guidance_scale * (output - other)
 
         return model_fn
+
+    def is_guided(self, timestep: Tensor) -> bool:
+        """Whether there is guidance at a timestep, the same for all images, (N,)."""
+        if self.guidance_scale == 1 or self.guidance_interval is None:
+            return self.guidance_scale != 1
+        level, (low, high) = self.process.from_timestep(timestep[:1].cpu()), self.guidance_interval
+        return low * (1 - ROUNDING) <= float(level.sigma / level.alpha) <= high * (1 + ROUNDING)
+
+
+def recording(process: Process, model_fn: ModelFn, shown: Sequence[int], estimates: dict[int, Tensor]) -> ModelFn:
+    """`model_fn` that adds its estimates of x0 to `estimates` at the levels numbered `shown`, from noise to image; of
+    several at one level, as by Heun's method and RePaint, the last."""
+    numbers: dict[float, int] = {}
+
+    def model_fn_recording(x: Tensor, timestep: Tensor) -> Tensor:
+        output = model_fn(x, timestep)
+        if (number := numbers.setdefault(float(timestep[0]), len(numbers))) in shown:
+            level = process.from_timestep(timestep.cpu()).to(x.device)
+            noisy = x / process.network_input(torch.ones_like(x), level)  # which scales each image by a number
+            estimates[number] = process.predict_x0(output, noisy, level).clamp(-process.clip, process.clip)
+        return output
+
+    return model_fn_recording
 
 
 def sample_labels(indices: Sequence[int], seed: int, class_counts: Sequence[int]) -> np.ndarray:

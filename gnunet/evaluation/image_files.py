@@ -14,14 +14,15 @@ from gnunet.errors import DataError, as_data_error
 from gnunet.files import atomic_write
 from gnunet.scaling import PICTURES, Scaling, as_size
 
-GRID = "grid.png"  # the overview that `gnunet sample` writes next to the samples; not counted as an image
+GRID, STRIP, GIF = OVERVIEWS = "grid.png", "denoising.png", "denoising.gif"
+"""What `gnunet sample` writes next to the samples; not counted as images."""
 GREY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 
 
 def image_files(folder: Path, scaling: Scaling) -> list[Path]:
-    """All pictures below a folder, and .npy files unless the scaling is that of pictures, sorted by path."""
+    """All pictures below a folder but OVERVIEWS, and .npy files unless the scaling is that of pictures, by path."""
     suffixes = IMAGE_SUFFIXES if scaling.is_pictures else (*IMAGE_SUFFIXES, ".npy")
-    return [file for file in visible_files(folder) if file.suffix.lower() in suffixes]
+    return [file for file in visible_files(folder) if file.suffix.lower() in suffixes and file.name not in OVERVIEWS]
 
 
 def write_sample(file: Path, values: np.ndarray, scaling: Scaling) -> None:
@@ -67,7 +68,7 @@ class ImageFiles:
         channels: int = 3,
     ):  # fmt: skip
         self._scaling = scaling
-        self.files = [file for file in image_files(folder, scaling) if file.name != GRID]
+        self.files = image_files(folder, scaling)
         if not self.files:
             raise DataError(f"{folder} holds no image files ({' '.join(IMAGE_SUFFIXES)}; {GRID} is not counted)")
         if not scaling.is_pictures:

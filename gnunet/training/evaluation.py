@@ -26,7 +26,6 @@ from gnunet.processes import Processes, batches_by_rank, single_threaded
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
-TILE_SIZE = 128  # the longer side of a grid's images is enlarged, by a whole factor, to at least this many pixels
 IMAGE_TRACKERS = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
 """Trackers of Accelerate that take images, each with options for an array (N, H, W, C)."""
 
@@ -171,25 +170,23 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     return np.concatenate(images)
 
 
-def write_grid(path: Path, images: np.ndarray, model: TrainedModel) -> Image.Image:
-    """Write `model.grid_tiles` of images, uint8 (N, H, W, C), as one PNG, small ones enlarged and with the names of
+def draw_grid(images: np.ndarray, model: TrainedModel, start: int = 0) -> Image.Image:
+    """`model.grid_tiles` of the images from `start` on, uint8 (N, H, W, C), small ones enlarged and with the names of
     their classes, or their labels that are numbers, if any."""
-    labels, names = model.labels(range(len(images))), None
+    labels, names = model.labels(range(start, start + len(images))), None
     if labels is not None:
         to_names = model.float_labels.names if model.float_labels else lambda each: [model.class_names[i] for i in each]
         names = to_names(labels)
-    tiles, before = model.grid_tiles(images)
-    scale = math.ceil(TILE_SIZE / max(images.shape[1:3]))
+    tiles, before = model.grid_tiles(images, start)
     columns = math.ceil(math.sqrt(len(images) / 3)) if before else None
-    grid = make_grid(tiles, columns, scale=scale, names=names, before=before)
-    atomic_write(path, encode_grid(grid))
-    return grid
+    return make_grid(tiles, columns, scale=None, names=names, before=before)
 
 
 def save_grid(session: Session, folder: Path, images: np.ndarray, images_seen: int) -> Path:
-    """`write_grid` of the images sampled at `images_seen` images, logged to trackers that take images, too."""
+    """Write `draw_grid` of the images sampled at `images_seen` images, logged to trackers that take images, too."""
     path, model = folder / f"{checkpoint_name(images_seen)}.png", session.ema_model
-    grid = write_grid(path, images, model)
+    grid = draw_grid(images, model)
+    atomic_write(path, encode_grid(grid))
     for tracker in session.accelerator.trackers:
         if tracker.name in IMAGE_TRACKERS:
             pictures = {"samples": np.asarray(grid.convert("RGB"))[None]}

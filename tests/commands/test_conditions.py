@@ -188,6 +188,8 @@ def test_inpainting_keeps_known_pixels_and_depends_on_the_image_alone(finished, 
     settings = json.loads((tmp_path / "out/samples.json").read_text())["settings"]
     assert (settings["sampler"], settings["jump_length"], settings["resample"]) == ("repaint", 3, 2)
     assert np.array_equal(gnunet.sample(finished, 3, inpaint=folder, resample=2, jump_length=3)[2], found[2])
+    stages = gnunet.sample(finished, 3, inpaint=folder, resample=2, jump_length=3, num_estimates=3)
+    assert stages.shape == (3, 3, 16, 16, 3) and np.array_equal(stages[:, 2], found)
     assert sample.main([*flags, "--num_images", "3", "--jump_length", "2"]) == 2
     assert sample.main([*flags, "--sampler", "heun"]) == 2
     assert sample.main([str(finished), "--resample", "2"]) == 2

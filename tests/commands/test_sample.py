@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,15 @@ from filelock import FileLock
 from PIL import Image
 
 import gnunet
-from gnunet.commands import ablate, evaluate, sample
+from gnunet.checkpoint.trained_model import load_trained_model
+from gnunet.commands import ablate, conditions, evaluate, sample
 from gnunet.commands.evaluate_inputs import open_subject
-from gnunet.errors import CheckpointError, DataError
+from gnunet.config import SamplingConfig
+from gnunet.data import Condition, FloatLabels
+from gnunet.diffusion import make_process
+from gnunet.errors import CheckpointError, ConfigError, DataError
 from gnunet.training import fit
-from tests.runs import contents
+from tests.runs import SHORT, contents
 
 
 @pytest.fixture
@@ -59,6 +64,91 @@ def test_classes_are_names_or_numbers_assigned_in_turn(run_sample, image):
     assert not np.array_equal(image("dark"), image("light"))
     assert np.array_equal(image("light"), image("number"))
     assert np.array_equal(image("turns", 0), image("light", 0)) and np.array_equal(image("turns", 1), image("dark", 1))
+
+
+def test_another_start_gives_the_same_images_and_their_labels(finished, run_sample, image, tmp_path):
+    whole = gnunet.sample(finished, 10)
+    run_sample("out", "--start", "5", "--num_images", "3")
+    assert {"samples.json", "grid.png", "000005.png", "000006.png", "000007.png"} == set(contents(tmp_path / "out"))
+    assert all(np.array_equal(image("out", i), whole[i]) for i in (5, 6, 7))
+    assert open_subject(tmp_path / "out", None, 1, None, {}).num_images == 3
+    assert "--start" in run_sample("out", "--start", "6", "--num_images", "9", status=2)  # without image 5
+    assert "3 of which were there" in run_sample("out", "--start", "4", "--num_images", "6")
+    run_sample("whole", "--num_images", "10")
+    record, every = (json.loads((tmp_path / name / "samples.json").read_text()) for name in ("out", "whole"))
+    assert (record["start"], record["num_images"], record["labels"]) == (4, 6, every["labels"][4:])
+    assert all(np.array_equal(image("out", i), whole[i]) for i in range(4, 10))
+    [four, first] = (np.asarray(Image.open(tmp_path / name / "grid.png"), int) for name in ("out", "whole"))
+    assert four.shape[1] <= first.shape[1]
+    tiles = json.loads(Image.open(tmp_path / "out/grid.png").info["tiles"])
+    top, left = tiles["corners"][1]
+    found = four[top:, left:][: 16 * tiles["scale"] : tiles["scale"], : 16 * tiles["scale"] : tiles["scale"]]
+    assert np.array_equal(found, whole[5])
+
+
+def test_another_resolution(finished, run_sample, image, tmp_path):
+    run_sample("wide", "--resolution", "24", "32")
+    assert image("wide").shape == (24, 32, 3)
+    record = json.loads((tmp_path / "wide/samples.json").read_text())
+    assert record["settings"]["resolution"] == [24, 32]
+    run_sample("square", "--resolution", "24")
+    assert image("square").shape == (24, 24, 3) and gnunet.sample(finished, 1, resolution=[8, 4]).shape == (1, 8, 4, 3)
+    run_sample("same", "--resolution", "16")
+    run_sample("same")
+    for given, nearest in (("25", "24 or 26"), ("24 31", "30 or 32"), ("1", "2"), ("16 16 16", "multiples of 2")):
+        printed = run_sample("x", "--resolution", *given.split(), status=2)
+        assert f"resolution: given {given}; valid:" in printed and nearest in printed
+
+
+def test_guide(finished, tiny, run_sample, image, tmp_path, monkeypatch):
+    """A checkpoint guides a later one, also where labels were not dropped in training; it must fit."""
+    [early] = [path for path in (finished / "checkpoints").iterdir() if path.name != "000000064"]
+    flags = ["--classes", "dark", "--guidance_scale"]
+    for scale in ("0", "1", "3"):
+        guide = [] if scale == "1" else ["--guide", str(early)]
+        run_sample(scale, *flags, scale, *guide)
+    run_sample("early", "--classes", "dark", source=early)
+    assert np.abs(image("0") - image("early")).max() <= 1
+    assert not np.array_equal(image("1"), image("0")) and not np.array_equal(image("3"), image("1"))
+    settings = json.loads((tmp_path / "3/samples.json").read_text())["settings"]
+    assert settings["guide"] == json.loads((tmp_path / "early/samples.json").read_text())["settings"]["checkpoint"]
+    assert "guide" in run_sample("3", *flags, "3", "--guide", str(finished / "model"), status=2)  # of another guide
+    subject = open_subject(finished, 4, 1, None, {"guide": early, "guidance_scale": 3.0, "guidance_interval": (0, 1)})
+    assert {"guide": settings["guide"], "guidance_interval": [0.0, 1.0]}.items() <= subject.metadata.items()
+    assert "guidance_scale" in run_sample("x", "--guide", str(early), status=2)
+    smaller = ["--model.block_out_channels", "[4, 8]", "--data.label_dropout", "0"]
+    run_sample("by_small", *flags, "3", "--guide", str(fit(tiny("small", *smaller, *SHORT))))
+    assert not np.array_equal(image("by_small"), image("3"))
+    other = fit(tiny("other", "--diffusion.kind", "edm", "--data.class_conditional", "false", *SHORT))
+    assert "kind edm, not flow" in run_sample("x", *flags, "3", "--guide", str(other), status=2)
+    model = load_trained_model(finished)
+    for difference, changes in {
+        "shift 2.0, not 1.0": {"process": make_process("flow", shift=2.0)}, "classes None": {"class_names": None},
+        "labels": {"float_labels": FloatLabels([0.0, 1.0], True)}, "condition": {"condition": Condition("grey", 1)},
+    }.items():  # fmt: skip
+        monkeypatch.setattr(conditions, "load_model", lambda path: replace(model, **changes))  # noqa: B023
+        with pytest.raises(ConfigError, match=f"guide: .* has {difference}"):
+            conditions.load_guide(replace(model, sampling=SamplingConfig(guidance_scale=2.0)), "other")
+
+
+def test_strip_and_gif(run_sample, image, tmp_path):
+    run_sample("plain", "--num_images", "3")
+    shutil.copytree(tmp_path / "plain", tmp_path / "out")
+    before = contents(tmp_path / "out")
+    run_sample("out", "--num_images", "3", "--strip", "3", "--gif")
+    written = contents(tmp_path / "out")
+    assert before.items() <= written.items() and written.keys() - before == {"denoising.png", "denoising.gif"}
+    strip, tile = np.asarray(Image.open(tmp_path / "out/denoising.png"), int), 8 * 16  # enlarged 8 times
+    assert strip.shape == (3 * tile + 4, 3 * tile + 4, 3)
+    for i in range(3):
+        last = strip[i * (tile + 2) :, 2 * (tile + 2) :][:tile:8, :tile:8]
+        assert np.array_equal(last, image("plain", i))
+    gif, grid = Image.open(tmp_path / "out/denoising.gif"), Image.open(tmp_path / "out/grid.png")
+    assert (gif.n_frames, gif.size) == (3, grid.size)
+    assert "3 of which were there" in run_sample("out", "--num_images", "3")
+    assert open_subject(tmp_path / "out", None, 1, None, {}).num_images == 3
+    (tmp_path / "out/samples.json").unlink()
+    assert len(contents(tmp_path / "out")) == 6 and "denoising" not in run_sample("out", status=2)
 
 
 @pytest.mark.parametrize("flags", ["--guidance_scale 3", "--seed 7", "--weights raw", "--sampler heun"])
@@ -134,6 +224,10 @@ class TestFolder:
         (tmp_path / "part/000001.png").unlink()
         (tmp_path / "part/000002.png").write_bytes((tmp_path / "part/000002.png").read_bytes()[:70])
         kept = (tmp_path / "part/000005.png").stat().st_mtime_ns
+        record = json.loads((tmp_path / "part/samples.json").read_text())
+        for name in ("start", "guide", "guidance_interval"):  # which an earlier version did not write
+            del (record if name in record else record["settings"])[name]
+        (tmp_path / "part/samples.json").write_text(json.dumps(record))
         assert "10 images, 4 of which were there" in run_sample("part", "--num_images", "10")
         assert contents(tmp_path / "part") == contents(tmp_path / "whole")
         assert (tmp_path / "part/000005.png").stat().st_mtime_ns == kept

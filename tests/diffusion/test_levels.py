@@ -40,6 +40,15 @@ def test_levels_are_monotone_consistent_fp32_and_depend_on_their_own_u_alone(con
     torch.testing.assert_close(level.log_snr.double(), implied, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [*CONFIGS, dict(kind="flow", shift=3.0, prediction_type="sample")], ids=repr)
+def test_networks_timestep_says_the_level(config):
+    process = make_process(**config)
+    level = process.noise_level(GRID)
+    again = process.from_timestep(level.timestep)
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(again, name), getattr(level, name), rtol=1e-4, atol=1e-5)
+
+
 def test_ddpm_takes_every_timestep_equally_often(gaussian_oracle):
     config = dict(kind="ddpm")
     level = make_process(**config).noise_level(GRID)

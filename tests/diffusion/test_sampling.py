@@ -11,6 +11,7 @@ from torch import nn
 from gnunet.diffusion import ImageSampler, make_process, sample_labels
 from gnunet.diffusion.sampling import step_generators
 from gnunet.errors import ConfigError
+from tests.diffusion.conftest import cumulative_alphas
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # within diffusers
 
@@ -101,6 +102,66 @@ def test_guidance_extrapolates_from_the_null_label(guidance_scale):
     for image, label in zip(images, labels, strict=True):
         value = (NULL + guidance_scale * (label - NULL)) / 10
         assert np.abs(image - np.rint(127.5 * (min(max(value, -1), 1) + 1))).max() <= 1
+
+
+@pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
+def test_guidance_is_on_in_its_interval_of_noise_to_signal_alone(config, sampler):
+    """sigma / alpha by the papers' formulas: sqrt(1 / abar - 1), sigma, t / (1 - t)."""
+    abar = cumulative_alphas(config)
+    ratio = {
+        "ddpm": lambda t: np.sqrt(1 / abar[int(t)] - 1),
+        "edm": lambda t: np.exp(4 * t),
+        "flow": lambda t: t / (1000 - t) if t < 1000 else np.inf,
+    }[config["kind"]]
+    guided = {}
+
+    class Watched(TinyNet):
+        def forward(self, sample, timestep, **inputs):
+            guided[float(timestep[0])] = len(sample) == 8
+            return super().forward(sample, timestep, **inputs)
+
+    settings = {"num_inference_steps": 10, "guidance_scale": 2.0, "null_label": NULL, "labels": [0, 1, 2, 0]}
+    part = draw(range(4), config, Watched(), sampler=sampler, guidance_interval=(0.3, 5.0), **settings)
+    assert guided == {t: 0.3 <= ratio(t) <= 5.0 for t in guided} and {*guided.values()} == {True, False}
+    whole = draw(range(4), config, sampler=sampler, **settings)
+    assert not np.array_equal(part, whole)
+    levels = [ratio(t) for t in guided if ratio(t) < np.inf]
+    draw(range(4), config, Watched(), sampler=sampler, guidance_interval=(min(levels), max(levels)), **settings)
+    assert all(on for t, on in guided.items() if ratio(t) < np.inf)
+    none = draw(range(4), config, Watched(), sampler=sampler, guidance_interval=(1e8, 1e9), **settings)
+    assert np.array_equal(none, draw(range(4), config, sampler=sampler, **{**settings, "guidance_scale": 1.0}))
+
+
+@pytest.mark.parametrize("labels", [None, [0, 1, 2, 1]])
+def test_autoguidance_extrapolates_from_the_guide(labels):
+    """guide + scale * (network - guide), for pictures of the values 0.3 and 0.1, which take one Euler step."""
+
+    class Flat(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, sample, timestep, class_labels=None, return_dict=True):
+            assert len(sample) == 4 and (class_labels is None) == (labels is None)
+            return (sample - self.value,)
+
+    settings = {"num_inference_steps": 1, "labels": labels, "guidance_scale": 2.5}
+    images = draw(range(4), network=Flat(0.3), guide=Flat(0.1), **settings)
+    assert np.abs(images - np.rint(127.5 * (0.1 + 2.5 * (0.3 - 0.1) + 1))).max() <= 1
+    off = draw(range(4), network=Flat(0.3), guide=Flat(0.1), guidance_interval=(0.1, 10.0), **settings)  # t = 1
+    assert np.abs(off - np.rint(127.5 * 1.3)).max() <= 1
+
+
+@pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)
+def test_estimates_are_those_of_the_steps(config, sampler, gaussian_oracle):
+    """Of an ideal network for a single image, all are this image; of another, the last are the samples."""
+    images = draw(range(6), config, gaussian_oracle(config, mean=0.1, std=0.0), sampler=sampler, num_estimates=3)
+    assert images.shape == (6, 3, 8, 8, 3) and np.abs(images - np.rint(127.5 * 1.1)).max() <= 1
+    found = draw([5, 1], config, sampler=sampler, num_estimates=10)
+    assert found.shape == (2, 4, 8, 8, 3) and not (found[:, 0] == found[:, 1]).all()
+    assert np.array_equal(found[:, -1], draw([5, 1], config, sampler=sampler))
+    np.testing.assert_array_equal(draw([5, 1], config, sampler=sampler, num_estimates=2), found[:, [0, 3]])
+    np.testing.assert_array_equal(draw([5], config, sampler=sampler, num_estimates=1)[:, 0], found[:1, -1])
 
 
 @pytest.mark.parametrize(("config", "sampler"), SAMPLERS, ids=repr)

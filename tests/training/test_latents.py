@@ -107,6 +107,10 @@ def test_a_run_of_latents_resumes_moves_and_samples_pictures(latent, tmp_path):
     assert_same_run(fit(config), expected)
     images = gnunet.sample(expected, 5)
     assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8 and images.std() > 1
+    assert gnunet.sample(expected, 2, resolution=[20, 24]).shape == (2, 20, 24, 3)
+    np.testing.assert_array_equal(gnunet.sample(expected, 2, num_estimates=3)[:, 2], images[:2])
+    with pytest.raises(ConfigError, match="resolution: given 18.*multiples of 4, for instance 16 or 20"):
+        gnunet.sample(expected, 2, resolution=18)
     moved = shutil.move(expected, tmp_path / "moved")
     exported = Path(moved) / "model"
     np.testing.assert_array_equal(gnunet.sample(moved, 5), images)
