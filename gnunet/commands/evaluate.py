@@ -8,7 +8,7 @@ accelerate launch -m gnunet evaluate runs/NAME --num_images 50000 --metrics fid 
 
 The source is a run (its newest checkpoint), a checkpoint, RUN/checkpoints/best, a diffusers model, or a directory of
 images. Image i of a model is the one that `gnunet sample` writes. A directory's images must be of one size, all grey or
-all in colour, unless --resolution prepares them like training images; its grid.png is left out.
+all in colour, unless --resolution prepares them like training images; what `gnunet sample` draws of them is left out.
 
 Results are identical for any number of processes, so without a GPU the work is distributed over the cores. Statistics
 of the reference images are cached.
