@@ -36,7 +36,7 @@ MODEL = {
     "block_out_channels": [8, 16], "layers_per_block": 1, "norm": {"groups": 4},
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
-CLASSES = {"class_names": ["a", "b'\n```", "c"], "class_counts": [1, 0, 2]}
+CLASSES = {"class_names": ["a", "b", "c'\n```\n"], "class_counts": [1, 0, 2]}
 VECTORS = np.random.default_rng(0).standard_normal((4, 32)).tolist()
 DDPM = {"kind": "ddpm", "num_train_timesteps": 12, "beta_schedule": "cosine"}
 GUIDED = {"sampling": {"num_inference_steps": 5, "guidance_scale": 2.0}}
