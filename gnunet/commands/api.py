@@ -29,7 +29,7 @@ def sample(
     """Sample images start..start+num_images-1 in this process.
 
     Args:
-        source: a run, a checkpoint or a diffusers directory.
+        source: a run, a checkpoint, a diffusers directory, or OWNER/NAME of a model on the Hugging Face hub.
         num_images: how many.
         start: the first image.
         num_estimates: return, too, what the network estimates the images to be at so many of the steps.

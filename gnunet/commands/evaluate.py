@@ -23,7 +23,8 @@ from gnunet.errors import run_cli
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser("evaluate", __doc__)
-    parser.add_argument("source", type=Path, help="run, checkpoint, diffusers directory or directory of images")
+    source = "run, checkpoint, diffusers directory, OWNER/NAME on the hub, or directory of images"
+    parser.add_argument("source", type=Path, help=source)
     parser.add_argument("--metrics", nargs="+", help="fid, kid, or fd_, kid_, precision_, recall_ and an extractor")
     parser.add_argument(
         "--num_images", type=integer("num_images"), metavar="N", help="images 0..N-1 (default: the run's; all)"

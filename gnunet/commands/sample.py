@@ -27,7 +27,7 @@ GIF_FRAMES = 32  # by default
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser("sample", __doc__)
-    parser.add_argument("source", type=Path, help="run, checkpoint or diffusers directory")
+    parser.add_argument("source", type=Path, help="run, checkpoint, diffusers directory, or OWNER/NAME on the hub")
     parser.add_argument(
         "--num_images", type=integer("num_images"), default=16, metavar="N", help="how many images (default 16)"
     )
