@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from gnunet.fusion import fuse, unfuse
     from gnunet.ops import GroupNormSiLU, group_norm_silu
     from gnunet.training import fit as train
+    from gnunet.training.post_hoc_ema import reconstruct as ema
 
 __version__ = "0.1.0"
-__all__ = ["GroupNormSiLU", "evaluate", "fuse", "group_norm_silu", "load_config", "sample", "train", "unfuse"]
+__all__ = ["GroupNormSiLU", "ema", "evaluate", "fuse", "group_norm_silu", "load_config", "sample", "train", "unfuse"]
 
 _LOCATIONS = {
     "GroupNormSiLU": "gnunet.ops:GroupNormSiLU",
+    "ema": "gnunet.training.post_hoc_ema:reconstruct",
     "evaluate": "gnunet.commands.api:evaluate",
     "fuse": "gnunet.fusion:fuse",
     "group_norm_silu": "gnunet.ops:group_norm_silu",

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a U-Net, or resume its training",
     "sample": "write images of a trained model",
     "evaluate": "measure samples against reference images",
+    "ema": "reconstruct an EMA of another width after training",
     "push": "upload a run's model and its card to the Hugging Face hub",
     "ablate": "compare normalizations, or other settings, in a study",
 }

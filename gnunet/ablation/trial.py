@@ -58,10 +58,7 @@ def run_trial(trial: Trial, folder: Path) -> int:
     join_new_process_group()
     session = build_session(config, make_accelerator(config))
     history = training_history(run)
-    ended = diverged or load_checkpoint(
-        newest_checkpoint(run / "checkpoints"),
-        model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw,
-    )  # fmt: skip
+    ended = diverged or load_checkpoint(newest_checkpoint(run / "checkpoints"), session.models, session.strategy.adamw)
     is_complete = diverged is None and history["validation"][-1]["validation_loss"] is not None
     measured = {name: measure(session) if is_complete else None for name, measure in MEASUREMENTS.items()}
     measured["errors"] = measured["errors"] or dict.fromkeys(LOSSES.values())

@@ -3,12 +3,14 @@
     checkpoints/IMAGES/model.safetensors      the weights being trained
                        ema.safetensors        their exponential moving average
                        optimizer.safetensors  the optimizer's state, by parameter name
+                       ema_0.05.safetensors   and ema_0.10: power-function EMAs, with train.ema_snapshot_every
                        state.json             everything else a resumed run needs
                        config.yaml            the run's configuration
                        manifest.json          size and SHA-256 of each of these, written last
     checkpoints/best          the best of them by evaluate.monitor, if one was evaluated
 
-A sharded run has a file per rank in place of each of the first three (see gnunet.checkpoint.sharded_tensors).
+A sharded run has a file per rank in place of each with tensors (see gnunet.checkpoint.sharded_tensors). The snapshots
+in RUN/ema/ are the same without model, ema and optimizer.
 Nothing here reads a pickle. A checkpoint that does not match its manifest is named in the log and skipped. Checkpoints
 may be untrusted: the headers of the weights must match the model before any tensor is read.
 """
@@ -16,7 +18,7 @@ may be untrusted: the headers of the weights must match the model before any ten
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,10 +28,11 @@ import torch
 from accelerate import Accelerator
 from annotated_types import Len
 from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import NotRequired, TypedDict
 
 from gnunet.checkpoint.sharded_tensors import (
+    POWER_EMAS,
     TENSOR_FILES,
     UNSHARDED,
     ShardedTensorReader,
@@ -49,9 +52,9 @@ FORMAT = 1
 BEST = "best"
 
 
-def checkpoint_files(num_shards: int) -> list[str]:
+def checkpoint_files(num_shards: int, kinds: Sequence[str] = TENSOR_FILES) -> list[str]:
     """The files of a checkpoint written by `num_shards` processes, without the manifest."""
-    return [*(name for kind in TENSOR_FILES for name in file_names(kind, num_shards)), "state.json", "config.yaml"]
+    return [*(name for kind in kinds for name in file_names(kind, num_shards)), "state.json", "config.yaml"]
 
 
 class Best(TypedDict):
@@ -115,10 +118,10 @@ def file_sha256(path: Path) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    folder: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.AdamW, state: TrainState,
-    config_text: str, accelerator: Accelerator, sharded: bool = False,
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], *, state: TrainState, config_text: str,
+    accelerator: Accelerator, sharded: bool = False,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of `state.images` under `folder` (checkpoints/) and return its path.
+    """Write the checkpoint of `state.images` under `folder` and return its path; `tensors` are by kind and name.
 
     Every rank calls this and, if the state is `sharded`, writes a shard; else the main rank writes everything.
 
@@ -127,12 +130,10 @@ def save_checkpoint(
     """
     path = folder / checkpoint_name(state.images)
     shard = ShardId(accelerator.process_index, accelerator.num_processes) if sharded else UNSHARDED
-    moments = optimizer_tensors(optimizer.state_dict()["state"], model)
-    tensors = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": moments}
 
     def write_shard() -> dict[str, dict[str, Any]]:
         written = {}
-        for kind in TENSOR_FILES if sharded or accelerator.is_main_process else ():
+        for kind in tensors if sharded or accelerator.is_main_process else ():
             file = temporary / file_name(kind, shard)
             write_tensors(file, tensors[kind], shard)
             fsync_path(file)
@@ -154,8 +155,8 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: torch.optim.AdamW) -> TrainState:
-    """Load the checkpoint at `path` into the three, in place, and return its TrainState.
+def load_checkpoint(path: Path, models: Mapping[str, nn.Module], optimizer: torch.optim.AdamW) -> TrainState:
+    """Load the checkpoint at `path` into models, by kind, and optimizer, in place, and return its TrainState.
 
     If they are sharded, each rank reads the rows it holds, whatever number of ranks wrote them.
 
@@ -163,9 +164,9 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
         CheckpointError: a file is missing or damaged, or belongs to another model; nothing has been changed.
     """
     state = read_state(path)
-    readers = {kind: open_tensors(path, kind) for kind in TENSOR_FILES}
+    readers = {kind: open_tensors(path, kind) for kind in (*models, "optimizer")}
     moments = {}
-    for index, (name, parameter) in enumerate(model.named_parameters()):
+    for index, (name, parameter) in enumerate(models["model"].named_parameters()):
         # A parameter has none before its first step that was not skipped.
         if f"{name}/step" in readers["optimizer"].specs:
             # In the parameter's memory format, which fused AdamW requires.
@@ -173,7 +174,8 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
             keys = ("momentum_buffer",) if by_muon else ("exp_avg", "exp_avg_sq")
             buffers = {key: torch.empty_like(parameter) for key in keys}
             moments[index] = {"step": torch.zeros(()), **buffers}
-    into = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer_tensors(moments, model)}
+    into = {kind: model.state_dict() for kind, model in models.items()}
+    into["optimizer"] = optimizer_tensors(moments, models["model"])
     for kind, reader in readers.items():
         reader.check(into[kind])
     for kind, reader in readers.items():
@@ -183,29 +185,32 @@ def load_checkpoint(path: Path, *, model: nn.Module, ema: nn.Module, optimizer: 
 
 
 def open_tensors(path: Path, kind: str) -> ShardedTensorReader:
-    """A reader of one of TENSOR_FILES in the checkpoint at `path`."""
-    num_shards = count_shards(read_json(path / "manifest.json"))
+    """A reader of one of TENSOR_FILES or POWER_EMAS in the checkpoint at `path`."""
+    num_shards = count_shards(read_json(path / "manifest.json"), kind)
     return ShardedTensorReader([path / name for name in file_names(kind, num_shards)])
 
 
-def count_shards(manifest: Collection[str]) -> int:
-    return max(1, sum(name.startswith("model-") for name in manifest))
+def count_shards(manifest: Collection[str], kind: str) -> int:
+    return max(1, sum(name.startswith(f"{kind}-") for name in manifest))
 
 
-def optimizer_tensors(state: Mapping[int, Mapping[str, torch.Tensor]], model: nn.Module) -> dict[str, torch.Tensor]:
+def optimizer_tensors(state: Mapping[int, Mapping[str, Tensor]], model: nn.Module) -> dict[str, Tensor]:
     """An optimizer's state, by parameter's index, as PARAMETER/ENTRY."""
     names = [name for name, _ in model.named_parameters()]
     return {f"{names[index]}/{key}": value for index, entries in state.items() for key, value in entries.items()}
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Raise CheckpointError, naming the file, unless the checkpoint matches its manifest and has our format.
+def verify_checkpoint(path: Path, kinds: Sequence[str] = TENSOR_FILES) -> None:
+    """Raise CheckpointError, naming the file, unless the checkpoint has these kinds of tensors, and POWER_EMAS or none,
+    matches its manifest and has our format.
 
     A file may be a symbolic link, as in a download cache.
     """
     try:
         manifest = read_json(path / "manifest.json")
-        expected = {name: manifest[name] for name in checkpoint_files(count_shards(manifest))}
+        others = [kind for kind in POWER_EMAS if any(name.startswith(kind) for name in manifest)]
+        names = checkpoint_files(count_shards(manifest, kinds[0]), [*kinds, *others])
+        expected = {name: manifest[name] for name in names}
     except (CheckpointError, KeyError):
         raise CheckpointError(f"{path}: manifest.json is missing or damaged") from None
     for name, entry in expected.items():

@@ -22,8 +22,8 @@ KEYS_ALLOWED_TO_CHANGE = (
     "run_dir", "data.source", "data.split", "data.image_column", "data.label_column", "data.subset", "data.on_error",
     "data.num_workers", "data.cache_dir", "data.autoencoder", "model.activation_checkpointing",
     "train.micro_batch_size", "train.cuda_graph", "train.total_images", "train.log_every", "train.validate_every",
-    "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_nonfinite_steps",
-    "train.timeout", "train.trackers", "validation.batch_size",
+    "train.sample_every", "train.checkpoint_every", "train.ema_snapshot_every", "train.keep_checkpoints",
+    "train.max_nonfinite_steps", "train.timeout", "train.trackers", "validation.batch_size",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they affect paths, speed, memory, the run's length and when things are
 written, not what is computed. Those that say where the images are may, because a checkpoint's fingerprint says which
@@ -32,7 +32,7 @@ KEYS_RECORDED = (
     "train.learning_rate", "train.lr_schedule", "train.lr_decay_start", "train.warmup_images", "evaluate.", "sampling.",
 )  # fmt: skip
 """Keys, or sections, that may differ too, and whose changes the run's history has: they affect what is computed."""
-FOLDERS = ("checkpoints", "samples", "model", "autoencoder")
+FOLDERS = ("checkpoints", "samples", "model", "autoencoder", "ema")
 FILES = (
     "config.yaml", "data.json", "metrics.jsonl", "timing.jsonl", "curves.png", "wandb_id", ".lock", "checkpoints/best",
 )  # fmt: skip
@@ -96,6 +96,7 @@ class RunDir:
         self.samples = self.path / "samples"
         self.model = self.path / "model"
         self.autoencoder = self.path / "autoencoder"
+        self.ema = self.path / "ema"
         self.curves = self.path / "curves.png"
         self.wandb_id = self.path / "wandb_id"
         self.metrics = JsonlLogger(self.path / "metrics.jsonl")
@@ -157,7 +158,7 @@ class RunDir:
         replaced = self.model.with_name(f".{self.model.name}.removed")
         if replaced.is_dir() and not self.model.exists():  # with files of others, which an export keeps
             os.replace(replaced, self.model)
-        for folder in (self.path, self.checkpoints, self.samples):
+        for folder in (self.path, self.checkpoints, self.samples, self.ema):
             for leftover in (*folder.glob(".*.tmp"), *folder.glob(".*.removed")):
                 if leftover.is_dir():
                     shutil.rmtree(leftover, ignore_errors=True)

@@ -23,6 +23,8 @@ from gnunet.errors import CheckpointError, truncate
 from gnunet.safe_io import TensorSpec, describe_mismatch, read_safetensors_header
 
 TENSOR_FILES = ("model", "ema", "optimizer")  # the kinds of tensors in a checkpoint, each with its file or files
+POWER_EMAS = {"ema_0.05": 0.05, "ema_0.10": 0.10}
+"""Those of runs with train.ema_snapshot_every: power-function EMAs, by their relative widths."""
 
 
 class ShardId(NamedTuple):

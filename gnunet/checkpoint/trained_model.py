@@ -227,7 +227,7 @@ def _is_best(path: Path) -> bool:
 
 
 def load_from_checkpoint(path: Path, weights: str = "ema") -> TrainedModel:
-    """`load_trained_model` of a checkpoint that `find_checkpoint` has verified."""
+    """`load_trained_model` of a verified checkpoint, or of one of POWER_EMAS in a snapshot."""
     config = sanitize_config(path / "config.yaml")
     data = read_state(path).data
     names, counts = _classes(data, path / "state.json")
@@ -235,7 +235,7 @@ def load_from_checkpoint(path: Path, weights: str = "ema") -> TrainedModel:
         raise CheckpointError(f"{path / 'state.json'}: data lacks the fingerprint of the images")
     autoencoder = find_autoencoder(config, path, data.get("autoencoder"))
     settings = unet_kwargs(config, len(counts or ()), autoencoder.reduction if autoencoder else 1)
-    tensors = open_tensors(path, WEIGHTS[weights])
+    tensors = open_tensors(path, WEIGHTS.get(weights, weights))
     check_weights_match(UNet2D, settings, tensors.specs, f"{path}: {tensors.files[0].name} and config.yaml")
     check_fits_memory(tensors.files)
     network = UNet2D(**settings)
@@ -319,12 +319,13 @@ def _load_diffusers(path: Path) -> TrainedModel:
     if autoencoder is not None:
         channels, factor = autoencoder.channels, autoencoder.reduction
     folder = path.resolve()
-    exported = (folder.parent / "config.yaml").is_file()  # as RUN/model: the name of the run tells it from others
+    # As RUN/model or RUN/ema/std-0.1: the name of the run tells it from others.
+    depth = next((n for n, each in enumerate(folder.parents[:2], 1) if (each / "config.yaml").is_file()), 0)
     return TrainedModel(
         network=network, process=load_process(path), size=(height * factor, width * factor), autoencoder=autoencoder,
         channels=channels,
         sampling=SamplingConfig(), seed=0, mixed_precision="no",
-        name=f"{folder.parent.name}-{folder.name}" if exported else folder.name, class_names=names, class_counts=counts,
+        name="-".join(folder.parts[-1 - depth :]), class_names=names, class_counts=counts,
         float_labels=FloatLabels.from_dict(values.get("labels"), label_shape(network.config), metadata),
         condition=condition, scaling=Scaling.from_dict(values.get("scaling"), channels, metadata),
     )  # fmt: skip

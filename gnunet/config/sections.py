@@ -139,6 +139,9 @@ class TrainConfig(Section):
     """Half-life of the exponential EMA in images."""
     ema_rampup: float | None = Field(0.05, gt=0)
     """Upper limit of the half-life as a share of the images seen so far (EMA warmup); null is off."""
+    ema_snapshot_every: NonNegativeInt | None = None
+    """Images between snapshots, of which `gnunet ema` makes an EMA of any width; 0 is only at the end, null is never.
+    Bytes a parameter: 8 more in device memory and checkpoints, 4 a snapshot; all are kept."""
     bn_update_batches: NonNegativeInt = Field(0, le=2**20)
     """Training batches from which the EMA weights' running statistics are re-estimated whenever the EMA weights are
     used or written; 0 averages the running statistics like the weights. Only for norms with running statistics."""

@@ -14,6 +14,7 @@ from gnunet.checkpoint.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     open_tensors,
+    optimizer_tensors,
     prune_checkpoints,
     read_state,
     save_checkpoint,
@@ -21,12 +22,13 @@ from gnunet.checkpoint.checkpoint import (
 from gnunet.checkpoint.export import export_model, exported_images
 from gnunet.checkpoint.model_card import CARD
 from gnunet.checkpoint.run_dir import RunDir, recorded_changes
+from gnunet.checkpoint.sharded_tensors import POWER_EMAS
 from gnunet.config import from_yaml, to_yaml
 from gnunet.config.yaml_io import format_value
 from gnunet.distributed.accelerator import run_on_all_ranks, run_on_main_rank
 from gnunet.distributed.fsdp import to_local
 from gnunet.errors import CheckpointError, ConfigError, DataError, DivergenceError
-from gnunet.files import atomic_directory, atomic_write
+from gnunet.files import atomic_directory, atomic_rmtree, atomic_write
 from gnunet.models import UNet2D
 from gnunet.safe_io import MAX_YAML_BYTES, read_text
 from gnunet.training.curves import draw_curves
@@ -51,7 +53,7 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, str | No
     state = TrainState(0, data=session.train_set.metadata, normalized_by=session.batch_norm_scope, init=init)
     if (checkpoint := newest_checkpoint(run.checkpoints)) is not None:
         check_same_run(read_state(checkpoint), session, checkpoint)
-        state = load_checkpoint(checkpoint, model=session.unet, ema=session.ema.model, optimizer=session.strategy.adamw)
+        state = load_checkpoint(checkpoint, session.models, session.strategy.adamw)
         if state.scaler and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
         # Compared with the checkpoint's, since run.config_file also has changes that were lost with later images.
@@ -69,6 +71,8 @@ def resume_or_start(session: Session, run: RunDir) -> tuple[TrainState, str | No
                 session.autoencoder.model.save_pretrained(temporary)
         run.metrics.truncate_after(state.reported)
         run.timing.truncate_after(state.reported)
+        for later in (path for path in list_checkpoints(run.ema) if int(path.name) > state.images):
+            atomic_rmtree(later)
         if checkpoint is not None:  # what the run had still to do when it was killed after writing it
             prune_checkpoints(run.checkpoints, session.config.train.keep_checkpoints, state)
             draw_curves(run.metrics.path, run.curves)
@@ -117,6 +121,9 @@ def check_same_run(saved: TrainState, session: Session, checkpoint: Path) -> Non
     if saved.data != metadata:
         source = f"data.source {session.config.data.source}"
         raise DataError(f"{source}: these are not the images and classes that {checkpoint} was trained on")
+    if train.ema_snapshot_every is not None and not any(checkpoint.glob("ema_*")):
+        given = f"given {train.ema_snapshot_every}; {checkpoint} has none of the averages, which begin with a run"
+        raise ConfigError(f"train.ema_snapshot_every: {given}; valid: null, or another run_dir")
     if saved.normalized_by != session.batch_norm_scope:
         before, now = (
             " and ".join(f"{name} {value}" for name, value in scope.items())
@@ -133,12 +140,14 @@ def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool =
     check_finite(session, state)
     accelerator = session.accelerator
     state.scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
-    ema = session.ema_network
+    models = {**session.models, "ema": session.ema_network}
+    tensors = {kind: model.state_dict() for kind, model in models.items()}
+    tensors["optimizer"] = optimizer_tensors(session.strategy.adamw.state_dict()["state"], session.unet)
     try:
         run_on_main_rank(accelerator, run.metrics.sync)
         checkpoint = save_checkpoint(
-            run.checkpoints, model=session.unet, ema=ema, optimizer=session.strategy.adamw, state=state,
-            config_text=to_yaml(session.config), accelerator=accelerator, sharded=session.strategy.state_is_sharded,
+            run.checkpoints, tensors, state=state, config_text=to_yaml(session.config), accelerator=accelerator,
+            sharded=session.strategy.state_is_sharded,
         )  # fmt: skip
     except OSError as error:
         raise CheckpointError(
@@ -155,13 +164,25 @@ def save(session: Session, run: RunDir, state: TrainState, *, with_model: bool =
     run_on_main_rank(accelerator, prune_and_export)
 
 
+def save_snapshot(session: Session, run: RunDir, state: TrainState) -> None:
+    """Write the power-function EMAs to RUN/ema/IMAGES/, parameters in float16."""
+    check_finite(session, state)
+    tensors = {kind: model.state_dict() for kind, model in session.models.items() if kind in POWER_EMAS}
+    for kind, state_dict in tensors.items():
+        state_dict |= {name: parameter.half() for name, parameter in session.models[kind].named_parameters()}
+    save_checkpoint(
+        run.ema, tensors, state=TrainState(state.images, data=state.data), config_text=to_yaml(session.config),
+        accelerator=session.accelerator, sharded=session.strategy.state_is_sharded,
+    )  # fmt: skip
+
+
 def check_finite(session: Session, state: TrainState) -> None:
     """Raise DivergenceError on every rank if weights or EMA weights of any are not finite.
 
     Non-finite steps change no weights, so the cause is a faulty device or a layer that breaks its weights.
     """
     accelerator = session.accelerator
-    tensors = [*session.unet.parameters(), *session.ema.model.parameters()]
+    tensors = [tensor for model in session.models.values() for tensor in model.parameters()]
     broken = ~torch.stack([to_local(tensor).isfinite().all() for tensor in tensors]).all()
     if ranks := accelerator.gather(broken.view(1)).nonzero().flatten().tolist():
         raise DivergenceError(

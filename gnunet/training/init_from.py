@@ -37,7 +37,7 @@ def load_initial_weights(session: Session) -> tuple[dict[str, Any], str]:
         raise CheckpointError(f"train.init_from: {error}") from None
     condition, names = make_condition(session.config), session.train_set.metadata["class_names"]
     weights, fitted = fit_weights(source, session.unet, names, condition)
-    for into in (session.ema.model.state_dict(), session.unet.state_dict()):
+    for into in (each.state_dict() for each in (*session.ema.models, session.unet)):
         for name in into.keys() & weights.keys():
             rows = shard_of(weights[name], *rank) if isinstance(into[name], DTensor) else weights[name]
             to_local(into[name]).copy_(rows)

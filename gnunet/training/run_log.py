@@ -129,6 +129,7 @@ def due_tasks(config: Config, state: TrainState, total: int) -> set[str]:
         "validate": config.train.validate_every,
         "sample": config.train.sample_every,
         "evaluate": config.evaluate.every,
+        "snapshot": config.train.ema_snapshot_every,
         "checkpoint": config.train.checkpoint_every,
     }
     if state.images == state.reported:

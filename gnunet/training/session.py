@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gnunet.checkpoint.run_dir import find_autoencoder
+from gnunet.checkpoint.sharded_tensors import POWER_EMAS
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import (
     Config,
@@ -38,7 +39,7 @@ from gnunet.models.autoencoder import Autoencoder
 from gnunet.norms import NORMS, running_buffers, update_bn_stats
 from gnunet.training import cuda_graph
 from gnunet.training.cuda_graph import Graphs
-from gnunet.training.ema import EMA
+from gnunet.training.ema import EMA, ema_decays
 from gnunet.training.optimizer import make_optimizer
 from gnunet.training.progress import decode_progress
 
@@ -169,6 +170,11 @@ class Session:
         return self.graphs is not None and self.accelerator.device.type == "cuda"
 
     @property
+    def models(self) -> dict[str, UNet2D]:
+        """The network and its EMAs, by their kinds in a checkpoint."""
+        return {"model": self.unet, **dict(zip(("ema", *POWER_EMAS), self.ema.models, strict=False))}
+
+    @property
     def ema_network(self) -> UNet2D:
         """The EMA weights, with running statistics of these weights."""
         if (num_batches := self.config.train.bn_update_batches) and not self.ema_stats_are_current:
@@ -272,7 +278,8 @@ def build_session(config: Config, accelerator: Accelerator) -> Session:
     shard = fsdp.sharding_of_launch(accelerator)
     if shard is None:
         unet.to(device)  # else layer by layer
-    ema = EMA(unet, shard=shard, running_statistics=not train.bn_update_batches)
+    num_emas = len(ema_decays(train, images=1))
+    ema = EMA(unet, num=num_emas, shard=shard, running_statistics=not train.bn_update_batches)
     kind = CudaGraphStrategy if is_graphed else DDPStrategy if shard is None else FSDPStrategy
     strategy = kind(unet, make_optimizer(unet, train), accelerator)
     if train.compile:

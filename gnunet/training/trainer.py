@@ -29,8 +29,8 @@ from gnunet.errors import DISK_ERRORS, TrainingError
 from gnunet.norms import force_weight_norm
 from gnunet.random_streams import Stream, StreamKey
 from gnunet.training import cuda_graph
-from gnunet.training.checkpointing import resume_or_start, save
-from gnunet.training.ema import ema_decay
+from gnunet.training.checkpointing import resume_or_start, save, save_snapshot
+from gnunet.training.ema import ema_decays
 from gnunet.training.evaluation import (
     check_enough_images,
     check_extractors,
@@ -164,6 +164,8 @@ def train(
         if changes and accelerator.is_main_process:
             run.metrics.write({"images": state.images, "changes": changes})
         state.reported = state.images
+        if "snapshot" in due:
+            save_snapshot(session, run, state)
         if "checkpoint" in due:
             save(session, run, state)
         if state.images >= total:
@@ -216,11 +218,11 @@ def train_step(
         unet.zero_grad()  # also of what a failed capture has left
         return forward_backward(*inputs)
 
-    def update_if_finite(totals: Tensor, lr: Tensor, ema_weight: Tensor) -> None:
+    def update_if_finite(totals: Tensor, lr: Tensor, *weights: Tensor) -> None:
         finite = totals[:2].isfinite().all()
         strategy.step_where(finite, lr)
         force_weight_norm(unet, where=finite)
-        session.ema.update(ema_weight, where=finite)
+        session.ema.update(*weights, where=finite)
         unet.zero_grad()  # a graph's own memory keeps them where it expects them
 
     loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -247,10 +249,10 @@ def train_step(
     session.ema_stats_are_current = False
 
     lr = learning_rate(train, images_seen + train.batch_size / 2)
-    ema_weight = 1.0 - ema_decay(train, images_seen + train.batch_size)
+    weights = [1.0 - decay for decay in ema_decays(train, images_seen + train.batch_size)]
     result = partial(StepResult.from_totals, session, images_seen + train.batch_size, losses_by_example)
     if session.graphs is not None:  # the device decides whether the step is finite
-        numbers = (totals.new_full((), value, dtype=torch.float32) for value in (lr, ema_weight))
+        numbers = (totals.new_full((), value, dtype=torch.float32) for value in (lr, *weights))
         run("update", update_if_finite, totals, *numbers)
         session.graphs.end_step()
         values = cuda_graph.copy_to_host(totals)
@@ -259,7 +261,7 @@ def train_step(
     if step.finite:
         strategy.step(lr)
         force_weight_norm(unet)
-        session.ema.update(ema_weight)
+        session.ema.update(*weights)
     else:
         strategy.skip_step()
     return lambda: step

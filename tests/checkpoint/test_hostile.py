@@ -24,6 +24,7 @@ from gnunet.checkpoint.checkpoint import (
     file_sha256,
     load_checkpoint,
     newest_checkpoint,
+    optimizer_tensors,
     save_checkpoint,
 )
 from gnunet.checkpoint.export import export_model
@@ -83,11 +84,15 @@ def original(tmp_path_factory: pytest.TempPathFactory, network: UNet2D) -> Path:
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     network(torch.randn(1, 3, 16, 16), 0.5, torch.tensor([1])).sample.mean().backward()
     optimizer.step()
+    tensors = {"model": network.state_dict(), "ema": copy.deepcopy(network).state_dict()}
+    tensors["optimizer"] = optimizer_tensors(optimizer.state_dict()["state"], network)
     save_checkpoint(
-        folder / "checkpoints", model=network, ema=copy.deepcopy(network), optimizer=optimizer,
-        state=(state := TrainState(images=8, data=DATA)), config_text=to_yaml(config),
+        folder / "checkpoints",
+        tensors,
+        state=(state := TrainState(images=8, data=DATA)),
+        config_text=to_yaml(config),
         accelerator=Accelerator(cpu=True),
-    )  # fmt: skip
+    )
     run = RunDir(config.model_copy(update={"run_dir": str(folder)}))
     export_model(run, network, make_process(**config.diffusion.model_dump()), state)
     return folder
@@ -111,7 +116,7 @@ def exported(run: Path) -> Path:
 @pytest.fixture
 def resume(network: UNet2D) -> Callable[[Path], Any]:
     optimizer = torch.optim.AdamW(network.parameters())
-    return lambda path: load_checkpoint(path, model=network, ema=copy.deepcopy(network), optimizer=optimizer)
+    return lambda path: load_checkpoint(path, {"model": network, "ema": copy.deepcopy(network)}, optimizer)
 
 
 @pytest.fixture
@@ -396,7 +401,7 @@ def test_mismatched_tensor_is_rejected_before_anything_changes(assert_rejected, 
     before = copy.deepcopy(network.state_dict())
 
     def load(path: Path) -> TrainState:
-        return load_checkpoint(path, model=network, ema=ema, optimizer=optimizer)
+        return load_checkpoint(path, {"model": network, "ema": ema}, optimizer)
 
     for file in FILES[:3]:
         tensors = load_file(checkpoint / file)

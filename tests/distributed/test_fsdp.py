@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.checkpoint import checkpoint as checkpoints
 from gnunet.checkpoint.checkpoint import checkpoint_files, newest_checkpoint, open_tensors
-from gnunet.checkpoint.sharded_tensors import TENSOR_FILES, UNSHARDED, ShardedTensorReader, ShardId, file_name
+from gnunet.checkpoint.sharded_tensors import (
+    POWER_EMAS,
+    TENSOR_FILES,
+    UNSHARDED,
+    ShardedTensorReader,
+    ShardId,
+    file_name,
+)
 from gnunet.checkpoint.trained_model import load_trained_model
 from gnunet.config import unet_kwargs
 from gnunet.distributed import fsdp
@@ -22,6 +29,7 @@ from gnunet.distributed.accelerator import open_accelerator
 from gnunet.errors import CheckpointError, ConfigError
 from gnunet.models import UNet2D
 from gnunet.training import StepInfo
+from gnunet.training.post_hoc_ema import reconstruct
 from gnunet.training.session import Session
 from tests.runs import ROOT, SHARDED, assert_same_run, read_log, to_device_with
 
@@ -156,8 +164,8 @@ VARIANTS = {
         "--train.max_grad_norm", "null", "--data.label_dropout", "0.5", "--sampling.guidance_scale", "2",
         "--evaluate.every", "0", "--evaluate.num_images", "6", "--evaluate.metrics", "[kid_efficientnet_lite0]",
     ),
-    "re-estimated running statistics, scalar parameters, norms recomputed in the backward pass": (
-        "--model.norm.kind", "sync_batch", "--train.bn_update_batches", "3",
+    "re-estimated running statistics, snapshots, scalar parameters, norms recomputed in the backward pass": (
+        "--model.norm.kind", "sync_batch", "--train.bn_update_batches", "3", "--train.ema_snapshot_every", "8",
         "--model.activation_checkpointing", "norm", "--model.norm.overrides",
         "{decoder: {kind: derf}, middle: {kind: scaled_ws}, encoder: {kind: group, groups: 4}}",
     ),
@@ -178,10 +186,15 @@ def test_variants(tiny, run_ranks, tmp_path, variant):
             assert all(
                 math.isclose(line[name], theirs[name], rel_tol=rel) for name in line.keys() & {"loss", "grad_norm"}
             )
-        average = joined(newest_checkpoint(tmp_path / run / "checkpoints"), "ema")
-        for name, value in joined(whole, "ema").items():
-            # Biases in front of a norm have gradients of rounding errors, which make steps of the learning rate, 1e-3.
-            torch.testing.assert_close(average[name], value, rtol=0, atol=4e-3)
+        # Biases in front of a norm have gradients of rounding errors, which make steps of the learning rate, 1e-3.
+        for kind in ("ema", *(POWER_EMAS if "--train.ema_snapshot_every" in flags else ())):
+            average = joined(newest_checkpoint(tmp_path / run / "checkpoints"), kind)
+            for name, value in joined(whole, kind).items():
+                torch.testing.assert_close(average[name], value, rtol=0, atol=4e-3)
+        if (tmp_path / run / "ema").is_dir():
+            [ours, theirs] = (load_trained_model(reconstruct(tmp_path / each, 0.07)[0]) for each in (run, "whole"))
+            for value, expected in zip(ours.network.parameters(), theirs.network.parameters(), strict=True):
+                torch.testing.assert_close(value, expected, rtol=1e-3, atol=4e-3)
 
 
 def spoil(rank: int, kind: str) -> None:

@@ -90,7 +90,7 @@ CASES = {
     "plain": [],
     "accumulation, weights normalized": [*LONG, "--train.micro_batch_size", "4", "--model.norm.kind", "weight_norm"],
     "power, recompute": ["--train.ema_kind", "power", "--train.weight_decay", "0.1", "--train.max_grad_norm", "null",
-                         "--model.activation_checkpointing", "norm"],
+                         "--model.activation_checkpointing", "norm", "--train.ema_snapshot_every", "16"],
     "dropout, magnitudes": [*LONG, "--train.micro_batch_size", "6", "--model.dropout", "0.3", "--diffusion.kind", "edm",
                             "--model.norm.kind", "magnitude_preserving"],
     "unlabelled": ["--data.class_conditional", "false", "--diffusion.kind", "ddpm", "--train.mixed_precision", "bf16"],

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from gnunet.config import TrainConfig
-from gnunet.training.ema import EMA, ema_decay, power_exponent
+from gnunet.training.ema import EMA, ema_decays, power_exponent
 
 
 @pytest.mark.parametrize("std", [0.01, 0.05, 0.1, 0.2, 0.28])
@@ -19,7 +19,7 @@ def test_power_average_of_steps_follows_the_power_profile():
     train = TrainConfig(total_images=1000, batch_size=1, ema_kind="power", ema_std=0.1)
     share = [1.0]
     for images in range(2, 1001):
-        decay = ema_decay(train, images)
+        [decay] = ema_decays(train, images)
         share = [s * decay for s in share] + [1 - decay]
     gamma = power_exponent(0.1)
     assert sum(share) == pytest.approx(1)
@@ -33,7 +33,7 @@ def test_power_average_of_steps_follows_the_power_profile():
 )
 def test_decay_halves_over_the_half_life(half_life, rampup, images, expected):
     train = TrainConfig(batch_size=100, ema_half_life=half_life, ema_rampup=rampup)
-    assert ema_decay(train, images) == expected
+    assert ema_decays(train, images) == [expected]
 
 
 def test_update_averages_parameters_and_statistics_and_copies_counts():
