@@ -145,9 +145,9 @@ def _obstacle(folder: Path, record: SamplesRecord) -> str | None:
         found = read_record(folder)
     except CheckpointError as error:
         return f"holds another {RECORD} ({error})"
-    if found is None:
+    if found is None or not any(file.exists() for file in found.files(folder).values()):  # as after an error
         pictures += [file for file in overviews if file.exists()]
-        return f"holds pictures without a {RECORD}, such as {pictures[0].relative_to(folder)}" if pictures else None
+        return f"holds pictures of no {RECORD}, such as {pictures[0].relative_to(folder)}" if pictures else None
     ours, theirs = asdict(record.settings), asdict(found.settings)
     if differ := [
         f"{key} {truncate(theirs[key])} -> {truncate(ours[key])}" for key in ours if ours[key] != theirs[key]

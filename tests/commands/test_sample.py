@@ -252,6 +252,10 @@ class TestFolder:
         Image.new("RGB", (8, 8)).save(tmp_path / "out/mine.png")
         assert "mine.png" in run_sample("out", "--num_images", "4", "--classes", "light", status=2)
         assert "mine.png" in str(pytest.raises(DataError, open_subject, tmp_path / "out", None, 1, None, {}).value)
+        run_sample("begun", "--num_images", "4")
+        for file in (tmp_path / "begun").glob("*.png"):
+            file.unlink()
+        run_sample("begun", "--seed", "1")
         (tmp_path / "below/own").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "below/own/a.jpg")
         assert "a.jpg" in run_sample("below", status=2)
