@@ -93,6 +93,8 @@ def test_the_command_writes_what_other_commands_open(run, capsys, monkeypatch, t
     assert "run/ema/std-0.07-000000080" in capsys.readouterr().out
     assert json.loads((run / "ema/std-0.07-000000080/gnunet.json").read_text())["images"] == 80
     assert load_trained_model(run / "ema/std-0.07").name == "run-ema-std-0.07"
+    card = (run / "ema/std-0.07/README.md").read_text()
+    assert "`gnunet ema`" in card and "validation_loss" not in card and "samples.png" not in card
     assert main(["ema", "run", "--std", "0.07"]) == 0  # which replaces it
     assert len(gnunet.sample(run / "ema/std-0.07", 1, num_inference_steps=1)) == 1
 
