@@ -47,7 +47,7 @@ CASES = {
 COMMON = [
     "--data.class_conditional", "false", "--data.num_workers", "0", "--diffusion.kind", "ddpm",
     "--train.total_images", "1e9", "--train.warmup_images", "0", "--train.lr_schedule", "constant",
-    "--train.learning_rate", "1e-4",
+    "--train.learning_rate", "1e-4", "--train.optimizer", "adamw",
 ]  # fmt: skip
 OURS = tuple(side for side in SIDES if side.startswith("gnunet"))
 PEERS = tuple(side for side in SIDES if side not in OURS)
