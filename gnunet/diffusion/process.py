@@ -101,27 +101,22 @@ class Process(ABC):
         """The noisy images alpha * images + sigma * noise, fp32 (N, C, H, W)."""
         return append_dims(level.alpha) * images + append_dims(level.sigma) * noise
 
-    def loss(
-        self, network: nn.Module, images: Tensor, noise: Tensor, level: NoiseLevel, labels: Tensor | None = None,
-        condition: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Each example's weighted loss, fp32 (N,), averaged over channels and pixels.
-
-        Args:
-            network: called as network(x, timestep, class_labels=labels, return_dict=False)[0].
-            images, noise: fp32 (N, C, H, W); images in [-1, 1], noise standard normal.
-            level: from `noise_level`, on the images' device.
-            labels: int64 (N,), or None for a network without classes.
-            condition: fp32 (N, channels, H, W), what is concatenated to the network's input, or None.
-        """
-        return self.loss_and_objective(network, images, noise, level, labels, condition)[0]
-
     def loss_and_objective(
         self, network: nn.Module, images: Tensor, noise: Tensor, level: NoiseLevel, labels: Tensor | None = None,
         condition: Tensor | None = None, **inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """`loss`, and what training minimizes: loss / exp(u) + u where the network, which takes further `inputs`, gives
-        the logarithm u of the loss that it expects (EDM2), else the loss. Both fp32 (N,)."""
+        """Each example's weighted loss, averaged over channels and pixels, and what training minimizes: the loss or,
+        where the network gives the logarithm u of the loss that it expects (EDM2), loss / exp(u) + u. Both fp32 (N,).
+
+        Args:
+            network: called as network(x, timestep, class_labels=labels, return_dict=False, **inputs); it returns its
+                output and, if it gives it, u, fp32 (N,).
+            images, noise: fp32 (N, C, H, W); images in [-1, 1], noise standard normal.
+            level: from `noise_level`, on the images' device.
+            labels: int64 (N,), or None for a network without classes.
+            condition: fp32 (N, channels, H, W), what is concatenated to the network's input, or None.
+            inputs: what else the network takes.
+        """
         x = concatenate(self.network_input(self.add_noise(images, noise, level), level), condition)
         output, *u = network(x, level.timestep, class_labels=labels, return_dict=False, **inputs)
         loss = level.weight * per_sample_mse(output.float(), self.target(images, noise, level))

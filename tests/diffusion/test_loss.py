@@ -37,7 +37,7 @@ def losses(config, examples, network=None):
     images, noise, u = examples
     process = make_process(**config)
     level = process.noise_level(torch.from_numpy(u))
-    loss = process.loss(network or Echo(), torch.from_numpy(images), torch.from_numpy(noise), level)
+    loss = process.loss_and_objective(network or Echo(), torch.from_numpy(images), torch.from_numpy(noise), level)[0]
     assert loss.dtype == torch.float32 and loss.shape == (16,)
     return loss.numpy()
 
@@ -124,7 +124,7 @@ def test_ideal_network_has_the_least_loss(config, gaussian_oracle):
         "epsilon": (a / s) ** 2, "v": 1 / s**2, "sample": torch.ones(64).double(),
         "edm": (0.25 + s**2) / (0.25 * s**2), "flow": 1 / s**2,
     }[config["prediction_type"] if config["kind"] == "ddpm" else config["kind"]]  # fmt: skip
-    loss = process.loss(oracle, images, noise, level)
+    loss = process.loss_and_objective(oracle, images, noise, level)[0]
     torch.testing.assert_close(loss.double(), scale * left, rtol=0.15, atol=0)
 
 
@@ -134,11 +134,11 @@ def test_network_call(config):
     level = process.noise_level(torch.tensor([0.2, 0.7], dtype=torch.float64))
     labels = torch.tensor([3, 1])
     images, noise = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
-    process.loss(network, images, noise, level, labels)
+    process.loss_and_objective(network, images, noise, level, labels)
     assert torch.equal(network.labels, labels) and network.return_dict is False
     assert torch.equal(network.timestep, level.timestep)
     assert network.x.dtype == torch.float32
-    process.loss(network, images, noise, level)
+    process.loss_and_objective(network, images, noise, level)
     assert network.labels is None
 
 
@@ -153,7 +153,7 @@ def test_learned_weighting(config, examples):
     images, noise, levels = map(torch.from_numpy, examples)
     process, u = make_process(**config), LossLogVariance()
     level = process.noise_level(levels)
-    plain = process.loss(Echo(), images, noise, level)
+    plain = process.loss_and_objective(Echo(), images, noise, level)[0]
 
     def objective():
         loss, objective = process.loss_and_objective(Weighted(), images, noise, level, log_snr=level.log_snr)
@@ -190,7 +190,7 @@ def test_only_the_network_runs_in_low_precision(config):
     level = process.noise_level(torch.tensor([0.001, 0.999], dtype=torch.float64))
     images, noise = torch.rand(2, 3, 8, 8) * 2 - 1, torch.randn(2, 3, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = process.loss(network, images, noise, level)
+        loss = process.loss_and_objective(network, images, noise, level)[0]
     assert network.output.dtype == torch.bfloat16 and loss.dtype == torch.float32
     target = process.target(images, noise, level)
     assert target.dtype == torch.float32

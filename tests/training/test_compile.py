@@ -54,7 +54,7 @@ def network(file: Path) -> tuple[UNet2D, Callable[[], dict[str, torch.Tensor]]]:
 
     def gradients() -> dict[str, torch.Tensor]:
         unet.zero_grad()
-        process.loss(unet, images, noise, level, labels).sum().backward()
+        process.loss_and_objective(unet, images, noise, level, labels)[0].sum().backward()
         return {name: p.grad.clone() for name, p in unet.named_parameters()}
 
     return unet, gradients
