@@ -27,7 +27,6 @@ class DDPStrategy:
 
     def __init__(self, unet: UNet2D, adamw: torch.optim.AdamW, accelerator: Accelerator) -> None:
         self.unet, self.adamw, self.accelerator = unet, adamw, accelerator
-        self.clipped = [parameter for name, parameter in unet.named_parameters() if "loss_log_variance" not in name]
         self._prepare()
 
     def _prepare(self) -> None:
@@ -53,7 +52,7 @@ class DDPStrategy:
 
     def clip(self, max_norm: float) -> Tensor:
         """Clip the gradients by their global norm, which is returned, float () and the same on every rank."""
-        return self.accelerator.clip_grad_norm_(self.clipped, max_norm)
+        return self.accelerator.clip_grad_norm_(self.adamw.param_groups[0]["params"], max_norm)
 
     def step(self, learning_rate: float) -> None:
         """Take the optimizer step and free the gradients."""
@@ -142,5 +141,5 @@ class FSDPStrategy(_UnwrappedStrategy):
     state_is_sharded = True
 
     def clip(self, max_norm: float) -> Tensor:
-        norm = torch.nn.utils.clip_grad_norm_(self.clipped, max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.adamw.param_groups[0]["params"], max_norm)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm

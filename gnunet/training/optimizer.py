@@ -9,19 +9,20 @@ from torch import Tensor, nn
 from gnunet.config import TrainConfig
 from gnunet.models import UNet2D
 
-ENDS = ("conv_in.", "conv_out.", "time_proj.", "class_embedding.", "augment_embedding.", "loss_log_variance.")
+ENDS = ("conv_in.", "conv_out.", "time_proj.", "class_embedding.", "augment_embedding.")
 """Parts of the network that read images or labels or make outputs, which are not for Muon, as its authors advise."""
 LOSS_LEARNING_RATE = 0.01  # of the learned weighting, at the peak of the schedule, whatever the network's
 
 
 def make_optimizer(unet: UNet2D, train: TrainConfig) -> torch.optim.AdamW:
-    """The optimizer of `train` over all parameters of a network, in their order, in groups of an `lr_factor`."""
+    """The optimizer of `train` over all parameters of a network, in their order, in groups of an `lr_factor`: those
+    whose gradients are clipped and, if there is one, the head of the learned weighting."""
     settings = {
         "lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_eps,
         "weight_decay": train.weight_decay, "fused": True,
     }  # fmt: skip
-    named = dict(unet.named_parameters())
-    head = [named.pop(name) for name in [*named] if name.startswith("loss_log_variance.")]  # the last of them
+    head = [*unet.loss_log_variance.parameters()] if unet.loss_log_variance is not None else []  # the last of all
+    named = {name: each for name, each in unet.named_parameters() if not any(each is other for other in head)}
     groups: list[dict[str, Any]] = [{"params": [*named.values()], "lr_factor": 1.0}]
     if head:
         groups.append({"params": head, "lr_factor": LOSS_LEARNING_RATE / train.learning_rate, "weight_decay": 0.0})
