@@ -4,6 +4,7 @@ import difflib
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -90,6 +91,11 @@ def expand(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise ConfigError(f"{path}: no such user; valid: ~ or ~USER at the start, or ./~ for a file") from None
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name that is no path is OWNER/NAME of a model on the Hugging Face hub, not a misspelled path."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(name).parent.is_dir()
 
 
 def did_you_mean_path(path: Path) -> str:

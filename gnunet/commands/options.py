@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gnunet.errors import CheckpointError, ConfigError, did_you_mean, did_you_mean_path, expand
+from gnunet.errors import CheckpointError, ConfigError, did_you_mean, did_you_mean_path, expand, may_be_on_hub
 from gnunet.habits import habits_of
 
 LIMITS = {
@@ -68,7 +68,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def check_exists(source: Path) -> None:
     """Raise CheckpointError, with the name that is most alike, for neither a path nor an OWNER/NAME on the hub."""
     path = expand(source)
-    if not path.exists() and (len(path.parts) != 2 or path.parent.is_dir()):
+    if not path.exists() and not may_be_on_hub(source.as_posix()):
         raise CheckpointError(f"{source}: no such file or directory{did_you_mean_path(path)}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +14,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from gnunet.errors import CheckpointError, did_you_mean_path, expand, truncate
+from gnunet.errors import CheckpointError, did_you_mean_path, expand, may_be_on_hub, truncate
 from gnunet.safe_io import TensorSpec, check_fits_memory, describe_mismatch, read_json, read_safetensors_header
 
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' name for a model's weights
@@ -28,7 +27,7 @@ def find_model(name: str, *folders: str) -> Path:
     path = expand(name)
     if path.exists():
         return path
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or path.parent.is_dir():  # such as a misspelled run
+    if not may_be_on_hub(name):
         valid = "a path, or OWNER/NAME of a model on the Hugging Face hub"
         raise CheckpointError(f"{name}: no such path (in {os.getcwd()}){did_you_mean_path(path)}; valid: {valid}")
     from huggingface_hub import snapshot_download  # takes a second
