@@ -56,7 +56,9 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
     """
     model, condition, augment_dim = config.model, make_condition(config), None
     if config.data.augment:
-        from gnunet.data.augment import NUM_LABELS as augment_dim
+        from gnunet.data.augment import NUM_LABELS  # imports datasets, which takes seconds
+
+        augment_dim = NUM_LABELS
     return {
         **model.model_dump(exclude={"norm", "activation_checkpointing", "gradient_checkpointing"}),
         "sample_size": as_resolution([side // reduction for side in config.data.size]),
