@@ -185,7 +185,8 @@ def activation_memory_mib(session: Session) -> float:
 def _losses(session: Session) -> Tensor:
     """The losses of the first micro-batch of the run, in training mode."""
     indices = list(range(session.micro_batch_size))
-    return session.loss_and_objective(session.unet, *session.to_device(session.train_set.__getitems__(indices)))[1]
+    images, noise, level, inputs = session.to_device(session.train_set.__getitems__(indices))
+    return session.process.loss_and_objective(session.unet, images, noise, level, **inputs)[1]
 
 
 @dataclass(frozen=True)

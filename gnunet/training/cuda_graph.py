@@ -87,22 +87,21 @@ class Graphs:
         self.must_capture = must_capture
         self.steps = 0
         self.failure: str | None = None
-        self._inputs: dict[str, list[Tensor | None]] = {}
+        self._inputs: dict[str, list[Tensor]] = {}
         self._replays: dict[str, Callable[[], Any]] = {}
         on_gpu = accelerator.device.type == "cuda"
         self._stream = torch.cuda.Stream(accelerator.device) if on_gpu else None
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
 
-    def run(self, name: str, function: Callable[..., Any], *inputs: Tensor | None) -> Any:
+    def run(self, name: str, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """`function(*inputs)`, whose name and inputs' shapes and dtypes are the same in every step.
 
         The next run of the same name overwrites the tensors that are returned.
         """
         if name not in self._inputs:
-            self._inputs[name] = [None if tensor is None else torch.empty_like(tensor) for tensor in inputs]
+            self._inputs[name] = [torch.empty_like(tensor) for tensor in inputs]
         for static, tensor in zip(self._inputs[name], inputs, strict=True):
-            if static is not None:
-                static.copy_(tensor, non_blocking=True)
+            static.copy_(tensor, non_blocking=True)
         call = partial(function, *self._inputs[name])
         if self.failure is None and self.steps == WARM_UP_STEPS and name not in self._replays:
             try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnunet.checkpoint.run_dir import find_autoencoder
 from gnunet.checkpoint.sharded_tensors import POWER_EMAS
@@ -199,10 +199,10 @@ class Session:
 
         def network_inputs() -> Iterator[tuple[Tensor, ...]]:
             for batch in loader:
-                images, noise, level, labels, condition, augment_labels = self.to_device(batch)
+                images, noise, level, inputs = self.to_device(batch)
                 x = self.process.network_input(self.process.add_noise(images, noise, level), level)
-                x = concatenate(x, condition)
-                yield x, level.timestep, labels, True, None, augment_labels
+                x = concatenate(x, inputs.get("condition"))
+                yield x, level.timestep, inputs.get("labels"), True, None, inputs.get("augment_labels")
 
         with self.accelerator.autocast():
             update_bn_stats(self.ema.model, network_inputs())
@@ -217,30 +217,20 @@ class Session:
         )  # fmt: skip
         return iter(loader)
 
-    def to_device(
-        self, batch: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, NoiseLevel, Tensor | None, Tensor | None, Tensor | None]:
-        """A micro-batch's images as the network sees them, noise, noise levels and, if it has them, labels, conditions
-        and labels of augmentation."""
+    def to_device(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, NoiseLevel, dict[str, Tensor]]:
+        """A micro-batch's images as the network sees them, noise, noise levels, and those of the other arguments of
+        `Process.loss_and_objective` that the run has, by name."""
         device = self.accelerator.device
         level = self.process.noise_level(batch["u"]).to(device)
         images, condition = to_network(self.train_set.table, self.train_set.condition, batch, device)
         noise = batch["noise"].to(device, non_blocking=True)
-        labels, augment_labels = (
-            batch[name].to(device, non_blocking=True) if name in batch else None
-            for name in ("labels", "augment_labels")
-        )
-        return images, noise, level, labels, condition, augment_labels
-
-    def loss_and_objective(
-        self, network: nn.Module, images: Tensor, noise: Tensor, level: NoiseLevel, labels: Tensor | None,
-        condition: Tensor | None, augment_labels: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """`Process.loss_and_objective` of what `to_device` returns, with the network as it is or wrapped."""
-        inputs = {} if augment_labels is None else {"augment_labels": augment_labels}
+        names = [name for name in ("labels", "augment_labels") if name in batch]
+        inputs = {name: batch[name].to(device, non_blocking=True) for name in names}
+        if condition is not None:
+            inputs["condition"] = condition
         if self.config.train.loss_weighting == "learned":
             inputs["log_snr"] = level.log_snr
-        return self.process.loss_and_objective(network, images, noise, level, labels, condition, **inputs)
+        return images, noise, level, inputs
 
     def all_reduce_running_stats(self) -> None:
         """Average the ranks' running statistics, each of which has seen only its rank's micro-batches."""

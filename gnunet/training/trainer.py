@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -204,12 +204,10 @@ def train_step(
     # Parts of the step are functions, so that `Graphs` can replay them as CUDA graphs.
     run = session.graphs.run if session.graphs is not None else (lambda name, function, *inputs: function(*inputs))
 
-    def forward_backward(
-        images: Tensor, noise: Tensor, labels: Tensor | None, condition: Tensor | None, augment_labels: Tensor | None,
-        *level: Tensor,
-    ) -> Tensor:  # fmt: skip
-        given = images, noise, NoiseLevel(*level), labels, condition, augment_labels
-        losses, objective = session.loss_and_objective(strategy.network, *given)
+    def forward_backward(images: Tensor, noise: Tensor, *tensors: Tensor) -> Tensor:
+        count = len(fields(NoiseLevel))
+        level, given = NoiseLevel(*tensors[:count]), dict(zip(inputs, tensors[count:], strict=True))
+        losses, objective = session.process.loss_and_objective(strategy.network, images, noise, level, **given)
         # Gradients are averaged over the ranks: what remains is the mean over the global batch.
         strategy.backward(objective.sum() * (accelerator.num_processes / train.batch_size))
         return losses.detach()
@@ -232,11 +230,10 @@ def train_step(
         if config.model.dropout:
             seed = Stream(config.seed, StreamKey.DROPOUT).raw(int(batch["index"][0]), 1)
             torch.manual_seed(int(seed[0]) >> 1)
-        images, noise, level, labels, condition, augment_labels = session.to_device(batch)
+        images, noise, level, inputs = session.to_device(batch)
         with strategy.accumulate(is_last=i == session.accumulation - 1):
             name, function = ("next", forward_backward) if i else ("first", zero_grad_forward_backward)
-            inputs = (images, noise, labels, condition, augment_labels, *vars(level).values())
-            losses = run(name, function, *inputs).clone()
+            losses = run(name, function, images, noise, *vars(level).values(), *inputs.values()).clone()
         losses_by_example.append((batch["index"], losses))
         loss_sum += losses.sum(dtype=torch.float64)
     strategy.average_gradients(run)

@@ -11,8 +11,8 @@ import benchmark_training
 from common import loops, overhead
 from gnunet.checkpoint.jsonl import JsonlLogger
 from gnunet.data import TrainingDataset
+from gnunet.diffusion import Process
 from gnunet.training.ema import EMA
-from gnunet.training.session import Session
 
 EAGER, ALL = ("gnunet", "diffusers"), loops.SIDES
 FLAGS = ("--diffusion.kind", "ddpm", "--data.class_conditional", "false", "--train.total_images", "1e6")
@@ -106,7 +106,7 @@ def test_framework_overhead_is_all_but_the_networks(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(overhead._StepTimer, "_now", lambda self: now)
     monkeypatch.setattr(overhead, "loader_speed", lambda session: 7.0)
-    taking(60, Session, "loss_and_objective")
+    taking(60, Process, "loss_and_objective")
     taking(30, Accelerator, "backward")
     taking(7, torch.optim.AdamW, "step")
     taking(1, TrainingDataset, "__getitems__")

@@ -210,9 +210,9 @@ def spoil(rank: int, kind: str) -> None:
             return
         compute, own = session.process.loss_and_objective, session.process.__dict__
 
-        def spoilt(*given):
+        def spoilt(*given, **inputs):
             del own["loss_and_objective"]
-            losses, objective = compute(*given)
+            losses, objective = compute(*given, **inputs)
             if what == "losses":
                 return losses + math.inf, objective + math.inf
             objective.register_hook(lambda gradient: gradient * math.nan)

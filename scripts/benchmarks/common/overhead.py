@@ -102,7 +102,7 @@ class _StepTimer:
 
     def _watch_network(self, session: Session) -> None:
         for owner, name in (
-            (session, "loss_and_objective"),
+            (session.process, "loss_and_objective"),
             (session.strategy, "backward"),
             (session.strategy, "clip"),
             (session.strategy, "step"),
