@@ -169,6 +169,9 @@ def load_checkpoint(path: Path, models: Mapping[str, nn.Module], optimizer: torc
     for index, (name, parameter) in enumerate(models["model"].named_parameters()):
         # A parameter has none before its first step that was not skipped.
         if f"{name}/step" in readers["optimizer"].specs:
+            if hasattr(optimizer, "new_state"):
+                moments[index] = optimizer.new_state(parameter)
+                continue
             # In the parameter's memory format, which fused AdamW requires.
             by_muon = any(parameter is matrix for matrix in getattr(optimizer, "matrices", ()))
             keys = ("momentum_buffer",) if by_muon else ("exp_avg", "exp_avg_sq")

@@ -50,8 +50,8 @@ def cuda_graph_obstacle(config: Config) -> str | None:
         return "train.mixed_precision fp16"
     if config.model.gradient_checkpointing:  # it saves the state of random generators on the host
         return "model.gradient_checkpointing true"
-    if config.train.optimizer == "muon":  # it reads the learning rate on the host
-        return "train.optimizer muon"
+    if config.train.optimizer != "adamw":  # the others read the learning rate on the host
+        return f"train.optimizer {config.train.optimizer}"
     if config.train.compile in ("reduce-overhead", "max-autotune"):  # they capture their own graphs
         return f"train.compile {config.train.compile}"
     return None

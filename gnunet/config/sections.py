@@ -100,9 +100,9 @@ class TrainConfig(Section):
     """Global batch size: images per optimizer step, over all processes and accumulation steps."""
     micro_batch_size: Batch | None = None
     """Images per forward pass on one device; null is batch_size / processes, without gradient accumulation."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW, or Muon (Jordan et al., 2024) for the weights of convolutions and linear layers inside the network and
-    AdamW for the others; Muon's updates have the size of AdamW's. Not with FSDP."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """AdamW, also with 8-bit state (extra gnunet[optimizers]), or Muon (Jordan et al., 2024) for convolutions
+    and linear layers inside the network and AdamW for the rest; its updates have the size of AdamW's. Not with FSDP."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.0, ge=0)

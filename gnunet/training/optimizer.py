@@ -1,4 +1,4 @@
-"""What updates the weights of a run: AdamW, or Muon with AdamW."""
+"""What updates the weights of a run: AdamW, with its state in 8 bits or not, or Muon with AdamW."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gnunet.config import TrainConfig
+from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 
 ENDS = ("conv_in.", "conv_out.", "time_proj.", "class_embedding.", "augment_embedding.")
@@ -28,6 +29,8 @@ def make_optimizer(unet: UNet2D, train: TrainConfig) -> torch.optim.AdamW:
         groups.append({"params": head, "lr_factor": LOSS_LEARNING_RATE / train.learning_rate, "weight_decay": 0.0})
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, **settings)
+    if train.optimizer == "adamw8bit":
+        return AdamW8bit(groups, **settings)
     matrices = [weight for name, weight in named.items() if weight.dim() > 1 and not name.startswith(ENDS)]
     return MuonAdamW(groups, matrices, **settings)
 
@@ -73,7 +76,53 @@ class MuonAdamW(torch.optim.AdamW):
         return loss
 
 
+class AdamW8bit(torch.optim.AdamW):
+    """bitsandbytes' AdamW8bit (Dettmers et al., 2022, "8-bit Optimizers via Block-wise Quantization"), which keeps the
+    weights' memory format. Raises ConfigError where bitsandbytes is not installed."""
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        try:
+            from bitsandbytes.optim import AdamW8bit as Blockwise
+        except ImportError as error:
+            valid = f"adamw, or with bitsandbytes: pip install 'gnunet[optimizers]' ({error})"
+            raise ConfigError(f"train.optimizer: given adamw8bit; valid: {valid}") from None
+        super().__init__(params, **settings)
+        self._step_supports_amp_scaling = False  # as in Muon
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        self._views = {weight: nn.Parameter(_as_matrix(weight.detach(), weight)) for weight in weights}
+        groups = [{"params": [self._views[weight] for weight in group["params"]]} for group in self.param_groups]
+        self._blockwise = Blockwise(groups)
+
+    def new_state(self, weight: Tensor) -> dict[str, Tensor]:
+        """A weight's state before its first step; the next one begins with what is then in it."""
+        view = self._views[weight]
+        self._blockwise.init_state(self._blockwise.param_groups[0], view, 0, 0)
+        state = {key: value for key, value in self._blockwise.state[view].items() if not key.startswith("qmap")}
+        self.state[weight] = state | {"step": torch.zeros(())}
+        return self.state[weight]
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Nothing, after `new_state`: AdamW's would make 32-bit numbers of the state."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for ours, theirs in zip(self.param_groups, self._blockwise.param_groups, strict=True):
+            theirs.update({key: ours[key] for key in ("lr", "betas", "eps", "weight_decay")})
+        for weight, view in self._views.items():
+            if (grad := weight.grad) is None:
+                continue
+            grad = grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)
+            view.data = _as_matrix(weight.data, weight)
+            view.grad = _as_matrix(grad, weight)
+            state = self.state[weight] or self.new_state(weight)
+            self._blockwise.state[view]["step"] = int(state["step"])
+            state["step"] += 1
+        self._blockwise.step()
+        for view in self._views.values():
+            view.grad = None
+
+
 def _as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
-    """A view of a weight, or of a tensor of its shape and strides, with a row for each output."""
+    """A view of a weight, or of a tensor of its shape and strides, with a row for each output and contiguous."""
     channels_last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
-    return (tensor.permute(0, 2, 3, 1) if channels_last else tensor).view(len(tensor), -1)
+    return (tensor.permute(0, 2, 3, 1) if channels_last else tensor).view(*tensor.shape[:1], -1)

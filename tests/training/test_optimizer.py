@@ -1,5 +1,8 @@
 """Muon against torch.optim.Muon and AdamW on matrices and vectors by themselves, and in runs."""
 
+import copy
+import sys
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -7,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gnunet.config import TrainConfig
+from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
 from gnunet.training import fit
 from gnunet.training.optimizer import make_optimizer
@@ -81,3 +85,43 @@ def test_gradients_that_are_not_finite_are_skipped_by_a_gradient_scaler(unet):
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
     assert all(map(torch.equal, before, unet.parameters()))
+
+
+EIGHT = ["--train.optimizer", "adamw8bit"]
+
+
+def test_eight_bits_follow_adamw(unet):
+    pytest.importorskip("bitsandbytes")
+    unet.to(memory_format=torch.channels_last)
+    theirs = copy.deepcopy(unet)
+    settings = {"learning_rate": 1e-2, "weight_decay": 0.1}
+    eight, whole = (make_optimizer(each, TrainConfig(optimizer=name, **settings))
+                    for each, name in ((unet, "adamw8bit"), (theirs, "adamw")))  # fmt: skip
+    for _ in range(3):
+        for p, q in zip(unet.parameters(), theirs.parameters(), strict=True):
+            p.grad, q.grad = (g := torch.randn_like(p)), g.clone()
+        eight.step()
+        whole.step()
+    for p, q in zip(unet.parameters(), theirs.parameters(), strict=True):
+        assert p.stride() == q.stride() and p.grad is not None
+        # Weights of less than 4,096 numbers keep their state in 32 bits.
+        assert (p - q).abs().mean() < (1e-3 if p.numel() >= 4096 else 1e-7)
+    assert {entry["state1"].dtype for entry in eight.state.values()} == {torch.uint8, torch.float32}
+
+
+def test_eight_bits_resume_to_the_bit(tiny, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    wide = [*LITTLE, *EIGHT, "--model.block_out_channels", "[8, 32]"]
+    fit(tiny("whole", *wide))
+    fit_until(40, tiny("stopped", *wide))
+    fit(tiny("stopped", *wide))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    with safe_open(tmp_path / "whole" / FINAL / "optimizer.safetensors", "pt") as state:
+        assert state.get_tensor("mid_block.resnets.0.conv1.weight/state1").dtype == torch.uint8
+
+
+def test_eight_bits_name_what_is_to_be_installed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ConfigError, match=r"train.optimizer: given adamw8bit.*pip install 'gnunet\[optimizers\]'"):
+        fit(tiny("run", *EIGHT))
+    assert not (tmp_path / "run").exists()
