@@ -165,18 +165,12 @@ def load_checkpoint(path: Path, models: Mapping[str, nn.Module], optimizer: torc
     """
     state = read_state(path)
     readers = {kind: open_tensors(path, kind) for kind in (*models, "optimizer")}
-    moments = {}
-    for index, (name, parameter) in enumerate(models["model"].named_parameters()):
-        # A parameter has none before its first step that was not skipped.
-        if f"{name}/step" in readers["optimizer"].specs:
-            if hasattr(optimizer, "new_state"):
-                moments[index] = optimizer.new_state(parameter)
-                continue
-            # In the parameter's memory format, which fused AdamW requires.
-            by_muon = any(parameter is matrix for matrix in getattr(optimizer, "matrices", ()))
-            keys = ("momentum_buffer",) if by_muon else ("exp_avg", "exp_avg_sq")
-            buffers = {key: torch.empty_like(parameter) for key in keys}
-            moments[index] = {"step": torch.zeros(()), **buffers}
+    new_state = getattr(optimizer, "new_state", new_adamw_state)
+    moments = {
+        index: new_state(parameter)
+        for index, (name, parameter) in enumerate(models["model"].named_parameters())
+        if f"{name}/step" in readers["optimizer"].specs  # after its first step that was not skipped
+    }
     into = {kind: model.state_dict() for kind, model in models.items()}
     into["optimizer"] = optimizer_tensors(moments, models["model"])
     for kind, reader in readers.items():
@@ -185,6 +179,12 @@ def load_checkpoint(path: Path, models: Mapping[str, nn.Module], optimizer: torc
         reader.read(into[kind])
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
+
+
+def new_adamw_state(parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of a parameter before its first step, in its memory format, which fused AdamW requires."""
+    moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.zeros(()), **moments}
 
 
 def open_tensors(path: Path, kind: str) -> ShardedTensorReader:

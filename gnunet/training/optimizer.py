@@ -1,11 +1,12 @@
 """What updates the weights of a run: AdamW, with its state in 8 bits or not, or Muon with AdamW."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gnunet.checkpoint.checkpoint import new_adamw_state
 from gnunet.config import TrainConfig
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D
@@ -50,29 +51,31 @@ class MuonAdamW(torch.optim.AdamW):
     def __init__(self, params: Any, matrices: Sequence[Tensor], **settings: Any) -> None:
         super().__init__(params, **settings)
         self._step_supports_amp_scaling = False  # GradScaler then unscales gradients and skips steps itself
-        self.matrices = list(matrices)
-        self._views = [nn.Parameter(_as_matrix(weight.detach(), weight)) for weight in self.matrices]
-        self._muon = torch.optim.Muon(self._views, adjust_lr_fn="match_rms_adamw")
+        self._views = {weight: nn.Parameter(_as_matrix(weight.detach(), weight)) for weight in matrices}
+        self._muon = torch.optim.Muon(self._views.values(), adjust_lr_fn="match_rms_adamw")
+
+    def new_state(self, weight: Tensor) -> dict[str, Tensor]:
+        """A weight's state before its first step."""
+        if weight not in self._views:
+            return new_adamw_state(weight)
+        return {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(weight)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        grads = [weight.grad for weight in self.matrices]
-        for weight, view in zip(self.matrices, self._views, strict=True):
-            if weight.grad is None:
-                continue
-            if not (state := self.state[weight]):
-                state |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(weight)}
+        for weight, view in _fill_views(self._views):
+            state = self.state[weight] = self.state[weight] or self.new_state(weight)
             state["step"] += 1
             self._muon.state[view] = {"momentum_buffer": _as_matrix(state["momentum_buffer"], weight)}
-            same_layout = weight.grad.stride() == weight.stride()
-            grad = weight.grad if same_layout else torch.empty_like(weight).copy_(weight.grad)
-            view.data, view.grad, weight.grad = _as_matrix(weight.data, weight), _as_matrix(grad, weight), None
         settings = self.param_groups[0]
         self._muon.param_groups[0].update(lr=float(settings["lr"]), weight_decay=settings["weight_decay"])
         self._muon.step()
+        self._muon.zero_grad()
+        grads = {weight: weight.grad for weight in self._views}
+        for weight in grads:
+            weight.grad = None
         loss = super().step(closure)
-        for weight, view, grad in zip(self.matrices, self._views, grads, strict=True):
-            weight.grad, view.grad = grad, None
+        for weight, grad in grads.items():
+            weight.grad = grad
         return loss
 
 
@@ -88,10 +91,9 @@ class AdamW8bit(torch.optim.AdamW):
             raise ConfigError(f"train.optimizer: given adamw8bit; valid: {valid}") from None
         super().__init__(params, **settings)
         self._step_supports_amp_scaling = False  # as in Muon
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        self._views = {weight: nn.Parameter(_as_matrix(weight.detach(), weight)) for weight in weights}
-        groups = [{"params": [self._views[weight] for weight in group["params"]]} for group in self.param_groups]
-        self._blockwise = Blockwise(groups)
+        groups = [group["params"] for group in self.param_groups]
+        self._views = {p: nn.Parameter(_as_matrix(p.detach(), p)) for group in groups for p in group}
+        self._blockwise = Blockwise([{"params": [self._views[weight] for weight in group]} for group in groups])
 
     def new_state(self, weight: Tensor) -> dict[str, Tensor]:
         """A weight's state before its first step; the next one begins with what is then in it."""
@@ -108,18 +110,22 @@ class AdamW8bit(torch.optim.AdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for ours, theirs in zip(self.param_groups, self._blockwise.param_groups, strict=True):
             theirs.update({key: ours[key] for key in ("lr", "betas", "eps", "weight_decay")})
-        for weight, view in self._views.items():
-            if (grad := weight.grad) is None:
-                continue
-            grad = grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)
-            view.data = _as_matrix(weight.data, weight)
-            view.grad = _as_matrix(grad, weight)
+        for weight, view in _fill_views(self._views):
             state = self.state[weight] or self.new_state(weight)
             self._blockwise.state[view]["step"] = int(state["step"])
             state["step"] += 1
         self._blockwise.step()
-        for view in self._views.values():
-            view.grad = None
+        self._blockwise.zero_grad()
+
+
+def _fill_views(views: Mapping[Tensor, nn.Parameter]) -> list[tuple[Tensor, nn.Parameter]]:
+    """Give views of weights their data and gradients; returns those that have one, with their weights."""
+    for weight, view in views.items():
+        view.data = _as_matrix(weight.data, weight)
+        if (grad := weight.grad) is not None:
+            grad = grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)
+            view.grad = _as_matrix(grad, weight)
+    return [pair for pair in views.items() if pair[1].grad is not None]
 
 
 def _as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
