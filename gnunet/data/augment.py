@@ -39,7 +39,8 @@ def draw_transforms(
         linear = stretched @ _rotation(-angle) @ _scaling(SCALE**scale, SCALE**scale) @ _scaling(*(1 - 2 * flips))
         # Of squares of pixels; coordinates span height and width alike.
         linear = _scaling(1 / width, 1 / height) @ linear @ _scaling(width, height)
-        maps[row] = np.linalg.inv(_translation(2 * TRANSLATION * x, 2 * TRANSLATION * y) @ linear)
+        linear[:2, 2] = 2 * TRANSLATION * x, 2 * TRANSLATION * y
+        maps[row] = np.linalg.inv(linear)
     return labels.astype(np.float32), maps[:, :2].astype(np.float32)
 
 
@@ -59,7 +60,3 @@ def _scaling(x: float, y: float) -> np.ndarray:
 def _rotation(angle: float) -> np.ndarray:
     cos, sin = np.cos(angle), np.sin(angle)
     return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-
-
-def _translation(x: float, y: float) -> np.ndarray:
-    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])

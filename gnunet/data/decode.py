@@ -89,8 +89,8 @@ def decode_array(
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
         if np.isfinite(values).all():
-            planes = [RESIZE[resize](Image.fromarray(plane), *size) for plane in np.moveaxis(values, -1, 0)]
-            values = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+            planes = (Image.fromarray(plane) for plane in np.moveaxis(values, -1, 0))
+            values = np.stack([np.asarray(RESIZE[resize](plane, *size, LANCZOS, None)) for plane in planes], axis=-1)
     if not np.isfinite(values).all():
         raise ValueError("it has values that are NaN, infinite or too large for float32")
     return values, file_format
@@ -308,7 +308,7 @@ def _scale_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8))
 
 
-def _crop(image: Image.Image, height: int, width: int, resample: int = LANCZOS, colour: Any = None) -> Image.Image:
+def _crop(image: Image.Image, height: int, width: int, resample: int, colour: Any) -> Image.Image:
     """Resize until both sides are covered, one of them exactly, and crop the centre."""
     target, side = min((width, image.width), (height, image.height), key=lambda pair: pair[1] / pair[0])
     wide, high = (round(length * target / side) for length in image.size)
@@ -322,7 +322,7 @@ def _crop(image: Image.Image, height: int, width: int, resample: int = LANCZOS, 
     return image.resize((width, height), resample, box=box)
 
 
-def _pad(image: Image.Image, height: int, width: int, resample: int = LANCZOS, colour: Any = None) -> Image.Image:
+def _pad(image: Image.Image, height: int, width: int, resample: int, colour: Any) -> Image.Image:
     """Resize to fit inside, one side exactly, and centre on a colour, or on the mean of a channel of numbers."""
     scale = min(width / image.width, height / image.height)
     wide, high = (max(1, round(side * scale)) for side in image.size)
@@ -333,9 +333,7 @@ def _pad(image: Image.Image, height: int, width: int, resample: int = LANCZOS, c
     return canvas
 
 
-def _check_size(
-    image: Image.Image, height: int, width: int, resample: int = LANCZOS, colour: Any = None
-) -> Image.Image:
+def _check_size(image: Image.Image, height: int, width: int, resample: int, colour: Any) -> Image.Image:
     if image.size != (width, height):
         given = f"{image.width} x {image.height} pixels"
         raise ValueError(f"{given}; valid with data.resize none: {width} x {height}, width x height")
@@ -343,4 +341,4 @@ def _check_size(
 
 
 RESIZE = {"crop": _crop, "pad": _pad, "none": _check_size}
-"""By `data.resize`: an image of any size to one of (height, width)."""
+"""By `data.resize`: an image of any size to one of (height, width), by a filter, padded with a colour."""
