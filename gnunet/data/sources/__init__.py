@@ -8,10 +8,10 @@ from typing import Any
 from gnunet.data.sources.array_file import ArrayFile
 from gnunet.data.sources.base import Source
 from gnunet.data.sources.idx import IdxFolder
-from gnunet.data.sources.image_folder import ARRAY_SUFFIXES, ImageFolder, is_image_name
+from gnunet.data.sources.image_folder import ALL_IMAGE_SUFFIXES, ARRAY_SUFFIXES, ImageFolder
 from gnunet.data.sources.metadata import METADATA_FILES
 from gnunet.data.sources.tables import ArrowFiles, ParquetFiles, SavedDataset, open_hub_dataset
-from gnunet.errors import DataError, did_you_mean_path, expand
+from gnunet.errors import DataError, did_you_mean_path, expand, may_be_on_hub
 from gnunet.files import packaged
 
 log = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ def open_source(source: str, split: str, **columns: Any) -> Source:
         raise DataError(
             f"data.source: the embedded data set is not at {path}; reinstall gnunet, or give that of a copy"
         )
-    opened = _open_path(path, split)
-    if opened is None:
+    if path.is_file() or path.is_dir():
+        opened = _open_path(path, split)
+    else:
         missing = f"{source!r} is not a file or folder (in {Path.cwd()}){did_you_mean_path(path)}"
         suffixes = (".parquet", ".arrow", ".zip", *ARRAY_SUFFIXES)
-        looks_local = source.startswith((".", "/", "~")) or source.endswith(suffixes)
-        # A name on the hub is NAME or OWNER/NAME.
-        if looks_local or source.count("/") > 1 or (len(path.parts) == 2 and path.parent.is_dir()):
+        is_name = may_be_on_hub(source) if "/" in source else not source.startswith((".", "~"))
+        if not is_name or source.endswith(suffixes):
             raise DataError(f"data.source: {missing}")
         log.warning("data.source: %s; asking the Hugging Face hub", missing)
         opened = open_hub_dataset(source, split)
@@ -48,12 +48,10 @@ def open_source(source: str, split: str, **columns: Any) -> Source:
     return opened
 
 
-def _open_path(path: Path, split: str) -> Source | None:
-    """The source at a path; None if nothing is there."""
-    if not (path.is_file() or path.is_dir()):
-        return None
+def _open_path(path: Path, split: str) -> Source:
+    """The source at the path of a file or folder."""
     files = visible_files(path) if path.is_dir() else [path]
-    images = [file for file in files if is_image_name(file)]
+    images = [file for file in files if file.suffix.lower() in ALL_IMAGE_SUFFIXES]
     described = images or [file for file in files if file.suffix.lower() in ARRAY_SUFFIXES]
     candidates = [file for file in files if file.name not in METADATA_FILES] if described else files
     for cls in SOURCES:

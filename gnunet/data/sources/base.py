@@ -38,6 +38,7 @@ class Source(ABC):
     `iter_images`, of which a subclass has one, only.
     """
 
+    suffixes: Sequence[str] = ()  # of the files that it reads, unless a subclass has another `accepts`
     name: str  # in error messages
     fingerprint: Any  # JSON value that changes with the content, such as `file_fingerprint(files)`
     unread: Mapping[str, int] = {}  # numbers of files that are not read, by suffix
@@ -49,7 +50,7 @@ class Source(ABC):
     @classmethod
     def accepts(cls, path: Path, files: list[Path]) -> bool:
         """Whether this class reads the source at `path`; `files` are those below a folder, or the file itself."""
-        return False
+        return any(file.suffix in cls.suffixes for file in files)
 
     @abstractmethod
     def __init__(self, path: Path, files: list[Path], split: str) -> None:

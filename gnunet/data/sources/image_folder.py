@@ -26,7 +26,7 @@ OTHER_IMAGE_SUFFIXES = (
 )  # fmt: skip
 """Suffixes of images in formats that are not read."""
 ARRAY_SUFFIXES = (".npy", ".npz")
-_ANY_IMAGE_SUFFIX = frozenset((*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES))
+ALL_IMAGE_SUFFIXES = frozenset((*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES))
 ALL = "all"  # the value of `data.split` with which no folder's name is taken for a split
 
 
@@ -49,7 +49,7 @@ class ImageFolder(Source):
             common = Path(os.path.commonpath({file.parent for file in files} or {path})).parts[above:]
             above += next((i for i, name in enumerate(common) if split_of_folder(name)), len(common))
         suffixes = {file: file.suffix.lower() for file in files}
-        images = [file for file, suffix in suffixes.items() if suffix in _ANY_IMAGE_SUFFIX]
+        images = [file for file, suffix in suffixes.items() if suffix in ALL_IMAGE_SUFFIXES]
         # Not statistics beside images; but not a picture of them beside arrays either.
         arrays = [file for file, suffix in suffixes.items() if suffix in ARRAY_SUFFIXES]
         images = arrays if len(arrays) > len(images) else images
@@ -153,8 +153,3 @@ class ImageFolder(Source):
 
     def describe_row(self, row: int) -> str:
         return str(self.files[row] or f"what belongs to {self._columns[self.columns[0]][row]}")
-
-
-def is_image_name(file: Path) -> bool:
-    """Whether a file is an image by its name, of a format that is read or of another."""
-    return file.suffix.lower() in _ANY_IMAGE_SUFFIX

@@ -98,6 +98,8 @@ def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
 class ParquetFiles(Table):
     """Parquet files with equal columns, read in place, without a copy in the cache of `datasets`."""
 
+    suffixes = (".parquet",)
+
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         self.name = str(path)
         self.files = table_files(path, files, split)
@@ -117,10 +119,6 @@ class ParquetFiles(Table):
                 raise DataError(f"{file} cannot be read: {metadata.num_rows} rows in {file.stat().st_size} bytes")
             lengths.append(metadata.num_rows)
         self._starts = np.cumsum([0, *lengths])
-
-    @classmethod
-    def accepts(cls, path: Path, files: list[Path]) -> bool:
-        return any(file.suffix == ".parquet" for file in files)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -155,8 +153,18 @@ def _image(column: pa.Array, row: int) -> Any:
 
 
 def column_batches(parquet: pq.ParquetFile, column: str) -> Iterator[pa.Array]:
-    """A column of an opened file in batches of rows that fit memory."""
-    for batch in parquet.iter_batches(_batch_rows(parquet.metadata, column), columns=[column]):
+    """A column of an opened file in batches of rows that fit MAX_BATCH_BYTES even if each has the largest value."""
+    largest = 1
+    for number in range(parquet.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        leaves = [group.column(i) for i in range(group.num_columns)]
+        leaves = [leaf for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
+        num_values = max((leaf.num_values for leaf in leaves), default=0)
+        if num_values > MAX_GROUP_VALUES:
+            raise ValueError(f"{num_values} values of {column!r} in one row group; valid: at most {MAX_GROUP_VALUES}")
+        largest = max(largest, 8 * num_values, sum(leaf.total_uncompressed_size for leaf in leaves))
+    num_rows = min(max(MAX_BATCH_BYTES // largest, 1), MAX_BATCH_ROWS)
+    for batch in parquet.iter_batches(num_rows, columns=[column]):
         yield batch.column(column)
 
 
@@ -184,20 +192,6 @@ def holds_vectors(kind: pa.DataType) -> bool:
     return is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
 
 
-def _batch_rows(metadata: pq.FileMetaData, column: str) -> int:
-    """How many rows of a column fit MAX_BATCH_BYTES even if each has the largest value."""
-    largest = 1
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        leaves = [group.column(i) for i in range(group.num_columns)]
-        leaves = [leaf for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
-        num_values = max((leaf.num_values for leaf in leaves), default=0)
-        if num_values > MAX_GROUP_VALUES:
-            raise ValueError(f"{num_values} values of {column!r} in one row group; valid: at most {MAX_GROUP_VALUES}")
-        largest = max(largest, 8 * num_values, sum(leaf.total_uncompressed_size for leaf in leaves))
-    return min(max(MAX_BATCH_BYTES // largest, 1), MAX_BATCH_ROWS)
-
-
 class DatasetRows(Table):
     """A `datasets.Dataset`."""
 
@@ -223,17 +217,16 @@ class DatasetRows(Table):
 class ArrowFiles(DatasetRows):
     """Arrow files with equal columns."""
 
+    suffixes = (".arrow",)
+
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         parts = []
         for file in table_files(path, files, split):
             with as_data_error(file):
-                parts.append(_validate_buffers(datasets.Dataset.from_file(str(file))))
+                parts.append(datasets.Dataset.from_file(str(file)))
+                parts[-1].data.validate(full=True)  # that offsets lie within their buffers, which arrow does not check
         with as_data_error(path):
             super().__init__(str(path), datasets.concatenate_datasets(parts))
-
-    @classmethod
-    def accepts(cls, path: Path, files: list[Path]) -> bool:
-        return any(file.suffix == ".arrow" for file in files)
 
 
 class SavedDataset(DatasetRows):
@@ -242,11 +235,11 @@ class SavedDataset(DatasetRows):
     def __init__(self, path: Path, files: list[Path], split: str) -> None:
         with as_data_error(path):
             loaded = datasets.load_from_disk(str(path))
-        if not isinstance(loaded, datasets.DatasetDict):
-            loaded = {str(loaded.split) if str(loaded.split) in SPLITS else None: loaded}
-        loaded = choose_split(str(path), {name: [part] for name, part in loaded.items()}, split)[0]
-        with as_data_error(path):
-            super().__init__(str(path), _validate_buffers(loaded))
+            if not isinstance(loaded, datasets.DatasetDict):
+                loaded = {str(loaded.split) if str(loaded.split) in SPLITS else None: loaded}
+            loaded = choose_split(str(path), {name: [part] for name, part in loaded.items()}, split)[0]
+            loaded.data.validate(full=True)  # as above
+            super().__init__(str(path), loaded)
 
     @classmethod
     def accepts(cls, path: Path, files: list[Path]) -> bool:
@@ -281,9 +274,3 @@ def table_files(path: Path, files: list[Path], split: str) -> list[Path]:
         splits = [*map(split_of_folder, folders), None if file == path else split_of_file(file.stem)]
         found[next(filter(None, splits), None)].append(file)
     return choose_split(str(path), found, split)
-
-
-def _validate_buffers(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Check that offsets lie within their buffers, which arrow itself does not."""
-    dataset.data.validate(full=True)
-    return dataset
