@@ -44,7 +44,7 @@ def load_images(
     label_column: str | None = None, subset: Mapping[str, Any] | None = None,
     pairs: Mapping[str, Any] | None = None, label_shape: Sequence[int] | None = None, on_error: str = "raise",
     class_conditional: bool = False, cache_dir: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DecodedImages:  # fmt: skip
     """The images of a source, decoded to uint8 or, unless normalization is pixels, float32, and mapped from disk.
 
@@ -171,7 +171,7 @@ def _read_cache(folder: Path) -> DecodedImages:
 
 def _build(
     folder: Path, source: Source, rows: np.ndarray, labels: np.ndarray | None, class_names: tuple[str, ...],
-    results: Iterator[Any], channels: int, normalization: str, progress: Callable[[int, int], None] | None,
+    results: Iterator[Any], channels: int, normalization: str, progress: Callable[[int, int], None],
 ) -> None:  # fmt: skip
     """Write the images of the given rows of a source, or the exceptions, of `_decode_all` into an existing folder."""
     scaling, formats = PICTURES, set()
@@ -189,8 +189,7 @@ def _build(
                 formats |= {file_format} - {None}
                 file.write(pixels.data)
                 digest.update(pixels.data)
-            if progress:
-                progress(i + 1, len(rows))
+            progress(i + 1, len(rows))
     if not is_valid.any():
         raise DataError(f"{source.name} has no usable image: {'; '.join(broken[:MAX_REPORTED])}")
     shape = (int(is_valid.sum()), *pixels.shape)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnunet.data.dataset import channels_last
 from gnunet.errors import DataError
 from gnunet.evaluation.distances import RunningCovariance, evenly_spaced
 from gnunet.evaluation.extractors import Extractor
@@ -32,9 +31,7 @@ class FeatureStatistics:
 
 def extract(extractor: Extractor, images: np.ndarray) -> Tensor:
     """The features of uint8 (N > 0, H, W, 1 or 3), float32 (N, D) on `extractor.statistics_device`."""
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images have shape {images.shape}; valid: (N > 0, H, W, 1 or 3)")
-    batches = channels_last(np.array(images)).split(FORWARD_BATCH)
+    batches = torch.from_numpy(np.array(images)).movedim(-1, 1).split(FORWARD_BATCH)
     with single_threaded():
         features = torch.cat([extractor(batch) for batch in batches])
     return features.to(extractor.statistics_device)
@@ -47,7 +44,7 @@ def stream_features(
     *,
     chunk: int = CHUNK,
     processes: Processes = SINGLE_PROCESS,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[tuple[range, list[Tensor]]]:
     """The features of images 0..num_images-1, in order, on every rank.
 
@@ -70,8 +67,7 @@ def stream_features(
         gathered = [processes.gather_padded(extract(extractor, pixels), chunk) for extractor in extractors]
         for rank, indices in enumerate(chunks):
             yield indices, [features[rank, : len(indices)] for features in gathered]
-        if progress is not None:
-            progress(chunks[-1].stop)
+        progress(chunks[-1].stop)
 
 
 def collect_statistics(
