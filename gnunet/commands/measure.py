@@ -134,7 +134,7 @@ class Evaluation:
             },
             "extractors": {name: extractor.identity for name, extractor in extractors.items()},
             "metrics": report.summarize(self.metrics, scores),
-            "notes": sample_size_warnings(self.metrics, num_images, num_reference, scorer.num_features),
+            "notes": sample_size_warnings(self.metrics, num_images, scorer.references),
             "versions": report.versions(accelerator.device),
         }
         if not self.nearest:

@@ -12,7 +12,7 @@ from gnunet.data.decoded_images import DecodedImages
 from gnunet.errors import ConfigError, DataError, did_you_mean
 from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from gnunet.evaluation.extractors import EXTRACTORS, Extractor, load_extractor
-from gnunet.evaluation.features import Images, collect_statistics
+from gnunet.evaluation.features import FeatureStatistics, Images, collect_statistics
 from gnunet.evaluation.reference import reference_statistics
 from gnunet.processes import SINGLE_PROCESS, Processes
 
@@ -25,29 +25,24 @@ STANDARD_NUM_SAMPLES = 50_000  # the number of samples in published Frechet dist
 class FeatureMetric:
     """A statistic of an extractor's features, such as fd_dinov2."""
 
-    name: str
     statistic: str  # a key of MIN_IMAGES
     extractor: str  # one of EXTRACTORS, or the name of a user's
+
+    @property
+    def name(self) -> str:
+        """STATISTIC_EXTRACTOR, except that those of the standard Inception are called fid and kid."""
+        name = f"{self.statistic}_{self.extractor}"
+        return {"fd_inception": "fid", "kid_inception": "kid"}.get(name, name)
 
     @property
     def higher_is_better(self) -> bool:
         return self.statistic in ("precision", "recall")
 
 
-def metric_table(extractors: Iterable[str] = EXTRACTORS) -> dict[str, FeatureMetric]:
-    """All metrics by name: STATISTIC_EXTRACTOR, except that those of the standard Inception are called fid and kid."""
-    metrics = {}
-    for extractor in extractors:
-        for statistic in MIN_IMAGES:
-            name = f"{statistic}_{extractor}"
-            name = {"fd_inception": "fid", "kid_inception": "kid"}.get(name, name)
-            metrics[name] = FeatureMetric(name, statistic, extractor)
-    return metrics
-
-
 def get_metrics(names: Sequence[str], extractors: Iterable[str] = EXTRACTORS) -> list[FeatureMetric]:
     """The metrics with these names, given the available extractors. Raises ConfigError for an unknown name."""
-    table = metric_table(extractors)
+    metrics = [FeatureMetric(statistic, extractor) for extractor in extractors for statistic in MIN_IMAGES]
+    table = {metric.name: metric for metric in metrics}
     for name in names:
         if name not in table:
             raise ConfigError(f"no metric {name!r}{did_you_mean(name, list(table))}; valid: {', '.join(table)}")
@@ -83,7 +78,7 @@ class Scorer:
         cache_dir: Path,
         *,
         processes: Processes = SINGLE_PROCESS,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] = lambda done: None,
     ):
         check_reference(metrics, len(rows))
         self.metrics, self.extractors, self.processes = metrics, extractors, processes
@@ -91,11 +86,6 @@ class Scorer:
             name: reference_statistics(table, rows, extractor, cache_dir, processes=processes, progress=progress)
             for name, extractor in extractors.items()
         }
-
-    @property
-    def num_features(self) -> dict[str, int]:
-        """Features of each extractor."""
-        return {name: len(reference.moments.mean) for name, reference in self.references.items()}
 
     def score(self, images: Images, num_images: int, **options: Any) -> dict[str, float]:
         """The metrics of images 0..num_images-1 by name, and NAME_standard_error for kernel distances, on every rank.
@@ -140,17 +130,17 @@ def check_reference(metrics: Sequence[FeatureMetric], num_images: int) -> None:
 
 
 def sample_size_warnings(
-    metrics: Sequence[FeatureMetric], num_images: int, num_reference: int, num_features: Mapping[str, int]
+    metrics: Sequence[FeatureMetric], num_images: int, references: Mapping[str, FeatureStatistics]
 ) -> list[str]:
-    """Warnings about Frechet distances of fewer images than in published ones; `num_features` is by extractor."""
+    """Warnings about Frechet distances of fewer images than in published ones; `references` are by extractor."""
     warnings = []
-    fewer = min(num_images, num_reference)
     for metric in metrics:
-        features = num_features[metric.extractor]
+        reference = references[metric.extractor].moments
+        fewer, features = min(num_images, reference.count), len(reference.mean)
         if metric.statistic != "fd" or fewer >= max(STANDARD_NUM_SAMPLES, features):
             continue
         warning = (
-            f"{metric.name} of {num_images} images against {num_reference} is biased upwards (it falls as n grows): "
+            f"{metric.name} of {num_images} images against {reference.count} is biased upwards (it falls as n grows): "
             "compare at equal n only"
         )
         if fewer <= features:

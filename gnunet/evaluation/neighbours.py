@@ -1,7 +1,7 @@
 """The training images nearest to samples: whether a model has memorized its training set."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from gnunet.errors import DataError
 from gnunet.evaluation.distances import evenly_spaced, squared_distances
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import extract, stream_features
-from gnunet.processes import SINGLE_PROCESS, Processes, single_threaded
+from gnunet.processes import single_threaded
 
 PROBES = 512  # training images whose own neighbours define what is near
 NEAR_QUANTILE = 0.05  # fraction of training images that have a neighbour at most as far as the threshold
@@ -37,14 +37,7 @@ class Neighbours:
 
 
 def nearest_images(
-    samples: np.ndarray,
-    table: DecodedImages,
-    rows: np.ndarray,
-    extractor: Extractor,
-    *,
-    k: int = 4,
-    processes: Processes = SINGLE_PROCESS,
-    progress: Callable[[int], None] | None = None,
+    samples: np.ndarray, table: DecodedImages, rows: np.ndarray, extractor: Extractor, *, k: int = 4, **options: Any
 ) -> Neighbours:
     """Find the training images nearest to samples, exactly, in memory that does not grow with their number.
 
@@ -53,11 +46,8 @@ def nearest_images(
 
     Args:
         samples: uint8 (n, H, W, C), the same on every rank, n at least 1.
-        table: the training images.
         rows: int (m,), the rows of the table that were trained on, m more than k.
-        k: neighbours per sample.
-        processes: the ranks that share the work; all of them must call this.
-        progress: called with the number of training images compared so far.
+        options: processes and progress, as for `stream_features`.
     """
     if len(samples) == 0 or len(rows) <= k:
         raise DataError(
@@ -71,9 +61,8 @@ def nearest_images(
     nearest = torch.full((len(queries), k), torch.inf, dtype=torch.float64, device=device)
     nearest_rows = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     for indices, [features] in stream_features(
-        lambda chunk: table.pictures(rows[chunk.start : chunk.stop]), len(rows), [extractor],
-        processes=processes, progress=progress,
-    ):  # fmt: skip
+        lambda chunk: table.pictures(rows[chunk]), len(rows), [extractor], **options
+    ):
         with single_threaded():
             squared = torch.cat([block for _, block in squared_distances(queries, features)])
             candidates = torch.arange(indices.start, indices.stop, device=device)

@@ -132,11 +132,11 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(record, indent=1) + "\n")
 
 
-def write_picture(path: Path, picture: Image.Image, *, fsync: bool = True) -> None:
-    """Write a PNG atomically, as `atomic_write` does."""
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG atomically."""
     png = io.BytesIO()
     picture.save(png, format="PNG")
-    atomic_write(path, png.getvalue(), fsync=fsync)
+    atomic_write(path, png.getvalue())
 
 
 def print_all(*parts: Any) -> None:

@@ -1,22 +1,25 @@
 import numpy as np
 import pytest
+import torch
 
 from gnunet.errors import ConfigError, DataError
 from gnunet.evaluation import Scorer, get_metrics, load_extractors
-from gnunet.evaluation.distances import frechet_distance, kernel_distance, precision_recall
-from gnunet.evaluation.features import collect_statistics
-from gnunet.evaluation.metrics import metric_table, sample_size_warnings
+from gnunet.evaluation.distances import RunningCovariance, frechet_distance, kernel_distance, precision_recall
+from gnunet.evaluation.features import FeatureStatistics, collect_statistics
+from gnunet.evaluation.metrics import sample_size_warnings
 from tests.tables import make_table
 
 
 def test_metrics_are_named_by_statistic_and_extractor():
-    table = metric_table(["inception", "dinov2", "mine"])
-    assert list(table) == [
+    names = [
         "fid", "kid", "precision_inception", "recall_inception",
         "fd_dinov2", "kid_dinov2", "precision_dinov2", "recall_dinov2",
         "fd_mine", "kid_mine", "precision_mine", "recall_mine",
     ]  # fmt: skip
-    assert all(metric.name == name for name, metric in table.items())
+    metrics = get_metrics(names, ["inception", "dinov2", "mine"])
+    assert [metric.name for metric in metrics] == names
+    with pytest.raises(ConfigError, match=f"valid: {', '.join(names)}$"):
+        get_metrics(["fd_inception"], ["inception", "dinov2", "mine"])
     kid, recall = get_metrics(["kid", "recall_dinov2"])
     assert (kid.extractor, kid.statistic, kid.higher_is_better) == ("inception", "kid", False)
     assert (recall.extractor, recall.statistic, recall.higher_is_better) == ("dinov2", "recall", True)
@@ -51,7 +54,6 @@ def test_scores_are_the_distances_on_every_rank(pixels, noise_images, tmp_path, 
 
     def work(processes):
         scorer = Scorer(metrics, {"pixels": pixels}, table, rows, tmp_path, processes=processes)
-        assert scorer.num_features == {"pixels": 48}
         return scorer.score(lambda r: images[r.start : r.stop], 50, chunk=4)
 
     assert [list(scores.items()) for scores in launch(world_size, work)] == [expected] * world_size
@@ -83,9 +85,18 @@ def test_too_few_images_and_other_features_raise(pixels, noise_images, tmp_path,
 
 def test_warnings_name_metrics_of_too_few_images():
     metrics = get_metrics(["fid", "kid", "fd_dinov2", "precision_dinov2"])
-    features = {"inception": 2048, "dinov2": 1024}
-    few, between = sample_size_warnings(metrics, 1500, 60_000, features)
+
+    def warnings(num_images, num_reference):
+        none = torch.empty(0)
+        moments = {
+            "inception": RunningCovariance(num_reference, torch.empty(2048), none),
+            "dinov2": RunningCovariance(num_reference, torch.empty(1024), none),
+        }
+        references = {name: FeatureStatistics(each, none) for name, each in moments.items()}
+        return sample_size_warnings(metrics, num_images, references)
+
+    few, between = warnings(1500, 60_000)
     assert few.startswith("fid of 1500 images against 60000") and few.endswith("prefer kid")
     assert between.startswith("fd_dinov2 of 1500 images") and "prefer" not in between
-    assert sample_size_warnings(metrics, 50_000, 1000, features)[1].endswith("prefer kid_dinov2")
-    assert sample_size_warnings(metrics, 50_000, 50_000, features) == []
+    assert warnings(50_000, 1000)[1].endswith("prefer kid_dinov2")
+    assert warnings(50_000, 50_000) == []

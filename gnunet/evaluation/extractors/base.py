@@ -74,15 +74,15 @@ class Extractor:
         """The features of a batch, in fp32 without autocast or TF32.
 
         Args:
-            images: uint8 (N, C, H, W), C 1 (grey, repeated to RGB) or 3, on any device.
+            images: uint8 (N > 0, C, H, W), C 1 (grey, repeated to RGB) or 3, on any device.
 
         Returns:
             float32 (N, D) on the extractor's device.
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images are {images.dtype}; valid: torch.uint8, 0 to 255")
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise ValueError(f"images have shape {tuple(images.shape)}; valid: (N, 1 or 3, H, W)")
+        if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images have shape {tuple(images.shape)}; valid: (N > 0, 1 or 3, H, W)")
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with torch.no_grad(), exact, torch.autocast(self.device.type, enabled=False):
             x = images.to(self.device).expand(-1, 3, -1, -1).contiguous()
@@ -125,14 +125,12 @@ def find_weights(name: str, given: str | Path | None, url: str) -> dict[str, Ten
     """`read_weights` of the given file, or by default of that of `url` in torch.hub's cache; nothing is downloaded."""
     default = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     path = default if given is None else expand(given)
-    if path.is_file():
-        return read_weights(path, name)
-    if given is not None:
-        raise ConfigError(f"extractor {name}: there is no weights file {path}; the published ones are {url}")
-    raise ConfigError(
-        f"extractor {name}: its weights are not at {path}; put them there with "
-        f"`curl --location --create-dirs --output {path} {url}`, or give another path"
-    )
+    if not path.is_file():
+        raise ConfigError(
+            f"extractor {name}: its weights are not at {path}; put them there with "
+            f"`curl --location --create-dirs --output {path} {url}`, or give another path"
+        )
+    return read_weights(path, name)
 
 
 @contextmanager
