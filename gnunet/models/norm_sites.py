@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from gnunet.norms import make_concat_norm, make_norm
+from gnunet.norms import ConcatNorm, make_norm
 
 REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
 
@@ -28,7 +28,7 @@ class NormSite:
         try:
             if skip_channels and self.separate_skip:
                 parts = (channels - skip_channels, skip_channels)
-                return make_concat_norm(self.norm, parts, activation=activation)
+                return ConcatNorm([make_norm(self.norm, part, activation=activation) for part in parts])
             return make_norm(self.norm, channels, activation=activation)
         except ValueError as error:
             raise ValueError(f"norm of {self.path}{name and '.'}{name}: {error}") from None

@@ -1,6 +1,6 @@
 """Normalization layers with one forward signature, by kind: README.md lists them and says how to add one."""
 
-from .factory import NORMS, ConcatNorm, kind_of, make_concat_norm, make_conv, make_norm, make_residual
+from .factory import NORMS, ConcatNorm, kind_of, make_conv, make_norm, make_residual
 from .layer import NormLayer
 from .magnitude import force_weight_norm
 from .running_stats import running_buffers, set_noise_level, update_bn_stats
@@ -11,7 +11,6 @@ __all__ = [
     "NormLayer",
     "force_weight_norm",
     "kind_of",
-    "make_concat_norm",
     "make_conv",
     "make_norm",
     "make_residual",

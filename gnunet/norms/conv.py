@@ -13,7 +13,7 @@ from typing_extensions import Doc
 from gnunet.ops.reference import without_autocast
 
 from .group import GroupNorm
-from .layer import NoNorm, NormAct
+from .layer import NoNorm, NormAct, append_dims
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _MIN_VARIANCE = 1e-4  # lower bound of the variance of a filter's weights times their number, for constant filters
@@ -63,11 +63,6 @@ class ReparametrizedConv(nn.Module):
         )
 
 
-def per_filter(values: Tensor, weight: Tensor) -> Tensor:
-    """(out_channels,), in weight's dtype and to be broadcast over weight, (out_channels, in_channels, *kernel)."""
-    return values.to(weight.dtype).reshape(-1, *(1,) * (weight.dim() - 1))
-
-
 def filter_dims(weight: Tensor) -> tuple[int, ...]:
     """The dimensions of one filter in weight, (out_channels, in_channels, *kernel)."""
     return tuple(range(1, weight.dim()))
@@ -85,7 +80,7 @@ class WeightNormConv(ReparametrizedConv):
         self.gain = nn.Parameter(_filter_norms(self.weight.detach()).flatten())
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        return weight * (per_filter(self.gain, weight) / _filter_norms(weight))
+        return weight * (append_dims(self.gain.unsqueeze(1), weight) / _filter_norms(weight))
 
 
 class WeightNorm(NoNorm):
@@ -120,7 +115,7 @@ class ScaledStandardizedConv(StandardizedConv):
         self.gain = nn.Parameter(torch.ones(self.out_channels))
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        return super().effective_weight(weight) * per_filter(self.gain, weight)
+        return super().effective_weight(weight) * append_dims(self.gain.unsqueeze(1), weight)
 
 
 class WeightStandardization(GroupNorm):

@@ -85,16 +85,6 @@ def make_norm(norm_config: Mapping[str, Any], num_channels: int, *, activation: 
     return layer
 
 
-def make_concat_norm(
-    norm_config: Mapping[str, Any], parts: Sequence[int], *, activation: str | None, ndim: int = 2
-) -> nn.Module:
-    """A `ConcatNorm`: one layer of `make_norm` for each part of a concatenation, given by its number of channels.
-
-    `groups` is the number of groups in each part.
-    """
-    return ConcatNorm([make_norm(norm_config, channels, activation=activation, ndim=ndim) for channels in parts])
-
-
 def make_conv(
     norm_config: Mapping[str, Any],
     in_channels: int,

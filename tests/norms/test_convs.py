@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnunet.norms import NORMS, force_weight_norm, make_concat_norm, make_conv, make_norm, make_residual
+from gnunet.norms import NORMS, ConcatNorm, force_weight_norm, make_conv, make_norm, make_residual
 
 CHANGED = ["weight_norm", "weight_standardization", "scaled_ws", "pixel", "magnitude_preserving"]
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -150,7 +150,10 @@ def test_other_residuals_are_sums(draw):
 
 
 def test_concat_norm_normalizes_parts_separately(draw):
-    norm = make_concat_norm({"channels_per_group": 4}, [8, 4], activation="silu").double()
+    def concat(config, activation="silu"):
+        return ConcatNorm([make_norm(config, channels, activation=activation) for channels in (8, 4)])
+
+    norm = concat({"channels_per_group": 4}).double()
     x, tables = draw(2, 12, 3, 5), [draw(2, 12, seed=seed) for seed in range(1, 4)]
     y = norm(x, **dict(zip(("add", "scale", "shift"), tables, strict=True)))
     for part, channels in zip(norm.parts, (slice(0, 8), slice(8, 12)), strict=True):
@@ -158,10 +161,10 @@ def test_concat_norm_normalizes_parts_separately(draw):
         torch.testing.assert_close(y[:, channels], part(x[:, channels], add=add, scale=scale, shift=shift))
     assert [part.num_groups for part in norm.parts] == [2, 1]
     assert (norm.num_channels, norm.activation, norm.batch_dependent, norm.has_state) == (12, "silu", False, False)
-    batch = make_concat_norm({"kind": "batch"}, [8, 4], activation=None)
+    batch = concat({"kind": "batch"}, activation=None)
     assert batch.batch_dependent and batch.has_state and not batch.is_pointwise
     with pytest.raises(ValueError, match="groups = 8 does not divide 4 channels"):
-        make_concat_norm({"groups": 8}, [8, 4], activation="silu")
+        concat({"groups": 8})
 
 
 @pytest.mark.parametrize(
