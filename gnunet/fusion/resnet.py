@@ -48,14 +48,10 @@ class FusedResnetBlock2D(Fused, ResnetBlock2D):
     def _conditioning(self, temb: Tensor | None, batch_size: int) -> dict[str, Tensor]:
         if self.time_emb_proj is not None:
             temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))
-        if self.time_embedding_norm not in ("default", "scale_shift"):
-            return {}
-        if temb is None:
-            if self.time_embedding_norm == "scale_shift":
+        if self.time_embedding_norm == "scale_shift":
+            if temb is None:
                 raise ValueError("temb must not be None with time_embedding_norm 'scale_shift'")
-            return {}
-        temb = temb.expand(batch_size, -1)
-        if self.time_embedding_norm == "default":
-            return {"add": temb}
-        scale, shift = temb.chunk(2, dim=1)
-        return {"scale": scale, "shift": shift}
+            scale, shift = temb.expand(batch_size, -1).chunk(2, dim=1)
+            return {"scale": scale, "shift": shift}
+        is_added = temb is not None and self.time_embedding_norm == "default"
+        return {"add": temb.expand(batch_size, -1)} if is_added else {}

@@ -228,9 +228,6 @@ class MidBlock(nn.Module):
         for j in range(num_attentions):
             site = settings.norms.at(f"{path}.attentions.{j}", level, attention=attention_norm)
             self.attentions.append(Attention(out_channels, head_dim, site, has_norm=attention_norm, **scale))
-        if not self.direction:
-            return
-        resamplers = nn.ModuleList()
         if resample is not None:
             site = settings.norms.at(f"{path}.{self.direction}samplers.0", level)
             layer: nn.Module
@@ -240,8 +237,7 @@ class MidBlock(nn.Module):
                 layer = Upsample(out_channels, site)
             else:
                 layer = Downsample(out_channels, site, settings.downsample_padding)
-            resamplers.append(layer)
-        self.add_module(f"{self.direction}samplers", resamplers)
+            self.add_module(f"{self.direction}samplers", nn.ModuleList([layer]))
 
     def steps(self) -> list[list[nn.Module]]:
         """The layers in the order of the forward pass: a residual layer and its attention, if any, or a change of
@@ -249,7 +245,7 @@ class MidBlock(nn.Module):
         steps: list[list[nn.Module]] = [[resnet] for resnet in self.resnets]
         for step, attention in zip(steps, self.attentions, strict=False):
             step.append(attention)
-        return steps + [[layer] for layer in (getattr(self, f"{self.direction}samplers") if self.direction else ())]
+        return steps + [[layer] for layer in getattr(self, f"{self.direction}samplers", ())]
 
     def forward(self, h: Tensor, temb: Tensor, skips: Sequence[Tensor] = ()) -> Tensor:
         """skips: one for each residual layer, in the encoder's order; the last goes to the first layer."""
