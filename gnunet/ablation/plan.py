@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,19 +113,13 @@ class StudyLayers:
                 self.below.append(self._layer(where, size))
         self.above = _checked(ConfigSource("command line", dict(flags)), self.reserved_above_base)
 
-    def resolve(self, variant: str, setting: Setting, tuned: list[Any], *, tries: bool = False) -> Config:
-        """The configuration of a variant in a setting, with the value of the tuned key if there is one.
-
-        `tries` says whether it is of a tuning trial, which has the overrides of `tuning.set`.
-        """
+    def resolve(self, variant: str, setting: Setting, tuning: Mapping[str, Any]) -> Config:
+        """The configuration of a variant in a setting, under the overrides of `tuning`."""
         reserved = self.reserved_above_base
         layers = [self._layer(f"variant {variant!r}", self.study.variants[variant].set, reserved)]
         for axis, value in setting:
             layers.append(self._layer(f"{axis} {value}", self.study.axes[axis].values[value], reserved))
-        for value in tuned:
-            more = self.study.tuning.set if tries else {}
-            layers.append(self._layer("tuning", {self.study.tuning.key: value, **more}))
-        return load_config(*self.below, *layers, self.above)
+        return load_config(*self.below, *layers, self._layer("tuning", tuning), self.above)
 
     def _layer(
         self, what: str, overrides: Mapping[str, Any], reserved: Mapping[str, str] = RESERVED_KEYS
@@ -192,7 +186,7 @@ def make_plan(
     problems: dict[str, list[str]] = {}  # with the variants that have them
     variants = list(only or study.variants)
     for variant in variants:
-        for setting in settings_of(study, variant):
+        for setting in settings_of(study, study.axes_of(variant)):
             try:
                 _add(plan, study, layers, variant, setting, records or {})
             except ConfigError as error:
@@ -213,26 +207,25 @@ def budget_of(study: Study, given: str | None) -> str | None:
     return given if given is not None else next(iter(budgets), None)
 
 
-def settings_of(study: Study, variant: str) -> list[Setting]:
-    """Every setting of the axes that a variant crosses; the last axis varies fastest."""
-    axes = study.axes_of(variant)
-    values = (study.axes[axis].values for axis in axes)
-    return [tuple(zip(axes, chosen, strict=True)) for chosen in itertools.product(*values)]
+def settings_of(study: Study, axes: Collection[str]) -> list[Setting]:
+    """Every setting of some of a study's axes, in its order; the last axis varies fastest."""
+    values = ([(axis, value) for value in study.axes[axis].values] for axis in study.axes if axis in axes)
+    return list(itertools.product(*values))
 
 
 def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: Setting, records: Records) -> None:
     """Add the trials of a variant in a setting to a plan."""
 
-    def trials(seeds: Sequence[int], *value: Any, tuned: str | None = None) -> list[Trial]:
-        config = layers.resolve(variant, setting, list(value), tries=tuned is not None)
+    def trials(seeds: Sequence[int], overrides: Mapping[str, Any], tuned: str | None = None) -> list[Trial]:
+        config = layers.resolve(variant, setting, overrides)
         return [Trial(variant, setting, seed, config.model_copy(update={"seed": seed}), tuned) for seed in seeds]
 
     if (tuning := study.tuning) is None:
-        plan.trials.extend(trials(study.seeds))
+        plan.trials.extend(trials(study.seeds, {}))
         return
     condition, means = Condition(variant, setting), []
     for value in tuning.values:
-        group = trials(tuning.seeds, value, tuned=format_value(value))
+        group = trials(tuning.seeds, {tuning.key: value, **tuning.set}, format_value(value))
         plan.tuning_trials.extend(group)
         ranks = [rank(records[trial.name], tuning.metric) for trial in group if trial.name in records]
         means.append(math.fsum(ranks) / len(group) if len(ranks) == len(group) else None)
@@ -242,7 +235,7 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
         return
     best = tuning.values[means.index(min(means))]  # of equal ones the first
     plan.chosen[condition] = format_value(best)
-    plan.trials.extend(trials(study.seeds, best))
+    plan.trials.extend(trials(study.seeds, {tuning.key: best}))
 
 
 def _with_variants(line: str, found: list[str], variants: list[str]) -> str:
@@ -254,12 +247,12 @@ def _with_variants(line: str, found: list[str], variants: list[str]) -> str:
 
 def _unknown_metrics(study: Study, layers: StudyLayers, variant: str) -> list[str]:
     """A line for each metric in a study that the trials of a variant do not measure."""
-    tuned = [] if study.tuning is None else study.tuning.values[:1]
-    reported = metric_names(layers.resolve(variant, settings_of(study, variant)[0], tuned))
+    setting, tuning = settings_of(study, study.axes_of(variant))[0], study.tuning
+    tuned = {} if tuning is None else {tuning.key: tuning.values[0]}
+    reported = metric_names(layers.resolve(variant, setting, tuned))
     names = [(hypothesis.metric, f"hypothesis {hypothesis.claim!r}", reported) for hypothesis in study.hypotheses]
-    if study.tuning is not None:
-        known = metric_names(layers.resolve(variant, settings_of(study, variant)[0], tuned, tries=True))
-        names.append((study.tuning.metric, "tuning", known))
+    if tuning is not None:
+        names.append((tuning.metric, "tuning", metric_names(layers.resolve(variant, setting, tuned | tuning.set))))
     return [
         f"metric: given {name} ({where}); valid: {join_or(known)}" for name, where, known in names if name not in known
     ]

@@ -1,6 +1,5 @@
 """The records of a study as its report reads them: by variant, setting on the axes, and seed."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ class Results:
     def conditions(self) -> list[Condition]:
         """Every variant in every setting of the axes that it crosses, in the study's order."""
         study = self.study
-        return [Condition(variant, at) for variant in study.variants for at in settings_of(study, variant)]
+        return [Condition(v, at) for v in study.variants for at in settings_of(study, study.axes_of(v))]
 
     @cached_property
     def settings(self) -> list[Setting]:
@@ -85,10 +84,9 @@ class Results:
         study, base = self.study, self.study.baseline
         found = []
         for variant in study.variants:
-            crossed = {*study.axes_of(variant), *study.axes_of(base)}
-            values = ([(axis, value) for value in study.axes[axis].values] for axis in study.axes if axis in crossed)
             if variant != base:
-                found += [Contrast(at, self.at(variant, at), self.at(base, at)) for at in itertools.product(*values)]
+                settings = settings_of(study, {*study.axes_of(variant), *study.axes_of(base)})
+                found += [Contrast(at, self.at(variant, at), self.at(base, at)) for at in settings]
         return found
 
     def contrast_rows(self, metric: str) -> list[ContrastRow]:

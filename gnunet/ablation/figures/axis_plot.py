@@ -13,8 +13,8 @@ from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.analysis.statistics import Interval, student_interval
 from gnunet.ablation.figures.scales import dodge, loss_axis, positions, relative_axis, study_axis
 from gnunet.ablation.figures.style import Picture, VariantStyle, legend_height, new_figure, render, variant_legend
-from gnunet.ablation.plan import Setting
-from gnunet.ablation.study import Axis, Study
+from gnunet.ablation.plan import Setting, settings_of
+from gnunet.ablation.study import Axis
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ Marks = Mapping[str, Sequence[_Mark]]
 def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: str) -> Picture:
     """A metric, and its difference to the baseline, against an axis; a row of panels in each setting of the others."""
     study, base, info = results.study, results.study.baseline, metric_info(metric)
-    settings = _other_settings(study, axis)
+    crossings = [set(study.axes_of(variant)) for variant in study.variants if axis in study.axes_of(variant)]
+    settings = settings_of(study, set().union(*crossings) - {axis})
     drawn = [variant for variant in study.variants if set(study.axes_of(variant)) <= {axis, *dict(settings[0])}]
     compared = [variant for variant in drawn if variant != base and base in drawn]
     figure = new_figure(3.3 * len(settings) + legend_height(len(drawn)) + 0.2)
@@ -65,13 +66,6 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: s
         "diverged, and a hollow marker is the mean of those left. No marker: missing."
     )
     return render(figure, f"axis_{axis}_{metric}", f"{info.heading} against {study.axes[axis].label}", caption)
-
-
-def _other_settings(study: Study, axis: str) -> list[Setting]:
-    """Every combination of the other axes that variants with this axis cross."""
-    crossings = [set(study.axes_of(variant)) for variant in study.variants if axis in study.axes_of(variant)]
-    others = [other for other in study.axes if other != axis and any(other in crossed for crossed in crossings)]
-    return list(itertools.product(*([(other, value) for value in study.axes[other].values] for other in others)))
 
 
 def _value(results: Results, condition: Condition, metric: str) -> _Mark:
