@@ -87,8 +87,7 @@ def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
 
     A network without batch-dependent norms has the same errors for all three losses.
     """
-    errors = record["errors"] or {}
-    found = errors.get(LOSSES[loss]) or errors.get("running")
+    found = record["errors"][LOSSES[loss]] or record["errors"]["running"]
     return None if found is None else np.array(found, np.float64)
 
 

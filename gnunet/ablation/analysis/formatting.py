@@ -62,7 +62,7 @@ def metric_info(name: str) -> MetricInfo:
 
 def sample_metrics(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """The metrics of samples that any record has, in the order of the records."""
-    names = dict.fromkeys(name for record in records for name in record["metrics"] or {})
+    names = dict.fromkeys(name for record in records for name in record["metrics"])
     return [name for name in names if not name.endswith("_standard_error")]
 
 

@@ -241,7 +241,7 @@ def _warnings(results: Results) -> list[str]:
             warnings.append(f"The records come from more than one {key}: {consequence}.")
     if any("dirty" in (record["environment"].get("commit") or "") for record in results.found):
         warnings.append("Records were made with files that differ from their commit.")
-    fingerprints = {record["bank"]["fingerprint"] for record in results.found if record["bank"]}
+    fingerprints = {record["bank"]["fingerprint"] for record in results.found}
     if len(fingerprints) > 1:
         warnings.append(
             f"There are {len(fingerprints)} validation sets: losses on different ones are paired by seed alone, and "

@@ -38,8 +38,8 @@ class _Curve:
 Read = Callable[[Results, Condition, int], _Curve | None]  # reads the curve of a trial
 
 
-def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture]:
-    """Three figures; none where no record has a validation loss."""
+def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture | None]:
+    """Three figures, each None where no record has what it shows."""
     base = results.study.baseline
     absolute = (
         "Mean over the seeds, and from the lowest to the highest. Thin lines that end in a cross: diverged seeds."
@@ -49,7 +49,7 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture]:
     )
     time = f"{absolute} Time is that of the training steps alone, and the mean over the seeds."
     title = "Validation loss over"
-    figures = [
+    return [
         _draw(results, styles, _over_images, "loss_over_images", f"{title} images", "images seen", absolute),
         _draw(results, styles, _over_time, "loss_over_time", f"{title} time", "seconds of training", time),
         _draw(
@@ -57,7 +57,6 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture]:
             "images seen", relative,
         ),
     ]  # fmt: skip
-    return [picture for picture in figures if picture]
 
 
 def _draw(
@@ -152,7 +151,7 @@ def _mean(curves: Sequence[_Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 def _validation(record: Mapping[str, Any]) -> np.ndarray:
     """Images seen and validation loss where that is finite, float64 (2, n)."""
-    pairs = [(line["images"], line["validation_loss"]) for line in record["validation"] or []]
+    pairs = [(line["images"], line["validation_loss"]) for line in record["validation"]]
     return np.array([pair for pair in pairs if pair[1] is not None], dtype=np.float64).reshape(-1, 2).T
 
 
@@ -163,7 +162,7 @@ def _over_images(results: Results, condition: Condition, seed: int) -> _Curve | 
 
 def _over_time(results: Results, condition: Condition, seed: int) -> _Curve | None:
     record = results.record(condition, seed)
-    if record is None or not (record["times"] or {}).get("seconds_at"):
+    if record is None or not record["times"]["seconds_at"]:
         return None
     images, losses = _validation(record)
     seen, seconds = np.array([[0, 0], *record["times"]["seconds_at"]], dtype=np.float64).T

@@ -1,6 +1,7 @@
 """Paired differences of the variants to the baseline: a forest plot with intervals, and a heat map by noise level."""
 
 import math
+import statistics
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -75,10 +76,11 @@ def _draw_row(panel: Axes, y: int, difference: Difference, style: VariantStyle) 
 def draw_heat_map(results: Results) -> Picture | None:
     """The paired difference in the validation loss by bin of log-SNR; None where there is nothing to compare."""
     rows, base = results.contrast_rows("validation_loss"), results.study.baseline
-    edges = _log_snr_edges(results)
-    if not rows or edges is None:
+    if not rows:
         return None
+    edges = statistics.mode(tuple(record["bank"]["log_snr_edges"]) for record in results.found)
     bins = len(edges) - 1
+    labels = [""] * len(rows)
     grid, clear = np.full((len(rows), bins), math.nan), np.zeros((len(rows), bins), bool)
     figure = new_figure(ROW * len(rows) + 1.0)
     panel = figure.subplots()
@@ -87,17 +89,15 @@ def draw_heat_map(results: Results) -> Picture | None:
         if row.difference is None:
             panel.text(-0.45, y, row.label, va="center", weight="bold")
             continue
+        diverged = row.difference.diverged
+        labels[y] = f"{row.label} ({diverged} diverged)" if diverged else row.label
         grid[y], clear[y] = _by_bin(results, row.contrast, bins)
-        if row.difference.diverged or row.difference.pairs == 0:
-            hatch(panel, y, diverged=bool(row.difference.diverged), height=1.0, facecolor="none")
+        if diverged or row.difference.pairs == 0:
+            hatch(panel, y, diverged=bool(diverged), height=1.0, facecolor="none")
     limit = _limit(grid)
     image = panel.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="none")
     for y, x in np.argwhere(clear):
         panel.plot(x, y, ".", color="white" if abs(grid[y, x]) > 0.6 * limit else "black", markersize=2.5)
-    labels = []
-    for row in rows:
-        diverged = row.difference.diverged if row.difference else 0
-        labels.append("" if row.difference is None else f"{row.label} ({diverged} diverged)" if diverged else row.label)
     set_rows(panel, labels)
     panel.set_xticks(np.arange(len(edges)) - 0.5, [f"{edge:.3g}".replace("-", "\N{MINUS SIGN}") for edge in edges])
     panel.set_xlabel("log-SNR (natural logarithm; left: mostly noise)")
@@ -119,12 +119,6 @@ def _by_bin(results: Results, contrast: Contrast, bins: int) -> tuple[np.ndarray
     differences = [results.compare(contrast.left, contrast.right, "validation_loss", b) for b in range(bins)]
     means = [np.mean(difference.by_seed) if difference.by_seed else math.nan for difference in differences]
     return np.array(means), np.array([d.is_clear and bool(d.by_seed) for d in differences])
-
-
-def _log_snr_edges(results: Results) -> list[float] | None:
-    """The edges of the bins that most records have; None without records."""
-    edges = [tuple(record["bank"]["log_snr_edges"]) for record in results.found if record["bank"]]
-    return list(max(edges, key=edges.count)) if edges else None
 
 
 def _limit(grid: np.ndarray) -> float:

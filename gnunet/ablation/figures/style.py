@@ -3,8 +3,8 @@
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,11 +37,6 @@ class VariantStyle:
     marker: str
     line: Any
 
-    @property
-    def line_kwargs(self) -> dict[str, Any]:
-        """Arguments of a line with markers."""
-        return {"color": self.colour, "marker": self.marker, "linestyle": self.line}
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -64,11 +59,9 @@ def variant_styles(variants: Sequence[str], baseline: str) -> dict[str, VariantS
     return styles | {baseline: VariantStyle("black", "o", "-")}
 
 
-@contextmanager
-def figure_style() -> Iterator[None]:
+def figure_style() -> AbstractContextManager[None]:
     """Use matplotlib's defaults with the report's settings over them, whatever the user's settings are."""
-    with style.context(["default", Path(__file__).with_name("report.mplstyle")]):
-        yield
+    return style.context(["default", Path(__file__).with_name("report.mplstyle")])
 
 
 def new_figure(height: float, width: float = WIDTH, layout: Literal["constrained", "none"] = "constrained") -> Figure:
@@ -103,8 +96,9 @@ def put_legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 
 def variant_legend(figure: Figure, styles: Mapping[str, VariantStyle], variants: Iterable[str], **changes: Any) -> None:
-    """Put a legend of variants above the panels, with `changes` to their `line_kwargs`."""
-    put_legend(figure, [Line2D([], [], label=v, **styles[v].line_kwargs | changes) for v in variants])
+    """Put a legend of variants above the panels, with `changes` to their lines with markers."""
+    lines = {v: {"color": styles[v].colour, "marker": styles[v].marker, "linestyle": styles[v].line} for v in variants}
+    put_legend(figure, [Line2D([], [], label=variant, **line | changes) for variant, line in lines.items()])
 
 
 def row_panels(labels: Sequence[str], count: int, *, row: float = ROW, extra: float) -> tuple[Figure, Sequence[Axes]]:
