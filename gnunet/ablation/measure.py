@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -255,14 +256,10 @@ def _norm_seconds(session: Session) -> float:
 
 def _seconds(run: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
     """The seconds that `calls` calls take."""
-    _synchronize(device)
+    wait = (lambda: None) if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
+    wait()
     start = time.perf_counter()
     for _ in range(calls):
         run()
-    _synchronize(device)
+    wait()
     return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
