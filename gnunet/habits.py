@@ -1,15 +1,19 @@
 """Flags that users know from other programs, and what does it here."""
 
+import re
+from collections.abc import Container
+
 _RESUME = "the same command again: it resumes the run in run_dir from its newest checkpoint"
 _FINISH = "the same command again, which finishes what is missing"
-_SOURCE = "the first argument, SOURCE"
+_SOURCE = "the first argument"
 _GPUS = "CUDA_VISIBLE_DEVICES to choose GPUs; where it is empty, the CPU is used"
 _ONE_GPU = "--cpu for the CPU, CUDA_VISIBLE_DEVICES for one of several GPUs"
 _LAUNCH = "`accelerate launch -m gnunet COMMAND ...`, which uses every GPU"
 _LENGTH = "train.total_images, the number of images seen"
 _PRECISION = "the run's train.mixed_precision, which sampling takes over"
+_OF_SAMPLING = (_FINISH, _LAUNCH, _PRECISION)  # true of sample and evaluate, but not of ema and push
 
-# Their names -> what does it in train, in sample and evaluate, and in ablate, which takes the keys of train as flags.
+# Their names -> what does it in train, in commands on a model, and in ablate, which takes the keys of train as flags.
 _HABITS = {
     "resume resume_from resume_from_checkpoint auto_resume continue": (_RESUME, _FINISH, _FINISH),
     "ckpt checkpoint": (_RESUME, _SOURCE, ""),
@@ -47,8 +51,15 @@ _HABITS = {
 }
 
 
-def habits_of(command: str) -> dict[str, str]:
-    """What does it in a command of gnunet, by the names of flags of other programs."""
+def habits_of(command: str, flags: Container[str] = ()) -> dict[str, str]:
+    """What does it in a command of gnunet with these flags, besides --section.key, by the names of flags of other
+    programs."""
     column = {"train": 0, "ablate": 2}.get(command, 1)
-    found = {name: hints[column] for names, hints in _HABITS.items() for name in names.split()}
-    return {name: hint.replace("COMMAND", command) for name, hint in found.items() if hint}
+    unfit = {"", *(_OF_SAMPLING if command in ("push", "ema") else ())}
+    return {
+        name: hints[column].replace("COMMAND", command)
+        for names, hints in _HABITS.items()
+        for name in names.split()
+        if hints[column] not in unfit
+        and all("." in flag or flag in flags for flag in re.findall(r"--[\w.]+", hints[column]))
+    }

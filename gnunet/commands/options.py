@@ -31,15 +31,15 @@ class Parser(argparse.ArgumentParser):
             prog=f"gnunet {command}", description=description, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        self.habits = habits_of(command)
+        self.command = command
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         flags = [word.partition("=")[0] for word in args or () if word.startswith("--")]
         known = {name for name in self._option_string_actions if name.startswith("--")}
         spelled = {flag: flag.replace("-", "_").replace("__", "--", 1) for flag in flags}
         for flag in (flag for flag in flags if spelled[flag] not in known and flag != "--"):
-            name = spelled[flag][2:]
-            hint = f"; use {self.habits[name]}" if name in self.habits else did_you_mean(spelled[flag], sorted(known))
+            name, habits = spelled[flag][2:], habits_of(self.command, known)
+            hint = f"; use {habits[name]}" if name in habits else did_you_mean(spelled[flag], sorted(known))
             self.exit(2, f"error: {flag}: not a flag of {self.prog}{hint or '; --help lists the flags'}\n")
         words = [spelled[flag] + word[len(flag) :] if (flag := word.partition("=")[0]) in spelled else word
                  for word in args or ()]  # fmt: skip

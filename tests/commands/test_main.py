@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ from gnunet.__main__ import COMMANDS, main
 from gnunet.errors import run_cli
 
 ROOT = Path(__file__).parents[2]
+NAMES = ("class", "device", "gpus", "num_samples", "output", "resume", "source", "steps", "workers")
 SOURCE_SUFFIXES = (".py", ".j2", ".cu", ".h")
 
 
@@ -44,6 +46,22 @@ def test_version_and_unknown_command(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["smaple"])
     assert exit.value.code == 2 and "sample" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "ema", "push", "ablate"])
+def test_hints_at_flags_that_the_command_has(command, capsys):
+    def said(*arguments: str) -> str:
+        with pytest.raises(SystemExit):
+            main([command, *arguments])
+        return "".join(capsys.readouterr())
+
+    flags = set(re.findall(r"--\w+", said("--help")))
+    hints = {name: said(f"--{name}").partition(command)[2] for name in NAMES if f"--{name}" not in flags}
+    for name, hint in hints.items():
+        assert {flag for flag in re.findall(r"--[\w.]+", hint) if "." not in flag} <= flags, name
+    assert ("--out" in hints["output"]) == (command in ("sample", "evaluate", "ema"))
+    assert ("first argument" in hints["source"]) == (command != "ablate")
+    assert ("accelerate" in hints["gpus"]) == (command in ("sample", "evaluate"))
 
 
 def loaded_by(code: str) -> set[str]:
