@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     InitProcessGroupKwargs,
     ProjectConfiguration,
     gather_object,
@@ -25,7 +24,7 @@ from safetensors import SafetensorError
 
 from gnunet.config import Config
 from gnunet.distributed import fsdp
-from gnunet.distributed.launch import SIZE_VARIABLES, UNSUPPORTED, is_distributed_launch
+from gnunet.distributed.launch import SIZE_VARIABLES, is_distributed_launch
 from gnunet.errors import ConfigError, GnunetError
 
 Result = TypeVar("Result")
@@ -68,10 +67,8 @@ def make_accelerator(config: Config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(seconds=train.timeout)),
         ],
     )
-    missing = set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise ConfigError(f"train.trackers: {names} is not installed; pip install it, or omit it")
+    if missing := sorted(set(train.trackers) - {str(tracker) for tracker in accelerator.log_with}):
+        raise ConfigError(f"train.trackers: {', '.join(missing)} is not installed; pip install it, or omit it")
     return accelerator
 
 
@@ -86,14 +83,15 @@ def open_accelerator(mixed_precision: str, *, cpu: bool = False, **options: Any)
     cpu = cpu or not torch.accelerator.is_available()
     if cpu and mixed_precision == "fp16":
         raise ConfigError("train.mixed_precision: given fp16 on a CPU; valid: no, bf16")
-    if str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
-        raise ConfigError(UNSUPPORTED)
+    if any(str_to_bool(os.environ.get(f"ACCELERATE_USE_{name}", "false")) for name in ("DEEPSPEED", "MEGATRON_LM")):
+        raise ConfigError(
+            "accelerate launch: DeepSpeed and Megatron-LM are not supported; valid: one process, DDP or FSDP2 "
+            "(configs/accelerate/fsdp2.yaml; zero2.yaml shards the same state as ZeRO-2)"
+        )
     try:
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, **options)
     except ValueError as error:
         raise ConfigError(f"train.mixed_precision, train.trackers: rejected by Accelerate: {error}") from None
-    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
-        raise ConfigError(UNSUPPORTED)
     name = next((name for name in SIZE_VARIABLES if name in os.environ), None)
     if name is not None and os.environ[name] != str(accelerator.num_processes):
         raise ConfigError(

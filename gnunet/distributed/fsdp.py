@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin, str_to_bool
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -64,20 +64,16 @@ def shard(network: UNet2D, *, mesh: DeviceMesh, reshard_after_forward: bool) -> 
     With `reshard_after_forward` the other ranks' rows are freed after the forward pass, and gathered again for the
     backward pass.
     """
-    make_params_contiguous(network)
+    for name, parameter in network.named_parameters():
+        if not parameter.dim():
+            raise ConfigError(f"model.norm: {name} is a scalar, which cannot be sharded; valid: shape (1,)")
+        # Convolutions' weights are in channels_last, and FSDP2 shards rows of memory.
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     trains = any(parameter.requires_grad for parameter in network.parameters())
     # The EMA has no backward pass, after which its rows would be freed.
     for layer in network.fsdp_units():
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward or not trains)
     fully_shard(network, mesh=mesh, reshard_after_forward=not trains)
-
-
-def make_params_contiguous(network: nn.Module) -> None:
-    """Make parameters contiguous, which convolutions' weights in channels_last are not: FSDP2 shards rows of memory."""
-    for name, parameter in network.named_parameters():
-        if not parameter.dim():
-            raise ConfigError(f"model.norm: {name} is a scalar, which cannot be sharded; valid: shape (1,)")
-        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def shard_of(tensor: Tensor, rank: int, world_size: int) -> Tensor:

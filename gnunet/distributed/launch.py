@@ -19,10 +19,6 @@ RANK_VARIABLES = ("LOCAL_RANK", *SIZE_VARIABLES)
 """Environment variables by which torchrun or MPI tells a process that it is one of several."""
 LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")
 """Environment variables that torchrun and `accelerate launch` set for every process that they start."""
-UNSUPPORTED = (
-    "accelerate launch: DeepSpeed and Megatron-LM are not supported; valid: one process, DDP or FSDP2 "
-    "(configs/accelerate/fsdp2.yaml; zero2.yaml shards the same state as ZeRO-2)"
-)
 PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>: sets the signal that a process receives when its parent dies
 SHUTDOWN_SECONDS = 300  # time that processes which were signalled have for their checkpoint before they are killed
 

@@ -307,7 +307,8 @@ def test_unsupported_options_of_a_launch_are_rejected(monkeypatch, tiny, environ
         fsdp.check_options(tiny("run", *flags))
 
 
-def test_deepspeed_is_rejected(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="DeepSpeed"):
+@pytest.mark.parametrize("library", ["DEEPSPEED", "MEGATRON_LM"])
+def test_other_libraries_are_rejected(monkeypatch, library):
+    monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
+    with pytest.raises(ConfigError, match="DeepSpeed and Megatron-LM"):
         open_accelerator("no")
