@@ -1,6 +1,6 @@
 """gnunet: diffusion U-Nets on a fused GroupNorm+SiLU operator."""
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +31,5 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: the command line's --help needs no torch, and the operator no trainer.
     if name not in _LOCATIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _LOCATIONS[name].partition(":")
-    value = getattr(import_module(module), attribute)
-    globals()[name] = value
+    value = globals()[name] = resolve_name(_LOCATIONS[name])
     return value

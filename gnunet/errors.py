@@ -146,22 +146,17 @@ def tolerate_closed_stdout() -> Iterator[None]:
 
 def run_cli(program: Callable[[], int | None]) -> int:
     """The exit status of a program's main function: its result (0 for None), 2 on GnunetError and where a disk is full
-    or broken, or 130 on Ctrl-C."""
+    or broken, or 130 on Ctrl-C. Errors are printed with the rank unless it is the first on its machine."""
     try:
         return program() or 0
     except GnunetError as error:
-        print_error(error)
-        return 2
+        message = str(error)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print_error(GnunetError(f"{error.filename or 'a file'} cannot be written: {error.strerror}"))
-        return 2
+        message = f"{error.filename or 'a file'} cannot be written: {error.strerror}"
     except KeyboardInterrupt:  # outside of training, which handles signals itself
         return 130
-
-
-def print_error(error: GnunetError) -> None:
-    """Print an error to stderr, with the rank unless it is the first on its machine."""
     prefix = "" if os.environ.get("LOCAL_RANK", "0") == "0" else f"[rank {os.environ.get('RANK', '0')}] "
-    print(f"{prefix}error: {error}", file=sys.stderr)
+    print(f"{prefix}error: {message}", file=sys.stderr)
+    return 2
