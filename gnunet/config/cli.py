@@ -60,9 +60,8 @@ def parse_args(argv: Sequence[str], *, default_config: str | Path) -> Config:
         default_config = "folder_small"  # what another model is trained on is seldom what the default is made for
     files = options.config or [default_config]
     if options.help:
-        print(
-            parser.format_help(), *_help_lines({"": Config}, load_config(*files), ", ".join(map(str, files))), sep="\n"
-        )
+        parser.print_help()
+        print("", *_help_lines({"": Config}, load_config(*files), ", ".join(map(str, files))), sep="\n")
         raise SystemExit(0)
     config = load_config(*files, ConfigSource("command line", values))
     if options.print_config:
@@ -84,9 +83,7 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
             flags[-1][1].append(argument)
         else:
             raise ConfigError(f"{argument}: not a flag (command line); {_suggest_flag(argument)}")
-    if missing := [name for name, values in flags if not values]:
-        if hint := Config.hints.get(missing[0]):
-            raise ConfigError(f"{missing[0]}: unknown key (command line); use {hint}")
+    if missing := [name for name, values in flags if not values and find(Config, name)]:
         raise ConfigError(f"{missing[0]}: no value given (command line); valid: --{missing[0]} VALUE")
     return nest((name, _parse(name, values)) for name, values in flags)
 
@@ -123,7 +120,7 @@ def _help_lines(sections: Sections, values: Section, files: str, prefix: str = "
     nested: list[str] = []
     for name, field in fields_of(sections).items():
         if inner := sections_of(field):
-            nested += ["", _wrap(f"{prefix}{name}: {field.description}", "")]
+            nested += ["", _wrap(f"{prefix}{name}: {field.description or inner[''].__doc__}", "")]
             if len(inner) <= MAX_KINDS_LISTED:
                 nested += [_wrap(f"kind {kind}: {section.__doc__}", "  ") for kind, section in inner.items() if kind]
             nested += _help_lines(inner, getattr(values, name), files, f"{prefix}{name}.")
@@ -132,13 +129,9 @@ def _help_lines(sections: Sections, values: Section, files: str, prefix: str = "
         fields = [sections[kind].model_fields[name] for kind in kinds]
         defaults = list(dict.fromkeys(format_value(field.get_default()) for field in fields))
         default = "" if name == "kind" else f"default: {join_or(defaults)}; "
-        if (
-            name in getattr(type(values), "model_fields", ())
-            and (value := format_value(getattr(values, name))) not in defaults[:1]
-        ):
+        value = format_value(getattr(values, name, None))
+        if name == "kind" or (hasattr(values, name) and value not in defaults[:1]):
             default = f"{files}: {value}; {default}"
-        elif name == "kind":
-            default = f"{files}: {format_value(getattr(values, name, None))}; "
         valid = join_or(kinds) if name == "kind" else "; ".join(dict.fromkeys(describe_field(f) for f in fields))
         listed = join_or(kinds) if len(kinds) <= MAX_KINDS_LISTED else first_few(kinds)
         only = f"[kind {listed}] " if len(kinds) < len(sections) else ""

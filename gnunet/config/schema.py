@@ -69,8 +69,7 @@ def sections_of(field: FieldInfo | None) -> Sections:
     """The section types that a field can hold; none if it is a plain value."""
     annotation = field.annotation if field else None
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    classes = [member for member in members if isinstance(member, type) and get_origin(member) is None]
-    sections = [member for member in classes if issubclass(member, Section)]
+    sections = [member for member in members if isinstance(member, type(Section))]
     return {getattr(section.model_fields.get("kind"), "default", ""): section for section in sections}
 
 

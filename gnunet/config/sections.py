@@ -1,4 +1,4 @@
-"""All keys of the configuration with their types, defaults and help texts (the string below a key).
+"""All keys of the configuration with their types, defaults and help texts (the string below a key or a section).
 
 `Config(...)` validates each value by itself; `load_config` also checks that the values work together.
 """
@@ -215,7 +215,7 @@ class SamplingConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Metrics of the EMA weights' samples against the training images, and the best checkpoint by one of them."""
+    """Metrics of the EMA weights' samples, the best checkpoint by one of them, and the defaults of gnunet evaluate."""
 
     every: NonNegativeInt | None = None
     """Images between evaluations; 0 is only at the end, null is never."""
@@ -242,19 +242,13 @@ class Config(Section):
     run_dir: Text = "runs/default"
     """Folder of the run; running the same command again resumes from it."""
     data: DataConfig = DataConfig()
-    """Where the images come from and how they are prepared."""
     model: ModelConfig = ModelConfig()
-    """The U-Net, in the names of diffusers' UNet2DModel."""
     diffusion: AnyDiffusionConfig = DIFFUSION_SECTIONS["ddpm"]()
     """The diffusion process."""
     train: TrainConfig = TrainConfig()
-    """Optimization, EMA, precision, and when things are written."""
     validation: ValidationConfig = ValidationConfig()
-    """The validation loss."""
     sampling: SamplingConfig = SamplingConfig()
-    """The sample grids drawn in training, and the defaults of gnunet sample."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """Metrics measured in training, and the defaults of gnunet evaluate."""
 
     @classmethod
     def drop_overridden(cls, earlier: dict[str, Any], later: Mapping[str, Any]) -> None:

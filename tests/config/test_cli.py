@@ -88,7 +88,8 @@ def test_value_of_a_flag(files, argv: str, key: str, value: Any) -> None:
         ("--train.batch_size.x 3", "train.batch_size: given {x: 3} "),
         ("--data.subset {a:", "data.subset: given '{a:' "),
         ("--bogus 1", "bogus: unknown key"),
-        ("--bogus", "bogus: no value given"),
+        ("--bogus", "bogus: unknown key"),
+        ("--train.batchsize", "train.batchsize: unknown key (command line); did you mean train.batch_size?"),
         ("--resume", "resume: unknown key (command line); use the same command"),
         ("--device cuda", "device: unknown key (command line); use CUDA_VISIBLE_DEVICES"),
         ("--epochs 3", "epochs: unknown key (command line); use train.total_images"),
@@ -124,7 +125,7 @@ def test_help_describes_every_key_and_kind(files, capsys) -> None:
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for path, field in walk({"": Config}):
-        assert " ".join(field.description.split()) in text, path
+        assert " ".join((field.description or sections_of(field)[""].__doc__).split()) in text, path
         if not sections_of(field):
             assert f"--{'.'.join(path)} " in text, path
     assert "[kind edm] Mean of log sigma in training. (default: -1.2; valid: a number)" in text
