@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from functools import reduce
+from operator import attrgetter
 
 from gnunet.config.kinds import MAX_NOISE_BINS
 from gnunet.config.merge import raise_all
@@ -60,7 +60,7 @@ def cuda_graph_obstacle(config: Config) -> str | None:
 def _issue(config: Config, key: str, valid: str, given: str | None = None) -> ConfigIssue:
     """An issue of a key's value, which is shown unless `given` says it otherwise."""
     if given is None:
-        value = reduce(getattr, key.split("."), config)
+        value = attrgetter(key)(config)
         given = f"{value:g}" if isinstance(value, float) else format_value(value)
     return ConfigIssue.of(key, given, valid)
 
@@ -69,7 +69,7 @@ def _check_model(config: Config) -> list[ConfigIssue]:
     # Each line needs the checks of those before it to pass.
     return (
         [*_check_levels(config), *_check_norm_groups(config)]
-        or [*_check_channels(config), *_check_condition(config), *_check_augment(config), *_check_attention(config)]
+        or [*_check_data(config), *_check_condition(config), *_check_attention(config)]
         # The size of latents is known once the autoencoder is: `check_latents`.
         or ([] if config.data.autoencoder else [*_check_resolution(config)] or [*_check_norm(config)])
     )
@@ -112,7 +112,7 @@ def _check_resolution(config: Config, reduction: int = 1) -> Iterator[ConfigIssu
         yield _issue(config, "data.resolution", f"multiples of {factor}, for instance {listed} ({halvings})")
 
 
-def _check_channels(config: Config) -> Iterator[ConfigIssue]:
+def _check_data(config: Config) -> Iterator[ConfigIssue]:
     channels, is_pictures = config.model.in_channels, config.data.normalization == "pixels"
     if config.data.autoencoder is not None:
         if not is_pictures:
@@ -125,9 +125,6 @@ def _check_channels(config: Config) -> Iterator[ConfigIssue]:
     if not is_pictures and channels not in (1, 3) and config.evaluate.every is not None:
         valid = f"null with arrays of {channels} channels, which metrics do not see; validation_loss is evaluated"
         yield _issue(config, "evaluate.every", valid)
-
-
-def _check_augment(config: Config) -> Iterator[ConfigIssue]:
     if config.data.augment and (config.data.autoencoder is not None or config.data.condition is not None):
         yield _issue(config, "data.augment", "0 with data.autoencoder or data.condition")
 
@@ -192,7 +189,7 @@ def _check_norm(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:
                 has_own = site[0].startswith("mid_block.attentions.") and model.attn_norm_num_groups is not None
                 (of_attention if has_own else others).append(site)
             for key, sites in {f"model.norm.{name}": others, "model.attn_norm_num_groups": of_attention}.items():
-                number = reduce(getattr, key.split("."), config)
+                number = attrgetter(key)(config)
                 if wrong := [f"{path} ({width} channels)" for path, width in sites if width % (number or width)]:
                     valid = f"{join_or(_divisors(math.gcd(*(width for _, width in sites))))} for all norm layers"
                     issues.append(_issue(config, key, f"{valid}; {number} does not divide {first_few(wrong)}"))
@@ -279,7 +276,7 @@ def _check_evaluate(config: Config) -> Iterator[ConfigIssue]:
 
 
 def _check_less_than(config: Config, lower: str, upper: str) -> Iterator[ConfigIssue]:
-    low, high = (reduce(getattr, key.split("."), config) for key in (lower, upper))
+    low, high = attrgetter(lower, upper)(config)
     if low >= high:
         yield _issue(config, lower, f"a number below {upper} {high:g}")
 

@@ -1,11 +1,11 @@
 """The keys of `data`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from gnunet.config.schema import Section, ValidValues
-from gnunet.scaling import as_size
+from gnunet.scaling import as_resolution, as_size
 
 Text = Annotated[str, Field(min_length=1)]
 Subset = Annotated[
@@ -14,16 +14,11 @@ Subset = Annotated[
 ]
 
 
-def _one_side(value: Any) -> Any:
-    """[64, 64] is 64, so that they are no different runs."""
-    is_square = isinstance(value, list) and len(value) == 2 and value[0] == value[1]
-    return value[0] if is_square else value
-
-
 Side = Annotated[PositiveInt, Field(le=8192)]
 Resolution = Annotated[
     Side | Annotated[list[Side], Field(min_length=2, max_length=2)],
-    BeforeValidator(_one_side),
+    # [64, 64] is 64, so that they are no different runs.
+    BeforeValidator(lambda value: as_resolution(value) if isinstance(value, list) and len(value) == 2 else value),
     ValidValues("an integer, above 0 and at most 8192, or two of them, [HEIGHT, WIDTH]"),
 ]
 

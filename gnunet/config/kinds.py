@@ -40,18 +40,10 @@ class NormConfig(KindConfig):
         return data
 
 
-def _heights_as_text(value: Any) -> Any:
-    """YAML reads the heights among the regions as numbers."""
-    if not isinstance(value, Mapping):
-        return value
-    return {str(key) if isinstance(key, int) else key: keys for key, keys in value.items()}
-
-
 COMMON_FIELDS: dict[str, Any] = {
     "overrides": (
         Annotated[
-            dict[str, dict[str, Any]],
-            BeforeValidator(_heights_as_text),
+            dict[Annotated[str, BeforeValidator(str)], dict[str, Any]],  # YAML reads heights as numbers
             ValidValues("a mapping from regions to keys of model.norm, such as {decoder: {kind: none}}"),
         ],
         Field(

@@ -1,6 +1,5 @@
 """Configurations from files, shipped configs and values; configurations as text, and how two differ."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from gnunet.config.renamed_keys import with_new_names
 from gnunet.config.schema import Section
 from gnunet.config.sections import Config
 from gnunet.config.yaml_io import dump_yaml, format_value, load_yaml, load_yaml_file
+from gnunet.errors import did_you_mean
 from gnunet.files import packaged
 from gnunet.safe_io import check_yaml
 
@@ -53,9 +53,7 @@ def _as_source(source: str | Path | Mapping[str, Any] | Config | ConfigSource) -
         path = shipped
     name = str(path.relative_to(here) if path.is_relative_to(here) else path)
     names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-    similar = difflib.get_close_matches(path.stem, names, 1)
-    guess = f"did you mean {similar[0]}? " if similar else ""
-    hint = f"{guess}valid: a YAML file, or one of the shipped configs {', '.join(names)}"
+    hint = f"valid: a YAML file, or one of the shipped configs {', '.join(names)}{did_you_mean(path.stem, names)}"
     return ConfigSource(name, load_yaml_file(path, name, hint))
 
 

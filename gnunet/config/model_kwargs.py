@@ -79,11 +79,7 @@ def _norm_kwargs(config: Config) -> dict[str, Any]:
     norm = config.model.norm.model_dump()
     for keys in (norm, *norm["overrides"].values()):
         if (bins := keys.pop("noise_bins", 1)) > 1:
-            keys["noise_edges"] = _noise_edges(config.diffusion, bins)
+            shares = torch.arange(1, bins, dtype=torch.float64) / bins  # bins are equally frequent in training
+            levels = make_process(**config.diffusion.model_dump()).noise_level(shares)
+            keys["noise_edges"] = sorted(set(levels.timestep.double().tolist()))
     return norm
-
-
-def _noise_edges(diffusion: Any, bins: int) -> list[float]:
-    """The timesteps between ranges of the noise level that are equally frequent in training."""
-    shares = torch.arange(1, bins, dtype=torch.float64) / bins
-    return sorted(set(make_process(**diffusion.model_dump()).noise_level(shares).timestep.double().tolist()))
