@@ -67,23 +67,21 @@ class ImageFiles:
         self, folder: Path, resolution: int | Sequence[int] | None = None, scaling: Scaling = PICTURES,
         channels: int = 3,
     ):  # fmt: skip
-        self._scaling = scaling
+        self._scaling, self._resize = scaling, "none" if resolution is None else "crop"
         self.files = image_files(folder, scaling)
         if not self.files:
             raise DataError(f"{folder} holds no image files ({' '.join(IMAGE_SUFFIXES)}; {GRID} is not counted)")
         if not scaling.is_pictures:
             self.channels = channels
             self.size = self._decode(self.files[0]).shape[:2]
-            return
-        if resolution is not None:
-            self.size, self.channels, self._resize = as_size(resolution), 3, "crop"
-            return
-        expected = _inspect_image(self.files[0])
-        self.size, self.channels, self._resize = expected[:2], expected[2], "none"
-        for file in self.files[1:]:
-            if (found := _inspect_image(file)) != expected:
-                given = f"{file} is {_describe(*found)}, but {self.files[0]} is {_describe(*expected)}"
-                raise DataError(f"{given}; valid: images of one size, all grey or all in colour, or --resolution")
+        elif resolution is not None:
+            self.size, self.channels = as_size(resolution), 3
+        else:
+            self.size, self.channels = expected = _inspect_image(self.files[0])
+            for file in self.files[1:]:
+                if (found := _inspect_image(file)) != expected:
+                    given = f"{file} is {_describe(*found)}, but {self.files[0]} is {_describe(*expected)}"
+                    raise DataError(f"{given}; valid: images of one size, all grey or all in colour, or --resolution")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -99,12 +97,12 @@ class ImageFiles:
             return decode_image(file, self.size, self.channels, self._resize)
 
 
-def _inspect_image(file: Path) -> tuple[int, int, int]:
-    """An image's height, width and channels (1 or 3), from the file's header."""
+def _inspect_image(file: Path) -> tuple[tuple[int, int], int]:
+    """An image's size and channels (1 or 3), from the file's header."""
     with as_data_error(file), open_image(file) as image:
         is_grey = image.mode in GREY_MODES and "transparency" not in image.info
-        return *upright_size(image), 1 if is_grey else 3
+        return upright_size(image), 1 if is_grey else 3
 
 
-def _describe(height: int, width: int, channels: int) -> str:
-    return f"{width} x {height} {'grey' if channels == 1 else 'in colour'}"
+def _describe(size: tuple[int, int], channels: int) -> str:
+    return f"{size[1]} x {size[0]} {'grey' if channels == 1 else 'in colour'}"

@@ -42,21 +42,15 @@ class Preprocessing:
 class Extractor:
     """A frozen network whose features images are compared by.
 
-    Args:
-        name: as in the metric fd_NAME.
-        network: in eval mode on `device`. Takes preprocessed images (fp32), or uint8 RGB images at their own size
-            if `preprocessing` is None. Returns floating point (N, D).
-        kind: the architecture, or the user's class.
-        weights: sha256 of the weights.
-        preprocessing: applied before the network; None if the network does its own.
-        device: where the network is.
+    In eval mode it takes images as `preprocessing` leaves them, or uint8 RGB (N, 3, H, W) at their own size, and
+    returns floating point (N, D).
     """
 
-    name: str
-    network: Callable[[Tensor], Tensor]
-    kind: str
-    weights: str
-    preprocessing: Preprocessing | None
+    name: str  # as in the metric fd_NAME
+    network: Callable[[Tensor], Tensor]  # on `device`
+    kind: str  # the architecture, or the user's class
+    weights: str  # sha256 of the weights
+    preprocessing: Preprocessing | None  # applied before the network; None if it does its own
     device: torch.device
 
     @property
