@@ -222,6 +222,8 @@ class TestDINOv2:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         with pytest.raises(ConfigError, match="curl .*dinov2_vitl14_pretrain.pth"):
             load_extractor("dinov2")
+        with pytest.raises(ConfigError, match=f"curl .*{tmp_path / 'absent'} .*dinov2_vitl14_pretrain.pth"):
+            load_extractor("dinov2", weights=tmp_path / "absent")
 
 
 SOURCE = """
