@@ -12,7 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gnunet.checkpoint.jsonl import JsonlLogger
-from gnunet.config import Config, changed_keys, diff_configs, from_yaml, to_yaml
+from gnunet.config import Config, changed_keys, from_yaml, to_yaml
+from gnunet.config.yaml_io import format_value
 from gnunet.errors import CheckpointError, ConfigError, GnunetError, expand
 from gnunet.files import atomic_write
 from gnunet.models.autoencoder import Autoencoder, load_autoencoder
@@ -129,12 +130,15 @@ class RunDir:
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
         saved = from_yaml(read_text(self.config_file, MAX_YAML_BYTES), str(self.config_file))
-        lines = {line.split(":")[0]: line for line in diff_configs(saved, self.config)}
-        fixed = [key for key in lines if key not in KEYS_ALLOWED_TO_CHANGE and not key.startswith(KEYS_RECORDED)]
+        fixed = [
+            f"{key}: {format_value(old)} -> {format_value(new)}"
+            for key, (old, new) in changed_keys(saved, self.config).items()
+            if key not in KEYS_ALLOWED_TO_CHANGE and not key.startswith(KEYS_RECORDED)
+        ]
         if fixed:
             raise ConfigError(
                 f"{self.path} holds a run of another configuration; these keys differ (run_dir -> now):\n  "
-                + "\n  ".join(lines[key] for key in fixed)
+                + "\n  ".join(fixed)
                 + "\nChoose another run_dir, or restore that configuration to resume."
             )
 

@@ -7,7 +7,7 @@ that do not work together.
 
 from gnunet.config.checks import accumulation_steps, check_latents
 from gnunet.config.cli import parse_args
-from gnunet.config.load import changed_keys, diff_configs, from_yaml, load_config, to_yaml
+from gnunet.config.load import changed_keys, from_yaml, load_config, to_yaml
 from gnunet.config.model_kwargs import image_kwargs, label_shape, make_condition, process_kwargs, unet_kwargs
 from gnunet.config.sections import Config, EvaluateConfig, ModelConfig, SamplingConfig, Text, TrainConfig
 
@@ -21,7 +21,6 @@ __all__ = [
     "accumulation_steps",
     "check_latents",
     "changed_keys",
-    "diff_configs",
     "from_yaml",
     "image_kwargs",
     "label_shape",

@@ -10,7 +10,7 @@ from gnunet.config.merge import ConfigSource, merge_and_validate, nest
 from gnunet.config.renamed_keys import with_new_names
 from gnunet.config.schema import Section
 from gnunet.config.sections import Config
-from gnunet.config.yaml_io import dump_yaml, format_value, load_yaml, load_yaml_file
+from gnunet.config.yaml_io import dump_yaml, load_yaml, load_yaml_file
 from gnunet.errors import did_you_mean
 from gnunet.files import packaged
 from gnunet.safe_io import check_yaml
@@ -70,11 +70,6 @@ def from_yaml(text: str, name: str) -> Config:
     """
     check_yaml(text, name)
     return merge_and_validate(Config, [ConfigSource(name, with_new_names(load_yaml(text, name)))], check_config)
-
-
-def diff_configs(a: Config, b: Config) -> list[str]:
-    """The keys in which two configurations differ, each as `full.path: value in a -> value in b`."""
-    return [f"{key}: {format_value(old)} -> {format_value(new)}" for key, (old, new) in changed_keys(a, b).items()]
 
 
 def changed_keys(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
