@@ -1,6 +1,6 @@
 """The processes of a launch, how work on numbered items is divided among them, and how many threads do it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +26,26 @@ class Processes:
         """Those of an Accelerator."""
         return cls(accelerator.process_index, accelerator.num_processes, accelerator.gather)
 
-    def gather_padded(self, rows: Tensor, size: int) -> Tensor:
+    def map_batches(
+        self, function: Callable[[range], Sequence[Tensor]], count: int, batch_size: int,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[tuple[range, list[Tensor]]]:  # fmt: skip
+        """Call `function` for batches of the indices 0..count-1, which ranks take in turn; all of them must call this.
+
+        Yields each batch and the tensors that were returned for it, (len(batch), ...), in order, on every rank, after
+        each round. `progress` is called after each round with the number of indices done so far.
+        """
+        batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+        for first in range(0, len(batches), self.world_size):
+            of_round = batches[first : first + self.world_size]
+            # A rank without a batch does that of another: all wait anyway, and a sharded model needs its weights.
+            tensors = function(of_round[self.rank % len(of_round)])
+            gathered = [self._gather_padded(tensor, batch_size) for tensor in tensors]
+            for rank, batch in enumerate(of_round):
+                yield batch, [rows[rank, : len(batch)] for rows in gathered]
+            progress(of_round[-1].stop)
+
+    def _gather_padded(self, rows: Tensor, size: int) -> Tensor:
         """Every rank's rows (n, ...), padded with zeros to (world_size, size, ...), on every rank."""
         padded = rows.new_zeros(size, *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -34,17 +53,6 @@ class Processes:
 
 
 SINGLE_PROCESS = Processes()
-
-
-def batches_by_rank(count: int, batch_size: int, world_size: int) -> Iterator[list[range]]:
-    """Batches of the indices 0..count-1, one per rank in each round; the last round may have fewer.
-
-    A rank without a batch in the last round should do equal work and discard it: the others wait for it anyway, and
-    in a sharded model they need its part of the weights.
-    """
-    for first in range(0, count, world_size * batch_size):
-        starts = range(first, min(first + world_size * batch_size, count), batch_size)
-        yield [range(start, min(start + batch_size, count)) for start in starts]
 
 
 @contextmanager

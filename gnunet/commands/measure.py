@@ -19,6 +19,7 @@ from gnunet.commands.progress import ProgressBar
 from gnunet.commands.sample_folder import writing_to
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
+from gnunet.diffusion import encode_png
 from gnunet.distributed.accelerator import open_accelerator, run_on_all_ranks
 from gnunet.distributed.launch import check_launch, run_as_processes
 from gnunet.environment import num_cpus
@@ -27,6 +28,7 @@ from gnunet.evaluation import EXTRACTORS, Scorer, check_reference, get_metrics, 
 from gnunet.evaluation.features import Images
 from gnunet.evaluation.metrics import sample_size_warnings, too_few_images
 from gnunet.evaluation.neighbours import draw_neighbours, nearest_images
+from gnunet.files import atomic_write
 from gnunet.processes import Processes, single_threaded
 from gnunet.scaling import as_resolution
 from gnunet.training.session import with_latents
@@ -243,5 +245,5 @@ def _write(
     with writing_to(out):
         report.write_json(out / name, record)
         if picture is not None:
-            report.write_picture(out / "nearest.png", picture)
+            atomic_write(out / "nearest.png", encode_png(picture))
     report.print_all(f"written to {out / name}" + (f", {out / 'nearest.png'}" if picture is not None else ""))

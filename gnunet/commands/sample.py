@@ -74,7 +74,7 @@ def sample(arguments: argparse.Namespace) -> None:
     from gnunet.commands.conditions import open_model
     from gnunet.commands.progress import ProgressBar
     from gnunet.commands.sample_folder import SamplesRecord, open_sample_folder, writing_to
-    from gnunet.diffusion import encode_gif, encode_grid, make_grid
+    from gnunet.diffusion import encode_gif, encode_png, make_grid
     from gnunet.distributed.accelerator import open_accelerator, run_on_all_ranks
     from gnunet.distributed.launch import check_launch
     from gnunet.evaluation.image_files import GIF, GRID, STRIP, read_sample, write_sample
@@ -108,12 +108,12 @@ def sample(arguments: argparse.Namespace) -> None:
             shown = [read_sample(files[i], model.scaling, model.channels) for i in [*files][:MAX_GRID_IMAGES]]
             with writing_to(out):
                 grid = draw_grid(model.scaling.to_pictures(np.stack(shown)), model, start)
-                atomic_write(out / GRID, encode_grid(grid))
+                atomic_write(out / GRID, encode_png(grid))
                 if followed:
                     stages = model.scaling.to_pictures(np.concatenate([estimates[i] for i in followed]))
                     steps = len(stages) // len(followed)
                 if arguments.strip:
-                    atomic_write(out / STRIP, encode_grid(make_grid(stages, steps, scale=None)))
+                    atomic_write(out / STRIP, encode_png(make_grid(stages, steps, scale=None)))
                 if arguments.gif:
                     frames = [draw_grid(stages[step::steps], model, start) for step in range(steps)]
                     atomic_write(out / GIF, encode_gif(frames))

@@ -4,7 +4,7 @@ from gnunet.diffusion.ddpm import DDPM
 from gnunet.diffusion.edm import EDM
 from gnunet.diffusion.factory import PROCESSES, make_process, process_from_config, process_from_scheduler
 from gnunet.diffusion.flow import Flow
-from gnunet.diffusion.images import encode_gif, encode_grid, make_grid
+from gnunet.diffusion.images import encode_gif, encode_png, make_grid
 from gnunet.diffusion.process import NoiseLevel, Process
 from gnunet.diffusion.sampling import ImageSampler, eval_mode, sample_labels
 
@@ -17,7 +17,7 @@ __all__ = [
     "NoiseLevel",
     "Process",
     "encode_gif",
-    "encode_grid",
+    "encode_png",
     "eval_mode",
     "make_grid",
     "make_process",

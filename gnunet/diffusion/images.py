@@ -67,11 +67,12 @@ def make_grid(
     return canvas
 
 
-def encode_grid(grid: Image.Image) -> bytes:
-    """A grid of `make_grid` as a PNG that has its `info["tiles"]`, too."""
+def encode_png(picture: Image.Image) -> bytes:
+    """A picture as a PNG; that of a grid has its `info["tiles"]`, too."""
     png, info = io.BytesIO(), PngInfo()
-    info.add_text("tiles", grid.info["tiles"])
-    grid.save(png, format="PNG", pnginfo=info)
+    if "tiles" in picture.info:
+        info.add_text("tiles", picture.info["tiles"])
+    picture.save(png, format="PNG", pnginfo=info)
     return png.getvalue()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from gnunet.errors import DataError
 from gnunet.evaluation.distances import RunningCovariance, evenly_spaced
 from gnunet.evaluation.extractors import Extractor
-from gnunet.processes import SINGLE_PROCESS, Processes, batches_by_rank, single_threaded
+from gnunet.processes import SINGLE_PROCESS, Processes, single_threaded
 
 FORWARD_BATCH = 16  # images per forward pass: fixed, because results depend on it; small enough for a CPU's cache
 CHUNK = 128  # images that a rank takes at a time, unless their source has batches
@@ -48,26 +48,24 @@ def stream_features(
 ) -> Iterator[tuple[range, list[Tensor]]]:
     """The features of images 0..num_images-1, in order, on every rank.
 
-    Chunks of images are distributed round-robin across ranks, and their features are gathered after each round. So
-    every rank sees the same chunks in the same order whatever the world size, and memory is constant.
+    Every rank sees the same chunks in the same order whatever the world size, and memory is constant.
 
     Args:
-        images: the source. It is called for whole chunks, and for image 0 on ranks without a chunk in the last round.
+        images: the source, called for whole chunks.
         chunk: images per chunk, such as a sampler's batch size. Results depend on it.
-        processes: the ranks that share the work; all of them must call this.
-        progress: called after each round with the number of images done so far.
+        processes, progress: as in `Processes.map_batches`.
 
     Yields:
         Indices of a chunk, and for each extractor float32 (len(indices), D).
     """
     if num_images < 1:
         raise DataError("there are no images to evaluate")
-    for chunks in batches_by_rank(num_images, chunk, processes.world_size):
-        pixels = images(chunks[processes.rank] if processes.rank < len(chunks) else range(1))
-        gathered = [processes.gather_padded(extract(extractor, pixels), chunk) for extractor in extractors]
-        for rank, indices in enumerate(chunks):
-            yield indices, [features[rank, : len(indices)] for features in gathered]
-        progress(chunks[-1].stop)
+
+    def features(indices: range) -> list[Tensor]:
+        pixels = images(indices)
+        return [extract(extractor, pixels) for extractor in extractors]
+
+    return processes.map_batches(features, num_images, chunk, progress)
 
 
 def collect_statistics(

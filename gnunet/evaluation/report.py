@@ -1,6 +1,5 @@
 """What an evaluation prints and writes."""
 
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -130,13 +128,6 @@ def _inputs(record: Mapping[str, Any]) -> dict[str, Any]:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write JSON atomically."""
     atomic_write(path, json.dumps(record, indent=1) + "\n")
-
-
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG atomically."""
-    png = io.BytesIO()
-    picture.save(png, format="PNG")
-    atomic_write(path, png.getvalue())
 
 
 def print_all(*parts: Any) -> None:

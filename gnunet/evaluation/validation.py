@@ -14,7 +14,7 @@ from gnunet.data.dataset import to_network
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import Process, eval_mode
 from gnunet.diffusion.process import per_sample_mse
-from gnunet.processes import SINGLE_PROCESS, Processes, batches_by_rank
+from gnunet.processes import SINGLE_PROCESS, Processes
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,15 @@ def validation_errors(
             has a class embedding. Runs in eval mode without gradients; its modes are restored.
         device: where the network is.
         autocast: makes the context that the network runs in.
-        processes: the ranks that share the work; all of them must call this.
-        progress: called after each round of batches with the number of examples done so far.
+        processes, progress: as in `Processes.map_batches`.
     """
-    errors = torch.zeros(len(val_set), dtype=torch.float32, device=device)
+
+    def errors(indices: range) -> list[Tensor]:
+        return [per_example_errors(network, process, val_set, indices, device=device, autocast=autocast)]
+
     with eval_mode(network):
-        for batches in batches_by_rank(len(val_set), batch_size, processes.world_size):
-            mine = batches[processes.rank] if processes.rank < len(batches) else None
-            found = per_example_errors(network, process, val_set, mine or batches[0], device=device, autocast=autocast)
-            if mine:
-                errors[mine.start : mine.stop] = found
-            progress(batches[-1].stop)
-    # Each example is zero on all ranks but one, so the sum over ranks is exact.
-    return processes.gather(errors).reshape(processes.world_size, -1).double().sum(dim=0).cpu().numpy()
+        found = [batch for _, (batch,) in processes.map_batches(errors, len(val_set), batch_size, progress)]
+    return torch.cat(found).double().cpu().numpy()
 
 
 def per_example_errors(

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gnunet.checkpoint.jsonl import read_jsonl
-from gnunet.evaluation.report import write_picture
+from gnunet.diffusion import encode_png
+from gnunet.files import atomic_write
 
 CURVES = {"loss": ("training loss", "#7aa6d8"), "validation_loss": ("validation loss", "#c44e20")}
 """Keys of metrics.jsonl, each with its label and colour."""
@@ -61,7 +62,7 @@ def draw_curves(metrics: Path, path: Path) -> None:
     draw.text((OVERSAMPLING * RIGHT, OVERSAMPLING * (HEIGHT - 10)), "images seen", "black", font, anchor="rb")
     for i, key in enumerate(curves):
         draw.text((OVERSAMPLING * (LEFT + 180 * i), OVERSAMPLING * 12), *CURVES[key], font)
-    write_picture(path, canvas.reduce(OVERSAMPLING))
+    atomic_write(path, encode_png(canvas.reduce(OVERSAMPLING)))
 
 
 def is_number(value: Any) -> bool:

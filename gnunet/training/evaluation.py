@@ -11,18 +11,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
+from torch import Tensor
 
 from gnunet.checkpoint.checkpoint import TrainState, checkpoint_name
 from gnunet.checkpoint.trained_model import TrainedModel
 from gnunet.config import EvaluateConfig
 from gnunet.data.cache import cache_folder
-from gnunet.diffusion import encode_grid, make_grid
+from gnunet.diffusion import encode_png, make_grid
 from gnunet.distributed.signals import StopSignal
 from gnunet.evaluation import FeatureMetric, Scorer, check_reference, get_metrics, load_extractors, validation_loss
 from gnunet.evaluation.extractors import EXTRACTORS
 from gnunet.evaluation.features import Images
 from gnunet.files import atomic_write
-from gnunet.processes import Processes, batches_by_rank, single_threaded
+from gnunet.processes import Processes, single_threaded
 from gnunet.training.progress import Display
 from gnunet.training.session import Session
 
@@ -159,15 +160,17 @@ def sample_grid(session: Session, *, stop: StopSignal, display: Display) -> np.n
     """
     model, accelerator = session.ema_model, session.accelerator
     display.set_status("sampling")
-    size, count, processes = model.sampling.batch_size, model.sampling.num_images, Processes.of(accelerator)
-    images: list[np.ndarray] = []
-    for batches in batches_by_rank(count, size, processes.world_size):
-        mine = batches[processes.rank] if processes.rank < len(batches) else range(1)
-        made = model.scaling.to_pictures(model.sample(mine, accelerator, partial(stop.check, accelerator)))
-        gathered = processes.gather_padded(torch.from_numpy(made).to(accelerator.device), size).cpu().numpy()
-        images += [batch[: len(indices)] for indices, batch in zip(batches, gathered, strict=False)]
-        display.progress("sampling", batches[-1].stop, count)
-    return np.concatenate(images)
+    count = model.sampling.num_images
+
+    def sample(indices: range) -> list[Tensor]:
+        made = model.sample(indices, accelerator, partial(stop.check, accelerator))
+        return [torch.from_numpy(model.scaling.to_pictures(made)).to(accelerator.device)]
+
+    def progress(done: int) -> None:
+        display.progress("sampling", done, count)
+
+    batches = Processes.of(accelerator).map_batches(sample, count, model.sampling.batch_size, progress)
+    return torch.cat([images for _, (images,) in batches]).cpu().numpy()
 
 
 def draw_grid(images: np.ndarray, model: TrainedModel, start: int = 0) -> Image.Image:
@@ -186,7 +189,7 @@ def save_grid(session: Session, folder: Path, images: np.ndarray, images_seen: i
     """Write `draw_grid` of the images sampled at `images_seen` images, logged to trackers that take images, too."""
     path, model = folder / f"{checkpoint_name(images_seen)}.png", session.ema_model
     grid = draw_grid(images, model)
-    atomic_write(path, encode_grid(grid))
+    atomic_write(path, encode_png(grid))
     for tracker in session.accelerator.trackers:
         if tracker.name in IMAGE_TRACKERS:
             pictures = {"samples": np.asarray(grid.convert("RGB"))[None]}

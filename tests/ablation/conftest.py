@@ -11,7 +11,7 @@ from PIL import Image
 
 from gnunet.ablation.plan import Plan, Trial, make_plan
 from gnunet.ablation.study import Study, load_study
-from gnunet.diffusion import encode_grid, make_grid
+from gnunet.diffusion import encode_png, make_grid
 from gnunet.norms import NORMS
 
 KINDS = list(NORMS)
@@ -237,7 +237,7 @@ def draw_grid(path: Path, trial: Trial) -> None:
     rng = np.random.default_rng(trial.seed)
     if int(trial.name, 16) % 2:
         tiles = np.broadcast_to(rng.integers(0, 256, (6, 1, 1, 3)).astype(np.uint8), (6, 16, 16, 3))
-        path.write_bytes(encode_grid(make_grid(tiles, scale=2, names=list("bababb"))))
+        path.write_bytes(encode_png(make_grid(tiles, scale=2, names=list("bababb"))))
         return
     canvas = np.full((2 * 18 - 2, 3 * 18 - 2, 3), 208, np.uint8)
     for i in range(6):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnunet.diffusion import encode_grid, make_grid
+from gnunet.diffusion import encode_png, make_grid
 from gnunet.diffusion.images import GAP_COLOUR
 from gnunet.scaling import to_uint8, to_unit_range
 
@@ -57,7 +57,7 @@ def test_grid_geometry(count, columns, size):
 @pytest.mark.parametrize(("channels", "names"), [(3, ["b", "a", "b", "b"]), (1, list("abcd")), (3, ["x\ny" * 99] * 4)])
 def test_a_grid_with_names_has_each_picture_enlarged_at_its_place(channels, names):
     images = np.random.default_rng(0).integers(0, 256, (4, 4, 5, channels), dtype=np.uint8)
-    grid = Image.open(io.BytesIO(encode_grid(make_grid(images, scale=3, names=names))))
+    grid = Image.open(io.BytesIO(encode_png(make_grid(images, scale=3, names=names))))
     pixels = np.asarray(grid).reshape(*grid.size[::-1], channels).copy()
     tiles = json.loads(grid.info["tiles"])
     assert tiles["scale"] == 3 and max(grid.size) < 400

@@ -11,7 +11,7 @@ from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import make_process
 from gnunet.evaluation import validation_loss
 from gnunet.evaluation.validation import summarize
-from gnunet.processes import Processes, batches_by_rank
+from gnunet.processes import Processes
 from tests.tables import make_table
 
 PROCESSES = [
@@ -84,21 +84,22 @@ def test_agrees_with_brute_force(settings):
 def test_ranks_share_the_work_and_agree(settings, world_size):
     process, val_set = make_process(**settings), make_val_set()
     alone = validation_loss(TinyNet(), process, val_set, batch_size=12)
-    parts, sizes = [], []
+    rounds, sizes = -(-5 // world_size), []
+    parts = [[] for _ in range(rounds)]  # of all ranks, by round
 
     def keep(tensor):
-        parts.append(tensor)
+        parts[next(number)].append(tensor)
         return torch.cat([tensor] * world_size)
 
     for rank in range(world_size):
-        network = TinyNet()
+        network, number = TinyNet(), iter(range(rounds))
         validation_loss(network, process, val_set, batch_size=12, processes=Processes(rank, world_size, keep))
-        sizes += network.sizes
-    *_, last = batches_by_rank(50, 12, world_size)
-    kept_in_step = [len(last[0])] * (world_size - len(last))
-    assert sorted(sizes) == sorted([2, 12, 12, 12, 12, *kept_in_step])
+        sizes.append(network.sizes)
+    assert {len(each) for each in sizes} == {rounds}  # all ranks keep in step
+    assert [sizes[i % world_size][i // world_size] for i in range(5)] == [12, 12, 12, 12, 2]
     for rank in range(world_size):
-        processes = Processes(rank, world_size, lambda tensor: torch.cat(parts))
+        number = iter(range(rounds))
+        processes = Processes(rank, world_size, lambda tensor, number=number: torch.cat(parts[next(number)]))
         result = validation_loss(TinyNet(), process, val_set, batch_size=12, processes=processes)
         assert result == alone
 
