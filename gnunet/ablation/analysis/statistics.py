@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -31,8 +31,7 @@ Expectation = Literal["higher", "lower", "same"]
 Verdict = Literal["supported", "refuted", "not enough evidence", "missing"]
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """From `low` to `high`; an end is infinite where a side diverged."""
 
     low: float
@@ -88,7 +87,7 @@ class Difference:
         known = Interval(min(i.low for i in both), max(i.high for i in both)) if both else None
         if not (self.above or self.below):
             return known
-        low, high = (known.low, known.high) if known else (-math.inf, math.inf)
+        low, high = known or (-math.inf, math.inf)
         return Interval(-math.inf if self.below else low, math.inf if self.above else high)
 
 
@@ -137,7 +136,7 @@ def judge(difference: Difference, expect: Expectation, margin: float = 0.0) -> V
         return "missing"
     if difference.pairs < ENOUGH_PAIRS or interval is None:
         return "not enough evidence"
-    low, high = interval.low, interval.high
+    low, high = interval
     holds, fails = {
         "higher": (low > margin, high < margin),
         "lower": (high < -margin, low > -margin),
@@ -154,9 +153,8 @@ def judge_all(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _bootstrap_interval(pairs: Sequence[tuple[Score, Score]]) -> Interval | None:
-    if any(side.resampled is None for pair in pairs for side in pair):
-        return None
-    if len({side.fingerprint for pair in pairs for side in pair}) > 1:
+    scores = [score for pair in pairs for score in pair]
+    if any(score.resampled is None for score in scores) or len({score.fingerprint for score in scores}) > 1:
         return None
     weights = _seed_weights(len(pairs))
     left, right = (
@@ -164,8 +162,7 @@ def _bootstrap_interval(pairs: Sequence[tuple[Score, Score]]) -> Interval | None
         for sides in zip(*pairs, strict=True)
     )
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile((left - right) / np.abs(right), [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    return Interval(*np.quantile((left - right) / np.abs(right), [tail, 1 - tail]).tolist())
 
 
 def resample_losses(errors: np.ndarray, bins: np.ndarray) -> np.ndarray:

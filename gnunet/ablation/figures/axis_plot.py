@@ -89,7 +89,7 @@ def _extent(marks: Marks) -> list[float]:
     if not means:
         return []
     room = max(max(means) - min(means), 0.02 * max(map(abs, means))) / 2
-    ends = [end for mark in finite if mark.interval for end in (mark.interval.low, mark.interval.high)]
+    ends = [end for mark in finite for end in mark.interval or ()]
     return [*means, *np.clip(ends, min(means) - room, max(means) + room)]
 
 
@@ -104,7 +104,7 @@ def _draw_panel(panel: Axes, axis: Axis, styles: dict[str, VariantStyle], marks:
             style, mark = styles[variant], marks[variant][0]
             panel.axhline(mark.value, color=style.colour, linestyle=style.line)
             if mark.interval:
-                panel.axhspan(mark.interval.low, mark.interval.high, color=style.colour, alpha=0.08, linewidth=0)
+                panel.axhspan(*mark.interval, color=style.colour, alpha=0.08, linewidth=0)
             if mark.diverged:
                 _draw_cross(panel, 0.99 - 0.03 * crosses, style, panel.transAxes)
                 crosses += 1
@@ -114,7 +114,7 @@ def _draw_along(panel: Axes, x: np.ndarray, marks: Sequence[_Mark], style: Varia
     panel.plot(x, [mark.value for mark in marks], color=style.colour, linestyle=style.line)
     for at, mark in zip(x, marks, strict=True):
         if mark.interval:
-            panel.plot([at, at], [mark.interval.low, mark.interval.high], color=style.colour, linewidth=1)
+            panel.plot([at, at], mark.interval, color=style.colour, linewidth=1)
         fill = "white" if mark.diverged else style.colour
         panel.plot(at, mark.value, marker=style.marker, color=style.colour, markerfacecolor=fill, zorder=3)
         if mark.diverged:

@@ -28,7 +28,7 @@ def draw_forest(results: Results, styles: dict[str, VariantStyle], metric: str) 
     table.set_axis_off()
     set_rows(panel, ["" if row.difference is None else row.label for row in rows])
     differences = [row.difference for row in rows if row.difference]
-    ends = [end for d in differences if d.interval for end in (d.interval.low, d.interval.high)]
+    ends = [end for difference in differences for end in difference.interval or ()]
     base, info = results.study.baseline, metric_info(metric)
     values = [*ends, *(value for difference in differences for value in difference.by_seed)]
     relative_axis(panel, "x", values, f"{info.title}: difference to {base}, relative to it")
@@ -61,9 +61,9 @@ def _draw_row(panel: Axes, y: int, difference: Difference, style: VariantStyle) 
     panel.axhline(y, color=LIGHT, linewidth=0.5, zorder=0)
     left, right = panel.get_xlim()
     if interval := difference.interval:
-        ends = [min(max(end, left), right) for end in (interval.low, interval.high)]
+        ends = [min(max(end, left), right) for end in interval]
         panel.plot(ends, [y, y], color=style.colour, linewidth=1.8, solid_capstyle="butt")
-        for end, at in ((interval.low, ends[0]), (interval.high, ends[1])):
+        for end, at in zip(interval, ends, strict=True):
             if math.isinf(end):
                 panel.plot(at, y, marker=">" if end > 0 else "<", color=style.colour, markersize=8, clip_on=False)
     panel.plot(difference.by_seed, [y + 0.3] * len(difference.by_seed), ".", color=GREY, markersize=3, zorder=3)

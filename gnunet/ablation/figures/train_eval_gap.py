@@ -36,8 +36,8 @@ def draw(results: Results) -> Picture | None:
             if metric == "validation_loss" or not difference.by_seed:
                 continue
             if interval := difference.interval:
-                right.plot([interval.low, interval.high], [y + shift] * 2, color=marker["color"], linewidth=1.5)
-                ends += [interval.low, interval.high]
+                right.plot(interval, [y + shift] * 2, color=marker["color"], linewidth=1.5)
+                ends += interval
             mean = sum(difference.by_seed) / len(difference.by_seed)
             right.plot(mean, y + shift, linestyle="none", **marker)
             ends.append(mean)
