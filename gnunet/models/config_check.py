@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gnunet.norms import ConcatNorm
+from gnunet.norms import NormLayer
 
 from .unet import UNet2D
 
@@ -32,13 +32,8 @@ def norm_sites(config: Mapping[str, Any]) -> list[tuple[str, int]]:
     overrides = {region: _skip_option(partial) for region, partial in (norm.get("overrides") or {}).items()}
     norm = {**_skip_option(norm), "kind": "none", "overrides": overrides}
     model = _build_on_meta(json.dumps({**config, "norm": norm, "attention_head_dim": None}))
-    sites = []
-    for path, layer in model.norm_layers().items():
-        if isinstance(layer, ConcatNorm):
-            sites += [(f"{path}.parts.{i}", channels) for i, channels in enumerate(layer.sizes)]
-        else:
-            sites.append((path, layer.num_channels))
-    return sites
+    modules = (each for path, norm in model.norm_layers().items() for each in norm.named_modules(prefix=path))
+    return [(path, layer.num_channels) for path, layer in modules if isinstance(layer, NormLayer)]
 
 
 def norms_without_checkpointing(config: Mapping[str, Any]) -> list[str]:
