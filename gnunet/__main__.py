@@ -1,6 +1,7 @@
 """The command line: `gnunet COMMAND`, `python -m gnunet COMMAND`, `accelerate launch -m gnunet COMMAND`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,6 +19,7 @@ COMMANDS = {
     "push": "upload a run's model and its card to the Hugging Face hub",
     "ablate": "compare normalizations, or other settings, in a study",
 }
+IN_ONE_PROCESS = ("ema", "push")
 
 
 @tolerate_closed_stdout()
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"gnunet {__version__}")
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     command = parser.parse_args(argv[:1]).command
+    if command in IN_ONE_PROCESS and os.environ.get("WORLD_SIZE", "1") != "1":
+        parser.error(f"{command}: started as {os.environ['WORLD_SIZE']} processes; valid: one, without a launcher")
     die_with_parent()  # before torch is imported, which takes seconds
     return import_module(f"gnunet.commands.{command}").main(list(argv[1:]))
 

@@ -71,6 +71,14 @@ def loaded_by(code: str) -> set[str]:
     return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
 
 
+@pytest.mark.parametrize("command", ["ema", "push"])
+def test_what_several_processes_would_write_at_once(command, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "run"])
+    assert f"{command}: started as 2 processes" in capsys.readouterr().err
+
+
 def test_help_loads_no_torch_and_the_operator_no_trainer():
     for command in ("sample", "evaluate", "ablate"):
         assert "torch" not in loaded_by(f"from gnunet.commands import {command}")
