@@ -8,7 +8,7 @@ from importlib import import_module
 
 from gnunet import __doc__ as description
 from gnunet import __version__
-from gnunet.distributed.launch import die_with_parent
+from gnunet.distributed.launch import SIZE_VARIABLES, die_with_parent
 from gnunet.errors import tolerate_closed_stdout
 
 COMMANDS = {
@@ -19,7 +19,6 @@ COMMANDS = {
     "push": "upload a run's model and its card to the Hugging Face hub",
     "ablate": "compare normalizations, or other settings, in a study",
 }
-IN_ONE_PROCESS = ("ema", "push")
 
 
 @tolerate_closed_stdout()
@@ -35,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"gnunet {__version__}")
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     command = parser.parse_args(argv[:1]).command
-    if command in IN_ONE_PROCESS and os.environ.get("WORLD_SIZE", "1") != "1":
-        parser.error(f"{command}: started as {os.environ['WORLD_SIZE']} processes; valid: one, without a launcher")
+    sizes = {os.environ.get(name) for name in SIZE_VARIABLES} - {None, "", "1"}
+    if command in ("ema", "push") and sizes:
+        parser.error(f"{command}: started as {sizes.pop()} processes; valid: one, without a launcher")
     die_with_parent()  # before torch is imported, which takes seconds
     return import_module(f"gnunet.commands.{command}").main(list(argv[1:]))
 

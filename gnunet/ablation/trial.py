@@ -30,7 +30,7 @@ from gnunet.training.session import Session, build_session
 _GROUP_NUMBERS = itertools.count()  # numbers of the process groups that this process has joined
 CURVE = ("images", "loss", "grad_norm", "learning_rate")
 VALIDATION = {"images": "images", "validation_loss": "validation_loss", "by_log_snr": "validation_loss_by_log_snr"}
-"""The keys of the lists in a record, and those of a validation's numbers in metrics.jsonl."""
+"""A record's keys of what was validated -> those of metrics.jsonl."""
 KEYS_NOT_RECORDED = {"run_dir": True, "data": {"cache_dir"}}  # keys that a record omits: locations of files
 MEASUREMENTS = {"nearest": nearest, "magnitudes": magnitudes, "errors": val_errors, "saved_mib": activation_memory_mib}
 """In the order in which they are made: `val_errors` re-estimates the running statistics of the EMA weights."""

@@ -161,11 +161,11 @@ def load_checkpoint(path: Path, models: Mapping[str, nn.Module], optimizer: torc
     If they are sharded, each rank reads the rows it holds, whatever number of ranks wrote them.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or belongs to another model; nothing has been changed.
+        CheckpointError: a file is missing or damaged, or belongs to another model; no weight has been changed.
     """
     state = read_state(path)
     readers = {kind: open_tensors(path, kind) for kind in (*models, "optimizer")}
-    new_state = getattr(optimizer, "new_state", new_adamw_state)
+    new_state = getattr(optimizer, "new_state", new_adamw_state)  # what the file is read into
     moments = {
         index: new_state(parameter)
         for index, (name, parameter) in enumerate(models["model"].named_parameters())

@@ -83,9 +83,16 @@ def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
             flags[-1][1].append(argument)
         else:
             raise ConfigError(f"{argument}: not a flag (command line); {_suggest_flag(argument)}")
-    if missing := [name for name, values in flags if not values and find(Config, name)]:
+    if missing := [name for name, values in flags if not values and _is_known(name)]:
         raise ConfigError(f"{missing[0]}: no value given (command line); valid: --{missing[0]} VALUE")
     return nest((name, _parse(name, values)) for name, values in flags)
+
+
+def _is_known(name: str) -> bool:
+    """Whether a name is a key, or below a key that holds a mapping of any names."""
+    parts = name.split(".")
+    *above, field = (find(Config, ".".join(parts[:n])) for n in range(1, len(parts) + 1))
+    return bool(field) or any(each and not sections_of(each) for each in above)
 
 
 def _suggest_flag(argument: str) -> str:

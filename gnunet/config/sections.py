@@ -155,7 +155,8 @@ class TrainConfig(Section):
     cuda_graph: Annotated[bool | Literal["auto"], ValidValues("auto, true or false")] = "auto"
     """Replay the training step as CUDA graphs: faster for small networks and batches, identical results, but a step's
     memory stays reserved. auto: on CUDA with one process or DDP, unless the step cannot be captured. Not with fp16,
-    gradient_checkpointing, FSDP, sync_batch on several processes, or compile reduce-overhead or max-autotune."""
+    gradient_checkpointing, FSDP, sync_batch on several processes, compile reduce-overhead or max-autotune, or another
+    optimizer than adamw."""
     deterministic: bool = False
     """Use deterministic algorithms on GPUs; CPU runs are deterministic without it."""
     log_every: PositiveInt = 10_000

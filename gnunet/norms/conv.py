@@ -80,7 +80,7 @@ class WeightNormConv(ReparametrizedConv):
         self.gain = nn.Parameter(_filter_norms(self.weight.detach()).flatten())
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        return weight * (append_dims(self.gain.unsqueeze(1), weight) / _filter_norms(weight))
+        return weight * (append_dims(self.gain[:, None], weight) / _filter_norms(weight))
 
 
 class WeightNorm(NoNorm):
@@ -115,7 +115,7 @@ class ScaledStandardizedConv(StandardizedConv):
         self.gain = nn.Parameter(torch.ones(self.out_channels))
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        return super().effective_weight(weight) * append_dims(self.gain.unsqueeze(1), weight)
+        return super().effective_weight(weight) * append_dims(self.gain[:, None], weight)
 
 
 class WeightStandardization(GroupNorm):

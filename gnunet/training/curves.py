@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -24,11 +23,11 @@ def draw_curves(metrics: Path, path: Path) -> None:
     The highest 2% of the training losses, the first of a run, may lie above the picture.
     """
     records = read_jsonl(metrics)
-    curves = {
-        key: np.array([(each["images"], each[key]) for each in records if is_number(each.get(key))], float)
-        for key in CURVES
-    }
-    curves = {key: points for key, points in curves.items() if len(points)}
+    curves = {}
+    for key in CURVES:
+        points = np.array([(each["images"], each.get(key)) for each in records], float).reshape(-1, 2)
+        if np.isfinite(points[:, 1]).any():
+            curves[key] = points[np.isfinite(points[:, 1])]
     if not curves:
         return
     x_max = max(points[:, 0].max() for points in curves.values()) or 1.0
@@ -63,10 +62,6 @@ def draw_curves(metrics: Path, path: Path) -> None:
     for i, key in enumerate(curves):
         draw.text((OVERSAMPLING * (LEFT + 180 * i), OVERSAMPLING * 12), *CURVES[key], font)
     atomic_write(path, encode_png(canvas.reduce(OVERSAMPLING)))
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -1,6 +1,7 @@
 """What updates the weights of a run: AdamW, with its state in 8 bits or not, or Muon with AdamW."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ def make_optimizer(unet: UNet2D, train: TrainConfig) -> torch.optim.AdamW:
         return AdamW8bit(groups, **settings)
     matrices = [weight for name, weight in named.items() if weight.dim() > 1 and not name.startswith(ENDS)]
     return MuonAdamW(groups, matrices, **settings)
+
+
+def check_optimizer(train: TrainConfig) -> None:
+    """Raise ConfigError if the library of train.optimizer is not installed."""
+    if train.optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
+        valid = "adamw, or with bitsandbytes: pip install 'gnunet[optimizers]'"
+        raise ConfigError(f"train.optimizer: given adamw8bit; valid: {valid}")
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -81,14 +89,11 @@ class MuonAdamW(torch.optim.AdamW):
 
 class AdamW8bit(torch.optim.AdamW):
     """bitsandbytes' AdamW8bit (Dettmers et al., 2022, "8-bit Optimizers via Block-wise Quantization"), which keeps the
-    weights' memory format. Raises ConfigError where bitsandbytes is not installed."""
+    weights' memory format."""
 
     def __init__(self, params: Any, **settings: Any) -> None:
-        try:
-            from bitsandbytes.optim import AdamW8bit as Blockwise
-        except ImportError as error:
-            valid = f"adamw, or with bitsandbytes: pip install 'gnunet[optimizers]' ({error})"
-            raise ConfigError(f"train.optimizer: given adamw8bit; valid: {valid}") from None
+        from bitsandbytes.optim import AdamW8bit as Blockwise
+
         super().__init__(params, **settings)
         self._step_supports_amp_scaling = False  # as in Muon
         groups = [group["params"] for group in self.param_groups]

@@ -42,6 +42,7 @@ from gnunet.training.evaluation import (
     validate,
 )
 from gnunet.training.lr_schedule import learning_rate
+from gnunet.training.optimizer import check_optimizer
 from gnunet.training.progress import Display
 from gnunet.training.run_log import StepResult, count_step, cpu_warning, due_tasks, memory_mib, training_metrics
 from gnunet.training.session import Session, build_session
@@ -97,6 +98,7 @@ def fit(config: Config, callback: Callback | None = None) -> Path:
 def _run_training(run: RunDir, config: Config, accelerator: Accelerator, callback: Callback | None) -> int | None:
     """Build or resume the run and train it; returns the signal that stopped it, None if it is complete."""
     check_extractors(config.evaluate)
+    check_optimizer(config.train)
     session = build_session(config, accelerator)
     check_enough_images(session)
     state, loaded = resume_or_start(session, run)
@@ -206,8 +208,8 @@ def train_step(
 
     def forward_backward(images: Tensor, noise: Tensor, *tensors: Tensor) -> Tensor:
         count = len(fields(NoiseLevel))
-        level, given = NoiseLevel(*tensors[:count]), dict(zip(inputs, tensors[count:], strict=True))
-        losses, objective = session.process.loss_and_objective(strategy.network, images, noise, level, **given)
+        level, named = NoiseLevel(*tensors[:count]), dict(zip(others, tensors[count:], strict=True))
+        losses, objective = session.process.loss_and_objective(strategy.network, images, noise, level, **named)
         # Gradients are averaged over the ranks: what remains is the mean over the global batch.
         strategy.backward(objective.sum() * (accelerator.num_processes / train.batch_size))
         return losses.detach()
@@ -230,10 +232,10 @@ def train_step(
         if config.model.dropout:
             seed = Stream(config.seed, StreamKey.DROPOUT).raw(int(batch["index"][0]), 1)
             torch.manual_seed(int(seed[0]) >> 1)
-        images, noise, level, inputs = session.to_device(batch)
+        images, noise, level, others = session.to_device(batch)
         with strategy.accumulate(is_last=i == session.accumulation - 1):
             name, function = ("next", forward_backward) if i else ("first", zero_grad_forward_backward)
-            losses = run(name, function, images, noise, *vars(level).values(), *inputs.values()).clone()
+            losses = run(name, function, images, noise, *vars(level).values(), *others.values()).clone()
         losses_by_example.append((batch["index"], losses))
         loss_sum += losses.sum(dtype=torch.float64)
     strategy.average_gradients(run)

@@ -84,6 +84,7 @@ def test_value_of_a_flag(files, argv: str, key: str, value: Any) -> None:
     [
         ("--train.batch_size", "train.batch_size: no value given"),
         ("--train.batch_size --seed 3", "train.batch_size: no value given"),
+        ("--model.norm.overrides.decoder.groups --seed 3", "model.norm.overrides.decoder.groups: no value given"),
         ("--train.batch_size 3 4", "train.batch_size: given 3 4 "),
         ("--train.batch_size.x 3", "train.batch_size: given {x: 3} "),
         ("--data.subset {a:", "data.subset: given '{a:' "),

@@ -1,4 +1,4 @@
-"""Muon against torch.optim.Muon and AdamW on matrices and vectors by themselves, and in runs."""
+"""Muon against torch.optim.Muon and AdamW on matrices and vectors by themselves, 8-bit AdamW against AdamW; in runs."""
 
 import copy
 import sys
@@ -77,8 +77,9 @@ def test_two_processes_are_like_one(tiny, run_ranks, tmp_path):
     assert apart < 1e-3 * moved
 
 
-def test_gradients_that_are_not_finite_are_skipped_by_a_gradient_scaler(unet):
-    optimizer, scaler = make_optimizer(unet, TrainConfig(optimizer="muon")), torch.amp.GradScaler("cpu", init_scale=4.0)
+@pytest.mark.parametrize("name", ["muon", "adamw8bit"])
+def test_gradients_that_are_not_finite_are_skipped_by_a_gradient_scaler(unet, name):
+    optimizer, scaler = make_optimizer(unet, TrainConfig(optimizer=name)), torch.amp.GradScaler("cpu", init_scale=4.0)
     before = [parameter.detach().clone() for parameter in unet.parameters()]
     scaler.scale(sum(parameter.sum() for parameter in unet.parameters())).backward()
     unet.conv_in.weight.grad[0] = torch.inf
@@ -91,7 +92,6 @@ EIGHT = ["--train.optimizer", "adamw8bit"]
 
 
 def test_eight_bits_follow_adamw(unet):
-    pytest.importorskip("bitsandbytes")
     unet.to(memory_format=torch.channels_last)
     theirs = copy.deepcopy(unet)
     settings = {"learning_rate": 1e-2, "weight_decay": 0.1}
@@ -110,7 +110,6 @@ def test_eight_bits_follow_adamw(unet):
 
 
 def test_eight_bits_resume_to_the_bit(tiny, tmp_path):
-    pytest.importorskip("bitsandbytes")
     wide = [*LITTLE, *EIGHT, "--model.block_out_channels", "[8, 32]"]
     fit(tiny("whole", *wide))
     fit_until(40, tiny("stopped", *wide))
@@ -121,7 +120,7 @@ def test_eight_bits_resume_to_the_bit(tiny, tmp_path):
 
 
 def test_eight_bits_name_what_is_to_be_installed(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"train.optimizer: given adamw8bit.*pip install 'gnunet\[optimizers\]'"):
         fit(tiny("run", *EIGHT))
     assert not (tmp_path / "run").exists()

@@ -42,8 +42,8 @@ class Preprocessing:
 class Extractor:
     """A frozen network whose features images are compared by.
 
-    In eval mode it takes images as `preprocessing` leaves them, or uint8 RGB (N, 3, H, W) at their own size, and
-    returns floating point (N, D).
+    The network, in eval mode, takes images as `preprocessing` leaves them, or uint8 RGB (N, 3, H, W) at their own
+    size, and returns floating point (N, D).
     """
 
     name: str  # as in the metric fd_NAME
