@@ -79,6 +79,8 @@ def test_two_processes_are_like_one(tiny, run_ranks, tmp_path):
 
 @pytest.mark.parametrize("name", ["muon", "adamw8bit"])
 def test_gradients_that_are_not_finite_are_skipped_by_a_gradient_scaler(unet, name):
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
     optimizer, scaler = make_optimizer(unet, TrainConfig(optimizer=name)), torch.amp.GradScaler("cpu", init_scale=4.0)
     before = [parameter.detach().clone() for parameter in unet.parameters()]
     scaler.scale(sum(parameter.sum() for parameter in unet.parameters())).backward()
@@ -92,6 +94,7 @@ EIGHT = ["--train.optimizer", "adamw8bit"]
 
 
 def test_eight_bits_follow_adamw(unet):
+    pytest.importorskip("bitsandbytes")
     unet.to(memory_format=torch.channels_last)
     theirs = copy.deepcopy(unet)
     settings = {"learning_rate": 1e-2, "weight_decay": 0.1}
@@ -110,6 +113,7 @@ def test_eight_bits_follow_adamw(unet):
 
 
 def test_eight_bits_resume_to_the_bit(tiny, tmp_path):
+    pytest.importorskip("bitsandbytes")
     wide = [*LITTLE, *EIGHT, "--model.block_out_channels", "[8, 32]"]
     fit(tiny("whole", *wide))
     fit_until(40, tiny("stopped", *wide))
