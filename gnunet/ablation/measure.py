@@ -81,15 +81,15 @@ def _by_batch(session: Session) -> list[float]:
     order = np.random.Generator(np.random.Philox(0)).permutation(len(val_set))
     global_size = size * accelerator.num_processes
     padded = np.resize(order, math.ceil(len(val_set) / global_size) * global_size)
-    errors = torch.zeros(len(val_set), device=accelerator.device)
+
+    def of_batch(batch: range) -> list[Tensor]:
+        return [_errors(session, network, padded[batch])]
+
     with torch.no_grad():
-        for start in range(size * accelerator.process_index, len(padded), global_size):
-            indices = padded[start : start + size]
-            found = _errors(session, network, indices)
-            new = max(min(len(val_set) - start, size), 0)
-            errors[torch.from_numpy(indices[:new]).to(accelerator.device)] = found[:new]
-    every = accelerator.gather(errors).view(accelerator.num_processes, len(val_set)).double().sum(dim=0)
-    return rounded(every.cpu().numpy())
+        found = [rows for _, (rows,) in Processes.of(accelerator).map_batches(of_batch, len(padded), size)]
+    errors = np.empty(len(val_set))
+    errors[order] = torch.cat(found)[: len(order)].cpu().numpy()
+    return rounded(errors)
 
 
 def magnitudes(session: Session) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from gnunet.data.decoded_images import DecodedImages
+from gnunet.errors import CheckpointError
 from gnunet.evaluation.distances import RunningCovariance, kernel_sums
 from gnunet.evaluation.extractors import Extractor
 from gnunet.evaluation.features import CHUNK, FORWARD_BATCH, MAX_SUBSET, FeatureStatistics, collect_statistics
 from gnunet.files import atomic_write
 from gnunet.processes import SINGLE_PROCESS, Processes
+from gnunet.safe_io import TensorSpec, read_safetensors_header
 
 log = logging.getLogger(__name__)
 
@@ -78,21 +80,24 @@ def cache_key(table: DecodedImages, rows: np.ndarray, extractor: Extractor) -> s
 def load_reference(path: Path, key: str, num_images: int, device: torch.device) -> FeatureStatistics | None:
     """Read cached statistics; None if the file is missing, corrupted, of another key or of other shapes or dtypes."""
     try:
+        specs = read_safetensors_header(path)
+        features = specs["mean"].shape[-1] if "mean" in specs and specs["mean"].shape else 0
+        subset = min(num_images, MAX_SUBSET)
+        shapes = {
+            "mean": TensorSpec("F64", (features,)), "scatter": TensorSpec("F64", (features, features)),
+            "subset": TensorSpec("F32", (subset, features)), "kernel_sums": TensorSpec("F64", (subset,)),
+        }  # fmt: skip
+        if specs != shapes:
+            return None
         with safe_open(path, framework="pt", device=str(device)) as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, OverflowError, SafetensorError):
+            tensors = [file.get_tensor(name) for name in shapes]
+    except (CheckpointError, OSError, SafetensorError):
         return None
-    features, subset = tensors.get("mean", torch.empty(0)).numel(), min(num_images, MAX_SUBSET)
-    shapes = {
-        "mean": (torch.float64, (features,)), "scatter": (torch.float64, (features, features)),
-        "subset": (torch.float32, (subset, features)), "kernel_sums": (torch.float64, (subset,)),
-    }  # fmt: skip
-    found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    if found != shapes or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         return None
-    mean, scatter, *others = (tensors[name] for name in shapes)
+    mean, scatter, *others = tensors
     return FeatureStatistics(RunningCovariance(num_images, mean, scatter), *others)
 
 

@@ -26,8 +26,8 @@ def draw_curves(metrics: Path, path: Path) -> None:
     curves = {}
     for key in CURVES:
         points = np.array([(each["images"], each.get(key)) for each in records], float).reshape(-1, 2)
-        if np.isfinite(points[:, 1]).any():
-            curves[key] = points[np.isfinite(points[:, 1])]
+        if len(points := points[np.isfinite(points[:, 1])]):
+            curves[key] = points
     if not curves:
         return
     x_max = max(points[:, 0].max() for points in curves.values()) or 1.0

@@ -24,8 +24,8 @@ def make_optimizer(unet: UNet2D, train: TrainConfig) -> torch.optim.AdamW:
         "lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_eps,
         "weight_decay": train.weight_decay, "fused": True,
     }  # fmt: skip
-    head = [*unet.loss_log_variance.parameters()] if unet.loss_log_variance is not None else []  # the last of all
-    named = {name: each for name, each in unet.named_parameters() if not any(each is other for other in head)}
+    head = [] if unet.loss_log_variance is None else [*unet.loss_log_variance.parameters()]  # the last of all
+    named = {name: each for name, each in unet.named_parameters() if each not in {*head}}
     groups: list[dict[str, Any]] = [{"params": [*named.values()], "lr_factor": 1.0}]
     if head:
         groups.append({"params": head, "lr_factor": LOSS_LEARNING_RATE / train.learning_rate, "weight_decay": 0.0})
