@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gnunet.ablation.records import metric_names, rank, record_path
-from gnunet.ablation.study import Study
+from gnunet.ablation.study import STABILITY_EDGE, Study
 from gnunet.config import Config, load_config
 from gnunet.config.merge import ConfigSource, issue_lines, nest, raise_all
 from gnunet.config.renamed_keys import with_former_names
@@ -249,7 +249,7 @@ def _unknown_metrics(study: Study, layers: StudyLayers, variant: str) -> list[st
     """A line for each metric in a study that the trials of a variant do not measure."""
     setting, tuning = settings_of(study, study.axes_of(variant))[0], study.tuning
     tuned = {} if tuning is None else {tuning.key: tuning.values[0]}
-    reported = metric_names(layers.resolve(variant, setting, tuned))
+    reported = [*metric_names(layers.resolve(variant, setting, tuned)), STABILITY_EDGE]
     names = [(hypothesis.metric, f"hypothesis {hypothesis.claim!r}", reported) for hypothesis in study.hypotheses]
     if tuning is not None:
         names.append((tuning.metric, "tuning", metric_names(layers.resolve(variant, setting, tuned | tuning.set))))

@@ -16,6 +16,9 @@ from gnunet.config.schema import ConfigIssue, Section, ValidValues, find, join_o
 from gnunet.config.yaml_io import format_value, load_yaml_file
 from gnunet.errors import ConfigError
 
+STABILITY_EDGE = "stability_edge"
+"""The metric of a variant on all values of the study's axis: the largest up to which every trial of a seed trains."""
+
 
 def label(value: Any) -> str:
     """The name of a variant, an axis value or a budget as text; YAML may read it as a number or a boolean."""
@@ -107,7 +110,9 @@ class Hypothesis(Section):
 
     claim: Text  # the claim as a sentence
     source: Text | None = None  # where the claim is from
-    metric: Text = "validation_loss"  # the metric that is compared
+    metric: Text = "validation_loss"
+    """The metric that is compared. `stability_edge`, in a study whose only axis has scale log, is the largest value of
+    the axis at which, as at all lower ones, a seed's trial trains; its comparisons name variants alone."""
     margin: float = Field(0.0, ge=0)
     """Smallest difference that counts, relative to the right side; `same` means within it."""
     comparisons: list[Comparison] = Field(min_length=1)  # what is expected
@@ -168,19 +173,26 @@ class Study(Section):
             if find(Config, key) is None:
                 yield ConfigIssue.of("tuning.key", key, "a key of the configuration, such as train.learning_rate")
         for hypothesis in self.hypotheses:
+            of_edge = hypothesis.metric == STABILITY_EDGE
+            if of_edge and [axis.scale for axis in self.axes.values()] != ["log"]:
+                given = f"metric {STABILITY_EDGE} in {hypothesis.claim!r}"
+                yield ConfigIssue.of("hypotheses", given, "it in a study with one axis, of scale log")
             for comparison in hypothesis.comparisons:
                 for side in ("left", "right"):
-                    if found := self._selector_problem(getattr(comparison, side)):
+                    if found := self._selector_problem(getattr(comparison, side), of_edge):
                         given, valid = found
                         yield ConfigIssue.of("hypotheses", f"{given} on the {side} of {hypothesis.claim!r}", valid)
 
-    def _selector_problem(self, selector: Mapping[str, str]) -> tuple[str, str] | None:
-        """What is wrong with a selector, and what would be valid."""
+    def _selector_problem(self, selector: Mapping[str, str], of_edge: bool) -> tuple[str, str] | None:
+        """What is wrong with a selector, and what would be valid; `of_edge`: for a comparison of stability edges."""
         variant = selector.get("variant")
         if variant not in self.variants:
             given = "no variant" if variant is None else f"variant {variant}"
             return given, f"variant: {join_or(list(self.variants))}"
         axes = self.axes_of(variant)
+        if of_edge:
+            valid = f"a variant alone, which crosses {join_or([*self.axes]) or 'an axis'}"
+            return None if len(selector) == 1 and axes else (format_value(selector), valid)
         for axis, value in selector.items():
             if axis == "variant":
                 continue

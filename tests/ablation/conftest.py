@@ -100,6 +100,27 @@ hypotheses:
       - {{left: {{variant: b, size: 2}}, expect: same, right: {{variant: a}}}}
 """
 
+RATES = "\n".join(f"      {rate}: {{train.adam_beta1: {0.8 + i / 100}}}" for i, rate in enumerate((4e-3, 1e-3, 2e-3)))
+EDGE_STUDY = f"""
+title: Stability
+question: Which learning rates train?
+{BASE}
+seeds: [0, 1, 2]
+baseline: group
+variants: {{group: {{}}, batch: {{train.weight_decay: 0.1}}}}
+axes:
+  rate:
+    label: learning rate
+    scale: log
+    values:
+{RATES}
+hypotheses:
+  - claim: Batch normalization bears twice the rate
+    metric: stability_edge
+    margin: 0.5
+    comparisons: [{{left: {{variant: batch}}, expect: higher, right: {{variant: group}}}}]
+"""
+
 Effect = float | str
 """Relative difference of a trial's loss to the baseline's, or `diverged`, or `missing`."""
 Made = tuple[Study, Plan, dict[str, dict[str, Any]], Path]
@@ -128,6 +149,12 @@ def batch_study(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def small_study() -> str:
     """The text of a study of two variants, `a`, the base, and `b` at two sizes, with two seeds."""
     return SMALL_STUDY
+
+
+@pytest.fixture(scope="session")
+def edge_study() -> str:
+    """The text of a study of the stability edges of `group` and `batch` over three learning rates, with three seeds."""
+    return EDGE_STUDY
 
 
 def kinds_effect(trial: Trial) -> Effect:

@@ -69,6 +69,7 @@ def test_what_a_file_says(load):
         ("{variant: none}", "{variant: none, batch: 2}", ["batch: 2", "variant 'none' crosses: none"]),
         ("  - claim: It helps", "  - clam: It helps", ["clam:", "hypothesis 1", "claim?"]),
         ("title: Norms", "title: [", ["line 3"]),
+        ("It helps\n", "It helps\n    metric: stability_edge\n", ["variant: group", "left of 'It helps'", "alone"]),
     ],
 )
 def test_mistakes_name_the_key_and_the_part_of_the_study(load, old, new, named):
@@ -77,6 +78,18 @@ def test_mistakes_name_the_key_and_the_part_of_the_study(load, old, new, named):
     text = str(caught.value)
     assert all(name in text for name in ["norms.yaml", *named]), text
     assert "pydantic" not in text
+
+
+@pytest.mark.parametrize("axis", ["scale: log", "scale: linear"])
+def test_a_stability_edge_is_that_of_a_variant_on_an_axis_of_scale_log(load, axis):
+    old = STUDY[STUDY.index("scale: log") : STUDY.index("  - claim")]
+    side = "{variant: group}"
+    edge = f"  - {{claim: E, metric: stability_edge, comparisons: [{{left: {side}, expect: higher, right: {side}}}]}}\n"
+    if axis == "scale: log":
+        assert load(old, old + edge).hypotheses[0].comparisons[0].left == {"variant": "group"}
+        return
+    with pytest.raises(ConfigError, match="stability_edge.*one axis.*log"):
+        load(old, old.replace("scale: log", axis) + edge)
 
 
 def test_the_spelling_of_older_files_loads(tmp_path, load):

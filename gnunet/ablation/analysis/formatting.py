@@ -7,6 +7,7 @@ from typing import Any
 
 from gnunet.ablation.analysis.statistics import Difference
 from gnunet.ablation.records import HIGHER_IS_BETTER, TIMES
+from gnunet.ablation.study import STABILITY_EDGE
 
 _TITLES = {
     "validation_loss": ("validation loss", "squared error of v"),
@@ -19,6 +20,7 @@ _TITLES = {
     "saved_mib": ("saved for backward", "MiB"),
     "nearest_distance_ratio": ("nearest training image, distance ratio", ""),
     "nearest_near_share": ("share of near-duplicates of training images", ""),
+    STABILITY_EDGE: ("stability edge", ""),
     "fid": ("FID", ""),
     "kid": ("KID", ""),
 }
@@ -53,7 +55,7 @@ def metric_info(name: str) -> MetricInfo:
     default = (f"{_FAMILIES[family]}, {extractor}" if family in _FAMILIES else name, "")
     if name in (*TIMES, "saved_mib"):
         worst = None
-    elif name.startswith(HIGHER_IS_BETTER) or name == "nearest_distance_ratio":
+    elif name.startswith(HIGHER_IS_BETTER) or name in ("nearest_distance_ratio", STABILITY_EDGE):
         worst = -math.inf
     else:
         worst = math.inf

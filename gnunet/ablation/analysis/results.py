@@ -1,6 +1,7 @@
 """The records of a study as its report reads them: by variant, setting on the axes, and seed."""
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -11,6 +12,7 @@ import numpy as np
 
 from gnunet.ablation.analysis.formatting import metric_info
 from gnunet.ablation.analysis.statistics import (
+    RESAMPLES,
     Difference,
     Expectation,
     Score,
@@ -22,7 +24,7 @@ from gnunet.ablation.analysis.statistics import (
 )
 from gnunet.ablation.plan import Condition, Plan, Records, Setting, settings_of
 from gnunet.ablation.records import LOSSES, errors_in, metric_value
-from gnunet.ablation.study import Hypothesis, Study
+from gnunet.ablation.study import STABILITY_EDGE, Hypothesis, Study
 from gnunet.norms import NORMS
 
 State = Literal["complete", "diverged", "missing"]
@@ -104,7 +106,9 @@ class Results:
             return (True, 0.0) if relative is None or math.isnan(relative) else (False, relative)
 
         by_axes: dict[tuple[str, ...], list[Contrast]] = {}
-        for contrast in self.contrasts:
+        bare = ((Condition(c.left.variant, ()), Condition(c.right.variant, ())) for c in self.contrasts)
+        of_edges = [Contrast((), left, right) for left, right in dict.fromkeys(bare)]
+        for contrast in of_edges if metric == STABILITY_EDGE else self.contrasts:
             by_axes.setdefault(tuple(axis for axis, _ in contrast.setting), []).append(contrast)
         rows: list[ContrastRow] = []
         for axes, contrasts in sorted(by_axes.items(), key=lambda item: len(item[0]) > 0):  # first without a heading
@@ -164,6 +168,11 @@ class Results:
         """The state of each trial of a condition."""
         return [self.state(condition, seed) for seed in self.study.seeds]
 
+    def failures(self, condition: Condition) -> tuple[int, int]:
+        """How many trials of a condition did not train, and how many have a record."""
+        found = [state for state in self.states(condition) if state != "missing"]
+        return len(found) - found.count("complete"), len(found)
+
     def is_batch_dependent(self, condition: Condition) -> bool:
         """Whether norms of a condition depend on the batch, by its records or, without one, by its configuration."""
         if records := self.records(condition):
@@ -176,8 +185,12 @@ class Results:
     def scores(self, condition: Condition, metric: str, bin_: int | None = None) -> dict[int, Score]:
         """The scores of a condition's trials by seed, without missing trials and values.
 
-        For a loss, `bin_` restricts them to the examples in one bin.
+        For a loss, `bin_` restricts them to the examples in one bin. The stability edge is that of the variant,
+        whatever the setting.
         """
+        if metric == STABILITY_EDGE:
+            edges = {seed: self._stability_edge(condition.variant, seed) for seed in self.study.seeds}
+            return {seed: score for seed, score in edges.items() if score is not None}
         names = {seed: self.name(condition, seed) for seed in self.study.seeds}
         found = {seed: self._cached_score(name, metric, bin_) for seed, name in names.items() if name in self._records}
         return {seed: score for seed, score in found.items() if score is not None}
@@ -200,6 +213,26 @@ class Results:
             return Score(worst)
         loss = float(np.mean([errors[bins == b].mean() for b in np.unique(bins)]))
         return Score(loss, resample_losses(errors, bins), record["bank"]["fingerprint"])
+
+    def _stability_edge(self, variant: str, seed: int) -> Score | None:
+        """The largest value of the axis up to which every trial trains; minus infinity where none does; None where it
+        depends on a missing trial.
+
+        An edge is known to a step of the axis. Its resamples are log-uniform in this step, so that intervals include
+        the rounding. An edge at the last value may lie beyond it.
+        """
+        ((axis, found),) = self.study.axes.items()
+        names = sorted(found.values, key=float)
+        states = [self.state(self.at(variant, [(axis, name)]), seed) for name in names]
+        trained = next((i for i, state in enumerate(states) if state != "complete"), len(states))
+        if "missing" in states[: trained + 1]:
+            return None
+        if trained == 0:
+            return Score(-math.inf)
+        values = np.array(names, np.float64)
+        steps = np.append(values[1:] / values[:-1], values[-1] / values[-2:][0])  # beyond the last as before it
+        place = np.random.default_rng([seed, zlib.crc32(variant.encode())]).random(RESAMPLES)
+        return Score(values[trained - 1].item(), values[trained - 1] * steps[trained - 1] ** place)
 
     def mean(self, condition: Condition, metric: str) -> float:
         """The mean of a metric over the seeds that have a finite one; NaN where none has."""

@@ -126,6 +126,11 @@ def student_interval(values: np.ndarray) -> Interval | None:
     return Interval(mean - reach, mean + reach)
 
 
+def exact_interval(count: int, trials: int) -> Interval:
+    """The 95% interval of a probability that was seen `count` times in `trials` (Clopper & Pearson, 1934)."""
+    return Interval(*stats.binomtest(count, trials).proportion_ci(LEVEL, method="exact"))
+
+
 def judge(difference: Difference, expect: Expectation, margin: float = 0.0) -> Verdict:
     """Judge whether left is higher or lower than right by more than `margin` of right's mean, or the same within it.
 

@@ -119,6 +119,48 @@ def test_verdicts_of_hypotheses(kinds, batches):
     assert judged[0].difference.above == 1 and judged[1].difference.pairs == 3
 
 
+class TestStabilityEdge:
+    """The rates of the study are 0.001, 0.002 and 0.004."""
+
+    @pytest.fixture
+    def results(self, made_up, edge_study):
+        def results(edges, missing=()):
+            """By variant the largest rate that trains for each seed; a trial above a failing one may train again."""
+
+            def effect(trial):
+                rate = float(dict(trial.setting)["rate"])
+                if (trial.variant, rate, trial.seed) in missing:
+                    return "missing"
+                return "diverged" if rate == 2 * edges[trial.variant][trial.seed] else 0.0
+
+            return Results(*made_up(edge_study, effect))
+
+        return results
+
+    def test_is_the_largest_value_up_to_which_all_train(self, results):
+        edges = {"group": [0.001, 0.002, 0.0005], "batch": [0.004, 0.004, 0.001]}
+        found = results(edges, missing=[("batch", 0.001, 1), ("group", 0.004, 0)])
+        group, batch = (found.scores(Condition(variant, ()), "stability_edge") for variant in edges)
+        assert {seed: score.value for seed, score in group.items()} == {0: 0.001, 1: 0.002, 2: -math.inf}
+        assert {seed: score.value for seed, score in batch.items()} == {0: 0.004, 2: 0.001}  # missing is unknown
+        resampled = batch[2].resampled  # anywhere in the step of the axis
+        assert 0.001 <= resampled.min() < 0.00101 and 0.00199 < resampled.max() < 0.002
+        assert np.log(resampled / 0.001).mean() == pytest.approx(math.log(2) / 2, rel=0.05)
+
+    def test_is_compared_by_variant(self, results):
+        found = results({"group": [0.001] * 3, "batch": [0.004, 0.004, 0.002]})
+        verdict, (comparison,) = found.judge(found.study.hypotheses[0])
+        assert (verdict, found.label(comparison.left)) == ("not enough evidence", "batch")
+        (row,) = found.contrast_rows("stability_edge")
+        assert row.label == "batch" and row.difference.pairs == 3 and row.difference.relative > 1
+
+    def test_trials_that_failed_are_counted(self, results):
+        found = results({"group": [0.001, 0.002, 0.002], "batch": [0.004] * 3}, missing=[("group", 0.004, 1)])
+        counts = {found.label(condition): found.failures(condition) for condition in found.conditions}
+        assert counts["group: 0.002"] == (1, 3) and counts["group: 0.004"] == (1, 2)
+        assert counts["batch: 0.004"] == (0, 3)
+
+
 class TestText:
     @pytest.mark.parametrize(
         ("value", "text"),

@@ -10,6 +10,7 @@ from gnunet.ablation.analysis.statistics import (
     Difference,
     Interval,
     Score,
+    exact_interval,
     judge,
     judge_all,
     paired_difference,
@@ -73,6 +74,10 @@ class TestIntervals:
         expected = stats.ttest_1samp(numbers, 0).confidence_interval(0.95)
         assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
         assert student_interval(numbers[:1]) is None
+
+    @pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.5218), (2, 0.0527, 0.8534), (5, 0.4782, 1.0)])
+    def test_exact_interval_of_a_count_in_five(self, count, low, high):
+        assert exact_interval(count, 5) == pytest.approx((low, high), abs=5e-5)
 
     def test_the_interval_reaches_over_both(self):
         difference = paired_difference(trials(draw(seed=1)), trials(draw(seed=2)))
