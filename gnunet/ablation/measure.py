@@ -47,9 +47,9 @@ def val_errors(session: Session) -> dict[str, list[float] | None]:
     """The squared error of v of each example of the validation set, as in the validation loss.
 
     Returns:
-        `running`: with running statistics, as in evaluation. `batch`: with the statistics of the current batch, as in
-        training. `precise`: with statistics of the EMA weights themselves, re-estimated on training images; the
-        session's EMA weights keep them. The last two are None where no norm depends on the batch.
+        `running`: with running statistics, as in evaluation. `batch`: with the statistics of a batch whose other
+        examples are of training. `precise`: with statistics of the EMA weights themselves, re-estimated on training
+        images; the session's EMA weights keep them. The last two are None where no norm depends on the batch.
     """
     found: dict[str, list[float] | None] = {"running": _by_running(session), "precise": None, "batch": None}
     if session.batch_norm_scope:
@@ -71,25 +71,39 @@ def _by_running(session: Session) -> list[float]:
 
 
 def _by_batch(session: Session) -> list[float]:
-    """In batches as in training, which mix noise levels; the last is filled up with the first examples."""
+    """With one example in each batch that is normalized together; the others are of training."""
     val_set, accelerator, size = session.val_set, session.accelerator, session.micro_batch_size
     network = copy.deepcopy(session.ema.model).eval()  # training changes running statistics
-    for module in network.modules():
-        if isinstance(module, NormLayer) and module.batch_dependent:
-            module.train()
-    # In the validation set's order neighbours have neighbouring noise levels.
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(val_set))
-    global_size = size * accelerator.num_processes
-    padded = np.resize(order, math.ceil(len(val_set) / global_size) * global_size)
+    layers = [layer for layer in network.modules() if isinstance(layer, NormLayer) and layer.batch_dependent]
+    for layer in layers:
+        layer.train()
+    together = min(size, max(getattr(layer, "ghost_size", size) for layer in layers))
+    positions = range(0, size, together)
 
-    def of_batch(batch: range) -> list[Tensor]:
-        return [_errors(session, network, padded[batch])]
+    def of_examples(batch: range) -> list[Tensor]:
+        first = batch.start // len(positions) * size
+        others = session.network_inputs(session.train_set.__getitems__(range(first, first + size)))
+        return [_errors(session, _AmongOthers(network, others, positions[: len(batch)]), batch)]
 
     with torch.no_grad():
-        found = [rows for _, (rows,) in Processes.of(accelerator).map_batches(of_batch, len(padded), size)]
-    errors = np.empty(len(val_set))
-    errors[order] = torch.cat(found)[: len(order)].cpu().numpy()
-    return rounded(errors)
+        found = Processes.of(accelerator).map_batches(of_examples, len(val_set), len(positions))
+        return rounded(torch.cat([errors for _, (errors,) in found]).tolist())
+
+
+class _AmongOthers:
+    """A network whose inputs take the positions of some in a batch of others."""
+
+    def __init__(self, network: UNet2D, others: tuple[Any, ...], positions: range) -> None:
+        self.network, self.others, self.positions = network, others, list(positions)
+        self.class_embedding = network.class_embedding
+
+    def __call__(self, x: Tensor, timestep: Tensor, class_labels: Tensor | None, return_dict: bool) -> tuple[Tensor]:
+        inputs = list(self.others)
+        for i, ours in enumerate((x, timestep, class_labels)):
+            if ours is not None:
+                inputs[i] = inputs[i].clone()
+                inputs[i][self.positions] = ours.to(inputs[i].dtype)
+        return (self.network(*inputs)[0][self.positions],)
 
 
 def magnitudes(session: Session) -> dict[str, Any]:

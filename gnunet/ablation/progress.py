@@ -1,6 +1,5 @@
 """Progress of a study: its plan as a table, the expected time, and a live view of the running trials."""
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from gnunet.ablation.plan import Condition, Plan, Records, Trial
-from gnunet.ablation.records import metric_value, record_path
+from gnunet.ablation.records import metric_value, outcome_of, read_record
 from gnunet.ablation.study import Study
 from gnunet.checkpoint.jsonl import read_jsonl
 from gnunet.evaluation.report import print_all
@@ -93,11 +92,11 @@ class Display(Progress):
 
     def ended(self, trial: Trial, seconds: float) -> None:
         """Show the result of a trial whose record is written, `seconds` after its start."""
-        record = json.loads(record_path(self._folder, trial.name).read_text())
+        record = read_record(self._folder, trial.name)
         self._estimate.update(trial, record)
         del self._left[trial.name]
-        loss = metric_value(record, "validation_loss")
-        result = "diverged" if loss is None else f"validation loss {loss:.5f}"
+        loss, outcome = metric_value(record, "validation_loss"), outcome_of(record)
+        result = outcome if outcome != "complete" else f"validation loss {loss:.5f}"
         done, left = self._total - len(self._left), self._estimate.seconds(self._left.values(), self._at_a_time)
         note = f"about {format_duration(left)} left" if self._left and left is not None else ""
         self.update(self._all, completed=done, note=note)
@@ -118,7 +117,8 @@ class Display(Progress):
 
 
 def print_plan(study: Study, plan: Plan, records: Records) -> None:
-    """Print the chosen values and the number of finished trials of each variant in each setting, and the totals."""
+    """Print the chosen values and, of each variant in each setting, how many trials are finished and how many of these
+    diverged or collapsed, and the totals."""
     groups: dict[Condition, list[Trial]] = {}
     for trial in [*plan.tuning_trials, *plan.trials]:
         groups.setdefault(trial.condition, []).append(trial)
@@ -126,13 +126,13 @@ def print_plan(study: Study, plan: Plan, records: Records) -> None:
     table = Table()
     for column in ("variant", *axes, *([study.tuning.key] if study.tuning else [])):
         table.add_column(column, no_wrap=True)
-    for column in ("trials", "done", "diverged"):
+    for column in ("trials", "done", "diverged or collapsed"):
         table.add_column(column, justify="right", no_wrap=True)
     for condition, trials in groups.items():
         chosen = [plan.chosen.get(condition, "to be tuned")] if study.tuning else []
         found = [records[trial.name] for trial in trials if trial.name in records]
-        diverged = sum(record["outcome"] == "diverged" for record in found)
-        numbers = (len(trials), len(found), diverged or "")
+        failed = sum(outcome_of(record) != "complete" for record in found)
+        numbers = (len(trials), len(found), failed or "")
         values = (dict(condition.setting).get(axis, "") for axis in axes)
         table.add_row(condition.variant, *values, *chosen, *map(str, numbers))
     print_all(table, plan_summary(study, plan, records))

@@ -1,13 +1,14 @@
 """The record of a finished trial, one JSON file each, and the metrics in it.
 
-All of a record but `times` is the same however often the trial was interrupted.
+All of a record but `times` is the same however often the trial was interrupted. What trials with one validation set
+share of it is in a file of its own, the bank (see `gnunet.ablation.bank`).
 """
 
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,13 +16,19 @@ from gnunet.checkpoint.jsonl import nan_to_null
 from gnunet.config import Config
 from gnunet.config.renamed_keys import with_new_names
 from gnunet.errors import CheckpointError
-from gnunet.evaluation.validation import summarize
 from gnunet.files import atomic_write
 from gnunet.safe_io import read_json
 
 FORMAT = 1
-LOSSES = {"validation_loss": "running", "validation_loss_precise": "precise", "validation_loss_batch": "batch"}
-"""The validation losses, and the statistics of batch-dependent norms in each."""
+STATISTICS = ("running", "precise", "batch")
+"""The statistics that batch-dependent norms are validated with; others have no more than the first."""
+LOSSES = {
+    f"{loss}_{statistics}".removesuffix("_running"): (loss, statistics)
+    for loss in ("training_loss", "validation_loss")
+    for statistics in STATISTICS
+}
+"""The means of the errors of the validation set: uniform in log-SNR, or weighted as training weights them."""
+Outcome = Literal["complete", "collapsed", "diverged"]
 NEAREST = ("nearest_distance_ratio", "nearest_near_share")
 TIMES = ("images_per_second", "wall_seconds", "peak_memory_mib", "norm_share")
 HIGHER_IS_BETTER = ("images_per_second", "precision_", "recall_")
@@ -33,27 +40,59 @@ def record_path(folder: Path, name: str) -> Path:
     return folder / "records" / f"{name}.json"
 
 
+def bank_path(folder: Path, name: str) -> Path:
+    """The bank with this name in a study's folder."""
+    return folder / "banks" / f"{name}.json"
+
+
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records in a study's folder by trial name; CheckpointError for a corrupted one or another format."""
-    records = {}
-    for path in sorted((folder / "records").glob("*.json")):
-        try:
-            record = read_json(path)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}: no record; remove it to run the trial again") from None
-        if (found := record.get("format")) != FORMAT:
-            raise CheckpointError(f"{path}: record format {found}; this version reads format {FORMAT}")
-        records[path.stem] = {**record, "config": with_new_names(record.get("config", {}))}
-    return records
+    """The records in a study's folder by trial name; see `read_record`."""
+    banks: dict[str, dict[str, Any]] = {}
+    return {path.stem: read_record(folder, path.stem, banks) for path in sorted((folder / "records").glob("*.json"))}
+
+
+def read_record(folder: Path, name: str, banks: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The record of a trial, with the contents of its bank in `bank`; `banks` has those that are read, by name.
+
+    Raises:
+        CheckpointError: it is corrupted or of another format, or its bank is missing or corrupted.
+    """
+    path, banks = record_path(folder, name), {} if banks is None else banks
+    record = _read(path, "record")
+    if (found := record.get("format")) != FORMAT:
+        raise CheckpointError(f"{path}: record format {found}; this version reads format {FORMAT}")
+    if (bank := record["bank"].get("name")) is not None:  # None: until 0.1.0, when records had bins themselves
+        if bank not in banks:
+            banks[bank] = _read(bank_path(folder, bank), "bank")
+        record["bank"] |= banks[bank]
+    return {**record, "config": with_new_names(record.get("config", {}))}
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        hint = "remove it" if what == "record" else "remove the records that name it"
+        raise CheckpointError(f"{error}: no {what}; {hint} to run the trial again") from None
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write a record atomically, a line for each key; non-finite numbers become null."""
+    """Write a record to a study's folder; returns its path."""
     path = record_path(folder, record["cell"])
-    lines = [f" {json.dumps(key)}: {json.dumps(nan_to_null(value), allow_nan=False)}" for key, value in record.items()]
+    _write(path, record)
+    return path
+
+
+def save_bank(folder: Path, name: str, bank: Mapping[str, Any]) -> None:
+    """Write a bank to a study's folder."""
+    _write(bank_path(folder, name), bank)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values atomically, a line for each key; non-finite numbers become null."""
+    lines = [f" {json.dumps(key)}: {json.dumps(nan_to_null(value), allow_nan=False)}" for key, value in values.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, "{\n" + ",\n".join(lines) + "\n}\n")
-    return path
 
 
 def metric_names(config: Config) -> list[str]:
@@ -63,18 +102,24 @@ def metric_names(config: Config) -> list[str]:
     return [*LOSSES, *scores, "saved_mib", *TIMES]
 
 
-def metric_value(record: Mapping[str, Any], name: str) -> float | None:
-    """A metric of a complete trial by its name (see `metric_names`); None where it was not measured.
+def outcome_of(record: Mapping[str, Any]) -> Outcome:
+    """How a trial ended: collapsed where its loss, weighted as in training, is no less than that of the `scalar`
+    predictor, which knows no more of the images than their mean and variance."""
+    if record["outcome"] == "complete" and (loss := metric_value(record, "training_loss")) is not None:
+        trivial = example_weights(record, "training_loss") @ np.array(record["bank"]["predictors"]["scalar"])
+        return "collapsed" if loss >= trivial else "complete"
+    return record["outcome"]
 
-    The validation losses are means over the bins of log-SNR of the mean error in each.
-    """
+
+def metric_value(record: Mapping[str, Any], name: str) -> float | None:
+    """A metric of a complete trial by its name (see `metric_names`); None where it was not measured."""
     if record["outcome"] != "complete":
         return None
     if name in LOSSES:
-        errors, bank = errors_in(record, name), record["bank"]
-        if errors is None or not np.isfinite(errors).all():
+        errors, weights = errors_in(record, name), example_weights(record, name)
+        if errors is None or weights is None or not np.isfinite(errors).all():
             return None
-        return summarize(errors, np.array(bank["bins"]), len(bank["log_snr_edges"]) - 1).validation_loss
+        return float(weights @ errors)
     if name in NEAREST:
         return (record["nearest"] or {}).get(name.removeprefix("nearest_"))
     if name in TIMES:
@@ -82,12 +127,28 @@ def metric_value(record: Mapping[str, Any], name: str) -> float | None:
     return record[name] if name == "saved_mib" else record["metrics"].get(name)
 
 
-def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
-    """The per-example errors of a validation loss, float64 (n,), NaN where infinite; None where they were not measured.
+def example_weights(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
+    """The weights of the examples in a loss, which is their product with the errors, float64 (n,); None where a record
+    of an earlier version has none.
 
-    A network without batch-dependent norms has the same errors for all three losses.
+    The validation loss is the mean over the bins of log-SNR of the mean error in each.
     """
-    found = record["errors"][LOSSES[loss]] or record["errors"]["running"]
+    bank = record["bank"]
+    if LOSSES[loss][0] == "validation_loss":
+        _, of_example, sizes = np.unique(bank["bins"], return_inverse=True, return_counts=True)
+        return 1 / (len(sizes) * sizes[of_example])
+    if "density" not in bank:
+        return None
+    density = np.array(bank["density"])
+    return density / density.sum() * np.array(bank["factor"])
+
+
+def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
+    """The per-example errors of a loss, float64 (n,), NaN where infinite; None where they were not measured.
+
+    A network without batch-dependent norms has the same errors by all statistics.
+    """
+    found = record["errors"][LOSSES[loss][1]] or record["errors"]["running"]
     return None if found is None else np.array(found, np.float64)
 
 

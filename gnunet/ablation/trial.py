@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, GradientState
 
+from gnunet.ablation.bank import bank_name, bank_of
 from gnunet.ablation.measure import activation_memory_mib, magnitudes, nearest, norm_kinds, step_cost, val_errors
 from gnunet.ablation.plan import Trial
-from gnunet.ablation.records import FORMAT, LOSSES, write_record
+from gnunet.ablation.records import FORMAT, STATISTICS, bank_path, save_bank, write_record
 from gnunet.checkpoint.checkpoint import checkpoint_name, load_checkpoint, newest_checkpoint
 from gnunet.checkpoint.jsonl import read_jsonl
 from gnunet.distributed.accelerator import close, fresh_accelerate_state, make_accelerator
@@ -63,7 +64,7 @@ def run_trial(trial: Trial, folder: Path) -> int:
     ended = diverged or load_checkpoint(newest_checkpoint(run / "checkpoints"), session.models, session.strategy.adamw)
     is_complete = diverged is None and history["validation"][-1]["validation_loss"] is not None
     measured = {name: measure(session) if is_complete else None for name, measure in MEASUREMENTS.items()}
-    measured["errors"] = measured["errors"] or dict.fromkeys(LOSSES.values())
+    measured["errors"] = measured["errors"] or dict.fromkeys(STATISTICS)
     cost = step_cost(session) if is_complete else None  # last, since it trains further
     record = {
         "format": FORMAT,
@@ -80,7 +81,7 @@ def run_trial(trial: Trial, folder: Path) -> int:
         "bank": {
             "fingerprint": session.val_set.fingerprint,
             "log_snr_edges": config.validation.bin_edges,
-            "bins": session.val_set.bins.tolist(),
+            "name": bank_name(session),
         },
         **history,
         **measured,
@@ -97,6 +98,8 @@ def run_trial(trial: Trial, folder: Path) -> int:
             grid = run / "samples" / f"{checkpoint_name(ended.images)}.png"
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             atomic_write(folder / "samples" / f"{trial.name}.png", grid.read_bytes())
+        if not bank_path(folder, record["bank"]["name"]).exists():
+            save_bank(folder, record["bank"]["name"], bank_of(session))
         write_record(folder, record)
     accelerator = session.accelerator
     accelerator.wait_for_everyone()

@@ -27,12 +27,13 @@ class ValidationSet:
         num_examples: size of the set.
         log_snr_min, log_snr_max: lower end of the first bin, upper end of the last. Log-SNR is the natural logarithm
             of signal power over noise power.
+        draw: which draw of noise and noise levels.
         condition: what is made of each image besides, if anything.
     """
 
     def __init__(
         self, table: DecodedImages, rows: np.ndarray, *, num_examples: int, num_bins: int, log_snr_min: float,
-        log_snr_max: float, condition: Condition | None = None,
+        log_snr_max: float, draw: int = 0, condition: Condition | None = None,
     ):  # fmt: skip
         self.table = table
         self.num_bins, self.condition = num_bins, condition
@@ -41,8 +42,8 @@ class ValidationSet:
         positions = index % len(rows) if len(rows) <= num_examples else index * len(rows) // num_examples
         self.rows = np.asarray(rows, np.int64)[positions]
         self.bins = (index + index // len(rows)) % num_bins
-        self._stream, self._masks = Stream(0, StreamKey.VALIDATION), Stream(0, StreamKey.FIXED_MASK)
-        self._latents = Stream(0, StreamKey.FIXED_LATENT)
+        self._stream, self._masks = Stream(draw, StreamKey.VALIDATION), Stream(draw, StreamKey.FIXED_MASK)
+        self._latents = Stream(draw, StreamKey.FIXED_LATENT)
         fraction = np.empty(num_examples)  # of the bin
         for b in range(num_bins):
             members = np.flatnonzero(self.bins == b)

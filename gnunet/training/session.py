@@ -197,15 +197,15 @@ class Session:
             self.train_set, first=0, last=num_batches * size, batch_size=size, micro_batch_size=size, num_workers=0
         )
 
-        def network_inputs() -> Iterator[tuple[Tensor, ...]]:
-            for batch in loader:
-                images, noise, level, inputs = self.to_device(batch)
-                x = self.process.network_input(self.process.add_noise(images, noise, level), level)
-                x = concatenate(x, inputs.get("condition"))
-                yield x, level.timestep, inputs.get("labels"), True, None, inputs.get("augment_labels")
-
         with self.accelerator.autocast():
-            update_bn_stats(self.ema.model, network_inputs())
+            update_bn_stats(self.ema.model, map(self.network_inputs, loader))
+
+    def network_inputs(self, batch: dict[str, Tensor]) -> tuple[Any, ...]:
+        """The positional arguments of a network's call on a micro-batch."""
+        images, noise, level, inputs = self.to_device(batch)
+        x = self.process.network_input(self.process.add_noise(images, noise, level), level)
+        x = concatenate(x, inputs.get("condition"))
+        return x, level.timestep, inputs.get("labels"), True, None, inputs.get("augment_labels")
 
     def batches(self, first: int) -> Iterator[dict[str, Tensor]]:
         """This rank's micro-batches from example `first` to the end of the run."""
