@@ -81,7 +81,8 @@ class RunLock:
 def recorded_changes(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The keys that a resumed run changes and that affect what it computes, each with both values."""
     keys = KEYS_RECORDED
-    if {before.train.lr_schedule, after.train.lr_schedule} & {"linear", "cosine"}:  # which end at total_images
+    follows_length = getattr(after.model.norm, "renorm_warmup", 0) is None
+    if follows_length or {before.train.lr_schedule, after.train.lr_schedule} & {"linear", "cosine"}:
         keys = (*keys, "train.total_images")
     return {key: values for key, values in changed_keys(before, after).items() if key.startswith(keys)}
 
@@ -107,6 +108,8 @@ class RunDir:
     def check(self) -> None:
         """Check that the directory is new or holds a run of the same configuration. Writes nothing.
 
+        Where a key is null whose default was a number when the run began, `config` gets that number.
+
         Raises:
             ConfigError: names the keys that differ.
             CheckpointError: it has checkpoints but no config.yaml, a symbolic link, something other than a file or
@@ -130,6 +133,11 @@ class RunDir:
                 raise CheckpointError(f"{self.path} has checkpoints but no config.yaml; choose another run_dir")
             return
         saved = from_yaml(read_text(self.config_file, MAX_YAML_BYTES), str(self.config_file))
+        former = getattr(saved.model.norm, "renorm_warmup", None)
+        if former == 0 and getattr(self.config.model.norm, "renorm_warmup", former) is None:
+            norm = self.config.model.norm.model_copy(update={"renorm_warmup": former})
+            model = self.config.model.model_copy(update={"norm": norm})
+            self.config = self.config.model_copy(update={"model": model})
         fixed = [
             f"{key}: {format_value(old)} -> {format_value(new)}"
             for key, (old, new) in changed_keys(saved, self.config).items()

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from operator import attrgetter
 
-from gnunet.config.kinds import MAX_NOISE_BINS
 from gnunet.config.merge import raise_all
 from gnunet.config.model_kwargs import unet_kwargs
 from gnunet.config.schema import ConfigIssue, join_or
@@ -167,11 +166,6 @@ def _check_norm_groups(config: Config) -> Iterator[ConfigIssue]:
         given = "null" if norm.groups is None else f"{norm.groups} and {norm.channels_per_group} channels_per_group"
         valid = "a number for one of model.norm.groups and model.norm.channels_per_group, null for the other"
         yield _issue(config, "model.norm.groups", valid, given)
-    for region, keys in norm.overrides.items():
-        bins = keys.get("noise_bins", 1)  # which becomes noise_edges before the model sees it
-        if type(bins) is not int or not 1 <= bins <= MAX_NOISE_BINS:
-            valid = f"an integer, at least 1 and at most {MAX_NOISE_BINS}"
-            yield _issue(config, "model.norm.overrides", valid, f"noise_bins {repr(bins)[:100]} in {region}")
 
 
 def _check_norm(config: Config, reduction: int = 1) -> Iterator[ConfigIssue]:

@@ -12,8 +12,6 @@ from gnunet.diffusion import PROCESSES
 from gnunet.norms import NORMS
 from gnunet.norms.signature import options_of
 
-MAX_NOISE_BINS = 1000
-
 
 class KindConfig(Section):
     """A section to which `_section` adds the keys of a kind."""
@@ -58,16 +56,16 @@ COMMON_FIELDS: dict[str, Any] = {
         Field(False, description="Normalize a skip connection separately from what it is concatenated with."),
     ),
 }
-NOISE_BINS = (
-    Annotated[int, Field(ge=1, le=MAX_NOISE_BINS)],
+RENORM_WARMUP = (
+    Annotated[int, Field(ge=0)] | None,
     Field(
-        1,
-        description="Sets of running statistics, one for each of as many ranges of the noise level, equally frequent "
-        "in training; training itself does not change.",
+        None,
+        description="Batches over which the bounds grow from those of batch normalization; null is a tenth of the "
+        "run's optimizer steps.",
     ),
 )
-DERIVED = {"noise_edges": {"noise_bins": NOISE_BINS}, "input_std": {}}
-"""Options that are not keys, with the keys that they are derived from; the network's structure gives input_std."""
+DERIVED = {"renorm_warmup": {"renorm_warmup": RENORM_WARMUP}, "input_std": {}}
+"""Options that are derived, with the keys that they are derived from; the network's structure gives input_std."""
 
 
 def _section(

@@ -2,11 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from gnunet.config.kinds import NORM_SECTIONS
 from gnunet.config.sections import Config
-from gnunet.diffusion import make_process
 from gnunet.scaling import as_resolution
 
 if TYPE_CHECKING:
@@ -75,11 +72,9 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
 
 
 def _norm_kwargs(config: Config) -> dict[str, Any]:
-    """model.norm for UNet2D, which takes the timesteps between the noise bins instead of their number."""
-    norm = config.model.norm.model_dump()
+    """model.norm for UNet2D, with a number for the warm-up of batch renormalization."""
+    norm, train = config.model.norm.model_dump(), config.train
     for keys in (norm, *norm["overrides"].values()):
-        if (bins := keys.pop("noise_bins", 1)) > 1:
-            shares = torch.arange(1, bins, dtype=torch.float64) / bins  # bins are equally frequent in training
-            levels = make_process(**config.diffusion.model_dump()).noise_level(shares)
-            keys["noise_edges"] = sorted(set(levels.timestep.double().tolist()))
+        if "renorm_warmup" in keys and keys["renorm_warmup"] is None:
+            keys["renorm_warmup"] = train.total_images // train.batch_size // 10
     return norm

@@ -1,5 +1,5 @@
-"""Renamed keys. In users' files and flags the former name is an error that gives the new one; files that gnunet itself
-wrote with former names, such as a run's config.yaml and a study's records, are still read."""
+"""Renamed and removed keys. In users' files and flags they are errors, of which that of a former name gives the new
+one; files that gnunet itself wrote with them, such as a run's config.yaml and a study's records, are still read."""
 
 import re
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ RENAMED_KEYS = {
     "train.max_nonfinite": "train.max_nonfinite_steps",
     "train.precise_batches": "train.bn_update_batches",
 }
+REMOVED_KEYS = {"model.norm.noise_bins": 1}
+"""Keys of earlier versions, with the value that had no effect."""
 RENAMED_VALUES = {"data.on_error": {"stop": "raise"}}
 _FORMER_KEYS = {new: old for old, new in RENAMED_KEYS.items()}
 _FORMER_VALUES = {key: {new: old for old, new in values.items()} for key, values in RENAMED_VALUES.items()}
@@ -42,5 +44,7 @@ def _rename(
         elif isinstance(value, str):
             value = renamed_values.get(path, {}).get(value, value)
         key = re.sub(r"^model\.norm\.overrides\.[^.]+\.", "model.norm.", path)  # a region has the keys of a norm
+        if key in REMOVED_KEYS and value == REMOVED_KEYS[key]:
+            continue
         renamed[keys[key].rpartition(".")[2] if key in keys else name] = value
     return renamed

@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from gnunet.errors import first_few
-from gnunet.norms import ConcatNorm, NormLayer, set_noise_level
+from gnunet.norms import ConcatNorm, NormLayer
 from gnunet.norms.signature import validate_options
 from gnunet.ops import checkpoint_inputs
 
@@ -183,7 +183,6 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.loss_log_variance = LossLogVariance() if learned_weighting else None
         settings.norms.check_regions()
         set_input_std(self)
-        self.uses_noise_bins = any(getattr(module, "noise_edges", ()) for module in self.modules())
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -226,8 +225,6 @@ class UNet2D(ModelMixin, ConfigMixin):
         if timestep.dim() > 1 or timestep.numel() not in (1, sample.shape[0]):
             raise ValueError(f"timestep must have shape (), (1,) or ({len(sample)},); got {tuple(timestep.shape)}")
         timestep = timestep.to(sample.device).expand(sample.shape[0])
-        if self.uses_noise_bins:
-            set_noise_level(self, timestep)
         temb = F.silu(self._embed(timestep, class_labels, augment_labels, sample.dtype))
 
         # A single channel is contiguous in both formats, so that a convolution may return either.

@@ -3,7 +3,7 @@
 from .factory import NORMS, ConcatNorm, kind_of, make_conv, make_norm, make_residual
 from .layer import NormLayer
 from .magnitude import force_weight_norm
-from .running_stats import running_buffers, set_noise_level, update_bn_stats
+from .running_stats import running_buffers, update_bn_stats
 
 __all__ = [
     "NORMS",
@@ -15,6 +15,5 @@ __all__ = [
     "make_norm",
     "make_residual",
     "running_buffers",
-    "set_noise_level",
     "update_bn_stats",
 ]

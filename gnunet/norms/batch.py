@@ -146,7 +146,7 @@ def _correction(
     warmup: int,
 ) -> tuple[Tensor, Tensor]:
     """r and d, with the shape of mean."""
-    batches = num_batches.max().to(mean.dtype)
+    batches = num_batches.to(mean.dtype)
     progress = (batches / warmup).clamp(max=1) if warmup else torch.ones_like(batches)
     r_bound, d_bound = 1 + progress * (r_max - 1), progress * d_max
     sigma = (variance + eps).sqrt()

@@ -1,9 +1,8 @@
-"""Statistics that a layer gathers in training and uses in evaluation, as one set or one for each noise level."""
+"""Statistics that a layer gathers in training and uses in evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ from typing_extensions import Doc
 from .layer import Eps, NormAct, append_dims, spatial_dims
 
 Momentum = Annotated[float, Gt(0), Le(1), Doc("Weight of the newest batch in the running statistics.")]
-NoiseEdges = Annotated[Sequence[float], Doc("Ascending timesteps at which one set of running statistics ends.")]
 
 
 class ChannelStats(NamedTuple):
@@ -23,7 +21,6 @@ class ChannelStats(NamedTuple):
     mean: Tensor  # (S, C)
     variance: Tensor  # (S, C), biased
     elements: Tensor  # (S, 1): the number of elements in a channel, samples times positions
-    noise: Tensor  # (S, K): the fraction of each noise bin in the set
 
     def merge(self, size: int) -> ChannelStats:
         """Of the unions of `size` consecutive sets; the last union may have fewer."""
@@ -33,12 +30,12 @@ class ChannelStats(NamedTuple):
             head = ChannelStats(*(t[:-remainder] for t in self)).merge(size)
             tail = ChannelStats(*(t[-remainder:] for t in self)).merge(remainder)
             return ChannelStats(*map(torch.cat, zip(head, tail, strict=True)))
-        mean, variance, elements, noise = (t.unflatten(0, (-1, size)) for t in self)
+        mean, variance, elements = (t.unflatten(0, (-1, size)) for t in self)
         total = elements.sum(1)
         weight = elements / total.unsqueeze(1)
         union = (weight * mean).sum(1)
         second_moment = variance + (mean - union.unsqueeze(1)).square()
-        return ChannelStats(union, (weight * second_moment).sum(1), total, (weight * noise).sum(1))
+        return ChannelStats(union, (weight * second_moment).sum(1), total)
 
 
 def standardize(u: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
@@ -52,11 +49,6 @@ class RunningStatsNorm(NormAct):
     Buffers `running_mean`, `running_var` (unbiased) and `num_batches_tracked` are those of nn.BatchNorm2d, and so is
     the update, running = (1 - momentum) * running + momentum * batch. Two kinds of batches are left out: those with
     non-finite statistics, and those that torch.utils.checkpoint recomputes in the backward pass.
-
-    Noise levels: with K - 1 `noise_edges`, in the network's timesteps, there are K sets of running statistics, (K, C),
-    and in evaluation a sample is normalized by the set of its noise level. Training does not change: batches mix noise
-    levels. A set averages the statistics of the batches that had a sample of its level, hence those that such samples
-    were normalized by. The network sets the levels with `set_noise_level` at the start of its forward pass.
 
     The EMA of a model should average the buffers as it does the weights, or re-estimate them with `update_bn_stats`.
     """
@@ -73,37 +65,24 @@ class RunningStatsNorm(NormAct):
         *,
         eps: Eps = 1e-5,
         momentum: Momentum = 0.1,
-        noise_edges: NoiseEdges = (),
         activation: str | None = "silu",
     ) -> None:
         super().__init__(num_channels, activation=activation)
-        if not all(low < high for low, high in pairwise(noise_edges)):
-            raise ValueError(f"noise_edges must be ascending timesteps; got {list(noise_edges)}")
-        self.eps, self.momentum, self.noise_edges = eps, momentum, tuple(noise_edges)
-        sets = (len(noise_edges) + 1,) if noise_edges else ()
-        self.register_buffer("running_mean", torch.zeros(*sets, num_channels))
-        self.register_buffer("running_var", torch.ones(*sets, num_channels))
-        self.register_buffer("num_batches_tracked", torch.zeros(sets, dtype=torch.long))
-        self.noise_bin: Tensor | None = None  # (N,), the noise bin of each sample of the next batch
+        self.eps, self.momentum = eps, momentum
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
         # While set, it takes the statistics of batches, and the buffers do not change.
         self.population_stats: PopulationStats | None = None
 
     def sample_stats(self, u: Tensor) -> ChannelStats:
         """Of each sample of u, (N, C, *spatial)."""
         variance, mean = torch.var_mean(u, spatial_dims(u), correction=0)
-        noise = u.new_ones(len(u), 1)
-        if self.noise_edges:
-            bins = torch.arange(len(self.noise_edges) + 1, device=u.device)
-            noise = (self._noise_bins(len(u)).unsqueeze(1) == bins).to(u.dtype)
-        return ChannelStats(mean, variance, mean.new_full((len(u), 1), u.shape[2:].numel()), noise)
+        return ChannelStats(mean, variance, mean.new_full((len(u), 1), u.shape[2:].numel()))
 
     def running_stats(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The running mean and variance for u, (1 or N, C)."""
-        mean, variance = self.running_mean.to(u.dtype), self.running_var.to(u.dtype)
-        if not self.noise_edges:
-            return mean.unsqueeze(0), variance.unsqueeze(0)
-        bins = self._noise_bins(len(u))
-        return mean[bins], variance[bins]
+        """The running mean and variance in the dtype of u, (1, C)."""
+        return self.running_mean.to(u.dtype).unsqueeze(0), self.running_var.to(u.dtype).unsqueeze(0)
 
     @torch.no_grad()
     def update_running_stats(self, batches: ChannelStats) -> None:
@@ -111,42 +90,34 @@ class RunningStatsNorm(NormAct):
         if in_checkpoint_recompute():
             return
         finite = (batches.mean.isfinite() & batches.variance.isfinite()).all(1, keepdim=True)
-        present = ((batches.noise > 0) & finite).to(batches.mean.dtype).T.unsqueeze(2)  # (K, S, 1)
+        counted = finite.to(batches.mean.dtype)  # (S, 1)
         if self.population_stats is not None:
-            self.population_stats.update(batches, present)
+            self.population_stats.update(batches, counted)
             return
-        count = present.sum(1)
+        count = counted.sum()
         unbiased = batches.variance * (batches.elements / (batches.elements - 1).clamp_min(1))
         for buffer, values in ((self.running_mean, batches.mean), (self.running_var, unbiased)):
-            sets = buffer.view(-1, self.num_channels)
-            average = (present * values.nan_to_num()).sum(1) / count.clamp_min(1)
-            sets.add_(torch.where(count > 0, average - sets, 0.0) * self.momentum)
-        self.num_batches_tracked += (count > 0).view_as(self.num_batches_tracked)
-
-    def _noise_bins(self, batch_size: int) -> Tensor:
-        if self.noise_bin is None or len(self.noise_bin) != batch_size:
-            given = "no noise level" if self.noise_bin is None else f"{len(self.noise_bin)} noise levels"
-            raise RuntimeError(
-                f"a norm with noise_edges got {given} for a batch of {batch_size}; "
-                "call gnunet.norms.set_noise_level(model, timestep) before its forward pass"
-            )
-        return self.noise_bin
+            average = (counted * values.nan_to_num()).sum(0) / count.clamp_min(1)
+            buffer.add_(torch.where(count > 0, average - buffer, 0.0) * self.momentum)
+        self.num_batches_tracked += count > 0
 
 
 class PopulationStats:
-    """For each noise bin: the mean of the batches' means, and the mean of their variances plus the variance of their
-    means. mean: (K, C), a template for shape, dtype and device."""
+    """The mean of the batches' means, and the mean of their variances plus the variance of their means.
+
+    mean: (C,), a template for shape, dtype and device.
+    """
 
     def __init__(self, mean: Tensor) -> None:
-        self.count = mean.new_zeros(len(mean), 1)
+        self.count = mean.new_zeros(())
         self.mean, self.variance = torch.zeros_like(mean), torch.zeros_like(mean)
 
-    def update(self, batches: ChannelStats, present: Tensor) -> None:
-        """Add S batches; present: (K, S, 1), 1 where a batch counts for a noise bin, else 0."""
+    def update(self, batches: ChannelStats, counted: Tensor) -> None:
+        """Add S batches; counted: (S, 1), 1 for a batch that counts, else 0."""
         for i in range(len(batches.mean)):
             mean, variance = batches.mean[i].nan_to_num(), batches.variance[i].nan_to_num()
-            self.count += present[:, i]
-            weight = present[:, i] / self.count.clamp_min(1)
+            self.count += counted[i, 0]
+            weight = counted[i, 0] / self.count.clamp_min(1)
             delta = mean - self.mean
             self.mean += weight * delta
             self.variance += weight * (variance - self.variance + (1 - weight) * delta.square())
@@ -164,28 +135,14 @@ def in_checkpoint_recompute() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def set_noise_level(model: nn.Module, timestep: Tensor) -> None:
-    """Set the noise level of the next batch in all of a module's layers with `noise_edges`.
-
-    timestep: (N,), as the network takes it. A sample's bin is the number of edges that are at most its timestep.
-    """
-    bins: dict[tuple[float, ...], Tensor] = {}
-    for layer in model.modules():
-        if isinstance(layer, RunningStatsNorm) and layer.noise_edges:
-            if layer.noise_edges not in bins:
-                # Edges are compared as Python numbers: a buffer would be rounded in a half-precision model.
-                bins[layer.noise_edges] = torch.stack([(timestep >= edge).long() for edge in layer.noise_edges]).sum(0)
-            layer.noise_bin = bins[layer.noise_edges]
-
-
 @torch.no_grad()
 def update_bn_stats(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> int:
     """Replace the running statistics of a model's layers by those of its current weights on the given batches.
 
     In training, running statistics lag behind the weights, and those of EMA weights are of another model. Here they
     become population statistics: the mean of the batches' means, and the mean of their variances plus the variance of
-    their means (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576; fvcore's update_bn_stats). The
-    statistics of a noise bin that no batch has are kept, and so is num_batches_tracked.
+    their means (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576; fvcore's update_bn_stats).
+    num_batches_tracked is kept, and so are the statistics of a layer for which all batches are non-finite.
 
     Args:
         model: in any mode, which is restored. Layers with running statistics normalize by the batch meanwhile, as in
@@ -208,8 +165,8 @@ def update_bn_stats(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> int
     try:
         for layer in layers:
             layer.train()
-            sets = layer.running_mean.view(-1, layer.num_channels)
-            layer.population_stats = PopulationStats(sets.to(torch.promote_types(sets.dtype, torch.float32)))
+            mean = layer.running_mean
+            layer.population_stats = PopulationStats(mean.to(torch.promote_types(mean.dtype, torch.float32)))
         for batch in batches:
             model(*batch)
             count += 1
@@ -219,8 +176,7 @@ def update_bn_stats(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> int
             stats = layer.population_stats
             assert stats is not None
             for buffer, value in ((layer.running_mean, stats.mean), (layer.running_var, stats.variance)):
-                sets = buffer.view(-1, layer.num_channels)
-                sets.copy_(torch.where(stats.count > 0, value, sets.to(value.dtype)))
+                buffer.copy_(torch.where(stats.count > 0, value, buffer.to(value.dtype)))
     finally:
         for layer in layers:
             layer.population_stats = None

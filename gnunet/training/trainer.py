@@ -86,7 +86,7 @@ def fit(config: Config, callback: Callback | None = None) -> Path:
             # The run's folder is checked before anything is built, and written only once everything is.
             accelerator = make_accelerator(config)
             run.check()
-            signum = _run_training(run, config, accelerator, callback)
+            signum = _run_training(run, run.config, accelerator, callback)
             close(accelerator)  # here, since no frame holds a network any more
     finally:
         run.lock.release()

@@ -168,7 +168,7 @@ class TestCost:
         "flags",
         [
             ["none"],
-            ["batch", "--model.norm.noise_bins", "3", "--train.micro_batch_size", "4"],
+            ["batch", "--train.micro_batch_size", "4"],
             ["group", "--model.norm.separate_skip_norm", "true", "--model.resnet_time_scale_shift", "scale_shift"],
             ["group", "--model.activation_checkpointing", "norm", "--train.total_images", "16"],
         ],

@@ -190,7 +190,6 @@ BAD_CONFIGS: dict[str, dict[str, Any]] = {
     "a wide embedding": {"model": {**MODEL, "time_embedding_dim": 10**15}},
     "many timesteps": {"diffusion": {"kind": "ddpm", "num_train_timesteps": 10**12}},
     "large images": {"data": {"resolution": 2**40}},
-    "many noise bins": {"model": {**MODEL, "norm": {"groups": 4, "overrides": {"encoder": {"noise_bins": 10**12}}}}},
     "a kind that is a list": {"model": {**MODEL, "norm": {"overrides": {"encoder": {"kind": ["x"]}}}}},
 }
 BAD_STATES = [

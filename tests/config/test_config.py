@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-import torch
 import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -25,7 +24,7 @@ from gnunet.config.kinds import NORM_SECTIONS
 from gnunet.config.load import SHIPPED
 from gnunet.config.merge import ConfigSource
 from gnunet.config.schema import sections_of, walk
-from gnunet.diffusion import PROCESSES, make_process
+from gnunet.diffusion import PROCESSES
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D, norm_sites
 from gnunet.norms import NORMS
@@ -207,9 +206,9 @@ def test_keys_of_a_kind_are_its_options() -> None:
     assert list(NORM_SECTIONS) == list(NORMS)
     for kind, section in NORM_SECTIONS.items():
         options = NORMS[kind].options()
-        keys = {"kind", "overrides", "separate_skip_norm", *options} - {"noise_edges", "input_std"}
-        assert set(section.model_fields) == keys | ({"noise_bins"} if "noise_edges" in options else set())
-        for name in set(options) & set(section.model_fields):
+        keys = {"kind", "overrides", "separate_skip_norm", *options} - {"input_std"}
+        assert set(section.model_fields) == keys
+        for name in keys & set(options) - {"renorm_warmup"}:
             assert section.model_fields[name].default == options[name].default
 
 
@@ -219,7 +218,7 @@ def test_configuration_can_be_pickled() -> None:
 
 
 def test_overrides_give_regions_other_norms() -> None:
-    overrides = {"decoder": {"kind": "batch", "noise_bins": 2}, 8: {"kind": "layer"}, "out": {"groups": 2}}
+    overrides = {"decoder": {"kind": "batch", "momentum": 0.2}, 8: {"kind": "layer"}, "out": {"groups": 2}}
     config = build(data={"resolution": 16}, model={**SMALL, "norm": {"groups": 4, "overrides": overrides}})
     model = UNet2D(**unet_kwargs(config, None))
     kinds = {name: type(module) for name, module in model.named_modules()}
@@ -232,15 +231,24 @@ def test_overrides_give_regions_other_norms() -> None:
     assert from_yaml(to_yaml(config), "again") == config
 
 
-@pytest.mark.parametrize("kind", PROCESSES)
-def test_noise_bins_are_equally_frequent(kind: str) -> None:
-    config = build(diffusion={"kind": kind}, model={"norm": {"kind": "batch", "noise_bins": 4}})
-    edges = unet_kwargs(config, None)["norm"]["noise_edges"]
-    uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    timesteps = make_process(**config.diffusion.model_dump()).noise_level(uniform).timestep.double()
-    shares = torch.bincount(torch.bucketize(timesteps, torch.tensor(edges), right=True), minlength=4) / 10_000
-    assert len(edges) == 3
-    assert (shares - 0.25).abs().max() < 0.002
+@pytest.mark.parametrize(("given", "expected"), [({}, 25), ({"renorm_warmup": 0}, 0), ({"renorm_warmup": 7}, 7)])
+def test_batch_renorm_warms_up_for_a_tenth_of_the_steps(given: dict, expected: int) -> None:
+    overrides = {"decoder": {"renorm_warmup": None}, "out": {"kind": "batch"}}
+    norm = {"kind": "batch_renorm", "overrides": overrides, **given}
+    config = build(train={"total_images": 4000, "batch_size": 16}, model={**SMALL, "norm": norm})
+    model = UNet2D(**unet_kwargs(config, None))
+    assert model.down_blocks[0].resnets[0].norm1.renorm_warmup == expected
+    assert model.up_blocks[0].resnets[0].norm1.renorm_warmup == 25
+
+
+def test_removed_keys_of_stored_configurations() -> None:
+    """Where they had no effect; in a user's configuration they are unknown."""
+    norm = {"kind": "batch", "noise_bins": 1, "overrides": {"out": {"kind": "ghost_batch", "noise_bins": 1}}}
+    config = from_yaml(yaml.safe_dump({"model": {"norm": norm}}), "run")
+    assert config.model.norm.overrides == {"out": {"kind": "ghost_batch"}}
+    norm["noise_bins"] = 8
+    with pytest.raises(ConfigError, match="^model.norm.noise_bins: unknown key"):
+        from_yaml(yaml.safe_dump({"model": {"norm": norm}}), "run")
 
 
 def values_of(annotation: Any, metadata: tuple = ()) -> st.SearchStrategy:

@@ -45,8 +45,6 @@ def test_backends_agree_and_have_the_same_parameters(kind):
         ({"kind": "rms", "eps": 0}, ["eps", "greater than 0", "got 0"]),
         ({"kind": "layer", "eps": "1e-5"}, ["eps", "number", "got '1e-5'"]),
         ({"kind": "batch", "momentum": 1.5}, ["momentum", "less than or equal to 1", "got 1.5"]),
-        ({"kind": "batch", "noise_edges": [1, 1]}, ["noise_edges", "ascending", "[1.0, 1.0]"]),
-        ({"kind": "sync_batch", "noise_edges": 8}, ["noise_edges", "Sequence", "8"]),
         ({"kind": "ghost_batch", "ghost_size": 0}, ["ghost_size", "greater than 0", "got 0"]),
         ({"kind": "batch_renorm", "r_max": 0.5}, ["r_max", "greater than or equal to 1", "got 0.5"]),
         ({"kind": "batch_renorm", "renorm_warmup": 0.5}, ["renorm_warmup", "integer", "0.5"]),
@@ -66,7 +64,7 @@ def test_options_of_other_kinds_are_ignored():
 
 
 def test_options_are_the_constructors_arguments():
-    assert list(NORMS["ghost_batch"].options()) == ["eps", "momentum", "noise_edges", "ghost_size"]
+    assert list(NORMS["ghost_batch"].options()) == ["eps", "momentum", "ghost_size"]
     assert list(NORMS["pixel"].options()) == ["eps", "residual_balance"]
     assert list(get_args(NORMS["group"].options()["backend"].annotation.__origin__)) == backend_names()
     for kind, norm in NORMS.items():

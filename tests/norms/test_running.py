@@ -1,4 +1,4 @@
-"""Running statistics: noise levels, re-estimation, gradient checkpointing, non-finite batches."""
+"""Running statistics: re-estimation, gradient checkpointing, non-finite batches."""
 
 import copy
 
@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gnunet.norms import NORMS, make_norm, set_noise_level, update_bn_stats
+from gnunet.norms import NORMS, make_norm, update_bn_stats
 
 KINDS = [kind for kind, norm in NORMS.items() if norm.has_state]
-EDGES = (1.0, 5.0)
 
 
 def make(kind, **options):
@@ -58,74 +57,17 @@ def test_checkpointed_layers_count_a_batch_once(draw, kind):
     torch.testing.assert_close(layer.state_dict(), plain.state_dict())
 
 
-class TestNoiseLevels:
-    def test_a_set_holds_what_its_levels_were_normalized_by(self, draw):
-        """Batches of levels (0, 0), (0, 2) and (2, 2): level 1 never comes up."""
-        layer = make("batch", noise_edges=EDGES, momentum=0.5)
-        batches = [draw(2, 12, 3, 5, seed=seed, mean=seed) for seed in range(3)]
-        for x, timestep in zip(batches, ([0.0, 0.5], [0.9, 9.0], [5.0, 7.0]), strict=True):
-            set_noise_level(layer, torch.tensor(timestep))
-            torch.testing.assert_close(layer(x), make("batch")(x))
-        means = [moments(x)[0] for x in batches]
-        torch.testing.assert_close(layer.running_mean[0], 0.25 * means[0] + 0.5 * means[1])
-        torch.testing.assert_close(layer.running_mean[2], 0.25 * means[1] + 0.5 * means[2])
-        assert not layer.running_mean[1].any() and (layer.running_var[1] == 1).all()
-        assert layer.num_batches_tracked.tolist() == [2, 0, 2]
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_sample_is_evaluated_by_its_levels_set(self, draw, kind):
-        layer, x = make(kind, noise_edges=EDGES), draw(3, 12, 3, 5)
-        layer.running_mean.copy_(draw(3, 12))
-        layer.running_var.copy_(draw(3, 12).square() + 0.5)
-        layer.eval()
-        set_noise_level(layer, torch.tensor([7.0, 1.0, 0.0]))
-        together = layer(x)
-        for sample, level in enumerate((2, 1, 0)):
-            one = make(kind).eval()
-            one.running_mean.copy_(layer.running_mean[level])
-            one.running_var.copy_(layer.running_var[level])
-            torch.testing.assert_close(together[sample], one(x[sample : sample + 1])[0])
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_one_level_for_all_samples_equals_no_levels(self, draw, kind):
-        layer, plain = make(kind, noise_edges=EDGES, ghost_size=2), make(kind, ghost_size=2)
-        for seed in range(3):
-            x = draw(5, 12, 3, 5, seed=seed)
-            set_noise_level(layer, torch.full((5,), 3.0))
-            torch.testing.assert_close(layer(x), plain(x))
-        torch.testing.assert_close(layer.running_mean[1], plain.running_mean)
-        torch.testing.assert_close(layer.running_var[1], plain.running_var)
-
-    def test_reaches_the_layers_of_a_compiled_model(self, draw):
-        class Model(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.norm = make("batch", noise_edges=EDGES)
-                self.plain = make("batch")
-
-            def forward(self, x, timestep):
-                set_noise_level(self, timestep)
-                return self.plain(self.norm(x))
-
-        model = Model()
-        compiled = copy.deepcopy(model)
-        compiled.compile(fullgraph=True, backend="aot_eager")
-        for seed in range(2):
-            x, timestep = draw(4, 12, 3, 5, seed=seed), torch.tensor([0.0, 2.0, 3.0, 8.0]) * seed
-            torch.testing.assert_close(compiled(x, timestep), model(x, timestep))
-        torch.testing.assert_close(compiled.state_dict(), model.state_dict())
-        for either in (model, compiled):
-            update_bn_stats(either, [(x, timestep), (x + 1, timestep)])
-        torch.testing.assert_close(compiled.state_dict(), model.state_dict())
-        assert model.norm.num_batches_tracked.tolist() == [2, 1, 1]
-
-    def test_a_missing_noise_level_is_an_error(self, draw):
-        layer = make("batch", noise_edges=EDGES)
-        with pytest.raises(RuntimeError, match="no noise level for a batch of 4.*set_noise_level"):
-            layer(draw(4, 12, 3))
-        set_noise_level(layer, torch.zeros(3))
-        with pytest.raises(RuntimeError, match="3 noise levels for a batch of 4"):
-            layer.eval()(draw(4, 12, 3))
+def test_compiled_layers_keep_the_same_statistics(draw):
+    model = nn.Sequential(make("batch"), make("batch"))
+    compiled = copy.deepcopy(model)
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        x = draw(4, 12, 3, 5, seed=seed)
+        torch.testing.assert_close(compiled(x), model(x))
+    torch.testing.assert_close(compiled.state_dict(), model.state_dict())
+    for either in (model, compiled):
+        update_bn_stats(either, [(x,), (x + 1,)])
+    torch.testing.assert_close(compiled.state_dict(), model.state_dict())
 
 
 class TestUpdateBNStats:
@@ -140,25 +82,14 @@ class TestUpdateBNStats:
         torch.testing.assert_close(layer.running_var, variance)
         assert layer.num_batches_tracked == 1
 
-    def test_re_estimates_each_noise_level(self, draw):
-        layer = make("batch", noise_edges=EDGES)
+    def test_leaves_out_non_finite_batches(self, draw):
+        layer, x = make("batch"), draw(4, 12, 3, 5)
         layer.running_mean.fill_(7.0)
-
-        class Model(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.norm = layer
-
-            def forward(self, x, timestep):
-                set_noise_level(self, timestep)
-                return self.norm(x)
-
-        low, high = (draw(4, 12, 3, 5, seed=seed, mean=seed) for seed in range(2))
-        batches = [(low, torch.zeros(4)), (high, torch.full((4,), 9.0)), (low, torch.zeros(4))]
-        update_bn_stats(Model(), batches)
-        for level, x in ((0, low), (2, high)):
-            torch.testing.assert_close((layer.running_mean[level], layer.running_var[level]), moments(x))
-        assert (layer.running_mean[1] == 7.0).all() and (layer.running_var[1] == 1.0).all()
+        bad = torch.full_like(x, float("nan"))
+        update_bn_stats(layer, [(bad,)])
+        assert (layer.running_mean == 7.0).all() and (layer.running_var == 1.0).all()
+        update_bn_stats(layer, [(bad,), (x,)])
+        torch.testing.assert_close((layer.running_mean, layer.running_var), moments(x))
 
     def test_later_layers_see_the_inputs_of_training(self, draw):
         """Behind a first layer that normalizes by the batch, and without dropout."""

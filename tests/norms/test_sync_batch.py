@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from gnunet.norms import make_norm, set_noise_level, update_bn_stats
+from gnunet.norms import make_norm, update_bn_stats
 
 PROCESSES = 2
 
@@ -20,9 +20,8 @@ def work(folder: Path) -> int:
     part = slice(0, 3) if rank == 0 else slice(3, 5)
     results = {}
     for name in ("eager", "compiled", "precise"):
-        layer = make_norm({"kind": "sync_batch", "noise_edges": [1.0]}, 12, activation="silu").double()
+        layer = make_norm({"kind": "sync_batch"}, 12, activation="silu").double()
         layer.load_state_dict(data["state"])
-        set_noise_level(layer, data["timestep"][part])
         if name == "precise":
             update_bn_stats(layer, [(data["x"][part],)])
         else:
@@ -40,16 +39,14 @@ def work(folder: Path) -> int:
 
 def test_two_processes_with_batches_of_different_sizes(draw, run_ranks, tmp_path):
     def fresh():
-        return make_norm({"kind": "batch", "noise_edges": [1.0]}, 12, activation="silu").double()
+        return make_norm({"kind": "batch"}, 12, activation="silu").double()
 
     layer, x, dy = fresh(), draw(5, 12, 3, 5, mean=1.0), draw(5, 12, 3, 5, seed=1)
     x[3:] += 4  # so that the processes' own means differ
-    timestep = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0])  # a level that only the second process has
-    torch.save({"x": x, "dy": dy, "timestep": timestep, "state": layer.state_dict()}, tmp_path / "data.pt")
+    torch.save({"x": x, "dy": dy, "state": layer.state_dict()}, tmp_path / "data.pt")
     run_ranks(PROCESSES, partial(work, tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
 
-    set_noise_level(layer, timestep)
     x.requires_grad_()
     y = layer(x)
     y.backward(dy)
@@ -61,7 +58,6 @@ def test_two_processes_with_batches_of_different_sizes(draw, run_ranks, tmp_path
             torch.testing.assert_close(result[name]["state"], layer.state_dict())
 
     precise = fresh()
-    set_noise_level(precise, timestep)
     update_bn_stats(precise, [(x.detach(),)])
     for result in (first, second):
         torch.testing.assert_close(result["precise"]["state"], precise.state_dict())

@@ -23,12 +23,12 @@ def norm(kind: str, **keys) -> list[str]:
 @pytest.mark.parametrize(
     "flags",
     [
-        [*norm("batch", noise_bins=2), "--model.dropout", "0.3"],
-        [*norm("batch_renorm", renorm_warmup=4), "--train.bn_update_batches", "3"],
+        [*norm("batch"), "--model.dropout", "0.3"],
+        [*norm("batch_renorm"), "--train.bn_update_batches", "3"],
         norm("magnitude_preserving", overrides="{encoder: {kind: switchable}}"),
         norm("scaled_ws", overrides="{encoder: {kind: ghost_batch, ghost_size: 3}}", separate_skip_norm="true"),
     ],
-    ids=["noise_bins", "batch_renorm", "switchable", "hybrid"],
+    ids=["batch", "batch_renorm", "switchable", "hybrid"],
 )
 def test_a_stopped_run_resumes_bit_identically(tiny, tmp_path, flags):
     flags = [*flags, *LITTLE, "--train.total_images", "48"]
@@ -36,6 +36,21 @@ def test_a_stopped_run_resumes_bit_identically(tiny, tmp_path, flags):
     fit_until(16, tiny("stopped", *flags))
     fit(tiny("stopped", *flags))
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_of_an_earlier_version_resumes_by_its_defaults(tiny, tmp_path):
+    """batch_renorm had no warm-up by default, and norms with running statistics a key noise_bins."""
+    flags = [*norm("batch_renorm"), *LITTLE, "--train.total_images", "128"]
+    without = "--model.norm.renorm_warmup=0"
+    fit(tiny("whole", *flags, without))
+    fit_until(16, tiny("stopped", *flags, without))
+    file = tmp_path / "stopped" / "config.yaml"
+    file.write_text(file.read_text().replace("renorm_warmup: 0\n", "renorm_warmup: 0\n    noise_bins: 1\n"))
+    fit(tiny("stopped", *flags))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    assert "renorm_warmup: 0\n" in file.read_text()
+    with pytest.raises(ConfigError, match="model.norm.renorm_warmup: 0 -> 5"):
+        fit(tiny("stopped", *flags, "--model.norm.renorm_warmup=5"))
 
 
 def test_two_processes_share_running_statistics_and_average_them(tiny, run_ranks, tmp_path):
