@@ -70,10 +70,15 @@ def training_weights(process: Process, log_snr: np.ndarray) -> tuple[np.ndarray,
 
 
 def training_images(session: Session) -> Tensor:
-    """Training images as networks see them, not mirrored, float64 (n, C, H, W)."""
+    """Training images as networks see them, with their mirror images where training mirrors them, float64
+    (n, C, H, W)."""
     table, rows = session.train_set.table, session.train_set.rows[:MAX_IMAGES]
-    images, _ = table.examples(rows, map(Stream(0, StreamKey.LATENT).at, range(len(rows))))
-    return table.to_network(channels_last(images)).double()
+    found = []
+    for mirrored in [False, True][: 1 + session.train_set.flip]:
+        drawn = map(Stream(0, StreamKey.LATENT).at, range(len(rows)))
+        images, _ = table.examples(rows, drawn, np.full(len(rows), mirrored))
+        found.append(table.to_network(channels_last(images)).double())
+    return torch.cat(found)
 
 
 def trivial_errors(images: Tensor, process: Process, val_set: ValidationSet) -> dict[str, np.ndarray]:
