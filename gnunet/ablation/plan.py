@@ -89,6 +89,8 @@ class Plan:
     tuning_trials: list[Trial] = field(default_factory=list)
     pending_tuning: list[Condition] = field(default_factory=list)
     """Conditions whose reported trials are unknown until their tuning is finished."""
+    pending_trials: list[Trial] = field(default_factory=list)
+    """Their reported trials at the first value of tuning, which say how long those will take, not what they are."""
     tuning_scores: dict[Condition, dict[str, float | None]] = field(default_factory=dict)
     """By condition and value, as YAML: the mean of the tuning metric over the tuning seeds, lower better; infinite
     where a trial diverged, None where one has no record."""
@@ -232,6 +234,7 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
     plan.tuning_scores[condition] = dict(zip(map(format_value, tuning.values), means, strict=True))
     if None in means:
         plan.pending_tuning.append(condition)
+        plan.pending_trials.extend(trials(study.seeds, {tuning.key: tuning.values[0]}))
         return
     best = tuning.values[means.index(min(means))]  # of equal ones the first
     plan.chosen[condition] = format_value(best)
@@ -268,7 +271,7 @@ def check_records(trials: Sequence[Trial], records: Records, folder: Path, *, pr
         if (record := records.get(trial.name)) is None:
             continue
         path, then = record_path(folder, trial.name), record["environment"]["processes"]
-        old, new = _flat(record["config"]), _flat(trial.config.model_dump())
+        old, new = flatten(record["config"]), flatten(trial.config.model_dump())
         keys = [key for key in old if key in new and old[key] != new[key] and key not in KEYS_NOT_HASHED]
         if keys:
             changed = ", ".join(f"{key} {format_value(old[key])}, now {format_value(new[key])}" for key in keys)
@@ -280,8 +283,8 @@ def check_records(trials: Sequence[Trial], records: Records, folder: Path, *, pr
             )
 
 
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+        found |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
     return found

@@ -1,5 +1,6 @@
 """Progress of a study: its plan as a table, the expected time, and a live view of the running trials."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,17 +13,41 @@ from gnunet.ablation.plan import Condition, Plan, Records, Trial
 from gnunet.ablation.records import metric_value, outcome_of, read_record
 from gnunet.ablation.study import Study
 from gnunet.checkpoint.jsonl import read_jsonl
+from gnunet.config import Config
 from gnunet.evaluation.report import print_all
 from gnunet.training.progress import format_duration
+
+MEASURED = 5
+"""Forward passes over the validation set that measuring a trial takes: errors, and magnitudes with their gradients."""
+
+
+def trial_work(config: Config) -> float:
+    """The training images that take as long as a trial, of which a forward pass is a third each.
+
+    Counts training, validation, sampling, and what is measured at the end, not the extraction of features.
+    """
+    train, sampling, evaluate = config.train, config.sampling, config.evaluate
+    total = train.total_images
+    validated = config.validation.num_examples * (_times(total, train.validate_every) + MEASURED)
+    sampled = sampling.num_images * _times(total, train.sample_every)
+    if evaluate.every is not None:  # the last samples are drawn again, for their nearest training images
+        sampled += evaluate.num_images * (_times(total, evaluate.every) + 1)
+    passes = sampling.num_inference_steps * (1 if sampling.guidance_scale == 1 else 2)
+    return total + (validated + sampled * passes) / 3
+
+
+def _times(total: int, every: int) -> int:
+    """How often something happens that is due every so many images, and at the end; 0 is only at the end."""
+    return math.ceil(total / every) if every else 1
 
 
 class TimeEstimate:
     """The expected time of trials, by the median seconds per image of finished ones: of the same variant in the same
-    setting, else of the variant, else of any, else of a probe."""
+    setting, else of the variant, else of any, else of a probe. An image is one of `trial_work`."""
 
     def __init__(self, plan: Plan, records: Records):
-        self.probed: float | None = None
-        """Seconds per image where there are no records."""
+        self.probed: tuple[float, float] | None = None
+        """Where there are no records: the seconds that a trial takes to start and to be timed, and those per image."""
         self._known: dict[tuple, list[float]] = {}
         for trial in [*plan.tuning_trials, *plan.trials]:
             if record := records.get(trial.name):
@@ -30,28 +55,29 @@ class TimeEstimate:
 
     def update(self, trial: Trial, record: dict) -> None:
         """Add the time of a finished trial."""
-        times = record["times"]
+        times, config = record["times"], trial.config
         # cell_seconds are of the last process alone, wall_seconds those of training over all interruptions.
-        seconds = max(times["cell_seconds"], times["wall_seconds"] or 0.0) / record["images"]
+        seconds = max(times["cell_seconds"], times["wall_seconds"] or 0.0)
+        share = record["images"] / config.train.total_images  # of a diverged trial
         for key in self._keys(trial):
-            self._known.setdefault(key, []).append(seconds)
+            self._known.setdefault(key, []).append(seconds / (share * trial_work(config)))
 
     @property
     def source(self) -> str | None:
         """Where the estimate is from; None where nothing is known."""
         if self._known:
             return "by the trials that are done"
-        return None if self.probed is None else "by a probe of training alone"
+        return None if self.probed is None else "by a probe of a training step"
 
     def seconds(self, trials: Iterable[Trial], at_a_time: int) -> float | None:
         """The expected seconds of trials, `at_a_time` of them in parallel; None where nothing is known."""
         total, count = 0.0, 0
         for trial in trials:
             known = next((self._known[key] for key in self._keys(trial) if key in self._known), None)
-            rate = statistics.median(known) if known else self.probed
-            if rate is None:
+            if known is None and self.probed is None:
                 return None
-            total, count = total + rate * trial.config.train.total_images, count + 1
+            start, rate = (0.0, statistics.median(known)) if known else self.probed
+            total, count = total + start + rate * trial_work(trial.config), count + 1
         return total / max(min(at_a_time, count), 1)
 
     @staticmethod
@@ -136,6 +162,16 @@ def print_plan(study: Study, plan: Plan, records: Records) -> None:
         values = (dict(condition.setting).get(axis, "") for axis in axes)
         table.add_row(condition.variant, *values, *chosen, *map(str, numbers))
     print_all(table, plan_summary(study, plan, records))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table whose first column has names and the others numbers."""
+    table = Table()
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=i > 1)
+    for row in rows:
+        table.add_row(*row)
+    print_all(table)
 
 
 def plan_summary(study: Study, plan: Plan, records: Records) -> str:

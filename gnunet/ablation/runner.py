@@ -126,14 +126,17 @@ def _work(trial: Trial, folder: Path, gpu: str | None) -> None:
     sys.exit(run_cli(lambda: run_trial(trial, folder)))
 
 
-def probe(context: ForkServerContext, trial: Trial, folder: Path, gpu: str | None) -> float | None:
-    """Seconds per image of training, from a few steps; None where they fail, as the trial then will."""
+def probe(context: ForkServerContext, trial: Trial, folder: Path, gpu: str | None) -> tuple[float, float] | None:
+    """Seconds to start a trial and time a few steps, and those per image of training; None where that fails, as the
+    trial then will."""
+    start = time.monotonic()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_probe, args=(trial, folder, gpu, theirs), daemon=False)
     process.start()
     theirs.close()
     try:
-        return ours.recv()
+        rate = ours.recv()
+        return time.monotonic() - start, rate
     except EOFError:
         return None
     finally:

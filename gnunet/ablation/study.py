@@ -4,7 +4,7 @@ This checks the file alone; `gnunet.ablation.plan` checks what its overrides do 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -150,6 +150,15 @@ class Study(Section):
         """The axes that a variant crosses, in the study's order."""
         crossed = self.variants[variant].axes
         return [axis for axis in self.axes if crossed is None or axis in crossed]
+
+    def restricted_to(self, variants: Collection[str]) -> "Study":
+        """The study of some variants and the baseline, with the hypotheses about them alone; empty is all of it."""
+        if not variants:
+            return self
+        kept = {name: variant for name, variant in self.variants.items() if name in {*variants, self.baseline}}
+        sides = [{side["variant"] for c in h.comparisons for side in (c.left, c.right)} for h in self.hypotheses]
+        hypotheses = [h for h, names in zip(self.hypotheses, sides, strict=True) if names <= kept.keys()]
+        return self.model_copy(update={"variants": kept, "hypotheses": hypotheses})
 
     def issues(self) -> Iterator[ConfigIssue]:
         if self.baseline not in self.variants:

@@ -1,23 +1,29 @@
 """Runs a study from its file to its records and its report."""
 
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from gnunet.ablation.plan import Plan, budget_of, check_records, make_plan
-from gnunet.ablation.progress import Display, TimeEstimate, print_plan
+from gnunet.ablation.find_records import find_runs
+from gnunet.ablation.plan import Plan, budget_of, check_records, flatten, make_plan
+from gnunet.ablation.progress import Display, TimeEstimate, print_plan, print_table
 from gnunet.ablation.records import read_records
 from gnunet.ablation.runner import fork_server, pending_trials, probe, run_in_process, run_parallel, slots
 from gnunet.ablation.study import load_study
 from gnunet.checkpoint.run_dir import RunLock
+from gnunet.config.load import SHIPPED
+from gnunet.config.yaml_io import format_value
 from gnunet.distributed import fsdp
 from gnunet.distributed.launch import is_distributed_launch
 from gnunet.errors import ConfigError
 from gnunet.evaluation.report import print_all
 from gnunet.training.progress import format_duration
+
+RUNS = Path("runs/ablations")
 
 
 class StudyRunner:
@@ -35,9 +41,26 @@ class StudyRunner:
         self, path: Path, *, budget: str | None, folder: Path | None, only: Sequence[str], flags: Mapping[str, Any]
     ):
         self.study, self.path, self.only, self.flags = load_study(path), path, only, flags
+        self._given_budget, self._given_folder = budget, folder
         self.budget = budget_of(self.study, budget)
-        name = path.stem if self.budget is None else f"{path.stem}-{self.budget}"
-        self.folder = folder or Path("runs/ablations") / name
+        self.folder = folder or self._default_folder(self.budget)
+
+    def _default_folder(self, budget: str | None) -> Path:
+        return RUNS / (self.path.stem if budget is None else f"{self.path.stem}-{budget}")
+
+    def command(self, *more: str) -> str:
+        """The command line of this run, without what is at its default, and `more` words."""
+        is_shipped = self.path.parent == SHIPPED / "ablations"
+        words = ["gnunet", "ablate", self.path.stem if is_shipped else str(self.path)]
+        if self.budget is not None:
+            words += ["--budget", self.budget]
+        if self.folder != self._default_folder(self.budget):
+            words += ["--folder", str(self.folder)]
+        if self.only:
+            words += ["--only", *self.only]
+        for key, value in flatten(self.flags).items():
+            words += [f"--{key}", format_value(value)]
+        return shlex.join([*words, *more])
 
     def plan(self, *, processes: int | None = None) -> tuple[Plan, dict[str, dict[str, Any]]]:
         """The trials that are known so far, and the existing records.
@@ -108,13 +131,12 @@ class StudyRunner:
         _print(*failures)
         if plan.pending_tuning:
             _print(f"not run: the reported trials of {len(plan.pending_tuning)} settings, whose tuning is not complete")
+        if _is_main():
+            self._print_results()
         return 1 if failures else 0
 
     def _expected_time(self, plan: Plan, estimate: TimeEstimate, at_a_time: int) -> str:
-        trials = pending_trials([*plan.tuning_trials, *plan.trials], self.folder)
-        for condition in plan.pending_tuning:  # a reported trial takes as long as one of tuning
-            like = next(trial for trial in plan.tuning_trials if trial.condition == condition)
-            trials += [like] * len(self.study.seeds)
+        trials = pending_trials([*plan.tuning_trials, *plan.trials, *plan.pending_trials], self.folder)
         if not trials:
             return "nothing to run"
         seconds = estimate.seconds(trials, at_a_time)
@@ -125,16 +147,50 @@ class StudyRunner:
     def report(self) -> Path:
         """Write the report of the existing records; returns its path.
 
+        It is of all variants, or of those in `only` and the baseline. Where there are no records with this folder,
+        budget and flags, those that were not given are taken from the study's only run that has records.
+
         Raises:
-            ConfigError, CheckpointError: as `plan`; also where a package of the extra `ablation` is not installed.
+            ConfigError, CheckpointError: as `plan`; also where a package of the extra `ablation` is not installed, and
+                where the records are of several runs.
         """
-        try:  # optional packages: jinja2, matplotlib, scipy
+        try:  # optional packages: matplotlib, scipy
             from gnunet.ablation.analysis.report import write_report
         except ModuleNotFoundError as error:
             package = error.name.partition(".")[0]
             raise ConfigError(f"--report: needs {package}; pip install -e '.[ablation]'") from None
+        self.study, self.only = self.study.restricted_to(self.only), ()
         plan, records = self.plan()
+        if not any(trial.name in records for trial in [*plan.tuning_trials, *plan.trials]):
+            self._take_only_run()
+            plan, records = self.plan()
         return write_report(self.study, plan, records, self.folder, name=self.path.stem, budget=self.budget)
+
+    def _take_only_run(self) -> None:
+        """Take folder, budget and flags of the study's only run with records; ConfigError where that is not clear."""
+        names = [self._default_folder(budget) for budget in [None, *(self.study.budgets or [])]]
+        given = self.budget if self._given_budget else None
+        runs = find_runs(self.study, self.path, [self._given_folder] if self._given_folder else names, self.flags)
+        commands = []
+        for run in runs:
+            self.folder, self.budget, self.flags = run
+            commands.append(self.command("--report"))
+        if len(runs) > 1 or (runs and given not in (None, self.budget)):
+            raise ConfigError("\n  ".join(["--report: the records are of other runs; valid:", *commands]))
+        if commands:
+            _print(f"records of: {commands[0]}")
+
+    def _print_results(self) -> None:
+        """Print the table of the main metric, and the command that writes the report."""
+        try:  # optional packages: scipy
+            from gnunet.ablation.analysis.results import Results
+            from gnunet.ablation.analysis.tables import main_table
+        except ModuleNotFoundError:
+            return
+        plan, records = self.plan()
+        table = main_table(Results(self.study.restricted_to(self.only), plan, records, self.folder))
+        print_table(table.headings, [[cell.text for cell in row] for row in table.rows])
+        _print(f"report: {self.command('--report')}")
 
 
 def _is_main() -> bool:

@@ -2,13 +2,14 @@
 
 gnunet ablate kinds --dry_run                                 # print the plan and the expected time
 gnunet ablate kinds --budget cpu                              # run the trials without a record
-gnunet ablate kinds --budget cpu --report
+gnunet ablate kinds --report                                  # write the report of the records
 gnunet ablate STUDY.yaml --train.total_images 64              # flags of the configuration, for every trial
 accelerate launch -m gnunet ablate STUDY.yaml                 # one trial at a time, on all processes
 
 A study crosses variants with axes and seeds. Each combination is a trial: a training run whose record is written to
 FOLDER/records once it is trained and measured. After a stop or a kill the same command resumes. A trial that diverges
-is a result. --report reads only the study file, FOLDER/records and FOLDER/samples.
+is a result. --report reads only the study file and FOLDER; without the run's --budget, --folder and flags it finds the
+study's only run in runs/ablations.
 """
 
 import argparse
@@ -23,7 +24,9 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser("ablate", __doc__)
     parser.add_argument("study", metavar="STUDY", type=Path, help="study file, or the name of a shipped one: smoke")
     parser.add_argument("--budget", metavar="NAME", help="one of the study's budgets (default: its first)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="run only these variants")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="VARIANT", help="only these variants; in a report, and the baseline"
+    )
     parser.add_argument(
         "--jobs", type=integer(), metavar="N", help="trials at a time (default: one for each GPU, or for each core)"
     )
@@ -34,10 +37,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     mode.add_argument("--dry_run", action="store_true", help="print the plan and the expected time")
     mode.add_argument("--report", action="store_true", help="write the report of the existing records")
     own, flags = split_flags(argv)
-    arguments = parser.parse_args(own)
-    if arguments.report and arguments.only:
-        parser.error("--report covers all variants; leave out --only")
-    return arguments, flags
+    return parser.parse_args(own), flags
 
 
 def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from gnunet.ablation.plan import Plan, Trial
-from gnunet.ablation.progress import TimeEstimate
+from gnunet.ablation.progress import TimeEstimate, trial_work
 from gnunet.ablation.runner import pending_trials, slots
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.config import Config, from_yaml
@@ -48,6 +48,8 @@ def test_tuning_divergence_errors_and_shared_trials(study_runner, tmp_path, capf
     assert "6 trials, 2 of them shared: 0 done, 4 to run" in out
     assert "failed: broken, seed 100, trying 1.0e+30: error:" in out and nowhere in out
     assert "not run: the reported trials of 1 settings" in out
+
+    assert "│ double" in out and out.splitlines()[-1].startswith("report: gnunet ablate ")  # the results
 
     plan, records = study.plan()
     assert len(records) == 3  # two that tune and one that is reported, each for both variants
@@ -125,20 +127,33 @@ class TestTimeEstimate:
         two, four = (("batch", "2"),), (("batch", "4"),)
         expected = TimeEstimate(Plan(), {})
         assert expected.seconds([self.trial("a")], 1) is None and expected.source is None
-        expected.probed = 0.5
-        assert expected.seconds([self.trial("a"), self.trial("b")], 1) == 100 and "probe" in expected.source
+        expected.probed = 3.0, 0.5
+        assert expected.seconds([self.trial("a"), self.trial("b")], 1) == 6 + trial_work(self.trial("a").config)
+        assert "probe" in expected.source
         for trial, seconds in ((self.trial("a", two), 10), (self.trial("a", four), 30), (self.trial("b", two), 100)):
             expected.update(trial, self.record(seconds))
-        assert expected.seconds([self.trial("a", two, images=200)], 1) == 20
-        assert expected.seconds([self.trial("a", (("batch", "8"),))], 1) == 20  # of the same variant
-        assert expected.seconds([self.trial("c")], 1) == 30  # of any
-        assert expected.seconds([self.trial("a", two)] * 4, 2) == 20
-        assert expected.seconds([self.trial("a", two)], 8) == 10 and expected.seconds([], 2) == 0
+        assert expected.seconds([self.trial("a", two)], 1) == pytest.approx(10)
+        assert 10 < expected.seconds([self.trial("a", two, images=200)], 1) < 20  # is measured once, too
+        assert expected.seconds([self.trial("a", (("batch", "8"),))], 1) == pytest.approx(20)  # of the same variant
+        assert expected.seconds([self.trial("c")], 1) == pytest.approx(30)  # of any
+        assert expected.seconds([self.trial("a", two)] * 4, 2) == pytest.approx(20)
+        assert expected.seconds([self.trial("a", two)], 8) == pytest.approx(10) and expected.seconds([], 2) == 0
 
     def test_a_resumed_trial_counts_its_training_before(self):
         expected = TimeEstimate(Plan(), {})
         expected.update(self.trial("a"), self.record(1, of_training=50))
-        assert expected.seconds([self.trial("a")], 1) == 50
+        assert expected.seconds([self.trial("a")], 1) == pytest.approx(50)
+
+    def test_the_work_of_a_trial(self):
+        """In images of training, of which a forward pass is a third."""
+        train = {"total_images": 900, "validate_every": 300, "sample_every": 0}
+        sampling = {"num_images": 6, "num_inference_steps": 10}
+        config = Config.model_validate({"train": train, "validation": {"num_examples": 30}, "sampling": sampling})
+        assert trial_work(config) == 900 + (30 * (3 + 5) + 60) / 3
+        evaluated = config.model_copy(
+            update={"evaluate": config.evaluate.model_copy(update={"every": 450, "num_images": 12})}
+        )
+        assert trial_work(evaluated) == trial_work(config) + 12 * (2 + 1) * 10 / 3
 
     def test_format_duration(self):
         texts = [format_duration(seconds) for seconds in (3.4, 89, 600, 5000, 7200, 400_000)]

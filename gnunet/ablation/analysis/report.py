@@ -4,49 +4,31 @@ The same records give the same bytes.
 """
 
 import base64
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from gnunet.ablation.analysis.formatting import describe, metric_info, sample_metrics
-from gnunet.ablation.analysis.results import ComparisonResult, Results
-from gnunet.ablation.analysis.statistics import RESAMPLES, Difference
+from gnunet.ablation.analysis.results import Results
+from gnunet.ablation.analysis.statistics import RESAMPLES
+from gnunet.ablation.analysis.tables import (
+    configuration_table,
+    environment_table,
+    environment_values,
+    main_table,
+    means_table,
+    trial_table,
+    tuning_table,
+    verdict_table,
+)
 from gnunet.ablation.figures import draw_all
 from gnunet.ablation.plan import Plan, Records
-from gnunet.ablation.records import LOSSES, NEAREST
-from gnunet.ablation.study import Hypothesis, Study
+from gnunet.ablation.study import Study
 from gnunet.errors import ConfigError
 from gnunet.files import atomic_directory, atomic_write
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-_CONFIGURATION = (
-    "data.source", "data.resolution", "train.total_images", "train.batch_size", "train.learning_rate",
-    "validation.num_examples", "evaluate.num_images",
-)  # fmt: skip
-"""Keys of the configuration that the report shows."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table. Markdown emphasizes `verdict` and `absent`."""
-
-    text: str
-    style: str = ""  # CSS classes
-    title: str = ""  # shown when the pointer is over the cell
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the report; the templates render it as HTML and as Markdown."""
-
-    headings: list[str]
-    rows: list[list[Cell]]
 
 
 def write_report(study: Study, plan: Plan, records: Records, folder: Path, *, name: str, budget: str | None) -> Path:
@@ -65,16 +47,17 @@ def write_report(study: Study, plan: Plan, records: Records, folder: Path, *, na
         "states": {state: states[state] for state in ("complete", "diverged", "missing")},
         "planned": states.total(),
         "warnings": _warnings(results),
-        "verdicts": _verdicts(results),
-        "means": _means(results),
+        "verdicts": verdict_table(results),
+        "main": main_table(results),
+        "means": means_table(results),
         "pictures": draw_all(results),
-        "trials": _trials(results),
-        "tuning": _tuning(results),
+        "trials": trial_table(results),
+        "tuning": tuning_table(results),
         "resamples": RESAMPLES,
         "contrasts": len(results.contrasts),
         "compared": sum(len(hypothesis.comparisons) for hypothesis in study.hypotheses),
-        "configuration": _counts(_configuration_values(results)),
-        "environment": _counts(_environment_values(results)),
+        "configuration": configuration_table(results),
+        "environment": environment_table(results),
     }
     with atomic_directory(folder / "figures") as figures:
         for picture in content["pictures"]:
@@ -106,135 +89,10 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def _numbers(texts: Iterable[str]) -> list[Cell]:
-    return [Cell(text, "number") for text in texts]
-
-
-def _difference(difference: Difference) -> list[Cell]:
-    return [Cell(*pair) for pair in zip(describe(difference), ("number", "interval", "number"), strict=True)]
-
-
-def _four_digits(value: float) -> str:
-    """Four significant digits; empty for NaN."""
-    return f"{value:#.4g}".rstrip(".") if math.isfinite(value) else ""
-
-
-def _verdicts(results: Results) -> Table:
-    """A row for each comparison; the first of a hypothesis has the claim and its verdict."""
-    rows = []
-    for hypothesis in results.study.hypotheses:
-        verdict, comparisons = results.judge(hypothesis)
-        claim = [Cell(hypothesis.claim), Cell(hypothesis.source or ""), Cell(verdict, f"verdict {_css(verdict)}")]
-        for result in comparisons:
-            row = [*(claim if result is comparisons[0] else [Cell("")] * 3)]
-            row += [Cell(_expectation(results, hypothesis, result)), *_difference(result.difference)]
-            row.append(Cell(result.verdict if len(comparisons) > 1 else "", _css(result.verdict)))
-            rows.append(row)
-    columns = ["claim", "source", "verdict", "expected", "difference", "95% interval", "n", "of the comparison"]
-    return Table(columns, rows)
-
-
-def _css(verdict: str) -> str:
-    return verdict.replace(" ", "-")
-
-
-def _expectation(results: Results, hypothesis: Hypothesis, result: ComparisonResult) -> str:
-    """A comparison as text; its metric is named where it is not the validation loss."""
-    left, right = results.label(result.left), results.label(result.right)
-    margin = f"{100 * hypothesis.margin:g}%"
-    if result.expect == "same":
-        text = f"{left} the same as {right} within {margin}"
-    else:
-        text = f"{left} {result.expect} than {right}" + (f" by over {margin}" if hypothesis.margin else "")
-    is_loss = hypothesis.metric == "validation_loss"
-    return text if is_loss else f"{metric_info(hypothesis.metric).title}: {text}"
-
-
-def _means(results: Results) -> Table:
-    """The means of each condition: variants without axes from the lowest loss, else in the study's order."""
-    study, conditions = results.study, results.conditions
-    nearest = NEAREST if any(record["nearest"] for record in results.found) else ()
-    costs = ("images_per_second", "saved_mib", "peak_memory_mib")
-    metrics = ["validation_loss", *sample_metrics(results.found), *nearest, *costs]
-    if not study.axes:
-        losses = {condition: results.mean(condition, "validation_loss") for condition in conditions}
-        conditions = sorted(conditions, key=lambda c: (math.isnan(losses[c]), losses[c]))
-    rows = []
-    for condition in conditions:
-        baselines = [contrast.right for contrast in results.contrasts if contrast.left == condition]
-        is_base = condition.variant == study.baseline
-        if len(baselines) == 1:
-            difference = _difference(results.compare(condition, baselines[0], "validation_loss"))
-        else:  # several where the baseline alone crosses an axis: the forest plot shows them
-            difference = [*_numbers(["base" if is_base else "see figures"]), Cell(""), Cell("")]
-        complete = f"{results.states(condition).count('complete')} of {len(study.seeds)}"
-        means = (_four_digits(results.mean(condition, metric)) for metric in metrics)
-        label = Cell(results.label(condition), "base" if is_base else "")
-        rows.append([label, *difference, *_numbers([complete, *means])])
-    titles = [metric_info(metric).title if metric in LOSSES else metric_info(metric).label for metric in metrics]
-    columns = ["variant", f"difference to {study.baseline}", "95% interval", "n", "complete", *titles]
-    return Table(columns, rows)
-
-
-def _trials(results: Results) -> Table:
-    """The loss of every trial, where it diverged, or why there is neither."""
-    rows = []
-    for condition in results.conditions:
-        row = [Cell(results.label(condition))]
-        for seed in results.study.seeds:
-            record, state = results.record(condition, seed), results.state(condition, seed)
-            name = results.name(condition, seed)
-            if record is None:
-                text = "missing" if name else "waits for tuning"
-            elif state == "diverged":
-                text = f"diverged at {record['diverged_at'] or record['images']:,}"
-            else:
-                score = results.scores(condition, "validation_loss").get(seed)
-                text = _four_digits(score.value) if score else "no loss"
-            row.append(Cell(text, "number" if state == "complete" else f"number absent {state}", name or ""))
-        rows.append(row)
-    return Table(["variant", *(f"seed {seed}" for seed in results.study.seeds)], rows)
-
-
-def _tuning(results: Results) -> Table | None:
-    """The chosen value of each condition; None where the study has no tuning or nothing is chosen yet."""
-    plan = results.plan
-    if not plan.chosen:
-        return None
-    rows = [[Cell(results.label(condition)), Cell(value, "number")] for condition, value in plan.chosen.items()]
-    for condition in plan.pending_tuning:
-        rows.append([Cell(results.label(condition)), Cell("not finished", "number absent missing")])
-    return Table(["variant", results.study.tuning.key], rows)
-
-
-def _configuration_values(results: Results) -> dict[str, list[Any]]:
-    """How the networks were trained and scored: the value of each record."""
-    paths = [key.split(".") for key in _CONFIGURATION]
-    values = {f"{section}.{key}": [r["config"][section][key] for r in results.found] for section, key in paths}
-    return values | {"parameters": [record["parameters"] for record in results.found]}
-
-
-def _environment_values(results: Results) -> dict[str, list[Any]]:
-    """The software and hardware of the records."""
-    keys = dict.fromkeys(key for record in results.found for key in record["environment"])
-    return {key: [record["environment"].get(key) for record in results.found] for key in keys}
-
-
-def _counts(values: Mapping[str, Sequence[Any]]) -> Table:
-    """The values of each key, the most frequent first, and the number of records that have each."""
-    rows = []
-    for key, found in values.items():
-        counts = Counter("none" if value is None else str(value) for value in found)
-        ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-        texts = [f"{value} ({count})" if len(ordered) > 1 else value for value, count in ordered]
-        rows.append([Cell(key), Cell(", ".join(texts))])
-    return Table(["", ""], rows)
-
-
 def _warnings(results: Results) -> list[str]:
     """What a reader must know before the numbers."""
     warnings = []
-    for key, values in _environment_values(results).items():
+    for key, values in environment_values(results).items():
         if len(set(values)) > 1:
             is_speed = key in ("device", "threads", "processes")
             consequence = "times cannot be compared between them" if is_speed else "differences may come from that"

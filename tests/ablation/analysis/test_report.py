@@ -1,9 +1,11 @@
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from gnunet.ablation.analysis.report import write_report
+from gnunet.ablation.records import FORMAT, write_record
 from gnunet.ablation.study_runner import StudyRunner
 from gnunet.errors import ConfigError
 
@@ -80,6 +82,46 @@ class TestFiles:
         assert "b is &lt;worse> \\| here" in page.with_suffix(".md").read_text()
 
 
+class TestFindsRecords:
+    """Of a run with other flags than the report."""
+
+    @pytest.fixture
+    def runner(self, made_up, small_study, without_figures, tmp_path, monkeypatch):
+        """`runner(runs, **given)`: a runner, after runs with these (folder, images)."""
+        monkeypatch.chdir(tmp_path)
+
+        def open_after(runs, budget=None, folder=None, only=()):
+            for name, images in runs:
+                text = small_study.replace("total_images: 2000", f"total_images: {images}")
+                for record in made_up(text, worse)[2].values():
+                    write_record(tmp_path / "runs" / "ablations" / name, {"format": FORMAT, **record})
+            (tmp_path / "study.yaml").write_text(
+                f"{small_study}budgets: {{large: {{}}, tiny: {{train.total_images: 100}}}}\n"
+            )
+            return StudyRunner(Path("study.yaml"), budget=budget, folder=folder and Path(folder), only=only, flags={})
+
+        return open_after
+
+    @pytest.mark.parametrize(
+        ("run", "given", "flags"),
+        [
+            (("study-tiny", 100), {}, "--budget tiny"),
+            (("study-large", 700), {}, "--budget large --train.total_images 700"),
+            (("mine", 100), {"folder": "runs/ablations/mine"}, "--budget tiny --folder runs/ablations/mine"),
+            (("study-large", 2000), {"only": ["b"]}, ""),
+        ],
+    )
+    def test_takes_the_only_run(self, runner, capsys, run, given, flags):
+        assert runner([run], **given).report() == Path("runs/ablations", run[0], "report.html")
+        assert capsys.readouterr().out == (f"records of: gnunet ablate study.yaml {flags} --report\n" if flags else "")
+
+    def test_names_the_runs_where_there_are_several(self, runner):
+        with pytest.raises(ConfigError, match="--budget large .*images 700 --report\n.*--budget tiny --report"):
+            runner([("study-tiny", 100), ("study-large", 700)]).report()
+        with pytest.raises(ConfigError, match="--budget tiny --report"):
+            runner([], budget="large", folder="runs/ablations/study-tiny").report()
+
+
 class TestErrors:
     def test_no_records(self, made_up, small_study, tmp_path):
         study, plan, _, folder = made_up(small_study, worse)
@@ -105,20 +147,24 @@ class TestTables:
         assert second[:4] == ["", "", "", "b: 2 the same as a within 1%"]
         assert second[6:] == ["1", "not enough evidence"]
 
+    def test_differences(self, report, small_study):
+        found = rows(report(small_study, worse), "Differences")
+        assert [row[0] for row in found] == ["a", "b: how large", "1", "2"]
+        assert found[0][2] == "baseline" and found[2][2] == "" and found[3][2].startswith("+")
+        assert [row[5] for row in found[2:]] == ["**worse**", "**unclear**"]  # one diverged, one is missing
+
     def test_means(self, report, small_study):
         means = rows(report(small_study, worse), "Means")
-        assert [row[0] for row in means] == ["a", "b: 1", "b: 2"]
-        assert [row[1] for row in means][:2] == ["base", ""] and means[2][1].startswith("+")
-        assert [row[4] for row in means] == ["2 of 2", "1 of 2", "1 of 2"]
-        assert all(len(row) == len(means[0]) and float(row[5]) > 0 for row in means)
+        assert [row[:2] for row in means] == [["a", "2 of 2"], ["b: 1", "1 of 2"], ["b: 2", "1 of 2"]]
+        assert all(len(row) == len(means[0]) and float(row[2]) > 0 for row in means)
 
-    def test_variants_without_axes_are_sorted_by_loss(self, kinds_study, without_figures, tmp_path):
+    def test_variants_without_axes_are_sorted_by_their_differences(self, kinds_study, without_figures, tmp_path):
         study, plan, records, _ = kinds_study
         write_report(study, plan, records, tmp_path, name="kinds", budget="h100")
-        means = rows((tmp_path / "report.md").read_text(), "Means")
-        losses = [float(row[5]) for row in means[:-1]]
-        assert len(means) == 21 and losses == sorted(losses)
-        assert means[-1][:5] == ["pixel", "", "missing", "", "0 of 3"] and set(means[-1][5:]) == {""}
+        found = rows((tmp_path / "report.md").read_text(), "Differences")
+        losses = [float(row[1]) for row in found[1:-2]]
+        assert len(found) == 21 and losses == sorted(losses)
+        assert found[-1] == ["pixel", "", "", "missing", "", ""]
 
     def test_trials(self, report, small_study):
         trials = rows(report(small_study, worse), "Trials")
