@@ -103,7 +103,8 @@ def main_table(results: Results) -> Table:
             shown.add(right)
         mean = _numbers([_four_digits(results.mean(left, metric))])
         verdict = _verdict(row.difference, metric)
-        rows.append([Cell(row.label), *mean, *_difference(row.difference), Cell(verdict, f"verdict {verdict}")])
+        verdict = Cell(verdict, f"verdict {verdict}" if verdict else "")
+        rows.append([Cell(row.label), *mean, *_difference(row.difference), verdict])
     columns = ["variant", metric_info(metric).title, "difference", "95% interval", "n", "verdict"]
     return Table(columns, rows)
 
