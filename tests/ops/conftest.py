@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -130,14 +130,6 @@ def _relative_error(value: Tensor, exact: Tensor, floor: float = 1e-12) -> float
     value, exact = value.detach(), exact.detach()
     difference = (value.double() - exact).square().mean().sqrt()
     return float(difference / exact.square().mean().sqrt().clamp_min(floor))
-
-
-@pytest.fixture
-def set_threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of threads; the old one comes back after the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 # Test modules cannot import from here under pytest's importlib mode, so the helpers are fixtures.
