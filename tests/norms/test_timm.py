@@ -1,11 +1,27 @@
-"""timm's layers, where timm can be imported (it needs torchvision)."""
+"""timm's layers, where timm is installed."""
+
+import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from gnunet.norms import make_conv
 
-layers = pytest.importorskip("timm.layers", exc_type=ImportError)
+
+@pytest.fixture(scope="module")
+def layers():
+    """timm.layers without the rest of timm, and without torchvision, of which it only imports a class by name."""
+    if (spec := importlib.util.find_spec("timm")) is None:
+        pytest.skip("timm is not installed")
+    package = ModuleType("timm")
+    package.__path__ = spec.submodule_search_locations
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "timm", package)
+        for name in ("torchvision", "torchvision.ops", "torchvision.ops.misc"):
+            patch.setitem(sys.modules, name, SimpleNamespace(FrozenBatchNorm2d=torch.nn.BatchNorm2d))
+        yield importlib.import_module("timm.layers")
 
 
 @pytest.mark.parametrize(
@@ -20,7 +36,7 @@ layers = pytest.importorskip("timm.layers", exc_type=ImportError)
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_norms(make_layer, draw, kind, timm_layer, names, training):
+def test_norms(layers, make_layer, draw, kind, timm_layer, names, training):
     activation = None if kind in ("rms", "layer_channel") else "silu"
     layer = make_layer(kind, activation=activation).train(training)
     options = {"group": {"num_groups": 4}, "evonorm_s0": {"groups": 4}}.get(kind, {})
@@ -35,7 +51,7 @@ def test_norms(make_layer, draw, kind, timm_layer, names, training):
 @pytest.mark.parametrize(
     ("kind", "timm_layer"), [("weight_standardization", "StdConv2d"), ("scaled_ws", "ScaledStdConv2d")]
 )
-def test_convolutions(draw, kind, timm_layer):
+def test_convolutions(layers, draw, kind, timm_layer):
     conv = make_conv({"kind": kind}, 4, 6, 3, padding=1).double()
     other = getattr(layers, timm_layer)(4, 6, 3, padding=1, bias=True, eps=1e-12).double()
     state = {name: value.view_as(other.state_dict()[name]) for name, value in conv.state_dict().items()}
