@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gnunet.ablation.records import metric_names, rank, record_path
-from gnunet.ablation.study import STABILITY_EDGE, Study
+from gnunet.ablation.study import STABILITY_EDGE, Study, Task
 from gnunet.config import Config, load_config
 from gnunet.config.merge import ConfigSource, issue_lines, nest, raise_all
 from gnunet.config.renamed_keys import with_former_names
@@ -43,6 +43,7 @@ class Trial:
     seed: int
     config: Config  # resolved; the runner sets run_dir
     tuned: str | None = None  # in a tuning trial, the value that it tries, as YAML
+    task: Task = "diffusion"
 
     @property
     def condition(self) -> Condition:
@@ -50,9 +51,10 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """12 hex digits of the SHA-256 of the configuration: of its non-default keys under their first names, so that
-        adding or renaming a key changes no name."""
+        """12 hex digits of the SHA-256 of task and configuration: of what is not at its default, under first names, so
+        that adding or renaming a key changes no name."""
         keys = with_former_names(non_default_keys(self.config))
+        keys |= {} if self.task == "diffusion" else {"task": self.task}
         text = json.dumps(keys, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -121,13 +123,30 @@ class StudyLayers:
         layers = [self._layer(f"variant {variant!r}", self.study.variants[variant].set, reserved)]
         for axis, value in setting:
             layers.append(self._layer(f"{axis} {value}", self.study.axes[axis].values[value], reserved))
-        return load_config(*self.below, *layers, self._layer("tuning", tuning), self.above)
+        config = load_config(*self.below, *layers, self._layer("tuning", tuning), self.above)
+        if self.study.task == "classification":
+            raise_all(_unfit_for_classification(config), self.name)
+        return config
 
     def _layer(
         self, what: str, overrides: Mapping[str, Any], reserved: Mapping[str, str] = RESERVED_KEYS
     ) -> ConfigSource:
         where = f"{what} of {self.name}"
         return _checked(ConfigSource(where, nested(overrides, where)), reserved)
+
+
+def _unfit_for_classification(config: Config) -> list[str]:
+    """A line for each key of a configuration that a classifier cannot be trained by."""
+    data = config.data
+    wrong = {
+        "data.class_conditional": None if data.class_conditional else "true",
+        "data.validation_images": None if data.validation_images >= 3 else "at least 3",
+        "data.autoencoder": data.autoencoder and "null",
+        "data.condition": data.condition and "null",
+        "model.class_embed_type": config.model.class_embed_type and "null",
+        "train.micro_batch_size": config.train.micro_batch_size and "null",
+    }
+    return [f"{key}: valid: {valid} with task: classification" for key, valid in wrong.items() if valid]
 
 
 def nested(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -220,7 +239,9 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
 
     def trials(seeds: Sequence[int], overrides: Mapping[str, Any], tuned: str | None = None) -> list[Trial]:
         config = layers.resolve(variant, setting, overrides)
-        return [Trial(variant, setting, seed, config.model_copy(update={"seed": seed}), tuned) for seed in seeds]
+        return [
+            Trial(variant, setting, seed, config.model_copy(update={"seed": seed}), tuned, study.task) for seed in seeds
+        ]
 
     if (tuning := study.tuning) is None:
         plan.trials.extend(trials(study.seeds, {}))
@@ -252,10 +273,11 @@ def _unknown_metrics(study: Study, layers: StudyLayers, variant: str) -> list[st
     """A line for each metric in a study that the trials of a variant do not measure."""
     setting, tuning = settings_of(study, study.axes_of(variant))[0], study.tuning
     tuned = {} if tuning is None else {tuning.key: tuning.values[0]}
-    reported = [*metric_names(layers.resolve(variant, setting, tuned)), STABILITY_EDGE]
+    reported = [*metric_names(layers.resolve(variant, setting, tuned), study.task), STABILITY_EDGE]
     names = [(hypothesis.metric, f"hypothesis {hypothesis.claim!r}", reported) for hypothesis in study.hypotheses]
     if tuning is not None:
-        names.append((tuning.metric, "tuning", metric_names(layers.resolve(variant, setting, tuned | tuning.set))))
+        config = layers.resolve(variant, setting, tuned | tuning.set)
+        names.append((tuning.metric, "tuning", metric_names(config, study.task)))
     return [
         f"metric: given {name} ({where}); valid: {join_or(known)}" for name, where, known in names if name not in known
     ]

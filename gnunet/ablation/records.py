@@ -29,6 +29,8 @@ LOSSES = {
 }
 """The means of the errors of the validation set: uniform in log-SNR, or weighted as training weights them."""
 Outcome = Literal["complete", "collapsed", "diverged"]
+ERROR_RATES = ("error_rate", "error_rate_batch")
+"""Shares of held-out images that a classifier gets wrong: by running statistics, and by those of the batch."""
 NEAREST = ("nearest_distance_ratio", "nearest_near_share")
 TIMES = ("images_per_second", "wall_seconds", "peak_memory_mib", "norm_share")
 HIGHER_IS_BETTER = ("images_per_second", "precision_", "recall_")
@@ -95,8 +97,11 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     atomic_write(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def metric_names(config: Config) -> list[str]:
-    """The metrics that `metric_value` finds in the records of trials with such a configuration."""
+def metric_names(config: Config, task: str = "diffusion") -> list[str]:
+    """The metrics that `metric_value` finds in the records of a task's trials with such a configuration."""
+    if task == "classification":
+        losses = [name for name, (loss, _) in LOSSES.items() if loss == "validation_loss"]
+        return [*losses, *ERROR_RATES, "saved_mib", *TIMES]
     evaluate = config.evaluate
     scores = [] if evaluate.every is None else [*dict.fromkeys(evaluate.metrics), *NEAREST]
     return [*LOSSES, *scores, "saved_mib", *TIMES]

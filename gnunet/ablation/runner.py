@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from gnunet.ablation.classifier import run_classifier, seconds_per_image
 from gnunet.ablation.measure import step_cost
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.progress import Display
@@ -123,7 +124,11 @@ def _reason(status: int, log: Path) -> str:
 
 def _work(trial: Trial, folder: Path, gpu: str | None) -> None:
     _init_worker(trial.run_dir(folder), gpu)
-    sys.exit(run_cli(lambda: run_trial(trial, folder)))
+    sys.exit(run_cli(lambda: _run(trial, folder)))
+
+
+def _run(trial: Trial, folder: Path) -> int:
+    return (run_classifier if trial.task == "classification" else run_trial)(trial, folder)
 
 
 def probe(context: ForkServerContext, trial: Trial, folder: Path, gpu: str | None) -> tuple[float, float] | None:
@@ -147,8 +152,11 @@ def probe(context: ForkServerContext, trial: Trial, folder: Path, gpu: str | Non
 def _probe(trial: Trial, folder: Path, gpu: str | None, connection: Connection) -> None:
     _init_worker(trial.run_dir(folder), gpu)
     config = trial.config.model_copy(update={"run_dir": str(trial.run_dir(folder))})
-    cost = step_cost(build_session(config, make_accelerator(config)))
-    connection.send(cost.seconds / config.train.batch_size)
+    if trial.task == "classification":
+        connection.send(seconds_per_image(config))
+    else:
+        cost = step_cost(build_session(config, make_accelerator(config)))
+        connection.send(cost.seconds / config.train.batch_size)
 
 
 def _init_worker(run_dir: Path, gpu: str | None) -> None:
@@ -185,7 +193,7 @@ def run_in_process(trials: Sequence[Trial], folder: Path, display: Display) -> R
         display.started(trial)
         start = time.monotonic()
         try:
-            if status := run_trial(trial, folder):
+            if status := _run(trial, folder):
                 return failures, status - 128
         except GnunetError as error:
             failures.append(f"failed: {trial.title}: {str(error).splitlines()[0]}")

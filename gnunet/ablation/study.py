@@ -50,6 +50,7 @@ Selector = Annotated[
     Field(min_length=1),
     ValidValues("trials by variant and axis values, such as {variant: batch, size: 2}"),
 ]
+Task = Literal["diffusion", "classification"]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -127,6 +128,8 @@ class Study(Section):
 
     title: Text  # the title of the report
     question: Text  # the question that the study asks, in a sentence or two
+    task: Task = "diffusion"
+    """What trials train: a diffusion U-Net, or a classifier of the labels (see gnunet.ablation.classifier)."""
     config: Annotated[
         list[Text],
         BeforeValidator(lambda value: [value] if isinstance(value, str) else value),

@@ -25,6 +25,7 @@ VARIANTS = {
 }
 BATCH = {"label": "images", "values": {2: {"train.batch_size": 2}, 4: {"train.batch_size": 4}}}
 BUDGETS = {"large": {"train.total_images": 1000}, "small": "small.yaml"}
+CLASSES = {**BASE, "data.class_conditional": True, "data.validation_images": 4}
 TUNING = {"key": "train.learning_rate", "values": [1e-3, 2e-3, 4e-3], "seeds": [100, 101]}
 STUDY = {
     "title": "T", "question": "Q", "base": BASE, "baseline": "group", "seeds": [0, 1], "variants": VARIANTS,
@@ -100,6 +101,12 @@ class TestNames:
         assert group.name != trials[1].name  # another seed
         assert len(group.name) == 12 and int(group.name, 16)
 
+    def test_of_other_tasks_differ(self, plan):
+        names = {
+            trial.name for task in ("diffusion", "classification") for trial in plan(base=CLASSES, task=task).trials
+        }
+        assert len(names) == 2 * len(plan(base=CLASSES).trials)
+
     def test_do_not_depend_on_where_and_how_fast(self, plan):
         flags = {"data": {"cache_dir": "/x", "num_workers": 5}, "train": {"trackers": ["wandb"]}}
         assert plan(options={"flags": flags}).trials[0].name == plan().trials[0].name
@@ -156,6 +163,12 @@ class TestErrors:
                 {"tuning": TUNING, "options": {"flags": {"train": {"learning_rate": 1e-2}}}},
                 (TUNING["key"], "command line", "tuning"),
             ),
+            (
+                {"task": "classification", "base": {**CLASSES, "data.class_conditional": False}},
+                ("data.class_c", "true"),
+            ),
+            ({"task": "classification", "base": {**CLASSES, "data.validation_images": 0}}, ("data.validation_i", "3")),
+            ({"task": "classification", "base": {**CLASSES, "train.micro_batch_size": 4}}, ("train.micro_b", "null")),
             ({"tuning": {**TUNING, "values": [1e-3, -1]}}, (TUNING["key"], "-1", "tuning of study.yaml", "above 0")),
         ],
     )
@@ -168,6 +181,10 @@ class TestErrors:
         hypothesis = {"claim": "C", "metric": "kid_efficientnet_lite0", "comparisons": [comparison]}
         text = refusal(plan, hypotheses=[hypothesis])
         assert "kid_efficientnet_lite0" in text and "hypothesis 'C'" in text
+        hypothesis["metric"] = "error_rate"
+        assert "error_rate" in refusal(plan, hypotheses=[hypothesis])
+        assert plan(hypotheses=[hypothesis], task="classification", base=CLASSES).trials
+        hypothesis["metric"] = "kid_efficientnet_lite0"
         evaluated = {**BASE, "evaluate.every": 0, "evaluate.metrics": ["kid_efficientnet_lite0"]}
         assert plan(hypotheses=[hypothesis], base=evaluated).trials
         tuning = {**TUNING, "set": {"evaluate.every": None}}

@@ -51,6 +51,7 @@ def test_what_a_file_says(load):
     ("old", "new", "named"),
     [
         ("title", "titel", ["titel", "title?"]),
+        ("title: Norms", "title: Norms\ntask: classify", ["task:", "classify", "diffusion or classification"]),
         ("axes: []", "axis: []", ["axis:", "variant 'none'", "axes?"]),
         ("axes: []", "axes: [bach]", ["variants:", "bach", "variant 'none'", "batch"]),
         ("label: images", "unit: images", ["label:", "axis 'batch'"]),

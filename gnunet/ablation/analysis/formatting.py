@@ -10,9 +10,11 @@ from gnunet.ablation.records import HIGHER_IS_BETTER, TIMES
 from gnunet.ablation.study import STABILITY_EDGE
 
 _TITLES = {
-    "validation_loss": ("validation loss", "squared error of v"),
-    "validation_loss_precise": ("validation loss, precise statistics", "squared error of v"),
-    "validation_loss_batch": ("validation loss, batch statistics", "squared error of v"),
+    "validation_loss": ("validation loss", ""),
+    "validation_loss_precise": ("validation loss, precise statistics", ""),
+    "validation_loss_batch": ("validation loss, batch statistics", ""),
+    "error_rate": ("error rate", ""),
+    "error_rate_batch": ("error rate, batch statistics", ""),
     "images_per_second": ("training speed", "images/s"),
     "wall_seconds": ("training time", "s"),
     "norm_share": ("norms' share of a step's time", ""),

@@ -74,12 +74,13 @@ def _draw_row(panel: Axes, y: int, difference: Difference, style: VariantStyle) 
 
 
 def draw_heat_map(results: Results) -> Picture | None:
-    """The paired difference in the validation loss by bin of log-SNR; None where there is nothing to compare."""
+    """The paired difference in the validation loss by bin of log-SNR; None of one bin, or without a comparison."""
     rows, base = results.contrast_rows("validation_loss"), results.study.baseline
     if not rows:
         return None
     edges = statistics.mode(tuple(record["bank"]["log_snr_edges"]) for record in results.found)
-    bins = len(edges) - 1
+    if (bins := len(edges) - 1) < 2:
+        return None
     labels = [""] * len(rows)
     grid, clear = np.full((len(rows), bins), math.nan), np.zeros((len(rows), bins), bool)
     figure = new_figure(ROW * len(rows) + 1.0)

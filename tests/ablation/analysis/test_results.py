@@ -187,7 +187,7 @@ class TestText:
     @pytest.mark.parametrize(
         ("name", "label", "worst"),
         [
-            ("validation_loss", "validation loss (squared error of v)", math.inf),
+            ("validation_loss", "validation loss", math.inf),
             ("kid_dinov2", "KID, dinov2", math.inf),
             ("fid", "FID", math.inf),
             ("recall_mine", "recall, mine", -math.inf),
