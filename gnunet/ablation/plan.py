@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gnunet.ablation.records import metric_names, rank, record_path
+from gnunet.ablation.records import LOSSES, example_weights, metric_names, rank, record_path
 from gnunet.ablation.study import STABILITY_EDGE, Study, Task
 from gnunet.config import Config, load_config
 from gnunet.config.merge import ConfigSource, issue_lines, nest, raise_all
@@ -250,16 +250,28 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
     for value in tuning.values:
         group = trials(tuning.seeds, {tuning.key: value, **tuning.set}, format_value(value))
         plan.tuning_trials.extend(group)
-        ranks = [rank(records[trial.name], tuning.metric) for trial in group if trial.name in records]
+        found = [records[trial.name] for trial in group if trial.name in records]
+        if tuning.metric in LOSSES and any(example_weights(record, tuning.metric) is None for record in found):
+            given = f"tuning.metric: given {tuning.metric}, which records of earlier versions do not have"
+            raise ConfigError(f"{given}; valid: validation_loss, or another --folder")
+        ranks = [rank(record, tuning.metric) for record in found]
         means.append(math.fsum(ranks) / len(group) if len(ranks) == len(group) else None)
     plan.tuning_scores[condition] = dict(zip(map(format_value, tuning.values), means, strict=True))
     if None in means:
         plan.pending_tuning.append(condition)
         plan.pending_trials.extend(trials(study.seeds, {tuning.key: tuning.values[0]}))
         return
-    best = tuning.values[means.index(min(means))]  # of equal ones the first
+    best = tuning.values[_choose(means, tuning.steps_below)]
     plan.chosen[condition] = format_value(best)
     plan.trials.extend(trials(study.seeds, {tuning.key: best}))
+
+
+def _choose(means: Sequence[float], steps_below: int) -> int:
+    """The index of the lowest mean, the first of equal ones, among the values that train, as the next `steps_below` do;
+    among all where there is none."""
+    trains = list(map(math.isfinite, means))
+    safe = [i for i in range(len(means) - steps_below) if all(trains[i : i + steps_below + 1])]
+    return min(safe or range(len(means)), key=means.__getitem__)
 
 
 def _with_variants(line: str, found: list[str], variants: list[str]) -> str:

@@ -33,7 +33,7 @@ ERROR_RATES = ("error_rate", "error_rate_batch")
 """Shares of held-out images that a classifier gets wrong: by running statistics, and by those of the batch."""
 NEAREST = ("nearest_distance_ratio", "nearest_near_share")
 TIMES = ("images_per_second", "wall_seconds", "peak_memory_mib", "norm_share")
-HIGHER_IS_BETTER = ("images_per_second", "precision_", "recall_")
+HIGHER_IS_BETTER = ("images_per_second", "precision_", "recall_", "nearest_distance_ratio", "stability_edge")
 """Prefixes of the names of metrics that are better where they are higher."""
 
 
@@ -158,8 +158,8 @@ def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
 
 
 def rank(record: Mapping[str, Any], name: str) -> float:
-    """A metric as a value to minimize; infinite for a trial that diverged or did not measure it."""
-    value = metric_value(record, name)
+    """A metric as a value to minimize; infinite for a trial that diverged, collapsed or did not measure it."""
+    value = metric_value(record, name) if outcome_of(record) == "complete" else None
     if value is None:
         return math.inf
     return -value if name.startswith(HIGHER_IS_BETTER) else value

@@ -93,16 +93,20 @@ class Tuning(Section):
     set: Overrides = {}  # overrides of the tuning trials alone, for instance evaluate.every, which they may not need
     seeds: Seeds
     """Seeds of the tuning trials. They must differ from the study's: what is chosen on a seed is not reported on it."""
-    metric: Text = "validation_loss"
+    metric: Text = "training_loss"
     """The value with the best mean of this metric over the tuning seeds is chosen, the first of equal ones. A trial
-    that diverged is worse than any that did not."""
+    that diverged or collapsed is worse than any that did not."""
+    steps_below: int = Field(1, ge=0)
+    """How far the choice stays from values that fail: the next so many values train at all tuning seeds, too. 0 chooses
+    the best of all."""
 
 
 class Comparison(Section):
     """The expected order of two sets of trials."""
 
     left: Selector  # trials by variant and axis values
-    expect: Literal["higher", "lower", "same"]  # what the left is, compared with the right
+    expect: Literal["higher", "lower", "better", "worse", "same"]
+    """What the left is, compared with the right; better and worse are by the direction of the metric."""
     right: Selector  # trials by variant and axis values
 
 
@@ -115,7 +119,7 @@ class Hypothesis(Section):
     """The metric that is compared. `stability_edge`, in a study whose only axis has scale log, is the largest value of
     the axis at which, as at all lower ones, a seed's trial trains; its comparisons name variants alone."""
     margin: float = Field(0.0, ge=0)
-    """Smallest difference that counts, relative to the right side; `same` means within it."""
+    """Smallest difference that counts, as a factor 1 + margin between the sides; `same` means within it."""
     comparisons: list[Comparison] = Field(min_length=1)  # what is expected
 
     def issues(self) -> Iterator[ConfigIssue]:
@@ -142,6 +146,7 @@ class Study(Section):
     file. The first is the default."""
     seeds: Seeds = [0]  # seeds of every variant in every setting
     baseline: Text  # the variant that the others are compared with
+    margin: float = Field(0.01, ge=0)  # a relative difference to the baseline within it is called the same
     variants: _by_name("a mapping from names to overrides, or to {set: overrides, axes: [axis, ...]}", Variant)
     """What is compared."""
     axes: Annotated[dict[str, Axis], BeforeValidator(_with_text_keys), ValidValues("a mapping from names to axes")] = {}

@@ -122,7 +122,7 @@ hypotheses:
 """
 
 Effect = float | str
-"""Relative difference of a trial's loss to the baseline's, or `diverged`, or `missing`."""
+"""Relative difference of a trial's loss to the baseline's (from 2 on it is collapsed), or `diverged`, or `missing`."""
 Made = tuple[Study, Plan, dict[str, dict[str, Any]], Path]
 """A study, its plan, records by the trials' names, and the folder of its samples: the arguments of Results."""
 
@@ -227,7 +227,15 @@ def make_record(trial: Trial, effect: Effect) -> dict[str, Any]:
         "validation": [
             {"images": at, "validation_loss": float(f * errors.mean())} for at, f in zip(seen, falling, strict=True)
         ],
-        "bank": {"fingerprint": "f" * 64, "log_snr_edges": edges.tolist(), "bins": bins.tolist()},
+        "bank": {
+            "fingerprint": "f" * 64, "log_snr_edges": edges.tolist(), "bins": bins.tolist(),
+            "rows": (np.arange(64) % 32).tolist(), "log_snr": (bins * 2.0 - 7).tolist(),
+            "density": np.exp(-((bins - 4.0) ** 2) / 8).tolist(), "factor": (1 + bins / 4).tolist(),
+            "predictors": {
+                name: (scale * profile).tolist()
+                for name, scale in {"wiener": 0.8, "scalar": 2.5, "mean": 4.0, "identity": 9.0}.items()
+            },
+        },
         "errors": {
             "running": None if diverged else errors.tolist(),
             "precise": (errors * 0.97).tolist() if dependent and not diverged else None,

@@ -195,7 +195,7 @@ class TestErrors:
 
 class TestTuning:
     def records(self, plan, losses: dict | None = None) -> dict:
-        """Records of the tuning trials: the validation loss of each variant at each value; 1 by default."""
+        """Records of the tuning trials: the loss of each variant at each value, collapsed from 50; 1 by default."""
         records = {}
         for trial in plan.tuning_trials:
             loss = losses[trial.variant][trial.tuned] if losses else 1.0
@@ -203,7 +203,13 @@ class TestTuning:
             records[trial.name] = {
                 "outcome": "complete" if math.isfinite(loss) else "diverged",
                 "errors": {"running": [loss, loss], "precise": None, "batch": None},
-                "bank": {"bins": [0, 1], "log_snr_edges": [-1.0, 0.0, 1.0]},
+                "bank": {
+                    "bins": [0, 1],
+                    "log_snr_edges": [-1.0, 0.0, 1.0],
+                    "density": [1.0, 1.0],
+                    "factor": [1.0, 1.0],
+                    "predictors": {"scalar": [50.0, 50.0]},
+                },
             }
         return records
 
@@ -218,12 +224,37 @@ class TestTuning:
         losses = {
             "group": {"0.001": 2.0, "0.002": 1.0, "0.004": 3.0},
             "layer": {"0.001": 1.0, "0.002": 1.0, "0.004": math.inf},  # of equal ones the first
-            "none": {"0.001": math.inf, "0.002": math.inf, "0.004": 9.0},  # divergence is the worst
+            "none": {"0.001": math.inf, "0.002": 60.0, "0.004": 9.0},  # divergence and collapse are the worst
         }
         second = plan(tuning=TUNING, options={"records": self.records(plan(tuning=TUNING), losses)})
         assert second.chosen == {("group", ()): "0.002", ("layer", ()): "0.001", ("none", ()): "0.004"}
         assert [trial.config.train.learning_rate for trial in second.trials] == [2e-3, 2e-3, 1e-3, 1e-3, 4e-3, 4e-3]
         assert {trial.seed for trial in second.trials} == {0, 1} and not second.pending_tuning
+
+    @pytest.mark.parametrize(
+        ("losses", "steps_below", "chosen"),
+        [
+            ([3.0, 2.0, 1.0], 1, "0.002"),  # nothing fails, but who knows what is beyond
+            ([2.0, 1.0, 60.0], 1, "0.001"),
+            ([2.0, 1.0, 60.0], 0, "0.002"),
+            ([60.0, 3.0, 2.0], 1, "0.002"),
+            ([60.0, 2.0, 60.0], 1, "0.002"),  # nowhere far enough below
+            ([3.0, 2.0, 1.0], 2, "0.001"),
+            ([60.0, 60.0, 60.0], 1, "0.001"),
+        ],
+    )
+    def test_it_stays_below_values_that_fail(self, plan, losses, steps_below, chosen):
+        tuning, variants = {**TUNING, "steps_below": steps_below}, {"group": {}}
+        by_value = {"group": dict(zip(("0.001", "0.002", "0.004"), losses, strict=True))}
+        records = self.records(plan(tuning=tuning, variants=variants), by_value)
+        assert plan(tuning=tuning, variants=variants, options={"records": records}).chosen == {("group", ()): chosen}
+
+    def test_records_without_its_metric_are_an_error(self, plan):
+        records = self.records(plan(tuning=TUNING))
+        for record in records.values():
+            del record["bank"]["density"]
+        assert "tuning.metric: given training_loss" in refusal(plan, tuning=TUNING, options={"records": records})
+        assert plan(tuning={**TUNING, "metric": "validation_loss"}, options={"records": records}).trials
 
     def test_a_variant_waits_for_all_its_tuning_trials(self, plan):
         first = plan(tuning=TUNING)

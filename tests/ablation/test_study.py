@@ -62,7 +62,11 @@ def test_what_a_file_says(load):
         ("seeds: [0, 1]", "seeds: [0, 0]", ["seeds:", "[0, 0]"]),
         ("seeds: [100]", "seeds: [1]", ["tuning.seeds:", "[1]", "[0, 1]"]),
         ("key: train.learning_rate", "key: train.lr", ["tuning.key:", "train.lr"]),
-        ("expect: lower", "expect: less", ["expect:", "comparison 1 of hypothesis 1", "higher, lower or same"]),
+        (
+            "expect: lower",
+            "expect: less",
+            ["expect:", "comparison 1 of hypothesis 1", "higher, lower, better, worse or same"],
+        ),
         ("expect: lower", "expect: same", ["margin:", "hypothesis 1"]),
         ("batch: 2}, ex", "batch: 3}, ex", ["batch: 3", "left of 'It helps'"]),
         (", batch: 2}, ex", "}, ex", ["no batch", "left of 'It helps'"]),

@@ -10,6 +10,9 @@ from gnunet.ablation.records import HIGHER_IS_BETTER, TIMES
 from gnunet.ablation.study import STABILITY_EDGE
 
 _TITLES = {
+    "training_loss": ("loss weighted as in training", ""),
+    "training_loss_precise": ("loss weighted as in training, precise statistics", ""),
+    "training_loss_batch": ("loss weighted as in training, batch statistics", ""),
     "validation_loss": ("validation loss", ""),
     "validation_loss_precise": ("validation loss, precise statistics", ""),
     "validation_loss_batch": ("validation loss, batch statistics", ""),
@@ -55,13 +58,8 @@ def metric_info(name: str) -> MetricInfo:
     """The metric of this name in study files: a validation loss, a cost, `nearest_...`, or a metric of samples."""
     family, _, extractor = name.partition("_")
     default = (f"{_FAMILIES[family]}, {extractor}" if family in _FAMILIES else name, "")
-    if name in (*TIMES, "saved_mib"):
-        worst = None
-    elif name.startswith(HIGHER_IS_BETTER) or name in ("nearest_distance_ratio", STABILITY_EDGE):
-        worst = -math.inf
-    else:
-        worst = math.inf
-    return MetricInfo(*_TITLES.get(name, default), worst)
+    worst = -math.inf if name.startswith(HIGHER_IS_BETTER) else math.inf
+    return MetricInfo(*_TITLES.get(name, default), None if name in (*TIMES, "saved_mib") else worst)
 
 
 def sample_metrics(records: Iterable[Mapping[str, Any]]) -> list[str]:

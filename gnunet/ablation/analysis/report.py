@@ -110,10 +110,9 @@ def _warnings(results: Results) -> list[str]:
         warnings.append(f"{skipped} complete trials skipped steps whose loss or gradient was not finite.")
     if len(results.study.seeds) == 1:
         warnings.append("One seed contains no information on the variance of retraining: there is no verdict.")
-    scores = results.plan.tuning_scores
-    values = list(next(iter(scores.values()), {}))
-    extreme = [c for c in scores if results.plan.chosen.get(c) in (values[0], values[-1])]
-    if extreme and len(values) > 1:
-        labels = ", ".join(results.label(condition) for condition in extreme)
-        warnings.append(f"Tuning chose the first or last of its values, so a better one may lie beyond: {labels}.")
+    if extreme := results.tuned_at_edge:
+        labels = ", ".join(map(results.label, extreme))
+        warnings.append(f"Tuning chose at the edge of its values, so a better one may lie beyond: {labels}.")
+    if outside := len(results.outside_seeds):
+        warnings.append(f"{outside} records are of seeds outside of the study file and not used.")
     return warnings

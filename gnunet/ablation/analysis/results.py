@@ -1,9 +1,8 @@
 """The records of a study as its report reads them: by variant, setting on the axes, and seed."""
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,22 +11,34 @@ import numpy as np
 
 from gnunet.ablation.analysis.formatting import metric_info
 from gnunet.ablation.analysis.statistics import (
-    RESAMPLES,
+    LEVEL,
     Difference,
     Expectation,
     Score,
     Verdict,
+    Word,
+    holm,
     judge,
     judge_all,
+    p_of_verdict,
     paired_difference,
     resample_losses,
+    word_for,
 )
 from gnunet.ablation.plan import Condition, Plan, Records, Setting, settings_of
-from gnunet.ablation.records import LOSSES, errors_in, metric_value
-from gnunet.ablation.study import STABILITY_EDGE, Hypothesis, Study
+from gnunet.ablation.records import (
+    HIGHER_IS_BETTER,
+    LOSSES,
+    Outcome,
+    errors_in,
+    example_weights,
+    metric_value,
+    outcome_of,
+)
+from gnunet.ablation.study import STABILITY_EDGE, Comparison, Hypothesis, Study
 from gnunet.norms import NORMS
 
-State = Literal["complete", "diverged", "missing"]
+State = Outcome | Literal["missing"]
 
 
 @dataclass(frozen=True)
@@ -53,10 +64,19 @@ class ComparisonResult:
     """A comparison of a hypothesis, with its difference and verdict."""
 
     left: Condition
-    expect: Expectation
+    expect: Literal[Expectation, "better", "worse"]  # as in the study
     right: Condition
     difference: Difference
     verdict: Verdict
+    p: float | None  # of the seeds alone: see `p_of_verdict`
+    adjusted_p: float | None = None  # by Holm's method, for all comparisons of the study's hypotheses
+
+    @property
+    def survives(self) -> bool:
+        """Whether the verdict holds for the number of comparisons: False for a supported or refuted one whose adjusted
+        p-value is not below 0.05."""
+        is_verdict = self.verdict in ("supported", "refuted")
+        return not is_verdict or (self.adjusted_p is not None and self.adjusted_p < 1 - LEVEL)
 
 
 class Results:
@@ -160,9 +180,9 @@ class Results:
         return [record for seed in self.study.seeds if (record := self.record(condition, seed))]
 
     def state(self, condition: Condition, seed: int) -> State:
-        """Whether a trial trained to its end, diverged, or has no record."""
+        """How a trial ended, or that it has no record."""
         record = self.record(condition, seed)
-        return record["outcome"] if record else "missing"
+        return outcome_of(record) if record else "missing"
 
     def states(self, condition: Condition) -> list[State]:
         """The state of each trial of a condition."""
@@ -197,29 +217,25 @@ class Results:
 
     def _score(self, name: str, metric: str, bin_: int | None) -> Score | None:
         record, worst = self._records[name], metric_info(metric).worst
-        if record["outcome"] == "diverged":
+        if outcome_of(record) != "complete":
             return None if worst is None else Score(worst)
         if metric not in LOSSES:
             value = metric_value(record, metric)
             return None if value is None else Score(float(value))
-        if (errors := errors_in(record, metric)) is None:
+        errors, weights, bank = errors_in(record, metric), _weights(record, metric, bin_), record["bank"]
+        if errors is None or weights is None:
             return None
-        bins = np.asarray(record["bank"]["bins"])
-        if bin_ is not None:
-            errors, bins = errors[bins == bin_], bins[bins == bin_]
-        if len(errors) == 0:
-            return None
-        if not np.isfinite(errors).all():
+        if not np.isfinite(errors[weights > 0]).all():
             return Score(worst)
-        loss = float(np.mean([errors[bins == b].mean() for b in np.unique(bins)]))
-        return Score(loss, resample_losses(errors, bins), record["bank"]["fingerprint"])
+        errors = np.where(weights > 0, errors, 0)
+        rows = bank.get("rows", range(len(errors)))  # until 0.1.0 unknown
+        return Score(float(weights @ errors), resample_losses(errors, weights, rows, bank["bins"]), bank["fingerprint"])
 
     def _stability_edge(self, variant: str, seed: int) -> Score | None:
         """The largest value of the axis up to which every trial trains; minus infinity where none does; None where it
         depends on a missing trial.
 
-        An edge is known to a step of the axis. Its resamples are log-uniform in this step, so that intervals include
-        the rounding. An edge at the last value may lie beyond it.
+        An edge at the last value may lie beyond it.
         """
         ((axis, found),) = self.study.axes.items()
         names = sorted(found.values, key=float)
@@ -231,8 +247,7 @@ class Results:
             return Score(-math.inf)
         values = np.array(names, np.float64)
         steps = np.append(values[1:] / values[:-1], values[-1] / values[-2:][0])  # beyond the last as before it
-        place = np.random.default_rng([seed, zlib.crc32(variant.encode())]).random(RESAMPLES)
-        return Score(values[trained - 1].item(), values[trained - 1] * steps[trained - 1] ** place)
+        return Score(values[trained - 1].item(), rounding=math.log(steps[trained - 1]))
 
     def mean(self, condition: Condition, metric: str) -> float:
         """The mean of a metric over the seeds that have a finite one; NaN where none has."""
@@ -246,12 +261,75 @@ class Results:
         """The paired difference of two conditions in a metric; `right_metric` where the right has another."""
         return paired_difference(self.scores(left, metric, bin_), self.scores(right, right_metric or metric, bin_))
 
+    def word(self, difference: Difference, metric: str) -> Word:
+        """A difference in a metric in a word; `same` is within the study's margin."""
+        return word_for(difference, self.study.margin, higher_is_better=metric.startswith(HIGHER_IS_BETTER))
+
     def judge(self, hypothesis: Hypothesis) -> tuple[Verdict, list[ComparisonResult]]:
         """The verdict on a hypothesis, and the result of each of its comparisons."""
-        found = []
-        for comparison in hypothesis.comparisons:
-            left, right = (self.at(s["variant"], list(s.items())) for s in (comparison.left, comparison.right))
-            difference = self.compare(left, right, hypothesis.metric)
-            verdict = judge(difference, comparison.expect, hypothesis.margin)
-            found.append(ComparisonResult(left, comparison.expect, right, difference, verdict))
+        found = self._judged[self.study.hypotheses.index(hypothesis)]
         return judge_all(result.verdict for result in found), found
+
+    def survives(self, hypothesis: Hypothesis) -> bool:
+        """Whether the verdict on a hypothesis holds for the number of comparisons."""
+        verdict, found = self.judge(hypothesis)
+        decisive = [result.survives for result in found if result.verdict == verdict]
+        return any(decisive) if verdict == "refuted" else all(decisive)
+
+    @cached_property
+    def _judged(self) -> list[list[ComparisonResult]]:
+        """The results of the comparisons of each hypothesis."""
+        found = [[self._compared(h, c) for c in h.comparisons] for h in self.study.hypotheses]
+        adjusted = iter(holm([result.p for results in found for result in results]))
+        return [[replace(result, adjusted_p=next(adjusted)) for result in results] for results in found]
+
+    def _compared(self, hypothesis: Hypothesis, comparison: Comparison) -> ComparisonResult:
+        left, right = (self.at(s["variant"], list(s.items())) for s in (comparison.left, comparison.right))
+        difference = self.compare(left, right, hypothesis.metric)
+        expect, margin = comparison.expect, hypothesis.margin
+        if expect in ("better", "worse"):
+            is_high = (expect == "better") == hypothesis.metric.startswith(HIGHER_IS_BETTER)
+            expect = "higher" if is_high else "lower"
+        verdict, p = judge(difference, expect, margin), p_of_verdict(difference, expect, margin)
+        return ComparisonResult(left, comparison.expect, right, difference, verdict, p)
+
+    def predictors(self, metric: str, bin_: int | None = None) -> dict[str, float]:
+        """The loss of each trivial predictor by name, on the first validation set of which the records have it; empty
+        where none has. `bin_` restricts it to the examples in one bin."""
+        for record in self.found:
+            weights = _weights(record, metric, bin_) if "predictors" in record["bank"] else None
+            if weights is not None:
+                return {name: float(weights @ errors) for name, errors in record["bank"]["predictors"].items()}
+        return {}
+
+    @cached_property
+    def outside_seeds(self) -> list[str]:
+        """The names of the records of the plan's conditions at seeds outside of the study file, which are not used."""
+        planned = {trial.name for trial in (*self.plan.trials, *self.plan.tuning_trials)}
+        others = {record["config"]["seed"] for name, record in self._records.items() if name not in planned}
+        conditions = {trial.condition: trial for trial in self.plan.trials}.values()
+        moved = ((trial, trial.config.model_copy(update={"seed": seed})) for trial in conditions for seed in others)
+        names = {replace(trial, config=config).name for trial, config in moved}
+        return sorted((names & self._records.keys()) - planned)
+
+    @cached_property
+    def tuned_at_edge(self) -> list[Condition]:
+        """The conditions whose tuned value is the first, the last that may be chosen, or nearer to one that fails than
+        it should be: a better one may lie beyond the values."""
+
+        def is_at_edge(scores: Mapping[str, float | None], chosen: str) -> bool:
+            index, steps = list(scores).index(chosen), self.study.tuning.steps_below
+            needed = list(scores.values())[index : index + steps + 1]
+            return index == 0 or index + steps >= len(scores) - 1 or not all(map(math.isfinite, needed))
+
+        scores = {c: found for c, found in self.plan.tuning_scores.items() if len(found) > 1}
+        return [c for c, value in self.plan.chosen.items() if c in scores and is_at_edge(scores[c], value)]
+
+
+def _weights(record: Mapping[str, Any], loss: str, bin_: int | None) -> np.ndarray | None:
+    """The weights of the examples in a loss, or in its mean over a bin; None where it has none."""
+    weights = example_weights(record, loss)
+    if weights is None or bin_ is None:
+        return weights
+    weights = np.where(np.equal(record["bank"]["bins"], bin_), weights, 0)
+    return weights / weights.sum() if weights.any() else None

@@ -141,8 +141,8 @@ def trial_table(results: Results) -> Table:
             name = results.name(condition, seed)
             if record is None:
                 text = "missing" if name else "waits for tuning"
-            elif state == "diverged":
-                text = f"diverged at {record['diverged_at'] or record['images']:,}"
+            elif state in ("collapsed", "diverged"):
+                text = f"{state} at {record['diverged_at'] or record['images']:,}"
             else:
                 score = results.scores(condition, "validation_loss").get(seed)
                 text = _four_digits(score.value) if score else "no loss"

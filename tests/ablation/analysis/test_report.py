@@ -214,6 +214,7 @@ class TestWarnings:
 
     def test_of_a_choice_at_the_end_of_the_values(self, report, small_study):
         text = small_study + TUNING
+        text = text.replace("3e-3", "3e-3, 4e-3")
         best = {"a": 0.002, "b": 0.003}
         markdown = report(text, lambda trial: abs(float(trial.tuned or 0) - best[trial.variant]) * 100)
         assert ": b: 1, b: 2." in markdown

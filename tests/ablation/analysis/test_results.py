@@ -1,10 +1,13 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from gnunet.ablation.analysis.formatting import describe, metric_info, percent
 from gnunet.ablation.analysis.results import Condition, Results
+from gnunet.ablation.analysis.statistics import holm
 
 TWO_AXES = """
 title: Two axes
@@ -63,10 +66,48 @@ class TestConditions:
 class TestScores:
     @pytest.mark.parametrize(("bin_", "examples"), [(None, slice(None)), (3, slice(3, None, 8))])  # bins in turn
     def test_the_loss_is_that_of_the_errors(self, kinds, bin_, examples):
-        outcome = kinds.scores(Condition("rms", ()), "validation_loss", bin_)[1]
+        outcome = kinds.scores(Condition("rms", ()), "validation_loss_precise", bin_)[1]
         errors = np.array(kinds.record(Condition("rms", ()), 1)["errors"]["running"])
         assert outcome.value == pytest.approx(errors[examples].mean())  # bins of equal size
         assert outcome.resampled.mean() == pytest.approx(outcome.value, rel=0.01)
+
+    @pytest.mark.parametrize("bin_", [None, 3])
+    def test_weighted_as_in_training(self, kinds, bin_):
+        record = kinds.record(Condition("rms", ()), 1)
+        errors, bins = np.array(record["errors"]["running"]), np.array(record["bank"]["bins"])
+        density, factor = (np.array(record["bank"][key]) for key in ("density", "factor"))
+        expected = errors[bins == bin_].mean() if bin_ else (density * factor * errors).sum() / density.sum()
+        assert kinds.scores(Condition("rms", ()), "training_loss", bin_)[1].value == pytest.approx(expected)
+        lines = kinds.predictors("training_loss", bin_)
+        wiener = np.array(record["bank"]["predictors"]["wiener"])
+        assert list(lines) == ["wiener", "scalar", "mean", "identity"]
+        assert lines["wiener"] / expected == pytest.approx(wiener[3] / errors[3], rel=0.2)
+
+    def test_collapsed_is_worst(self, made_up, small_study):
+        results = Results(*made_up(small_study, lambda trial: 5.0 if trial.variant == "b" else 0.0))
+        at_one = results.at("b", [("size", "1")])
+        assert results.states(at_one) == ["collapsed"] * 2 and results.failures(at_one) == (2, 2)
+        for metric in ("validation_loss", "kid_efficientnet_lite0"):
+            assert [score.value for score in results.scores(at_one, metric).values()] == [math.inf] * 2
+        assert results.word(results.compare(at_one, results.at("a", []), "training_loss"), "training_loss") == "worse"
+
+    def test_records_of_earlier_versions(self, made_up, small_study):
+        study, plan, records, folder = made_up(small_study, lambda trial: 0.1 * (trial.variant == "b"))
+        for record in records.values():
+            record["bank"] = {key: record["bank"][key] for key in ("fingerprint", "log_snr_edges", "bins")}
+        results = Results(study, plan, records, folder)
+        left, right = results.at("b", [("size", "1")]), results.at("a", [])
+        assert results.compare(left, right, "validation_loss").bootstrap
+        assert results.compare(left, right, "training_loss").pairs == 0
+        assert results.predictors("training_loss") == {} and results.states(left) == ["complete"] * 2
+
+    def test_seeds_outside_of_the_study(self, made_up, small_study):
+        study, plan, records, folder = made_up(small_study, lambda trial: 0.0)
+        fewer = study.model_copy(update={"seeds": [0]})
+        part = replace(plan, trials=[trial for trial in plan.trials if trial.seed == 0])
+        outside = Results(fewer, part, records, folder).outside_seeds
+        assert set(outside) == {trial.name for trial in plan.trials if trial.seed == 1} and outside
+        assert Results(study, plan, records, folder).outside_seeds == []
 
     def test_batch_statistics_of_a_norm_that_has_none_are_the_same(self, kinds):
         losses = ("validation_loss", "validation_loss_precise", "validation_loss_batch")
@@ -119,6 +160,20 @@ def test_verdicts_of_hypotheses(kinds, batches):
     assert judged[0].difference.above == 1 and judged[1].difference.pairs == 3
 
 
+def test_verdicts_are_marked_where_they_do_not_survive_their_number(made_up, small_study):
+    text = small_study.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4]").replace("expect: same", "expect: better")
+    results = Results(*made_up(text, lambda trial: 0.0 if trial.variant == "a" else 0.3))
+    (hypothesis,) = results.study.hypotheses
+    verdict, (higher, better) = results.judge(hypothesis)
+    assert (higher.verdict, better.verdict, verdict) == ("supported", "refuted", "refuted")
+    assert better.expect == "better" and results.survives(hypothesis)
+    steps = np.array(higher.difference.steps)
+    assert higher.p == pytest.approx(stats.ttest_1samp(steps, math.log(1.01)).pvalue)
+    assert [higher.adjusted_p, better.adjusted_p] == holm([higher.p, better.p])
+    assert not replace(higher, adjusted_p=0.06).survives
+    assert replace(higher, adjusted_p=0.06, verdict="not enough evidence").survives
+
+
 class TestStabilityEdge:
     """The rates of the study are 0.001, 0.002 and 0.004."""
 
@@ -143,16 +198,28 @@ class TestStabilityEdge:
         group, batch = (found.scores(Condition(variant, ()), "stability_edge") for variant in edges)
         assert {seed: score.value for seed, score in group.items()} == {0: 0.001, 1: 0.002, 2: -math.inf}
         assert {seed: score.value for seed, score in batch.items()} == {0: 0.004, 2: 0.001}  # missing is unknown
-        resampled = batch[2].resampled  # anywhere in the step of the axis
-        assert 0.001 <= resampled.min() < 0.00101 and 0.00199 < resampled.max() < 0.002
-        assert np.log(resampled / 0.001).mean() == pytest.approx(math.log(2) / 2, rel=0.05)
+        assert batch[2].rounding == pytest.approx(math.log(2))
 
     def test_is_compared_by_variant(self, results):
         found = results({"group": [0.001] * 3, "batch": [0.004, 0.004, 0.002]})
         verdict, (comparison,) = found.judge(found.study.hypotheses[0])
         assert (verdict, found.label(comparison.left)) == ("not enough evidence", "batch")
+        edge = math.log(2) * np.array([2, 2, 1])
+        assert comparison.p == pytest.approx(stats.ttest_1samp(edge, math.log(1.5)).pvalue)
         (row,) = found.contrast_rows("stability_edge")
         assert row.label == "batch" and row.difference.pairs == 3 and row.difference.relative > 1
+
+    @pytest.mark.parametrize(("edge", "limit"), [(0.004, 2.0), (0.001, 1.0)])
+    def test_seeds_with_the_same_edge_are_known_to_a_step(self, results, edge, limit):
+        """Of two edges in steps of width w the difference has variance w^2 / 6."""
+        found = results({"group": [0.001] * 3, "batch": [edge] * 3})
+        difference = found.compare(Condition("batch", ()), Condition("group", ()), "stability_edge")
+        error = math.log(2) / math.sqrt(6 * 3)
+        expected = 2 * stats.norm.sf(abs(math.log(edge / 0.001) - math.log1p(limit)) / error)
+        assert difference.p_value(limit) == pytest.approx(expected)
+        assert difference.interval == pytest.approx(
+            np.expm1(math.log(edge / 0.001) + error * np.array([-2, 2])), rel=0.1
+        )
 
     def test_trials_that_failed_are_counted(self, results):
         found = results({"group": [0.001, 0.002, 0.002], "batch": [0.004] * 3}, missing=[("group", 0.004, 1)])

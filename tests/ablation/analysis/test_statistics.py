@@ -11,26 +11,24 @@ from gnunet.ablation.analysis.statistics import (
     Interval,
     Score,
     exact_interval,
+    holm,
     judge,
     judge_all,
+    p_of_verdict,
     paired_difference,
     resample_losses,
     student_interval,
+    word_for,
 )
-from gnunet.evaluation.validation import summarize
 
-BINS = np.arange(60) % 4
+BINS, ROWS, UNIFORM = np.arange(60) % 4, np.arange(60), np.full(60, 1 / 60)
 DIVERGED = Score(inf)
 UNKNOWN = "not enough evidence"
 
 
-def loss_of(errors):
-    return summarize(errors, BINS, 4).validation_loss
-
-
 def trials(errors):
     """Outcomes by seed from rows of errors."""
-    return {seed: Score(loss_of(row), resample_losses(row, BINS)) for seed, row in enumerate(errors)}
+    return {seed: Score(row.mean(), resample_losses(row, UNIFORM, ROWS, BINS)) for seed, row in enumerate(errors)}
 
 
 def values(*numbers):
@@ -47,24 +45,31 @@ def draw(seeds=3, *, spread=0.1, seed=0):
 
 def between(low, high):
     """A difference of three seeds with this interval."""
-    return Difference(3, (low + high) / 2, (low, (low + high) / 2, high), Interval(low, high), None)
+    ends = Interval(math.log1p(low), math.log1p(high))
+    return Difference(3, (sum(ends) / 2,) * 3, resampled=ends)
 
 
 class TestResamples:
-    def test_resamples_have_the_spread_of_the_stratified_mean(self):
-        bins = np.repeat([0, 1, 2], 40)
-        errors = np.random.default_rng(0).standard_normal(120) + 10 * bins  # bins far apart: they are not mixed
-        resampled = resample_losses(errors, bins)
+    @pytest.mark.parametrize("images", [120, 60, 12])
+    def test_have_the_spread_of_a_mean_over_images(self, images):
+        """Of errors that images share, with bins far apart, which are not mixed; 6 or 2 images have the same bins."""
+        rng, rows = np.random.default_rng(0), np.arange(120) % images
+        bins = (np.arange(120) + np.arange(120) // images) % 6
+        of_image = rng.standard_normal(images)
+        errors = of_image[rows] + 100 * bins
+        resampled = resample_losses(errors, np.full(120, 1 / 120), rows, bins)
         assert resampled.shape == (RESAMPLES,)
-        expected = math.sqrt(sum(errors[bins == b].var() / 40 for b in range(3))) / 3
+        groups = [of_image[np.arange(images) % 6 == group] for group in range(6)]
+        expected = math.sqrt(sum(group.var(ddof=1) / len(group) for group in groups)) / 6
         assert resampled.std() == pytest.approx(expected, rel=0.06)
-        loss = summarize(errors, bins, 3).validation_loss
-        assert resampled.mean() == pytest.approx(loss, abs=4 * expected / math.sqrt(RESAMPLES))
+        assert resampled.mean() == pytest.approx(errors.mean(), abs=4 * expected / math.sqrt(RESAMPLES))
 
-    def test_every_trial_has_the_same_resamples(self):
+    def test_every_trial_has_the_same_resamples_by_any_weights(self):
         a, b = draw(2)
-        one, other, both = (resample_losses(errors, BINS) for errors in (a, b, a + b))
+        weights = np.linspace(0, 1, 60)
+        one, other, both = (resample_losses(errors, weights, ROWS // 2, BINS) for errors in (a, b, a + b))
         np.testing.assert_allclose(one + other, both, rtol=1e-12)
+        np.testing.assert_allclose(resample_losses(a * weights, np.ones(60), ROWS // 2, BINS), one, rtol=1e-12)
 
 
 class TestIntervals:
@@ -88,8 +93,10 @@ class TestIntervals:
     def test_without_examples_it_is_students(self):
         difference = paired_difference(values(1.0, 1.2, 1.1), values(1.0, 1.0, 1.0))
         assert difference.bootstrap is None
-        assert difference.relative == pytest.approx(0.1)
-        assert difference.interval == difference.student == student_interval(np.array([1.0, 1.2, 1.1]) - 1)
+        steps = np.log([1.0, 1.2, 1.1])
+        assert difference.relative == pytest.approx(math.exp(steps.mean()) - 1)
+        assert difference.interval == difference.student
+        assert difference.interval == pytest.approx(np.expm1(student_interval(steps)))
 
     def test_one_seed_has_the_bootstrap_alone(self):
         difference = paired_difference(trials(draw(1, seed=1)), trials(draw(1, seed=2)))
@@ -111,12 +118,19 @@ class TestIntervals:
         shuffled = {seed: left[seed] for seed in (2, 0, 3)}  # one is missing
         difference = paired_difference(shuffled, right)
         assert difference.pairs == 3
-        scale = np.mean([right[seed].value for seed in (0, 2, 3)])
-        assert difference.by_seed == pytest.approx([0.01 * right[s].value / scale for s in (0, 2, 3)])
+        assert difference.by_seed == pytest.approx([left[s].value / right[s].value - 1 for s in (0, 2, 3)])
 
-    def test_relative_to_the_size_of_a_right_below_zero(self):
-        assert paired_difference(values(-0.5, -0.5), values(-1.0, -1.0)).relative == pytest.approx(0.5)
+    def test_relative_to_the_size_of_right_where_a_value_is_not_above_zero(self):
+        difference = paired_difference(values(-0.5, 0.5), values(-1.0, -1.0))
+        assert difference.by_seed == pytest.approx([0.5, 1.5]) and difference.relative == pytest.approx(1.0)
+        assert difference.student == pytest.approx(student_interval(np.array([0.5, 1.5])))
+        assert difference.within(0.5) == (-0.5, 0.5)
         assert paired_difference(values(0.5, 0.5), values(0.0, 0.0)).relative is None
+
+    def test_no_interval_of_ratios_reaches_below_zero(self):
+        difference = paired_difference(values(0.01, 1.0), values(1.0, 1.0))
+        assert -1 < difference.interval.low < difference.relative < 0 < difference.interval.high
+        assert difference.relative == pytest.approx(0.1 - 1)
 
     @pytest.mark.parametrize("seeds", [2, 3, 6])
     def test_covers_the_truth_as_often_as_it_says(self, seeds):
@@ -129,7 +143,7 @@ class TestIntervals:
             right = np.tile(examples, (seeds, 1))
             left = right + effect + 0.02 * rng.standard_normal((seeds, 1))
             interval = paired_difference(trials(left), trials(right)).interval
-            scale = loss_of(examples)  # relative to what is measured
+            scale = examples.mean()  # relative to what is measured
             covered += interval.low * scale <= 0.05 <= interval.high * scale
         assert covered / runs > 0.93
 
@@ -175,7 +189,7 @@ class TestDivergence:
     def test_both_sides_of_a_pair_say_nothing(self):
         difference = paired_difference(values(1.1, inf, 1.1), values(1.0, inf, 1.0))
         assert difference.pairs == 2 and difference.both_diverged == 1
-        assert difference.relative == pytest.approx(0.1) and difference.interval.high < inf
+        assert difference.relative == pytest.approx(0.1) and 0.09 < difference.interval.high < inf
         assert judge(paired_difference(values(inf), values(inf)), "higher") == UNKNOWN
 
 
@@ -189,9 +203,13 @@ class TestVerdicts:
             (0.001, 0.03, "higher", 0.0, "supported"),
             (-0.03, 0.0, "higher", 0.0, UNKNOWN),
             (-0.03, -0.011, "lower", 0.01, "supported"),
+            (-0.6, -0.51, "lower", 1.0, "supported"),  # by over a factor of 2
+            (-0.6, -0.49, "lower", 1.0, UNKNOWN),
             (-0.03, -0.005, "lower", 0.01, UNKNOWN),
             (-0.005, 0.02, "lower", 0.01, "refuted"),
-            (-0.01, 0.01, "same", 0.01, "supported"),
+            (-0.0099, 0.0099, "same", 0.01, "supported"),
+            (-0.4, 0.9, "same", 1.0, "supported"),
+            (-0.51, 0.9, "same", 1.0, UNKNOWN),
             (0.002, 0.008, "same", 0.01, "supported"),  # a difference, but a small one
             (-0.02, 0.005, "same", 0.01, UNKNOWN),
             (0.011, 0.02, "same", 0.01, "refuted"),
@@ -215,6 +233,21 @@ class TestVerdicts:
         assert judge(paired_difference(left, right), "higher") == verdict
 
     @pytest.mark.parametrize(
+        ("low", "high", "margin", "word"),
+        [
+            (0.002, 0.03, 0.01, "worse"),
+            (-0.03, -0.002, 0.01, "better"),
+            (0.002, 0.008, 0.01, "same"),
+            (-0.008, 0.02, 0.01, "unclear"),
+        ],
+    )
+    def test_in_a_word(self, low, high, margin, word):
+        assert word_for(between(low, high), margin, higher_is_better=False) == word
+        other = {"worse": "better", "better": "worse"}.get(word, word)
+        assert word_for(between(low, high), margin, higher_is_better=True) == other
+        assert word_for(Difference(1, (0.1,)), margin, higher_is_better=False) == "unclear"
+
+    @pytest.mark.parametrize(
         ("verdicts", "verdict"),
         [
             (["supported", "supported"], "supported"),
@@ -225,3 +258,45 @@ class TestVerdicts:
     )
     def test_a_claim_stands_on_all_its_comparisons(self, verdicts, verdict):
         assert judge_all(verdicts) == verdict
+
+
+class TestPValues:
+    @pytest.mark.parametrize(
+        ("expect", "margin", "limit"),
+        [("higher", 0.0, 0.0), ("higher", 0.05, 0.05), ("lower", 0.25, -0.2), ("same", 0.05, 0.05), ("same", 0.2, 0.2)],
+    )
+    def test_are_those_of_student_at_the_nearest_end_of_the_range(self, expect, margin, limit):
+        left = [1.1, 1.02, 1.15, 1.2]
+        p = p_of_verdict(paired_difference(values(*left), values(1.0, 1.0, 1.0, 1.0)), expect, margin)
+        assert p == pytest.approx(stats.ttest_1samp(np.log(left), math.log1p(limit)).pvalue)
+
+    @pytest.mark.parametrize(
+        ("left", "right", "p"),
+        [
+            ([inf] * 5, [1.0] * 5, 2 / 2**5),
+            ([inf, 2.0, 2.0, 2.0, 0.5], [1.0] * 5, 12 / 2**5),  # four of five
+            ([4e-3, 2e-3, 4e-3, 2e-3], [2e-3, 1e-3, 2e-3, 1e-3], 2 / 2**4),  # on a grid
+            ([1.0, 1.0], [1.0, 1.0], 1.0),
+            ([1.0], [2.0], None),
+            ([1.0, 2.0], [0.0, 0.0], None),
+        ],
+    )
+    def test_by_signs_where_seeds_do_not_vary_or_diverge(self, left, right, p):
+        assert paired_difference(values(*left), values(*right)).p_value(0.0) == (p and pytest.approx(p))
+
+    def test_holm(self):
+        """By hand: 3 x 0.01; 2 x 0.03; the next is smaller, so not below the one before it."""
+        assert holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])
+        assert holm([0.01, None, 0.9]) == [pytest.approx(0.03), None, 1.0] and holm([]) == []
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_power_margin_is_met_by_four_of_five_studies(count):
+    steps = 0.02 * np.random.default_rng(0).standard_normal((4000, count))
+    half = stats.t.ppf(0.975, count - 1) * steps.std(axis=1, ddof=1) / math.sqrt(count)
+    unit = np.resize([1.0, -1.0], count)
+    scaled = unit - unit.mean()
+    exact = Difference(count, tuple(0.02 * scaled / scaled.std(ddof=1)))  # whose standard deviation is 0.02
+    shown = np.abs(steps.mean(axis=1)) + half <= math.log1p(exact.power_margin)
+    assert shown.mean() == pytest.approx(0.8, abs=0.02)
+    assert Difference(count, (0.1,) * (count - 1), above=1).power_margin is None
