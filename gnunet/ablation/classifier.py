@@ -98,7 +98,10 @@ class ClassifierRun:
         rows = data.validation_rows[is_third == (config.validation.draw > 0)]
         self.val_set = ValidationSet(data.table, rows, num_examples=len(rows), num_bins=1, log_snr_min=0, log_snr_max=0)
         torch.manual_seed(config.seed)
-        network = Classifier(unet_kwargs(config, None), self.train_set.num_classes).train()
+        try:
+            network = Classifier(unet_kwargs(config, None), self.train_set.num_classes).train()
+        except ValueError as error:  # an override for a part that a classifier lacks
+            raise ConfigError(f"model.norm: {error}") from None
         self.network = network.to(device, memory_format=torch.channels_last)
         self.ema = EMA(self.network)
         self.optimizer = torch.optim.AdamW(

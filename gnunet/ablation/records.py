@@ -6,6 +6,7 @@ share of it is in a file of its own, the bank (see `gnunet.ablation.bank`).
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -86,8 +87,11 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
 
 
 def save_bank(folder: Path, name: str, bank: Mapping[str, Any]) -> None:
-    """Write a bank to a study's folder."""
-    _write(bank_path(folder, name), bank)
+    """Write a bank to a study's folder; several processes may do so at a time."""
+    path = bank_path(folder, name)
+    own = path.with_name(f".{path.name}.{os.getpid()}")
+    _write(own, bank)
+    os.replace(own, path)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from gnunet.ablation.classifier import ClassifierRun, run_classifier, seconds_per_image
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.records import metric_names, metric_value, outcome_of, read_record
+from gnunet.errors import ConfigError
 
 GHOST = ("--model.norm.kind", "ghost_batch", "--model.norm.ghost_size", "1")
 CPU = torch.device("cpu")
@@ -69,6 +70,8 @@ def test_trials_of_a_seed_share_images_order_and_initial_weights(trial):
     tuning = ClassifierRun(trial("--validation.draw", "1").config, CPU)
     assert not set(tuning.val_set.rows) & set(group.val_set.rows)
     assert seconds_per_image(group.config) > 0
+    with pytest.raises(ConfigError, match="model.norm: .*'decoder'.*encoder"):
+        ClassifierRun(trial("--model.norm.overrides", "{decoder: {kind: layer}}").config, CPU)
 
 
 def test_a_loss_that_is_not_finite_ends_a_trial(trial, tmp_path):

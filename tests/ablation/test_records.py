@@ -1,10 +1,12 @@
 """Records: written and read back, corrupted ones named, and their metrics."""
 
 import math
+import os
 
 import pytest
 
-from gnunet.ablation.records import metric_names, metric_value, rank, read_records, write_record
+from gnunet import files
+from gnunet.ablation.records import metric_names, metric_value, rank, read_records, save_bank, write_record
 from gnunet.config import Config
 from gnunet.errors import CheckpointError
 
@@ -65,3 +67,20 @@ def test_names_are_those_that_are_measured():
     assert "kid_efficientnet_lite0" not in metric_names(config) and "validation_loss_batch" in metric_names(config)
     evaluated = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"every": 0})})
     assert {"kid_efficientnet_lite0", "nearest_near_share"} <= set(metric_names(evaluated))
+
+
+def test_two_trials_may_write_their_bank_at_once(tmp_path, monkeypatch):
+    """The second does so while the first has written it under a temporary name."""
+    fsync, others = files.fsync_path, [os.getpid() + 1]
+
+    def fsync_path(path):
+        if others:
+            other = others.pop()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: other)
+                save_bank(tmp_path, "b", {"rows": [1]})
+        fsync(path)
+
+    monkeypatch.setattr(files, "fsync_path", fsync_path)
+    save_bank(tmp_path, "b", {"rows": [1]})
+    assert not others and [path.name for path in (tmp_path / "banks").iterdir()] == ["b.json"]
