@@ -11,8 +11,10 @@ intervals, each of 95%:
   all its examples, the same draws for every trial (Efron & Tibshirani, 1993; percentiles). It accounts for the images,
   but is too narrow at few seeds.
 
-Figures and verdicts use the smallest interval that contains both, a conservative envelope of about 95%. One seed
-contains no information on retraining: there is a bootstrap interval, over the images alone, and no verdict.
+Figures and verdicts use the smallest interval that contains both. This envelope is of about 95%: in simulations with 3
+to 8 seeds and 64 or 256 images it contains a true difference 93 to 96 times of 100, where one of the two may do so less
+than 80 times. One seed contains no information on retraining: there is a bootstrap interval, over the images alone, and
+no verdict.
 """
 
 import math
@@ -51,7 +53,7 @@ class Score:
     resampled: np.ndarray | None = None
     """The value on each resample of the validation set, (RESAMPLES,); None for a metric that is not a mean over it."""
     fingerprint: str = ""  # of the validation set: values on different sets cannot be paired by example
-    rounding: float = 0.0  # of a value on a grid: the log of the step to the next, within which the true one may lie
+    rounding: float = 0.0  # of a value on a grid: the log of the step to the next
 
 
 @dataclass(frozen=True)
@@ -201,12 +203,9 @@ def exact_interval(count: int, trials: int) -> Interval:
 def word_for(difference: Difference, margin: float, *, higher_is_better: bool) -> Word:
     """Left against right in a word: the same where the whole interval is within the margin, else better or worse where
     it excludes zero; unclear otherwise."""
-    interval, (low, high) = difference.interval, difference.within(margin)
-    if difference.pairs < ENOUGH_PAIRS or interval is None:
-        return "unclear"
-    if low <= interval.low and interval.high <= high:
-        return "same"
-    return ("better" if (interval.low > 0) == higher_is_better else "worse") if difference.is_clear else "unclear"
+    higher, lower = ("better", "worse") if higher_is_better else ("worse", "better")
+    words = (("same", "same", margin), (higher, "higher", 0.0), (lower, "lower", 0.0))
+    return next((word for word, expect, by in words if judge(difference, expect, by) == "supported"), "unclear")
 
 
 def judge(difference: Difference, expect: Expectation, margin: float = 0.0) -> Verdict:
@@ -253,7 +252,10 @@ def judge_all(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _rounding_interval(pairs: Sequence[tuple[Score, Score]], ratios: np.ndarray) -> Interval | None:
-    """Of the mean of log ratios of values that are rounded down, evenly within their steps; None without rounding."""
+    """Of the mean of log ratios of values on a grid, as if each pair were rounded by itself; None for others.
+
+    So the mean value on the grid is covered where the seeds agree; how far beyond it the true one lies is not known.
+    """
     variance = sum(score.rounding**2 for pair in pairs for score in pair) / 12
     reach = NORMAL_QUANTILE * math.sqrt(variance) / len(pairs)
     return Interval(float(ratios.mean()) - reach, float(ratios.mean()) + reach) if reach else None
@@ -284,15 +286,11 @@ def resample_losses(errors: np.ndarray, weights: np.ndarray, rows: Sequence[int]
 def _image_counts(rows: tuple[int, ...], bins: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """How often each image counts in each resample, (RESAMPLES, images), and the image of each example, (n,)."""
     images, of_example = np.unique(rows, return_inverse=True)
-    bins_of: list[list[int]] = [[] for _ in images]
-    for image, b in zip(of_example, bins, strict=True):
-        bins_of[image].append(b)
-    strata: dict[tuple[int, ...], list[int]] = {}
-    for image, found in enumerate(bins_of):
-        strata.setdefault(tuple(sorted(found)), []).append(image)
+    bins_of = [tuple(sorted(np.array(bins)[of_example == image])) for image in range(len(images))]
     rng, counts = np.random.default_rng(0), np.ones((RESAMPLES, len(images)))
-    for members in strata.values():
-        # One fewer than there are, scaled up: the variance is unbiased in small strata, too (Rao & Wu, 1988).
+    for found in dict.fromkeys(bins_of):
+        members = [image for image, other in enumerate(bins_of) if other == found]
+        # One fewer than there are, scaled up: the variance is unbiased in small groups, too (Rao & Wu, 1988).
         if (size := len(members)) > 1:
             counts[:, members] = rng.multinomial(size - 1, np.full(size, 1 / size), RESAMPLES) * (size / (size - 1))
     return counts, of_example
@@ -300,8 +298,9 @@ def _image_counts(rows: tuple[int, ...], bins: tuple[int, ...]) -> tuple[np.ndar
 
 @lru_cache(maxsize=64)
 def _seed_weights(count: int) -> np.ndarray:
-    """The weight of each of `count` seeds in each resample of them, (RESAMPLES, count)."""
-    return np.random.default_rng(1).multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
+    """The weight of each of `count` seeds in each resample of them, (RESAMPLES, count); one fewer, as of images."""
+    drawn = max(count - 1, 1)
+    return np.random.default_rng(1).multinomial(drawn, np.full(count, 1 / count), RESAMPLES) / drawn
 
 
 @lru_cache(maxsize=64)
