@@ -164,7 +164,7 @@ class StudyRunner:
         if not any(trial.name in records for trial in [*plan.tuning_trials, *plan.trials]):
             self._take_only_run()
             plan, records = self.plan()
-        return write_report(self.study, plan, records, self.folder, name=self.path.stem, budget=self.budget)
+        return write_report(self.study, plan, records, self.folder, command=self.command())
 
     def _take_only_run(self) -> None:
         """Take folder, budget and flags of the study's only run with records; ConfigError where that is not clear."""

@@ -1,6 +1,7 @@
 """Figures of made-up studies: which there are, and the records' data on their axes."""
 
 import io
+import math
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib
@@ -10,18 +11,30 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gnunet.ablation.analysis.results import Results
-from gnunet.ablation.figures import draw_all
-from gnunet.ablation.figures.style import variant_styles
+from gnunet.ablation.analysis.statistics import exact_interval
+from gnunet.ablation.figures import claims, draw_all
+from gnunet.ablation.figures.scales import clip, relative_axis
+from gnunet.ablation.figures.style import GREY, variant_styles
 from gnunet.norms import NORMS
 
 ALWAYS = [
-    "forest_validation_loss", "forest_kid_efficientnet_lite0", "log_snr",
+    "forest_validation_loss", "forest_training_loss", "forest_kid_efficientnet_lite0", "noise_levels", "log_snr",
     "loss_over_images", "loss_over_time", "difference_over_images", "pareto", "costs", "train_eval_gap",
     "magnitudes", "largest_activations",
 ]  # fmt: skip
 EXPECTED = {
-    "kinds": [*ALWAYS, "samples"],
-    "batch": ["axis_batch_validation_loss", "axis_batch_kid_efficientnet_lite0", *ALWAYS, "tuning", "samples"],
+    "kinds": ["claim_1", "claim_2", "claim_3", *ALWAYS, "samples"],
+    "batch": [
+        "claim_1",
+        "claim_2",
+        "failures_batch",
+        "axis_batch_validation_loss",
+        "axis_batch_training_loss",
+        "axis_batch_kid_efficientnet_lite0",
+        *ALWAYS,
+        "tuning",
+        "samples",
+    ],
 }
 
 
@@ -47,7 +60,7 @@ def test_figures_are_complete(drawn):
     study, _, pictures, _ = drawn
     assert list(pictures) == EXPECTED[study]
     for picture in pictures.values():
-        assert 300 < Image.open(io.BytesIO(picture.png)).width <= 1101
+        assert 500 < Image.open(io.BytesIO(picture.png)).width <= 900 and len(picture.png) < 60_000
         assert (picture.svg is None) == (picture.name == "samples")
         assert picture.svg is None or len(ElementTree.fromstring(picture.svg)) > 0
 
@@ -91,14 +104,21 @@ def test_heat_map_colours_are_symmetric_and_missing_rows_empty(drawn):
 def test_curves_are_the_mean_over_the_seeds(drawn):
     study, results, _, figures = drawn
     panels = {panel.get_title(loc="left"): panel for panel in figures["loss_over_images"].axes if panel.get_visible()}
-    if study == "batch":
-        assert list(panels) == [f"batch: {2**i}" for i in range(7)]
+    if study == "batch":  # in one panel, since the baseline crosses no axis
+        [panel] = panels.values()
+        faint = {
+            line.get_alpha() for line in panel.lines if line.get_color() == "#56B4E9" and len(line.get_xdata()) == 4
+        }
+        assert len(faint) == 5  # of seven sizes, two are missing
         return
     assert list(panels) == list(NORMS)
     assert [variant for variant, panel in panels.items() if panel.patches] == ["pixel"]  # hatched: missing
     losses = [[line["validation_loss"] for line in r["validation"]] for r in results.records(results.at("layer", []))]
     [line] = [line for line in panels["layer"].lines if line.get_color() == "#0072B2"]
     np.testing.assert_allclose(line.get_ydata(), np.mean(losses, axis=0))
+    predictors = results.predictors("validation_loss")
+    drawn_at = [line.get_ydata()[0] for line in panels["layer"].lines if line.get_color() == GREY]
+    assert drawn_at == [predictors["wiener"], predictors["scalar"]]
     assert sum(line.get_marker() == "x" for line in panels["none"].lines) == 2
 
 
@@ -129,12 +149,50 @@ def test_samples_have_the_tiles_of_the_grids(drawn):
     image = np.asarray(Image.open(io.BytesIO(pictures["samples"].png)).convert("RGB")).astype(int)
     assert image.shape[0] == pytest.approx((21 if study == "kinds" else 19) * 72, abs=10)
     colours = np.random.default_rng(0).integers(0, 256, (6, 3))  # the tiles of seed 0
-    np.testing.assert_array_equal(image[32, -6 * 72 + 8 + 32 :: 72], colours)
+    np.testing.assert_allclose(image[32, -6 * 72 + 8 + 32 :: 72], colours, atol=2)
+
+
+def test_claims_have_the_expected_range_and_the_differences(made_up, small_study):
+    results = Results(*made_up(small_study, lambda trial: 0.5 if trial.variant == "b" else 0.0))
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "render", lambda figure, *texts: figures.append(figure))
+        claims.draw(results, results.study.hypotheses[0], "claim_1")
+    panel = figures[0].axes[0]
+    higher, same = (collection.get_paths()[0].get_extents() for collection in panel.collections)
+    assert (higher.x0, higher.x1) == pytest.approx((0.01, panel.get_xlim()[1]))
+    assert (same.x0, same.x1) == pytest.approx((-0.01 / 1.01, 0.01))
+    drawn_at = [line.get_xdata()[0] for line in panel.lines if line.get_marker() == "o"]
+    assert drawn_at == [result.difference.relative for result in results.judge(results.study.hypotheses[0])[1]]
+
+
+@pytest.mark.parametrize("drawn", ["batch"], indirect=True)
+def test_failures_are_shares_with_exact_intervals(drawn):
+    _, _, _, figures = drawn
+    lines = [line for line in figures["failures_batch"].axes[0].lines if line.get_color() == "#E69F00"]
+    np.testing.assert_allclose(lines[0].get_ydata(), [1, 1 / 3, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(lines[2].get_ydata(), exact_interval(1, 3))
+
+
+def test_few_far_differences_do_not_stretch_an_axis():
+    panel = Figure().subplots()
+    relative_axis(panel, "x", [0.01, -0.02, 0.015, 4.0, math.inf], "")
+    assert panel.get_xlim()[1] < 0.1
+    assert clip(panel, "x", 4.0) == (panel.get_xlim()[1], ">") and clip(panel, "x", 0.01) == (0.01, "")
+    assert clip(panel, "x", -math.inf) == (panel.get_xlim()[0], "<")
 
 
 def test_figures_without_data_are_left_out(made_up, small_study):
     names = [picture.name for picture in draw_all(Results(*made_up(small_study, lambda trial: "diverged")))]
-    assert names == ["axis_size_validation_loss", "forest_validation_loss", "log_snr"]
+    assert names == [
+        "claim_1",
+        "failures_size",
+        "axis_size_validation_loss",
+        "axis_size_training_loss",
+        "forest_validation_loss",
+        "forest_training_loss",
+        "log_snr",
+    ]
 
 
 def test_one_trial_with_a_loss_alone_has_a_curve(made_up, small_study):
@@ -144,7 +202,10 @@ def test_one_trial_with_a_loss_alone_has_a_curve(made_up, small_study):
     times = {key: None for key in record["times"]} | {"seconds_at": []}
     bare = record | {"metrics": {}, "nearest": None, "magnitudes": None, "saved_mib": None, "times": times}
     (folder / "samples" / f"{name}.png").unlink()
-    assert [p.name for p in draw_all(Results(study, plan, {name: bare}, folder))] == ["loss_over_images"]
+    assert [p.name for p in draw_all(Results(study, plan, {name: bare}, folder))] == [
+        "noise_levels",
+        "loss_over_images",
+    ]
 
 
 def test_every_variant_has_a_style_that_does_not_depend_on_later_ones():

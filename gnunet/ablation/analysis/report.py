@@ -10,9 +10,11 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from gnunet.ablation.analysis.conclusion import conclusion
 from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.analysis.statistics import RESAMPLES
 from gnunet.ablation.analysis.tables import (
+    comparison_table,
     configuration_table,
     environment_table,
     environment_values,
@@ -20,7 +22,6 @@ from gnunet.ablation.analysis.tables import (
     means_table,
     trial_table,
     tuning_table,
-    verdict_table,
 )
 from gnunet.ablation.figures import draw_all
 from gnunet.ablation.plan import Plan, Records
@@ -31,26 +32,33 @@ from gnunet.files import atomic_directory, atomic_write
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
-def write_report(study: Study, plan: Plan, records: Records, folder: Path, *, name: str, budget: str | None) -> Path:
+def write_report(study: Study, plan: Plan, records: Records, folder: Path, *, command: str) -> Path:
     """Write report.html, report.md and figures/ into `folder`, replacing earlier ones; returns the first's path.
 
-    The grids of samples are read from `folder`/samples/NAME.png. Raises ConfigError if no trial has a record.
+    `command` runs the study. The grids of samples are read from `folder`/samples/NAME.png. Raises ConfigError if no
+    trial has a record.
     """
     results = Results(study, plan, records, folder)
     if not results.found:
-        raise ConfigError(f"{folder / 'records'}: has no record of a trial of {name}; valid: after a run of the study")
+        raise ConfigError(f"{folder / 'records'}: has no record of a reported trial; valid: after {command}")
     states = Counter(state for condition in results.conditions for state in results.states(condition))
+    pictures = {picture.name: picture for picture in draw_all(results)}
+    claims = [
+        (hypothesis, results.judge(hypothesis)[0], results.survives(hypothesis), pictures.pop(f"claim_{number}", None))
+        for number, hypothesis in enumerate(study.hypotheses, start=1)
+    ]
     content = {
-        "name": name,
-        "budget": budget,
         "study": study,
-        "states": {state: states[state] for state in ("complete", "diverged", "missing")},
+        "command": command,
+        "conclusion": conclusion(results),
+        "states": {state: states[state] for state in ("complete", "collapsed", "diverged", "missing")},
         "planned": states.total(),
         "warnings": _warnings(results),
-        "verdicts": verdict_table(results),
         "main": main_table(results),
+        "claims": claims,
+        "comparisons": comparison_table(results),
         "means": means_table(results),
-        "pictures": draw_all(results),
+        "pictures": pictures.values(),
         "trials": trial_table(results),
         "tuning": tuning_table(results),
         "resamples": RESAMPLES,
@@ -60,10 +68,8 @@ def write_report(study: Study, plan: Plan, records: Records, folder: Path, *, na
         "environment": environment_table(results),
     }
     with atomic_directory(folder / "figures") as figures:
-        for picture in content["pictures"]:
+        for picture in [*(picture for *_, picture in claims if picture), *pictures.values()]:
             (figures / f"{picture.name}.png").write_bytes(picture.png)
-            if picture.svg is not None:
-                (figures / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         autoescape=select_autoescape(["html.j2"]), keep_trailing_newline=True,

@@ -69,6 +69,7 @@ class ComparisonResult:
     difference: Difference
     verdict: Verdict
     p: float | None  # of the seeds alone: see `p_of_verdict`
+    direction: Expectation  # `expect` with better and worse as higher or lower
     adjusted_p: float | None = None  # by Holm's method, for all comparisons of the study's hypotheses
 
     @property
@@ -95,12 +96,6 @@ class Results:
         return [Condition(v, at) for v in study.variants for at in settings_of(study, study.axes_of(v))]
 
     @cached_property
-    def settings(self) -> list[Setting]:
-        """The settings of the conditions, without those that are a part of another."""
-        every = list(dict.fromkeys(condition.setting for condition in self.conditions))
-        return [setting for setting in every if not any(set(setting) < set(other) for other in every)]
-
-    @cached_property
     def contrasts(self) -> list[Contrast]:
         """Every other variant against the baseline, in every setting of the axes that one of the two crosses."""
         study, base = self.study, self.study.baseline
@@ -110,6 +105,16 @@ class Results:
                 settings = settings_of(study, {*study.axes_of(variant), *study.axes_of(base)})
                 found += [Contrast(at, self.at(variant, at), self.at(base, at)) for at in settings]
         return found
+
+    @cached_property
+    def by_base_setting(self) -> dict[Setting, list[Condition]]:
+        """The conditions by the setting of the baseline that they can be compared with."""
+
+        def agree(setting: Setting, other: Setting) -> bool:
+            return all(dict(other).get(axis, value) == value for axis, value in setting)
+
+        settings = settings_of(self.study, self.study.axes_of(self.study.baseline))
+        return {setting: [c for c in self.conditions if agree(setting, c.setting)] for setting in settings}
 
     def contrast_rows(self, metric: str) -> list[ContrastRow]:
         """Every contrast with its difference in a metric, in groups with a heading.
@@ -249,9 +254,9 @@ class Results:
         steps = np.append(values[1:] / values[:-1], values[-1] / values[-2:][0])  # beyond the last as before it
         return Score(values[trained - 1].item(), rounding=math.log(steps[trained - 1]))
 
-    def mean(self, condition: Condition, metric: str) -> float:
+    def mean(self, condition: Condition, metric: str, bin_: int | None = None) -> float:
         """The mean of a metric over the seeds that have a finite one; NaN where none has."""
-        values = [score.value for score in self.scores(condition, metric).values()]
+        values = [score.value for score in self.scores(condition, metric, bin_).values()]
         finite = [value for value in values if math.isfinite(value)]
         return sum(finite) / len(finite) if finite else math.nan
 
@@ -291,7 +296,7 @@ class Results:
             is_high = (expect == "better") == hypothesis.metric.startswith(HIGHER_IS_BETTER)
             expect = "higher" if is_high else "lower"
         verdict, p = judge(difference, expect, margin), p_of_verdict(difference, expect, margin)
-        return ComparisonResult(left, comparison.expect, right, difference, verdict, p)
+        return ComparisonResult(left, comparison.expect, right, difference, verdict, p, expect)
 
     def predictors(self, metric: str, bin_: int | None = None) -> dict[str, float]:
         """The loss of each trivial predictor by name, on the first validation set of which the records have it; empty

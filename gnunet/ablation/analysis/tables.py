@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gnunet.ablation.analysis.formatting import describe, metric_info, sample_metrics
+from gnunet.ablation.analysis.formatting import describe, metric_info, percent, sample_metrics
 from gnunet.ablation.analysis.results import ComparisonResult, Condition, Results
 from gnunet.ablation.analysis.statistics import Difference
 from gnunet.ablation.records import LOSSES, NEAREST
-from gnunet.ablation.study import Hypothesis
+from gnunet.ablation.study import STABILITY_EDGE, Hypothesis
 
 _CONFIGURATION = (
     "data.source", "data.resolution", "train.total_images", "train.batch_size", "train.learning_rate",
@@ -49,41 +49,49 @@ def _four_digits(value: float) -> str:
     return f"{value:#.4g}".rstrip(".") if math.isfinite(value) else ""
 
 
-def verdict_table(results: Results) -> Table:
-    """A row for each comparison; the first of a hypothesis has the claim and its verdict."""
+def comparison_table(results: Results) -> Table:
+    """A row for each comparison of the hypotheses, which are numbered."""
     rows = []
-    for hypothesis in results.study.hypotheses:
-        verdict, comparisons = results.judge(hypothesis)
-        claim = [Cell(hypothesis.claim), Cell(hypothesis.source or ""), Cell(verdict, f"verdict {_css(verdict)}")]
-        for result in comparisons:
-            row = [*(claim if result is comparisons[0] else [Cell("")] * 3)]
-            row += [Cell(_expectation(results, hypothesis, result)), *_difference(result.difference)]
-            row.append(Cell(result.verdict if len(comparisons) > 1 else "", _css(result.verdict)))
-            rows.append(row)
-    columns = ["claim", "source", "verdict", "expected", "difference", "95% interval", "n", "of the comparison"]
+    for number, hypothesis in enumerate(results.study.hypotheses, start=1):
+        for result in results.judge(hypothesis)[1]:
+            p, power = result.adjusted_p, result.difference.power_margin
+            row = [Cell(str(number)), Cell(expectation(results, hypothesis, result))]
+            row += [Cell(metric_info(hypothesis.metric).title), *_difference(result.difference)]
+            row += _numbers(["" if p is None else f"{p:.2g}", "" if power is None else percent(power).lstrip("+")])
+            rows.append([*row, Cell(result.verdict, f"verdict {result.verdict.replace(' ', '-')}")])
+    columns = ["claim", "expected", "metric", "difference", "95% interval", "n", "p (Holm)", "power", "verdict"]
     return Table(columns, rows)
 
 
-def _css(verdict: str) -> str:
-    return verdict.replace(" ", "-")
-
-
-def _expectation(results: Results, hypothesis: Hypothesis, result: ComparisonResult) -> str:
-    """A comparison as text; its metric is named where it is not the validation loss."""
-    left, right = results.label(result.left), results.label(result.right)
+def expectation(results: Results, hypothesis: Hypothesis, result: ComparisonResult) -> str:
+    """What is expected of a comparison, as text."""
+    shared = {*result.left.setting} & {*result.right.setting}
+    left, right = (
+        results.label(side._replace(setting=tuple(pair for pair in side.setting if pair not in shared)))
+        for side in (result.left, result.right)
+    )
     margin = f"{100 * hypothesis.margin:g}%"
     if result.expect == "same":
         text = f"{left} the same as {right} within {margin}"
     else:
         text = f"{left} {result.expect} than {right}" + (f" by over {margin}" if hypothesis.margin else "")
-    is_loss = hypothesis.metric == "validation_loss"
-    return text if is_loss else f"{metric_info(hypothesis.metric).title}: {text}"
+    return f"{text}, {results.describe_setting(tuple(shared))}" if shared else text
 
 
 def primary_metric(results: Results) -> str:
-    """The metric of most comparisons of the study's hypotheses, the first of equal ones; else the validation loss."""
+    """The metric of most comparisons of the study's hypotheses, the first of equal ones; else the loss."""
     counts = Counter(h.metric for h in results.study.hypotheses for _ in h.comparisons)
-    return counts.most_common(1)[0][0] if counts else "validation_loss"
+    return counts.most_common(1)[0][0] if counts else _loss(results)
+
+
+def _loss(results: Results) -> str:
+    return "training_loss" if results.predictors("training_loss") else "validation_loss"
+
+
+def main_metrics(results: Results) -> list[str]:
+    """The metrics that figures are drawn of: the primary one, a loss, and those of samples."""
+    metrics = dict.fromkeys([primary_metric(results), _loss(results), *sample_metrics(results.found)])
+    return [metric for metric in metrics if metric != STABILITY_EDGE]
 
 
 def main_table(results: Results) -> Table:
@@ -102,19 +110,11 @@ def main_table(results: Results) -> Table:
             rows.insert(at, [Cell(results.label(right), "base"), *mean, *[Cell("")] * 3])
             shown.add(right)
         mean = _numbers([_four_digits(results.mean(left, metric))])
-        verdict = _verdict(row.difference, metric)
+        verdict = results.word(row.difference, metric) if row.difference.pairs else ""
         verdict = Cell(verdict, f"verdict {verdict}" if verdict else "")
         rows.append([Cell(row.label), *mean, *_difference(row.difference), verdict])
     columns = ["variant", metric_info(metric).title, "difference", "95% interval", "n", "verdict"]
     return Table(columns, rows)
-
-
-def _verdict(difference: Difference, metric: str) -> str:
-    """Whether the left is better or worse than the right, by its interval."""
-    if not difference.is_clear:
-        return "unclear" if difference.pairs else ""
-    is_lower_better = metric_info(metric).worst != -math.inf
-    return "better" if (difference.interval.high < 0) == is_lower_better else "worse"
 
 
 def means_table(results: Results) -> Table:

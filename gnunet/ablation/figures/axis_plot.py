@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from gnunet.ablation.analysis.formatting import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.analysis.statistics import Interval, student_interval
-from gnunet.ablation.figures.scales import dodge, loss_axis, positions, relative_axis, study_axis
+from gnunet.ablation.figures.scales import clip, dodge, draw_predictors, loss_axis, positions, relative_axis, study_axis
 from gnunet.ablation.figures.style import Picture, VariantStyle, legend_height, new_figure, render, variant_legend
 from gnunet.ablation.plan import Setting, settings_of
+from gnunet.ablation.records import LOSSES
 from gnunet.ablation.study import Axis
 
 
@@ -37,7 +38,7 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: s
     settings = settings_of(study, set().union(*crossings) - {axis})
     drawn = [variant for variant in study.variants if set(study.axes_of(variant)) <= {axis, *dict(settings[0])}]
     compared = [variant for variant in drawn if variant != base and base in drawn]
-    figure = new_figure(3.3 * len(settings) + legend_height(len(drawn)) + 0.2)
+    figure = new_figure(2.1 * len(settings) + legend_height([*drawn, ""]) + 0.2)
     for (left, right), setting in zip(figure.subplots(len(settings), 2, squeeze=False), settings, strict=True):
 
         def along(*variants: str, setting: Setting = setting) -> list[Setting]:
@@ -47,23 +48,28 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: s
 
         values = {v: [_value(results, results.at(v, at), metric) for at in along(v)] for v in drawn}
         flat = [v for v in drawn if axis not in study.axes_of(v)]
+        known = results.predictors(metric) if metric in LOSSES else {}
+        wiener = {name: loss for name, loss in known.items() if name == "wiener"}
+        loss_axis(left, "y", [*_extent(values), *wiener.values()])
         _draw_panel(left, study.axes[axis], styles, values, flat)
-        loss_axis(left, "y", _extent(values))
-        left.set_ylabel(info.label)
+        lines = draw_predictors(left, wiener)
+        left.set_ylabel(info.title)
         left.set_title(results.describe_setting(setting))
         differences = {
             v: [_difference(results, results.at(v, at), results.at(base, at), metric) for at in along(v, base)]
             for v in compared
         }
-        _draw_panel(right, study.axes[axis], styles, differences, flat if base in flat else [])
         relative_axis(right, "y", _extent(differences), f"difference to {base}")
+        _draw_panel(right, study.axes[axis], styles, differences, flat if base in flat else [])
         right.axhline(0, color=styles[base].colour, linewidth=1)
-    variant_legend(figure, styles, drawn)
+    figure.supxlabel(study.axes[axis].label, fontsize=9)
+    variant_legend(figure, styles, drawn, lines)
     caption = (
         "Left: mean over the seeds with Student's 95% interval, without the uncertainty of the validation set, which "
         f"all variants share. Right: paired difference to {base} with the 95% interval that verdicts use (see "
         "Statistics). Flat lines with a band: variants that do not cross the axis. Crosses at the upper edge: seeds "
-        "diverged, and a hollow marker is the mean of those left. No marker: missing."
+        "collapsed or diverged, and a hollow marker is the mean of those left. Arrows: beyond the axis. No marker: "
+        "missing."
     )
     return render(figure, f"axis_{axis}_{metric}", f"{info.heading} against {study.axes[axis].label}", caption)
 
@@ -95,6 +101,7 @@ def _extent(marks: Marks) -> list[float]:
 
 def _draw_panel(panel: Axes, axis: Axis, styles: dict[str, VariantStyle], marks: Marks, flat: Iterable[str]) -> None:
     study_axis(panel, axis)
+    panel.set_xlabel("")
     crossing = [variant for variant in marks if variant not in flat]
     for variant, shift in zip(crossing, dodge(axis, len(crossing)), strict=True):
         _draw_along(panel, positions(axis) + shift, marks[variant], styles[variant])
@@ -119,8 +126,11 @@ def _draw_along(panel: Axes, x: np.ndarray, marks: Sequence[_Mark], style: Varia
         panel.plot(at, mark.value, marker=style.marker, color=style.colour, markerfacecolor=fill, zorder=3)
         if mark.diverged:
             _draw_cross(panel, at, style, panel.get_xaxis_transform())
+        y, arrow = clip(panel, "y", mark.value)
+        if arrow:
+            panel.plot(at, y, marker=arrow, color=style.colour, markersize=6, clip_on=False)
 
 
 def _draw_cross(panel: Axes, x: float, style: VariantStyle, transform) -> None:
-    cross = {"markersize": 7, "markeredgewidth": 2, "transform": transform, "clip_on": False, "zorder": 4}
+    cross = {"markersize": 5, "markeredgewidth": 1.5, "transform": transform, "clip_on": False, "zorder": 4}
     panel.plot(x, 0.985, "x", color=style.colour, **cross)

@@ -1,6 +1,7 @@
 """What each variant costs in speed and memory: bars, and the loss against it with the variants that no other beats."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,9 @@ _SIGNS = {"images_per_second": -1.0, "saved_mib": 1.0, "peak_memory_mib": 1.0}
 _LABEL_OFFSETS = [(7, 0), (-7, 0), *((dx, dy) for dy in (-13, -24, -35, -46, 13) for dx in (0, 6, -6))]
 """Where a label may be, in printer's points from its point: at its side, else below, where no other point is."""
 _LABEL_BACKGROUND = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
+_CAVEAT = (
+    "Implementations are compared, not norms: group norm is one fused operator, others are plain torch operations."
+)
 _COSTS = ("images_per_second", "norm_share", "saved_mib", "peak_memory_mib")
 
 
@@ -42,15 +46,15 @@ def draw_pareto(results: Results, styles: dict[str, VariantStyle]) -> Picture | 
             shown[name] = finite
     if not shown:
         return None
-    figure = new_figure(4.4 + legend_height(len(styles)))
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    panels[0].set_ylabel(metric_info("validation_loss").label)
+    figure = new_figure(2.2 * len(shown) + legend_height(styles))
+    panels = figure.subplots(len(shown), 1, sharey=True, squeeze=False)[:, 0]
+    panels[0].set_ylabel(metric_info("validation_loss").title)
     top = _scale(panels[0], [loss for points in shown.values() for _, loss in points.values()])
     for panel, (name, points) in zip(panels, shown.items(), strict=True):
         for condition, (cost, loss) in points.items():
             style = styles[condition.variant]
             marker = {"marker": style.marker, "markerfacecolor": style.colour if loss <= top else "white"}
-            panel.plot(cost, min(loss, top), color=style.colour, clip_on=False, **marker)
+            panel.plot(cost, min(loss, top), color=style.colour, clip_on=False, markersize=5, **marker)
         loss_axis(panel, "x", [cost for cost, _ in points.values()])
         panel.set_xlabel(metric_info(name).label)
         if panel.get_xscale() == "linear":
@@ -63,8 +67,8 @@ def draw_pareto(results: Results, styles: dict[str, VariantStyle]) -> Picture | 
         _place_labels(panel, list(points.values()), {results.label(c): points[c] for c in front})
     absent = [results.label(condition) for condition, loss in losses.items() if not math.isfinite(loss)]
     caption = (
-        "Means over the seeds that trained to their end. Down is better, and so is right for speed and left for "
-        "memory; the line joins the labelled conditions, which none beats in both. Hollow: above the upper edge."
+        f"{_CAVEAT} Means over the seeds that trained to their end. Down is better, and so is right for speed and left "
+        "for memory; the line joins the labelled conditions, which none beats in both. Hollow: above the upper edge."
         + (f" Without a loss: {', '.join(absent)}." if absent else "")
     )
     return render(figure, "pareto", "Loss against speed and memory", caption)
@@ -97,7 +101,7 @@ def _place_labels(panel: Axes, points: Sequence[Point], labels: Mapping[str, Poi
         candidates = []
         for dx, dy in _LABEL_OFFSETS:
             alignment = {"ha": "left" if dx > 0 else "right" if dx < 0 else "center", "va": "center"}
-            place = {"xytext": (dx, dy), "textcoords": "offset points", "fontsize": 7.5, **alignment}
+            place = {"xytext": (dx, dy), "textcoords": "offset points", "fontsize": 7, **alignment}
             text = panel.annotate(label, point, **place)
             box = text.get_window_extent()
             text.remove()
@@ -120,13 +124,14 @@ def draw_costs(results: Results, styles: dict[str, VariantStyle]) -> Picture | N
     metrics = [name for name in _COSTS if any(math.isfinite(results.mean(c, name)) for c in conditions)]
     if not metrics:
         return None
-    figure, panels = row_panels([results.label(condition) for condition in conditions], len(metrics), extra=0.7)
+    figure, panels = row_panels([results.label(condition) for condition in conditions], len(metrics), extra=0.8)
     for panel, name in zip(panels, metrics, strict=True):
         _draw_bars(panel, results, styles, name)
-        panel.set_xlabel(metric_info(name).label)
+        panel.set_xlabel(textwrap.fill(metric_info(name).label, 14), fontsize=8)
     caption = (
-        "Means over the seeds that trained to their end; dots: each seed. Speed and peak memory are of the whole "
-        "training step; saved for backward are the bytes that one micro-batch's forward pass saves. Hatched: no number."
+        f"{_CAVEAT} Means over the seeds that trained to their end; dots: each seed. Speed and peak memory are of the "
+        "whole training step; saved for backward are the bytes that one micro-batch's forward pass saves. Hatched: no "
+        "number."
     )
     return render(figure, "costs", "Speed and memory", caption)
 
@@ -140,10 +145,10 @@ def _draw_bars(panel: Axes, results: Results, styles: dict[str, VariantStyle], m
             continue
         mean = sum(values) / len(values)
         panel.barh(y, mean, height=0.8, color=styles[condition.variant].colour, alpha=0.4, linewidth=0)
-        panel.plot(values, [y] * len(values), ".", color=GREY, markersize=3)
+        panel.plot(values, [y] * len(values), ".", color=GREY, markersize=2)
         text = f"{100 * mean:.1f}%" if is_share else f"{mean:.0f}" if mean >= 100 else f"{mean:.1f}"
-        panel.text(0.02, y, text, transform=panel.get_yaxis_transform(), va="center", fontsize=7.5)
+        panel.text(0.02, y, text, transform=panel.get_yaxis_transform(), va="center", fontsize=6.5)
     panel.set_xlim(left=0)
-    panel.xaxis.set_major_locator(MaxNLocator(4))
+    panel.xaxis.set_major_locator(MaxNLocator(2))
     if is_share:
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))

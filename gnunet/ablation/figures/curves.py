@@ -10,20 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.scales import loss_axis, relative_axis
+from gnunet.ablation.figures.scales import draw_predictors, loss_axis, relative_axis
 from gnunet.ablation.figures.style import (
     LIGHT,
     PATCHES,
+    SHADES,
     Picture,
     VariantStyle,
     legend_height,
     new_figure,
     render,
+    shades,
     variant_legend,
 )
 
 _MAX_IN_A_PANEL = 8  # variants that one panel has room for; more get a panel each
-_MAX_COLUMNS = 4
+_MAX_COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class _Curve:
 
     x: np.ndarray
     y: np.ndarray
-    diverged: bool
+    state: str
 
 
 Read = Callable[[Results, Condition, int], _Curve | None]  # reads the curve of a trial
@@ -42,7 +44,8 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture | No
     """Three figures, each None where no record has what it shows."""
     base = results.study.baseline
     absolute = (
-        "Mean over the seeds, and from the lowest to the highest. Thin lines that end in a cross: diverged seeds."
+        "Uniform by noise level: mean over the seeds, and from the lowest to the highest. Thin lines: seeds that "
+        "collapsed or, with a cross at the end, diverged."
     )
     relative = (
         f"Loss relative to {base}'s of the same seed after the same images: mean over the seeds, lowest to highest."
@@ -62,50 +65,55 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture | No
 def _draw(
     results: Results, styles: dict[str, VariantStyle], read: Read, name: str, title: str, x_label: str, caption: str
 ) -> Picture | None:
-    """A panel for each setting of the axes or, of many variants without axes, for each variant; None without curves."""
-    study, settings, relative = results.study, results.settings, read is _difference
+    """A panel for each setting of the baseline or, of many variants in one setting, for each variant."""
+    study, panels_of, relative = results.study, results.by_base_setting, read is _difference
     variants = [variant for variant in study.variants if not (relative and variant == study.baseline)]
     curves = {
         condition: [curve for seed in study.seeds if (curve := read(results, condition, seed))]
         for condition in results.conditions
     }
-    values = [curve.y for found in curves.values() for curve in found if not curve.diverged]
+    values = [curve.y for found in curves.values() for curve in found if curve.state == "complete"]
     if not values:
         return None
-    apart = len(settings) == 1 and len(variants) > _MAX_IN_A_PANEL
-    titles = variants if apart else [", ".join(f"{axis}: {value}" for axis, value in at) for at in settings]
+    apart = not study.axes and len(variants) > _MAX_IN_A_PANEL
+    titles = variants if apart else [results.describe_setting(setting) for setting in panels_of]
     columns = min(_MAX_COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
-    above = 0.3 + (0.0 if apart else legend_height(len(variants)))  # inches: titles, legend
-    height = (1.6 if rows > 1 else 3.2) * rows + 0.3 + above
+    above = 0.25 + legend_height(["training mean"] * 2 if apart else [*variants, "", ""])  # inches: titles, legend
+    height = (1.1 if rows > 1 else 2.4) * rows + 0.45 + above
     figure = new_figure(height, layout="none")  # constrained layout takes seconds for so many panels
-    figure.subplots_adjust(0.085, 0.45 / height, 0.995, 1 - above / height, wspace=0.08, hspace=0.3)
-    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-    for panel in panels[len(titles) :]:
+    figure.subplots_adjust(0.14, 0.45 / height, 0.99, 1 - above / height, wspace=0.1, hspace=0.35)
+    grid = list(figure.subplots(rows, columns, sharex=apart, sharey=True, squeeze=False).flat)
+    for panel in grid[len(titles) :]:
         panel.set_visible(False)
-    panels = panels[: len(titles)]
+    panels = grid[: len(titles)]
+    known = {} if relative else results.predictors("validation_loss")
+    predictors = {name: known[name] for name in ("wiener", "scalar") if name in known}
+    lines = [draw_predictors(panel, predictors) for panel in panels][0]
     if apart:
-        _draw_apart(panels, study.baseline, styles, {v: curves[Condition(v, settings[0])] for v in variants})
+        _draw_apart(panels, study.baseline, styles, {v: curves[results.at(v, ())] for v in variants})
         caption += f" Grey: the other variants; black: {study.baseline}. Hatched: missing."
+        variants = []
     else:
-        for panel, setting in zip(panels, settings, strict=True):
-            for variant in variants:
-                if set(study.axes_of(variant)) <= dict(setting).keys():
-                    _draw_curves(panel, styles[variant], curves[results.at(variant, setting)])
-        variant_legend(figure, styles, variants, marker=None)
+        for panel, conditions in zip(panels, panels_of.values(), strict=True):
+            for condition, alpha in shades(conditions).items():
+                _draw_curves(panel, styles[condition.variant], curves[condition], alpha)
+        caption += f" {SHADES}" if any(len(study.axes_of(v)) > len(panels_of) for v in variants) else ""
     if relative:
         relative_axis(panels[0], "y", np.concatenate(values).tolist(), f"difference to {study.baseline}")
     else:
-        loss_axis(panels[0], "y", np.concatenate(values).tolist())
+        loss_axis(panels[0], "y", [*np.concatenate(values).tolist(), *predictors.values()])
     for panel, panel_title in zip(panels, titles, strict=True):
-        panel.set_title(panel_title)
+        panel.set_title(panel_title, fontsize=8)
+        panel.locator_params(axis="x", nbins=4)
         if relative:
             panel.axhline(0, color="black", linewidth=0.8)
     for panel in panels[-columns:]:
         panel.tick_params(labelbottom=True)
-    figure.text(0.54, 0.05 / height, x_label, ha="center", va="bottom")
+    variant_legend(figure, styles, variants, lines, marker=None)
+    figure.text(0.56, 0.05 / height, x_label, ha="center", va="bottom")
     y_label = panels[0].get_ylabel() or "validation loss"
-    figure.text(0.003, 0.5, y_label, rotation=90, ha="left", va="center", multialignment="center")
+    figure.text(0.005, 0.5, y_label, rotation=90, ha="left", va="center")
     panels[0].set_ylabel("")
     return render(figure, name, title, caption)
 
@@ -127,21 +135,22 @@ def _draw_apart(
             panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, **PATCHES[False]))
 
 
-def _draw_curves(panel: Axes, style: VariantStyle, curves: Sequence[_Curve]) -> None:
-    line = {"color": style.colour, "linestyle": style.line, "zorder": 4}
+def _draw_curves(panel: Axes, style: VariantStyle, curves: Sequence[_Curve], alpha: float = 1.0) -> None:
+    line = {"color": style.colour, "linestyle": style.line, "alpha": alpha, "zorder": 4}
     if mean := _mean(curves):
         x, y, low, high = mean
-        panel.plot(x, y, **line)
-        panel.fill_between(x, low, high, color=style.colour, alpha=0.2, linewidth=0, zorder=3)
+        panel.plot(x, y, marker=".", markersize=3, **line)
+        panel.fill_between(x, low, high, color=style.colour, alpha=0.2 * alpha, linewidth=0, zorder=3)
     for curve in curves:
-        if curve.diverged and len(curve.x):
-            panel.plot(curve.x, curve.y, linewidth=0.8, **line)
-            panel.plot(curve.x[-1], curve.y[-1], "x", color=style.colour, markersize=6, zorder=4)
+        if curve.state != "complete" and len(curve.x):
+            panel.plot(curve.x, curve.y, linewidth=0.6, **line)
+            if curve.state == "diverged":
+                panel.plot(curve.x[-1], curve.y[-1], "x", color=style.colour, zorder=4)
 
 
 def _mean(curves: Sequence[_Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Mean x, mean y, lowest and highest y of the curves that did not diverge, as far as all of them go."""
-    complete = [curve for curve in curves if not curve.diverged]
+    """Mean x, mean y, lowest and highest y of the complete curves, as far as all of them go."""
+    complete = [curve for curve in curves if curve.state == "complete"]
     if not complete:
         return None
     length = min(len(curve.x) for curve in complete)
@@ -157,7 +166,7 @@ def _validation(record: Mapping[str, Any]) -> np.ndarray:
 
 def _over_images(results: Results, condition: Condition, seed: int) -> _Curve | None:
     record = results.record(condition, seed)
-    return _Curve(*_validation(record), record["outcome"] == "diverged") if record else None
+    return _Curve(*_validation(record), results.state(condition, seed)) if record else None
 
 
 def _over_time(results: Results, condition: Condition, seed: int) -> _Curve | None:
@@ -166,18 +175,19 @@ def _over_time(results: Results, condition: Condition, seed: int) -> _Curve | No
         return None
     images, losses = _validation(record)
     seen, seconds = np.array([[0, 0], *record["times"]["seconds_at"]], dtype=np.float64).T
-    return _Curve(np.interp(images, seen, seconds), losses, record["outcome"] == "diverged")
+    return _Curve(np.interp(images, seen, seconds), losses, results.state(condition, seed))
 
 
 def _difference(results: Results, condition: Condition, seed: int) -> _Curve | None:
     """The loss over the baseline's, less 1; None for the baseline itself."""
     record = results.record(condition, seed)
-    base = results.record(results.at(results.study.baseline, condition.setting), seed)
+    base_condition = results.at(results.study.baseline, condition.setting)
+    base = results.record(base_condition, seed)
     if record is None or base is None or condition.variant == results.study.baseline:
         return None
     images, losses = _validation(record)
     base_images, base_losses = _validation(base)
     shared, own, others = np.intersect1d(images, base_images, return_indices=True)
-    if base["outcome"] == "diverged" or not len(shared):
+    if results.state(base_condition, seed) != "complete" or not len(shared):
         return None
-    return _Curve(shared, losses[own] / base_losses[others] - 1, record["outcome"] == "diverged")
+    return _Curve(shared, losses[own] / base_losses[others] - 1, results.state(condition, seed))

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from gnunet.ablation.analysis.formatting import describe, metric_info, percent, percent_tick
 from gnunet.ablation.analysis.results import Contrast, Results
 from gnunet.ablation.analysis.statistics import Difference
-from gnunet.ablation.figures.scales import relative_axis
+from gnunet.ablation.figures.scales import clip, relative_axis
 from gnunet.ablation.figures.style import GREY, LIGHT, ROW, Picture, VariantStyle, hatch, new_figure, render, set_rows
 
-_COLUMNS = ((0.22, "right"), (0.28, "left"), (1.0, "right"))
+_COLUMNS = ((0.23, "right"), (0.33, "left"), (0.29, "right"))
 """Columns of the table next to the forest plot: position, as a share of its width, and alignment."""
 _SHOWN = 0.8
 """Share of the differences that the colours of the heat map span; those beyond have the colours at the ends."""
@@ -23,15 +23,14 @@ def draw_forest(results: Results, styles: dict[str, VariantStyle], metric: str) 
     rows = results.contrast_rows(metric)
     if not rows:
         return None
-    figure = new_figure(ROW * (len(rows) + 1) + 0.7)
-    panel, table = figure.subplots(1, 2, sharey=True, width_ratios=[2.5, 1])
+    figure = new_figure(ROW * (len(rows) + 1) + 0.6)
+    panel, table = figure.subplots(1, 2, sharey=True, width_ratios=[1, 1.25])
     table.set_axis_off()
     set_rows(panel, ["" if row.difference is None else row.label for row in rows])
     differences = [row.difference for row in rows if row.difference]
-    ends = [end for difference in differences for end in difference.interval or ()]
     base, info = results.study.baseline, metric_info(metric)
-    values = [*ends, *(value for difference in differences for value in difference.by_seed)]
-    relative_axis(panel, "x", values, f"{info.title}: difference to {base}, relative to it")
+    values = [value for difference in differences for value in (*difference.by_seed, *(difference.interval or ()))]
+    relative_axis(panel, "x", values, f"difference to {base}")
     panel.axvline(0, color="black", linewidth=1)
     _write(table, -1, ("difference", "95% interval", "n"), color=GREY)
     for y, row in enumerate(rows):
@@ -43,15 +42,15 @@ def draw_forest(results: Results, styles: dict[str, VariantStyle], metric: str) 
             _draw_row(panel, y, row.difference, styles[row.contrast.left.variant])
     caption = (
         f"Paired differences to {base}, relative to it, with 95% intervals (see Statistics). Grey dots: the seeds. "
-        "Filled markers: the interval excludes zero, at two seeds or more. Arrows: trials diverged, which is worse "
-        "than any number. Hatched: missing."
+        "Filled markers: the interval excludes zero, at two seeds or more. Arrows: beyond the axis, as where trials "
+        "collapsed or diverged, which is worse than any number. Hatched: missing."
     )
     return render(figure, f"forest_{metric}", f"{info.heading}: difference to {base}", caption)
 
 
 def _write(table: Axes, y: float, texts: tuple[str, str, str], **style: str) -> None:
     for (x, alignment), text in zip(_COLUMNS, texts, strict=True):
-        table.text(x, y, text, transform=table.get_yaxis_transform(), ha=alignment, va="center", fontsize=8, **style)
+        table.text(x, y, text, transform=table.get_yaxis_transform(), ha=alignment, va="center", fontsize=7, **style)
 
 
 def _draw_row(panel: Axes, y: int, difference: Difference, style: VariantStyle) -> None:
@@ -59,18 +58,22 @@ def _draw_row(panel: Axes, y: int, difference: Difference, style: VariantStyle) 
         hatch(panel, y, diverged=bool(difference.both_diverged))
         return
     panel.axhline(y, color=LIGHT, linewidth=0.5, zorder=0)
-    left, right = panel.get_xlim()
-    if interval := difference.interval:
-        ends = [min(max(end, left), right) for end in interval]
-        panel.plot(ends, [y, y], color=style.colour, linewidth=1.8, solid_capstyle="butt")
-        for end, at in zip(interval, ends, strict=True):
-            if math.isinf(end):
-                panel.plot(at, y, marker=">" if end > 0 else "<", color=style.colour, markersize=8, clip_on=False)
-    panel.plot(difference.by_seed, [y + 0.3] * len(difference.by_seed), ".", color=GREY, markersize=3, zorder=3)
+    draw_interval(panel, y, difference, style.colour)
+    panel.plot(difference.by_seed, [y + 0.32] * len(difference.by_seed), ".", color=GREY, markersize=2, zorder=3)
     if difference.relative is not None and math.isfinite(difference.relative):
         fill = style.colour if difference.is_clear else "white"
-        marker = {"marker": style.marker, "markersize": 6, "markerfacecolor": fill}
-        panel.plot(difference.relative, y, color=style.colour, zorder=4, **marker)
+        panel.plot(difference.relative, y, color=style.colour, marker=style.marker, markerfacecolor=fill, zorder=4)
+
+
+def draw_interval(panel: Axes, y: float, difference: Difference, colour: str) -> None:
+    """Draw the interval of a difference in a row, with arrows where it goes beyond the axis."""
+    if (interval := difference.interval) is None:
+        return
+    ends = [clip(panel, "x", end) for end in interval]
+    panel.plot([at for at, _ in ends], [y, y], color=colour, linewidth=1.5, solid_capstyle="butt")
+    for at, arrow in ends:
+        if arrow:
+            panel.plot(at, y, marker=arrow, color=colour, markersize=6, clip_on=False)
 
 
 def draw_heat_map(results: Results) -> Picture | None:
@@ -104,7 +107,7 @@ def draw_heat_map(results: Results) -> Picture | None:
     panel.set_xlabel("log-SNR (natural logarithm; left: mostly noise)")
     is_clipped = np.nanmax(np.abs(grid), initial=0.0) > limit
     bar = figure.colorbar(image, extend="both" if is_clipped else "neither", aspect=30, pad=0.01)
-    bar.set_label(f"difference to {base}, relative to it")
+    bar.set_label(f"difference to {base}")
     bar.ax.yaxis.set_major_formatter(percent_tick)
     clipped = f" Differences beyond {percent(limit)[1:]} have the colour of the end." if is_clipped else ""
     caption = (

@@ -18,9 +18,9 @@ def draw(results: Results) -> list[Picture]:
     """Two figures, of RMS with gradients and of maxima; none where no record has magnitudes."""
     if not any(record["magnitudes"] for record in results.found):
         return []
-    rms = {f"{region}: RMS": ("activation_rms", region) for region in _REGIONS}
-    largest = {f"{region}: largest": ("activation_max", region) for region in _REGIONS}
-    gradient = {"gradient norm": ("gradient_norm",)}
+    rms = {region: ("activation_rms", region) for region in _REGIONS}
+    largest = {region: ("activation_max", region) for region in _REGIONS}
+    gradient = {"gradient": ("gradient_norm",)}
     return [
         _draw(
             results, rms | gradient, "magnitudes", "Activations and gradients by noise level",
@@ -43,7 +43,9 @@ def _draw(results: Results, panels: Mapping[str, KeyPath], name: str, title: str
         grid = np.stack([_row(results, condition, path, len(levels)) for condition in results.conditions])
         panel.grid(visible=False)
         panel.set_title(label)
-        positive = grid[np.isfinite(grid) & (grid > 0)]
+        trained = ["complete" in results.states(condition) for condition in results.conditions]
+        shown = grid[trained] if any(trained) else grid  # a network that collapsed would stretch the colours
+        positive = shown[np.isfinite(shown) & (shown > 0)]
         if positive.size:
             ends = [positive.min(), positive.max()]
             image = panel.imshow(
@@ -51,7 +53,7 @@ def _draw(results: Results, panels: Mapping[str, KeyPath], name: str, title: str
                 extent=(levels[0] - half, levels[-1] + half, len(grid) - 0.5, -0.5),
             )  # fmt: skip
             bar = figure.colorbar(image, location="bottom", aspect=12, pad=0.01)
-            bar.set_ticks(ends, labels=[f"{end:.2g}" for end in ends])
+            bar.set_ticks(ends, labels=[f"{float(f'{end:.2g}'):g}" for end in ends], fontsize=7)
             bar.minorticks_off()
         for y, condition in enumerate(results.conditions):
             if not np.isfinite(grid[y]).any():

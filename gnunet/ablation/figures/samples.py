@@ -7,12 +7,11 @@ import numpy as np
 from PIL import Image
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.style import DPI, HATCHES, Picture, hatch, new_figure, render
+from gnunet.ablation.figures.style import DPI, HATCHES, WIDTH, Picture, hatch, new_figure, render
 from gnunet.diffusion.images import GAP, GAP_COLOUR
 from gnunet.scaling import as_size
 
-_MAX_TILES, _MAX_WIDTH, _MAX_HEIGHT = 10, 800, 72
-"""Images of a variant, pixels of all of them in width, and of each in height."""
+_MAX_TILES, _MAX_HEIGHT = 10, 72  # images of a variant, and pixels of each in height
 
 
 def draw(results: Results) -> Picture | None:
@@ -24,15 +23,15 @@ def draw(results: Results) -> Picture | None:
         return None
     height, width = (max(tiles.shape[axis] for tiles in found) + GAP for axis in (1, 2))
     scale = max(1, _MAX_HEIGHT // height)  # an integer, so that pixels stay square
-    count = min(*(len(tiles) for tiles in found), max(1, _MAX_WIDTH // (scale * width)))
+    labels = [results.label(condition) for condition in results.conditions]
+    room = 0.1 + 0.065 * max(map(len, labels))  # inches, of the labels
+    count = min(*(len(tiles) for tiles in found), max(1, int((WIDTH - room) * DPI) // (scale * width)))
     rows = len(results.conditions)
     canvas = np.full((rows * height - GAP, count * width - GAP, 3), GAP_COLOUR, np.uint8)
     for y, tiles in enumerate(by_seed[seed]):
         for x, tile in enumerate([] if tiles is None else tiles[:count]):
             canvas[y * height :, x * width :][: tile.shape[0], : tile.shape[1]] = tile
-    labels = [results.label(condition) for condition in results.conditions]
     tall, wide = (scale * side / DPI for side in canvas.shape[:2])  # inches
-    room = 0.2 + 0.085 * max(map(len, labels))  # of the labels
     figure = new_figure(tall, room + wide, layout="none")
     panel = figure.add_axes((room / (room + wide), 0.0, wide / (room + wide), 1.0))
     panel.set_aspect("equal")

@@ -1,40 +1,60 @@
 """Axes of figures: relative differences about 0, losses, and a study's own axes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as MatplotlibAxis
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from gnunet.ablation.analysis.formatting import percent_tick
+from gnunet.ablation.figures.style import GREY
 from gnunet.ablation.study import Axis
 
-_LINEAR_TO = 0.1  # relative difference beyond which a wide axis is logarithmic
-_FAR_TICKS = ((0.6, (0.05, 0.1, 0.2, 0.5)), (6.0, (0.05, 0.1, 0.3, 1, 3)), (math.inf, (0.1, 1, 10, 100, 1000, 10_000)))
-"""Ticks of such an axis, by the largest difference on it."""
+_PREDICTORS = {
+    "wiener": ("Wiener filter", (0, (4, 1.5))),
+    "scalar": ("scalar filter", (0, (1, 1.2))),
+    "mean": ("mean image", (0, (4, 1.5, 1, 1.5))),
+    "identity": ("noisy image", (0, (8, 2))),
+}
+"""Labels and lines of the trivial predictors, by what they know of the training images."""
+_FARTHEST = 5  # how many times as far as the median an axis of differences goes
 
 
 def relative_axis(panel: Axes, which: str, values: Iterable[float], label: str) -> None:
-    """Scale and label a panel's x or y for relative differences: linear, or logarithmic beyond +-10% where a few are
-    far from the others. Infinite values are ignored: the caller draws them at the edge."""
+    """Scale and label a panel's x or y for relative differences, so far that a few that are far from the others do not
+    squeeze them: the caller draws what is beyond at the edge, see `clip`."""
     axis: MatplotlibAxis = getattr(panel, f"{which}axis")
     finite = [0.0, *(value for value in values if math.isfinite(value))]
-    low, high = min(finite), max(finite)
-    farthest, typical = max(-low, high), float(np.median(np.abs(finite)))
-    if farthest > 0.25 and farthest > 4 * typical:
-        getattr(panel, f"set_{which}scale")("symlog", linthresh=_LINEAR_TO, linscale=1)
-        far = next(ticks for reach, ticks in _FAR_TICKS if farthest <= reach)
-        ticks = sorted([0.0, *far, *(-tick for tick in far)])
-        axis.set_major_locator(FixedLocator([tick for tick in ticks if 1.2 * low <= tick <= 1.2 * high]))
-        axis.set_minor_locator(NullLocator())
-        label += (" " if which == "x" else "\n") + "(logarithmic beyond \N{PLUS-MINUS SIGN}10%)"
-    else:
-        axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+    reach = _FARTHEST * float(np.median(np.abs(finite))) or math.inf
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(percent_tick))
     axis.set_label_text(label)
-    _set_limits(panel, which, low, high)
+    _set_limits(panel, which, max(min(finite), -reach), min(max(finite), reach))
+
+
+def clip(panel: Axes, which: str, value: float) -> tuple[float, str]:
+    """Where a value is drawn on a panel's x or y, and the marker of an arrow if that is at an edge; else ''."""
+    low, high = getattr(panel, f"get_{which}lim")()
+    arrows = "<>" if which == "x" else "v^"
+    return min(max(value, low), high), arrows[0] if value < low else arrows[1] if value > high else ""
+
+
+def draw_predictors(
+    panel: Axes, losses: Mapping[str, float | Sequence[float]], x: Sequence[float] = ()
+) -> list[Line2D]:
+    """Draw the losses of trivial predictors, see `gnunet.ablation.bank`: at each of `x`, or as horizontal lines.
+
+    Returns the lines, for a legend.
+    """
+    lines = []
+    for name, loss in losses.items():
+        label, line = _PREDICTORS[name]
+        style = {"label": label, "color": GREY, "linestyle": line, "linewidth": 0.9, "zorder": 2}
+        lines += panel.plot(x, loss, **style) if len(x) else [panel.axhline(loss, **style)]
+    return lines
 
 
 def loss_axis(panel: Axes, which: str, values: Iterable[float]) -> None:

@@ -9,7 +9,7 @@ from gnunet.ablation.figures.style import GREY, HATCHES, LIGHT, ROW, Picture, ha
 _MARKERS = {
     "validation_loss": {"label": "running statistics", "marker": "o", "color": "black"},
     "validation_loss_precise": {"label": "precise statistics", "marker": "D", "color": "#0072B2"},
-    "validation_loss_batch": {"label": "statistics of the current batch", "marker": "^", "color": "#D55E00"},
+    "validation_loss_batch": {"label": "batch statistics", "marker": "^", "color": "#D55E00"},
 }
 
 
@@ -19,7 +19,7 @@ def draw(results: Results) -> Picture | None:
     if not any(math.isfinite(results.mean(condition, "validation_loss")) for condition in conditions):
         return None
     labels = [results.label(condition) for condition in conditions]
-    figure, (left, right) = row_panels(labels, 2, row=1.3 * ROW, extra=1.0)
+    figure, (left, right) = row_panels(labels, 2, row=1.3 * ROW, extra=0.9)
     losses, ends = [], []
     for y, condition in enumerate(conditions):
         means = {metric: results.mean(condition, metric) for metric in _MARKERS}
@@ -43,7 +43,7 @@ def draw(results: Results) -> Picture | None:
             ends.append(mean)
     loss_axis(left, "x", losses)
     left.set_xlabel("validation loss")
-    relative_axis(right, "x", ends, "difference to the loss with running statistics")
+    relative_axis(right, "x", ends, "difference to running statistics")
     right.axvline(0, color="black", linewidth=1)
     for y in range(len(conditions)):
         right.axhline(y + 0.5, color=LIGHT, linewidth=0.5, zorder=0)

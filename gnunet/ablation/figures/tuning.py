@@ -22,7 +22,7 @@ def draw(results: Results) -> Picture | None:
     finite = np.where(np.isfinite(numbers), numbers, math.nan)
     best = np.array([np.nanmin(row) if np.isfinite(row).any() else math.nan for row in finite])[:, None]
     above = (finite - best) / np.abs(best)
-    figure = new_figure(ROW * 1.1 * len(scores) + 1.0, width=min(10.0, 3.0 + 1.1 * len(values)))
+    figure = new_figure(ROW * 1.1 * len(scores) + 0.7)
     panel = figure.subplots()
     panel.grid(visible=False)
     image = panel.imshow(above, cmap="Blues_r", vmin=0, vmax=_WORST, aspect="auto", interpolation="none")
@@ -32,7 +32,7 @@ def draw(results: Results) -> Picture | None:
             number = numbers[y, x]
             if math.isfinite(number):
                 colour = "white" if number - best[y, 0] < 0.4 * _WORST * abs(best[y, 0]) else "black"
-                style = {"fontsize": 8, "color": colour, "weight": "bold" if value == chosen else "normal"}
+                style = {"fontsize": 7, "color": colour, "weight": "bold" if value == chosen else "normal"}
                 panel.text(x, y, f"{number:.4g}", ha="center", va="center", **style)
             else:
                 panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **PATCHES[math.isinf(number)]))

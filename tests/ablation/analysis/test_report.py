@@ -35,14 +35,19 @@ def report(made_up, without_figures):
     def write(text, effect, change=lambda records: None):
         made = made_up(text, effect)
         change(list(made[2].values()))
-        return write_report(*made, name="made_up", budget=None).with_suffix(".md").read_text()
+        return write_report(*made, command="gnunet ablate made_up").with_suffix(".md").read_text()
 
     return write
 
 
 def rows(markdown, heading):
     """The cells of each row of the table below a heading."""
-    section = markdown.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return main_rows(markdown.split(f"## {heading}\n")[1].split("\n## ")[0])
+
+
+def main_rows(section):
+    """The cells of each row of the first table."""
+    section = section.split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[trial.strip() for trial in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
 
@@ -53,30 +58,33 @@ class TestFiles:
         stale = folder / "figures" / "of_an_earlier_report.png"
         stale.parent.mkdir()
         stale.touch()
-        path = write_report(study, plan, records, folder, name="made_up", budget="tiny")
+        path = write_report(study, plan, records, folder, command="gnunet ablate made_up --budget tiny")
         assert path == folder / "report.html"
         files = sorted(folder.glob("report.*")) + sorted((folder / "figures").iterdir())
         before = [file.read_bytes() for file in files]
         assert stale not in files
 
-        write_report(study, plan, dict(reversed(records.items())), folder, name="made_up", budget="tiny")
+        write_report(
+            study, plan, dict(reversed(records.items())), folder, command="gnunet ablate made_up --budget tiny"
+        )
         assert [file.read_bytes() for file in files] == before
 
         page, markdown = path.read_text(), (folder / "report.md").read_text()
         shown = set(re.findall(r"\]\((figures/[^)]+)\)", markdown))
         assert shown == {f"figures/{file.name}" for file in files if file.parent.name == "figures"}
-        assert {f"figures/{name}" for name in ("axis_size_validation_loss.svg", "samples.png", "tuning.svg")} <= shown
+        names = ("claim_1.png", "axis_size_validation_loss.png", "samples.png", "tuning.png")
+        assert {f"figures/{name}" for name in names} <= shown
         # One file: pictures are in the page, and nothing is loaded.
-        assert page.count("<svg") == sum(name.endswith(".svg") for name in shown)
+        assert page.count("<svg") == len(shown) - 1 and page.count("<img") == 1  # the samples are pixels
         links = re.findall(r'(?:src|href)="([^"]*)', page)
         assert links and all(link.startswith(("#", "data:")) for link in links)
-        assert "budget <code>tiny</code>" in page
+        assert "gnunet ablate made_up --budget tiny --report" in page and "--budget tiny --report" in markdown
         ids = re.findall(r' id="([^"]+)"', page)
         assert len(ids) == len(set(ids))
         assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', page)) <= set(ids)
 
     def test_what_users_write_is_text(self, made_up, small_study, without_figures):
-        page = write_report(*made_up(small_study, worse), name="made_up", budget=None)
+        page = write_report(*made_up(small_study, worse), command="gnunet ablate made_up")
         text = page.read_text()
         assert "<h1>Two &lt;variants&gt;</h1>" in text and "b is &lt;worse&gt; | here" in text
         assert "b is &lt;worse> \\| here" in page.with_suffix(".md").read_text()
@@ -125,8 +133,8 @@ class TestFindsRecords:
 class TestErrors:
     def test_no_records(self, made_up, small_study, tmp_path):
         study, plan, _, folder = made_up(small_study, worse)
-        with pytest.raises(ConfigError, match="made_up"):
-            write_report(study, plan, {}, folder, name="made_up", budget=None)
+        with pytest.raises(ConfigError, match="records.*made_up"):
+            write_report(study, plan, {}, folder, command="gnunet ablate made_up")
         assert not (tmp_path / "report.md").exists()
 
     def test_a_missing_package(self, made_up, small_study, tmp_path, monkeypatch):
@@ -140,15 +148,29 @@ class TestErrors:
 
 class TestTables:
     def test_verdicts(self, report, small_study):
-        first, second = rows(report(small_study, worse), "Verdicts")
-        assert first[2:4] == ["**not enough evidence**", "b: 1 higher than a by over 1%"]
-        assert first[4] == "" and re.fullmatch(r"\+\d+\.\d+% to ∞, 1 diverged", first[5])
-        assert first[6:] == ["2", "supported"]
-        assert second[:4] == ["", "", "", "b: 2 the same as a within 1%"]
-        assert second[6:] == ["1", "not enough evidence"]
+        markdown = report(small_study, worse)
+        assert "### 1. b is &lt;worse> \\| here: not enough evidence\n" in markdown
+        first, second = rows(markdown, "Comparisons")
+        assert first[:3] == ["1", "b: 1 higher than a by over 1%", "validation loss"]
+        assert first[3] == "" and re.fullmatch(r"\+\d+\.\d+% to ∞, 1 diverged", first[4])
+        assert (first[5], float(first[6]) > 0.05, first[8]) == ("2", True, "**supported**")
+        assert second[1] == "b: 2 the same as a within 1%"
+        assert second[5:] == ["1", "", "", "**not enough evidence**"]
+
+    def test_conclusion(self, report, small_study):
+        text = small_study.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3]")
+        markdown = report(text, lambda trial: 0.3 if trial.setting == (("size", "1"),) else 0.0)
+        first, second, third = re.findall(r"^\*\*(.*)\*\*$", markdown, re.MULTILINE)
+        assert "of a is not below" in first and "Wiener" in first
+        assert re.search(
+            r"b: 1 \(\+\d.*%, \+.*% to \+.*%, n = 4\) worse than a; 1 (same|unclear) \(2 comparisons", second
+        )
+        assert third.startswith("Of 1 claims, ")
+        nothing = report(text, lambda trial: 0.0 if trial.variant == "a" else "missing")
+        assert "nothing is clearly better or worse than a (0 comparisons" in nothing
 
     def test_differences(self, report, small_study):
-        found = rows(report(small_study, worse), "Differences")
+        found = main_rows(report(small_study, worse))
         assert [row[0] for row in found] == ["a", "b: how large", "1", "2"]
         assert found[0][2] == "baseline" and found[2][2] == "" and found[3][2].startswith("+")
         assert [row[5] for row in found[2:]] == ["**worse**", "**unclear**"]  # one diverged, one is missing
@@ -160,8 +182,8 @@ class TestTables:
 
     def test_variants_without_axes_are_sorted_by_their_differences(self, kinds_study, without_figures, tmp_path):
         study, plan, records, _ = kinds_study
-        write_report(study, plan, records, tmp_path, name="kinds", budget="h100")
-        found = rows((tmp_path / "report.md").read_text(), "Differences")
+        write_report(study, plan, records, tmp_path, command="gnunet ablate x")
+        found = main_rows((tmp_path / "report.md").read_text())
         losses = [float(row[1]) for row in found[1:-2]]
         assert len(found) == 21 and losses == sorted(losses)
         assert found[-1] == ["pixel", "", "", "missing", "", ""]
@@ -174,7 +196,7 @@ class TestTables:
 
     def test_tuning(self, batch_study, without_figures, tmp_path):
         study, plan, records, _ = batch_study
-        page = write_report(study, plan, records, tmp_path, name="batch", budget=None).read_text()
+        page = write_report(study, plan, records, tmp_path, command="gnunet ablate x").read_text()
         markdown = (tmp_path / "report.md").read_text()
         chosen = dict(rows(markdown, "Tuning"))
         assert chosen["group"] == "0.001" and chosen["batch_renorm: 64"] == "*not finished*"

@@ -56,8 +56,10 @@ class TestConditions:
         assert ((("size", "2"), ("way", "up")), "b: size 2, way up", "a: size 2") in pairs
         assert ((("size", "2"),), "c", "a: size 2") in pairs
 
-    def test_settings_that_are_part_of_another_are_left_out(self, crossed):
-        assert crossed.settings == [(("size", s), ("way", w)) for s in "12" for w in ("up", "down")]
+    def test_conditions_by_the_settings_of_the_base(self, crossed):
+        found = {at: list(map(crossed.label, conditions)) for at, conditions in crossed.by_base_setting.items()}
+        sizes = {(("size", s),): [f"a: size {s}", f"b: size {s}, way up", f"b: size {s}, way down", "c"] for s in "12"}
+        assert found == sizes
 
     def test_with_one_axis_its_name_is_left_out(self, batches):
         assert batches.label(Condition("batch", (("batch", "32"),))) == "batch: 32"
