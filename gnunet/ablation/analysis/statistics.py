@@ -130,10 +130,13 @@ class Difference:
     @property
     def power_margin(self) -> float | None:
         """The smallest margin within which as many seeds would show sides that do not differ to be the same, with 80%
-        probability at the measured standard deviation; None below two pairs and where a side diverged."""
+        probability at the measured standard deviations, by either interval; None below two pairs and where a side
+        diverged."""
         if self.pairs < ENOUGH_PAIRS or self.pairs > len(self.steps):
             return None
-        return self._relative(_power_reach(self.pairs) * np.std(self.steps, ddof=1).item() / math.sqrt(self.pairs))
+        by_seeds = _power_reach(self.pairs) * np.std(self.steps, ddof=1).item() / math.sqrt(self.pairs)
+        by_examples = self._standard_error * (NORMAL_QUANTILE + stats.norm.ppf(0.5 + POWER / 2).item())
+        return self._relative(max(by_seeds, by_examples))
 
     def within(self, margin: float) -> Interval:
         """The differences that a margin allows: factors up to 1 + margin, on both sides."""
@@ -153,10 +156,15 @@ class Difference:
         away, infinite = np.array(self.steps) - limit, self.above + self.below
         if not infinite and np.ptp(away) > TOLERANCE:
             return stats.ttest_1samp(away, 0).pvalue
-        if not infinite and self.resampled and (width := self.resampled.high - self.resampled.low) > TOLERANCE:
-            return 2 * stats.norm.sf(abs(away[0]) / width * 2 * NORMAL_QUANTILE)
+        if not infinite and self._standard_error > TOLERANCE:
+            return 2 * stats.norm.sf(abs(away[0]) / self._standard_error)
         above, below = self.above + int((away > TOLERANCE).sum()), self.below + int((away < -TOLERANCE).sum())
         return stats.binomtest(above, above + below).pvalue if above + below else 1.0
+
+    @property
+    def _standard_error(self) -> float:
+        """That of `resampled`; 0 without it."""
+        return (self.resampled.high - self.resampled.low) / (2 * NORMAL_QUANTILE) if self.resampled else 0.0
 
     def _relative(self, step: float) -> float:
         return math.expm1(step) if self.is_ratio else step

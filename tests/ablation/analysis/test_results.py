@@ -219,9 +219,9 @@ class TestStabilityEdge:
         error = math.log(2) / math.sqrt(6 * 3)
         expected = 2 * stats.norm.sf(abs(math.log(edge / 0.001) - math.log1p(limit)) / error)
         assert difference.p_value(limit) == pytest.approx(expected)
-        assert difference.interval == pytest.approx(
-            np.expm1(math.log(edge / 0.001) + error * np.array([-2, 2])), rel=0.1
-        )
+        ends = math.log(edge / 0.001) + 1.96 * error * np.array([-1, 1])
+        assert difference.interval == pytest.approx(np.expm1(ends), rel=1e-3)
+        assert difference.power_margin == pytest.approx(math.expm1(error * (1.96 + 1.2816)), rel=1e-3)
 
     def test_trials_that_failed_are_counted(self, results):
         found = results({"group": [0.001, 0.002, 0.002], "batch": [0.004] * 3}, missing=[("group", 0.004, 1)])
