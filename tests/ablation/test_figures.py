@@ -74,9 +74,9 @@ def test_forest_rows_are_sorted_by_their_differences(drawn):
     if study == "kinds":
         assert labels_of(panel)[-2:] == ["none", "pixel"]  # diverged, then missing
         means = [row.difference.relative for row in rows if row.difference.by_seed]
-        assert means == sorted(means) and any(text.endswith("to ∞, 2 diverged") for text in texts)
+        assert means == sorted(means) and any(text.endswith("to ∞, 2 failed") for text in texts)
     else:
-        assert texts.count("missing") == 2 and "3 of 3 diverged" in texts
+        assert texts.count("missing") == 2 and "3 of 3 failed" in texts
 
 
 @pytest.mark.parametrize("drawn", ["batch"], indirect=True)

@@ -69,19 +69,22 @@ def sample_metrics(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def describe(difference: Difference) -> tuple[str, str, str]:
-    """The mean of a difference, its interval or why there is none, and the number of pairs."""
+    """The mean of a difference, its interval or why there is none, and the number of pairs.
+
+    A pair failed where a side diverged or collapsed.
+    """
     pairs, diverged, interval = str(difference.pairs or ""), difference.diverged, difference.interval
     if difference.pairs == 0:
-        return "", "both diverged" if diverged else "missing", pairs
+        return "", "both failed" if diverged else "missing", pairs
     if diverged == difference.pairs + difference.both_diverged:
-        return "", f"{diverged} of {diverged} diverged", pairs
+        return "", f"{diverged} of {diverged} failed", pairs
     if difference.relative is None:
         return "", "relative to 0", pairs
-    if not any(difference.by_seed):
+    if not any(difference.by_seed) and (interval is None or interval.low == interval.high):
         return "0", "identical", pairs
     text = f"{percent(interval.low)} to {percent(interval.high)}" if interval else "one seed: none"
     mean = percent(difference.relative) if math.isfinite(difference.relative) else ""
-    return mean, f"{text}, {diverged} diverged" if diverged else text, pairs
+    return mean, f"{text}, {diverged} failed" if diverged else text, pairs
 
 
 def percent(value: float) -> str:

@@ -152,7 +152,7 @@ class TestTables:
         assert "### 1. b is &lt;worse> \\| here: not enough evidence\n" in markdown
         first, second = rows(markdown, "Comparisons")
         assert first[:3] == ["1", "b: 1 higher than a by over 1%", "validation loss"]
-        assert first[3] == "" and re.fullmatch(r"\+\d+\.\d+% to ∞, 1 diverged", first[4])
+        assert first[3] == "" and re.fullmatch(r"\+\d+\.\d+% to ∞, 1 failed", first[4])
         assert (first[5], float(first[6]) > 0.05, first[8]) == ("2", True, "**supported**")
         assert second[1] == "b: 2 the same as a within 1%"
         assert second[5:] == ["1", "", "", "**not enough evidence**"]

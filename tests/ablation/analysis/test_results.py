@@ -219,6 +219,7 @@ class TestStabilityEdge:
         error = math.log(2) / math.sqrt(6 * 3)
         expected = 2 * stats.norm.sf(abs(math.log(edge / 0.001) - math.log1p(limit)) / error)
         assert difference.p_value(limit) == pytest.approx(expected)
+        assert describe(difference)[1].endswith("%")  # not identical, were the steps smaller
         ends = math.log(edge / 0.001) + 1.96 * error * np.array([-1, 1])
         assert difference.interval == pytest.approx(np.expm1(ends), rel=1e-3)
         assert difference.power_margin == pytest.approx(math.expm1(error * (1.96 + 1.2816)), rel=1e-3)
@@ -243,10 +244,10 @@ class TestText:
         [
             ("kinds", Condition("pixel", ()), "", "missing", ""),
             ("kinds", Condition("group", ()), "0", "identical", "3"),
-            ("kinds", Condition("none", ()), "", "to ∞, 2 diverged", "3"),
-            ("batches", Condition("batch", (("batch", "1"),)), "", "3 of 3 diverged", "3"),
+            ("kinds", Condition("none", ()), "", "to ∞, 2 failed", "3"),
+            ("batches", Condition("batch", (("batch", "1"),)), "", "3 of 3 failed", "3"),
         ],
-        ids=["missing", "identical", "some diverged", "all diverged"],
+        ids=["missing", "identical", "some failed", "all failed"],
     )
     def test_of_a_difference(self, request, study, condition, mean, interval, pairs):
         results = request.getfixturevalue(study)
