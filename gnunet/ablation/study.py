@@ -98,7 +98,7 @@ class Tuning(Section):
     that diverged or collapsed is worse than any that did not."""
     steps_below: int = Field(1, ge=0)
     """How far the choice stays from values that fail: the next so many values train at all tuning seeds, too. 0 chooses
-    the best of all."""
+    the best of all, and the values need not be ascending numbers."""
 
 
 class Comparison(Section):
@@ -187,6 +187,10 @@ class Study(Section):
             if set(seeds) & set(self.seeds) or len(set(seeds)) < len(seeds):
                 valid = f"each seed once, none of the study's seeds {format_value(self.seeds)}"
                 yield ConfigIssue.of("tuning.seeds", format_value(seeds), valid)
+            values = self.tuning.values
+            ascend = all(isinstance(value, int | float) for value in values) and values == sorted(set(values))
+            if self.tuning.steps_below and not ascend:
+                yield ConfigIssue.of("tuning.values", format_value(values), "ascending numbers, or steps_below: 0")
             if find(Config, key) is None:
                 yield ConfigIssue.of("tuning.key", key, "a key of the configuration, such as train.learning_rate")
         for hypothesis in self.hypotheses:

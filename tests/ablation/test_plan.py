@@ -169,7 +169,7 @@ class TestErrors:
             ),
             ({"task": "classification", "base": {**CLASSES, "data.validation_images": 0}}, ("data.validation_i", "3")),
             ({"task": "classification", "base": {**CLASSES, "train.micro_batch_size": 4}}, ("train.micro_b", "null")),
-            ({"tuning": {**TUNING, "values": [1e-3, -1]}}, (TUNING["key"], "-1", "tuning of study.yaml", "above 0")),
+            ({"tuning": {**TUNING, "values": [-1, 1e-3]}}, (TUNING["key"], "-1", "tuning of study.yaml", "above 0")),
         ],
     )
     def test_are_reported_once_and_name_the_key_and_the_source(self, plan, keys, named):

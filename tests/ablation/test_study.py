@@ -61,6 +61,8 @@ def test_what_a_file_says(load):
         ("baseline: group", "baseline: grop", ["baseline:", "grop", "group or none"]),
         ("seeds: [0, 1]", "seeds: [0, 0]", ["seeds:", "[0, 0]"]),
         ("seeds: [100]", "seeds: [1]", ["tuning.seeds:", "[1]", "[0, 1]"]),
+        ("[1e-3, 2e-3]", "[2e-3, 1e-3]", ["tuning.values:", "[0.002, 0.001]", "steps_below: 0"]),
+        ("[1e-3, 2e-3]", "[true, few]", ["tuning.values:", "few", "ascending"]),
         ("key: train.learning_rate", "key: train.lr", ["tuning.key:", "train.lr"]),
         (
             "expect: lower",
