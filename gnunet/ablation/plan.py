@@ -98,6 +98,9 @@ class Plan:
     where a trial diverged, None where one has no record."""
     chosen: dict[Condition, str] = field(default_factory=dict)
     """The value that tuning has chosen for a condition, as YAML."""
+    tuned_at_edge: list[Condition] = field(default_factory=list)
+    """Conditions whose tuned value is the first, the last that may be chosen, or nearer to one that fails than it
+    should be: a better one may lie beyond the values."""
 
 
 class StudyLayers:
@@ -261,17 +264,13 @@ def _add(plan: Plan, study: Study, layers: StudyLayers, variant: str, setting: S
         plan.pending_tuning.append(condition)
         plan.pending_trials.extend(trials(study.seeds, {tuning.key: tuning.values[0]}))
         return
-    best = tuning.values[_choose(means, tuning.steps_below)]
-    plan.chosen[condition] = format_value(best)
-    plan.trials.extend(trials(study.seeds, {tuning.key: best}))
-
-
-def _choose(means: Sequence[float], steps_below: int) -> int:
-    """The index of the lowest mean, the first of equal ones, among the values that train, as the next `steps_below` do;
-    among all where there is none."""
-    trains = list(map(math.isfinite, means))
-    safe = [i for i in range(len(means) - steps_below) if all(trains[i : i + steps_below + 1])]
-    return min(safe or range(len(means)), key=means.__getitem__)
+    trains, steps = list(map(math.isfinite, means)), tuning.steps_below
+    safe = [i for i in range(len(means) - steps) if all(trains[i : i + steps + 1])]
+    best = min(safe or range(len(means)), key=means.__getitem__)  # of equal ones the first
+    if len(means) > 1 and (best in (0, len(means) - 1 - steps) or best not in safe):
+        plan.tuned_at_edge.append(condition)
+    plan.chosen[condition] = format_value(tuning.values[best])
+    plan.trials.extend(trials(study.seeds, {tuning.key: tuning.values[best]}))
 
 
 def _with_variants(line: str, found: list[str], variants: list[str]) -> str:

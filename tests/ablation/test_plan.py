@@ -232,22 +232,25 @@ class TestTuning:
         assert {trial.seed for trial in second.trials} == {0, 1} and not second.pending_tuning
 
     @pytest.mark.parametrize(
-        ("losses", "steps_below", "chosen"),
+        ("losses", "steps_below", "chosen", "at_edge"),
         [
-            ([3.0, 2.0, 1.0], 1, "0.002"),  # nothing fails, but who knows what is beyond
-            ([2.0, 1.0, 60.0], 1, "0.001"),
-            ([2.0, 1.0, 60.0], 0, "0.002"),
-            ([60.0, 3.0, 2.0], 1, "0.002"),
-            ([60.0, 2.0, 60.0], 1, "0.002"),  # nowhere far enough below
-            ([3.0, 2.0, 1.0], 2, "0.001"),
-            ([60.0, 60.0, 60.0], 1, "0.001"),
+            ([3.0, 2.0, 1.0, 0.9], 1, "0.004", True),  # nothing fails, but who knows what is beyond
+            ([3.0, 2.0, 1.0, 60.0], 1, "0.002", False),
+            ([3.0, 2.0, 1.0, 60.0], 0, "0.004", False),
+            ([1.0, 2.0, 3.0, 60.0], 1, "0.001", True),
+            ([60.0, 3.0, 2.0, 4.0], 1, "0.004", True),
+            ([60.0, 2.0, 60.0, 3.0], 1, "0.002", True),  # nowhere far enough below
+            ([3.0, 2.0, 1.0, 60.0], 2, "0.001", True),
+            ([60.0, 60.0, 60.0, 60.0], 1, "0.001", True),
         ],
     )
-    def test_it_stays_below_values_that_fail(self, plan, losses, steps_below, chosen):
-        tuning, variants = {**TUNING, "steps_below": steps_below}, {"group": {}}
-        by_value = {"group": dict(zip(("0.001", "0.002", "0.004"), losses, strict=True))}
+    def test_it_stays_below_values_that_fail(self, plan, losses, steps_below, chosen, at_edge):
+        values, variants = [1e-3, 2e-3, 4e-3, 8e-3], {"group": {}}
+        tuning = {**TUNING, "values": values, "steps_below": steps_below}
+        by_value = {"group": dict(zip(map(str, values), losses, strict=True))}
         records = self.records(plan(tuning=tuning, variants=variants), by_value)
-        assert plan(tuning=tuning, variants=variants, options={"records": records}).chosen == {("group", ()): chosen}
+        tuned = plan(tuning=tuning, variants=variants, options={"records": records})
+        assert tuned.chosen == {("group", ()): chosen} and bool(tuned.tuned_at_edge) == at_edge
 
     def test_records_without_its_metric_are_an_error(self, plan):
         records = self.records(plan(tuning=TUNING))

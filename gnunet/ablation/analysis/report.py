@@ -116,7 +116,7 @@ def _warnings(results: Results) -> list[str]:
         warnings.append(f"{skipped} complete trials skipped steps whose loss or gradient was not finite.")
     if len(results.study.seeds) == 1:
         warnings.append("One seed contains no information on the variance of retraining: there is no verdict.")
-    if extreme := results.tuned_at_edge:
+    if extreme := results.plan.tuned_at_edge:
         labels = ", ".join(map(results.label, extreme))
         warnings.append(f"Tuning chose at the edge of its values, so a better one may lie beyond: {labels}.")
     if outside := len(results.outside_seeds):

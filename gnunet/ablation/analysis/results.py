@@ -317,19 +317,6 @@ class Results:
         names = {replace(trial, config=config).name for trial, config in moved}
         return sorted((names & self._records.keys()) - planned)
 
-    @cached_property
-    def tuned_at_edge(self) -> list[Condition]:
-        """The conditions whose tuned value is the first, the last that may be chosen, or nearer to one that fails than
-        it should be: a better one may lie beyond the values."""
-
-        def is_at_edge(scores: Mapping[str, float | None], chosen: str) -> bool:
-            index, steps = list(scores).index(chosen), self.study.tuning.steps_below
-            needed = list(scores.values())[index : index + steps + 1]
-            return index == 0 or index + steps >= len(scores) - 1 or not all(map(math.isfinite, needed))
-
-        scores = {c: found for c, found in self.plan.tuning_scores.items() if len(found) > 1}
-        return [c for c, value in self.plan.chosen.items() if c in scores and is_at_edge(scores[c], value)]
-
 
 def _weights(record: Mapping[str, Any], loss: str, bin_: int | None) -> np.ndarray | None:
     """The weights of the examples in a loss, or in its mean over a bin; None where it has none."""
