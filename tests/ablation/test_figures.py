@@ -126,7 +126,7 @@ def test_pareto_line_joins_the_conditions_that_none_beats(drawn):
     _, results, _, figures = drawn
     costs = [("images_per_second", -1), ("saved_mib", 1), ("peak_memory_mib", 1)]
     for panel, (cost, sign) in zip(figures["pareto"].axes, costs, strict=True):
-        means = [(sign * results.mean(c, cost), results.mean(c, "validation_loss")) for c in results.conditions]
+        means = [(sign * results.mean(c, cost), results.mean(c, "training_loss")) for c in results.conditions]
         points = {point for point in means if not np.isnan(point).any()}
         front = sorted(p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points))
         [line] = [line for line in panel.lines if line.get_color() == "0.45"]

@@ -28,8 +28,8 @@ def _against_wiener(results: Results) -> list[str]:
 
 
 def _contrasts(results: Results) -> str:
-    """In the last setting of the baseline, such as the longest training."""
-    metric, base, setting = primary_metric(results), results.study.baseline, list(results.by_base_setting)[-1]
+    """In the main setting, such as the longest training."""
+    metric, base, setting = primary_metric(results), results.study.baseline, results.main_setting
     rows = [row for row in results.contrast_rows(metric) if row.contrast and row.difference.pairs]
     if in_setting := [row for row in rows if set(setting) <= set(row.contrast.setting)]:
         rows = in_setting

@@ -38,6 +38,7 @@ from gnunet.ablation.records import (
 from gnunet.ablation.study import STABILITY_EDGE, Comparison, Hypothesis, Study
 from gnunet.norms import NORMS
 
+MAX_ROWS = 32  # conditions that figures have a row each for
 State = Outcome | Literal["missing"]
 
 
@@ -116,8 +117,26 @@ class Results:
         settings = settings_of(self.study, self.study.axes_of(self.study.baseline))
         return {setting: [c for c in self.conditions if agree(setting, c.setting)] for setting in settings}
 
-    def contrast_rows(self, metric: str) -> list[ContrastRow]:
-        """Every contrast with its difference in a metric, in groups with a heading.
+    @cached_property
+    def main_setting(self) -> Setting:
+        """The setting of the baseline in which it trained at most seeds, the last of equal ones."""
+
+        def trained(setting: Setting) -> int:
+            return self.states(self.at(self.study.baseline, setting)).count("complete")
+
+        return max(reversed(self.by_base_setting), key=trained)
+
+    @property
+    def main_conditions(self) -> list[Condition]:
+        """The conditions or, where they are more than figures have rows for, those in the main setting."""
+        return self.conditions if len(self.conditions) <= MAX_ROWS else self.by_base_setting[self.main_setting]
+
+    def main_contrast_rows(self, metric: str) -> list[ContrastRow]:
+        """As `contrast_rows`, of the main conditions."""
+        return self.contrast_rows(metric, () if self.main_conditions == self.conditions else self.main_setting)
+
+    def contrast_rows(self, metric: str, setting: Setting = ()) -> list[ContrastRow]:
+        """Every contrast in a setting with its difference in a metric, in groups with a heading.
 
         The contrasts in one setting are a group, from the lowest difference to the highest. Where a variant is alone
         on its axes, its settings are a group, in the order of the axes.
@@ -134,7 +153,8 @@ class Results:
         bare = ((Condition(c.left.variant, ()), Condition(c.right.variant, ())) for c in self.contrasts)
         of_edges = [Contrast((), left, right) for left, right in dict.fromkeys(bare)]
         for contrast in of_edges if metric == STABILITY_EDGE else self.contrasts:
-            by_axes.setdefault(tuple(axis for axis, _ in contrast.setting), []).append(contrast)
+            if set(setting) <= set(contrast.setting):
+                by_axes.setdefault(tuple(axis for axis, _ in contrast.setting), []).append(contrast)
         rows: list[ContrastRow] = []
         for axes, contrasts in sorted(by_axes.items(), key=lambda item: len(item[0]) > 0):  # first without a heading
             variants = list(dict.fromkeys(contrast.left.variant for contrast in contrasts))

@@ -81,16 +81,17 @@ def expectation(results: Results, hypothesis: Hypothesis, result: ComparisonResu
 def primary_metric(results: Results) -> str:
     """The metric of most comparisons of the study's hypotheses, the first of equal ones; else the loss."""
     counts = Counter(h.metric for h in results.study.hypotheses for _ in h.comparisons)
-    return counts.most_common(1)[0][0] if counts else _loss(results)
+    return counts.most_common(1)[0][0] if counts else loss_metric(results)
 
 
-def _loss(results: Results) -> str:
+def loss_metric(results: Results) -> str:
+    """The loss weighted as in training, or the validation loss where records of an earlier version have none."""
     return "training_loss" if results.predictors("training_loss") else "validation_loss"
 
 
 def main_metrics(results: Results) -> list[str]:
     """The metrics that figures are drawn of: the primary one, a loss, and those of samples."""
-    metrics = dict.fromkeys([primary_metric(results), _loss(results), *sample_metrics(results.found)])
+    metrics = dict.fromkeys([primary_metric(results), loss_metric(results), *sample_metrics(results.found)])
     return [metric for metric in metrics if metric != STABILITY_EDGE]
 
 

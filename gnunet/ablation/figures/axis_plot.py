@@ -37,16 +37,11 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: s
     crossings = [set(study.axes_of(variant)) for variant in study.variants if axis in study.axes_of(variant)]
     settings = settings_of(study, set().union(*crossings) - {axis})
     drawn = [variant for variant in study.variants if set(study.axes_of(variant)) <= {axis, *dict(settings[0])}]
-    compared = [variant for variant in drawn if variant != base and base in drawn]
     figure = new_figure(2.1 * len(settings) + legend_height([*drawn, ""]) + 0.2)
     for (left, right), setting in zip(figure.subplots(len(settings), 2, squeeze=False), settings, strict=True):
-
-        def along(*variants: str, setting: Setting = setting) -> list[Setting]:
-            """The settings along the axis, or the first of them where none of the variants crosses it."""
-            values = [(*setting, (axis, value)) for value in study.axes[axis].values]
-            return values if any(axis in study.axes_of(variant) for variant in variants) else values[:1]
-
-        values = {v: [_value(results, results.at(v, at), metric) for at in along(v)] for v in drawn}
+        values = {
+            v: [_value(results, results.at(v, at), metric) for at in _along(results, axis, setting, v)] for v in drawn
+        }
         flat = [v for v in drawn if axis not in study.axes_of(v)]
         known = results.predictors(metric) if metric in LOSSES else {}
         wiener = {name: loss for name, loss in known.items() if name == "wiener"}
@@ -55,13 +50,10 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: s
         lines = draw_predictors(left, wiener)
         left.set_ylabel(info.title)
         left.set_title(results.describe_setting(setting))
-        differences = {
-            v: [_difference(results, results.at(v, at), results.at(base, at), metric) for at in along(v, base)]
-            for v in compared
-        }
-        relative_axis(right, "y", _extent(differences), f"difference to {base}")
-        _draw_panel(right, study.axes[axis], styles, differences, flat if base in flat else [])
-        right.axhline(0, color=styles[base].colour, linewidth=1)
+        if base in drawn:
+            draw_differences(right, results, styles, axis, metric, setting)
+        else:
+            right.set_visible(False)
     figure.supxlabel(study.axes[axis].label, fontsize=9)
     variant_legend(figure, styles, drawn, lines)
     caption = (
@@ -74,6 +66,32 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: s
     return render(figure, f"axis_{axis}_{metric}", f"{info.heading} against {study.axes[axis].label}", caption)
 
 
+def draw_differences(
+    panel: Axes, results: Results, styles: dict[str, VariantStyle], axis: str, metric: str, setting: Setting
+) -> None:
+    """The paired difference in a metric to the baseline against an axis, in a setting of the others."""
+    study, base = results.study, results.study.baseline
+    axes = {axis, *dict(setting)}
+    differences = {
+        v: [
+            _difference(results, results.at(v, at), results.at(base, at), metric)
+            for at in _along(results, axis, setting, v, base)
+        ]
+        for v in study.variants
+        if v != base and set(study.axes_of(v)) <= axes
+    }
+    flat = [] if axis in study.axes_of(base) else [v for v in differences if axis not in study.axes_of(v)]
+    relative_axis(panel, "y", _extent(differences), f"difference to {base}")
+    _draw_panel(panel, study.axes[axis], styles, differences, flat)
+    panel.axhline(0, color=styles[base].colour, linewidth=1)
+
+
+def _along(results: Results, axis: str, setting: Setting, *variants: str) -> list[Setting]:
+    """The settings along the axis, or the first of them where none of the variants crosses it."""
+    values = [(*setting, (axis, value)) for value in results.study.axes[axis].values]
+    return values if any(axis in results.study.axes_of(variant) for variant in variants) else values[:1]
+
+
 def _value(results: Results, condition: Condition, metric: str) -> _Mark:
     values = [score.value for score in results.scores(condition, metric).values()]
     finite = np.array([value for value in values if math.isfinite(value)])
@@ -84,8 +102,10 @@ def _value(results: Results, condition: Condition, metric: str) -> _Mark:
 
 def _difference(results: Results, left: Condition, right: Condition, metric: str) -> _Mark:
     difference = results.compare(left, right, metric)
-    mean = float(np.mean(difference.by_seed)) if difference.by_seed else math.nan
-    return _Mark(mean, None if difference.diverged else difference.interval, difference.diverged)
+    mean = difference.finite_mean
+    return _Mark(
+        math.nan if mean is None else mean, None if difference.diverged else difference.interval, difference.diverged
+    )
 
 
 def _extent(marks: Marks) -> list[float]:

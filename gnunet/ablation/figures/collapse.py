@@ -28,7 +28,7 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str) -> Pictur
         study_axis(panel, study.axes[axis])
         panel.set_xlabel("")
         for variant, shift in zip(shown, dodge(study.axes[axis], len(shown)), strict=True):
-            style, x = styles[variant], positions(study.axes[axis]) + shift
+            style, x = styles[variant], positions(study.axes[axis]) + 3 * shift
             shares = [failed / found if found else np.nan for failed, found in counts[variant]]
             panel.plot(x, shares, color=style.colour, linestyle=style.line, marker=style.marker)
             for place, (failed, found) in zip(x, counts[variant], strict=True):

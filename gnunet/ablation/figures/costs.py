@@ -11,6 +11,7 @@ from matplotlib.transforms import Bbox
 
 from gnunet.ablation.analysis.formatting import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
+from gnunet.ablation.analysis.tables import loss_metric
 from gnunet.ablation.figures.scales import loss_axis
 from gnunet.ablation.figures.style import (
     GREY,
@@ -38,7 +39,8 @@ _COSTS = ("images_per_second", "norm_share", "saved_mib", "peak_memory_mib")
 
 def draw_pareto(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
     """A panel for each cost; None where no record has a loss and a cost."""
-    losses = {condition: results.mean(condition, "validation_loss") for condition in results.conditions}
+    metric = loss_metric(results)
+    losses = {condition: results.mean(condition, metric) for condition in results.conditions}
     shown: dict[str, dict[Condition, Point]] = {}
     for name in _SIGNS:
         points = {condition: (results.mean(condition, name), loss) for condition, loss in losses.items()}
@@ -48,7 +50,7 @@ def draw_pareto(results: Results, styles: dict[str, VariantStyle]) -> Picture | 
         return None
     figure = new_figure(2.2 * len(shown) + legend_height(styles))
     panels = figure.subplots(len(shown), 1, sharey=True, squeeze=False)[:, 0]
-    panels[0].set_ylabel(metric_info("validation_loss").title)
+    panels[0].set_ylabel(metric_info(metric).title)
     top = _scale(panels[0], [loss for points in shown.values() for _, loss in points.values()])
     for panel, (name, points) in zip(panels, shown.items(), strict=True):
         for condition, (cost, loss) in points.items():
@@ -120,7 +122,7 @@ def _overlap(a: Bbox, b: Bbox) -> float:
 
 def draw_costs(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
     """Bars of each condition's costs; None where no record has any."""
-    conditions = results.conditions
+    conditions = results.main_conditions
     metrics = [name for name in _COSTS if any(math.isfinite(results.mean(c, name)) for c in conditions)]
     if not metrics:
         return None
@@ -138,7 +140,7 @@ def draw_costs(results: Results, styles: dict[str, VariantStyle]) -> Picture | N
 
 def _draw_bars(panel: Axes, results: Results, styles: dict[str, VariantStyle], metric: str) -> None:
     is_share = metric == "norm_share"
-    for y, condition in enumerate(results.conditions):
+    for y, condition in enumerate(results.main_conditions):
         values = [score.value for score in results.scores(condition, metric).values()]
         if not values:
             hatch(panel, y, diverged=False)

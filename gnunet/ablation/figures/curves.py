@@ -80,9 +80,9 @@ def _draw(
     columns = min(_MAX_COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
     above = 0.25 + legend_height(["training mean"] * 2 if apart else [*variants, "", ""])  # inches: titles, legend
-    height = (1.1 if rows > 1 else 2.4) * rows + 0.45 + above
+    height = (2.4 if rows == 1 else 1.1 if apart else 1.3) * rows + 0.45 + above
     figure = new_figure(height, layout="none")  # constrained layout takes seconds for so many panels
-    figure.subplots_adjust(0.14, 0.45 / height, 0.99, 1 - above / height, wspace=0.1, hspace=0.35)
+    figure.subplots_adjust(0.14, 0.45 / height, 0.99, 1 - above / height, wspace=0.1, hspace=0.35 if apart else 0.6)
     grid = list(figure.subplots(rows, columns, sharex=apart, sharey=True, squeeze=False).flat)
     for panel in grid[len(titles) :]:
         panel.set_visible(False)

@@ -20,7 +20,7 @@ _SHOWN = 0.8
 
 def draw_forest(results: Results, styles: dict[str, VariantStyle], metric: str) -> Picture | None:
     """The differences in a metric, sorted; None where there is nothing to compare with the baseline."""
-    rows = results.contrast_rows(metric)
+    rows = results.main_contrast_rows(metric)
     if not rows:
         return None
     figure = new_figure(ROW * (len(rows) + 1) + 0.6)
@@ -36,7 +36,8 @@ def draw_forest(results: Results, styles: dict[str, VariantStyle], metric: str) 
     for y, row in enumerate(rows):
         if row.difference is None:
             panel.axhspan(y - 0.5, y + 0.5, facecolor="white", zorder=2.5)
-            panel.text(0.005, y + 0.1, row.label, transform=panel.get_yaxis_transform(), va="center", weight="bold")
+            place = {"transform": panel.get_yaxis_transform(), "va": "center", "in_layout": False}
+            panel.text(0.005, y + 0.1, row.label, weight="bold", **place)
         else:
             _write(table, y, describe(row.difference))
             _draw_row(panel, y, row.difference, styles[row.contrast.left.variant])
@@ -78,7 +79,7 @@ def draw_interval(panel: Axes, y: float, difference: Difference, colour: str) ->
 
 def draw_heat_map(results: Results) -> Picture | None:
     """The paired difference in the validation loss by bin of log-SNR; None of one bin, or without a comparison."""
-    rows, base = results.contrast_rows("validation_loss"), results.study.baseline
+    rows, base = results.main_contrast_rows("validation_loss"), results.study.baseline
     if not rows:
         return None
     edges = statistics.mode(tuple(record["bank"]["log_snr_edges"]) for record in results.found)

@@ -37,13 +37,13 @@ def draw(results: Results) -> list[Picture]:
 def _draw(results: Results, panels: Mapping[str, KeyPath], name: str, title: str, shown: str) -> Picture:
     levels = next(record["magnitudes"]["log_snr"] for record in results.found if record["magnitudes"])
     half = (levels[1] - levels[0]) / 2 if len(levels) > 1 else 1.0
-    labels = [results.label(condition) for condition in results.conditions]
+    labels = [results.label(condition) for condition in results.main_conditions]
     figure, axes = row_panels(labels, len(panels), extra=1.2)
     for panel, (label, path) in zip(axes, panels.items(), strict=True):
-        grid = np.stack([_row(results, condition, path, len(levels)) for condition in results.conditions])
+        grid = np.stack([_row(results, condition, path, len(levels)) for condition in results.main_conditions])
         panel.grid(visible=False)
         panel.set_title(label)
-        trained = ["complete" in results.states(condition) for condition in results.conditions]
+        trained = ["complete" in results.states(condition) for condition in results.main_conditions]
         shown = grid[trained] if any(trained) else grid  # a network that collapsed would stretch the colours
         positive = shown[np.isfinite(shown) & (shown > 0)]
         if positive.size:
@@ -55,7 +55,7 @@ def _draw(results: Results, panels: Mapping[str, KeyPath], name: str, title: str
             bar = figure.colorbar(image, location="bottom", aspect=12, pad=0.01)
             bar.set_ticks(ends, labels=[f"{float(f'{end:.2g}'):g}" for end in ends], fontsize=7)
             bar.minorticks_off()
-        for y, condition in enumerate(results.conditions):
+        for y, condition in enumerate(results.main_conditions):
             if not np.isfinite(grid[y]).any():
                 hatch(panel, y, diverged="diverged" in results.states(condition), height=1.0)
         panel.set_xlabel("log-SNR")

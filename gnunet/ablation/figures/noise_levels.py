@@ -22,8 +22,8 @@ _MAX_COLOURED = 8  # variants; more are grey but the baseline
 
 
 def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
-    """Lines of the conditions in the baseline's last setting; None where no record has losses by noise level."""
-    study, (setting, conditions) = results.study, list(results.by_base_setting.items())[-1]
+    """Lines of the conditions in the main setting; None where no record has losses by noise level."""
+    study, conditions = results.study, results.by_base_setting[results.main_setting]
     edges = next((record["bank"]["log_snr_edges"] for record in results.found), [0.0])
     bins = range(len(edges) - 1)
     losses = {c: [results.mean(c, "validation_loss", b) for b in bins] for c in conditions}
@@ -43,7 +43,7 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
     lines = draw_predictors(panel, {name: [p[name] for p in predictors] for name in predictors[0]}, x=centres)
     panel.set_xlabel("log-SNR (natural logarithm; left: mostly noise)")
     panel.set_ylabel("squared error of v")
-    panel.set_title(results.describe_setting(setting))
+    panel.set_title(results.describe_setting(results.main_setting))
     variant_legend(figure, styles, coloured, lines, marker=None)
     caption = (
         "Means over the seeds that trained, and trivial predictors by what they know of the training images: the best "

@@ -16,17 +16,17 @@ _MAX_TILES, _MAX_HEIGHT = 10, 72  # images of a variant, and pixels of each in h
 
 def draw(results: Results) -> Picture | None:
     """A row of images for each condition, of the seed with the most grids; None where there are no grids."""
-    by_seed = {seed: [_tiles(results, c, seed) for c in results.conditions] for seed in results.study.seeds}
+    by_seed = {seed: [_tiles(results, c, seed) for c in results.main_conditions] for seed in results.study.seeds}
     seed = max(by_seed, key=lambda seed: sum(tiles is not None for tiles in by_seed[seed]))
     found = [tiles for tiles in by_seed[seed] if tiles is not None]
     if not found:
         return None
     height, width = (max(tiles.shape[axis] for tiles in found) + GAP for axis in (1, 2))
     scale = max(1, _MAX_HEIGHT // height)  # an integer, so that pixels stay square
-    labels = [results.label(condition) for condition in results.conditions]
+    labels = [results.label(condition) for condition in results.main_conditions]
     room = 0.1 + 0.065 * max(map(len, labels))  # inches, of the labels
     count = min(*(len(tiles) for tiles in found), max(1, int((WIDTH - room) * DPI) // (scale * width)))
-    rows = len(results.conditions)
+    rows = len(results.main_conditions)
     canvas = np.full((rows * height - GAP, count * width - GAP, 3), GAP_COLOUR, np.uint8)
     for y, tiles in enumerate(by_seed[seed]):
         for x, tile in enumerate([] if tiles is None else tiles[:count]):
@@ -37,7 +37,7 @@ def draw(results: Results) -> Picture | None:
     panel.set_aspect("equal")
     panel.spines[:].set_visible(False)
     panel.imshow(canvas, interpolation="nearest", extent=(0, canvas.shape[1], rows * height - GAP, 0))
-    for y, (condition, tiles) in enumerate(zip(results.conditions, by_seed[seed], strict=True)):
+    for y, (condition, tiles) in enumerate(zip(results.main_conditions, by_seed[seed], strict=True)):
         if tiles is None:
             diverged = results.state(condition, seed) == "diverged"
             hatch(panel, y * height + (height - GAP) / 2, diverged=diverged, height=height - GAP)

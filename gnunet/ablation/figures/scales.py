@@ -20,7 +20,7 @@ _PREDICTORS = {
     "identity": ("noisy image", (0, (8, 2))),
 }
 """Labels and lines of the trivial predictors, by what they know of the training images."""
-_FARTHEST = 5  # how many times as far as the median an axis of differences goes
+_FARTHEST = 4  # how many times as far as three quarters of the values an axis of differences goes
 
 
 def relative_axis(panel: Axes, which: str, values: Iterable[float], label: str) -> None:
@@ -28,7 +28,7 @@ def relative_axis(panel: Axes, which: str, values: Iterable[float], label: str) 
     squeeze them: the caller draws what is beyond at the edge, see `clip`."""
     axis: MatplotlibAxis = getattr(panel, f"{which}axis")
     finite = [0.0, *(value for value in values if math.isfinite(value))]
-    reach = _FARTHEST * float(np.median(np.abs(finite))) or math.inf
+    reach = _FARTHEST * float(np.quantile(np.abs(finite), 0.75)) or math.inf
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(percent_tick))
     axis.set_label_text(label)
@@ -85,7 +85,8 @@ def study_axis(panel: Axes, axis: Axis) -> None:
     """Label a panel's x with a study's axis, and its ticks with the axis values."""
     at = positions(axis)
     panel.set_xlabel(axis.label)
-    panel.set_xticks(at, list(axis.values))
+    is_long = len("".join(axis.values)) > 24
+    panel.set_xticks(at, list(axis.values), **({"rotation": 40, "ha": "right"} if is_long else {}))
     panel.xaxis.set_minor_locator(NullLocator())
     room = max(0.06 * (at.max() - at.min()), 0.3 * _step(axis))
     panel.set_xlim(at.min() - room, at.max() + room)

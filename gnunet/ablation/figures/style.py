@@ -81,7 +81,8 @@ def render(figure: Figure, name: str, title: str, caption: str, *, pixels: bool 
     figure.savefig(drawn := io.BytesIO(), format="png", dpi=DPI)
     image = Image.open(drawn).convert("RGB")
     # Half the bytes of true colour or less.
-    image = image.quantize(_COLOURS_OF_PNG, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    method = Image.Quantize.MEDIANCUT if pixels else Image.Quantize.MAXCOVERAGE
+    image = image.quantize(256 if pixels else _COLOURS_OF_PNG, method=method, dither=Image.Dither.NONE)
     image.save(png := io.BytesIO(), "png", optimize=True)
     if pixels:
         return Picture(name, title, caption, png.getvalue(), None)

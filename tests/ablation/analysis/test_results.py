@@ -61,6 +61,14 @@ class TestConditions:
         sizes = {(("size", s),): [f"a: size {s}", f"b: size {s}, way up", f"b: size {s}, way down", "c"] for s in "12"}
         assert found == sizes
 
+    def test_main_conditions_are_those_where_the_base_trains(self, crossed, monkeypatch):
+        assert crossed.main_setting == (("size", "2"),) and crossed.main_conditions == crossed.conditions
+        monkeypatch.setattr("gnunet.ablation.analysis.results.MAX_ROWS", 3)
+        labels = ["a: size 2", "b: size 2, way up", "b: size 2, way down", "c"]
+        assert list(map(crossed.label, crossed.main_conditions)) == labels
+        rows = crossed.main_contrast_rows("validation_loss")
+        assert [row.label for row in rows] == ["b: how large, the way", "2, up", "2, down", "c: how large", "2"]
+
     def test_with_one_axis_its_name_is_left_out(self, batches):
         assert batches.label(Condition("batch", (("batch", "32"),))) == "batch: 32"
 
