@@ -61,6 +61,7 @@ def read_model_keys(path: Path) -> dict[str, Any]:
     if config["center_input_sample"]:
         raise ConfigError(f"{file}: center_input_sample true given; valid: false")
     norm = {"kind": "group", **(config["norm"] if isinstance(config["norm"], Mapping) else {})}
+    norm.pop("sample_levels", None)  # derived from the process
     if norm["kind"] == "group":
         norm = {"groups": config["norm_num_groups"], "eps": config["norm_eps"], **norm}
     model = {key: config[key] for key in ModelConfig.model_fields if key in config}

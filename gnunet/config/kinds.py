@@ -64,8 +64,8 @@ RENORM_WARMUP = (
         "run's optimizer steps.",
     ),
 )
-DERIVED = {"renorm_warmup": {"renorm_warmup": RENORM_WARMUP}, "input_std": {}}
-"""Options that are derived, with the keys that they are derived from; the network's structure gives input_std."""
+DERIVED = {"renorm_warmup": {"renorm_warmup": RENORM_WARMUP}, "input_std": {}, "sample_levels": {}}
+"""Options that are derived, with their keys; the network's structure gives input_std, the process sample_levels."""
 
 
 def _section(

@@ -2,12 +2,19 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from gnunet.config.kinds import NORM_SECTIONS
 from gnunet.config.sections import Config
+from gnunet.diffusion import make_process
+from gnunet.norms import NORMS
 from gnunet.scaling import as_resolution
 
 if TYPE_CHECKING:
     from gnunet.data import Condition
+
+KINDS_OF_UNIT_INPUT = [kind for kind, norm in NORMS.items() if norm.input_layer is not None]
+NUM_SAMPLE_LEVELS = 33
 
 
 def image_kwargs(config: Config) -> dict[str, Any]:
@@ -71,10 +78,20 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
     }
 
 
+def _sample_levels(config: Config) -> list[list[float]]:
+    """Timesteps of training, ascending, with the factors of image and noise in what the network sees."""
+    process = make_process(**config.diffusion.model_dump())
+    level = process.noise_level((torch.arange(NUM_SAMPLE_LEVELS, dtype=torch.float64) + 0.5) / NUM_SAMPLE_LEVELS)
+    factor = process.network_input(torch.ones(NUM_SAMPLE_LEVELS, 1, 1, 1), level).flatten()
+    return torch.stack([level.timestep, factor * level.alpha, factor * level.sigma], 1).unique(dim=0).tolist()
+
+
 def _norm_kwargs(config: Config) -> dict[str, Any]:
-    """model.norm for UNet2D, with a number for the warm-up of batch renormalization."""
+    """model.norm for UNet2D, with what kinds derive from the length of the run and from the process."""
     norm, train = config.model.norm.model_dump(), config.train
     for keys in (norm, *norm["overrides"].values()):
         if "renorm_warmup" in keys and keys["renorm_warmup"] is None:
             keys["renorm_warmup"] = train.total_images // train.batch_size // 10
+        if keys.get("kind") in KINDS_OF_UNIT_INPUT:
+            norm["sample_levels"] = _sample_levels(config)
     return norm

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnunet.norms import make_conv, make_residual
+from gnunet.norms import make_conv, make_linear, make_residual
+from gnunet.norms.magnitude import SILU_MAGNITUDE, concat_gains
 from gnunet.ops import checkpoint_inputs
 from gnunet.ops.hooks import has_hooks
 
@@ -58,13 +59,21 @@ class ResnetBlock(nn.Module):
         self.recompute = False  # see UNet2D.enable_recompute
         self.norm1 = site.make_norm("norm1", in_channels, skip_channels=skip_channels)
         self.conv1 = make_conv(site.norm, in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(settings.temb_channels, (1 + settings.scale_shift) * out_channels)
+        self.concat_gains = None
+        if skip_channels and site.preserves_magnitude:
+            self.concat_gains = concat_gains(in_channels - skip_channels, skip_channels)
+        width = (1 + settings.scale_shift) * out_channels
+        self.time_emb_proj = make_linear(site.norm, settings.temb_channels, width, zero_gain=True)
         self.norm2 = site.make_norm("norm2", out_channels)
         self.dropout = nn.Dropout(settings.dropout)
         self.conv2 = make_conv(site.norm, out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
         self.conv_shortcut = None if same else make_conv(site.norm, in_channels, out_channels, 1)
         self.residual = make_residual(site.norm)
+        if site.norm["kind"] == "none":
+            with torch.no_grad():
+                self.conv1.weight.div_(SILU_MAGNITUDE)
+            _zero(self.conv2)
 
     def forward(self, x: Tensor, temb: Tensor, skip: Tensor | None = None) -> Tensor:
         """x: (N, C, H, W); temb: (N, temb_channels), after its SiLU; skip: as x, only without `resample`."""
@@ -74,6 +83,8 @@ class ResnetBlock(nn.Module):
             if self.conv_shortcut is not None:
                 x = self.conv_shortcut(x)
         else:
+            if self.concat_gains is not None:
+                x, skip = x * self.concat_gains[0], skip * self.concat_gains[1]
             layers = (self.conv1, self.conv_shortcut)
             h, x = checkpoint_inputs(_joined, (x, skip), layers, norm=self.norm1, enabled=self.recompute)
         t = self.time_emb_proj(temb)
@@ -96,6 +107,12 @@ class ResnetBlock(nn.Module):
         if self.resample is None:
             return x
         return F.avg_pool2d(x, 2) if self.resample == "down" else _nearest(x)
+
+
+def _zero(layer: nn.Module) -> None:
+    """Initialize the last layer of a residual branch without norms to 0 (Zhang et al., Fixup, arXiv:1901.09321)."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _joined(norm: Norm, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,16 +145,21 @@ class Attention(nn.Module):
         self.recompute = False  # see UNet2D.enable_recompute
         inner = self.heads * head_dim
         self.group_norm = site.make_norm("group_norm", channels, activation=None) if has_norm else None
-        self.to_q = nn.Linear(channels, inner)
-        self.to_k = nn.Linear(channels, inner)
-        self.to_v = nn.Linear(channels, inner)
-        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
+        self.normalizes_tokens = site.preserves_magnitude  # cosine attention, of values of unit magnitude
+        self.to_q = make_linear(site.norm, channels, inner)
+        self.to_k = make_linear(site.norm, channels, inner)
+        self.to_v = make_linear(site.norm, channels, inner)
+        self.to_out = nn.ModuleList([make_linear(site.norm, inner, channels)])
         self.residual = make_residual(site.norm)
+        if site.norm["kind"] == "none":
+            _zero(self.to_out[0])
 
     def forward(self, x: Tensor) -> Tensor:
         projections = (self.to_q, self.to_k, self.to_v)
         tokens = checkpoint_inputs(_normed_tokens, (x,), projections, norm=self.group_norm, enabled=self.recompute)
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in tokens)
+        if self.normalizes_tokens:
+            q, k, v = (F.rms_norm(t, t.shape[-1:], eps=1e-12) for t in (q, k, v))
         h = _attend(q, k, v).transpose(1, 2).flatten(2)
         h = self.to_out[0](h).transpose(1, 2).unflatten(2, x.shape[2:])
         y = self.residual(x, h)

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
 from torch import Tensor, nn
+
+from gnunet.norms.magnitude import SILU_MAGNITUDE, MagnitudePreservingLinear
 
 MAX_LOG_SNR = 20.0  # in magnitude; no process trains far beyond
 
@@ -20,14 +23,54 @@ def time_projection(config: Mapping[str, Any]) -> nn.Module:
     return Timesteps(width, config["flip_sin_to_cos"], config["freq_shift"])
 
 
-def class_embedding(config: Mapping[str, Any], time_width: int, temb_channels: int) -> nn.Module | None:
+def class_embedding(
+    config: Mapping[str, Any], time_width: int, temb_channels: int, preserves_magnitude: bool
+) -> nn.Module | None:
     if config["class_embed_type"] == "timestep":
-        return TimestepEmbedding(time_width, temb_channels)
+        embedding = MPSinusoidEmbedding if preserves_magnitude else TimestepEmbedding
+        return embedding(time_width, temb_channels)
     if config["class_embed_type"] == "identity":
         return nn.Identity()
     if config["num_class_embeds"] is not None:
-        return nn.Embedding(config["num_class_embeds"], temb_channels)
+        embedding = MagnitudePreservingLinear if preserves_magnitude else nn.Embedding
+        return embedding(config["num_class_embeds"], temb_channels)
     return None
+
+
+def embed(
+    unet: Any, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """SiLU of a UNet2D's embedding of timesteps and labels, (N, temb_channels) in `dtype`."""
+    projected = unet.time_proj(timestep).to(dtype)
+    if augment_labels is not None:
+        projected = projected + unet.augment_embedding(augment_labels.to(dtype))
+    emb = unet.time_embedding(projected)
+    if unet.class_embedding is None:
+        if class_labels is not None:
+            raise ValueError("class_labels were given to a model without class embedding")
+    else:
+        if class_labels is None:
+            raise ValueError("a model with class embedding needs class_labels")
+        if unet.config.class_embed_type == "timestep":
+            class_labels = unet.time_proj(class_labels).to(dtype)
+        elif unet.preserves_magnitude and (classes := unet.config.num_class_embeds):
+            class_labels = F.one_hot(class_labels, classes).to(dtype) * math.sqrt(classes)
+        emb = emb + unet.class_embedding(class_labels).to(dtype)
+        emb = emb / math.sqrt(2) if unet.preserves_magnitude else emb
+    return F.silu(emb) / SILU_MAGNITUDE if unet.preserves_magnitude else F.silu(emb)
+
+
+class MPSinusoidEmbedding(nn.Module):
+    """diffusers' TimestepEmbedding of sines and cosines, of unit magnitude and without biases (Karras et al., 2024)."""
+
+    def __init__(self, in_channels: int, time_embed_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = MagnitudePreservingLinear(in_channels, time_embed_dim)
+        self.linear_2 = MagnitudePreservingLinear(time_embed_dim, time_embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.linear_1(x * math.sqrt(2))
+        return self.linear_2(F.silu(h) / SILU_MAGNITUDE)
 
 
 class LossLogVariance(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from gnunet.norms import ConcatNorm, make_norm
+from gnunet.norms import NORMS, ConcatNorm, make_input, make_norm
 
 REGIONS = {"down_blocks": "encoder", "mid_block": "middle", "up_blocks": "decoder", "conv_norm_out": "out"}
 
@@ -20,6 +20,17 @@ class NormSite:
     path: str
     norm: Mapping[str, Any]
     separate_skip: bool
+
+    @property
+    def preserves_magnitude(self) -> bool:
+        return NORMS[self.norm["kind"]].preserves_magnitude
+
+    def make_input(self, channels: int, out_channels: int, image_channels: int) -> tuple[nn.Module | None, nn.Module]:
+        """As gnunet.norms.make_input."""
+        try:
+            return make_input(self.norm, channels, out_channels, image_channels=image_channels)
+        except ValueError as error:
+            raise ValueError(f"norm of {self.path}: {error}") from None
 
     def make_norm(
         self, name: str, channels: int, *, skip_channels: int = 0, activation: str | None = "silu"
@@ -63,7 +74,7 @@ class NormSites:
     def at(self, path: str, level: int, *, attention: bool = False) -> NormSite:
         """The site of a layer. level: how often the resolution is halved before it. attention: whether it is attention
         with a norm."""
-        regions = [REGIONS[path.split(".")[0]]]
+        regions = [REGIONS.get(path.split(".")[0], "encoder")]
         if self._height is not None:
             regions.insert(0, str(self._height // 2**level))
         if attention:

@@ -59,6 +59,8 @@ def check_weights_match(
     tensors = OrderedDict(stored)
     model._fix_state_dict_keys_on_load(tensors)  # diffusers' old names of attention's weights
     if difference := describe_mismatch(tensors, model.state_dict()):
+        if getattr(model, "input_scale", None) is not None:
+            difference += "; valid: weights of this version, which has other layers with this norm than earlier ones"
         raise CheckpointError(f"{where}: the weights are not those of its config: {difference}")
 
 

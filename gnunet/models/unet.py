@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Le, Len
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -18,13 +17,13 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from gnunet.errors import first_few
-from gnunet.norms import ConcatNorm, NormLayer
+from gnunet.norms import ConcatNorm, NormLayer, make_output
 from gnunet.norms.signature import validate_options
 from gnunet.ops import checkpoint_inputs
 
 from . import convert
 from .blocks import LAYERS, Attention, BlockSettings, DownBlock, MidBlock, ResnetBlock, UpBlock, set_input_std
-from .embeddings import LossLogVariance, class_embedding, time_projection
+from .embeddings import LossLogVariance, MPSinusoidEmbedding, class_embedding, embed, time_projection
 from .norm_sites import NormSites
 from .pretrained import check_pretrained
 
@@ -132,11 +131,16 @@ class UNet2D(ModelMixin, ConfigMixin):
             downsample_padding=downsample_padding,
         )
 
-        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        site = settings.norms.at("conv_in", 0)
+        self.input_scale, self.conv_in = site.make_input(in_channels, width, out_channels)
+        self.preserves_magnitude = site.preserves_magnitude  # in the embeddings
         self.time_proj = time_projection(self.config)
         time_width = 2 * width if time_embedding_type == "fourier" else width
-        self.time_embedding = TimestepEmbedding(time_width, settings.temb_channels)
-        self.class_embedding = class_embedding(self.config, time_width, settings.temb_channels)
+        sinusoid_embedding = MPSinusoidEmbedding if self.preserves_magnitude else TimestepEmbedding
+        self.time_embedding = sinusoid_embedding(time_width, settings.temb_channels)
+        self.class_embedding = class_embedding(
+            self.config, time_width, settings.temb_channels, self.preserves_magnitude
+        )
 
         self.down_blocks = nn.ModuleList()
         self.mid_block = None
@@ -174,8 +178,9 @@ class UNet2D(ModelMixin, ConfigMixin):
             self.up_blocks.append(block)
 
         self.recompute = False
-        self.conv_norm_out = settings.norms.at("conv_norm_out", 0).make_norm("", width)
-        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        site = settings.norms.at("conv_norm_out", 0)
+        self.conv_norm_out = site.make_norm("", width)
+        self.conv_out = make_output(site.norm, width, out_channels)
         self.augment_embedding = None
         if augment_dim is not None:
             self.augment_embedding = nn.Linear(augment_dim, time_width, bias=False)
@@ -225,10 +230,11 @@ class UNet2D(ModelMixin, ConfigMixin):
         if timestep.dim() > 1 or timestep.numel() not in (1, sample.shape[0]):
             raise ValueError(f"timestep must have shape (), (1,) or ({len(sample)},); got {tuple(timestep.shape)}")
         timestep = timestep.to(sample.device).expand(sample.shape[0])
-        temb = F.silu(self._embed(timestep, class_labels, augment_labels, sample.dtype))
+        temb = embed(self, timestep, class_labels, augment_labels, sample.dtype)
 
+        sample = sample.contiguous(memory_format=torch.channels_last)
         # A single channel is contiguous in both formats, so that a convolution may return either.
-        h = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        h = self.conv_in(sample if self.input_scale is None else self.input_scale(sample, timestep))
         h = h.contiguous(memory_format=torch.channels_last)
         skips = (h,)
         for block in self.down_blocks:
@@ -249,24 +255,6 @@ class UNet2D(ModelMixin, ConfigMixin):
         if return_dict:
             return UNet2DOutput(sample=h)
         return (h,) if log_snr is None else (h, self.loss_log_variance(log_snr))
-
-    def _embed(
-        self, timestep: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
-        """(N, temb_channels) in `dtype` from timesteps and labels."""
-        projected = self.time_proj(timestep).to(dtype)
-        if augment_labels is not None:
-            projected = projected + self.augment_embedding(augment_labels.to(dtype))
-        emb = self.time_embedding(projected)
-        if self.class_embedding is None:
-            if class_labels is not None:
-                raise ValueError("class_labels were given to a model without class embedding")
-            return emb
-        if class_labels is None:
-            raise ValueError("a model with class embedding needs class_labels")
-        if self.config.class_embed_type == "timestep":
-            class_labels = self.time_proj(class_labels).to(dtype)
-        return emb + self.class_embedding(class_labels).to(dtype)
 
     def norm_layers(self) -> dict[str, nn.Module]:
         """The norm layers by path, from input to output. A `ConcatNorm` is one layer."""

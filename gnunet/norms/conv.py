@@ -14,6 +14,7 @@ from gnunet.ops.reference import without_autocast
 
 from .group import GroupNorm
 from .layer import NoNorm, NormAct, append_dims
+from .network_input import UnitInput
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _MIN_VARIANCE = 1e-4  # lower bound of the variance of a filter's weights times their number, for constant filters
@@ -50,17 +51,22 @@ class ReparametrizedConv(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        with without_autocast(x.device):
-            dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-            weight = self.effective_weight(self.weight.to(dtype)).to(self.weight.dtype)
         convolve = _FUNCTIONS[len(self.kernel_size)]
-        return convolve(x, weight, self.bias, self.stride, self.padding)
+        return convolve(x, compute_weight(self), self.bias, self.stride, self.padding)
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, bias={self.bias is not None}"
         )
+
+
+def compute_weight(layer: Any) -> Tensor:
+    """The `effective_weight` of a layer."""
+    weight: Tensor = layer.weight
+    with without_autocast(weight.device):
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return layer.effective_weight(weight.to(dtype)).to(weight.dtype)
 
 
 def filter_dims(weight: Tensor) -> tuple[int, ...]:
@@ -83,6 +89,15 @@ class WeightNormConv(ReparametrizedConv):
         return weight * (append_dims(self.gain[:, None], weight) / _filter_norms(weight))
 
 
+class UnitGainConv(WeightNormConv):
+    """A WeightNormConv whose gains are 1 at first, and bias 0, so that it keeps the variance of its input."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        nn.init.ones_(self.gain)
+        nn.init.zeros_(self.bias)
+
+
 class WeightNorm(NoNorm):
     """No normalization of activations, and filters of `WeightNormConv`."""
 
@@ -96,9 +111,9 @@ def _filter_norms(weight: Tensor) -> Tensor:
 class StandardizedConv(ReparametrizedConv):
     """Filters (weight - mean) / (std * sqrt(fan_in)), with mean and std over the weights of the filter.
 
-    Qiao et al., Weight Standardization (arXiv:1903.10520), whose filters are sqrt(fan_in) times as large. A norm
-    after the convolution cancels that factor; before a sum, as at the end of a residual block, these filters keep the
-    variance of the input.
+    Qiao et al., Weight Standardization (arXiv:1903.10520), whose filters are sqrt(fan_in) times as large, by the
+    unbiased std. A norm after the convolution cancels that factor but for the bias, which is larger relative to these
+    filters; before a sum, as at the end of a residual block, they keep the variance of the input.
     """
 
     def effective_weight(self, weight: Tensor) -> Tensor:
@@ -108,11 +123,13 @@ class StandardizedConv(ReparametrizedConv):
 
 
 class ScaledStandardizedConv(StandardizedConv):
-    """A StandardizedConv with a gain for each filter, (out_channels,), initialized to 1."""
+    """A StandardizedConv with a gain for each filter, (out_channels,), initialized to 1; the bias is 0 at first."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gain = nn.Parameter(torch.ones(self.out_channels))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         return super().effective_weight(weight) * append_dims(self.gain[:, None], weight)
@@ -154,12 +171,16 @@ class ScaledWS(NormAct):
     (arXiv:2101.08692) and High-Performance Large-Scale Image Recognition Without Normalization (arXiv:2102.06171).
     `input_std` is the expected standard deviation of the layer's input, which a network derives from its structure:
     convolutions and changes of resolution keep the variance, a residual sum adds residual_scale ** 2, a concatenation
-    has the mean over its channels. Residual blocks end in `ScaledResidual`.
+    has the mean over its channels. Residual blocks end in `ScaledResidual`. A network's input is scaled to unit
+    variance (`UnitInput`); its first convolution, `UnitGainConv`, keeps the mean of a patch, which standardized filters
+    lose. Without adaptive gradient clipping, which the second paper adds for large batches, and with torch's linear
+    layers in attention.
     """
 
     is_pointwise = True
     affine = ()
     conv_layer = ScaledStandardizedConv
+    input_layer, first_conv = UnitInput, UnitGainConv
     residual_layer = ScaledResidual
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from .batch import BatchNorm, BatchRenorm, GhostBatchNorm, SwitchableNorm, SyncB
 from .conv import CONVOLUTIONS, ScaledWS, WeightNorm, WeightStandardization
 from .group import FRN, EvoNormS0, GroupNorm, GroupRMSNorm, InstanceNorm, LayerNorm
 from .layer import NoNorm, NormLayer
-from .magnitude import MagnitudePreserving, PixelNorm
+from .magnitude import MagnitudePreserving, MagnitudePreservingConv, MagnitudePreservingLinear, PixelNorm
 from .pointwise import Derf, DyT, LayerChannelNorm, RMSNorm
 from .signature import validate_options
 
@@ -80,7 +81,7 @@ def make_norm(norm_config: Mapping[str, Any], num_channels: int, *, activation: 
     Raises:
         ValueError: an unknown key or kind, an invalid value, or groups that do not divide num_channels.
     """
-    norm, options, _ = _read(norm_config)
+    norm, options, *_ = _read(norm_config)
     layer: nn.Module = norm(num_channels, **{**options, "activation": activation})  # type: ignore[call-arg, assignment]
     return layer
 
@@ -98,19 +99,27 @@ def make_conv(
 ) -> nn.Module:
     """The convolution to use with a norm: torch's, or the kind's `conv_layer`.
 
-    Its parameters are `weight`, initialized as torch does, `bias`, except for pixel and magnitude_preserving, and
-    `gain`, (out_channels,), where the formula has one.
+    Its parameters are `weight`, initialized as torch does (none: times sqrt(3), which keeps the variance of the input),
+    `bias`, except for pixel and magnitude_preserving, and `gain`, (out_channels,), where the formula has one.
 
     Raises:
         ValueError: the norm config is not valid, or ndim is not 1, 2 or 3.
     """
     if ndim not in CONVOLUTIONS:
         raise ValueError(f"ndim must be one of {list(CONVOLUTIONS)}; got {ndim!r}")
-    norm, _, _ = _read(norm_config)
+    norm, *_ = _read(norm_config)
     settings: dict[str, Any] = {"stride": stride, "padding": padding, "bias": bias}
     if norm.conv_layer is None:
-        return CONVOLUTIONS[ndim](in_channels, out_channels, kernel_size, **settings)
+        return _torch_conv(norm, ndim, in_channels, out_channels, kernel_size, **settings)
     return norm.conv_layer(in_channels, out_channels, kernel_size, **settings, ndim=ndim)
+
+
+def _torch_conv(norm: type[NormLayer], ndim: int, *args: Any, **settings: Any) -> nn.Module:
+    conv: nn.Conv2d = CONVOLUTIONS[ndim](*args, **settings)
+    if norm is NoNorm:
+        with torch.no_grad():
+            conv.weight.mul_(math.sqrt(3))  # torch's have a variance of 1 / (3 * fan_in)
+    return conv
 
 
 def make_residual(norm_config: Mapping[str, Any]) -> nn.Module:
@@ -118,12 +127,44 @@ def make_residual(norm_config: Mapping[str, Any]) -> nn.Module:
 
     x is the block's input, h the output of its layers. Raises ValueError if the norm config is not valid.
     """
-    norm, _, options = _read(norm_config)
+    norm, _, options, _ = _read(norm_config)
     return norm.residual_layer(**options)
 
 
-def _read(norm_config: Mapping[str, Any]) -> tuple[type[NormLayer], dict[str, Any], dict[str, Any]]:
-    """The class of a config's kind, and the options of its constructor and of its residual layer's."""
+def make_input(
+    norm_config: Mapping[str, Any], in_channels: int, out_channels: int, *, image_channels: int
+) -> tuple[nn.Module | None, nn.Module]:
+    """What scales a network's input, forward(sample, timestep), or None; and its first 3x3 convolution.
+
+    image_channels: how many of in_channels, the first ones, are the noisy image. Raises ValueError if the norm config
+    is not valid.
+    """
+    norm, _, _, options = _read(norm_config)
+    if norm.input_layer is None or norm.first_conv is None:
+        return None, _torch_conv(norm, 2, in_channels, out_channels, 3, padding=1)
+    with_one = norm.preserves_magnitude
+    scale = norm.input_layer(image_channels, with_one, **options)
+    return scale, norm.first_conv(in_channels + with_one, out_channels, 3, padding=1)
+
+
+def make_output(norm_config: Mapping[str, Any], in_channels: int, out_channels: int) -> nn.Module:
+    """The last 3x3 convolution of a network: torch's, or to preserve magnitudes one with a gain of 0 at first."""
+    if _read(norm_config)[0].preserves_magnitude:
+        return MagnitudePreservingConv(in_channels, out_channels, 3, padding=1, zero_gain=True)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+def make_linear(
+    norm_config: Mapping[str, Any], in_features: int, out_features: int, *, zero_gain: bool = False
+) -> nn.Linear:
+    """A linear layer: torch's, or one that preserves magnitudes, with a gain of 0 at first if zero_gain."""
+    if _read(norm_config)[0].preserves_magnitude:
+        return MagnitudePreservingLinear(in_features, out_features, zero_gain=zero_gain)
+    return nn.Linear(in_features, out_features)
+
+
+def _read(norm_config: Mapping[str, Any]) -> tuple[type[NormLayer], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The class of a config's kind, and the options of its constructor, its residual layer's and its input layer's."""
     values = dict(norm_config)
     kind = values.pop("kind", "group")
     if kind not in list(NORMS):
@@ -132,4 +173,6 @@ def _read(norm_config: Mapping[str, Any]) -> tuple[type[NormLayer], dict[str, An
     if unknown := [key for key in values if key not in keys]:
         raise ValueError(f"unknown key {', '.join(map(repr, unknown))}; valid are kind, {', '.join(keys)}")
     norm = NORMS[kind]
-    return norm, validate_options(norm, values), validate_options(norm.residual_layer, values)
+    layers = (norm, norm.residual_layer, norm.input_layer)
+    options, of_residual, of_input = (validate_options(layer, values) if layer else {} for layer in layers)
+    return norm, options, of_residual, of_input

@@ -44,13 +44,19 @@ class NormLayer:
     """Recomputing the forward pass in the backward pass (torch.utils.checkpoint) gives the same result."""
     conv_layer: ClassVar[type[nn.Module] | None] = None
     """The convolutions to use with this kind, a `ReparametrizedConv`; None: torch's."""
+    input_layer: ClassVar[type[nn.Module] | None] = None
+    """What scales a network's input, `UnitInput`, before a first convolution of `first_conv`; None: nothing, and
+    torch's convolution. Its constructor's arguments are options too."""
+    first_conv: ClassVar[type[nn.Module] | None] = None
+    preserves_magnitude: ClassVar[bool] = False
+    """All layers of a network with this kind should: linear layers, embeddings, attention, concatenations."""
     residual_layer: ClassVar[type[nn.Module]] = ResidualAdd
     """The end of a residual block with this kind, `forward(x, h)`. Its constructor's arguments are options too."""
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
         """The keys of a norm config that this kind reads, with their annotations and defaults."""
-        classes: tuple[type, ...] = (cls, cls.residual_layer)
+        classes: list[type] = [cls, cls.residual_layer, *([cls.input_layer] if cls.input_layer else [])]
         options = {name: option for each in classes for name, option in options_of(each).items()}
         del options["activation"]
         return options
@@ -117,7 +123,8 @@ class NormAct(NormLayer, nn.Module):
 class NoNorm(NormAct):
     """y = act((x + add) * (1 + scale) + shift): no normalization, and no parameters.
 
-    Weight and bias would repeat those of the convolution before it.
+    Weight and bias would repeat those of the convolution before it. Convolutions begin with a variance of 1 / fan_in,
+    over SiLU's mean square behind one, and the last layer of a residual branch with 0 (Fixup, arXiv:1901.09321).
     """
 
     is_pointwise = True

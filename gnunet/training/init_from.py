@@ -60,38 +60,43 @@ def fit_weights(
     """
     weights, shapes = source.network.state_dict(), {name: value.shape for name, value in unet.state_dict().items()}
     theirs, ours, fitted = source.network.config, unet.config, []
-    image, added = weights["conv_in.weight"].tensor_split([theirs.out_channels], dim=1)
+    parts = weights["conv_in.weight"].tensor_split([theirs.out_channels, theirs.in_channels], dim=1)
+    image, added, one = parts  # the last for a constant channel, which some norms append
     if (theirs.out_channels, ours.out_channels) in ((1, 3), (3, 1)):
         fitted.append("grey and RGB")
         is_grey = ours.out_channels == 1
         image = image.sum(1, keepdim=True) if is_grey else image.expand(-1, 3, -1, -1) / 3
-        for name in ("conv_out.weight", "conv_out.bias"):
+        for name in weights.keys() & {"conv_out.weight", "conv_out.bias"}:
             rows = weights[name]
             weights[name] = rows.mean(0, keepdim=True) if is_grey else rows.repeat_interleave(3, dim=0)
     kinds = [each and (each.kind, each.num_classes) for each in (source.condition, condition)]
     if added.shape[1] != (channels := ours.in_channels - ours.out_channels) or kinds[0] != kinds[1]:
         fitted.append("condition")
         added = image.new_zeros(len(image), channels, *image.shape[2:])
-    weights["conv_in.weight"] = torch.cat([image, added], dim=1)
+    weights["conv_in.weight"] = torch.cat([image, added, one], dim=1)
 
     names, wanted = source.class_names or [], list(class_names or [])
-    rows = weights.pop(CLASSES, weights[TIME_BIAS].new_zeros(1, len(weights[TIME_BIAS])))
-    has_null = source.null_label is not None and source.float_labels is None
-    unlabelled = rows[source.null_label] if has_null else rows.mean(0)
-    if source.config is None and names != wanted and names == [str(number) for number in range(len(wanted))]:
-        names = wanted  # a diffusers folder has none
-        fitted.append("classes by number")
-    if CLASSES in shapes:
-        embeddings = [rows[names.index(name)] if name in names else unlabelled for name in wanted]
-        weights[CLASSES] = torch.stack([*embeddings, unlabelled])[: shapes[CLASSES][0]]
-        if names != wanted:
-            new = [name for name in wanted if name not in names]
-            fitted.append(f"classes by name, of which {len(new)} are new ({first_few(new)})")
+    if TIME_BIAS not in weights:  # where magnitudes are preserved, labels go through a linear layer of these classes
+        if CLASSES in weights and (names != wanted or weights[CLASSES].shape != shapes.get(CLASSES)):
+            del weights[CLASSES]
     else:
-        weights[TIME_BIAS] = weights[TIME_BIAS] + unlabelled
+        rows = weights.pop(CLASSES, weights[TIME_BIAS].new_zeros(1, len(weights[TIME_BIAS])))
+        has_null = source.null_label is not None and source.float_labels is None
+        unlabelled = rows[source.null_label] if has_null else rows.mean(0)
+        if source.config is None and names != wanted and names == [str(number) for number in range(len(wanted))]:
+            names = wanted  # a diffusers folder has none
+            fitted.append("classes by number")
+        if CLASSES in shapes:
+            embeddings = [rows[names.index(name)] if name in names else unlabelled for name in wanted]
+            weights[CLASSES] = torch.stack([*embeddings, unlabelled])[: shapes[CLASSES][0]]
+            if names != wanted:
+                new = [name for name in wanted if name not in names]
+                fitted.append(f"classes by name, of which {len(new)} are new ({first_few(new)})")
+        else:
+            weights[TIME_BIAS] = weights[TIME_BIAS] + unlabelled
 
     if wrong := [name for name in weights if name in shapes and weights[name].shape != shapes[name]]:
         keys = [key for key in ModelConfig.model_fields if key != "norm" and theirs.get(key) != ours.get(key)]
-        valid = ", ".join(f"model.{key} {format_value(theirs.get(key))}" for key in keys)
+        valid = ", ".join(f"model.{key} {format_value(theirs.get(key))}" for key in keys) or "the source's model.norm"
         raise ConfigError(f"train.init_from: {source.name} has other shapes of {first_few(wrong)}; valid: {valid}")
     return weights, fitted

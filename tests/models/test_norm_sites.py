@@ -1,12 +1,25 @@
 """Norm configs by region, separate norms of skip connections, and the input_std of norms without statistics."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from gnunet.config import load_config, process_kwargs, unet_kwargs
+from gnunet.data import load_images
+from gnunet.diffusion import make_process
 from gnunet.models import UNet2D, check_config, norm_sites
+
+COMMON = Path(__file__).parents[2] / "configs" / "ablations" / "common"
+
+
+@pytest.fixture(scope="module")
+def portraits(tmp_path_factory):
+    """64 embedded images, (64, 3, 16, 16) in -1..1."""
+    table = load_images("noto_emoji", resolution=16, channels=3, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    return table.to_network(torch.from_numpy(table.images[:64].copy()).permute(0, 3, 1, 2))
 
 
 def kinds_of(model):
@@ -91,8 +104,11 @@ def test_attention_without_norm_has_its_blocks_residual(small_config):
         ({"split_skip": True}, ["split_skip", "renamed to separate_skip_norm"]),
         ({"separate_skip_norm": "yes"}, ["separate_skip_norm", "'yes'"]),
         ({"separate_skip_norm": True, "groups": 32}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
-        ({"kind": "scaled_ws", "input_std": 2.0}, ["down_blocks.0.resnets.0", "input_std", "leave it out"]),
-        ({"kind": "scaled_ws", "residual_scale": "1"}, ["down_blocks.0.resnets.0.norm1", "residual_scale", "'1'"]),
+        ({"kind": "pixel", "data_std": 0.0}, ["conv_in", "data_std", "greater than 0"]),
+        ({"kind": "scaled_ws", "sample_levels": [[1, 1, 0], [1, 0, 1]]}, ["conv_in", "sample_levels", "ascending"]),
+        ({"kind": "scaled_ws", "sample_levels": [[1, 0, 0]]}, ["conv_in", "sample_levels", "not both 0"]),
+        ({"kind": "scaled_ws", "input_std": 2.0}, ["conv_in", "input_std", "leave it out"]),
+        ({"kind": "scaled_ws", "residual_scale": "1"}, ["conv_in", "residual_scale", "'1'"]),
     ],
 )  # fmt: skip
 def test_invalid_norm_configs_are_errors(small_config, norm, words):
@@ -196,35 +212,49 @@ def test_input_std(small_config):
         assert std**2 == pytest.approx(1.0 if name in second else variances[name]), name
 
 
-def test_input_std_is_that_of_the_signal():
-    """Without attention and the time embedding, whose linear layers are not standardized."""
-    config = {
-        "block_out_channels": (32, 64),
-        "layers_per_block": 2,
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-        "add_attention": False,
-        "norm": {"kind": "scaled_ws", "residual_scale": 1.0},
-    }
+@pytest.mark.parametrize("process", ["flow", "edm", "ddpm"])
+@pytest.mark.parametrize("kind", ["scaled_ws", "magnitude_preserving"])
+def test_signals_have_the_planned_standard_deviation(portraits, kind, process):
+    """Of a new network, for images at the noise levels of training. At 4x4, a convolution loses a fifth to padding."""
+    data_std = float(portraits.square().mean().sqrt())
+    diffusion = {"kind": process, **({"sigma_data": data_std} if process == "edm" else {})}
+    model = {"norm": {"kind": kind, "data_std": data_std}}
+    config = load_config(COMMON / "portraits.yaml", COMMON / "cpu.yaml", {"model": model, "diffusion": diffusion})
     torch.manual_seed(0)
-    model = UNet2D(**config)
-    nn.init.normal_(model.conv_in.weight, std=27**-0.5)
+    arguments = unet_kwargs(config, None)
+    network, levels = UNet2D(**arguments), make_process(**process_kwargs(config))
+    level = levels.noise_level((torch.randperm(len(portraits)).double() + 0.5) / len(portraits))
+    noisy = levels.add_noise(portraits, torch.randn(portraits.shape), level)
     found = {}
-    for name, module in model.named_modules():
-        if name.endswith("residual"):
-            nn.init.ones_(module.gain)
-        if name.endswith("time_emb_proj"):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-        if hasattr(module, "input_std"):
-            module.register_forward_pre_hook(
-                lambda module, args, name=name: found.update({name: args[0].std().item() / module.input_std})
-            )
+    sites = {"conv_in": network.conv_in, **network.norm_layers()}
+    for name, module in sites.items():
+        planned = getattr(module, "input_std", 1.0)
+
+        def compare(module, args, name=name, planned=planned):
+            found[name] = args[0].square().mean().sqrt().item() / planned
+
+        module.register_forward_pre_hook(compare)
     with torch.no_grad():
-        model(torch.randn(2, 3, 32, 32), 1)
-    assert len(found) == len(norm_sites(config))
+        network(levels.network_input(noisy, level), level.timestep)
+    assert found.keys() == sites.keys() and len(norm_sites(arguments)) == len(sites) - 1
+    assert found["conv_in"] == pytest.approx(1.0, abs=0.03)
     for name, ratio in found.items():
-        assert ratio == pytest.approx(1.0, abs=0.2), name
+        assert 0.5 < ratio < 1.1, name
+        if network.get_submodule(name) in (network.conv_norm_out, *network.down_blocks[0].modules()):  # at 16x16
+            assert ratio > 0.65, name
+
+
+def test_without_norms_a_new_network_keeps_magnitudes(small_config):
+    """And residual branches begin at 0."""
+    model = UNet2D(**small_config, norm={"kind": "none"})
+    for block in (*model.down_blocks, model.mid_block, *model.up_blocks):
+        for resnet in block.resnets:
+            x = torch.randn(4, resnet.conv1.in_channels, 16, 16)
+            h = resnet.conv1(resnet.norm1(x))
+            assert h.square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
+            assert not resnet.conv2(h).any()
+    x = torch.randn(4, 32, 16, 16)
+    assert torch.equal(model.mid_block(x, torch.randn(4, 64)), x)
 
 
 def test_input_std_of_rescaled_sums_and_other_kinds(small_config):

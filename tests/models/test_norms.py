@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
 
 from gnunet.models import UNet2D
-from gnunet.norms import NORMS, make_conv, make_residual
+from gnunet.norms import NORMS, make_conv, make_input, make_output, make_residual
 
 VARIANTS = {
     **{kind: {"kind": kind} for kind in NORMS},
@@ -44,7 +43,8 @@ def test_the_kind_decides_on_convolutions_and_sums(small_config, kind):
     norm = {"kind": kind}
     model = model_with(norm, small_config)
     convs = {name: type(m) for name, m in model.named_modules() if hasattr(m, "kernel_size")}
-    assert convs.pop("conv_in") is convs.pop("conv_out") is nn.Conv2d
+    first, last = make_input(norm, 3, 16, image_channels=3)[1], make_output(norm, 16, 3)
+    assert (convs.pop("conv_in"), convs.pop("conv_out")) == (type(first), type(last))
     assert len(convs) == 8 * 2 + 5 + 2  # residual blocks, their shortcuts, changes of resolution
     assert set(convs.values()) == {type(make_conv(norm, 8, 8, 3))}
     sums = {type(m) for name, m in model.named_modules() if name.endswith(".residual")}

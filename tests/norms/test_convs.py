@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnunet.norms import NORMS, ConcatNorm, force_weight_norm, make_conv, make_norm, make_residual
+from gnunet.norms import (
+    NORMS,
+    ConcatNorm,
+    force_weight_norm,
+    make_conv,
+    make_input,
+    make_linear,
+    make_norm,
+    make_output,
+    make_residual,
+)
 
 CHANGED = ["weight_norm", "weight_standardization", "scaled_ws", "pixel", "magnitude_preserving"]
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -31,7 +41,7 @@ def exact_weight(kind, conv):
 
 def make(kind, *args, **settings):
     conv = make_conv({"kind": kind}, *args, **settings).double()
-    if hasattr(conv, "gain"):
+    if getattr(conv, "gain", None) is not None:
         nn.init.uniform_(conv.gain, 0.5, 1.5)
     return conv
 
@@ -130,13 +140,16 @@ def test_magnitudes_are_kept(draw, kind):
 
 
 def test_force_weight_norm_changes_weights_and_no_outputs(draw):
-    model = nn.Sequential(make("pixel", 4, 6, 3), make("none", 6, 4, 3))
+    linear = make_linear({"kind": "magnitude_preserving"}, 7, 6).double()
+    model = nn.Sequential(make("pixel", 4, 6, 3), make("none", 6, 4, 3), nn.AdaptiveAvgPool2d((1, 7)), linear)
     x, plain = draw(2, 4, 7, 7), model[1].weight.detach().clone()
     with torch.no_grad():
-        model[0].weight.mul_(torch.linspace(0.1, 10, 6).view(-1, 1, 1, 1))
+        for layer in (model[0], linear):
+            layer.weight.mul_(torch.linspace(0.1, 10, 6).view(-1, *[1] * (layer.weight.dim() - 1)))
     y = model(x)
     force_weight_norm(model)
-    torch.testing.assert_close(model[0].weight.square().mean((1, 2, 3)), torch.ones(6).double())
+    for layer in (model[0], linear):
+        torch.testing.assert_close(layer.weight.flatten(1).square().mean(1), torch.ones(6).double())
     torch.testing.assert_close(model(x), y)
     assert torch.equal(model[1].weight, plain)
 
@@ -179,3 +192,41 @@ def test_concat_norm_normalizes_parts_separately(draw):
 def test_invalid_configs_are_errors(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+LEVELS = [[0.0, 1.0, 0.0], [400.0, 0.6, 0.4], [1000.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_networks_input_is_divided_by_its_standard_deviation(draw, dtype):
+    norm = {"kind": "scaled_ws", "data_std": 0.25, "sample_levels": LEVELS}
+    scale, conv = make_input(norm, 5, 8, image_channels=3)
+    assert list(scale.state_dict()) == []
+    first, second, last = 0.25, math.hypot(0.6 * 0.25, 0.4), 1.0
+    timestep = torch.tensor([-1.0, 0.0, 100.0, 400.0, 700.0, 1000.0, 2000.0])
+    stds = torch.tensor([first, first, 0.75 * first + 0.25 * second, second, (second + last) / 2, last, last])
+    torch.testing.assert_close(scale.to(dtype).expected_std(timestep), stds)  # not rounded with the model
+    x = draw(7, 5, 4, 4).to(dtype).contiguous(memory_format=torch.channels_last)
+    y = torch.compile(scale, fullgraph=True, backend="aot_eager")(x, timestep)
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y[:, :3], (x[:, :3].float() / stds[:, None, None, None]).to(dtype), rtol=1e-2, atol=0)
+    torch.testing.assert_close(y[:, 3:], x[:, 3:] * 4)  # what is concatenated is as clean as data
+    torch.testing.assert_close(conv(y.float()).shape, torch.Size([7, 8, 4, 4]))
+
+
+def test_magnitude_preserving_ends(draw):
+    """Input with a constant channel, that stands for a bias; linear layers; conditioning and output begin at 0."""
+    norm = {"kind": "magnitude_preserving"}
+    scale, conv = make_input(norm, 3, 64, image_channels=3)
+    x = draw(4, 3, 32, 32).float()
+    y = scale(x, torch.zeros(4))
+    assert torch.equal(y, torch.cat([x, torch.ones(4, 1, 32, 32)], dim=1))
+    assert conv(y)[:, :, 1:-1, 1:-1].square().mean().sqrt().item() == pytest.approx(1, abs=0.1)
+    linear, gained = (make_linear(norm, 64, 32, zero_gain=zero) for zero in (False, True))
+    tokens = draw(100, 64).float()
+    weight = linear.weight / linear.weight.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(linear(tokens), tokens @ weight.T)
+    assert not gained(tokens).any() and not make_output(norm, 64, 3)(conv(y)).any()
+    nn.init.constant_(gained.gain, 2.0)
+    assert gained(tokens).square().mean().sqrt().item() == pytest.approx(2, abs=0.2)
+    assert type(make_linear({"kind": "scaled_ws"}, 4, 4)) is nn.Linear

@@ -65,7 +65,7 @@ def test_options_of_other_kinds_are_ignored():
 
 def test_options_are_the_constructors_arguments():
     assert list(NORMS["ghost_batch"].options()) == ["eps", "momentum", "ghost_size"]
-    assert list(NORMS["pixel"].options()) == ["eps", "residual_balance"]
+    assert list(NORMS["pixel"].options()) == ["eps", "residual_balance", "data_std", "sample_levels"]
     assert list(get_args(NORMS["group"].options()["backend"].annotation.__origin__)) == backend_names()
     for kind, norm in NORMS.items():
         layer = make_norm({"kind": kind, "groups": 4}, 12, activation="silu")
