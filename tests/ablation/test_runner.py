@@ -41,7 +41,7 @@ def test_tuning_divergence_errors_and_shared_trials(study_runner, tmp_path, capf
     """One study with all of them: a rate that diverges, a variant that is another's double, one without its data."""
     nowhere = str(tmp_path / "nowhere")
     variants = {"group": {}, "double": {"model.norm.kind": "group"}, "broken": {"data.source": nowhere}}
-    keys = {"variants": variants, "tuning": {"key": "train.learning_rate", "values": [1e30, 1e-3], "seeds": [100]}}
+    keys = {"variants": variants, "tuning": {"key": "train.learning_rate", "values": [1e-3, 1e30], "seeds": [100]}}
     study = study_runner(**keys)
     assert study.run(2) == 1
     out = capfd.readouterr().out
@@ -54,7 +54,7 @@ def test_tuning_divergence_errors_and_shared_trials(study_runner, tmp_path, capf
     plan, records = study.plan()
     assert len(records) == 3  # two that tune and one that is reported, each for both variants
     assert plan.pending_tuning == [("broken", ())] and plan.chosen == {("group", ()): "0.001", ("double", ()): "0.001"}
-    diverged, tuned = (records[trial.name] for trial in plan.tuning_trials[:2])
+    tuned, diverged = (records[trial.name] for trial in plan.tuning_trials[:2])
     assert (diverged["outcome"], diverged["diverged_at"], diverged["images"]) == ("diverged", 16, 16)
     assert diverged["nonfinite_steps"] == 1 and diverged["errors"]["running"] is None and diverged["saved_mib"] is None
     assert diverged["parameters"] == tuned["parameters"] and diverged["times"]["norm_share"] is None
