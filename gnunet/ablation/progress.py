@@ -149,19 +149,16 @@ def print_plan(study: Study, plan: Plan, records: Records) -> None:
     for trial in [*plan.tuning_trials, *plan.trials]:
         groups.setdefault(trial.condition, []).append(trial)
     axes = [axis for axis in study.axes if any(axis in dict(setting) for _, setting in groups)]
-    table = Table()
-    for column in ("variant", *axes, *([study.tuning.key] if study.tuning else [])):
-        table.add_column(column, no_wrap=True)
-    for column in ("trials", "done", "diverged or collapsed"):
-        table.add_column(column, justify="right", no_wrap=True)
+    tuned = [study.tuning.key.rpartition(".")[2]] if study.tuning else []
+    rows = []
     for condition, trials in groups.items():
         chosen = [plan.chosen.get(condition, "to be tuned")] if study.tuning else []
         found = [records[trial.name] for trial in trials if trial.name in records]
         failed = sum(outcome_of(record) != "complete" for record in found)
-        numbers = (len(trials), len(found), failed or "")
         values = (dict(condition.setting).get(axis, "") for axis in axes)
-        table.add_row(condition.variant, *values, *chosen, *map(str, numbers))
-    print_all(table, plan_summary(study, plan, records))
+        rows.append([condition.variant, *values, *chosen, str(len(trials)), str(len(found)), str(failed or "")])
+    print_table(["variant", *axes, *tuned, "trials", "done", "failed"], rows)
+    print_all(plan_summary(study, plan, records))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

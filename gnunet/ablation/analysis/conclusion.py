@@ -22,9 +22,10 @@ def _against_wiener(results: Results) -> list[str]:
     losses = {at: results.mean(results.at(base, at), "training_loss") for at in results.by_base_setting}
     above = [results.label(results.at(base, at)) for at, loss in losses.items() if not loss < wiener]
     line = f"that of the best linear (Wiener) filter, {wiener:.4g}"
-    if above:
-        return [f"The loss of {_list(above)} is not below {line}: no more than a linear filter has been learned there."]
-    return [f"The loss of {base} is below {line}."]
+    if not above:
+        return [f"The loss of {base} is below {line}."]
+    which = base if len(above) == len(losses) else _list(above)
+    return [f"The loss of {which} is not below {line}: there the networks do no better than a linear filter."]
 
 
 def _contrasts(results: Results) -> str:

@@ -46,14 +46,14 @@ def draw(results: Results) -> Picture | None:
             ends.append(mean)
     loss_axis(left, "x", losses)
     left.set_xlabel(metric_info(loss).title)
-    relative_axis(right, "x", ends, "difference to running statistics")
+    relative_axis(right, "x", ends, "difference")
     right.axvline(0, color="black", linewidth=1)
     for y in range(len(conditions)):
         right.axhline(y + 0.5, color=LIGHT, linewidth=0.5, zorder=0)
     put_legend(figure, [left.plot([], [], linestyle="none", **marker)[0] for marker in _MARKERS.values()])
     caption = (
         "Final EMA weights on the same validation set. Running: as in sampling. Precise: re-estimated on training "
-        "images. Batch: of each batch, as in training. Right: paired by seed, with 95% intervals (see Statistics). "
-        + HATCHES
+        "images. Batch: of each batch, as in training. Right: difference to running, paired by seed, with 95% "
+        "intervals. " + HATCHES
     )
     return render(figure, "train_eval_gap", "Training and evaluation statistics of batch-dependent norms", caption)
