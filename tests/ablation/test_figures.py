@@ -19,7 +19,7 @@ from gnunet.norms import NORMS
 
 ALWAYS = [
     "forest_validation_loss", "forest_training_loss", "forest_kid_efficientnet_lite0", "noise_levels", "log_snr",
-    "loss_over_images", "loss_over_time", "difference_over_images", "pareto", "costs", "train_eval_gap",
+    "loss_over_images", "difference_over_images", "pareto", "costs", "train_eval_gap",
     "magnitudes", "largest_activations",
 ]  # fmt: skip
 EXPECTED = {

@@ -1,4 +1,4 @@
-"""The validation loss during training: against images seen, against time, and as the difference to the baseline."""
+"""The validation loss during training, and its difference to the baseline."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ Read = Callable[[Results, Condition, int], _Curve | None]  # reads the curve of 
 
 
 def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture | None]:
-    """Three figures, each None where no record has what it shows."""
+    """Two figures, each None where no record has what it shows."""
     base = results.study.baseline
     absolute = (
         "Uniform by noise level: mean over the seeds, and from the lowest to the highest. Thin lines: seeds that "
@@ -50,20 +50,15 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture | No
     relative = (
         f"Loss relative to {base}'s of the same seed after the same images: mean over the seeds, lowest to highest."
     )
-    time = f"{absolute} Time is that of the training steps alone, and the mean over the seeds."
-    title = "Validation loss over"
+    title = "Validation loss over images"
     return [
-        _draw(results, styles, _over_images, "loss_over_images", f"{title} images", "images seen", absolute),
-        _draw(results, styles, _over_time, "loss_over_time", f"{title} time", "seconds of training", time),
-        _draw(
-            results, styles, _difference, "difference_over_images", f"{title} images: difference to {base}",
-            "images seen", relative,
-        ),
-    ]  # fmt: skip
+        _draw(results, styles, _loss, "loss_over_images", title, absolute),
+        _draw(results, styles, _difference, "difference_over_images", f"{title}: difference to {base}", relative),
+    ]
 
 
 def _draw(
-    results: Results, styles: dict[str, VariantStyle], read: Read, name: str, title: str, x_label: str, caption: str
+    results: Results, styles: dict[str, VariantStyle], read: Read, name: str, title: str, caption: str
 ) -> Picture | None:
     """A panel for each setting of the baseline or, of many variants in one setting, for each variant."""
     study, panels_of, relative = results.study, results.by_base_setting, read is _difference
@@ -111,7 +106,7 @@ def _draw(
     for panel in panels[-columns:]:
         panel.tick_params(labelbottom=True)
     variant_legend(figure, styles, variants, lines, marker=None)
-    figure.text(0.56, 0.05 / height, x_label, ha="center", va="bottom")
+    figure.text(0.56, 0.05 / height, "images seen", ha="center", va="bottom")
     y_label = panels[0].get_ylabel() or "validation loss"
     figure.text(0.005, 0.5, y_label, rotation=90, ha="left", va="center")
     panels[0].set_ylabel("")
@@ -164,18 +159,9 @@ def _validation(record: Mapping[str, Any]) -> np.ndarray:
     return np.array([pair for pair in pairs if pair[1] is not None], dtype=np.float64).reshape(-1, 2).T
 
 
-def _over_images(results: Results, condition: Condition, seed: int) -> _Curve | None:
+def _loss(results: Results, condition: Condition, seed: int) -> _Curve | None:
     record = results.record(condition, seed)
     return _Curve(*_validation(record), results.state(condition, seed)) if record else None
-
-
-def _over_time(results: Results, condition: Condition, seed: int) -> _Curve | None:
-    record = results.record(condition, seed)
-    if record is None or not record["times"]["seconds_at"]:
-        return None
-    images, losses = _validation(record)
-    seen, seconds = np.array([[0, 0], *record["times"]["seconds_at"]], dtype=np.float64).T
-    return _Curve(np.interp(images, seen, seconds), losses, results.state(condition, seed))
 
 
 def _difference(results: Results, condition: Condition, seed: int) -> _Curve | None:
