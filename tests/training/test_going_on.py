@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gnunet.checkpoint.checkpoint import TrainState, newest_checkpoint, read_state
+from gnunet.checkpoint.run_dir import recorded_changes
 from gnunet.config import EvaluateConfig
 from gnunet.errors import ConfigError
 from gnunet.training import fit
@@ -42,6 +43,13 @@ def test_a_schedule_that_ends_later_is_in_the_history(tiny, tmp_path, run):
     assert changes(run) == [(64, "train.total_images", 64, 96)]
     rates = {line["images"]: line["learning_rate"] for line in read_log(run, "loss")}
     assert rates[64] == 0 and rates[80] > rates[96] == 0
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], {"train.total_images": (32, 64)}), (["4"], {})])
+def test_a_warmup_that_depends_on_the_length_is_in_the_history(tiny, given, expected):
+    warmup = [f"--model.norm.renorm_warmup={value}" for value in given]
+    flags = [*CONSTANT, "--model.norm.kind=batch_renorm", *warmup, "--train.total_images"]
+    assert recorded_changes(tiny("run", *flags, "32"), tiny("run", *flags, "64")) == expected
 
 
 def test_fewer_images_than_seen_are_rejected_by_the_key(tiny, run):
