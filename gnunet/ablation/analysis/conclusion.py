@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from gnunet.ablation.analysis.formatting import describe, metric_info
+from gnunet.ablation.analysis.formatting import counted, describe, metric_info
 from gnunet.ablation.analysis.results import ContrastRow, Results
 from gnunet.ablation.analysis.tables import primary_metric
 
@@ -41,7 +41,9 @@ def _contrasts(results: Results) -> str:
     found = [*(clear or [f"nothing is clearly better or worse than {base}"])]
     found += [f"{len(by_word[word])} {word}" for word in ("same", "unclear") if by_word[word]]
     where = f", {results.describe_setting(setting)}" if in_setting and setting else ""
-    return f"By {metric_info(metric).title}{where}: {'; '.join(found)} ({len(rows)} comparisons, uncorrected)."
+    return (
+        f"By {metric_info(metric).title}{where}: {'; '.join(found)} ({counted(len(rows), 'comparison')}, uncorrected)."
+    )
 
 
 def _named(results: Results, rows: list[ContrastRow]) -> str:
@@ -63,8 +65,8 @@ def _verdicts(results: Results) -> list[str]:
     counts = Counter(results.judge(hypothesis)[0] for hypothesis in hypotheses)
     decided = [h for h in hypotheses if results.judge(h)[0] in ("supported", "refuted")]
     compared = sum(len(hypothesis.comparisons) for hypothesis in hypotheses)
-    text = f"Of {len(hypotheses)} claims, {counts['supported']} supported, {counts['refuted']} refuted"
+    text = f"Of {counted(len(hypotheses), 'claim')}, {counts['supported']} supported, {counts['refuted']} refuted"
     if decided:
         kept = sum(map(results.survives, decided))
-        text += f" (corrected for {compared} comparisons: {kept} of these {len(decided)})"
+        text += f" (corrected for {counted(compared, 'comparison')}: {kept} of these {len(decided)})"
     return [f"{text}, {len(hypotheses) - len(decided)} without enough evidence."]

@@ -87,6 +87,11 @@ def describe(difference: Difference) -> tuple[str, str, str]:
     return mean, f"{text}, {diverged} failed" if diverged else text, pairs
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def percent(value: float) -> str:
     """A relative difference with two decimals, fewer where it is large: `+1.53%`, `+12.4%`."""
     if math.isinf(value):

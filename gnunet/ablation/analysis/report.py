@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from gnunet.ablation.analysis.conclusion import conclusion
+from gnunet.ablation.analysis.formatting import counted
 from gnunet.ablation.analysis.results import Results
 from gnunet.ablation.analysis.statistics import RESAMPLES
 from gnunet.ablation.analysis.tables import (
@@ -74,7 +75,12 @@ def write_report(study: Study, plan: Plan, records: Records, folder: Path, *, co
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         autoescape=select_autoescape(["html.j2"]), keep_trailing_newline=True,
     )  # fmt: skip
-    templates.filters |= {"inline_svg": inline_svg, "inline_png": inline_png, "escape_markdown": escape_markdown}
+    templates.filters |= {
+        "inline_svg": inline_svg,
+        "inline_png": inline_png,
+        "escape_markdown": escape_markdown,
+        "counted": counted,
+    }
     for file in ("report.md", "report.html"):
         atomic_write(folder / file, templates.get_template(f"{file}.j2").render(content))
     return folder / "report.html"

@@ -44,8 +44,8 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> list[Picture | No
     """Two figures, each None where no record has what it shows."""
     base = results.study.baseline
     absolute = (
-        "Uniform by noise level: mean over the seeds, and from the lowest to the highest. Thin lines: seeds that "
-        "collapsed or, with a cross at the end, diverged."
+        "Mean over the seeds, and from the lowest to the highest. Thin lines: seeds that collapsed or, with a cross at "
+        "the end, diverged."
     )
     relative = (
         f"Loss relative to {base}'s of the same seed after the same images: mean over the seeds, lowest to highest."
@@ -85,6 +85,7 @@ def _draw(
     known = {} if relative else results.predictors("validation_loss")
     predictors = {name: known[name] for name in ("wiener", "scalar") if name in known}
     lines = [draw_predictors(panel, predictors) for panel in panels][0]
+    caption += " The loss is uniform by noise level." if known else ""
     if apart:
         _draw_apart(panels, study.baseline, styles, {v: curves[results.at(v, ())] for v in variants})
         caption += f" Grey: the other variants; black: {study.baseline}. Hatched: missing."

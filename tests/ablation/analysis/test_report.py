@@ -165,7 +165,7 @@ class TestTables:
         assert re.search(
             r"b: 1 \(\+\d.*%, \+.*% to \+.*%, n = 4\) worse than a; 1 (same|unclear) \(2 comparisons", second
         )
-        assert third.startswith("Of 1 claims, ")
+        assert third.startswith("Of 1 claim, ")
         nothing = report(text, lambda trial: 0.0 if trial.variant == "a" else "missing")
         assert "nothing is clearly better or worse than a (0 comparisons" in nothing
 
