@@ -111,3 +111,13 @@ def test_rescaled_sums_of_the_middle_block(small_config, inputs_for):
     model(**inputs_for(small_config))
     ((x, y),) = seen
     torch.testing.assert_close(y, x / 8)  # a new ScaledResidual passes on its input
+
+
+@pytest.mark.parametrize(("kind", "way"), [("instance", "default"), ("instance", "scale_shift"), ("group", "default")])
+def test_statistics_of_one_channel_cancel_the_noise_level_that_is_added_to_it(small_config, kind, way):
+    """Kim et al., Disappearance of Timestep Embedding (arXiv:2405.14126)."""
+    model = model_with({"kind": kind, "groups": 4}, {**small_config, "resnet_time_scale_shift": way}).eval().double()
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        difference = (model(x, 10).sample - model(x, 900).sample).abs().max()
+    assert (difference < 1e-12) == (kind == "instance" and way == "default")
