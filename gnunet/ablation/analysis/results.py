@@ -159,7 +159,8 @@ class Results:
         for axes, contrasts in sorted(by_axes.items(), key=lambda item: len(item[0]) > 0):  # first without a heading
             variants = list(dict.fromkeys(contrast.left.variant for contrast in contrasts))
             if len(variants) == 1 and axes:
-                rows.append(ContrastRow(f"{variants[0]}: {', '.join(self.study.axes[axis].label for axis in axes)}"))
+                labels = [self.study.axes[axis].label if len(axes) == 1 else axis for axis in axes]
+                rows.append(ContrastRow(f"{variants[0]}: {', '.join(labels)}"))
                 rows += [row(", ".join(value for _, value in contrast.setting), contrast) for contrast in contrasts]
                 continue
             for setting in dict.fromkeys(contrast.setting for contrast in contrasts):

@@ -11,7 +11,16 @@ from matplotlib.axes import Axes
 from gnunet.ablation.analysis.formatting import metric_info
 from gnunet.ablation.analysis.results import Condition, Results
 from gnunet.ablation.analysis.statistics import Interval, student_interval
-from gnunet.ablation.figures.scales import clip, dodge, draw_predictors, loss_axis, positions, relative_axis, study_axis
+from gnunet.ablation.figures.scales import (
+    PREDICTORS,
+    clip,
+    dodge,
+    draw_predictors,
+    loss_axis,
+    positions,
+    relative_axis,
+    study_axis,
+)
 from gnunet.ablation.figures.style import Picture, VariantStyle, legend_height, new_figure, render, variant_legend
 from gnunet.ablation.plan import Setting, settings_of
 from gnunet.ablation.records import LOSSES
@@ -37,7 +46,7 @@ def draw(results: Results, styles: dict[str, VariantStyle], axis: str, metric: s
     crossings = [set(study.axes_of(variant)) for variant in study.variants if axis in study.axes_of(variant)]
     settings = settings_of(study, set().union(*crossings) - {axis})
     drawn = [variant for variant in study.variants if set(study.axes_of(variant)) <= {axis, *dict(settings[0])}]
-    figure = new_figure(2.1 * len(settings) + legend_height([*drawn, ""]) + 0.2)
+    figure = new_figure(2.1 * len(settings) + legend_height([*drawn, PREDICTORS["wiener"][0]]) + 0.2)
     for (left, right), setting in zip(figure.subplots(len(settings), 2, squeeze=False), settings, strict=True):
         values = {
             v: [_value(results, results.at(v, at), metric) for at in _along(results, axis, setting, v)] for v in drawn

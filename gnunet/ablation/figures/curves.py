@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.scales import draw_predictors, loss_axis, relative_axis
+from gnunet.ablation.figures.scales import PREDICTORS, draw_predictors, loss_axis, relative_axis
 from gnunet.ablation.figures.style import (
     LIGHT,
     PATCHES,
@@ -71,19 +71,20 @@ def _draw(
     if not values:
         return None
     apart = not study.axes and len(variants) > _MAX_IN_A_PANEL
-    titles = variants if apart else [results.describe_setting(setting) for setting in panels_of]
+    titles = variants if apart else [", ".join(f"{axis}: {value}" for axis, value in at) for at in panels_of]
     columns = min(_MAX_COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
-    above = 0.25 + legend_height(["training mean"] * 2 if apart else [*variants, "", ""])  # inches: titles, legend
+    known = {} if relative else results.predictors("validation_loss")
+    predictors = {name: known[name] for name in ("wiener", "scalar") if name in known}
+    labels = [*([] if apart else variants), *(PREDICTORS[name][0] for name in predictors)]
+    above = 0.25 + legend_height(labels)  # inches: titles, legend
     height = (2.4 if rows == 1 else 1.1 if apart else 1.3) * rows + 0.45 + above
     figure = new_figure(height, layout="none")  # constrained layout takes seconds for so many panels
-    figure.subplots_adjust(0.14, 0.45 / height, 0.99, 1 - above / height, wspace=0.1, hspace=0.35 if apart else 0.6)
+    figure.subplots_adjust(0.14, 0.45 / height, 0.97, 1 - above / height, wspace=0.1, hspace=0.35 if apart else 0.6)
     grid = list(figure.subplots(rows, columns, sharex=apart, sharey=True, squeeze=False).flat)
     for panel in grid[len(titles) :]:
         panel.set_visible(False)
     panels = grid[: len(titles)]
-    known = {} if relative else results.predictors("validation_loss")
-    predictors = {name: known[name] for name in ("wiener", "scalar") if name in known}
     lines = [draw_predictors(panel, predictors) for panel in panels][0]
     caption += " The loss is uniform by noise level." if known else ""
     if apart:
@@ -102,6 +103,7 @@ def _draw(
     for panel, panel_title in zip(panels, titles, strict=True):
         panel.set_title(panel_title, fontsize=8)
         panel.locator_params(axis="x", nbins=4)
+        panel.xaxis.set_major_formatter(lambda images, _: f"{images / 1000:g}k" if images >= 1000 else f"{images:g}")
         if relative:
             panel.axhline(0, color="black", linewidth=0.8)
     for panel in panels[-columns:]:

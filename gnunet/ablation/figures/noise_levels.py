@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from gnunet.ablation.analysis.results import Results
-from gnunet.ablation.figures.scales import draw_predictors, loss_axis
+from gnunet.ablation.figures.scales import PREDICTORS, draw_predictors, loss_axis
 from gnunet.ablation.figures.style import (
     LIGHT,
     SHADES,
@@ -32,7 +32,7 @@ def draw(results: Results, styles: dict[str, VariantStyle]) -> Picture | None:
     if len(bins) < 2 or not finite:
         return None
     coloured = [v for v in study.variants if len(study.variants) <= _MAX_COLOURED or v == study.baseline]
-    figure = new_figure(2.8 + legend_height([*coloured, *predictors[0]]))
+    figure = new_figure(2.8 + legend_height([*coloured, *(PREDICTORS[name][0] for name in predictors[0])]))
     panel = figure.subplots()
     centres = np.add(edges[1:], edges[:-1]) / 2
     for condition, alpha in shades(conditions).items():

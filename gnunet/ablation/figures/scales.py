@@ -13,7 +13,7 @@ from gnunet.ablation.analysis.formatting import percent_tick
 from gnunet.ablation.figures.style import GREY
 from gnunet.ablation.study import Axis
 
-_PREDICTORS = {
+PREDICTORS = {
     "wiener": ("Wiener filter", (0, (4, 1.5))),
     "scalar": ("scalar filter", (0, (1, 1.2))),
     "mean": ("mean image", (0, (4, 1.5, 1, 1.5))),
@@ -51,7 +51,7 @@ def draw_predictors(
     """
     lines = []
     for name, loss in losses.items():
-        label, line = _PREDICTORS[name]
+        label, line = PREDICTORS[name]
         style = {"label": label, "color": GREY, "linestyle": line, "linewidth": 0.9, "zorder": 2}
         lines += panel.plot(x, loss, **style) if len(x) else [panel.axhline(loss, **style)]
     return lines

@@ -67,7 +67,7 @@ class TestConditions:
         labels = ["a: size 2", "b: size 2, way up", "b: size 2, way down", "c"]
         assert list(map(crossed.label, crossed.main_conditions)) == labels
         rows = crossed.main_contrast_rows("validation_loss")
-        assert [row.label for row in rows] == ["b: how large, the way", "2, up", "2, down", "c: how large", "2"]
+        assert [row.label for row in rows] == ["b: size, way", "2, up", "2, down", "c: how large", "2"]
 
     def test_with_one_axis_its_name_is_left_out(self, batches):
         assert batches.label(Condition("batch", (("batch", "32"),))) == "batch: 32"
