@@ -73,6 +73,8 @@ def fit_weights(
     if added.shape[1] != (channels := ours.in_channels - ours.out_channels) or kinds[0] != kinds[1]:
         fitted.append("condition")
         added = image.new_zeros(len(image), channels, *image.shape[2:])
+    if one.shape[1] != (channels := shapes["conv_in.weight"][1] - ours.in_channels):
+        one = image.new_zeros(len(image), channels, *image.shape[2:])
     weights["conv_in.weight"] = torch.cat([image, added, one], dim=1)
 
     names, wanted = source.class_names or [], list(class_names or [])
@@ -86,9 +88,11 @@ def fit_weights(
         if source.config is None and names != wanted and names == [str(number) for number in range(len(wanted))]:
             names = wanted  # a diffusers folder has none
             fitted.append("classes by number")
-        if CLASSES in shapes:
+        if CLASSES in shapes and (TIME_BIAS in shapes or rows.any()):
             embeddings = [rows[names.index(name)] if name in names else unlabelled for name in wanted]
-            weights[CLASSES] = torch.stack([*embeddings, unlabelled])[: shapes[CLASSES][0]]
+            weights[CLASSES] = torch.stack([*embeddings, unlabelled])[: ours.num_class_embeds]
+            if TIME_BIAS not in shapes:
+                weights[CLASSES] = weights[CLASSES].T
             if names != wanted:
                 new = [name for name in wanted if name not in names]
                 fitted.append(f"classes by name, of which {len(new)} are new ({first_few(new)})")

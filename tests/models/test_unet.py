@@ -41,7 +41,7 @@ LEVELS_14 = {
         ({"norm_num_groups": 3}, ["down_blocks.0.resnets.0.norm1", "16 channels", "valid: 1, 2, 4, 8, 16"]),
         ({"norm": {"groups": 32}}, ["down_blocks.0.resnets.0.norm1", "groups = 32"]),
         ({"attn_norm_num_groups": 5}, ["mid_block.attentions.0.group_norm", "32 channels"]),
-        ({"norm": {"kind": "batch_norm"}}, ["down_blocks.0.resnets.0.norm1", "group, layer, instance", "'batch_norm'"]),
+        ({"norm": {"kind": "batch_norm"}}, ["conv_in", "group, layer, instance", "'batch_norm'"]),
         ({"act_fn": "gelu"}, ["act_fn", "silu", "'gelu'"]),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, ["mid_block_type", "UNetMidBlock2D"]),
         ({"up_block_types": ("UpBlock2D", "SkipUpBlock2D")}, ["up_block_types.1", "AttnUpBlock2D", "'SkipUpBlock2D'"]),

@@ -161,3 +161,19 @@ def test_classes_are_fitted_by_name():
     network, report = fitted(source, ["cat", "dog"], num_class_embeds=3)
     assert report == ["classes by number"]
     torch.testing.assert_close(output(network, x, 0, 1, 1), output(source.network, x, 0, 1, 1))
+
+
+MP = {"norm": {"kind": "magnitude_preserving"}}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(MP, MP), ({}, MP), (MP, {}), ({"norm": {"kind": "batch"}}, MP)])
+def test_weights_are_fitted_to_another_norm(theirs, ours):
+    x, names = torch.randn(2, 3, 8, 8), ["cat", "dog"]
+    source = model(names, **theirs)
+    network, report = fitted(source, names, num_class_embeds=3, **ours)
+    assert report == [] and output(network, x, 0, 1).isfinite().all()
+    if theirs == ours:
+        torch.testing.assert_close(output(network, x, 0, 1), output(source.network, x, 0, 1))
+    fitted(source, ["bird"], num_class_embeds=2, **ours)
+    fitted(source, **ours)
+    fitted(model(**theirs), names, num_class_embeds=3, **ours)
