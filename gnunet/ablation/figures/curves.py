@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from gnunet.ablation.analysis.results import Condition, Results
-from gnunet.ablation.figures.scales import PREDICTORS, draw_predictors, loss_axis, relative_axis
+from gnunet.ablation.figures.scales import PREDICTORS, clip, draw_predictors, loss_axis, relative_axis
 from gnunet.ablation.figures.style import (
-    LIGHT,
-    PATCHES,
     SHADES,
     Picture,
     VariantStyle,
@@ -61,8 +58,8 @@ def _draw(
     results: Results, styles: dict[str, VariantStyle], read: Read, name: str, title: str, caption: str
 ) -> Picture | None:
     """A panel for each setting of the baseline or, of many variants in one setting, for each variant."""
-    study, panels_of, relative = results.study, results.by_base_setting, read is _difference
-    variants = [variant for variant in study.variants if not (relative and variant == study.baseline)]
+    study, base, relative = results.study, results.study.baseline, read is _difference
+    variants = [variant for variant in study.variants if not (relative and variant == base)]
     curves = {
         condition: [curve for seed in study.seeds if (curve := read(results, condition, seed))]
         for condition in results.conditions
@@ -71,7 +68,13 @@ def _draw(
     if not values:
         return None
     apart = not study.axes and len(variants) > _MAX_IN_A_PANEL
-    titles = variants if apart else [", ".join(f"{axis}: {value}" for axis, value in at) for at in panels_of]
+    panels_of = {
+        ", ".join(f"{axis}: {value}" for axis, value in at): conditions
+        for at, conditions in results.by_base_setting.items()
+    }
+    if apart:
+        panels_of = {v: [results.at(name, ()) for name in dict.fromkeys([base, v])] for v in variants}
+    titles = list(panels_of)
     columns = min(_MAX_COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
     known = {} if relative else results.predictors("validation_loss")
@@ -85,21 +88,17 @@ def _draw(
     for panel in grid[len(titles) :]:
         panel.set_visible(False)
     panels = grid[: len(titles)]
-    lines = [draw_predictors(panel, predictors) for panel in panels][0]
-    caption += " The loss is uniform by noise level." if known else ""
-    if apart:
-        _draw_apart(panels, study.baseline, styles, {v: curves[results.at(v, ())] for v in variants})
-        caption += f" Grey: the other variants; black: {study.baseline}. Hatched: missing."
-        variants = []
-    else:
-        for panel, conditions in zip(panels, panels_of.values(), strict=True):
-            for condition, alpha in shades(conditions).items():
-                _draw_curves(panel, styles[condition.variant], curves[condition], alpha)
-        caption += f" {SHADES}" if any(len(study.axes_of(v)) > len(panels_of) for v in variants) else ""
     if relative:
-        relative_axis(panels[0], "y", np.concatenate(values).tolist(), f"difference to {study.baseline}")
+        relative_axis(panels[0], "y", np.concatenate(values).tolist(), f"difference to {base}")
     else:
         loss_axis(panels[0], "y", [*np.concatenate(values).tolist(), *predictors.values()])
+    lines = [draw_predictors(panel, predictors) for panel in panels][0]
+    caption += " The loss is uniform by noise level." if known else ""
+    for panel, conditions in zip(panels, panels_of.values(), strict=True):
+        for condition, alpha in shades(conditions).items():
+            _draw_curves(panel, styles[condition.variant], curves[condition], alpha)
+    caption += f" {SHADES}" if any(len(study.axes_of(v)) > len(study.axes_of(base)) for v in variants) else ""
+    caption += f" Black: {base}." if apart else ""
     for panel, panel_title in zip(panels, titles, strict=True):
         panel.set_title(panel_title, fontsize=8)
         panel.locator_params(axis="x", nbins=4)
@@ -108,29 +107,12 @@ def _draw(
             panel.axhline(0, color="black", linewidth=0.8)
     for panel in panels[-columns:]:
         panel.tick_params(labelbottom=True)
-    variant_legend(figure, styles, variants, lines, marker=None)
+    variant_legend(figure, styles, [] if apart else variants, lines, marker=None)
     figure.text(0.56, 0.05 / height, "images seen", ha="center", va="bottom")
     y_label = panels[0].get_ylabel() or "validation loss"
     figure.text(0.005, 0.5, y_label, rotation=90, ha="left", va="center")
     panels[0].set_ylabel("")
     return render(figure, name, title, caption)
-
-
-def _draw_apart(
-    panels: Sequence[Axes], baseline: str, styles: dict[str, VariantStyle], curves: Mapping[str, list[_Curve]]
-) -> None:
-    """Each variant in its panel, over the means of the others in grey and that of the baseline in black."""
-    means = {variant: _mean(found) for variant, found in curves.items()}
-    for panel, (variant, found) in zip(panels, curves.items(), strict=True):
-        others = [mean for other, mean in means.items() if mean and other != variant]
-        # One line with gaps: an element for each would make the file several times as large.
-        x, y = (np.concatenate([[math.nan, *mean[i]] for mean in others] or [[]]) for i in (0, 1))
-        panel.plot(x, y, color=LIGHT, linewidth=0.8, zorder=1)
-        if base := means.get(baseline):
-            panel.plot(*base[:2], color="black", linewidth=0.8, zorder=2)
-        _draw_curves(panel, styles[variant], found)
-        if not found:
-            panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, **PATCHES[False]))
 
 
 def _draw_curves(panel: Axes, style: VariantStyle, curves: Sequence[_Curve], alpha: float = 1.0) -> None:
@@ -139,6 +121,9 @@ def _draw_curves(panel: Axes, style: VariantStyle, curves: Sequence[_Curve], alp
         x, y, low, high = mean
         panel.plot(x, y, marker=".", markersize=3, **line)
         panel.fill_between(x, low, high, color=style.colour, alpha=0.2 * alpha, linewidth=0, zorder=3)
+        at, arrow = clip(panel, "y", y[-1])
+        if arrow:
+            panel.plot(x[-1], at, marker=arrow, color=style.colour, markersize=6, clip_on=False, zorder=4)
     for curve in curves:
         if curve.state != "complete" and len(curve.x):
             panel.plot(curve.x, curve.y, linewidth=0.6, **line)
