@@ -66,7 +66,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(study, ablate, tmp_path):
     study(budgets={"large": {"train.total_images": 100_000}, "small": {}})
     out = ablate("--budget", "small", "--dry_run", "--only", "batch", "--jobs", "2")
     assert "2 trials: 0 done, 2 to run" in out and "group" not in out
-    assert "expected time: " in out and "2 trials at a time, by a probe of training alone" in out
+    assert "expected time: " in out and "2 trials at a time, by a probe" in out
     assert not (tmp_path / "runs").exists()
 
 
@@ -88,7 +88,7 @@ def test_all_mistakes_are_in_one_message_with_status_2(study, ablate, tmp_path):
     assert "train.imags" in ablate("--train.imags", "64", status=2)
     assert "--only: given nobody; valid: group, batch" in ablate("--only", "nobody", status=2)
     assert "--budget: given big" in ablate("--budget", "big", status=2)
-    for arguments in (["--report", "--only", "group"], ["--report", "--dry_run"], ["--jobs", "0"], ["--seed", "1"]):
+    for arguments in (["--report", "--dry_run"], ["--jobs", "0"], ["--seed", "1"]):
         with pytest.raises(SystemExit) as exit:
             ablate(*arguments)
         assert exit.value.code == 2
