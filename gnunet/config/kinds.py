@@ -64,7 +64,20 @@ RENORM_WARMUP = (
         "run's optimizer steps.",
     ),
 )
-DERIVED = {"renorm_warmup": {"renorm_warmup": RENORM_WARMUP}, "input_std": {}, "sample_levels": {}}
+DATA_STD = (
+    Annotated[float, Field(gt=0)] | None,
+    Field(
+        None,
+        description="Root mean square of images or latents, by which the network's input is scaled to unit variance; "
+        "null is diffusion.sigma_data, 1 for latents, or else 0.5.",
+    ),
+)
+DERIVED = {
+    "renorm_warmup": {"renorm_warmup": RENORM_WARMUP},
+    "data_std": {"data_std": DATA_STD},
+    "input_std": {},
+    "sample_levels": {},
+}
 """Options that are derived, with their keys; the network's structure gives input_std, the process sample_levels."""
 
 

@@ -13,6 +13,7 @@ from gnunet.scaling import as_resolution
 if TYPE_CHECKING:
     from gnunet.data import Condition
 
+MAX_LOG_SNR = 10.0  # beyond which the input is all noise or all image
 KINDS_OF_UNIT_INPUT = [kind for kind, norm in NORMS.items() if norm.input_layer is not None]
 NUM_SAMPLE_LEVELS = 33
 
@@ -79,19 +80,25 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
 
 
 def _sample_levels(config: Config) -> list[list[float]]:
-    """Timesteps of training, ascending, with the factors of image and noise in what the network sees."""
+    """Timesteps of training and, at its ends, of sampling, ascending, with the factors of image and noise in what the
+    network sees."""
     process = make_process(**config.diffusion.model_dump())
-    level = process.noise_level((torch.arange(NUM_SAMPLE_LEVELS, dtype=torch.float64) + 0.5) / NUM_SAMPLE_LEVELS)
-    factor = process.network_input(torch.ones(NUM_SAMPLE_LEVELS, 1, 1, 1), level).flatten()
-    return torch.stack([level.timestep, factor * level.alpha, factor * level.sigma], 1).unique(dim=0).tolist()
+    trained = process.noise_level((torch.arange(NUM_SAMPLE_LEVELS, dtype=torch.float64) + 0.5) / NUM_SAMPLE_LEVELS)
+    log_snr = torch.cat([trained.log_snr.double(), torch.tensor([-MAX_LOG_SNR, MAX_LOG_SNR], dtype=torch.float64)])
+    level = process.from_log_snr(log_snr)
+    factor = process.network_input(torch.ones(len(log_snr), 1, 1, 1), level).flatten()
+    rows = torch.stack([level.timestep, factor * level.alpha, factor * level.sigma], 1).tolist()
+    return [[timestep, *factors] for timestep, factors in sorted({row[0]: row[1:] for row in rows}.items())]
 
 
 def _norm_kwargs(config: Config) -> dict[str, Any]:
-    """model.norm for UNet2D, with what kinds derive from the length of the run and from the process."""
+    """model.norm for UNet2D, with what kinds derive from the length of the run and from data and process."""
     norm, train = config.model.norm.model_dump(), config.train
+    of_data = getattr(config.diffusion, "sigma_data", 0.5 if config.data.autoencoder is None else 1.0)
+    derived = {"renorm_warmup": train.total_images // train.batch_size // 10, "data_std": of_data}
     for keys in (norm, *norm["overrides"].values()):
-        if "renorm_warmup" in keys and keys["renorm_warmup"] is None:
-            keys["renorm_warmup"] = train.total_images // train.batch_size // 10
+        missing = {"renorm_warmup"} if keys.get("kind") == "batch_renorm" else set()
+        keys |= {key: derived[key] for key in derived if key in {*keys, *missing} and keys.get(key) is None}
         if keys.get("kind") in KINDS_OF_UNIT_INPUT:
             norm["sample_levels"] = _sample_levels(config)
     return norm

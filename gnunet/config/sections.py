@@ -189,8 +189,8 @@ class ValidationConfig(Section):
     """Lower edge of the first bin."""
     log_snr_max: float = 8.0
     """Upper edge of the last bin."""
-    draw: NonNegativeInt = 0
-    """Which draw of noise and noise levels; settings that are chosen on one are reported on another."""
+    draw: NonNegativeInt = Field(0, le=2**64 - 1)
+    """Which draw of noise, noise levels and masks; settings that are chosen on one are reported on another."""
     batch_size: Batch = 64
     """Images per forward pass."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import torch
 import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from gnunet.config.kinds import NORM_SECTIONS
 from gnunet.config.load import SHIPPED
 from gnunet.config.merge import ConfigSource
 from gnunet.config.schema import sections_of, walk
-from gnunet.diffusion import PROCESSES
+from gnunet.diffusion import PROCESSES, make_process
 from gnunet.errors import ConfigError
 from gnunet.models import UNet2D, norm_sites
 from gnunet.norms import NORMS
@@ -208,7 +209,7 @@ def test_keys_of_a_kind_are_its_options() -> None:
         options = NORMS[kind].options()
         keys = {"kind", "overrides", "separate_skip_norm", *options} - {"input_std", "sample_levels"}
         assert set(section.model_fields) == keys
-        for name in keys & set(options) - {"renorm_warmup"}:
+        for name in keys & set(options) - {"renorm_warmup", "data_std"}:
             assert section.model_fields[name].default == options[name].default
 
 
@@ -239,6 +240,31 @@ def test_batch_renorm_warms_up_for_a_tenth_of_the_steps(given: dict, expected: i
     model = UNet2D(**unet_kwargs(config, None))
     assert model.down_blocks[0].resnets[0].norm1.renorm_warmup == expected
     assert model.up_blocks[0].resnets[0].norm1.renorm_warmup == 25
+
+
+def test_batch_renorm_in_a_region_warms_up_too() -> None:
+    norm = {"kind": "group", "groups": 4, "overrides": {"decoder": {"kind": "batch_renorm"}}}
+    config = build(train={"total_images": 4000, "batch_size": 16}, model={**SMALL, "norm": norm})
+    assert UNet2D(**unet_kwargs(config, None)).up_blocks[0].resnets[0].norm1.renorm_warmup == 25
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "given", "expected"),
+    [
+        ({"kind": "flow"}, {}, 0.5),
+        ({"kind": "flow"}, {"data_std": 0.7}, 0.7),
+        ({"kind": "edm", "sigma_data": 0.3}, {}, 0.3),
+    ],
+)
+def test_the_inputs_standard_deviation_is_that_of_the_process(diffusion: dict, given: dict, expected: float) -> None:
+    norm = {"kind": "scaled_ws", **given}
+    model = UNet2D(**unet_kwargs(build(diffusion=diffusion, model={**SMALL, "norm": norm}), None))
+    assert model.input_scale.data_std == expected
+    process = make_process(**diffusion)
+    level = process.levels(4)  # the first of which is nearly all noise
+    factor = process.network_input(torch.ones(4, 1, 1, 1), level).flatten()
+    rms = factor * ((level.alpha * expected) ** 2 + level.sigma**2).sqrt()
+    torch.testing.assert_close(model.input_scale.expected_std(level.timestep), rms, rtol=0.03, atol=0)
 
 
 def test_removed_keys_of_stored_configurations() -> None:
