@@ -1,5 +1,5 @@
-"""Renamed and removed keys. In users' files and flags they are errors, of which that of a former name gives the new
-one; files that gnunet itself wrote with them, such as a run's config.yaml and a study's records, are still read."""
+"""Renamed and removed keys. In users' files and flags both are errors, and that of a renamed key gives the new
+name; files that gnunet itself wrote with them, such as a run's config.yaml and a study's records, are still read."""
 
 import re
 from collections.abc import Mapping

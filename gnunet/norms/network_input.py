@@ -22,12 +22,12 @@ class UnitInput(nn.Module):
     """A noisy image, divided by its expected standard deviation at the timestep.
 
     With `sample_levels`, rows of an ascending timestep and the factors of image and noise in what the network sees
-    there, that is sqrt((image * data_std)^2 + noise^2), linear between the timesteps and constant beyond them. Without,
-    the network's input has unit variance. What is concatenated to the image is divided by data_std.
+    there, that is sqrt((image * data_std)^2 + noise^2), linear between the timesteps and constant beyond them. Without
+    it, the input is taken to have unit variance. What is concatenated to the image is divided by data_std.
 
     Args:
         image_channels: how many of the input's channels, the first ones, are the noisy image.
-        with_one: append a channel of ones, with which a convolution without bias has one (Karras et al.,
+        with_one: append a channel of ones, which stands in for the bias of a convolution without one (Karras et al.,
             arXiv:2312.02696).
     """
 
