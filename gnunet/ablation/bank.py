@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from gnunet.random_streams import Stream, StreamKey
 from gnunet.training.session import Session
 
 PREDICTORS = ("wiener", "scalar", "mean", "identity")
-MAX_IMAGES = 4096  # training images whose mean and covariance trivial predictors know, from the first
+MAX_IMAGES, MAX_VALUES = 1024, 2**25
+"""Training images whose mean and covariance trivial predictors know, from the first, and values in these."""
 WINDOW = 0.25  # of log-SNR, to both sides, over which its density in training is averaged
 GRID = 2**16  # noise levels that the density is counted on
 
@@ -50,7 +52,8 @@ def bank_of(session: Session) -> dict[str, Any]:
 
 def bank_name(session: Session) -> str:
     """12 hex digits that the contents of `bank_of` are a function of, but not the run's seed."""
-    parts = (session.val_set.fingerprint, session.train_set.table.fingerprint, session.train_set.rows.tolist())
+    data = session.train_set
+    parts = (session.val_set.fingerprint, data.table.fingerprint, data.rows.tolist(), data.flip)
     text = json.dumps([*parts, session.config.diffusion.model_dump()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -72,7 +75,8 @@ def training_weights(process: Process, log_snr: np.ndarray) -> tuple[np.ndarray,
 def training_images(session: Session) -> Tensor:
     """Training images as networks see them, with their mirror images where training mirrors them, float64
     (n, C, H, W)."""
-    table, rows = session.train_set.table, session.train_set.rows[:MAX_IMAGES]
+    table = session.train_set.table
+    rows = session.train_set.rows[: max(2, min(MAX_IMAGES, MAX_VALUES // math.prod(table.images.shape[1:])))]
     found = []
     for mirrored in [False, True][: 1 + session.train_set.flip]:
         drawn = map(Stream(0, StreamKey.LATENT).at, range(len(rows)))
@@ -86,8 +90,7 @@ def trivial_errors(images: Tensor, process: Process, val_set: ValidationSet) -> 
     images (m, C, H, W). Along directions in which those do not vary, the covariance is 0."""
     flat = images.flatten(1)
     mean, deviations = flat.mean(0), flat - flat.mean(0)
-    _, sizes, directions = torch.linalg.svd(deviations / len(flat) ** 0.5, full_matrices=False)
-    variances = sizes.square()
+    variances, directions = _principal_directions(deviations)
     scalar = variances.sum() / flat.shape[1]
     found: dict[str, list[Tensor]] = {name: [] for name in PREDICTORS}
     for start in range(0, len(val_set), 256):
@@ -108,6 +111,17 @@ def trivial_errors(images: Tensor, process: Process, val_set: ValidationSet) -> 
             error = (estimate - x0.flatten(1)).square().mean(1)
             found[name].append(error * (1 + level.log_snr.double().exp()))
     return {name: torch.cat(errors).numpy() for name, errors in found.items()}
+
+
+def _principal_directions(deviations: Tensor) -> tuple[Tensor, Tensor]:
+    """The variances (k,) of deviations (n, d) from their mean, above rounding, and their directions (k, d)."""
+    n, d = deviations.shape
+    by_image = n < d  # the smaller of two matrices that have the same eigenvalues
+    matrix = deviations @ deviations.T if by_image else deviations.T @ deviations
+    variances, vectors = torch.linalg.eigh(matrix / n)
+    above = variances > variances.max() * 1e-12
+    directions = vectors.T[above] @ deviations if by_image else vectors.T[above]
+    return variances[above], torch.nn.functional.normalize(directions)
 
 
 def _rounded(values: np.ndarray) -> list[float]:

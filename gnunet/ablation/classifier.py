@@ -159,8 +159,8 @@ class ClassifierRun:
         return images, is_finite
 
     @torch.no_grad()
-    def evaluate(self, network: nn.Module) -> tuple[Tensor, float]:
-        """The cross-entropy of each held-out image, (n,), and the share of them that is misclassified.
+    def evaluate(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        """The cross-entropy of each held-out image, (n,), and whether it is misclassified, int64 (n,).
 
         Batches have the size of training's and, in random order, its mix of classes; the last is filled up.
         """
@@ -168,12 +168,18 @@ class ClassifierRun:
         order = np.random.Generator(np.random.Philox(0)).permutation(count)
         images, labels = self.inputs(self.val_set.batch(np.resize(order, math.ceil(count / size) * size)))
         logits = torch.cat([network(batch) for batch in images.split(size)])
-        errors = F.cross_entropy(logits, labels, reduction="none")[:count]
-        wrong = (logits.argmax(1) != labels)[:count]
-        return errors[torch.from_numpy(np.argsort(order)).to(self.device)], float(wrong.double().mean())
+        original = torch.from_numpy(np.argsort(order)).to(self.device)
+        errors, wrong = F.cross_entropy(logits, labels, reduction="none"), (logits.argmax(1) != labels).long()
+        return errors[:count][original], wrong[:count][original]
+
+    def chance(self) -> float:
+        """The error rate of the most frequent class of the training images."""
+        table = self.train_set.table
+        most_frequent = np.bincount(table.labels_of(self.train_set.rows)).argmax()
+        return float((table.labels_of(self.val_set.rows) != most_frequent).mean())
 
     def measure(self) -> dict[str, Any]:
-        """`errors`, `metrics` and `saved_mib` of a record, of the EMA weights."""
+        """`errors`, `wrong`, `metrics` and `saved_mib` of a record, of the EMA weights."""
         network = copy.deepcopy(self.ema.model)
         found = {"running": self.evaluate(network)}
         if layers := batch_dependent_layers(network):
@@ -184,7 +190,8 @@ class ClassifierRun:
             found["precise"] = self.evaluate(network)
         return {
             "errors": {name: rounded(found[name][0].tolist()) if name in found else None for name in STATISTICS},
-            "metrics": {"error_rate": found["running"][1], "error_rate_batch": found.get("batch", found["running"])[1]},
+            "wrong": {name: found[name][1].tolist() if name in found else None for name in STATISTICS},
+            "metrics": {},
             "saved_mib": activation_bytes(lambda: self.loss(0), self.network.parameters()) / 2**20,
         }
 
@@ -208,11 +215,12 @@ def run_classifier(trial: Trial, folder: Path) -> int:
         log.path.unlink(missing_ok=True)  # of a trial that was killed
     run = ClassifierRun(config, accelerator.device)
     images, is_complete = run.train(metrics, timing)
-    unmeasured = {"errors": dict.fromkeys(STATISTICS), "metrics": {}, "saved_mib": None}
+    nothing = dict.fromkeys(STATISTICS)
+    unmeasured = {"errors": nothing, "wrong": nothing, "metrics": {}, "saved_mib": None}
     rows, fingerprint = run.val_set.rows.tolist(), run.val_set.fingerprint
     bank = hashlib.sha256(f"{fingerprint} {rows}".encode()).hexdigest()[:12]
     if not bank_path(folder, bank).exists():
-        save_bank(folder, bank, {"bins": run.val_set.bins.tolist(), "rows": rows})
+        save_bank(folder, bank, {"bins": run.val_set.bins.tolist(), "rows": rows, "chance": run.chance()})
     record = {
         "format": FORMAT,
         "cell": trial.name,

@@ -99,6 +99,9 @@ class _AmongOthers:
 
     def __call__(self, x: Tensor, timestep: Tensor, class_labels: Tensor | None, return_dict: bool) -> tuple[Tensor]:
         inputs = list(self.others)
+        if (labels := inputs[5]) is not None:  # of augmentation, which validation images do not have
+            inputs[5] = labels.clone()
+            inputs[5][self.positions] = 0
         for i, ours in enumerate((x, timestep, class_labels)):
             if ours is not None:
                 inputs[i] = inputs[i].clone()

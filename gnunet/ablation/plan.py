@@ -23,6 +23,8 @@ Setting = tuple[tuple[str, str], ...]
 Records = Mapping[str, Mapping[str, Any]]  # records by the names of their trials
 RESERVED_KEYS = {"seed": "seeds in the study", "run_dir": "--folder"}
 """Keys that overrides may not set, and what sets them."""
+REBUILT_KINDS = {"none", "scaled_ws", "pixel", "magnitude_preserving"}
+"""Kinds of norms whose networks are others than in version 0.1.0, which had no validation.draw."""
 KEYS_NOT_HASHED = ("run_dir", "data.cache_dir", "data.num_workers", "train.trackers")
 """Keys that do not affect the result of a trial; trials that differ in nothing else are one run."""
 
@@ -304,6 +306,8 @@ def check_records(trials: Sequence[Trial], records: Records, folder: Path, *, pr
         if (record := records.get(trial.name)) is None:
             continue
         path, then = record_path(folder, trial.name), record["environment"]["processes"]
+        if "draw" not in record["config"].get("validation", {}) and REBUILT_KINDS & {*record.get("norm_kinds", ())}:
+            raise CheckpointError(f"{path}: of another network of an earlier version; remove it to run the trial again")
         old, new = flatten(record["config"]), flatten(trial.config.model_dump())
         keys = [key for key in old if key in new and old[key] != new[key] and key not in KEYS_NOT_HASHED]
         if keys:

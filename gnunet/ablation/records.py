@@ -25,12 +25,12 @@ STATISTICS = ("running", "precise", "batch")
 """The statistics that batch-dependent norms are validated with; others have no more than the first."""
 LOSSES = {
     f"{loss}_{statistics}".removesuffix("_running"): (loss, statistics)
-    for loss in ("training_loss", "validation_loss")
+    for loss in ("training_loss", "validation_loss", "error_rate")
     for statistics in STATISTICS
 }
-"""The means of the errors of the validation set: uniform in log-SNR, or weighted as training weights them."""
+"""Means over the validation set, by what is averaged and by statistics: errors, weighted as in training or uniform in
+log-SNR, and what a classifier gets wrong."""
 Outcome = Literal["complete", "collapsed", "diverged"]
-ERROR_RATES = ("error_rate", "error_rate_batch")
 """Shares of held-out images that a classifier gets wrong: by running statistics, and by those of the batch."""
 NEAREST = ("nearest_distance_ratio", "nearest_near_share")
 TIMES = ("images_per_second", "wall_seconds", "peak_memory_mib", "norm_share")
@@ -103,21 +103,26 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 def metric_names(config: Config, task: str = "diffusion") -> list[str]:
     """The metrics that `metric_value` finds in the records of a task's trials with such a configuration."""
-    if task == "classification":
-        losses = [name for name, (loss, _) in LOSSES.items() if loss == "validation_loss"]
-        return [*losses, *ERROR_RATES, "saved_mib", *TIMES]
+    other = "training_loss" if task == "classification" else "error_rate"
+    losses = [name for name, (loss, _) in LOSSES.items() if loss != other]
     evaluate = config.evaluate
-    scores = [] if evaluate.every is None else [*dict.fromkeys(evaluate.metrics), *NEAREST]
-    return [*LOSSES, *scores, "saved_mib", *TIMES]
+    has_samples = task == "diffusion" and evaluate.every is not None
+    scores = [*dict.fromkeys(evaluate.metrics), *NEAREST] if has_samples else []
+    return [*losses, *scores, "saved_mib", *TIMES]
 
 
 def outcome_of(record: Mapping[str, Any]) -> Outcome:
     """How a trial ended: collapsed where its loss, weighted as in training, is no less than that of the `scalar`
-    predictor, which knows no more of the images than their mean and variance."""
-    if record["outcome"] == "complete" and (loss := metric_value(record, "training_loss")) is not None:
-        trivial = example_weights(record, "training_loss") @ np.array(record["bank"]["predictors"]["scalar"])
-        return "collapsed" if loss >= trivial else "complete"
-    return record["outcome"]
+    predictor, which knows no more of the images than their mean and variance; or a classifier's error rate no less than
+    that of the most frequent class."""
+    bank, is_classifier = record["bank"], "chance" in record["bank"]
+    value = metric_value(record, "error_rate" if is_classifier else "training_loss")
+    if value is None:
+        return record["outcome"]
+    trivial = (
+        bank["chance"] if is_classifier else example_weights(record, "training_loss") @ bank["predictors"]["scalar"]
+    )
+    return "collapsed" if value >= trivial else "complete"
 
 
 def metric_value(record: Mapping[str, Any], name: str) -> float | None:
@@ -143,7 +148,7 @@ def example_weights(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
     The validation loss is the mean over the bins of log-SNR of the mean error in each.
     """
     bank = record["bank"]
-    if LOSSES[loss][0] == "validation_loss":
+    if LOSSES[loss][0] != "training_loss":
         _, of_example, sizes = np.unique(bank["bins"], return_inverse=True, return_counts=True)
         return 1 / (len(sizes) * sizes[of_example])
     if "density" not in bank:
@@ -157,7 +162,9 @@ def errors_in(record: Mapping[str, Any], loss: str) -> np.ndarray | None:
 
     A network without batch-dependent norms has the same errors by all statistics.
     """
-    found = record["errors"][LOSSES[loss][1]] or record["errors"]["running"]
+    kind, statistics = LOSSES[loss]
+    errors = record.get("wrong", {}) if kind == "error_rate" else record["errors"]
+    found = errors.get(statistics) or errors.get("running")
     return None if found is None else np.array(found, np.float64)
 
 

@@ -159,6 +159,7 @@ class StudyRunner:
         except ModuleNotFoundError as error:
             package = error.name.partition(".")[0]
             raise ConfigError(f"--report: needs {package}; pip install -e '.[ablation]'") from None
+        self.plan()  # which checks the names in `only`
         self.study, self.only = self.study.restricted_to(self.only), ()
         plan, records = self.plan()
         if not any(trial.name in records for trial in [*plan.tuning_trials, *plan.trials]):
@@ -187,10 +188,12 @@ class StudyRunner:
             from gnunet.ablation.analysis.tables import main_table
         except ModuleNotFoundError:
             return
+        command = self.command("--report")
+        self.study, self.only = self.study.restricted_to(self.only), ()
         plan, records = self.plan()
-        table = main_table(Results(self.study.restricted_to(self.only), plan, records, self.folder))
+        table = main_table(Results(self.study, plan, records, self.folder))
         print_table(table.headings, [[cell.text for cell in row] for row in table.rows])
-        _print(f"report: {self.command('--report')}")
+        _print(f"report: {command}")
 
 
 def _is_main() -> bool:

@@ -38,7 +38,9 @@ def test_a_killed_trial_has_the_record_of_one_that_was_not(trial, tmp_path, monk
         del record["times"]
     assert records[0] == records[1]
     assert [line["images"] for line in records[0]["curve"]] == [32, 64]
-    assert outcome_of(records[0]) == "complete" and records[0]["task"] == "classification"
+    assert records[0]["outcome"] == "complete" and records[0]["task"] == "classification"
+    chance = records[0]["bank"]["chance"]
+    assert outcome_of(records[0]) == ("collapsed" if metric_value(records[0], "error_rate") >= chance else "complete")
     rows, errors = records[0]["bank"]["rows"], records[0]["errors"]["running"]
     assert len(set(rows)) == len(errors) == 3 and records[0]["bank"]["bins"] == [0, 0, 0]
     assert records[0]["validation"][-1]["validation_loss"] == pytest.approx(np.mean(errors), rel=1e-6)
@@ -51,11 +53,11 @@ def test_errors_are_those_of_each_image_alone(trial):
         run.step(start)
     measured, network = run.measure(), run.ema.model
     images, labels = run.inputs(run.val_set.batch(range(3)))
-    for statistics, suffix in (("running", ""), ("batch", "_batch")):
+    for statistics in ("running", "batch"):
         logits = torch.cat([network.train(statistics == "batch")(image[None]) for image in images]).detach()
         errors = F.cross_entropy(logits, labels, reduction="none")
         assert measured["errors"][statistics] == pytest.approx(errors.tolist(), rel=1e-4)
-        assert measured["metrics"][f"error_rate{suffix}"] == pytest.approx((logits.argmax(1) != labels).double().mean())
+        assert measured["wrong"][statistics] == (logits.argmax(1) != labels).tolist()
     assert measured["errors"]["precise"] not in (None, measured["errors"]["running"])
 
 

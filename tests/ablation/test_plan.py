@@ -293,6 +293,17 @@ def test_records_that_would_differ_now_are_errors(plan, tmp_path):
         check_records([trial], {trial.name: record}, tmp_path)
 
 
+def test_records_of_a_kind_whose_network_was_another_are_errors(plan, tmp_path):
+    trial = plan().trials[0]
+    config = trial.config.model_dump(exclude={"run_dir": True, "data": {"cache_dir"}})
+    record = {"config": config, "batch_dependent": False, "environment": {"processes": 1}, "norm_kinds": ["none"]}
+    check_records([trial], {trial.name: record}, tmp_path)
+    del config["validation"]["draw"]  # of version 0.1.0
+    check_records([trial], {trial.name: {**record, "norm_kinds": ["group"]}}, tmp_path)
+    with pytest.raises(CheckpointError, match=trial.name):
+        check_records([trial], {trial.name: record}, tmp_path)
+
+
 class TestNested:
     def test_dotted_and_nested_keys(self):
         given = {"train.compile": 1, "train": {"batch_size": 2}, "model.norm": {"kind": "group"}, "model.dropout": 0.1}

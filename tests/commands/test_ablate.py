@@ -87,6 +87,7 @@ def test_all_mistakes_are_in_one_message_with_status_2(study, ablate, tmp_path):
     study()
     assert "train.imags" in ablate("--train.imags", "64", status=2)
     assert "--only: given nobody; valid: group, batch" in ablate("--only", "nobody", status=2)
+    assert "--only: given nobody" in ablate("--report", "--only", "nobody", status=2)
     assert "--budget: given big" in ablate("--budget", "big", status=2)
     for arguments in (["--report", "--dry_run"], ["--jobs", "0"], ["--seed", "1"]):
         with pytest.raises(SystemExit) as exit:

@@ -41,9 +41,8 @@ def _contrasts(results: Results) -> str:
     found = [*(clear or [f"nothing is clearly better or worse than {base}"])]
     found += [f"{len(by_word[word])} {word}" for word in ("same", "unclear") if by_word[word]]
     where = f", {results.describe_setting(setting)}" if in_setting and setting else ""
-    return (
-        f"By {metric_info(metric).title}{where}: {'; '.join(found)} ({counted(len(rows), 'comparison')}, uncorrected)."
-    )
+    number = f"{counted(len(rows), 'comparison')}, 95% intervals, uncorrected"
+    return f"By {metric_info(metric).title}{where}: {'; '.join(found)} ({number})."
 
 
 def _named(results: Results, rows: list[ContrastRow]) -> str:

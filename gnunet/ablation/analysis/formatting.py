@@ -18,6 +18,7 @@ _TITLES = {
     "validation_loss_batch": ("validation loss, batch statistics", ""),
     "error_rate": ("error rate", ""),
     "error_rate_batch": ("error rate, batch statistics", ""),
+    "error_rate_precise": ("error rate, precise statistics", ""),
     "images_per_second": ("training speed", "images/s"),
     "wall_seconds": ("training time", "s"),
     "norm_share": ("norms' share of a step's time", ""),

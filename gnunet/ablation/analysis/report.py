@@ -119,12 +119,12 @@ def _warnings(results: Results) -> list[str]:
         )
     skipped = sum(record["nonfinite_steps"] > 0 and record["outcome"] == "complete" for record in results.found)
     if skipped:
-        warnings.append(f"{skipped} complete trials skipped steps whose loss or gradient was not finite.")
+        warnings.append(f"{counted(skipped, 'complete trial')} skipped steps whose loss or gradient was not finite.")
     if len(results.study.seeds) == 1:
         warnings.append("One seed contains no information on the variance of retraining: there is no verdict.")
     if extreme := results.plan.tuned_at_edge:
         labels = ", ".join(map(results.label, extreme))
         warnings.append(f"Tuning chose at the edge of its values, so a better one may lie beyond: {labels}.")
     if outside := len(results.outside_seeds):
-        warnings.append(f"{outside} records are of seeds outside of the study file and not used.")
+        warnings.append(f"Not used, of seeds outside of the study file: {counted(outside, 'record')}.")
     return warnings

@@ -145,8 +145,7 @@ class Difference:
     def p_value(self, *limits: float) -> float | None:
         """The two-sided p of a true difference at the nearest of relative `limits`; None below two pairs.
 
-        It is of Student's t; where no differences differ, as on a coarse grid, of the normal distribution with the
-        standard error of `resampled`; without that, and where a side diverged, of the sign test.
+        It is of Student's t, or of the sign test where no differences differ, as on a coarse grid, or a side diverged.
         """
         if self.pairs < ENOUGH_PAIRS or self.relative is None:
             return None
@@ -156,8 +155,6 @@ class Difference:
         away, infinite = np.array(self.steps) - limit, self.above + self.below
         if not infinite and np.ptp(away) > TOLERANCE:
             return stats.ttest_1samp(away, 0).pvalue
-        if not infinite and self._standard_error > TOLERANCE:
-            return 2 * stats.norm.sf(abs(away[0]) / self._standard_error)
         above, below = self.above + int((away > TOLERANCE).sum()), self.below + int((away < -TOLERANCE).sum())
         return stats.binomtest(above, above + below).pvalue if above + below else 1.0
 
@@ -260,13 +257,11 @@ def judge_all(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _rounding_interval(pairs: Sequence[tuple[Score, Score]], ratios: np.ndarray) -> Interval | None:
-    """Of the mean of log ratios of values on a grid, as if each pair were rounded by itself; None for others.
-
-    So the mean value on the grid is covered where the seeds agree; how far beyond it the true one lies is not known.
-    """
-    variance = sum(score.rounding**2 for pair in pairs for score in pair) / 12
-    reach = NORMAL_QUANTILE * math.sqrt(variance) / len(pairs)
-    return Interval(float(ratios.mean()) - reach, float(ratios.mean()) + reach) if reach else None
+    """What the mean of log ratios of values on a grid can be, where each true value is below the next on the grid; None
+    for others."""
+    up, down = (float(np.mean([side.rounding for side in sides])) for sides in zip(*pairs, strict=True))
+    mean = float(ratios.mean())
+    return Interval(mean - down + TOLERANCE, mean + up - TOLERANCE) if up or down else None
 
 
 def _bootstrap_interval(pairs: Sequence[tuple[Score, Score]]) -> Interval | None:

@@ -44,8 +44,8 @@ def _draw(results: Results, panels: Mapping[str, KeyPath], name: str, title: str
         panel.grid(visible=False)
         panel.set_title(label)
         trained = ["complete" in results.states(condition) for condition in results.main_conditions]
-        shown = grid[trained] if any(trained) else grid  # a network that collapsed would stretch the colours
-        positive = shown[np.isfinite(shown) & (shown > 0)]
+        ranged = grid[trained] if any(trained) else grid  # a network that collapsed would stretch the colours
+        positive = ranged[np.isfinite(ranged) & (ranged > 0)]
         if positive.size:
             ends = [positive.min(), positive.max()]
             image = panel.imshow(

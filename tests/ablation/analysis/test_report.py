@@ -224,7 +224,7 @@ class TestWarnings:
             (lambda records: records[1]["environment"].update(torch="2.14.0"), "more than one torch"),
             (lambda records: [r["environment"].update(commit="0-dirty") for r in records], "differ from their commit"),
             (lambda records: records[2]["bank"].update(fingerprint="0"), "2 validation sets"),
-            (lambda records: records[0].update(nonfinite_steps=3), "1 complete trials skipped steps"),
+            (lambda records: records[0].update(nonfinite_steps=3), "1 complete trial skipped steps"),
         ],
     )
     def test_of_records_that_differ(self, report, small_study, change, warning):
