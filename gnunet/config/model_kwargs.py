@@ -82,12 +82,13 @@ def unet_kwargs(config: Config, num_classes: int | None, reduction: int = 1) -> 
 def _sample_levels(config: Config) -> list[list[float]]:
     """Timesteps of training and, at its ends, of sampling, ascending, with the factors of image and noise in what the
     network sees."""
-    process = make_process(**config.diffusion.model_dump())
-    trained = process.noise_level((torch.arange(NUM_SAMPLE_LEVELS, dtype=torch.float64) + 0.5) / NUM_SAMPLE_LEVELS)
-    log_snr = torch.cat([trained.log_snr.double(), torch.tensor([-MAX_LOG_SNR, MAX_LOG_SNR], dtype=torch.float64)])
-    level = process.from_log_snr(log_snr)
-    factor = process.network_input(torch.ones(len(log_snr), 1, 1, 1), level).flatten()
-    rows = torch.stack([level.timestep, factor * level.alpha, factor * level.sigma], 1).tolist()
+    with torch.device("cpu"):  # also where the network is made without memory
+        process = make_process(**config.diffusion.model_dump())
+        trained = process.noise_level((torch.arange(NUM_SAMPLE_LEVELS, dtype=torch.float64) + 0.5) / NUM_SAMPLE_LEVELS)
+        log_snr = torch.cat([trained.log_snr.double(), torch.tensor([-MAX_LOG_SNR, MAX_LOG_SNR], dtype=torch.float64)])
+        level = process.from_log_snr(log_snr)
+        factor = process.network_input(torch.ones(len(log_snr), 1, 1, 1), level).flatten()
+        rows = torch.stack([level.timestep, factor * level.alpha, factor * level.sigma], 1).tolist()
     return [[timestep, *factors] for timestep, factors in sorted({row[0]: row[1:] for row in rows}.items())]
 
 
