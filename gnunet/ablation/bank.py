@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnunet.ablation.measure import rounded
 from gnunet.data.dataset import channels_last
 from gnunet.data.validation import ValidationSet
 from gnunet.diffusion import Process
@@ -40,12 +41,11 @@ def bank_of(session: Session) -> dict[str, Any]:
     return {
         "bins": val_set.bins.tolist(),
         "rows": val_set.rows.tolist(),
-        "log_snr": _rounded(val_set.log_snr),
-        "density": _rounded(density),
-        "factor": _rounded(factor),
+        "log_snr": rounded(val_set.log_snr),
+        "density": rounded(density),
+        "factor": rounded(factor),
         "predictors": {
-            name: _rounded(errors)
-            for name, errors in trivial_errors(training_images(session), process, val_set).items()
+            name: rounded(errors) for name, errors in trivial_errors(training_images(session), process, val_set).items()
         },
     }
 
@@ -122,7 +122,3 @@ def _principal_directions(deviations: Tensor) -> tuple[Tensor, Tensor]:
     above = variances > variances.max() * 1e-12
     directions = vectors.T[above] @ deviations if by_image else vectors.T[above]
     return variances[above], torch.nn.functional.normalize(directions)
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.6g}") for value in values]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnunet.ablation.measure import rounded
+from gnunet.ablation.measure import batch_dependent_layers, norm_kinds, rounded
 from gnunet.ablation.plan import Trial
 from gnunet.ablation.records import FORMAT, STATISTICS, bank_path, save_bank, write_record
 from gnunet.ablation.trial import CURVE, KEYS_NOT_RECORDED, times, training_history
@@ -29,9 +29,10 @@ from gnunet.distributed.accelerator import fresh_accelerate_state, keep_freed_me
 from gnunet.environment import activation_bytes, environment
 from gnunet.errors import ConfigError
 from gnunet.models.norm_sites import NormSite, NormSites
-from gnunet.norms import NormLayer, force_weight_norm, kind_of, make_conv, make_residual, update_bn_stats
+from gnunet.norms import force_weight_norm, make_conv, make_residual, update_bn_stats
 from gnunet.training.ema import EMA, ema_decays
 from gnunet.training.lr_schedule import learning_rate
+from gnunet.training.optimizer import adamw_settings
 from gnunet.training.run_log import memory_mib
 from gnunet.training.session import load_run_data
 
@@ -104,10 +105,7 @@ class ClassifierRun:
             raise ConfigError(f"model.norm: {error}") from None
         self.network = network.to(device, memory_format=torch.channels_last)
         self.ema = EMA(self.network)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps,
-            weight_decay=train.weight_decay, fused=True,
-        )  # fmt: skip
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), **adamw_settings(train))
         self.starts = range(0, train.total_images, train.batch_size)  # the first example of each batch
 
     def inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -196,11 +194,6 @@ class ClassifierRun:
         }
 
 
-def batch_dependent_layers(network: nn.Module) -> list[NormLayer]:
-    """The norms of a network whose output for an image depends on others."""
-    return [layer for layer in network.modules() if isinstance(layer, NormLayer) and layer.batch_dependent]
-
-
 @fresh_accelerate_state()
 def run_classifier(trial: Trial, folder: Path) -> int:
     """Train a trial's classifier from the start, measure it, and write its record; returns 0."""
@@ -232,7 +225,7 @@ def run_classifier(trial: Trial, folder: Path) -> int:
         "images": images,
         "nonfinite_steps": int(not is_complete),
         "parameters": sum(parameter.numel() for parameter in run.network.parameters()),
-        "norm_kinds": [*dict.fromkeys(kind_of(m) for m in run.network.modules() if isinstance(m, NormLayer))],
+        "norm_kinds": norm_kinds([run.network]),
         "batch_dependent": bool(batch_dependent_layers(run.network)),
         "bank": {"fingerprint": fingerprint, "log_snr_edges": [0.0, 0.0], "name": bank},
         **training_history(path),

@@ -7,7 +7,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,10 +37,15 @@ GPU_CALLS = 10  # calls of a norm layer in a timing on a GPU, which runs one whi
 DIGITS = 7  # significant digits of numbers computed in float32
 
 
-def norm_kinds(network: UNet2D) -> list[str]:
-    """The kinds of the norm layers in a network, in the order in which they run."""
-    layers = [layer for norm in network.norm_layers().values() for layer in norm.modules()]
+def norm_kinds(modules: Iterable[nn.Module]) -> list[str]:
+    """The kinds of the norm layers in modules, in their order."""
+    layers = [layer for module in modules for layer in module.modules()]
     return list(dict.fromkeys(kind_of(layer) for layer in layers if isinstance(layer, NormLayer)))
+
+
+def batch_dependent_layers(network: nn.Module) -> list[NormLayer]:
+    """The norms of a network whose output for an image depends on others."""
+    return [layer for layer in network.modules() if isinstance(layer, NormLayer) and layer.batch_dependent]
 
 
 def val_errors(session: Session) -> dict[str, list[float] | None]:
@@ -74,7 +79,7 @@ def _by_batch(session: Session) -> list[float]:
     """With one example in each batch that is normalized together; the others are of training."""
     val_set, accelerator, size = session.val_set, session.accelerator, session.micro_batch_size
     network = copy.deepcopy(session.ema.model).eval()  # training changes running statistics
-    layers = [layer for layer in network.modules() if isinstance(layer, NormLayer) and layer.batch_dependent]
+    layers = batch_dependent_layers(network)
     for layer in layers:
         layer.train()
     together = min(size, max(getattr(layer, "ghost_size", size) for layer in layers))

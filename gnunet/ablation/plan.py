@@ -205,8 +205,7 @@ def make_plan(
     Raises:
         ConfigError: one line for each problem, with the variant or axis value that it is from.
     """
-    if unknown := [variant for variant in only if variant not in study.variants]:
-        raise ConfigError(f"--only: given {', '.join(unknown)}; valid: {', '.join(study.variants)}")
+    study.check_variants(only)
     layers = StudyLayers(study, path, budget_of(study, budget), flags or {})
     plan = Plan()
     problems: dict[str, list[str]] = {}  # with the variants that have them

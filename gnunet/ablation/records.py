@@ -31,7 +31,6 @@ LOSSES = {
 """Means over the validation set, by what is averaged and by statistics: errors, weighted as in training or uniform in
 log-SNR, and what a classifier gets wrong."""
 Outcome = Literal["complete", "collapsed", "diverged"]
-"""Shares of held-out images that a classifier gets wrong: by running statistics, and by those of the batch."""
 NEAREST = ("nearest_distance_ratio", "nearest_near_share")
 TIMES = ("images_per_second", "wall_seconds", "peak_memory_mib", "norm_share")
 HIGHER_IS_BETTER = ("images_per_second", "precision_", "recall_", "nearest_distance_ratio", "stability_edge")

@@ -159,10 +159,16 @@ class Study(Section):
         crossed = self.variants[variant].axes
         return [axis for axis in self.axes if crossed is None or axis in crossed]
 
+    def check_variants(self, names: Collection[str]) -> None:
+        """Raise ConfigError for names given with --only that no variant has."""
+        if unknown := [name for name in names if name not in self.variants]:
+            raise ConfigError(f"--only: given {', '.join(unknown)}; valid: {', '.join(self.variants)}")
+
     def restricted_to(self, variants: Collection[str]) -> "Study":
         """The study of some variants and the baseline, with the hypotheses about them alone; empty is all of it."""
         if not variants:
             return self
+        self.check_variants(variants)
         kept = {name: variant for name, variant in self.variants.items() if name in {*variants, self.baseline}}
         sides = [{side["variant"] for c in h.comparisons for side in (c.left, c.right)} for h in self.hypotheses]
         hypotheses = [h for h, names in zip(self.hypotheses, sides, strict=True) if names <= kept.keys()]

@@ -159,7 +159,6 @@ class StudyRunner:
         except ModuleNotFoundError as error:
             package = error.name.partition(".")[0]
             raise ConfigError(f"--report: needs {package}; pip install -e '.[ablation]'") from None
-        self.plan()  # which checks the names in `only`
         self.study, self.only = self.study.restricted_to(self.only), ()
         plan, records = self.plan()
         if not any(trial.name in records for trial in [*plan.tuning_trials, *plan.trials]):

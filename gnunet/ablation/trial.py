@@ -76,7 +76,7 @@ def run_trial(trial: Trial, folder: Path) -> int:
         "images": ended.images,
         "nonfinite_steps": ended.nonfinite,
         "parameters": sum(parameter.numel() for parameter in session.unet.parameters()),
-        "norm_kinds": norm_kinds(session.unet),
+        "norm_kinds": norm_kinds(session.unet.norm_layers().values()),
         "batch_dependent": bool(session.batch_norm_scope),
         "bank": {
             "fingerprint": session.val_set.fingerprint,

@@ -8,6 +8,7 @@ from gnunet.config.kinds import NORM_SECTIONS
 from gnunet.config.sections import Config
 from gnunet.diffusion import make_process
 from gnunet.norms import NORMS
+from gnunet.norms.network_input import DATA_STD
 from gnunet.scaling import as_resolution
 
 if TYPE_CHECKING:
@@ -95,11 +96,13 @@ def _sample_levels(config: Config) -> list[list[float]]:
 def _norm_kwargs(config: Config) -> dict[str, Any]:
     """model.norm for UNet2D, with what kinds derive from the length of the run and from data and process."""
     norm, train = config.model.norm.model_dump(), config.train
-    of_data = getattr(config.diffusion, "sigma_data", 0.5 if config.data.autoencoder is None else 1.0)
+    of_data = getattr(config.diffusion, "sigma_data", DATA_STD if config.data.autoencoder is None else 1.0)
     derived = {"renorm_warmup": train.total_images // train.batch_size // 10, "data_std": of_data}
-    for keys in (norm, *norm["overrides"].values()):
-        missing = {"renorm_warmup"} if keys.get("kind") == "batch_renorm" else set()
-        keys |= {key: derived[key] for key in derived if key in {*keys, *missing} and keys.get(key) is None}
-        if keys.get("kind") in KINDS_OF_UNIT_INPUT:
-            norm["sample_levels"] = _sample_levels(config)
+    regions = (norm, *norm["overrides"].values())
+    for keys in regions:
+        if keys.get("kind") == "batch_renorm":
+            keys.setdefault("renorm_warmup", None)
+        keys |= {key: value for key, value in derived.items() if key in keys and keys[key] is None}
+    if any(keys.get("kind") in KINDS_OF_UNIT_INPUT for keys in regions):
+        norm["sample_levels"] = _sample_levels(config)
     return norm

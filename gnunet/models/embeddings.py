@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from gnunet.norms.magnitude import SILU_MAGNITUDE, MagnitudePreservingLinear
+from gnunet.norms.magnitude import MagnitudePreservingLinear, mp_silu
 
 MAX_LOG_SNR = 20.0  # in magnitude; no process trains far beyond
 
@@ -23,12 +23,16 @@ def time_projection(config: Mapping[str, Any]) -> nn.Module:
     return Timesteps(width, config["flip_sin_to_cos"], config["freq_shift"])
 
 
+def sinusoid_embedding(time_width: int, temb_channels: int, preserves_magnitude: bool) -> nn.Module:
+    embedding = MPSinusoidEmbedding if preserves_magnitude else TimestepEmbedding
+    return embedding(time_width, temb_channels)
+
+
 def class_embedding(
     config: Mapping[str, Any], time_width: int, temb_channels: int, preserves_magnitude: bool
 ) -> nn.Module | None:
     if config["class_embed_type"] == "timestep":
-        embedding = MPSinusoidEmbedding if preserves_magnitude else TimestepEmbedding
-        return embedding(time_width, temb_channels)
+        return sinusoid_embedding(time_width, temb_channels, preserves_magnitude)
     if config["class_embed_type"] == "identity":
         return nn.Identity()
     if config["num_class_embeds"] is not None:
@@ -57,7 +61,7 @@ def embed(
             class_labels = F.one_hot(class_labels, classes).to(dtype) * math.sqrt(classes)
         emb = emb + unet.class_embedding(class_labels).to(dtype)
         emb = emb / math.sqrt(2) if unet.preserves_magnitude else emb
-    return F.silu(emb) / SILU_MAGNITUDE if unet.preserves_magnitude else F.silu(emb)
+    return mp_silu(emb) if unet.preserves_magnitude else F.silu(emb)
 
 
 class MPSinusoidEmbedding(nn.Module):
@@ -70,7 +74,7 @@ class MPSinusoidEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.linear_1(x * math.sqrt(2))
-        return self.linear_2(F.silu(h) / SILU_MAGNITUDE)
+        return self.linear_2(mp_silu(h))
 
 
 class LossLogVariance(nn.Module):

@@ -11,7 +11,6 @@ import torch
 from annotated_types import Ge, Le, Len
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from gnunet.ops import checkpoint_inputs
 
 from . import convert
 from .blocks import LAYERS, Attention, BlockSettings, DownBlock, MidBlock, ResnetBlock, UpBlock, set_input_std
-from .embeddings import LossLogVariance, MPSinusoidEmbedding, class_embedding, embed, time_projection
+from .embeddings import LossLogVariance, class_embedding, embed, sinusoid_embedding, time_projection
 from .norm_sites import NormSites
 from .pretrained import check_pretrained
 
@@ -136,11 +135,9 @@ class UNet2D(ModelMixin, ConfigMixin):
         self.preserves_magnitude = site.preserves_magnitude  # in the embeddings
         self.time_proj = time_projection(self.config)
         time_width = 2 * width if time_embedding_type == "fourier" else width
-        sinusoid_embedding = MPSinusoidEmbedding if self.preserves_magnitude else TimestepEmbedding
-        self.time_embedding = sinusoid_embedding(time_width, settings.temb_channels)
-        self.class_embedding = class_embedding(
-            self.config, time_width, settings.temb_channels, self.preserves_magnitude
-        )
+        widths = (time_width, settings.temb_channels)
+        self.time_embedding = sinusoid_embedding(*widths, self.preserves_magnitude)
+        self.class_embedding = class_embedding(self.config, *widths, self.preserves_magnitude)
 
         self.down_blocks = nn.ModuleList()
         self.mid_block = None

@@ -79,6 +79,11 @@ def force_weight_norm(model: nn.Module, where: Tensor | None = None) -> None:
             module.force_weight_norm(where)
 
 
+def mp_silu(x: Tensor) -> Tensor:
+    """SiLU that gives standard normal numbers a magnitude of 1."""
+    return F.silu(x) / SILU_MAGNITUDE
+
+
 class MPAdd(nn.Module):
     """((1 - t) * x + t * h) / sqrt((1 - t)^2 + t^2): of unit magnitude if x and h are, and uncorrelated."""
 
@@ -116,7 +121,7 @@ class MagnitudePreserving(NoNorm):
     preserves_magnitude = True
 
     def activate(self, w: Tensor) -> Tensor:
-        return w if self.activation is None else F.silu(w) / SILU_MAGNITUDE
+        return w if self.activation is None else mp_silu(w)
 
 
 class PixelNorm(RMSNorm, MagnitudePreserving):

@@ -17,13 +17,18 @@ ENDS = ("conv_in.", "conv_out.", "time_proj.", "class_embedding.", "augment_embe
 LOSS_LEARNING_RATE = 0.01  # of the learned weighting, at the peak of the schedule, whatever the network's
 
 
-def make_optimizer(unet: UNet2D, train: TrainConfig) -> torch.optim.AdamW:
-    """The optimizer of `train` over all parameters of a network, in their order, in groups of an `lr_factor`: those
-    whose gradients are clipped and, if there is one, the head of the learned weighting."""
-    settings = {
+def adamw_settings(train: TrainConfig) -> dict[str, Any]:
+    """The arguments of torch.optim.AdamW."""
+    return {
         "lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_eps,
         "weight_decay": train.weight_decay, "fused": True,
     }  # fmt: skip
+
+
+def make_optimizer(unet: UNet2D, train: TrainConfig) -> torch.optim.AdamW:
+    """The optimizer of `train` over all parameters of a network, in their order, in groups of an `lr_factor`: those
+    whose gradients are clipped and, if there is one, the head of the learned weighting."""
+    settings = adamw_settings(train)
     head = [] if unet.loss_log_variance is None else [*unet.loss_log_variance.parameters()]  # the last of all
     named = {name: each for name, each in unet.named_parameters() if each not in {*head}}
     groups: list[dict[str, Any]] = [{"params": [*named.values()], "lr_factor": 1.0}]

@@ -102,8 +102,8 @@ class TestOfNormsThatDependOnTheBatch:
     def test_kinds(self, session):
         flags = ["--model.norm.overrides", "{decoder: {kind: batch}}"]
         mixed, frn = session("group", *flags), session("frn")
-        assert norm_kinds(mixed.unet) == ["group", "batch"] and mixed.batch_norm_scope
-        assert norm_kinds(frn.unet) == ["frn"] and not frn.batch_norm_scope
+        assert norm_kinds(mixed.unet.norm_layers().values()) == ["group", "batch"] and mixed.batch_norm_scope
+        assert norm_kinds(frn.unet.norm_layers().values()) == ["frn"] and not frn.batch_norm_scope
 
 
 class TestMagnitudes:
